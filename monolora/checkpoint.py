@@ -1,0 +1,149 @@
+"""Adapter files: the names of their tensors, and the checks that no loader may skip.
+
+On disk the tensors are called ``monolora_A`` and ``monolora_B`` (``monolora_embedding_A/B`` for embeddings),
+so that a loader which knows only LoRA fails instead of dropping the activation in silence. In memory they keep
+LoRA's names, because the mechanics around them are PEFT's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+
+MEMORY_PREFIX = "lora_"
+DISK_PREFIX = "monolora_"
+_MEMORY_NAME = re.compile(r"\.lora_((?:embedding_)?[AB])(?=\.|$)")
+_DISK_NAME = re.compile(r"\.monolora_((?:embedding_)?[AB])(?=\.|$)")
+
+
+class AdapterFileError(ValueError):
+    """An adapter file that must not be loaded; the message names the tensor or the file, and the mend."""
+
+
+def to_disk_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``…lora_A…`` to ``…monolora_A…`` in every key; other keys stay."""
+    return {_MEMORY_NAME.sub(rf".{DISK_PREFIX}\1", key): value for key, value in state_dict.items()}
+
+
+def to_memory_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The inverse of :func:`to_disk_names`."""
+    return {_DISK_NAME.sub(rf".{MEMORY_PREFIX}\1", key): value for key, value in state_dict.items()}
+
+
+def check_weights_file(folder: str) -> None:
+    """Check that a local adapter folder holds a readable safetensors file; a folder without weights passes.
+
+    Raises:
+        AdapterFileError: if the weights are a pickle, or the safetensors file is cut off or foreign.
+    """
+    weights = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
+    pickle = os.path.join(folder, WEIGHTS_NAME)
+    if os.path.isfile(weights):
+        try:
+            with safe_open(weights, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise AdapterFileError(
+                f"{weights} is truncated or not a safetensors file ({error}). Copy it again from where it was saved."
+            ) from error
+    elif os.path.isfile(pickle):
+        raise AdapterFileError(
+            f"{pickle} is a pickle; MonoLoRA adapters are read from {SAFETENSORS_WEIGHTS_NAME} only. "
+            "Save the adapter again with safe_serialization=True."
+        )
+
+
+def check_no_lora_tensors(keys: Iterable[str]) -> None:
+    """Refuse plain LoRA tensors in a file whose config says MonoLoRA.
+
+    Raises:
+        AdapterFileError: naming the first one.
+    """
+    foreign = sorted(key for key in keys if _MEMORY_NAME.search(key))
+    if foreign:
+        raise AdapterFileError(
+            f"Tensor {foreign[0]!r} belongs to a plain LoRA adapter, but the config says MONOLORA ({len(foreign)} such "
+            "tensors). Set peft_type to LORA in adapter_config.json if that is what it is."
+        )
+
+
+def check_finite(state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        AdapterFileError: naming the first such tensor.
+    """
+    for key, tensor in state_dict.items():
+        if tensor.is_floating_point() and tensor.device.type != "meta" and not torch.isfinite(tensor).all():
+            raise AdapterFileError(
+                f"Tensor {key!r} has NaN or infinite values; the training run that wrote it diverged."
+            )
+
+
+def check_tensors(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], known: Iterable[str], origin: str
+) -> None:
+    """Check the tensors of a file against the adapter they are for.
+
+    Args:
+        found: tensors of the file under the model's names.
+        expected: shape of every tensor of the adapter, by the model's names.
+        known: every name the model has, the base model's included (saved embeddings and biases).
+        origin: where the adapter and the model come from; ends the message.
+
+    Raises:
+        AdapterFileError: naming the first missing, misshapen or foreign tensor, or one that is not finite.
+    """
+    known = set(known)
+    missing = sorted(expected.keys() - found.keys())
+    foreign = sorted(key for key in found if key not in known)
+    if missing or foreign:
+        what = f"lacks tensor {missing[0]!r}" if missing else f"has the foreign tensor {foreign[0]!r}"
+        raise AdapterFileError(f"The adapter file {what} ({len(missing)} missing, {len(foreign)} foreign). {origin}")
+    for key, shape in expected.items():
+        # A parameter that ZeRO-3 has partitioned shows no elements here; its shape cannot be compared.
+        if shape.numel() and found[key].shape != shape:
+            raise AdapterFileError(
+                f"Tensor {key!r} has shape {tuple(found[key].shape)} in the file, this model needs {tuple(shape)}. {origin}"
+            )
+    check_finite(found)
+
+
+def origin_of(trained_on: str | None, model_name: str | None) -> str:
+    """One sentence on whether adapter and model belong together, by their recorded ids."""
+    if not trained_on or not model_name:
+        return "Check that the adapter was trained on this base model, with the same target modules."
+    if os.path.basename(os.path.normpath(trained_on)) == os.path.basename(os.path.normpath(model_name)):
+        return f"Adapter and model both name {trained_on!r}; check the target modules and rank in adapter_config.json."
+    return f"The adapter was trained on {trained_on!r}, this model is {model_name!r}: load it on the former."
+
+
+def check_native_load(model: Any, adapter_name: str, info: Any) -> None:
+    """Make an error of what transformers' own ``load_adapter`` reports as a log line, for MonoLoRA adapters.
+
+    Args:
+        model: the transformers model the adapter was loaded into.
+        adapter_name: its name there.
+        info: what ``load_adapter`` returned.
+
+    Raises:
+        AdapterFileError: if tensors were missing, foreign or of another shape, or are not finite.
+    """
+    config = model.peft_config[adapter_name]
+    if str(config.peft_type.value) != "MONOLORA":
+        return
+    origin = origin_of(config.base_model_name_or_path, model.name_or_path)
+    for what, names in {
+        "lacks": info.missing_keys,
+        "has the foreign": info.unexpected_keys,
+        "has another shape for": {entry[0] for entry in info.mismatched_keys},
+    }.items():
+        if names:
+            raise AdapterFileError(f"The adapter file {what} tensor {min(names)!r} ({len(names)} such). {origin}")
+    check_finite({name: value for name, value in model.named_parameters() if f".{adapter_name}" in name})

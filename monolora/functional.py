@@ -1,0 +1,124 @@
+"""The MonoLoRA linear map: the three-line truth and a fused version of it.
+
+Shapes: T tokens (all leading dimensions of x flattened), I inputs, O outputs, R units.
+    x_TI, weight_OI, A_RI, B_OR, h_TR (units after the activation), y_TO
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from monolora.activations import activate
+
+FUSED_ACTIVATIONS = ("relu", "identity")
+
+
+def monolora_reference(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    scaling: float,
+    activation: str = "relu",
+) -> torch.Tensor:
+    """``y = W x + b + s B act(A x)`` (paper, eq. 5), written as it is read.
+
+    Args:
+        x: shape ``(..., in_features)``.
+        weight: base weight, ``(out_features, in_features)``.
+        bias: base bias, ``(out_features,)`` or None.
+        A: ``(r, in_features)``.
+        B: ``(out_features, r)``.
+        scaling: s.
+        activation: see :mod:`monolora.activations`.
+
+    Returns:
+        Shape ``(..., out_features)``.
+    """
+    y = F.linear(x, weight, bias)
+    h = activate(F.linear(x, A), activation)
+    return y + scaling * F.linear(h, B)
+
+
+class _FusedMonoLora(torch.autograd.Function):
+    """Forward and backward without an output-sized temporary for the adapter.
+
+    The forward adds ``s B h`` into ``y`` in the product itself; it keeps x and h, and h > 0 is the mask
+    of the ReLU. The backward likewise adds ``gh A`` into ``g W``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x, weight, bias, A, B, scaling: float, activation: str):  # type: ignore[override]  # noqa: ANN001, ANN205
+        A_cast, B_cast = A.to(x.dtype), B.to(x.dtype)
+        y = F.linear(x, weight, bias)
+        x_TI = x.reshape(-1, x.shape[-1])
+        h_TR = torch.mm(x_TI, A_cast.t())
+        if activation == "relu":
+            h_TR.relu_()
+        y.view(-1, y.shape[-1]).addmm_(h_TR, B_cast.t(), alpha=scaling)
+        ctx.save_for_backward(x, weight, A, B, h_TR)
+        ctx.scaling, ctx.activation = scaling, activation
+        ctx.mark_non_differentiable(h_TR)
+        ctx.set_materialize_grads(False)
+        return y, h_TR
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g, _):  # type: ignore[override]  # noqa: ANN001, ANN205
+        if g is None:
+            return (None,) * 7
+        x, weight, A, B, h_TR = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
+        g_TO = g.reshape(-1, g.shape[-1])
+        x_TI = x.reshape(-1, x.shape[-1])
+        gx = gW = gb = gA = gB = None
+        if needs_x or needs_A:
+            gh_TR = torch.mm(g_TO, B.to(g.dtype)).mul_(ctx.scaling)
+            if ctx.activation == "relu":
+                gh_TR.mul_(h_TR > 0)
+        if needs_x:
+            gx = torch.mm(g_TO, weight).addmm_(gh_TR, A.to(g.dtype)).view(x.shape)
+        if needs_A:
+            gA = torch.mm(gh_TR.t(), x_TI).to(A.dtype)
+        if needs_B:
+            gB = torch.mm(g_TO.t(), h_TR).mul_(ctx.scaling).to(B.dtype)
+        if needs_weight:
+            gW = torch.mm(g_TO.t(), x_TI)
+        if needs_bias:
+            gb = g_TO.sum(0)
+        return gx, gW, gb, gA, gB, None, None
+
+
+def monolora_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    scaling: float,
+    activation: str = "relu",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`monolora_reference` in one autograd node, for dense weights of the dtype of ``x``.
+
+    A and B may be of a wider dtype (float32 masters of a bfloat16 base); they are cast, x is not.
+
+    Args:
+        x: shape ``(..., in_features)``.
+        weight, bias, A, B, scaling: as in :func:`monolora_reference`.
+        activation: ``"relu"`` or ``"identity"``.
+
+    Returns:
+        y, shape ``(..., out_features)``, and the units ``act(A x)``, shape ``(tokens, r)``, which carry no gradient.
+
+    Raises:
+        ValueError: for any other activation.
+        RuntimeError: on a second derivative; take :func:`monolora_reference` for that.
+    """
+    if activation not in FUSED_ACTIVATIONS:
+        raise ValueError(f"The fused path knows {FUSED_ACTIVATIONS}, not {activation!r}; use monolora_reference.")
+    return _FusedMonoLora.apply(x, weight, bias, A, B, scaling, activation)

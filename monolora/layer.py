@@ -1,0 +1,290 @@
+"""MonoLoRA layers: PEFT's LoRA layers with an activation between A and B.
+
+:class:`MonoLoraLayer` is a mixin over whatever layer class PEFT's dispatchers chose for a target module, the
+quantized ones included. It replaces the forward; everything else stays PEFT's. Parameters keep LoRA's names,
+and the activation stays outside the ``lora_A`` module: tensor parallelism reduces after A, and hotswap
+rebuilds A and B as plain linears.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+from peft.tuners import lora
+from peft.tuners.lora import layer as lora_layers
+from peft.tuners.lora.layer import LoraLayer
+from torch import nn
+
+from monolora.activations import activate
+from monolora.functional import FUSED_ACTIVATIONS, monolora_linear
+
+MERGE_HINT = (
+    "MonoLoRA is not linear in its input, so there is no weight to merge it into. Keep the adapter, or make a "
+    "checkpoint with `monolora merge ADAPTER OUT`."
+)
+
+# Called with (layer, adapter name, units); the units have r entries along `layer.unit_dim` and no gradient.
+UnitObserver = Callable[["MonoLoraLayer", str, torch.Tensor], None]
+
+
+if TYPE_CHECKING:
+
+    class _Base(nn.Module, LoraLayer):
+        """What the mixin is mixed into."""
+else:
+    # Every LoRA layer class begins with nn.Module. So does the mixin: only classes that share that base can take
+    # each other's place in ``layer.__class__``.
+    _Base = nn.Module
+
+
+class MonoLoraLayer(_Base):
+    """Mixin: ``base(x) + s B act(A dropout(x))``, for one or several active adapters and for mixed batches."""
+
+    activation: dict[str, str]
+    unit_observer: UnitObserver | None = None
+    unit_dim = -1
+
+    @staticmethod
+    def adopt(layer: LoraLayer, adapter_name: str, config: Any) -> MonoLoraLayer:
+        """Turn a freshly made LoRA layer into its MonoLoRA version, in place."""
+        layer.__class__ = monolora_class(type(layer))
+        assert isinstance(layer, MonoLoraLayer)
+        layer.activation = {}
+        layer._adapter_added(adapter_name, config)
+        return layer
+
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
+        super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
+        self._adapter_added(adapter_name, config)
+
+    def _adapter_added(self, adapter_name: str, config: Any) -> None:
+        self.activation[adapter_name] = config.activation
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self.activation.pop(adapter_name, None)
+
+    def merge(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises: NotImplementedError, always: see the module's merge hint."""
+        raise NotImplementedError(MERGE_HINT)
+
+    def unmerge(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises: NotImplementedError, always: nothing is ever merged."""
+        raise NotImplementedError(MERGE_HINT)
+
+    def get_delta_weight(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises: NotImplementedError, always: there is no delta weight."""
+        raise NotImplementedError(MERGE_HINT)
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The adapted layer.
+
+        Args:
+            x: the base layer's input, ``(batch, ..., in_features)`` for a linear layer.
+            adapter_names: one adapter (or ``"__base__"``) a row of the batch, at inference (PEFT's mixed batches).
+            *args, **kwargs: the base layer's own.
+
+        Returns:
+            The base layer's output shape and dtype.
+        """
+        self._check_forward_args(x, *args, **kwargs)
+        adapter_names = kwargs.pop("adapter_names", None)
+        if self.disable_adapters:
+            return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            return self._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
+        active = [name for name in self.active_adapters if name in self.activation]
+        if len(active) == 1 and not args and not kwargs and self._can_fuse(x, active[0]):
+            return self._fused_forward(x, active[0])
+        result = self.base_layer(x, *args, **kwargs)
+        adapted = result
+        for name in active:
+            adapted = adapted + self._delta(name, x)
+        return adapted.to(result.dtype)
+
+    def _mixed_batch_forward(
+        self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
+    ) -> torch.Tensor:
+        result = self.base_layer(x, *args, **kwargs)
+        for name in dict.fromkeys(adapter_names):
+            if name not in self.activation:  # "__base__", or an adapter that does not target this layer
+                continue
+            rows = [row for row, row_name in enumerate(adapter_names) if row_name == name]
+            # Out of place: the base layer's output may be a view that the caller still reads.
+            delta = self._delta(name, x[rows]).to(result.dtype)
+            result = result.index_add(0, torch.tensor(rows, device=result.device), delta)
+        return result
+
+    def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """``s B act(A dropout(x))`` of one adapter, in the adapter's dtype (or autocast's)."""
+        A, B = self.lora_A[name], self.lora_B[name]
+        if not torch.is_autocast_enabled(x.device.type):
+            x = self._cast_input_dtype(x, A.weight.dtype)
+        h = activate(A(self.lora_dropout[name](x)), self.activation[name], self.unit_dim)
+        self._observe(name, h)
+        return B(h) * self.scaling[name]
+
+    def _observe(self, name: str, h: torch.Tensor) -> None:
+        if self.unit_observer is not None:
+            self.unit_observer(self, name, h.detach())
+
+    def _can_fuse(self, x: torch.Tensor, name: str) -> bool:
+        """Whether one autograd node may stand for base layer and adapter: see :class:`MonoLoraLinear`."""
+        return False
+
+    def _fused_forward(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        raise AssertionError("unreachable: _can_fuse said no")
+
+    def __repr__(self) -> str:
+        return "mono" + super().__repr__()
+
+
+class MonoLoraLinear(MonoLoraLayer, lora.Linear):
+    """Over ``nn.Linear`` and transformers' ``Conv1D``; the plain dense case takes the fused path."""
+
+    def _can_fuse(self, x: torch.Tensor, name: str) -> bool:
+        base, A, B, dropout = self.base_layer, self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
+        # Anything that must see the base layer called (hooks of FSDP, ZeRO, offloading, the user), any subclass
+        # of nn.Linear and any special tensor takes the general path.
+        return (
+            self.activation[name] in FUSED_ACTIVATIONS
+            and all(type(part) is nn.Linear and _is_bare(part) for part in (base, A, B))
+            and B.bias is None
+            and not (dropout.training and isinstance(dropout, nn.Dropout))
+            and isinstance(self.scaling[name], (int, float))
+            and self.cast_input_dtype_enabled
+            and base.weight.dtype == _compute_dtype(x, base.weight)
+        )
+
+    def _fused_forward(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        base = self.base_layer
+        x = x.to(base.weight.dtype)  # what autocast would do before the product
+        y, h = monolora_linear(
+            x,
+            base.weight,
+            base.bias,
+            self.lora_A[name].weight,
+            self.lora_B[name].weight,
+            self.scaling[name],
+            self.activation[name],
+        )
+        self._observe(name, h.view(*x.shape[:-1], h.shape[-1]))
+        return y
+
+
+def _is_bare(module: nn.Module) -> bool:
+    """No hooks, no replaced forward, an ordinary dense weight."""
+    return (
+        not (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in module.__dict__
+        )
+        and type(module.weight) is nn.Parameter
+        and module.weight.dim() == 2
+    )
+
+
+def _compute_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
+    """The dtype in which ``nn.Linear`` would compute here."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+class MonoLoraEmbedding(MonoLoraLayer, lora.Embedding):
+    """Over ``nn.Embedding``: the units of a token are ``act(A[:, token])``."""
+
+    def _adapter_added(self, adapter_name: str, config: Any) -> None:
+        super()._adapter_added(adapter_name, config)
+        # LoRA starts an embedding from A = 0 and a random B. Under ReLU that pair never moves (relu(0) = 0, with
+        # no gradient either way), so the zero goes to B. The adapter is still the identity at the start.
+        if config.init_lora_weights:
+            nn.init.normal_(self.lora_embedding_A[adapter_name])
+            nn.init.zeros_(self.lora_embedding_B[adapter_name])
+
+    def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        units = self._embed(
+            x,
+            self.lora_embedding_A[name].T,
+            input_fn=self.input_fns.get(name),
+            output_fn=self.output_fns.get(name),
+        )
+        h = activate(units, self.activation[name])
+        self._observe(name, h)
+        delta = (h @ self.lora_embedding_B[name].T) * self.scaling[name]
+        embed_scale = self._get_embed_scale()  # e.g. Gemma scales inside its embedding's forward
+        return delta if embed_scale is None else delta * embed_scale.to(delta.dtype)
+
+
+class MonoLoraConv1d(MonoLoraLayer, lora_layers.Conv1d):
+    """Over ``nn.Conv1d``; the units are channels."""
+
+    unit_dim = -2
+
+
+class MonoLoraConv2d(MonoLoraLayer, lora_layers.Conv2d):
+    """Over ``nn.Conv2d``; the units are channels."""
+
+    unit_dim = -3
+
+
+class MonoLoraConv3d(MonoLoraLayer, lora_layers.Conv3d):
+    """Over ``nn.Conv3d``; the units are channels."""
+
+    unit_dim = -4
+
+
+_CLASSES: dict[type[LoraLayer], type[MonoLoraLayer]] = {
+    lora.Linear: MonoLoraLinear,
+    lora.Embedding: MonoLoraEmbedding,
+    lora_layers.Conv1d: MonoLoraConv1d,
+    lora_layers.Conv2d: MonoLoraConv2d,
+    lora_layers.Conv3d: MonoLoraConv3d,
+}
+
+if is_bnb_available():
+
+    class MonoLoraLinear8bitLt(MonoLoraLayer, lora.Linear8bitLt):
+        """Over bitsandbytes' 8-bit linear layer."""
+
+    _CLASSES[lora.Linear8bitLt] = MonoLoraLinear8bitLt
+
+if is_bnb_4bit_available():
+
+    class MonoLoraLinear4bit(MonoLoraLayer, lora.Linear4bit):
+        """Over bitsandbytes' 4-bit linear layer."""
+
+    _CLASSES[lora.Linear4bit] = MonoLoraLinear4bit
+
+
+@functools.cache
+def monolora_class(lora_class: type[LoraLayer]) -> type[MonoLoraLayer]:
+    """The MonoLoRA class over a LoRA layer class: a predefined one, or one made here (GPTQ, AWQ, torchao, …).
+
+    Raises:
+        ValueError: for layers whose forward is more than a base layer plus ``B A x``.
+    """
+    if issubclass(lora_class, MonoLoraLayer):
+        return lora_class
+    if lora_class in _CLASSES:
+        return _CLASSES[lora_class]
+    if issubclass(lora_class, (lora.MultiheadAttention, lora.ParamWrapper)):
+        raise ValueError(
+            f"MonoLoRA does not support {lora_class.__name__}: PEFT merges it into the base weight at every call, which "
+            "an activation makes impossible. Target the linear layers around it instead."
+        )
+    name = f"MonoLora{lora_class.__name__}"
+    made = type(name, (MonoLoraLayer, lora_class), {"__module__": __name__})
+    globals()[name] = made  # so that instances pickle within this process
+    return made

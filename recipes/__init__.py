@@ -1,0 +1,1 @@
+"""Training programs. Packaged as ``monolora.recipes``; imported by that name everywhere."""

@@ -1,0 +1,1 @@
+"""The tasks a recipe can train on: one file each."""
