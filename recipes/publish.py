@@ -1,0 +1,65 @@
+"""What a finished run leaves: the model, its card, the plot and the record; and on the hub, if asked for."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from monolora.recipes import record as run_record
+from monolora.recipes.arguments import TrainingArguments
+from monolora.recipes.report import model_card, plot
+from monolora.recipes.trainer import DISK_TROUBLE, STAGING, SftTrainer
+
+from monolora.errors import InputError, SaveError
+
+
+def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
+    """Write everything aside, then move it into the output folder, ``run.json`` last.
+
+    Raises:
+        SaveError: if the disk is full or not writable; the checkpoints written before stay whole.
+    """
+    staging = output / STAGING
+    try:
+        trainer.save_model(str(staging))
+        trainer.accelerator.wait_for_everyone()
+        if trainer.args.should_save:
+            (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json has the same
+            model_card(record).save(staging / "README.md")
+            plot(record["history"], staging)
+            for file in staging.iterdir():
+                file.replace(output / file.name)
+            run_record.write(output, record)
+    except DISK_TROUBLE as error:
+        raise SaveError.of(output, error) from error
+    finally:
+        if trainer.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def claim(training: TrainingArguments) -> str | None:
+    """The hub repository of ``--push-to-hub``, checked for before anything is trained; the trainer then leaves it be.
+
+    Raises:
+        InputError: if there is no token, or the hub cannot be reached.
+    """
+    if not training.push_to_hub:
+        return None
+    training.push_to_hub = False
+    try:
+        user = HfApi(token=training.hub_token).whoami()["name"]
+    except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
+        raise InputError(
+            f"--push-to-hub cannot log in ({str(error).splitlines()[0]}). Set HF_TOKEN, or leave the flag out."
+        ) from error
+    name = training.hub_model_id or Path(training.output_dir or "").name
+    return name if "/" in name else f"{user}/{name}"
+
+
+def push(output: Path, repo: str, training: TrainingArguments) -> None:
+    """Upload the output folder, checkpoints left out."""
+    api = HfApi(token=training.hub_token)
+    api.create_repo(repo, private=training.hub_private_repo, exist_ok=True)
+    api.upload_folder(folder_path=output, repo_id=repo, ignore_patterns=["checkpoint-*", ".*"])

@@ -1,0 +1,60 @@
+"""TRL's SFTTrainer, saving so that a full disk or a kill leaves the earlier checkpoints whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers.trainer_utils import rotate_checkpoints
+from trl import SFTTrainer
+
+from monolora.errors import SaveError
+
+STAGING = ".saving"
+# What the libraries that write raise when the disk does not take it; torch.save a bare RuntimeError.
+DISK_TROUBLE = (OSError, SafetensorError, RuntimeError)
+
+
+class SftTrainer(SFTTrainer):
+    """Checkpoints are written into a folder aside and renamed when complete."""
+
+    _staging: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the recipe writes a card with the measured numbers at the end."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        final = Path(self._get_output_dir(trial))
+        self._staging = final / STAGING
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._publish(self._staging, final)
+        except DISK_TROUBLE as error:
+            raise SaveError.of(final, error) from error
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(final / STAGING, ignore_errors=True)
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+
+    def _publish(self, staging: Path, final: Path) -> None:
+        for checkpoint in staging.glob("checkpoint-*"):
+            target = final / checkpoint.name
+            shutil.rmtree(target, ignore_errors=True)
+            if self.state.best_model_checkpoint == str(checkpoint):
+                self.state.best_model_checkpoint = str(target)
+                self.state.save_to_json(str(checkpoint / "trainer_state.json"))
+            checkpoint.rename(target)
+        rotate_checkpoints(
+            output_dir=str(final),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=True,
+        )
