@@ -7,13 +7,13 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import PartialState
-from monolora.recipes.arguments import Arguments, TrainingArguments
-from monolora.recipes.trainer import SftTrainer
 from peft import PeftConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_quantization_config
 
 from monolora.errors import InputError
+from monolora.recipes.arguments import Arguments, TrainingArguments
+from monolora.recipes.trainer import SftTrainer
 from monolora.sparsity import SparsityCallback
 
 

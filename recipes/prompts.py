@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-from monolora.recipes.tasks.base import Example
 from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import InputError
+from monolora.recipes.tasks.base import Example
 
 # The format of Stanford Alpaca, which the public code nearest to the paper's uses for models without a template.
 ALPACA = (

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+
+from monolora.errors import InputError, SaveError
 from monolora.recipes import record as run_record
 from monolora.recipes.arguments import TrainingArguments
 from monolora.recipes.report import model_card, plot
 from monolora.recipes.trainer import DISK_TROUBLE, STAGING, SftTrainer
-
-from monolora.errors import InputError, SaveError
 
 
 def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:

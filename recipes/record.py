@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monolora.recipes.arguments import Arguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from monolora.errors import InputError
+from monolora.recipes.arguments import Arguments
 
 FILE = "run.json"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "monolora")

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from monolora.recipes.prompts import answer_ids, prompt_ids
-from monolora.recipes.tasks.base import Example
 from rich.progress import track
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from monolora.recipes.prompts import answer_ids, prompt_ids
+from monolora.recipes.tasks.base import Example
 from monolora.sparsity import Sparsity, SparsityMeter
 
 _T = TypeVar("_T")

@@ -18,6 +18,10 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a data loader forks
 
 from accelerate import PartialState
+from rich.console import Console
+
+from monolora.errors import InputError, SaveError
+from monolora.hub import fingerprint_files, fingerprint_rows, resolve_model
 from monolora.recipes import publish
 from monolora.recipes import record as run_record
 from monolora.recipes.arguments import Arguments, parse, peft_config
@@ -28,10 +32,6 @@ from monolora.recipes.report import result_table
 from monolora.recipes.scoring import prompt_sparsity, score
 from monolora.recipes.tasks import load_task
 from monolora.recipes.tasks.custom import Source
-from rich.console import Console
-
-from monolora.errors import InputError, SaveError
-from monolora.hub import fingerprint_files, fingerprint_rows, resolve_model
 
 console = Console()
 

