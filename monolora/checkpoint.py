@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
+
+from monolora.errors import InputError
 
 MEMORY_PREFIX = "lora_"
 DISK_PREFIX = "monolora_"
@@ -22,7 +24,7 @@ _MEMORY_NAME = re.compile(r"\.lora_((?:embedding_)?[AB])(?=\.|$)")
 _DISK_NAME = re.compile(r"\.monolora_((?:embedding_)?[AB])(?=\.|$)")
 
 
-class AdapterFileError(ValueError):
+class AdapterFileError(InputError):
     """An adapter file that must not be loaded; the message names the tensor or the file, and the mend."""
 
 
@@ -34,6 +36,17 @@ def to_disk_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 def to_memory_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The inverse of :func:`to_disk_names`."""
     return {_DISK_NAME.sub(rf".{MEMORY_PREFIX}\1", key): value for key, value in state_dict.items()}
+
+
+def is_unit_tensor(key: str, adapter_name: str) -> bool:
+    """Whether ``key`` (a name in the model) belongs to A or B of this adapter, B's bias included."""
+    return re.search(rf"\.lora_(embedding_)?[AB]\.{re.escape(adapter_name)}(\.|$)", key) is not None
+
+
+def is_adapter_tensor(key: str, adapter_name: str) -> bool:
+    """Whether ``key`` (a name in the model) is saved with this adapter: A, B, saved modules and trained tokens."""
+    saved_beside = rf"\.(modules_to_save|trainable_tokens_delta)\.{re.escape(adapter_name)}(\.|$)"
+    return is_unit_tensor(key, adapter_name) or re.search(saved_beside, key) is not None
 
 
 def check_weights_file(folder: str) -> None:
@@ -87,7 +100,11 @@ def check_finite(state_dict: Mapping[str, torch.Tensor]) -> None:
 
 
 def check_tensors(
-    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], known: Iterable[str], origin: str
+    found: Mapping[str, torch.Tensor],
+    expected: Mapping[str, torch.Size],
+    known: Iterable[str],
+    trained_on: str | None,
+    model_name: str | None,
 ) -> None:
     """Check the tensors of a file against the adapter they are for.
 
@@ -95,11 +112,13 @@ def check_tensors(
         found: tensors of the file under the model's names.
         expected: shape of every tensor of the adapter, by the model's names.
         known: every name the model has, the base model's included (saved embeddings and biases).
-        origin: where the adapter and the model come from; ends the message.
+        trained_on: the base model that the adapter's config records.
+        model_name: where the model at hand comes from.
 
     Raises:
         AdapterFileError: naming the first missing, misshapen or foreign tensor, or one that is not finite.
     """
+    origin = origin_of(trained_on, model_name)
     known = set(known)
     missing = sorted(expected.keys() - found.keys())
     foreign = sorted(key for key in found if key not in known)
@@ -110,40 +129,30 @@ def check_tensors(
         # A parameter that ZeRO-3 has partitioned shows no elements here; its shape cannot be compared.
         if shape.numel() and found[key].shape != shape:
             raise AdapterFileError(
-                f"Tensor {key!r} has shape {tuple(found[key].shape)} in the file, this model needs {tuple(shape)}. {origin}"
+                f"Tensor {key!r} has shape {tuple(found[key].shape)} in the file, this model needs {tuple(shape)}. "
+                f"{origin}"
             )
     check_finite(found)
 
 
+def same_model(trained_on: str | None, model_name: str | None) -> bool | None:
+    """Whether two ids or paths of models end alike; None where one of them is not known."""
+    if not trained_on or not model_name:
+        return None
+    return os.path.basename(os.path.normpath(trained_on)) == os.path.basename(os.path.normpath(model_name))
+
+
 def origin_of(trained_on: str | None, model_name: str | None) -> str:
     """One sentence on whether adapter and model belong together, by their recorded ids."""
-    if not trained_on or not model_name:
+    same = same_model(trained_on, model_name)
+    if same is None:
         return "Check that the adapter was trained on this base model, with the same target modules."
-    if os.path.basename(os.path.normpath(trained_on)) == os.path.basename(os.path.normpath(model_name)):
+    if same:
         return f"Adapter and model both name {trained_on!r}; check the target modules and rank in adapter_config.json."
     return f"The adapter was trained on {trained_on!r}, this model is {model_name!r}: load it on the former."
 
 
-def check_native_load(model: Any, adapter_name: str, info: Any) -> None:
-    """Make an error of what transformers' own ``load_adapter`` reports as a log line, for MonoLoRA adapters.
-
-    Args:
-        model: the transformers model the adapter was loaded into.
-        adapter_name: its name there.
-        info: what ``load_adapter`` returned.
-
-    Raises:
-        AdapterFileError: if tensors were missing, foreign or of another shape, or are not finite.
-    """
-    config = model.peft_config[adapter_name]
-    if str(config.peft_type.value) != "MONOLORA":
-        return
-    origin = origin_of(config.base_model_name_or_path, model.name_or_path)
-    for what, names in {
-        "lacks": info.missing_keys,
-        "has the foreign": info.unexpected_keys,
-        "has another shape for": {entry[0] for entry in info.mismatched_keys},
-    }.items():
-        if names:
-            raise AdapterFileError(f"The adapter file {what} tensor {min(names)!r} ({len(names)} such). {origin}")
-    check_finite({name: value for name, value in model.named_parameters() if f".{adapter_name}" in name})
+def warn_of_other_base(trained_on: str | None, model_name: str | None) -> None:
+    """Warn if an adapter that fits by its shapes was trained on a model of another name."""
+    if same_model(trained_on, model_name) is False:
+        warnings.warn(f"{origin_of(trained_on, model_name)} Its shapes fit both.", stacklevel=2)

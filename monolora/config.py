@@ -74,7 +74,7 @@ class MonoLoraConfig(LoraConfig):
             "r": self.r,
             **{f"rank_pattern[{k!r}]": v for k, v in (self.rank_pattern or {}).items()},
         }.items():
-            if not isinstance(rank, int) or rank < 1:
+            if type(rank) is not int or rank < 1:
                 raise ValueError(f"{where} must be a positive integer, got {rank!r}; a common choice is 8.")
 
     def _check_options(self) -> None:

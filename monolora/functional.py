@@ -53,7 +53,7 @@ class _FusedMonoLora(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x, weight, bias, A, B, scaling: float, activation: str):  # type: ignore[override]  # noqa: ANN001, ANN205
+    def forward(ctx: Any, x, weight, bias, A, B, scaling: float, activation: str):
         A_cast, B_cast = A.to(x.dtype), B.to(x.dtype)
         y = F.linear(x, weight, bias)
         x_TI = x.reshape(-1, x.shape[-1])
@@ -69,7 +69,7 @@ class _FusedMonoLora(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g, _):  # type: ignore[override]  # noqa: ANN001, ANN205
+    def backward(ctx: Any, g, _):
         if g is None:
             return (None,) * 7
         x, weight, A, B, h_TR = ctx.saved_tensors

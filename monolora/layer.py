@@ -9,22 +9,28 @@ rebuilds A and B as plain linears.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.tuners import lora
 from peft.tuners.lora import layer as lora_layers
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from monolora.activations import activate
+from monolora.config import MonoLoraConfig
 from monolora.functional import FUSED_ACTIVATIONS, monolora_linear
 
 MERGE_HINT = (
     "MonoLoRA is not linear in its input, so there is no weight to merge it into. Keep the adapter, or make a "
     "checkpoint with `monolora merge ADAPTER OUT`."
+)
+
+MIXING_HINT = (
+    "One model cannot carry both LoRA and MonoLoRA adapters. A plain LoRA beside MonoLoRA adapters is a "
+    "MonoLoraConfig with activation='identity'."
 )
 
 # Called with (layer, adapter name, units); the units have r entries along `layer.unit_dim` and no gradient.
@@ -35,6 +41,8 @@ if TYPE_CHECKING:
 
     class _Base(nn.Module, LoraLayer):
         """What the mixin is mixed into."""
+
+        base_layer: nn.Module
 else:
     # Every LoRA layer class begins with nn.Module. So does the mixin: only classes that share that base can take
     # each other's place in ``layer.__class__``.
@@ -49,7 +57,7 @@ class MonoLoraLayer(_Base):
     unit_dim = -1
 
     @staticmethod
-    def adopt(layer: LoraLayer, adapter_name: str, config: Any) -> MonoLoraLayer:
+    def adopt(layer: LoraLayer, adapter_name: str, config: MonoLoraConfig) -> MonoLoraLayer:
         """Turn a freshly made LoRA layer into its MonoLoRA version, in place."""
         layer.__class__ = monolora_class(type(layer))
         assert isinstance(layer, MonoLoraLayer)
@@ -58,10 +66,17 @@ class MonoLoraLayer(_Base):
         return layer
 
     def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: Any, **kwargs: Any) -> None:
+        """Add an adapter to this layer.
+
+        Raises:
+            ValueError: for a plain LoRA adapter, whose config names no activation.
+        """
+        if not isinstance(config, MonoLoraConfig):
+            raise ValueError(f"Adapter {adapter_name!r} is a {type(config).__name__}. {MIXING_HINT}")
         super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **kwargs)
         self._adapter_added(adapter_name, config)
 
-    def _adapter_added(self, adapter_name: str, config: Any) -> None:
+    def _adapter_added(self, adapter_name: str, config: MonoLoraConfig) -> None:
         self.activation[adapter_name] = config.activation
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -126,7 +141,7 @@ class MonoLoraLayer(_Base):
         """``s B act(A dropout(x))`` of one adapter, in the adapter's dtype (or autocast's)."""
         A, B = self.lora_A[name], self.lora_B[name]
         if not torch.is_autocast_enabled(x.device.type):
-            x = self._cast_input_dtype(x, A.weight.dtype)
+            x = self._cast_input_dtype(x, _weight(A).dtype)
         h = activate(A(self.lora_dropout[name](x)), self.activation[name], self.unit_dim)
         self._observe(name, h)
         return B(h) * self.scaling[name]
@@ -160,23 +175,30 @@ class MonoLoraLinear(MonoLoraLayer, lora.Linear):
             and not (dropout.training and isinstance(dropout, nn.Dropout))
             and isinstance(self.scaling[name], (int, float))
             and self.cast_input_dtype_enabled
-            and base.weight.dtype == _compute_dtype(x, base.weight)
+            and _weight(base).dtype == _compute_dtype(x)
         )
 
     def _fused_forward(self, x: torch.Tensor, name: str) -> torch.Tensor:
         base = self.base_layer
+        assert isinstance(base, nn.Linear)
         x = x.to(base.weight.dtype)  # what autocast would do before the product
         y, h = monolora_linear(
             x,
             base.weight,
             base.bias,
-            self.lora_A[name].weight,
-            self.lora_B[name].weight,
+            _weight(self.lora_A[name]),
+            _weight(self.lora_B[name]),
             self.scaling[name],
             self.activation[name],
         )
         self._observe(name, h.view(*x.shape[:-1], h.shape[-1]))
         return y
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
 
 
 def _is_bare(module: nn.Module) -> bool:
@@ -194,8 +216,8 @@ def _is_bare(module: nn.Module) -> bool:
     )
 
 
-def _compute_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
-    """The dtype in which ``nn.Linear`` would compute here."""
+def _compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which ``nn.Linear`` would compute on ``x`` here."""
     device = x.device.type
     if torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -205,7 +227,7 @@ def _compute_dtype(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
 class MonoLoraEmbedding(MonoLoraLayer, lora.Embedding):
     """Over ``nn.Embedding``: the units of a token are ``act(A[:, token])``."""
 
-    def _adapter_added(self, adapter_name: str, config: Any) -> None:
+    def _adapter_added(self, adapter_name: str, config: MonoLoraConfig) -> None:
         super()._adapter_added(adapter_name, config)
         # LoRA starts an embedding from A = 0 and a random B. Under ReLU that pair never moves (relu(0) = 0, with
         # no gradient either way), so the zero goes to B. The adapter is still the identity at the start.
@@ -253,24 +275,34 @@ _CLASSES: dict[type[LoraLayer], type[MonoLoraLayer]] = {
     lora_layers.Conv3d: MonoLoraConv3d,
 }
 
-if is_bnb_available():
+# LoRA layer classes of the quantization back ends, and the module of PEFT each lives in. Importing these modules
+# imports the back end, so their MonoLoRA versions are made when they are asked for.
+_BACK_ENDS: dict[str, str] = {
+    "Linear8bitLt": "bnb",
+    "Linear4bit": "bnb",
+    "AqlmLoraLinear": "aqlm",
+    "AwqLoraLinear": "awq",
+    "EetqLoraLinear": "eetq",
+    "GPTQLoraLinear": "gptq",
+    "HqqLoraLinear": "hqq",
+    "IncLoraLinear": "inc",
+    "TeLinear": "te",
+    "TorchaoLoraLinear": "torchao",
+}
 
-    class MonoLoraLinear8bitLt(MonoLoraLayer, lora.Linear8bitLt):
-        """Over bitsandbytes' 8-bit linear layer."""
 
-    _CLASSES[lora.Linear8bitLt] = MonoLoraLinear8bitLt
-
-if is_bnb_4bit_available():
-
-    class MonoLoraLinear4bit(MonoLoraLayer, lora.Linear4bit):
-        """Over bitsandbytes' 4-bit linear layer."""
-
-    _CLASSES[lora.Linear4bit] = MonoLoraLinear4bit
+def __getattr__(name: str) -> type[MonoLoraLayer]:
+    """``MonoLora<class>`` for every class of a quantization back end, so that such layers unpickle in a new process."""
+    lora_name = name.removeprefix("MonoLora")
+    if name == lora_name or lora_name not in _BACK_ENDS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"peft.tuners.lora.{_BACK_ENDS[lora_name]}")
+    return monolora_class(vars(module)[lora_name])
 
 
 @functools.cache
 def monolora_class(lora_class: type[LoraLayer]) -> type[MonoLoraLayer]:
-    """The MonoLoRA class over a LoRA layer class: a predefined one, or one made here (GPTQ, AWQ, torchao, …).
+    """The MonoLoRA class over a LoRA layer class: a predefined one, or one made here (bitsandbytes, GPTQ, AWQ, …).
 
     Raises:
         ValueError: for layers whose forward is more than a base layer plus ``B A x``.
@@ -279,12 +311,12 @@ def monolora_class(lora_class: type[LoraLayer]) -> type[MonoLoraLayer]:
         return lora_class
     if lora_class in _CLASSES:
         return _CLASSES[lora_class]
-    if issubclass(lora_class, (lora.MultiheadAttention, lora.ParamWrapper)):
+    if issubclass(lora_class, (lora_layers.MultiheadAttention, lora_layers.ParamWrapper)):
         raise ValueError(
-            f"MonoLoRA does not support {lora_class.__name__}: PEFT merges it into the base weight at every call, which "
-            "an activation makes impossible. Target the linear layers around it instead."
+            f"MonoLoRA does not support {lora_class.__name__}: PEFT merges it into the base weight at every call, "
+            "which an activation makes impossible. Target the linear layers around it instead."
         )
     name = f"MonoLora{lora_class.__name__}"
-    made = type(name, (MonoLoraLayer, lora_class), {"__module__": __name__})
-    globals()[name] = made  # so that instances pickle within this process
+    made = type(name, (MonoLoraLayer, lora_class), {"__module__": __name__, "__doc__": f"Over {lora_class.__name__}."})
+    globals()[name] = made  # pickle finds classes by name
     return made

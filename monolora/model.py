@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.lora.layer import LoraLayer
-from peft.utils import _freeze_adapter
+from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.save_and_load import _validate_lora_adapter_state_dict
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from monolora.activations import topk_of
-from monolora.checkpoint import check_no_lora_tensors, check_tensors, origin_of, to_disk_names, to_memory_names
+from monolora.checkpoint import (
+    check_no_lora_tensors,
+    check_tensors,
+    is_unit_tensor,
+    to_disk_names,
+    to_memory_names,
+    warn_of_other_base,
+)
+from monolora.combine import combined_config, concatenate_units
 from monolora.config import MonoLoraConfig
-from monolora.layer import MERGE_HINT, MonoLoraLayer
+from monolora.layer import MERGE_HINT, MIXING_HINT, MonoLoraLayer
+from monolora.loaders import model_name
 from monolora.targets import near_misses
 
 
@@ -27,24 +36,38 @@ class MonoLoraModel(LoraModel):
     raises.
     """
 
+    peft_config: dict[str, MonoLoraConfig]  # type: ignore[assignment]
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's; a target pattern that matches nothing is answered with the nearest module names."""
+        """As PEFT's; targets that match nothing, or that are not given, are answered with module names."""
+        config = self.peft_config[adapter_name]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except NoMatchingPeftModuleError as error:
+            raise NoMatchingPeftModuleError(f"{error} {near_misses(model, config.target_modules)}") from error
         except ValueError as error:
-            hint = near_misses(model, self.peft_config[adapter_name].target_modules)
-            if hint and not any(isinstance(module, MonoLoraLayer) for module in model.modules()):
-                raise ValueError(f"{error} {hint}") from error
+            if config.target_modules is None:
+                raise ValueError(f"{error} {near_misses(model, None)}") from error
             raise
+
+    def _check_new_adapter_config(self, config: Any) -> None:
+        super()._check_new_adapter_config(config)
+        if any(isinstance(layer, LoraLayer) and not isinstance(layer, MonoLoraLayer) for layer in self.model.modules()):
+            raise ValueError(f"The model carries a plain LoRA adapter already. {MIXING_HINT}")
+
+    def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
+        # PEFT refuses targets whose forward is never called (in Mamba models) only where the type is LORA.
+        super()._check_target_module_compatiblity(LoraConfig(), model, target_name)
 
     @staticmethod
     def _create_new_module(
         lora_config: MonoLoraConfig, adapter_name: str, target: nn.Module, **kwargs: Any
     ) -> nn.Module:
-        if isinstance(target, nn.MultiheadAttention):
+        if isinstance(target, (nn.MultiheadAttention, NonDynamicallyQuantizableLinear)):
             raise ValueError(
-                "MonoLoRA does not support nn.MultiheadAttention: PEFT merges it into the base weight at every call, "
-                "which an activation makes impossible. Exclude it (exclude_modules), or target its out_proj's peers."
+                "MonoLoRA does not support nn.MultiheadAttention, nor its out_proj alone: PEFT merges the adapter into "
+                "their weights at every call, which an activation makes impossible. Leave it out of target_modules, "
+                "or name it in exclude_modules."
             )
         layer = LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
         return MonoLoraLayer.adopt(layer, adapter_name, lora_config)
@@ -53,12 +76,18 @@ class MonoLoraModel(LoraModel):
         raise ValueError(MERGE_HINT)
 
     def add_weighted_adapter(
-        self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "cat", **kwargs: Any
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "cat",
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Add the adapter whose output is the weighted sum of the given adapters' outputs, exactly.
 
-        The units are put side by side (``A`` stacked, rank added up) and weight × scaling goes to ``B``: before the
-        ReLU a negative weight would silence other units. Scaling is 1 afterwards.
+        The units are put side by side (``A`` stacked, ranks added up layer by layer) and weight × scaling goes to
+        ``B``: before the ReLU a negative weight would silence other units. Scaling is 1 afterwards.
 
         Args:
             adapters: names of the adapters to add up.
@@ -67,44 +96,31 @@ class MonoLoraModel(LoraModel):
             combination_type: ``"cat"``; every other type mixes weights, which is not the sum of non-linear adapters.
 
         Raises:
-            ValueError: for another combination type, adapters of different activations, or several ``topk`` adapters
-                (the k largest of all units are not the k largest of each).
+            ValueError: for another combination type or its arguments, and for adapters that cannot be added up
+                exactly (see :func:`monolora.combine.combined_config`). Nothing has been changed then.
         """
         if adapter_name in self.peft_config:
             return
-        if combination_type != "cat" or kwargs:
+        if combination_type != "cat" or args or kwargs:
             raise ValueError(
-                f"MonoLoRA adapters can only be combined with combination_type='cat', got {combination_type!r}"
-                f"{' with ' + ', '.join(kwargs) if kwargs else ''}: mixing A's or B's does not mix non-linear outputs."
+                f"MonoLoRA adapters can only be combined with combination_type='cat', without further arguments, got "
+                f"{', '.join([repr(combination_type), *map(repr, args), *kwargs])}: mixing A's or B's does not mix "
+                "non-linear outputs."
             )
-        _, rank, target_modules = self._check_add_weighted_adapter(adapters, "cat", None)
-        self._check_same_kind(adapters)
-        self.peft_config[adapter_name] = replace(
-            self.peft_config[adapters[0]],
-            r=rank,
-            lora_alpha=rank,
-            target_modules=target_modules,
-            alpha_pattern={},
-            rank_pattern={},
-            use_rslora=False,
-        )
+        self.peft_config[adapter_name] = combined_config(self.model, self.peft_config, adapters, weights)
         self.inject_adapter(self.model, adapter_name)
-        _freeze_adapter(self.model, adapter_name)
+        self._cast_adapter_dtype(adapter_name)
+        self.set_requires_grad(adapter_name, requires_grad=False)
         for layer in self.model.modules():
             if isinstance(layer, MonoLoraLayer) and adapter_name in layer.activation:
-                _concatenate(layer, adapters, weights, adapter_name)
+                concatenate_units(layer, adapters, weights, adapter_name)
 
-    def _check_same_kind(self, adapters: list[str]) -> None:
-        activations = {self.peft_config[name].activation for name in adapters}
-        if len(activations) > 1:
-            raise ValueError(f"Cannot combine adapters of different activations: {', '.join(sorted(activations))}.")
-        (activation,) = activations
-        if topk_of(activation) is not None and len(adapters) > 1:
-            raise ValueError(
-                f"Cannot combine {activation} adapters exactly: top-k over all units is not top-k over each."
-            )
-        if len({self.peft_config[name].lora_bias for name in adapters}) > 1:
-            raise ValueError("Cannot combine adapters with and without lora_bias.")
+    @classmethod
+    def _convert_state_dict_for_initial_model(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "MonoLoRA does not support path_initial_model_for_weight_conversion: it undoes initialisations that change "
+            "the base weight (PiSSA and the like), which MonoLoRA does not have."
+        )
 
     @classmethod
     def _get_adapter_state_dict(
@@ -121,6 +137,13 @@ class MonoLoraModel(LoraModel):
         return to_disk_names(tensors)
 
     @classmethod
+    def _get_learnable_bias_state_dict(cls, model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        # With bias="all" PEFT lists the biases of modules_to_save here too, under names that no model has when the
+        # file is read. It saves these modules by itself, under their right names.
+        biases = super()._get_learnable_bias_state_dict(model, *args, **kwargs)
+        return {key: bias for key, bias in biases.items() if ".modules_to_save." not in key}
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
@@ -135,40 +158,8 @@ class MonoLoraModel(LoraModel):
         prefix = "base_model.model."
         if not any(key.startswith(prefix) for key in in_model):  # injected without a PeftModel around it
             remapped = {key.removeprefix(prefix): value for key, value in remapped.items()}
-        expected = {key: shape for key, shape in in_model.items() if _is_unit_tensor(key, adapter_name)}
-        origin = origin_of(config.base_model_name_or_path, model.__dict__.get("name_or_path"))
-        check_tensors(remapped, expected, in_model, origin)
+        expected = {key: shape for key, shape in in_model.items() if is_unit_tensor(key, adapter_name)}
+        name = model_name(model)
+        check_tensors(remapped, expected, in_model, config.base_model_name_or_path, name)
+        warn_of_other_base(config.base_model_name_or_path, name)
         return remapped
-
-
-def _is_unit_tensor(key: str, adapter_name: str) -> bool:
-    return f"_A.{adapter_name}" in key or f"_B.{adapter_name}" in key
-
-
-def _unit_tensors(layer: LoraLayer, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """A ``(r, in, ...)``, B ``(out, r, ...)`` and B's bias of one adapter, as the live parameters' data."""
-    if name in layer.lora_embedding_A:
-        return layer.lora_embedding_A[name].data, layer.lora_embedding_B[name].data, None
-    A, B = layer.lora_A[name], layer.lora_B[name]
-    return A.weight.data, B.weight.data, None if B.bias is None else B.bias.data
-
-
-def _concatenate(layer: MonoLoraLayer, adapters: list[str], weights: list[float], into: str) -> None:
-    A, B, bias = _unit_tensors(layer, into)
-    A.zero_()
-    B.zero_()
-    if bias is not None:
-        bias.zero_()
-    start = 0
-    for name, weight in zip(adapters, weights, strict=True):
-        if name not in layer.activation:
-            continue
-        part_A, part_B, part_bias = _unit_tensors(layer, name)
-        if part_B.shape[1] != part_A.shape[0]:
-            raise ValueError(f"Cannot combine adapters on grouped convolutions, such as {layer.get_base_layer()}.")
-        factor, end = weight * layer.scaling[name], start + part_A.shape[0]
-        A[start:end] = part_A
-        B[:, start:end] = part_B * factor
-        if bias is not None and part_bias is not None:
-            bias += part_bias * factor
-        start = end

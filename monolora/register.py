@@ -8,11 +8,14 @@ steps aside when PEFT ships the type itself.
 from __future__ import annotations
 
 import functools
+import inspect
+import json
 import os
+from collections.abc import Callable
 from typing import Any
 
-from peft import PeftType
-from peft.utils import hotswap, register_peft_method, transformers_weight_conversion
+from peft import PeftType, peft_model
+from peft.utils import CONFIG_NAME, hotswap, register_peft_method, transformers_weight_conversion
 
 NAME = "MONOLORA"
 
@@ -44,53 +47,116 @@ def register() -> None:
         name=NAME.lower(), config_cls=MonoLoraConfig, model_cls=MonoLoraModel, prefix=MonoLoraModel.prefix
     )
     hotswap.CONFIG_KEYS_TO_CHECK[peft_type] = [*hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA], "activation"]
-    _read_our_names_in_hotswap()
-    _read_our_names_in_transformers()
+    _check_files_that_peft_reads()
+    _check_hotswap()
+    _check_native_loads()
 
 
-def _read_our_names_in_hotswap() -> None:
-    """Hotswap reads adapter files past the tuner's own hooks: translate the names there."""
-    from monolora.checkpoint import to_memory_names
+def _replace(owner: object, function: Callable[..., Any]) -> None:
+    """Put ``function`` in the place of the one of its name."""
+    setattr(owner, function.__name__, function)
 
-    original = hotswap.load_peft_weights
+
+def _names_monolora(folder: str) -> bool:
+    """Whether ``folder`` is a local adapter folder of this type."""
+    path = os.path.join(folder, CONFIG_NAME)
+    if not os.path.isfile(path):
+        return False
+    with open(path, encoding="utf-8") as file:
+        return bool(json.load(file).get("peft_type") == NAME)
+
+
+def _check_files_that_peft_reads() -> None:
+    """PEFT reads weights through one function, pickles too: let it see safetensors only."""
+    from monolora.checkpoint import check_weights_file
+
+    original = peft_model.load_peft_weights
 
     @functools.wraps(original)
-    def load_peft_weights(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return to_memory_names(original(*args, **kwargs))
+    def load_peft_weights(model_id: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        folder = os.path.join(model_id, kwargs.get("subfolder") or "")
+        if _names_monolora(folder):
+            check_weights_file(folder)
+        return original(model_id, *args, **kwargs)
 
-    hotswap.load_peft_weights = load_peft_weights
+    _replace(peft_model, load_peft_weights)
+    _replace(hotswap, load_peft_weights)
 
 
-def _read_our_names_in_transformers() -> None:
+def _check_hotswap() -> None:
+    """Hotswap goes past the tuner's own hooks, and fills tensors that a file lacks with zeros."""
+    from monolora.checkpoint import check_no_lora_tensors, to_memory_names
+    from monolora.loaders import check_swap, settle_swap
+
+    original = hotswap.hotswap_adapter_from_state_dict
+
+    @functools.wraps(original)
+    def hotswap_adapter_from_state_dict(
+        model: Any, state_dict: dict[str, Any], adapter_name: str, config: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        if config.peft_type != NAME:
+            original(model, state_dict, adapter_name, config, *args, **kwargs)
+            return
+        check_no_lora_tensors(state_dict)
+        state_dict = to_memory_names(state_dict)
+        check_swap(model, state_dict, adapter_name, config)
+        original(model, state_dict, adapter_name, config, *args, **kwargs)
+        settle_swap(model, adapter_name, config)
+
+    _replace(hotswap, hotswap_adapter_from_state_dict)
+
+
+def _check_native_loads() -> None:
     """``model.load_adapter`` of transformers reads the file itself, with a list of renamings from PEFT.
 
     Two wraps: one adds our renaming to that list; the other turns what transformers only logs (missing,
-    foreign or misshapen tensors) and what it does not look at (pickles, NaN) into errors.
+    foreign or misshapen tensors) and what it does not look at (pickles, NaN) into errors, after which the
+    adapter is gone again.
     """
     from transformers.core_model_loading import WeightRenaming
     from transformers.integrations.peft import PeftAdapterMixin
 
-    from monolora.checkpoint import DISK_PREFIX, MEMORY_PREFIX, check_native_load, check_weights_file
+    from monolora.checkpoint import DISK_PREFIX, MEMORY_PREFIX, AdapterFileError, check_weights_file
+    from monolora.loaders import PLAIN_LORA, check_native_load
 
     original_mapping = transformers_weight_conversion.build_peft_weight_mapping
 
     @functools.wraps(original_mapping)
     def build_peft_weight_mapping(weight_conversions: Any, adapter_name: str, peft_config: Any = None) -> list[Any]:
         mapping = original_mapping(weight_conversions, adapter_name, peft_config=peft_config)
-        if peft_config is not None and peft_config.peft_type == PeftType(NAME):
+        if peft_config is not None and peft_config.peft_type == NAME:
+            mapping.append(WeightRenaming(rf"\.{MEMORY_PREFIX}", PLAIN_LORA))
             mapping.append(WeightRenaming(rf"\.{DISK_PREFIX}", f".{MEMORY_PREFIX}"))
         return mapping
 
     original_load = PeftAdapterMixin.load_adapter
+    signature = inspect.signature(original_load)
+
+    def is_ours(given: dict[str, Any]) -> bool:
+        """Whether a call is seen to be about MonoLoRA before it is made; if so, its local file is checked."""
+        if given.get("peft_config") is not None:
+            return bool(given["peft_config"].peft_type == NAME)
+        subfolder = (given.get("adapter_kwargs") or {}).get("subfolder") or ""
+        folder = os.path.join(given.get("peft_model_id") or "", subfolder)
+        ours = _names_monolora(folder)
+        if ours:
+            check_weights_file(folder)
+        return ours
 
     @functools.wraps(original_load)
-    def load_adapter(
-        self: Any, peft_model_id: str | None = None, adapter_name: str | None = None, **kwargs: Any
-    ) -> Any:
-        check_weights_file(os.path.join(peft_model_id or "", (kwargs.get("adapter_kwargs") or {}).get("subfolder", "")))
-        info = original_load(self, peft_model_id, adapter_name, **kwargs)
-        check_native_load(self, adapter_name or "default", info)
+    def load_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs).arguments
+        adapter_name = given.get("adapter_name") or "default"
+        if is_ours(given):
+            kwargs["ignore_mismatched_sizes"] = True  # reported to us instead of raised without the tensor's name
+        info = original_load(self, *args, **kwargs)
+        if self.peft_config[adapter_name].peft_type == NAME:
+            try:
+                check_native_load(self, adapter_name, info)
+            except AdapterFileError:
+                self.delete_adapter(adapter_name)
+                raise
         return info
 
-    transformers_weight_conversion.build_peft_weight_mapping = build_peft_weight_mapping
-    PeftAdapterMixin.load_adapter = load_adapter
+    _replace(transformers_weight_conversion, build_peft_weight_mapping)
+    _replace(PeftAdapterMixin, load_adapter)

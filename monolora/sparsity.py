@@ -3,20 +3,25 @@
 Sparsity is the share of exact zeros in ``act(A x)`` over tokens (padding left out), units and adapted
 modules (paper, table 2). A unit is dead if it was zero on every measured token. Plain LoRA adapters are
 measured alike, on ``A x``: their share of exact zeros is 0 but for chance.
+
+Shapes: T tokens, R units.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
+from peft.tuners import lora
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 
-from monolora.layer import MonoLoraLayer
+from monolora.layer import MonoLoraLayer, monolora_class
 
 
 class Sparsity(NamedTuple):
@@ -27,7 +32,7 @@ class Sparsity(NamedTuple):
         dead_units: units that were zero on every token.
         units: all units measured.
         tokens: tokens measured (the most that any module saw).
-        modules: per module name, its share of zeros.
+        modules: per module, by its name in the base model, its share of zeros.
     """
 
     zeros: float
@@ -37,25 +42,29 @@ class Sparsity(NamedTuple):
     modules: dict[str, float]
 
 
-class _ModuleCount:
-    """Counts of one module, on its device; nothing here waits for the device."""
+class _Count:
+    """Counts of one adapter in one module, on its device; nothing here waits for the device."""
 
     def __init__(self, units: int, device: torch.device) -> None:
         self.zeros_R = torch.zeros(units, dtype=torch.int64, device=device)
         self.tokens = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add(self, h: torch.Tensor, keep: torch.Tensor | None) -> None:
-        zero_TR = (h == 0).reshape(-1, h.shape[-1])
-        if keep is None:
+    def add(self, h_TR: torch.Tensor, keep_T: torch.Tensor | None) -> None:
+        zero_TR = h_TR == 0
+        if keep_T is None:
             self.tokens += zero_TR.shape[0]
         else:
-            zero_TR = zero_TR & keep.reshape(-1, 1)
-            self.tokens += keep.sum()
+            zero_TR = zero_TR & keep_T[:, None]
+            self.tokens += keep_T.sum()
         self.zeros_R += zero_TR.sum(0)
 
 
 class SparsityMeter:
     """Counts zeros of every unit of the active adapters while it is attached to a model.
+
+    Padding is what the 2-D ``attention_mask`` of the model's forward marks with 0; without one, every token counts.
+    Modules that see other rows than the batch's tokens (a pooler, a routed expert, a convolution) are counted whole.
+    Under gradient checkpointing a layer runs twice a step and is counted twice, which changes no share.
 
     Example:
         >>> meter = SparsityMeter(model)
@@ -65,14 +74,27 @@ class SparsityMeter:
 
     Args:
         model: a model with MonoLoRA or LoRA layers, wrapped in a ``PeftModel`` or not.
+        training_only: whether to pass over layers in evaluation mode.
+
+    Raises:
+        ValueError: for an encoder-decoder model, which has two kinds of padding.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-        self._names = {layer: name for name, layer in self._layers.items()}
+    def __init__(self, model: nn.Module, *, training_only: bool = False) -> None:
+        # Not the PeftModel: its generate() goes past its own forward.
+        self._model: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
+        if isinstance(self._model, PreTrainedModel) and self._model.config.is_encoder_decoder:
+            raise ValueError("SparsityMeter measures decoder-only and encoder-only models, not encoder-decoder ones.")
+        self._signature = inspect.signature(self._model.forward)
+        self._training_only = training_only
+        self._names = {layer: name for name, layer in self._model.named_modules() if isinstance(layer, LoraLayer)}
         self._keep: torch.Tensor | None = None
-        self._counts: dict[str, _ModuleCount] = {}
+        self._counts: dict[tuple[str, str], _Count] = {}
+
+    @property
+    def has_counts(self) -> bool:
+        """Whether anything has been counted since the last reset."""
+        return bool(self._counts)
 
     def reset(self) -> None:
         """Forget everything counted so far."""
@@ -90,45 +112,66 @@ class SparsityMeter:
     def attach(self) -> list[Any]:
         """Start counting; returns what :meth:`detach` wants back."""
         handles: list[Any] = [self._model.register_forward_pre_hook(self._note_padding, with_kwargs=True)]
-        for layer in self._layers.values():
+        for layer in self._names:
             if isinstance(layer, MonoLoraLayer):
                 layer.unit_observer = self._observe
+            elif isinstance(layer, lora.Embedding):
+                handles.append(layer.register_forward_hook(self._observe_plain_embedding))
             else:
-                for A in layer.lora_A.values():
-                    handles.append(A.register_forward_hook(self._hook_for(layer)))
+                for adapter_name, A in layer.lora_A.items():
+                    handles.append(A.register_forward_hook(self._plain_hook(layer, adapter_name)))
         return handles
 
     def detach(self, handles: list[Any]) -> None:
         """Stop counting."""
-        for layer in self._layers.values():
+        for layer in self._names:
             if isinstance(layer, MonoLoraLayer):
                 layer.unit_observer = None
         for handle in handles:
             handle.remove()
         self._keep = None
 
-    def _note_padding(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
+    def _note_padding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = self._signature.bind_partial(*args, **kwargs).arguments.get("attention_mask")
         self._keep = mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
 
-    def _hook_for(self, layer: LoraLayer) -> Any:
+    def _observe(self, layer: LoraLayer, adapter_name: str, h: torch.Tensor) -> None:
+        """Count units with their dimension where this kind of layer has it."""
+        assert isinstance(layer, nn.Module)  # as every class of LoRA layers is
+        if self._training_only and not layer.training:
+            return
+        h = h.detach().movedim(monolora_class(type(layer)).unit_dim, -1)
+        keep_T = self._keep_of(h.shape[:-1])
+        key, units = (self._names[layer], adapter_name), h.shape[-1]
+        if key not in self._counts:
+            self._counts[key] = _Count(units, h.device)
+        self._counts[key].add(h.reshape(-1, units), keep_T)
+
+    def _plain_hook(self, layer: LoraLayer, adapter_name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            self._count(layer, output.detach())
+            self._observe(layer, adapter_name, output)
 
         return hook
 
-    def _observe(self, layer: MonoLoraLayer, adapter_name: str, h: torch.Tensor) -> None:
-        self._count(layer, h.movedim(layer.unit_dim, -1))
+    def _observe_plain_embedding(self, layer: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        """LoRA's embedding keeps A as a bare parameter, where no hook sees its output."""
+        for adapter_name in [] if layer.disable_adapters else layer.active_adapters:
+            if adapter_name in layer.lora_embedding_A:
+                self._observe(layer, adapter_name, layer.lora_embedding_A[adapter_name].T[args[0]])
 
-    def _count(self, layer: LoraLayer, h: torch.Tensor) -> None:
-        name = self._names[layer]
-        if name not in self._counts or len(self._counts[name].zeros_R) != h.shape[-1]:
-            self._counts[name] = _ModuleCount(h.shape[-1], h.device)
+    def _keep_of(self, rows: torch.Size) -> torch.Tensor | None:
+        """Which of the rows are tokens and not padding, flat; None for all."""
         keep = self._keep
-        if keep is not None:
+        if keep is None:
+            return None
+        if rows.numel() == keep.numel():
+            return keep.reshape(-1)
+        if len(rows) == 2 and rows[0] == keep.shape[0] and rows[1] < keep.shape[1]:
             # While generating with a cache the mask covers the past too; the tokens at hand are its last ones.
-            keep = keep[:, -h.shape[1] :] if h.dim() == 3 and keep.shape[0] == h.shape[0] else None
-        self._counts[name].add(h, keep)
+            return keep[:, -rows[1] :].reshape(-1)
+        if len(rows) == 2 and rows[1] == keep.shape[1]:
+            raise ValueError("Padding cannot be told apart in a batch of mixed adapters; measure them one at a time.")
+        return None
 
     def result(self) -> Sparsity:
         """The counts so far.
@@ -138,35 +181,46 @@ class SparsityMeter:
         """
         if not self._counts:
             raise RuntimeError("No adapted module was run while measuring: is the adapter active, and on this model?")
-        zeros = dead = total = units = tokens = 0
-        modules = {}
-        for name, count in self._counts.items():
+        dead = units = tokens = 0
+        zeros: dict[str, int] = {}
+        total: dict[str, int] = {}
+        for (name, _), count in self._counts.items():
             seen, zeros_R = int(count.tokens), count.zeros_R.tolist()
-            modules[name] = sum(zeros_R) / max(1, seen * len(zeros_R))
-            zeros += sum(zeros_R)
-            total += seen * len(zeros_R)
+            zeros[name] = zeros.get(name, 0) + sum(zeros_R)
+            total[name] = total.get(name, 0) + seen * len(zeros_R)
             dead += sum(z == seen for z in zeros_R)
             units += len(zeros_R)
             tokens = max(tokens, seen)
-        return Sparsity(zeros / max(1, total), dead, units, tokens, modules)
+        modules = {name: zeros[name] / max(1, total[name]) for name in zeros}
+        return Sparsity(sum(zeros.values()) / max(1, sum(total.values())), dead, units, tokens, modules)
 
 
 class SparsityCallback(TrainerCallback):
-    """Adds ``sparsity`` and ``dead_units`` to every logged training step, over the tokens since the last one."""
+    """Adds ``sparsity`` and ``dead_units`` to every logged training step, over the training tokens since the last one.
+
+    Example:
+        >>> SparsityCallback().add_to(trainer)
+    """
 
     def __init__(self) -> None:
         self._meter: SparsityMeter | None = None
         self._handles: list[Any] = []
 
+    def add_to(self, trainer: Any) -> None:
+        """Add this callback to a ``transformers.Trainer``, ahead of the reporters, so that they see its numbers too."""
+        trainer.add_callback(self)
+        callbacks = trainer.callback_handler.callbacks
+        callbacks.insert(0, callbacks.pop())
+
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any
     ) -> None:
         if model is not None and any(isinstance(module, LoraLayer) for module in model.modules()):
-            self._meter = SparsityMeter(model)
+            self._meter = SparsityMeter(model, training_only=True)
             self._handles = self._meter.attach()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if self._meter is None or logs is None or "loss" not in logs or not self._meter._counts:
+        if self._meter is None or logs is None or "loss" not in logs or not self._meter.has_counts:
             return
         measured = self._meter.result()
         self._meter.reset()

@@ -5,14 +5,23 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+_KINDS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def target_names(model: nn.Module) -> list[str]:
     """Last name parts of the model's linear, convolution and embedding modules, sorted, each once."""
-    kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, kinds)}
-    return sorted(names - {""})
+    adapted = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return sorted(
+        {
+            name.rpartition(".")[-1]
+            for name, module in model.named_modules()
+            if name and isinstance(module, (*_KINDS, BaseTunerLayer)) and not name.startswith(adapted)
+        }
+    )
 
 
 def near_misses(model: nn.Module, targets: str | Iterable[str] | None) -> str:

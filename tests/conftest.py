@@ -1,0 +1,133 @@
+"""What the tests share: tiny random models, adapters with something in B, and no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from monolora import MonoLoraConfig
+
+transformers_logging.disable_progress_bar()
+
+VOCAB = 64
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Every test starts from the same random state and leaves none behind."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def make_llama() -> Callable[..., LlamaForCausalLM]:
+    """``make_llama(seed=0, dtype=torch.float32, **config)``: a two-layer Llama in evaluation mode."""
+
+    def make(seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> LlamaForCausalLM:
+        sizes = {
+            "vocab_size": VOCAB,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 64,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return LlamaForCausalLM(LlamaConfig(**sizes | config)).to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_gpt2() -> Callable[..., GPT2LMHeadModel]:
+    """``make_gpt2(seed=0, dtype=torch.float32)``: a two-layer GPT-2, whose linear maps are ``Conv1D``."""
+
+    def make(seed: int = 0, dtype: torch.dtype = torch.float32) -> GPT2LMHeadModel:
+        config = GPT2Config(vocab_size=VOCAB, n_embd=16, n_layer=2, n_head=2, n_positions=64)
+        config.bos_token_id = config.eos_token_id = 2
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return GPT2LMHeadModel(config).to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ids() -> torch.Tensor:
+    """Token ids, ``(3, 6)``, none of them special."""
+    return torch.randint(3, VOCAB, (3, 6), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture(scope="session")
+def fill() -> Callable[..., nn.Module]:
+    """``fill(model, seed=1)``: put normal noise into every A and B, so that an adapter does something."""
+
+    def fill_(model: nn.Module, seed: int = 1, adapter_name: str = "default") -> nn.Module:
+        noise = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if "lora_" in name and f".{adapter_name}" in name:
+                values = torch.randn(parameter.shape, generator=noise) * 0.3
+                parameter.data.copy_(values)
+        return model
+
+    return fill_
+
+
+@pytest.fixture(scope="session")
+def adapt(fill: Callable[..., nn.Module]) -> Callable[..., PeftModel]:
+    """``adapt(model, seed=1, **config)``: a filled MonoLoRA adapter on q_proj and down_proj, in evaluation mode."""
+
+    def adapt_(model: PreTrainedModel, seed: int = 1, **config: Any) -> PeftModel:
+        settings: dict[str, Any] = {"target_modules": ["q_proj", "down_proj"], "r": 4, "task_type": "CAUSAL_LM"}
+        adapted = get_peft_model(model, MonoLoraConfig(**settings | config))
+        fill(adapted, seed)
+        return adapted.eval()
+
+    return adapt_
+
+
+@pytest.fixture
+def base_folder(make_llama: Callable[..., LlamaForCausalLM], tmp_path: Path) -> Path:
+    """A saved tiny Llama."""
+    make_llama().save_pretrained(tmp_path / "tiny-llama")
+    return tmp_path / "tiny-llama"
+
+
+@pytest.fixture
+def saved(
+    base_folder: Path,
+    adapt: Callable[..., PeftModel],
+    tmp_path: Path,
+    ids: torch.Tensor,
+) -> Callable[..., tuple[Path, torch.Tensor]]:
+    """``saved(**config)``: an adapter folder on ``base_folder``, and the logits of the model that was saved."""
+
+    def save(name: str = "adapter", seed: int = 1, **config: Any) -> tuple[Path, torch.Tensor]:
+        model = adapt(LlamaForCausalLM.from_pretrained(base_folder), seed, **config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+            model.save_pretrained(tmp_path / name)
+        with torch.no_grad():
+            return tmp_path / name, model(ids).logits
+
+    return save
