@@ -3,6 +3,7 @@
 Importing it registers the PEFT method ``MONOLORA``.
 """
 
+import monolora._quiet  # noqa: F401
 from monolora.config import MonoLoraConfig
 from monolora.functional import monolora_linear, monolora_reference
 from monolora.layer import MonoLoraLayer

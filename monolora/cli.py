@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from typing import cast
 
-from monolora.errors import InputError, SaveError, unknown
+from monolora.errors import exit_status, unknown
 
 # Programs are imported when asked for: each brings its own libraries.
 COMMANDS = {
@@ -26,27 +25,18 @@ def main(argv: list[str] | None = None) -> int:
         The exit status: 0 done, 1 failure, 2 bad input.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    return exit_status(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print("usage: monolora COMMAND [flags]   (monolora COMMAND --help for its flags)\n")
         print("\n".join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items()))
         return 0 if words else 2
-    try:
-        if words[0] not in COMMANDS:
-            raise unknown("command", words[0], COMMANDS)
-        program = cast(Callable[[list[str]], int], importlib.import_module(COMMANDS[words[0]][0]).main)
-        return program(words[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SaveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away, as in `monolora … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    if words[0] not in COMMANDS:
+        raise unknown("command", words[0], COMMANDS)
+    program = cast(Callable[[list[str]], int], importlib.import_module(COMMANDS[words[0]][0]).main)
+    return program(words[1:])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
 import os
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from monolora.errors import InputError
+from monolora.flags import FlagParser
 from monolora.hub import SMOLLM2, cache_root, data_root
 
 PACKAGES = ("monolora", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "safetensors")
@@ -31,7 +31,7 @@ class Finding(NamedTuple):
 
 def main(argv: list[str]) -> int:
     """Print the report; returns 0, or 1 if something that runs need is missing."""
-    argparse.ArgumentParser(prog="monolora doctor", description=__doc__).parse_args(argv)
+    FlagParser("monolora doctor", __doc__).parse(argv)
     findings = list(examine())
     table = Table(show_header=False)
     for finding in findings:

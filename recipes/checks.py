@@ -1,12 +1,15 @@
 """What is checked before a run trains a single step, and the preview that shows it.
 
-The usual silent mistakes of SFT: the loss falls on the prompt, the end token is never trained, BOS comes twice,
-truncation leaves nothing to train on.
+The usual silent mistakes of SFT: the loss falls on the prompt, the end token is never trained, BOS comes twice or not
+at all, truncation leaves nothing to train on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -15,78 +18,142 @@ from rich.text import Text
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from monolora.errors import InputError
+from monolora.errors import InputError, RunError
+from monolora.sparsity import Sparsity
 
 IGNORED = -100
 
 
+class Document(NamedTuple):
+    """One example as the model is trained on it: its tokens, and for each its label or ``IGNORED``."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+def documents(rows: datasets.Dataset, packed: bool) -> Iterator[Document]:
+    """The examples in the tokenized rows; packed rows are taken apart where an answer ends and a prompt begins.
+
+    With ``wrapped`` packing an example may begin in one row and end in the next.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    for row in rows:
+        if not packed:
+            yield Document(row["input_ids"], row["labels"])
+            continue
+        for token, label in zip(row["input_ids"], row["labels"], strict=True):
+            if labels and labels[-1] != IGNORED and label == IGNORED:
+                yield Document(ids, labels)
+                ids, labels = [], []
+            ids.append(token)
+            labels.append(label)
+    if ids:
+        yield Document(ids, labels)
+
+
 def check_training_rows(
-    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, wanted: int, max_length: int | None
-) -> None:
+    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, wanted: int, max_length: int | None, packed: bool
+) -> float:
     """Check the tokenized training rows.
 
     Args:
         rows: with ``input_ids`` and ``labels``, as TRL prepared them.
         tokenizer: the one that made them.
-        wanted: how many there were before TRL dropped those without a trained token.
+        wanted: how many examples there were before TRL dropped those without a trained token.
         max_length: the limit in tokens that truncated them.
+        packed: whether TRL packed several examples into a row.
+
+    Returns:
+        The share of examples whose end token is trained; the others were cut by truncation.
 
     Raises:
-        InputError: if no row has a trained token, the prompt is trained on, BOS is doubled, or the end token is
-            trained in no row.
+        InputError: if no row has a trained token, the prompt is trained on, BOS is doubled or missing, or the end
+            token is trained in no row.
     """
-    if len(rows) == 0:
+    count = ended = 0
+    bos = bos_in_front(tokenizer)
+    for document in documents(rows, packed):
+        if all(label == IGNORED for label in document.labels):  # the cut-off prompt at the end of a packed row
+            continue
+        check_document(document, tokenizer, bos)
+        count += 1
+        ended += tokenizer.eos_token_id in document.labels[-3:]  # templates may put a newline after it
+    if count == 0:
         raise InputError(
             f"All {wanted} examples lose every trained token when cut to --max-length {max_length}: the prompts alone "
             "are longer. Raise --max-length."
         )
-    for row in rows:
-        check_row(row["input_ids"], row["labels"], tokenizer)
-    if not any(ends_trained(row["input_ids"], row["labels"], tokenizer) for row in rows):
+    if ended == 0:
         raise InputError(
             f"The end token {tokenizer.eos_token!r} is trained in no example, so the model would not learn to stop. "
             "Raise --max-length, or use a chat template that ends the assistant's turn with it (--eos-token)."
         )
+    return ended / count
 
 
-def check_row(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check one row: loss on the completion only, at most one BOS in front.
+def bos_in_front(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer begins plain text with BOS: then the model expects every sequence to begin with one."""
+    bos = tokenizer.bos_token_id
+    return bos is not None and tokenizer("a")["input_ids"][0] == bos
+
+
+def check_document(document: Document, tokenizer: PreTrainedTokenizerBase, bos_expected: bool) -> None:
+    """Check one example: loss on the whole answer and on nothing else, and one BOS in front where there must be one.
 
     Raises:
         InputError: if not.
     """
-    if labels and labels[0] != IGNORED:
-        raise InputError("The first token of an example is trained on: the loss is not on completions only.")
+    ids, labels = document
+    first = next(place for place, label in enumerate(labels) if label != IGNORED)
+    if first == 0:
+        raise InputError("The first token of an example is trained on: the loss is not on answers only.")
+    if labels[first:] != ids[first:]:
+        raise InputError("An example has tokens in its answer that are not trained on: the loss is not on all of it.")
     bos = tokenizer.bos_token_id
-    if bos is not None and len(ids) > 1 and ids[0] == bos == ids[1]:
+    if bos is not None and ids[:2] == [bos, bos]:
         raise InputError(
-            f"An example begins with {tokenizer.bos_token!r} twice: the template and the tokenizer both add it. "
-            "Remove it from the chat template (--chat-template-path)."
+            f"An example begins with {tokenizer.bos_token!r} twice: the text or the chat template has it, and the "
+            "tokenizer adds it. Take it out of the former (--chat-template-path)."
+        )
+    if bos_expected and ids[0] != bos:
+        raise InputError(
+            f"The examples do not begin with {tokenizer.bos_token!r}, which the tokenizer puts before plain text: the "
+            "chat template lacks it. Put {{ bos_token }} at its front (--chat-template-path)."
         )
 
 
-def ends_trained(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the row's last end token is trained; templates may put a newline after it."""
-    return tokenizer.eos_token_id in [label for label in labels[-3:] if label != IGNORED]
-
-
-def share_ending(rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Share of rows whose end token is trained; the others were cut by truncation."""
-    return sum(ends_trained(row["input_ids"], row["labels"], tokenizer) for row in rows) / max(1, len(rows))
-
-
-def check_finite_parameters(model: nn.Module) -> None:
+def check_finite(model: nn.Module, history: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to go on with a model whose training diverged.
 
     Raises:
-        RuntimeError: naming the first parameter that is not finite.
+        RunError: naming the step or the parameter that is not finite.
     """
+    mend = "Start anew with a lower --learning-rate."
+    for entry in history:
+        if not math.isfinite(entry.get("loss", 0.0)):
+            raise RunError(f"Training diverged: the loss at step {entry['step']} is {entry['loss']}. {mend}")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise RuntimeError(f"Training diverged: {name} has NaN or infinite values. Lower --learning-rate.")
+            raise RunError(f"Training diverged: {name} has NaN or infinite values. {mend}")
 
 
-def preview(rows: Iterable[dict], tokenizer: PreTrainedTokenizerBase, console: Console, most: int = 3) -> None:
+def check_alive(sparsity: Sparsity) -> None:
+    """Refuse an adapter that does nothing any more.
+
+    Raises:
+        RunError: if every unit is zero on every token.
+    """
+    if sparsity.dead_units == sparsity.units:
+        raise RunError(
+            f"The adapter is dead: all {sparsity.units} units are zero on all held-out prompts, so the model is the "
+            "base model. Start anew with a lower --learning-rate."
+        )
+
+
+def preview(
+    rows: Iterable[Mapping[str, list[int]]], tokenizer: PreTrainedTokenizerBase, console: Console, most: int = 3
+) -> None:
     """Print examples with the trained tokens marked: ``⟦…⟧`` around them, and green where there is colour."""
     for number, row in enumerate(rows, start=1):
         if number > most:
@@ -94,11 +161,8 @@ def preview(rows: Iterable[dict], tokenizer: PreTrainedTokenizerBase, console: C
         text = Text(
             f"--- example {number}: {len(row['input_ids'])} tokens, trained are those in ⟦ ⟧ ---\n", style="bold"
         )
-        trained = False
-        for token, label in zip(row["input_ids"], row["labels"], strict=True):
-            if (label != IGNORED) != trained:
-                trained = not trained
-                text.append("⟦" if trained else "⟧", style="green")
-            text.append(tokenizer.decode([token]), style="green" if trained else "dim")
-        text.append("⟧" if trained else "", style="green")
+        labelled = zip(row["input_ids"], row["labels"], strict=True)
+        for trained, span in groupby(labelled, lambda pair: pair[1] != IGNORED):
+            words = str(tokenizer.decode([token for token, _ in span]))
+            text.append(f"⟦{words}⟧" if trained else words, style="green" if trained else "dim")
         console.print(text, soft_wrap=True)

@@ -6,12 +6,13 @@ scored on 200 sentences of other templates. Nothing is downloaded.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from monolora.errors import exit_status
+from monolora.flags import FlagParser
 from monolora.recipes.arguments import parse
 from monolora.recipes.report import result_table
 from monolora.recipes.sft import run
@@ -21,12 +22,12 @@ SETTINGS = ["--dataset", "demo", "--per-device-train-batch-size", "8", "--overwr
 
 def main(argv: list[str]) -> int:
     """Run the two; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="monolora demo", description=__doc__)
+    parser = FlagParser("monolora demo", __doc__)
     parser.add_argument(
         "--output-dir", default="runs/demo", help="parent of the two runs' folders (default: %(default)s)"
     )
     parser.add_argument("--seed", default="42", help="of both runs (default: %(default)s)")
-    flags = parser.parse_args(argv)
+    flags = parser.parse(argv)
     console = Console()
     records = []
     for adapter in ("lora", "monolora"):
@@ -34,9 +35,9 @@ def main(argv: list[str]) -> int:
         folder = str(Path(flags.output_dir) / adapter)
         records.append(run(parse([*SETTINGS, "--adapter", adapter, "--seed", flags.seed, "--output-dir", folder])))
     console.print(result_table(records))
-    console.print(f"Each run's model, card, plot and run.json: {flags.output_dir}/lora, {flags.output_dir}/monolora")
+    print(f"Each run's model, card, plot and run.json: {flags.output_dir}/lora, {flags.output_dir}/monolora")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

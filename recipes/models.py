@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import datasets
+import jinja2
 import torch
 from accelerate import PartialState
-from peft import PeftConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_quantization_config
 
-from monolora.errors import InputError
+from monolora import hub
+from monolora.errors import InputError, in_one_line
+from monolora.recipes.adapter_config import check_targets
 from monolora.recipes.arguments import Arguments, TrainingArguments
 from monolora.recipes.trainer import SftTrainer
 from monolora.sparsity import SparsityCallback
@@ -21,21 +24,28 @@ def load_tokenizer(folder: str, training: TrainingArguments) -> PreTrainedTokeni
     """The model's tokenizer, with the chat template of ``--chat-template-path`` if one is given.
 
     Raises:
-        InputError: if the folder has none, or the template cannot be read.
+        InputError: if the folder has none, the template cannot be used, or the end token is none of its tokens.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=training.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} has no usable tokenizer: {str(error).splitlines()[0]}") from error
+    tokenizer = hub.load_tokenizer(folder, trust_remote_code=training.trust_remote_code)
+    eos = training.eos_token
+    if eos is not None and eos not in tokenizer.get_vocab():
+        raise InputError(f"--eos-token {eos} is none of the tokenizer's tokens; its own is {tokenizer.eos_token}.")
     path = training.chat_template_path
     if path is None:
         return tokenizer
     if Path(path).is_file():
         tokenizer.chat_template = Path(path).read_text()
+        training.chat_template_path = None  # in place; TRL would read files of some suffixes only
     elif Path(path).is_dir():
-        tokenizer.chat_template = AutoTokenizer.from_pretrained(path).chat_template
+        tokenizer.chat_template = hub.load_tokenizer(path).chat_template
+        if not tokenizer.chat_template:
+            raise InputError(f"--chat-template-path {path} has a tokenizer without a chat template.")
     else:
         raise InputError(f"--chat-template-path {path} is neither a file nor a folder with a tokenizer.")
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        raise InputError(f"--chat-template-path {path} is no working chat template: {in_one_line(error)}") from error
     return tokenizer
 
 
@@ -46,18 +56,15 @@ def load_model(folder: str, arguments: Arguments) -> PreTrainedModel:
         InputError: if the folder holds no causal language model, or a weight file is damaged.
     """
     model_args = arguments.model
-    options = {} if PartialState().num_processes > 1 or not torch.cuda.is_available() else {"device_map": {"": 0}}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=model_args.dtype,
-            attn_implementation=model_args.attn_implementation,
-            quantization_config=get_quantization_config(model_args),
-            trust_remote_code=arguments.training.trust_remote_code,
-            **options,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"Cannot load a causal language model from {folder}: {str(error).splitlines()[0]}") from error
+    one_gpu = torch.cuda.is_available() and PartialState().num_processes == 1
+    model = hub.load_causal_lm(
+        folder,
+        dtype=model_args.dtype,
+        attn_implementation=model_args.attn_implementation,
+        quantization_config=get_quantization_config(model_args),
+        trust_remote_code=arguments.training.trust_remote_code,
+        device_map={"": 0} if one_gpu else None,
+    )
     # What adapter_config.json will name as the base: the hub's id where the model came from the hub.
     from_hub = not Path(arguments.adapter.model).exists() and "/snapshots/" in folder
     model.name_or_path = arguments.adapter.model if from_hub else str(Path(folder).resolve())
@@ -67,7 +74,7 @@ def load_model(folder: str, arguments: Arguments) -> PreTrainedModel:
 def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    adapter: PeftConfig | None,
+    adapter: LoraConfig | None,
     rows: datasets.Dataset,
     arguments: Arguments,
 ) -> SftTrainer:
@@ -76,17 +83,21 @@ def make_trainer(
     Raises:
         InputError: for what TRL or PEFT refuse, such as a target pattern that matches no module.
     """
+    if adapter is not None:
+        check_targets(model, adapter.target_modules)
+    callback = SparsityCallback()
     try:
-        return SftTrainer(
+        trainer = SftTrainer(
             model=model,
             args=arguments.training,
             train_dataset=rows,
             processing_class=tokenizer,
             peft_config=adapter,
-            callbacks=[SparsityCallback()],
         )
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from error
+    except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
+        raise InputError(in_one_line(error)) from error
+    callback.add_to(trainer)
+    return trainer
 
 
 def is_sharded(trainer: SftTrainer) -> bool:

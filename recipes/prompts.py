@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import datasets
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+from trl.data_utils import common_prefix_length
 
 from monolora.errors import InputError
 from monolora.recipes.tasks.base import Example
@@ -55,21 +56,33 @@ def render_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) 
 
 
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids after which the answer begins, as TRL makes them for training."""
-    prompt = render(example, tokenizer)["prompt"]
-    if isinstance(prompt, str):
-        return tokenizer(prompt)["input_ids"]
-    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+    """The token ids after which the answer is generated, as TRL makes them for training."""
+    return _tokens(render(example, tokenizer)["prompt"], tokenizer, generate=True)
 
 
-def answer_ids(example: Example, answer: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids of ``answer`` in its place after the prompt, the end token included."""
-    rendered = render(example._replace(response=answer), tokenizer)
-    before = prompt_ids(example, tokenizer)
-    if isinstance(rendered["prompt"], str):
-        whole = tokenizer(rendered["prompt"] + answer + tokenizer.eos_token)["input_ids"]
-    else:
-        whole = tokenizer.apply_chat_template(rendered["prompt"] + rendered["completion"], return_dict=True)[
-            "input_ids"
-        ]
-    return whole[len(before) :]
+class Split(NamedTuple):
+    """An example's tokens: those before its answer, and those of the answer, the end token included."""
+
+    context: list[int]
+    answer: list[int]
+
+
+def split_at_answer(example: Example, tokenizer: PreTrainedTokenizerBase) -> Split:
+    """The tokens of an example, divided as in training: where prompt and prompt with answer begin to differ.
+
+    That is the end of the prompt, unless tokens merge over the boundary.
+    """
+    rendered = render(example, tokenizer)
+    prompt, answer = rendered["prompt"], rendered["completion"]
+    if isinstance(prompt, str) and not answer.endswith(tokenizer.eos_token):
+        answer += tokenizer.eos_token
+    whole = _tokens(prompt + answer, tokenizer)
+    at = common_prefix_length(prompt_ids(example, tokenizer), whole)
+    return Split(whole[:at], whole[at:])
+
+
+def _tokens(text: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, generate: bool = False) -> list[int]:
+    if isinstance(text, str):
+        return tokenizer(text)["input_ids"]
+    encoded = tokenizer.apply_chat_template(text, add_generation_prompt=generate, return_dict=True)
+    return cast(BatchEncoding, encoded)["input_ids"]

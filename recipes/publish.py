@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
 
-from monolora.errors import InputError, SaveError
+from monolora.errors import InputError, RunError, SaveError, in_one_line
 from monolora.recipes import record as run_record
 from monolora.recipes.arguments import TrainingArguments
 from monolora.recipes.report import model_card, plot
 from monolora.recipes.trainer import DISK_TROUBLE, STAGING, SftTrainer
+
+_T = TypeVar("_T")
 
 
 def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
@@ -22,6 +25,7 @@ def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
         SaveError: if the disk is full or not writable; the checkpoints written before stay whole.
     """
     staging = output / STAGING
+    trainer.clear_staging(output)
     try:
         trainer.save_model(str(staging))
         trainer.accelerator.wait_for_everyone()
@@ -29,10 +33,12 @@ def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
             (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json has the same
             model_card(record).save(staging / "README.md")
             plot(record["history"], staging)
-            for file in staging.iterdir():
+            run_record.write(staging, record)
+            for file in sorted(staging.iterdir(), key=lambda path: path.name == run_record.FILE):
                 file.replace(output / file.name)
-            run_record.write(output, record)
     except DISK_TROUBLE as error:
+        if isinstance(error, SaveError):
+            raise
         raise SaveError.of(output, error) from error
     finally:
         if trainer.args.should_save:
@@ -48,18 +54,32 @@ def claim(training: TrainingArguments) -> str | None:
     if not training.push_to_hub:
         return None
     training.push_to_hub = False
-    try:
-        user = HfApi(token=training.hub_token).whoami()["name"]
-    except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
-        raise InputError(
-            f"--push-to-hub cannot log in ({str(error).splitlines()[0]}). Set HF_TOKEN, or leave the flag out."
-        ) from error
+    user = _on_the_hub(
+        lambda: HfApi(token=training.hub_token).whoami()["name"],
+        lambda reason: InputError(f"--push-to-hub cannot log in: {reason} Set HF_TOKEN, or leave the flag out."),
+    )
     name = training.hub_model_id or Path(training.output_dir or "").name
     return name if "/" in name else f"{user}/{name}"
 
 
 def push(output: Path, repo: str, training: TrainingArguments) -> None:
-    """Upload the output folder, checkpoints left out."""
+    """Upload the output folder, checkpoints left out.
+
+    Raises:
+        RunError: if the hub does not take it.
+    """
     api = HfApi(token=training.hub_token)
-    api.create_repo(repo, private=training.hub_private_repo, exist_ok=True)
-    api.upload_folder(folder_path=output, repo_id=repo, ignore_patterns=["checkpoint-*", ".*"])
+
+    def upload() -> None:
+        api.create_repo(repo, private=training.hub_private_repo, exist_ok=True)
+        api.upload_folder(folder_path=output, repo_id=repo, ignore_patterns=["checkpoint-*", ".*"])
+
+    mend = f"The model is in {output}; try again with: hf upload {repo} {output}"
+    _on_the_hub(upload, lambda reason: RunError(f"Cannot push to {repo}: {reason} {mend}"))
+
+
+def _on_the_hub(call: Callable[[], _T], trouble: Callable[[str], Exception]) -> _T:
+    try:
+        return call()
+    except Exception as error:  # the hub client raises its own, its HTTP library's and the system's errors
+        raise trouble(in_one_line(error)) from error

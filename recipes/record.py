@@ -8,30 +8,18 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from transformers.trainer_utils import get_last_checkpoint
+from accelerate import PartialState
 
-from monolora.errors import InputError
+from monolora.errors import InputError, SaveError, in_one_line
 from monolora.recipes.arguments import Arguments
 
 FILE = "run.json"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "monolora")
-# Flags that change nothing about what is trained: a resumed run may differ in them.
-_FREE_FLAGS = frozenset(
-    {
-        "output_dir", "resume_from_checkpoint", "overwrite", "preview", "skip_eval", "max_eval_samples",
-        "eval_max_new_tokens", "per_device_eval_batch_size", "logging_steps", "logging_strategy",
-        "logging_first_step", "logging_dir", "report_to", "run_name", "project", "trackio_space_id",
-        "trackio_bucket_id", "trackio_static_space_id", "save_steps", "save_strategy", "save_total_limit",
-        "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "hub_revision",
-        "hub_always_push", "disable_tqdm", "dataloader_num_workers", "log_level", "log_level_replica",
-        "dataset_num_proc", "use_cpu", "accelerator_config", "deepspeed", "fsdp", "fsdp_config",
-        "parallelism_config",
-    }
-)  # fmt: skip
 
 
 def resolved_config(arguments: Arguments) -> dict[str, Any]:
@@ -39,7 +27,7 @@ def resolved_config(arguments: Arguments) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for part in (
         arguments.training.to_dict(),
-        *(vars(p) for p in (arguments.script, arguments.model, arguments.mixture, arguments.adapter)),
+        *(vars(part) for part in (arguments.script, arguments.model, arguments.adapter)),
     ):
         merged.update(
             {
@@ -48,7 +36,8 @@ def resolved_config(arguments: Arguments) -> dict[str, Any]:
                 if not key.endswith("_token") or key in ("eos_token", "pad_token")
             }
         )
-    return json.loads(json.dumps(merged, default=str))
+    merged["num_processes"] = PartialState().num_processes
+    return cast(dict[str, Any], json.loads(json.dumps(merged, default=str)))
 
 
 def provenance() -> dict[str, Any]:
@@ -74,41 +63,56 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write ``run.json`` aside and rename it: a reader never sees half of it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write ``run.json`` aside and rename it: a reader never sees half of it.
+
+    Raises:
+        SaveError: if the disk does not take it.
+    """
     aside = folder / f".{FILE}.part"
-    aside.write_text(json.dumps(record, indent=2, sort_keys=False) + "\n")
-    aside.replace(folder / FILE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        strict = json.loads(json.dumps(record), parse_constant=lambda name: None)  # JSON has no NaN
+        aside.write_text(json.dumps(strict, indent=2) + "\n")
+        aside.replace(folder / FILE)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise SaveError.of(folder, error) from error
 
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The record of the run in ``folder``, or None.
 
     Raises:
-        InputError: if the file is there but is not JSON.
+        InputError: if the file is there but is no record.
     """
     path = folder / FILE
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} is not JSON ({error.msg}). Remove the folder, or take another --output-dir."
+            f"{path} is not JSON: {in_one_line(error)} Remove the folder, or take another --output-dir."
         ) from error
+    if not isinstance(found, dict) or not {"config", "results"} <= found.keys():
+        raise InputError(f"{path} is no record of a run. Remove the folder, or take another --output-dir.")
+    return found
 
 
-def check_output_folder(folder: Path, overwrite: bool, resuming: bool) -> None:
-    """Refuse a folder that would mix two runs.
+def check_output_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that would mix two runs, or that cannot be made (:func:`no_empty_folder` removes it again).
 
     Raises:
         InputError: naming the mend.
     """
-    if resuming or not folder.exists():
-        return
-    if not folder.is_dir():
-        raise InputError(f"--output-dir {folder} is a file. Take another name.")
-    if not any(folder.iterdir()):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = any(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"--output-dir {folder} cannot be made: {error.strerror}. Take another folder.") from error
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--output-dir {folder} cannot be written to. Take another folder.")
+    if not found:
         return
     if not (folder / FILE).is_file():
         raise InputError(f"--output-dir {folder} has files of something else than a run. Take another folder.")
@@ -125,34 +129,16 @@ def clear(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def checkpoint_to_resume(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Path | None:
-    """The checkpoint that ``--resume-from-checkpoint`` means, checked against the run it belongs to.
+@contextmanager
+def no_empty_folder(folder: Path) -> Iterator[None]:
+    """Remove, at the end, what of ``folder`` and its parents the block made and left empty.
 
-    Args:
-        flag: the flag's value: a folder, ``"latest"``, or None for a fresh run.
-        folder: the run's output folder.
-        config: this run's resolved flags.
-
-    Raises:
-        InputError: if there is no such checkpoint, or it is of a run with other settings (naming the flags).
+    The trainer makes its output folder before anything about the data can be checked.
     """
-    if flag is None:
-        return None
-    found = get_last_checkpoint(str(folder)) if flag in ("latest", "True", "true") and folder.is_dir() else flag
-    if found is None or not (Path(found) / "trainer_state.json").is_file():
-        where = folder if flag in ("latest", "True", "true") else flag
-        raise InputError(
-            f"There is no checkpoint to resume from in {where}. Leave --resume-from-checkpoint out to start anew."
-        )
-    before = read(Path(found).parent)
-    if before is None:
-        raise InputError(f"{Path(found).parent} has no {FILE}, so it is unknown how {found} was made. Start anew.")
-    changed = sorted(
-        key
-        for key in config.keys() & before["config"].keys()
-        if key not in _FREE_FLAGS and config[key] != before["config"][key]
-    )
-    if changed:
-        listed = ", ".join(f"--{key.replace('_', '-')} {before['config'][key]} → {config[key]}" for key in changed)
-        raise InputError(f"{found} is of a run with other settings: {listed}. Give the same, or start anew.")
-    return Path(found)
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in absent:
+            with suppress(OSError):
+                path.rmdir()

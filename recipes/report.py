@@ -14,28 +14,24 @@ _PERCENT = {"accuracy", "likelihood_accuracy"}
 
 
 def result_table(records: Sequence[dict[str, Any]]) -> Table:
-    """One row a run: scores before and after, trained parameters, sparsity, seconds."""
-    metrics = [name for name in _metrics(records[0]) if name != "n"]
+    """One column a run: scores before and after, trained parameters, sparsity, seconds."""
     table = Table(title=f"{records[0]['config']['dataset']} on {records[0]['config']['model']}")
-    table.add_column("adapter")
-    for metric in metrics:
-        table.add_column(f"{metric.replace('_', ' ')}\nbefore → after", justify="right")
-    for column in ("trained\nparameters", "sparsity", "training\nseconds"):
-        table.add_column(column, justify="right")
+    table.add_column()
     for record in records:
-        results = record["results"]
-        table.add_row(
-            record["config"]["adapter"],
-            *(f"{_shown(m, results['before'])} → {_shown(m, results['after'])}" for m in metrics),
-            f"{results['trained_parameters']:,}",
-            "–" if results["sparsity"] is None else f"{results['sparsity']['zeros']:.1%}",
-            f"{results['seconds']['train']:.0f}",
-        )
+        table.add_column(f"{record['config']['adapter']}\nbefore → after", justify="right")
+    all_results = [record["results"] for record in records]
+    for metric in _metrics(records[0]):
+        scores = [f"{_shown(metric, each['before'])} → {_shown(metric, each['after'])}" for each in all_results]
+        table.add_row(metric.replace("_", " "), *scores)
+    table.add_row("trained parameters", *(f"{each['trained_parameters']:,}" for each in all_results))
+    sparsities = ["–" if each["sparsity"] is None else f"{each['sparsity']['zeros']:.1%}" for each in all_results]
+    table.add_row("sparsity", *sparsities)
+    table.add_row("training seconds", *(f"{each['seconds']['train']:.0f}" for each in all_results))
     return table
 
 
 def _metrics(record: dict[str, Any]) -> list[str]:
-    return list(record["results"]["after"] or {})
+    return [name for name in record["results"]["after"] or {} if name != "n"]
 
 
 def _shown(metric: str, scores: dict[str, Any]) -> str:
@@ -61,8 +57,7 @@ def plot(history: Sequence[dict[str, Any]], folder: Path) -> None:
             [e["step"] for e in sparse], [100 * e["sparsity"] for e in sparse], color="#d9730d", label="sparsity"
         )
         right.set(ylabel="zero units, %", ylim=(0, 100))
-        right.legend(loc="upper right", frameon=False)
-    left.legend(loc="upper left", frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     left.spines[["top"]].set_visible(False)
     figure.savefig(folder / PLOT, dpi=150)
 
@@ -86,8 +81,7 @@ def model_card(record: dict[str, Any]) -> ModelCard:
         lines += [f"Scores on {results['after']['n']} held-out examples:", "", "| | before | after |", "|---|---|---|"]
         lines += [
             f"| {metric.replace('_', ' ')} | {_shown(metric, results['before'])} | {_shown(metric, results['after'])} |"
-            for metric in results["after"]
-            if metric != "n"
+            for metric in _metrics(record)
         ]
         lines.append("")
     lines += [f"Trained parameters: {results['trained_parameters']:,}. Seed: {config['seed']}."]

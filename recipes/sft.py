@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,59 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a da
 
 from accelerate import PartialState
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
-from monolora.errors import InputError, SaveError
+from monolora.errors import exit_status
 from monolora.hub import fingerprint_files, fingerprint_rows, resolve_model
-from monolora.recipes import publish
+from monolora.recipes import publish, resume
 from monolora.recipes import record as run_record
-from monolora.recipes.arguments import Arguments, parse, peft_config
-from monolora.recipes.checks import check_finite_parameters, check_training_rows, preview, share_ending
+from monolora.recipes.adapter_config import peft_config
+from monolora.recipes.arguments import Arguments, parse
+from monolora.recipes.checks import check_alive, check_finite, check_training_rows, preview
+from monolora.recipes.inference import Inference
 from monolora.recipes.models import is_sharded, load_model, load_tokenizer, make_trainer
 from monolora.recipes.prompts import render_all
 from monolora.recipes.report import result_table
+from monolora.recipes.resume import Resumed
 from monolora.recipes.scoring import prompt_sparsity, score
-from monolora.recipes.tasks import load_task
+from monolora.recipes.tasks import Example, Task, load_task
 from monolora.recipes.tasks.custom import Source
+from monolora.recipes.trainer import SftTrainer
 
-console = Console()
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that is ready to train: all that its flags name is loaded and checked, and nothing is written yet."""
+
+    arguments: Arguments
+    config: dict[str, Any]
+    resumed: Resumed | None
+    task: Task
+    test: list[Example]
+    tokenizer: PreTrainedTokenizerBase
+    trainer: SftTrainer
+    hub_repo: str | None
+    fingerprints: dict[str, str]
+    rows: dict[str, Any]
+
+    @property
+    def output(self) -> Path:
+        """The output folder."""
+        return Path(self.arguments.training.output_dir or "")
+
+    def inference(self, when: str) -> Inference:
+        """The model as it is now, to be scored; without the autocast that training wraps around it."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)
+        batch_size = self.arguments.training.per_device_eval_batch_size
+        return Inference(model=model, tokenizer=self.tokenizer, batch_size=batch_size, when=when)
+
+    def score(self, when: str) -> dict[str, Any] | None:
+        """The task's scores, or None where it is not to be scored or the weights are spread over processes."""
+        flags = self.arguments.adapter
+        if flags.skip_eval or is_sharded(self.trainer):
+            return None
+        answer_length = flags.eval_max_new_tokens or self.task.max_new_tokens
+        return score(self.inference(when), self.task.labels, self.test, answer_length)
 
 
 def run(arguments: Arguments) -> dict[str, Any]:
@@ -44,99 +83,122 @@ def run(arguments: Arguments) -> dict[str, Any]:
 
     Raises:
         InputError: for anything in the flags, the model or the data that cannot work; nothing is written then.
+        RunError: if training diverged.
         SaveError: if a checkpoint or the result could not be written; earlier checkpoints stay whole.
     """
     started = time.monotonic()
-    training, flags, script = arguments.training, arguments.adapter, arguments.script
+    with run_record.no_empty_folder(Path(arguments.training.output_dir or "")):
+        this = prepare(arguments)
+        if arguments.adapter.preview:
+            if PartialState().is_main_process:
+                preview(this.trainer.train_dataset, this.tokenizer, Console())
+            return {}
+        record = begin(this)
+        train_started = time.monotonic()
+        this.trainer.train(resume_from_checkpoint=str(this.resumed.checkpoint) if this.resumed else None)
+        return finish(this, record, time.monotonic() - train_started, started)
+
+
+def prepare(arguments: Arguments) -> Run:
+    """Load and check everything that a run needs. Writes nothing, but for the trainer's empty output folder."""
+    script, training, flags = arguments.script, arguments.training, arguments.adapter
     output = Path(training.output_dir or "")
     config = run_record.resolved_config(arguments)
-    run_record.check_output_folder(output, flags.overwrite, bool(training.resume_from_checkpoint) or flags.preview)
-    checkpoint = run_record.checkpoint_to_resume(training.resume_from_checkpoint, output, config)
-
+    resumed = resume.find(training.resume_from_checkpoint, output, config)
+    if not flags.preview and not (resumed and resumed.checkpoint.parent.resolve() == output.resolve()):
+        run_record.check_output_folder(output, flags.overwrite)
     adapter = peft_config(arguments)
-    task = load_task(
-        flags.dataset, Source(script.dataset_config, script.dataset_train_split, script.dataset_test_split)
-    )
+    source = Source(script.dataset_config, script.dataset_train_split, script.dataset_test_split)
+    task = load_task(flags.dataset, source)
     train, test = task.chosen(flags.max_train_samples, flags.max_eval_samples)
     folder = resolve_model(flags.model, arguments.model.model_revision)
+    fingerprints = {
+        "model": fingerprint_files(folder),
+        "train": fingerprint_rows(map(str, train)),
+        "test": fingerprint_rows(map(str, test)),
+    }
+    if resumed:
+        resumed.check_same_inputs(fingerprints)
     tokenizer = load_tokenizer(folder, training)
     hub_repo = publish.claim(training)
     rows = render_all(train, tokenizer)
     trainer = make_trainer(load_model(folder, arguments), tokenizer, adapter, rows, arguments)
-    check_training_rows(trainer.train_dataset, tokenizer, len(rows), training.max_length)
-    if flags.preview:
-        preview(trainer.train_dataset, tokenizer, console)
-        return {}
+    ended = check_training_rows(trainer.train_dataset, tokenizer, len(rows), training.max_length, training.packing)
+    counts = {
+        "examples": len(rows),
+        "train": len(trainer.train_dataset),  # fewer where truncation leaves nothing to train on, or where packed
+        "packed": training.packing,
+        "end_token_trained": ended,
+        "test": len(test),
+    }
+    return Run(
+        arguments=arguments,
+        config=config,
+        resumed=resumed,
+        task=task,
+        test=test,
+        tokenizer=tokenizer,
+        trainer=trainer,
+        hub_repo=hub_repo,
+        fingerprints=fingerprints,
+        rows=counts,
+    )
 
-    main_process = PartialState().is_main_process
-    if main_process and checkpoint is None and flags.overwrite:
-        run_record.clear(output)
-    scoring = not flags.skip_eval and not is_sharded(trainer)
-    batch_size, answer_length = training.per_device_eval_batch_size, flags.eval_max_new_tokens or task.max_new_tokens
-    earlier = run_record.read(Path(checkpoint).parent) if checkpoint else None
-    before = earlier["results"]["before"] if earlier else None
-    if scoring and before is None:
-        before = score(trainer.model, tokenizer, task.labels, test, answer_length, batch_size, "before training")
+
+def begin(this: Run) -> dict[str, Any]:
+    """Score the model before training and write the first record."""
+    training = this.arguments.training
+    if PartialState().is_main_process and this.arguments.adapter.overwrite:
+        run_record.clear(this.output)
+    before = this.resumed.scores_before(this.config) if this.resumed else None
     record: dict[str, Any] = {
         "status": "running",
-        "config": config,
+        "config": this.config,
         "seeds": {"seed": training.seed, "data_seed": training.data_seed},
         **run_record.provenance(),
-        "fingerprints": {
-            "model": fingerprint_files(folder),
-            "train": fingerprint_rows(map(str, train)),
-            "test": fingerprint_rows(map(str, test)),
-        },
-        "rows": {
-            "train": len(trainer.train_dataset),
-            "dropped": len(rows) - len(trainer.train_dataset),
-            "end_token_trained": share_ending(trainer.train_dataset, tokenizer),
-            "test": len(test),
-        },
-        "results": {"before": before, "after": None},
+        "fingerprints": this.fingerprints,
+        "rows": this.rows,
+        "results": {"before": before or this.score("before training"), "after": None},
     }
-    if main_process:
-        run_record.write(output, record)
+    if PartialState().is_main_process:
+        run_record.write(this.output, record)
+    return record
 
-    train_started = time.monotonic()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    train_seconds = time.monotonic() - train_started
-    check_finite_parameters(trainer.model)
 
-    after = sparsity = None
-    if scoring:
-        after = score(trainer.model, tokenizer, task.labels, test, answer_length, batch_size, "after training")
-        sparsity = prompt_sparsity(trainer.model, tokenizer, test, batch_size) if adapter else None
-    record["status"] = "done"
-    record["results"] = {
-        "before": before,
+def finish(this: Run, record: dict[str, Any], train_seconds: float, started: float) -> dict[str, Any]:
+    """Score the trained model, save it and its record, and push it if asked for."""
+    trainer, adapter = this.trainer, this.arguments.adapter.adapter
+    check_finite(trainer.model, trainer.state.log_history)
+    after = this.score("after training")
+    sparsity = prompt_sparsity(this.inference("after training"), this.test) if after and adapter != "none" else None
+    if sparsity:
+        check_alive(sparsity)
+    results = {
+        "before": record["results"]["before"],
         "after": after,
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "sparsity": sparsity._asdict() if sparsity else None,
         "seconds": {"train": train_seconds, "total": time.monotonic() - started},
     }
-    record["history"] = trainer.state.log_history
-    publish.save(trainer, record, output)
-    if main_process and hub_repo is not None:
-        publish.push(output, hub_repo, training)
+    record = {**record, "status": "done", "results": results, "history": trainer.state.log_history}
+    publish.save(trainer, record, this.output)
+    if PartialState().is_main_process and this.hub_repo is not None:
+        publish.push(this.output, this.hub_repo, this.arguments.training)
     return record
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
-    try:
+
+    def program() -> int:
         arguments = parse(argv)
         record = run(arguments)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SaveError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if record and PartialState().is_main_process:
-        console.print(result_table([record]))
-        console.print(f"Saved to {arguments.training.output_dir}: the model, README.md, run.json, training.png")
-    return 0
+        if record and PartialState().is_main_process:
+            Console().print(result_table([record]))
+            print(f"Saved to {arguments.training.output_dir}: the model, README.md, run.json, training.png")
+        return 0
+
+    return exit_status(program)
 
 
 if __name__ == "__main__":

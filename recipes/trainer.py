@@ -28,8 +28,15 @@ class SftTrainer(SFTTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the recipe writes a card with the measured numbers at the end."""
 
+    def clear_staging(self, folder: Path) -> None:
+        """Remove what a killed run may have left aside; all processes come here before they write."""
+        if self.args.should_save:
+            shutil.rmtree(folder / STAGING, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         final = Path(self._get_output_dir(trial))
+        self.clear_staging(final)
         self._staging = final / STAGING
         try:
             super()._save_checkpoint(model, trial)
@@ -39,22 +46,14 @@ class SftTrainer(SFTTrainer):
         except DISK_TROUBLE as error:
             raise SaveError.of(final, error) from error
         finally:
+            self._staging = None
             if self.args.should_save:
                 shutil.rmtree(final / STAGING, ignore_errors=True)
-            self._staging = None
         self.accelerator.wait_for_everyone()
 
     def _publish(self, staging: Path, final: Path) -> None:
         for checkpoint in staging.glob("checkpoint-*"):
             target = final / checkpoint.name
             shutil.rmtree(target, ignore_errors=True)
-            if self.state.best_model_checkpoint == str(checkpoint):
-                self.state.best_model_checkpoint = str(target)
-                self.state.save_to_json(str(checkpoint / "trainer_state.json"))
             checkpoint.rename(target)
-        rotate_checkpoints(
-            output_dir=str(final),
-            save_total_limit=self.args.save_total_limit,
-            best_model_checkpoint=self.state.best_model_checkpoint,
-            use_mtime=True,
-        )
+        rotate_checkpoints(output_dir=str(final), save_total_limit=self.args.save_total_limit, use_mtime=True)

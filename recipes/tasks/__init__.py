@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from monolora.errors import InputError
 from monolora.recipes.tasks import custom, demo, dolly, sst2
 from monolora.recipes.tasks.base import Example, Task
 
@@ -18,4 +19,8 @@ def load_task(name: str, source: custom.Source) -> Task:
     Raises:
         InputError: if the data set cannot be found, is empty, or lacks the columns that are needed.
     """
-    return BUILT_IN[name]() if name in BUILT_IN else custom.load(name, source)
+    if name not in BUILT_IN:
+        return custom.load(name, source)
+    if source != custom.Source():
+        raise InputError(f"--dataset {name} has its own splits. Leave --dataset-config and --dataset-…-split out.")
+    return BUILT_IN[name]()

@@ -7,7 +7,7 @@ instruction         with input/context (optional) and output/response
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any, NamedTuple
 
@@ -38,11 +38,11 @@ def load(name: str, source: Source) -> Task:
         InputError: if it is not found, has no rows, or has none of the formats.
     """
     splits = load_dataset(name, source.config)
-    if source.train_split not in splits:
-        raise unknown(f"split of {name}", source.train_split, splits)
-    train = read(splits[source.train_split], name)
+    train = read(_split(splits, source.train_split, name), name)
     if source.test_split in splits:
         return Task(name=name, train=train, test=read(splits[source.test_split], name))
+    if source.test_split != Source().test_split:
+        raise unknown(f"split of {name}", source.test_split, splits)
     if len(train) < 2:
         raise InputError(f"{name} has {len(train)} example and no test split; at least 2 are needed to hold one out.")
     Random(0).shuffle(train)
@@ -50,18 +50,21 @@ def load(name: str, source: Source) -> Task:
     return Task(name=name, train=train[:-held_out], test=train[-held_out:])
 
 
-def load_prompts(name: str, source: Source) -> list[Example]:
+def load_prompts(name: str, split: str | None = None) -> list[Example]:
     """The prompts of one split; a text column ``prompt`` is enough, answers are not needed.
+
+    Args:
+        name: the data set.
+        split: by default its only one, or ``test`` where there are several.
 
     Raises:
         InputError: if there is no such split, no rows, or none of the formats.
     """
-    splits = load_dataset(name, source.config)
-    if source.test_split not in splits:
-        raise unknown(f"split of {name}", source.test_split, splits)
-    rows = splits[source.test_split]
-    if "prompt" in rows.column_names and "completion" not in rows.column_names and len(rows) > 0:
-        return [Example(prompt, "") for prompt in rows["prompt"]]
+    splits = load_dataset(name)
+    rows = _split(splits, split or (next(iter(splits)) if len(splits) == 1 else Source().test_split), name)
+    if "prompt" in rows.column_names and not {"completion", "messages"} & set(rows.column_names):
+        filled = enumerate(_filled(rows, name), start=1)
+        return [Example(_text(row, "prompt", f"{name}, row {number}"), "") for number, row in filled]
     return read(rows, name)
 
 
@@ -69,42 +72,88 @@ def read(rows: datasets.Dataset, name: str) -> list[Example]:
     """Examples from the rows of one split.
 
     Raises:
-        InputError: if there are no rows, or the columns are of no known format.
+        InputError: if there are no rows, the columns are of no known format, or a row has something else than text.
     """
-    if len(rows) == 0:
-        raise InputError(f"The data set {name} is empty.")
     columns = set(rows.column_names)
     if "messages" in columns:
-        examples = [example for row in rows for example in _from_messages(row["messages"], name)]
+        parse = _from_messages
     elif {"prompt", "completion"} <= columns:
-        examples = [_from_prompt_completion(row, name) for row in rows]
+        parse = _from_prompt_completion
     elif "instruction" in columns and columns & {"output", "response"}:
-        examples = [_from_instruction(row) for row in rows]
+        parse = _from_instruction
     else:
         raise InputError(f"{name} has the columns {', '.join(sorted(columns))}; needed are {FORMATS}. Rename them.")
+    filled = enumerate(_filled(rows, name), start=1)
+    examples = [example for number, row in filled for example in parse(row, f"{name}, row {number}")]
     if not examples:
         raise InputError(f"The data set {name} has no assistant turn to train on.")
     return examples
 
 
-def _from_messages(messages: list[dict[str, Any]], name: str) -> Iterator[Example]:
+def _split(splits: datasets.DatasetDict, wanted: str, name: str) -> datasets.Dataset:
+    if wanted not in splits:
+        raise unknown(f"split of {name}", wanted, splits)
+    return splits[wanted]
+
+
+def _filled(rows: datasets.Dataset, name: str) -> datasets.Dataset:
+    if len(rows) == 0:
+        raise InputError(f"The data set {name} is empty.")
+    return rows
+
+
+def _from_messages(row: Mapping[str, Any], where: str) -> Iterator[Example]:
+    """One example for every assistant turn."""
+    messages = _messages(row, "messages", where)
     for index, message in enumerate(messages):
-        if set(message) < {"role", "content"}:
-            raise InputError(f"{name}: a message needs 'role' and 'content', found {', '.join(sorted(message))}.")
         if message["role"] == "assistant" and index > 0:
-            *history, question = messages[:index]
-            yield Example(question["content"], message["content"], history=tuple(history))
+            yield _answered(messages[:index], message, where)
 
 
-def _from_prompt_completion(row: dict[str, Any], name: str) -> Example:
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return Example(prompt, completion, verbatim=True)
-    if isinstance(prompt, list) and isinstance(completion, list) and prompt and completion:
-        return next(_from_messages([*prompt, completion[-1]], name))
-    raise InputError(f"{name}: 'prompt' and 'completion' must both be texts, or both be lists of messages.")
+def _from_prompt_completion(row: Mapping[str, Any], where: str) -> Iterator[Example]:
+    if isinstance(row["prompt"], list) and isinstance(row["completion"], list):
+        answers = _messages(row, "completion", where)
+        if len(answers) != 1 or answers[0]["role"] != "assistant":
+            raise InputError(f"{where}: 'completion' must be one message, with the role 'assistant'.")
+        yield _answered(_messages(row, "prompt", where), answers[0], where)
+    elif isinstance(row["prompt"], list) or isinstance(row["completion"], list):
+        raise InputError(f"{where}: 'prompt' and 'completion' must both be texts, or both be lists of messages.")
+    else:
+        completion = _text(row, "completion", where, may_be_empty=True)
+        yield Example(_text(row, "prompt", where), completion, verbatim=True)
 
 
-def _from_instruction(row: dict[str, Any]) -> Example:
-    response = row.get("output") or row.get("response") or ""
-    return Example(row["instruction"], response, context=row.get("input") or row.get("context") or "")
+def _from_instruction(row: Mapping[str, Any], where: str) -> Iterator[Example]:
+    answer = "output" if "output" in row else "response"
+    context = "input" if "input" in row else "context"
+    given = "" if row.get(context) is None else _text(row, context, where, may_be_empty=True)
+    yield Example(_text(row, "instruction", where), _text(row, answer, where, may_be_empty=True), context=given)
+
+
+def _answered(before: list[dict[str, str]], answer: dict[str, str], where: str) -> Example:
+    *history, question = before
+    if question["role"] != "user":
+        raise InputError(f"{where}: an answer must follow a message of the role 'user', found {question['role']!r}.")
+    return Example(question["content"], answer["content"], history=tuple(history))
+
+
+def _messages(row: Mapping[str, Any], column: str, where: str) -> list[dict[str, str]]:
+    messages = row[column]
+    if not isinstance(messages, list) or not messages or not all(isinstance(each, dict) for each in messages):
+        raise InputError(f"{where}: {column!r} must be a list of messages with 'role' and 'content'.")
+    for message in messages:
+        for key in ("role", "content"):
+            if not isinstance(message.get(key), str):
+                raise InputError(f"{where}: a message needs a text {key!r}, found {_kind(message.get(key))}.")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _text(row: Mapping[str, Any], column: str, where: str, may_be_empty: bool = False) -> str:
+    value = row[column]
+    if not isinstance(value, str) or not (value or may_be_empty):
+        raise InputError(f"{where}: {column!r} must be a text, found {_kind(value)}. Mend the row or leave it out.")
+    return value
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None or value == "" else f"a value of type {type(value).__name__}"

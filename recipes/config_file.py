@@ -1,0 +1,112 @@
+"""``--config FILE``: flags from YAML, checked as strictly as those of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from trl import TrlParser
+
+from monolora.errors import InputError
+from monolora.flags import unknown_flag
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def split_config(words: list[str]) -> tuple[Path | None, list[str]]:
+    """The file after ``--config``, and the other words of the command line.
+
+    Raises:
+        InputError: if ``--config`` has no value or is given twice.
+    """
+    rest: list[str] = []
+    paths: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--config":
+            paths.append(next(remaining, ""))
+        elif word.startswith("--config="):
+            paths.append(word.partition("=")[2])
+        else:
+            rest.append(word)
+    if len(paths) > 1:
+        raise InputError("--config is given twice. Put everything into one file.")
+    if "" in paths:
+        raise InputError("--config needs a YAML file.")
+    return (Path(paths[0]) if paths else None), rest
+
+
+def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[str, Any]:
+    """The flags in ``path``, by their names with underscores; its ``env`` goes into the environment, as in TRL.
+
+    Args:
+        path: a YAML mapping; keys may be written with underscores or hyphens.
+        parser: knows the flags.
+        classes: the dataclasses behind the parser, whose annotations say which flags take lists and mappings.
+
+    Raises:
+        InputError: if the file cannot be read or is no mapping, a key is no flag, or a value is not of its type.
+    """
+    loaded = _load(path)
+    environment = loaded.pop("env", None) or {}
+    if not isinstance(environment, dict):
+        raise InputError(f"--config {path}: env must be a mapping of names to values.")
+    os.environ.update({str(name): str(value) for name, value in environment.items()})
+    hints: dict[str, Any] = {}
+    for cls in classes:
+        hints |= get_type_hints(cls)
+    values = {}
+    for key, value in loaded.items():
+        name = str(key).replace("-", "_")
+        action = parser._option_string_actions.get(f"--{name}")
+        if action is None or action.dest not in hints:
+            raise InputError(f"--config {path}: {unknown_flag(f'--{key}', parser._option_string_actions)}")
+        values[name] = _checked(path, action, value, get_args(hints[name]) or [hints[name]])
+    return values
+
+
+def _load(path: Path) -> dict[Any, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"Cannot read --config {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"--config {path} must be a mapping of flags to values.")
+    return loaded
+
+
+def _checked(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
+    """``value`` as the command line would have given it; ``kinds`` are the types that the flag is annotated with."""
+    takes_list = action.nargs == "+" or any(str(kind).startswith("list") for kind in kinds)
+    takes_mapping = any(str(kind).startswith("dict") for kind in kinds)
+    if isinstance(value, list) and takes_list:
+        return [_scalar(path, action, item, kinds) for item in value]
+    if isinstance(value, dict) and takes_mapping:
+        return value
+    if value is None and action.default is None:
+        return None
+    if isinstance(value, bool) and action.nargs == "?":  # a flag that may stand alone
+        absent = None if action.type is str else False
+        return action.const if value else absent
+    found = _scalar(path, action, value, kinds)
+    return [found] if action.nargs == "+" else found
+
+
+def _scalar(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
+    convert: Callable[[str], Any] = action.type if callable(action.type) else str
+    try:
+        if value is None or isinstance(value, (list, dict)):
+            raise ValueError
+        found = convert(str(value))
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        wanted = next((words for kind, words in _KINDS.items() if kind in kinds), "a single value")
+        raise InputError(f"--config {path}: {action.dest} must be {wanted}, got {value!r}.") from error
+    if action.choices is not None and found not in action.choices:
+        raise InputError(f"--config {path}: {action.dest} must be one of {', '.join(action.choices)}, got {value!r}.")
+    return found

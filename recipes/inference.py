@@ -1,0 +1,189 @@
+"""Running a model over many rows: greedy answers, log-probabilities, sparsity.
+
+Shapes: B rows of a batch, K kept places, T tokens of an answer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from bitsandbytes.nn import Linear4bit
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from monolora.recipes.prompts import Split
+from monolora.sparsity import Sparsity, SparsityMeter
+
+_T = TypeVar("_T")
+_PROGRESS = Console(stderr=True)  # stdout is for results
+
+# Logits of so many places are made at a time: with 150,000 tokens in the vocabulary, 1.2 GB in float32.
+MOST_PLACES = 2048
+
+# Said in full, because a model's own generation config may ask for sampling and penalties.
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 50,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """A model put to work on rows of token ids; under several processes they share the rows.
+
+    Attributes:
+        model: a causal language model, adapter and all.
+        tokenizer: its tokenizer, with a padding token.
+        batch_size: rows at a time and process.
+        when: a word for the progress bars.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    when: str = ""
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        """Greedy answers, one a prompt, in their order."""
+
+        def answers(batch: list[int]) -> list[str]:
+            ids, mask = self._padded([prompts[i] for i in batch], left=True)
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self.tokenizer.pad_token_id,
+                **GREEDY,
+            )
+            return cast(list[str], self.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True))
+
+        return self._by_length(answers, [len(prompt) for prompt in prompts], "answers")
+
+    @torch.inference_mode()
+    def next_token_log_probs(self, prompts: Sequence[list[int]], tokens: Sequence[list[int]]) -> list[list[float]]:
+        """Log-probabilities, right after each prompt, of each of the row's ``tokens``."""
+
+        def log_probs(batch: list[int]) -> list[list[float]]:
+            ends = [[len(prompts[i]) - 1] for i in batch]
+            rows_TV = self._log_probs_after([prompts[i] for i in batch], ends)
+            return [row_TV[0, tokens[i]].tolist() for i, row_TV in zip(batch, rows_TV, strict=True)]
+
+        return self._by_length(log_probs, [len(prompt) for prompt in prompts], "label likelihoods")
+
+    @torch.inference_mode()
+    def answer_log_probs(self, splits: Sequence[Split], what: str) -> list[float]:
+        """Sum of the log-probabilities of each answer's tokens after its context."""
+
+        def log_probs(rows: Sequence[Split]) -> list[float]:
+            places = [range(len(row.context) - 1, len(row.context) + len(row.answer) - 1) for row in rows]
+            rows_TV = self._log_probs_after([row.context + row.answer for row in rows], places)
+            answers = [torch.tensor(row.answer, dtype=torch.long, device=self.model.device) for row in rows]
+            return [
+                float(row_TV.gather(-1, answer_T[:, None]).sum())
+                for answer_T, row_TV in zip(answers, rows_TV, strict=True)
+            ]
+
+        def in_parts(batch: list[int]) -> list[float]:
+            rows = [splits[i] for i in batch]
+            most = max(1, MOST_PLACES // max(1, *(len(row.answer) for row in rows)))
+            return [each for start in range(0, len(rows), most) for each in log_probs(rows[start : start + most])]
+
+        return self._by_length(in_parts, [len(split.context) + len(split.answer) for split in splits], what)
+
+    def _log_probs_after(self, sequences: Sequence[list[int]], places: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Log-probabilities of the next token after the given places of each sequence, ``(T, V)`` a row.
+
+        Padding is on the right, where every kind of causal model passes over it; logits are made at the places only.
+        """
+        ids, mask = self._padded(sequences, left=False)
+        kept = sorted({place for row in places for place in row})
+        logits_BKV = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            logits_to_keep=torch.tensor(kept, dtype=torch.long, device=ids.device),
+            use_cache=False,
+        ).logits
+        column = {place: k for k, place in enumerate(kept)}
+        return [
+            F.log_softmax(logits_BKV[b, [column[place] for place in row]].float(), -1) for b, row in enumerate(places)
+        ]
+
+    @torch.inference_mode()
+    def sparsity(self, prompts: Sequence[list[int]]) -> Sparsity:
+        """Sparsity of the adapter's units over the tokens of the prompts.
+
+        Under several processes each measures all of them: they are few, and counts need no exchange then.
+
+        Raises:
+            RuntimeError: if the model has no adapter whose units could be measured.
+        """
+        ordered = sorted(prompts, key=len)
+        starts = range(0, len(ordered), self.batch_size)
+        meter = SparsityMeter(self.model)
+        with meter.measuring():
+            for start in track(starts, description="Measuring sparsity", console=_PROGRESS):
+                ids, mask = self._padded(ordered[start : start + self.batch_size], left=False)
+                self.model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
+        return meter.result()
+
+    def _by_length(self, work: Callable[[list[int]], list[_T]], lengths: list[int], what: str) -> list[_T]:
+        """Run ``work`` on batches of row numbers of similar length; results in the order of the rows."""
+        state = PartialState()
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        mine = batches[state.process_index :: state.num_processes]
+        done: list[tuple[int, _T]] = []
+        shown = f"Scoring {what} {self.when}"
+        for batch in track(mine, description=shown, console=_PROGRESS, disable=not state.is_main_process):
+            done += zip(batch, work(batch), strict=True)
+        by_row = dict(gather_object(done))
+        return [by_row[row] for row in range(len(lengths))]
+
+    def _padded(self, rows: Sequence[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Padded ids and their mask, on the model's device."""
+        width = max(len(row) for row in rows)
+        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            filled = slice(width - len(row), width) if left else slice(len(row))
+            ids[i, filled] = torch.tensor(row)
+            mask[i, filled] = 1
+        return ids.to(self.model.device), mask.to(self.model.device)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Eval mode, with two exceptions, neither of which changes what is computed.
+
+    The output layer is fed contiguous inputs: the last position that it is asked for is a slice, and PyTorch multiplies
+    a slice by a *frozen* weight as one product a row, copying the vocabulary-sized weight for each.
+
+    4-bit layers stay in training mode. In eval mode bitsandbytes repacks their weights for its inference kernel on some
+    CPUs, once and for all, and no gradient passes through that kernel when training begins.
+    """
+    training, head = model.training, cast(nn.Module, model.get_output_embeddings())
+    handle = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.training = True
+    try:
+        yield
+    finally:
+        handle.remove()
+        model.train(training)

@@ -1,0 +1,247 @@
+"""Bad input to a run: one line that says what and the mend, status 2, and no output folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+Refused = Callable[..., str]
+
+FLAGS = {
+    "--lora-target-modules q_prj": ["matches no module", "q_proj"],
+    "--lora-target-modules q_proj typo": ["--lora-target-modules typo matches no module"],
+    "--lora-target-modules (": ["no regular expression"],
+    "--adapter lora --lora-target-modules q_prj": ["matches no module", "q_proj"],
+    "--lora-r 0": ["--lora-r must be at least 1, got 0"],
+    "--lora-r -3": ["--lora-r must be at least 1, got -3"],
+    "--lora-r eight": ["--lora-r", "'eight'"],
+    "--lora-r 8.5": ["--lora-r", "'8.5'"],
+    "--lora-alpha 0": ["--lora-alpha must be a number above 0"],
+    "--lora-dropout 1": ["--lora-dropout must be at least 0 and below 1"],
+    "--activation rlu": ["Unknown activation 'rlu'", "Did you mean 'relu'?"],
+    "--activation topk:0": ["topk:0"],
+    "--adapter monlora": ["Unknown --adapter 'monlora'", "Did you mean monolora?"],
+    "--lora-rnk 4": ["Unknown flag --lora-rnk", "--lora-r"],
+    "extra": ["'extra'", "flags begin with --"],
+    "--learning-rate nan": ["--learning-rate must be a number above 0"],
+    "--learning-rate -1": ["--learning-rate must be a number above 0"],
+    "--num-train-epochs 0": ["--num-train-epochs must be a number above 0"],
+    "--per-device-train-batch-size 0": ["--per-device-train-batch-size must be at least 1"],
+    "--per-device-eval-batch-size 0": ["--per-device-eval-batch-size must be at least 1"],
+    "--gradient-accumulation-steps 0": ["--gradient-accumulation-steps must be at least 1"],
+    "--max-train-samples 0": ["--max-train-samples must be at least 1"],
+    "--max-length 8": ["--max-length 8", "lose every trained token", "Raise --max-length"],
+    "--max-length 0": ["--max-length must be at least 1"],
+    "--seed -1": ["--seed must be between"],
+    "--dtype float99": ["--dtype", "bfloat16"],
+    "--report-to nonsense": ["nonsense", "tensorboard"],
+    "--report-to comet_ml": ["comet"],
+    "--eos-token <|nope|>": ["--eos-token <|nope|>", "</s>"],
+    "--chat-template-path /nowhere.jinja": ["--chat-template-path /nowhere.jinja"],
+    "--model ./nowhere": ["There is no model at ./nowhere"],
+    "--model nobody/nothing": ["Cannot reach the hub for 'nobody/nothing'", "MONOLORA_DATA"],
+    "--model smollm2-135m": ["Did you mean smollm2-135m-instruct?"],
+    "--dataset ./nowhere.jsonl": ["There is no data set at ./nowhere.jsonl"],
+    "--dataset nobody/nothing": ["Cannot reach the hub for 'nobody/nothing'", "MONOLORA_DATA"],
+    "--dataset dmeo": ["Did you mean demo?"],
+    "--dataset demo --dataset-train-split other": ["--dataset demo has its own splits"],
+    "--config": ["--config needs a YAML file"],
+    "--config /nowhere.yaml": ["Cannot read --config /nowhere.yaml"],
+    "--resume-from-checkpoint": ["There is no checkpoint to resume from"],
+    "--resume-from-checkpoint /nowhere": ["There is no checkpoint to resume from in /nowhere"],
+    "--push-to-hub": ["--push-to-hub", "HF_TOKEN"],
+    "--adapter none --load-in-4bit": ["Quantized weights cannot be trained"],
+    "--adapter none --lora-r 4": ["--lora-r shapes an adapter"],
+    "--adapter lora --activation relu": ["--activation is MonoLoRA's"],
+    "--load-in-4bit --load-in-8bit": ["8 bit and 4 bit"],
+    "--use-dora": ["--use-dora"],
+    "--dataset demo --dataset-name sst2": ["--dataset and --dataset-name mean the same"],
+    "--overwrite --resume-from-checkpoint": ["Keep one of them"],
+    "--eval-strategy steps": ["--eval-strategy has no effect here"],
+    "--completion-only-loss false": ["answers only"],
+    "--packing --packing-strategy bfd_split": ["bfd_split", "Use bfd or wrapped"],
+    "--packing --packing-strategy wrapped --shuffle-dataset": ["--shuffle-dataset"],
+    "--fsdp full_shard": ["fsdp"],
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Passing `fsdp` as a string")
+@pytest.mark.parametrize(("flags", "says"), FLAGS.items(), ids=FLAGS)
+def test_flags(refused: Refused, flags: str, says: list[str]) -> None:
+    message = refused(*flags.split())
+    assert all(part in message for part in says), message
+
+
+CONFIGS = {
+    "lora_rnk: 4": ["Unknown flag --lora_rnk", "--lora-r"],
+    "lora_r: eight": ["lora_r must be a whole number, got 'eight'"],
+    "lora_r: 8.5": ["lora_r must be a whole number, got 8.5"],
+    "lora_r:": ["lora_r must be a whole number, got None"],
+    "lora_r: [1, 2]": ["lora_r must be a whole number, got [1, 2]"],
+    "lora_r: {a: 1}": ["lora_r must be a whole number"],
+    "learning_rate: fast": ["learning_rate must be a number, got 'fast'"],
+    "preview: maybe": ["preview must be true or false, got 'maybe'"],
+    "dtype: float99": ["dtype must be one of auto"],
+    "env: [1]": ["env must be a mapping"],
+    "a: [1,\nb: }": ["is not YAML", "line 2"],
+    "- a\n- b": ["must be a mapping"],
+    "": ["must be a mapping"],
+    "\0": ["is not YAML"],
+}
+
+
+@pytest.mark.parametrize(("text", "says"), CONFIGS.items(), ids=[repr(text) for text in CONFIGS])
+def test_config_files(refused: Refused, tmp_path: Path, text: str, says: list[str]) -> None:
+    path = tmp_path / "flags.yaml"
+    path.write_text(text)
+    message = refused("--config", str(path))
+    assert str(path) in message
+    assert all(part in message for part in says), message
+
+
+FILES = {
+    "empty.jsonl": ("", ["is empty"]),
+    "blank.jsonl": ("\n\n", ["is empty"]),
+    "header.csv": ("instruction,output\n", ["is empty"]),
+    "cut.jsonl": ('{"instruction": "a", "output"\n', ["Cannot read", "JSON parse error"]),
+    "list.jsonl": ("[1, 2]\n[3]\n", ["Cannot read"]),
+    "ragged.csv": ('instruction,output\n"a,2\n3,4,5,6\n', ["Cannot read"]),
+    "columns.csv": ("a,b\n1,2\n3,4\n", ["has the columns a, b", "'instruction' + 'output'"]),
+    "no.parquet": ("hello", ["Cannot read"]),
+    "notes.txt": ("hello", ["files of type .txt are not read"]),
+    "one.jsonl": ('{"instruction": "a", "output": "b"}\n', ["at least 2 are needed"]),
+    "null.jsonl": (
+        '{"instruction": "a", "output": "b"}\n{"instruction": null, "output": "b"}\n',
+        ["row 2: 'instruction' must be a text, found nothing"],
+    ),
+    "number.jsonl": ('{"instruction": 3, "output": "b"}\n' * 3, ["row 1: 'instruction' must be a text", "type int"]),
+    "noanswer.jsonl": ('{"messages": [{"role": "user", "content": "a"}]}\n' * 3, ["no assistant turn"]),
+    "keys.jsonl": ('{"messages": [{"from": "user", "value": "a"}]}\n' * 3, ["a message needs a text 'role'"]),
+    "string.jsonl": ('{"messages": "hello"}\n' * 3, ["'messages' must be a list of messages"]),
+    "silent.jsonl": (
+        '{"messages": [{"role": "user", "content": null}, {"role": "assistant", "content": "a"}]}\n' * 3,
+        ["a message needs a text 'content', found nothing"],
+    ),
+    "system.jsonl": (
+        '{"messages": [{"role": "system", "content": "a"}, {"role": "assistant", "content": "a"}]}\n' * 3,
+        ["must follow a message of the role 'user', found 'system'"],
+    ),
+    "mixed.jsonl": (
+        '{"prompt": "a", "completion": [{"role": "assistant", "content": "a"}]}\n' * 3,
+        ["must both be texts, or both be lists"],
+    ),
+    "roles.jsonl": (
+        '{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "user", "content": "a"}]}\n' * 3,
+        ["'completion' must be one message, with the role 'assistant'"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_data_files(refused: Refused, tmp_path: Path, name: str) -> None:
+    text, says = FILES[name]
+    (tmp_path / name).write_text(text)
+    message = refused("--dataset", str(tmp_path / name))
+    assert str(tmp_path / name) in message
+    assert all(part in message for part in says), message
+
+
+def test_split_that_is_not_there(refused: Refused, write_rows: Callable[..., str]) -> None:
+    rows = write_rows([{"instruction": "a", "output": "b"}] * 4)
+    assert "choose one of train. Did you mean train?" in refused("--dataset", rows, "--dataset-train-split", "trian")
+    assert "choose one of train." in refused("--dataset", rows, "--dataset-test-split", "test2")
+    assert "is a file" in refused("--dataset", rows, "--dataset-config", "x")
+
+
+def test_conversations_need_a_chat_template(
+    refused: Refused, write_rows: Callable[..., str], plain_model: Path
+) -> None:
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant")] * 2
+    message = refused("--dataset", write_rows([{"messages": turns}] * 4), model=plain_model)
+    assert "no chat template" in message
+    assert "--chat-template-path" in message
+
+
+_TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+TEMPLATES = {
+    "no such syntax": ("{{ bos_token }{% for", ["no working chat template"]),
+    "no end token": (f"{{{{ bos_token }}}}{_TURNS}{{% endfor %}}", ["end token '</s>' is trained in no example"]),
+    "two BOS": (f"{{{{ bos_token * 2 }}}}{_TURNS}{{{{ eos_token }}}}{{% endfor %}}", ["begins with '<s>' twice"]),
+    "no BOS": (f"{_TURNS}{{{{ eos_token }}}}{{% endfor %}}", ["do not begin with '<s>'", "{{ bos_token }}"]),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_chat_templates(refused: Refused, tmp_path: Path, name: str) -> None:
+    template, says = TEMPLATES[name]
+    (tmp_path / "template.txt").write_text(template)
+    message = refused("--chat-template-path", str(tmp_path / "template.txt"))
+    assert all(part in message for part in says), message
+
+
+def test_text_that_brings_its_own_bos(refused: Refused, write_rows: Callable[..., str]) -> None:
+    rows = write_rows([{"prompt": "<s>good or bad?", "completion": " good"}] * 4)
+    assert "begins with '<s>' twice" in refused("--dataset", rows)
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def _drop_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _reconfigure(folder: Path, **settings: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+MODELS: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json is missing"]),
+    "config is no JSON": (lambda folder: (folder / "config.json").write_text("{"), ["config.json"]),
+    "other architecture": (lambda folder: _reconfigure(folder, model_type="t5"), ["causal language model"]),
+    "unknown architecture": (lambda folder: _reconfigure(folder, model_type="foo"), ["foo"]),
+    "weights are cut off": (_cut, ["Cannot load a causal language model"]),
+    "a weight is missing": (_drop_tensor, ["lack model.norm.weight (1 such)"]),
+    "weights of another size": (lambda folder: _reconfigure(folder, intermediate_size=96), ["do not fit model.layers"]),
+    "no tokenizer": (lambda folder: [p.unlink() for p in folder.glob("tokenizer*")], ["no usable tokenizer"]),
+    "tokenizer is no JSON": (lambda folder: (folder / "tokenizer.json").write_text("{"), ["no usable tokenizer"]),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_damaged_models(refused: Refused, chat_model: Path, tmp_path: Path, name: str) -> None:
+    damage, says = MODELS[name]
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in chat_model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    damage(folder)
+    message = refused(model=folder)
+    assert all(part in message for part in says), message
+
+
+def test_output_folder_that_cannot_be(run_sft: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/nowhere/run")):
+        outcome = run_sft("--output-dir", str(place))
+        assert outcome.status == 2
+        assert f"--output-dir {place} cannot be made" in outcome.err[-1]
+
+
+def test_refusal_removes_only_what_it_made(run_sft: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = run_sft("--output-dir", str(tmp_path / "a" / "b"), "--max-length", "8")
+    assert outcome.status == 2
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").mkdir()
+    assert run_sft("--output-dir", str(tmp_path / "a" / "b"), "--max-length", "8").status == 2
+    assert list((tmp_path / "a").iterdir()) == []

@@ -1,0 +1,115 @@
+"""Batched answers and log-probabilities against one row at a time: float32, no padding, transformers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from monolora import MonoLoraConfig
+from monolora.recipes import inference as inference_module
+from monolora.recipes.inference import Inference, evaluating
+from monolora.recipes.prompts import Split
+
+KINDS = ("llama", "monolora", "gpt2")
+
+
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest, chat_model: Path, fill: Callable[..., Any]) -> PreTrainedModel:
+    """A Llama, one with an adapter, and a GPT-2, whose positions are absolute: padding that shifts them shows."""
+    if request.param == "gpt2":
+        config = GPT2Config(vocab_size=500, n_embd=32, n_layer=2, n_head=2, n_positions=128)
+        config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
+        return GPT2LMHeadModel(config).eval()
+    base = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
+    if request.param == "monolora":
+        base = fill(get_peft_model(base, MonoLoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])))
+    return base.eval()
+
+
+@pytest.fixture
+def inference(model: PreTrainedModel, chat_tokenizer: PreTrainedTokenizerBase) -> Inference:
+    """Three rows at a time, so that eight rows make a ragged last batch."""
+    return Inference(model=model, tokenizer=chat_tokenizer, batch_size=3)
+
+
+@pytest.fixture
+def prompts() -> list[list[int]]:
+    """Eight prompts of different lengths."""
+    draw = torch.Generator().manual_seed(5)
+    return [torch.randint(3, 500, (length,), generator=draw).tolist() for length in (9, 1, 4, 17, 4, 2, 30, 5)]
+
+
+@torch.no_grad()
+def _log_probs(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """Log-probabilities of the next token after every place of one row."""
+    return torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0].double(), -1)
+
+
+def test_generate(inference: Inference, prompts: list[list[int]]) -> None:
+    expected = []
+    for prompt in prompts:
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 7:
+            ids.append(int(_log_probs(inference.model, ids)[-1].argmax()))
+            if ids[-1] == inference.tokenizer.eos_token_id:
+                break
+        expected.append(inference.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
+    assert inference.generate(prompts, 7) == expected
+
+
+def test_generate_is_greedy_whatever_the_model_asks_for(inference: Inference, prompts: list[list[int]]) -> None:
+    plain = inference.generate(prompts, 7)
+    asks = inference.model.generation_config
+    asks.do_sample, asks.temperature, asks.top_p, asks.repetition_penalty = True, 0.3, 0.5, 3.0
+    assert inference.generate(prompts, 7) == plain
+
+
+def test_next_token_log_probs(inference: Inference, prompts: list[list[int]]) -> None:
+    tokens = [[5 + row, 400 - row] for row in range(len(prompts))]
+    found = inference.next_token_log_probs(prompts, tokens)
+    for prompt, wanted, values in zip(prompts, tokens, found, strict=True):
+        assert values == pytest.approx(_log_probs(inference.model, prompt)[-1, wanted].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("most_places", [2048, 4])
+def test_answer_log_probs(
+    inference: Inference, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, most_places: int
+) -> None:
+    """Also where a batch's logits are made in parts."""
+    monkeypatch.setattr(inference_module, "MOST_PLACES", most_places)
+    answers = [[7, 8, 9], [11], [12] * 6, [13, 14], [], [15], [2], [16, 17]]
+    splits = [Split(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    expected = []
+    for prompt, answer in splits:
+        after = _log_probs(inference.model, prompt + answer)
+        expected.append(sum(float(after[len(prompt) - 1 + k, token]) for k, token in enumerate(answer)))
+    assert inference.answer_log_probs(splits, "test") == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("model", ["monolora"], indirect=True)
+def test_sparsity_passes_over_padding(inference: Inference, prompts: list[list[int]]) -> None:
+    together = inference.sparsity(prompts)
+    alone = [inference.sparsity([prompt]) for prompt in prompts]
+    tokens = sum(map(len, prompts))
+    assert together.tokens == tokens
+    assert together.zeros * tokens == pytest.approx(sum(each.zeros * each.tokens for each in alone))
+
+
+def test_evaluating_gives_back_what_it_found(chat_model: Path) -> None:
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(chat_model), LoraConfig(task_type="CAUSAL_LM")).train()
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
+    assert not model.get_output_embeddings()._forward_pre_hooks

@@ -1,0 +1,115 @@
+"""Scores against values worked out by hand and by one unbatched pass a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from monolora.recipes.inference import Inference
+from monolora.recipes.prompts import prompt_ids
+from monolora.recipes.scoring import first_word, label_likelihoods, score, text_overlap
+from monolora.recipes.tasks import Example, demo
+
+ROWS = demo.load().test[:7]
+
+
+@pytest.fixture(scope="module")
+def model(chat_model: Path) -> PreTrainedModel:
+    """The tiny Llama in float32."""
+    return AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32).eval()
+
+
+@pytest.fixture(params=["chat", "alpaca"])
+def inference(
+    request: pytest.FixtureRequest,
+    model: PreTrainedModel,
+    chat_tokenizer: PreTrainedTokenizerBase,
+    plain_tokenizer: PreTrainedTokenizerBase,
+) -> Inference:
+    """With and without a chat template."""
+    tokenizer = chat_tokenizer if request.param == "chat" else plain_tokenizer
+    return Inference(model=model, tokenizer=tokenizer, batch_size=3)
+
+
+@torch.no_grad()
+def _likelihood(inference: Inference, row: Example, answer: str, end: str = "") -> tuple[float, int]:
+    """Log-probability of an answer after its prompt, and its number of tokens; prompt and answer apart."""
+    before = prompt_ids(row, inference.tokenizer)
+    after = inference.tokenizer(answer + end, add_special_tokens=False)["input_ids"]
+    log_probs = torch.log_softmax(inference.model(input_ids=torch.tensor([before + after])).logits[0].double(), -1)
+    return sum(float(log_probs[len(before) - 1 + k, token]) for k, token in enumerate(after)), len(after)
+
+
+@pytest.mark.parametrize(
+    ("labels", "tokens"), [(("negative", "positive"), 1), (("awful and dull", "superb", "positive"), 2)]
+)
+def test_label_likelihoods(inference: Inference, labels: Sequence[str], tokens: int) -> None:
+    """Where every label is one token (a single pass answers for all), and where not."""
+    longest = max(_likelihood(inference, ROWS[0], label)[1] for label in labels)
+    assert (longest == 1) == (tokens == 1)
+    for row, found in zip(ROWS, label_likelihoods(inference, ROWS, labels), strict=True):
+        assert found == pytest.approx({label: _likelihood(inference, row, label)[0] for label in labels}, abs=1e-4)
+
+
+def test_both_label_paths_agree(inference: Inference) -> None:
+    """A third label of several tokens takes the other two off the quick path."""
+    quick = label_likelihoods(inference, ROWS, demo.LABELS)
+    slow = label_likelihoods(inference, ROWS, (*demo.LABELS, "awful and dull"))
+    for one, other in zip(quick, slow, strict=True):
+        assert one == pytest.approx({label: other[label] for label in demo.LABELS}, abs=1e-4)
+
+
+def test_classification(inference: Inference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unparsed answers count as wrong; the first word decides, whatever its case and punctuation."""
+    answers = [
+        "Positive.",
+        "  negative\nbecause",
+        "I think positive",
+        "",
+        "neutral",
+        f"**{ROWS[5].response}**",
+        "positively",
+    ]
+    monkeypatch.setattr(Inference, "generate", lambda self, prompts, length: answers)
+    found = score(inference, demo.LABELS, ROWS, 5)
+    right = [ROWS[0].response == "positive", ROWS[1].response == "negative", False, False, False, True, False]
+    assert found["n"] == 7
+    assert found["accuracy"] == sum(right) / 7
+    assert found["unparsed"] == 4
+    likelihoods = [{label: _likelihood(inference, row, label)[0] for label in demo.LABELS} for row in ROWS]
+    hits = sum(max(each, key=each.__getitem__) == row.response for each, row in zip(likelihoods, ROWS, strict=True))
+    assert found["likelihood_accuracy"] == hits / 7
+
+
+def test_free_text(inference: Inference) -> None:
+    rows = [row._replace(response=f"it is {row.response}, not {'so ' * k}dull") for k, row in enumerate(ROWS)]
+    found = score(inference, (), rows, 4)
+    assert found.keys() == {"n", "bleu", "rouge1", "rouge2", "rougeL", "perplexity"}
+    each = [_likelihood(inference, row, row.response, inference.tokenizer.eos_token) for row in rows]
+    nll = -sum(value for value, _ in each) / sum(count for _, count in each)
+    assert found["perplexity"] == pytest.approx(math.exp(nll), rel=1e-5)
+
+
+def test_text_overlap() -> None:
+    same = text_overlap(["the cat sat on the mat"] * 2, ["the cat sat on the mat"] * 2)
+    assert same == pytest.approx({"bleu": 100, "rouge1": 100, "rouge2": 100, "rougeL": 100})
+    none = text_overlap(["one two three four"], ["five six seven eight"])
+    assert none == pytest.approx({"bleu": 0, "rouge1": 0, "rouge2": 0, "rougeL": 0})
+    # Unigrams: 4 of 4 and of 5; bigrams: 2 of 3 and of 4 ("cats" is stemmed); longest common sequence: 3.
+    some = text_overlap(["the cats sat here"], ["here the cat sat down"])
+    assert some["rouge1"] == pytest.approx(100 * 2 * (4 / 4) * (4 / 5) / (4 / 4 + 4 / 5))
+    assert some["rouge2"] == pytest.approx(100 * 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert some["rougeL"] == pytest.approx(100 * 2 * (3 / 4) * (3 / 5) / (3 / 4 + 3 / 5))
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [("Positive", "positive"), (" **positive**!", "positive"), ("\n", ""), ("", ""), ("...", ""), ("A b", "a")],
+)
+def test_first_word(answer: str, word: str) -> None:
+    assert first_word(answer) == word

@@ -1,0 +1,226 @@
+"""The whole program, in this process, on tiny models: what a run leaves, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from monolora.recipes import sft
+from monolora.recipes.arguments import parse
+from monolora.recipes.scoring import score
+from monolora.recipes.tasks import demo
+
+Run = Callable[..., Any]
+
+
+def test_run_leaves_what_it_says(run_sft: Run) -> None:
+    outcome = run_sft("--save-steps", "2", "--report-to", "tensorboard")
+    assert outcome.status == 0
+    assert outcome.err == []
+    assert "accuracy" in outcome.out
+    files = {path.name for path in outcome.folder.iterdir()}
+    assert files >= {"README.md", "adapter_config.json", "adapter_model.safetensors", "run.json", "training.png"}
+    assert files >= {"checkpoint-2", "checkpoint-4", "tokenizer.json"}
+    assert not any(name.startswith(".") or name.endswith(".bin") for name in files)
+    assert (outcome.folder / "training.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_record(run_sft: Run, chat_model: Path) -> None:
+    record = run_sft().record
+    assert record["status"] == "done"
+    assert record["config"]["adapter"] == "monolora"
+    assert record["config"]["model"] == str(chat_model)
+    assert record["seeds"] == {"seed": 42, "data_seed": None}
+    assert record["versions"].keys() >= {"torch", "transformers", "peft", "trl", "monolora", "python"}
+    assert all(len(print_) == 16 for print_ in record["fingerprints"].values())
+    assert record["rows"] == {"examples": 16, "train": 16, "packed": False, "end_token_trained": 1.0, "test": 6}
+    results = record["results"]
+    for scores in (results["before"], results["after"]):
+        assert scores.keys() == {"n", "accuracy", "unparsed", "likelihood_accuracy"}
+        assert scores["n"] == 6
+    assert results["sparsity"]["zeros"] == pytest.approx(0.5, abs=0.2)
+    assert results["trained_parameters"] == 4096
+    assert 0 < results["seconds"]["train"] < results["seconds"]["total"]
+    assert "token" not in json.dumps(record["config"]).replace("eos_token", "").replace("_tokens", "").replace(
+        "pad_token", ""
+    )
+
+
+def test_every_logged_step_has_sparsity(run_sft: Run) -> None:
+    outcome = run_sft("--report-to", "tensorboard")
+    steps = [entry for entry in outcome.record["history"] if "loss" in entry]
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
+    assert all(0 < entry["sparsity"] < 1 and entry["dead_units"] >= 0 for entry in steps)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    (events,) = outcome.folder.rglob("events.out.tfevents.*")
+    tags = EventAccumulator(str(events.parent)).Reload().Tags()["scalars"]
+    assert {"train/loss", "train/sparsity", "train/dead_units"} <= set(tags)
+
+
+def test_lora_is_not_sparse(run_sft: Run) -> None:
+    record = run_sft("--adapter", "lora").record
+    assert record["results"]["sparsity"]["zeros"] == 0
+    assert all(entry["sparsity"] == 0 for entry in record["history"] if "loss" in entry)
+
+
+def test_identity_trains_as_lora_does(run_sft: Run) -> None:
+    lora = run_sft("--adapter", "lora", name="lora")
+    identity = run_sft("--activation", "identity", name="identity")
+    assert identity.losses == pytest.approx(lora.losses, abs=1e-5)
+
+
+def test_saved_adapter_gives_the_recorded_scores(
+    run_sft: Run, chat_tokenizer: PreTrainedTokenizerBase, chat_model: Path
+) -> None:
+    outcome = run_sft("--num-train-epochs", "4")
+    model = AutoPeftModelForCausalLM.from_pretrained(outcome.folder, dtype=torch.float32)
+    inference = sft.Inference(model=model, tokenizer=chat_tokenizer, batch_size=3)
+    rows = demo.load().test[:6]
+    assert score(inference, demo.LABELS, rows, 5) == outcome.record["results"]["after"]
+    base = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
+    inference = sft.Inference(model=base, tokenizer=chat_tokenizer, batch_size=3)
+    assert score(inference, demo.LABELS, rows, 5) == outcome.record["results"]["before"]
+
+
+def test_model_card_has_the_measured_numbers(run_sft: Run, chat_model: Path) -> None:
+    outcome = run_sft()
+    card = (outcome.folder / "README.md").read_text()
+    assert f"base_model: {chat_model}" in card
+    assert f"| accuracy | {outcome.record['results']['before']['accuracy']:.1%} |" in card
+    assert f"{outcome.record['results']['sparsity']['zeros']:.1%} zeros" in card
+    assert "import monolora" in card
+    assert "![training](training.png)" in card
+
+
+def test_full_finetuning_saves_a_checkpoint(run_sft: Run, chat_model: Path) -> None:
+    outcome = run_sft("--adapter", "none", "--learning-rate", "0.001", "--save-steps", "4")
+    model = AutoModelForCausalLM.from_pretrained(outcome.folder)
+    before = load_file(chat_model / "model.safetensors")
+    assert outcome.record["results"]["trained_parameters"] == sum(p.numel() for p in model.parameters())
+    assert outcome.record["results"]["sparsity"] is None
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert (outcome.folder / "checkpoint-4" / "model.safetensors").is_file()
+    assert "from transformers import AutoModelForCausalLM" in (outcome.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("adapter", ["lora", "monolora"])
+def test_qlora_trains(run_sft: Run, adapter: str) -> None:
+    flags = ("--adapter", adapter, "--load-in-4bit", "--max-steps", "2")
+    outcome = run_sft(*flags)
+    assert outcome.status == 0
+    trained = load_file(outcome.folder / "adapter_model.safetensors")
+    assert all(tensor.abs().sum() > 0 for name, tensor in trained.items() if "_B" in name)
+    # Scoring leaves no trace in the quantized weights.
+    unscored = load_file(run_sft(*flags, "--skip-eval", name="unscored").folder / "adapter_model.safetensors")
+    assert all(torch.equal(tensor, unscored[name]) for name, tensor in trained.items())
+
+
+def test_packing(run_sft: Run) -> None:
+    packed = run_sft("--packing", "--packing-strategy", "wrapped", "--max-length", "64", name="wrapped")
+    assert packed.status == 0
+    rows = packed.record["rows"]
+    assert rows["examples"] == 16
+    assert rows["packed"]
+    assert 0.9 < rows["end_token_trained"] <= 1
+
+
+def test_packed_examples_do_not_see_each_other(run_sft: Run) -> None:
+    """One step over the same examples: packed whole (TRL's bfd) and one by one, the loss is the same."""
+    flags = ("--max-steps", "1", "--learning-rate", "1e-6", "--skip-eval", "--max-train-samples", "4")
+    plain = run_sft(*flags, name="plain")
+    packed = run_sft(*flags, "--packing", "--max-length", "256", name="packed")
+    assert packed.record["rows"]["train"] < 4
+    assert packed.losses == pytest.approx(plain.losses, abs=1e-5)
+
+
+def test_models_without_a_chat_template_get_alpaca(run_sft: Run, plain_model: Path) -> None:
+    outcome = run_sft("--preview", model=plain_model)
+    assert "### Instruction:" in outcome.out
+    assert "⟦positive</s>⟧" in outcome.out
+    assert run_sft(model=plain_model).status == 0
+
+
+def test_preview_marks_the_trained_tokens_and_writes_nothing(run_sft: Run) -> None:
+    outcome = run_sft("--preview")
+    assert outcome.status == 0
+    assert outcome.out.count("--- example ") == 3
+    for example in demo.load().train[:3]:
+        assert example.context in outcome.out
+        assert f"[assistant]\n⟦{example.response}</s>⟧" in outcome.out
+    assert not outcome.folder.exists()
+
+
+def test_conversations(run_sft: Run, write_rows: Callable[..., str]) -> None:
+    chat = [
+        {"role": "system", "content": "be short"},
+        {"role": "user", "content": "good?"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "bad?"},
+        {"role": "assistant", "content": "no"},
+    ]
+    outcome = run_sft("--dataset", write_rows([{"messages": chat}] * 6))
+    assert outcome.record["rows"]["examples"] == 11  # two turns each; a tenth is held out
+    assert outcome.record["results"]["after"].keys() == {"n", "bleu", "rouge1", "rouge2", "rougeL", "perplexity"}
+    assert outcome.record["results"]["after"]["perplexity"] < outcome.record["results"]["before"]["perplexity"]
+
+
+def test_defaults_of_the_embedded_run() -> None:
+    arguments = parse(["--adapter", "monolora"])
+    assert arguments.adapter.model == "smollm2-135m-instruct"
+    assert arguments.adapter.dataset == "demo"
+    assert arguments.training.output_dir == "runs/demo-monolora"
+
+
+def test_output_folder_of_another_run_is_not_touched(run_sft: Run) -> None:
+    first = run_sft("--skip-eval", "--max-steps", "1")
+    written = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
+    second = run_sft("--skip-eval", "--max-steps", "1", "--seed", "7")
+    assert second.status == 2
+    assert "--overwrite" in second.err[-1]
+    assert "--resume-from-checkpoint" in second.err[-1]
+    assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == written
+    third = run_sft("--skip-eval", "--max-steps", "1", "--seed", "7", "--overwrite")
+    assert third.status == 0
+    assert third.record["seeds"]["seed"] == 7
+
+
+def test_folder_of_something_else_is_never_overwritten(run_sft: Run, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    outcome = run_sft("--overwrite")
+    assert outcome.status == 2
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+def test_divergence_is_a_failure(run_sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poison(self: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = original(self, *args, **kwargs)
+        return loss * float("nan")
+
+    original = sft.SftTrainer.compute_loss
+    monkeypatch.setattr(sft.SftTrainer, "compute_loss", poison)
+    outcome = run_sft("--skip-eval")
+    assert outcome.status == 1
+    assert "diverged" in outcome.err[-1]
+    assert "--learning-rate" in outcome.err[-1]
+    assert outcome.record["status"] == "running"
+    assert not (outcome.folder / "adapter_model.safetensors").exists()
+
+
+def test_ctrl_c(run_sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sft.SftTrainer, "training_step", interrupted)
+    outcome = run_sft("--skip-eval")
+    assert outcome.status == 130
+    assert outcome.err == ["stopped"]
