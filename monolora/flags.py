@@ -33,7 +33,7 @@ class FlagParser(argparse.ArgumentParser):
         """
         found, rest = self.parse_known_args(words)
         if rest:
-            raise unknown_flag(rest[0], self._option_string_actions)
+            raise unknown_flag(rest[0].split("=")[0], self._option_string_actions)
         return found
 
 

@@ -253,7 +253,8 @@ def packaged_smollm2() -> Path:
 def _convert_gguf(gguf: Path, target: Path) -> None:
     folder, file = str(gguf.parent), gguf.name
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16)
+    # Read in float32: asked for bfloat16, transformers warns about the speed of packed weights, which these are not.
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).bfloat16()
     # The weights are dense by now; what still calls the model quantized would forbid saving it.
     del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]

@@ -62,6 +62,10 @@ class TrainingArguments(SFTConfig):
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade time for memory."})
     logging_steps: float = field(default=5, metadata={"help": "Steps between logged losses and sparsities."})
     logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={"help": "A file with a chat template, or a folder whose tokenizer has one. Nothing else is taken."},
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Log the last finite loss for NaN."})
     save_steps: float = field(default=100, metadata={"help": "Steps between checkpoints."})
 

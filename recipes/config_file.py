@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from trl import TrlParser
@@ -83,11 +83,10 @@ def _load(path: Path) -> dict[Any, Any]:
 
 def _checked(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
     """``value`` as the command line would have given it; ``kinds`` are the types that the flag is annotated with."""
-    takes_list = action.nargs == "+" or any(str(kind).startswith("list") for kind in kinds)
-    takes_mapping = any(str(kind).startswith("dict") for kind in kinds)
-    if isinstance(value, list) and takes_list:
+    containers = {get_origin(kind) or kind for kind in kinds}
+    if isinstance(value, list) and list in containers:
         return [_scalar(path, action, item, kinds) for item in value]
-    if isinstance(value, dict) and takes_mapping:
+    if isinstance(value, dict) and dict in containers:
         return value
     if value is None and action.default is None:
         return None

@@ -16,7 +16,7 @@ from monolora import hub
 from monolora.errors import InputError, in_one_line
 from monolora.recipes.adapter_config import check_targets
 from monolora.recipes.arguments import Arguments, TrainingArguments
-from monolora.recipes.trainer import SftTrainer
+from monolora.recipes.trainer import OwnSteps, SftTrainer
 from monolora.sparsity import SparsityCallback
 
 
@@ -33,9 +33,9 @@ def load_tokenizer(folder: str, training: TrainingArguments) -> PreTrainedTokeni
     path = training.chat_template_path
     if path is None:
         return tokenizer
+    training.chat_template_path = None  # done here; TRL would take the folder's tokens too, and resize the model
     if Path(path).is_file():
         tokenizer.chat_template = Path(path).read_text()
-        training.chat_template_path = None  # in place; TRL would read files of some suffixes only
     elif Path(path).is_dir():
         tokenizer.chat_template = hub.load_tokenizer(path).chat_template
         if not tokenizer.chat_template:
@@ -56,7 +56,7 @@ def load_model(folder: str, arguments: Arguments) -> PreTrainedModel:
         InputError: if the folder holds no causal language model, or a weight file is damaged.
     """
     model_args = arguments.model
-    one_gpu = torch.cuda.is_available() and PartialState().num_processes == 1
+    one_gpu = torch.cuda.is_available() and not arguments.training.use_cpu and PartialState().num_processes == 1
     model = hub.load_causal_lm(
         folder,
         dtype=model_args.dtype,
@@ -85,7 +85,6 @@ def make_trainer(
     """
     if adapter is not None:
         check_targets(model, adapter.target_modules)
-    callback = SparsityCallback()
     try:
         trainer = SftTrainer(
             model=model,
@@ -93,10 +92,11 @@ def make_trainer(
             train_dataset=rows,
             processing_class=tokenizer,
             peft_config=adapter,
+            callbacks=[OwnSteps()],
         )
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         raise InputError(in_one_line(error)) from error
-    callback.add_to(trainer)
+    SparsityCallback().add_to(trainer)
     return trainer
 
 

@@ -13,7 +13,7 @@ from monolora.errors import InputError, RunError, SaveError, in_one_line
 from monolora.recipes import record as run_record
 from monolora.recipes.arguments import TrainingArguments
 from monolora.recipes.report import model_card, plot
-from monolora.recipes.trainer import DISK_TROUBLE, STAGING, SftTrainer
+from monolora.recipes.trainer import STAGING, SftTrainer, is_disk_trouble
 
 _T = TypeVar("_T")
 
@@ -36,10 +36,10 @@ def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
             run_record.write(staging, record)
             for file in sorted(staging.iterdir(), key=lambda path: path.name == run_record.FILE):
                 file.replace(output / file.name)
-    except DISK_TROUBLE as error:
-        if isinstance(error, SaveError):
-            raise
-        raise SaveError.of(output, error) from error
+    except Exception as error:
+        if is_disk_trouble(error) and not isinstance(error, SaveError):
+            raise SaveError.of(output, error) from error
+        raise
     finally:
         if trainer.args.should_save:
             shutil.rmtree(staging, ignore_errors=True)

@@ -24,18 +24,13 @@ _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "
 
 def resolved_config(arguments: Arguments) -> dict[str, Any]:
     """Every flag with the value it had, as JSON values; secrets left out."""
-    merged: dict[str, Any] = {}
-    for part in (
-        arguments.training.to_dict(),
-        *(vars(part) for part in (arguments.script, arguments.model, arguments.adapter)),
-    ):
-        merged.update(
-            {
-                key: value
-                for key, value in part.items()
-                if not key.endswith("_token") or key in ("eos_token", "pad_token")
-            }
-        )
+    training = arguments.training
+    merged: dict[str, Any] = training.to_dict()
+    for part in (arguments.script, arguments.model, arguments.adapter):
+        merged |= vars(part)
+    merged = {key: value for key, value in merged.items() if not key.endswith("_token")}
+    # to_dict hides these two, and they are no secrets.
+    merged |= {"eos_token": training.eos_token, "pad_token": training.pad_token}
     merged["num_processes"] = PartialState().num_processes
     return cast(dict[str, Any], json.loads(json.dumps(merged, default=str)))
 

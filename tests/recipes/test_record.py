@@ -1,0 +1,90 @@
+"""``run.json`` and the output folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from monolora.errors import InputError, SaveError
+from monolora.recipes import record
+from monolora.recipes.arguments import parse
+
+
+def test_write_and_read(tmp_path: Path) -> None:
+    record.write(tmp_path / "new", {"config": {"a": 1}, "results": {}, "nan": [float("nan"), float("inf")]})
+    assert os.listdir(tmp_path / "new") == ["run.json"]
+    assert record.read(tmp_path / "new") == {"config": {"a": 1}, "results": {}, "nan": [None, None]}
+    assert record.read(tmp_path) is None
+
+
+def test_a_failed_write_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record.write(tmp_path, {"config": {}, "results": {}})
+
+    def full(self: Path, text: str) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SaveError, match="No space left on device"):
+        record.write(tmp_path, {"config": {"new": 1}, "results": {}})
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["run.json"]
+    assert record.read(tmp_path) == {"config": {}, "results": {}}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", "3", "\0"])
+def test_read_refuses_what_is_no_record(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(InputError, match="Remove the folder, or take another --output-dir"):
+        record.read(tmp_path)
+
+
+def test_no_secret_is_recorded() -> None:
+    config = record.resolved_config(parse(["--hub-token", "hf_secret", "--eos-token", "</s>", "--run-name", "mine"]))
+    assert "hf_secret" not in json.dumps(config)
+    assert config["eos_token"] == "</s>"
+    assert config["adapter"] == "monolora"
+    assert config["lora_r"] == 8
+    assert config["num_processes"] == 1
+
+
+def test_provenance() -> None:
+    found = record.provenance()
+    assert found["versions"].keys() >= {"torch", "transformers", "peft", "trl", "monolora", "python"}
+    assert found["git"] is None or len(found["git"]["commit"]) == 40
+
+
+def test_no_git_state_outside_of_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert record.provenance()["git"] is None
+
+
+def test_check_output_folder(tmp_path: Path) -> None:
+    record.check_output_folder(tmp_path / "new", overwrite=False)
+    record.write(tmp_path / "run", {"config": {}, "results": {}})
+    with pytest.raises(InputError, match="holds another run"):
+        record.check_output_folder(tmp_path / "run", overwrite=False)
+    record.check_output_folder(tmp_path / "run", overwrite=True)
+    with pytest.raises(InputError, match="files of something else"):
+        record.check_output_folder(tmp_path, overwrite=True)
+
+
+def test_no_empty_folder(tmp_path: Path) -> None:
+    with record.no_empty_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+    assert os.listdir(tmp_path) == []
+    with record.no_empty_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        (tmp_path / "a" / "b" / "file").touch()
+    assert (tmp_path / "a" / "b" / "file").exists()
+
+
+def test_clear(tmp_path: Path) -> None:
+    record.write(tmp_path / "run", {"config": {}, "results": {}})
+    record.clear(tmp_path / "run")
+    record.clear(tmp_path / "run")
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,85 @@
+"""The table, the plot and the model card."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from monolora.recipes.report import model_card, plot, result_table
+
+
+def _record(adapter: str = "monolora", **results: Any) -> dict[str, Any]:
+    scores = {"n": 4, "accuracy": 0.25, "unparsed": 3, "likelihood_accuracy": 0.5}
+    return {
+        "config": {"adapter": adapter, "model": "org/model", "dataset": "demo", "seed": 42, "activation": "relu"},
+        "results": {
+            "before": scores,
+            "after": scores | {"accuracy": 0.75, "unparsed": 0},
+            "trained_parameters": 12345,
+            "sparsity": {"zeros": 0.4567} if adapter == "monolora" else None,
+            "seconds": {"train": 12.3, "total": 20.0},
+            **results,
+        },
+    }
+
+
+def _printed(*records: dict[str, Any], width: int = 80) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(result_table(records))
+    return out.getvalue()
+
+
+def test_result_table_fits_a_narrow_terminal() -> None:
+    text = _printed(_record("lora"), _record("monolora"), width=60)
+    assert "…" not in text
+    for part in ("25.0% → 75.0%", "3 → 0", "50.0% → 50.0%", "12,345", "45.7%", "likelihood accuracy", "12"):
+        assert part in text
+    assert text.index("lora") < text.index("monolora")
+
+
+def test_result_table_of_free_text() -> None:
+    scores = {"n": 4, "bleu": 1.234, "rouge1": 20.0, "rouge2": 3.0, "rougeL": 10.0, "perplexity": 12.345}
+    text = _printed(_record(before=scores, after=scores | {"perplexity": 6.5}))
+    assert "12.35 → 6.50" in text or "12.34 → 6.50" in text
+    assert "1.23 → 1.23" in text
+
+
+def test_result_table_without_scores() -> None:
+    text = _printed(_record(before=None, after=None, sparsity=None))
+    assert "accuracy" not in text
+    assert "12,345" in text
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_plot(tmp_path: Path, sparse: bool) -> None:
+    history = [{"step": k, "loss": 2.0 / k, **({"sparsity": 0.1 * k} if sparse else {})} for k in (1, 2, 3)]
+    plot([*history, {"train_runtime": 3.0}], tmp_path)
+    with Image.open(tmp_path / "training.png") as image:
+        assert image.size == (1050, 600)
+        assert len(set(image.convert("RGB").get_flattened_data())) > 10
+
+
+@pytest.mark.parametrize(
+    ("adapter", "loads_with"), [("monolora", "AutoPeftModel"), ("lora", "AutoPeftModel"), ("none", "AutoModel")]
+)
+def test_model_card(adapter: str, loads_with: str) -> None:
+    text = str(model_card(_record(adapter)))
+    assert text.startswith("---\n")
+    assert "base_model: org/model" in text
+    assert "| accuracy | 25.0% | 75.0% |" in text
+    assert "| unparsed | 3 | 0 |" in text
+    assert "12,345" in text
+    assert "Seed: 42" in text
+    assert f"{loads_with}ForCausalLM" in text
+    assert ("import monolora" in text) == (adapter == "monolora")
+    assert ("45.7% zeros" in text) == (adapter == "monolora")
+
+
+def test_model_card_without_scores() -> None:
+    text = str(model_card(_record(before=None, after=None, sparsity=None)))
+    assert "held-out" not in text

