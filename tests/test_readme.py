@@ -19,11 +19,16 @@ def test_every_flag_of_the_table_is_known() -> None:
     rows = [line for line in README.splitlines() if line.startswith("| `--")]
     flags = {flag for row in rows for flag in re.findall(r"--[a-z0-9-]+", row.split("|")[1])}
     assert len(flags) > 15
-    values = {"--adapter": "lora", "--activation": None, "--config": str(ROOT / "recipes/configs/sst2-smollm2.yaml")}
+    values = {
+        "--adapter": "lora",
+        "--lora-dropout": "0.1",
+        "--report-to": "none",
+        "--config": str(ROOT / "recipes/configs/sst2-smollm2.yaml"),
+    }
     switches = {"--preview", "--overwrite", "--load-in-4bit", "--use-rslora", "--push-to-hub"}
     words: list[str] = []
     for flag in sorted(flags - {"--activation", "--load-in-8bit", "--resume-from-checkpoint"}):
-        words += [flag] if flag in switches else [flag, values.get(flag) or ("none" if flag == "--report-to" else "1")]
+        words += [flag] if flag in switches else [flag, values.get(flag, "1")]
     parse(words)
 
 
