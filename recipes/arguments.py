@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,9 @@ def parse(argv: list[str] | None = None) -> Arguments:
     check_conflicts(namespace, typed, named)
     try:
         arguments = Arguments(*parser.parse_args_and_config(words))
-    except (ValueError, OSError) as error:  # what the dataclasses refuse
+    except json.JSONDecodeError as error:
+        raise InputError(f"Cannot read {error.doc!r} as JSON: {in_one_line(error)}") from error
+    except (ValueError, OSError, ImportError) as error:  # what the dataclasses refuse
         raise InputError(in_one_line(error)) from error
     check_values(arguments)
     return _completed(arguments, named)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import torch
 
 from monolora.errors import InputError, unknown
 
@@ -23,6 +26,9 @@ NOT_HERE = {
     "dataset_kwargs": "the recipe prepares the data set itself",
     "model_init_kwargs": "use --dtype, --attn-implementation, --model-revision or --trust-remote-code",
     "eval_strategy": "held-out rows are scored before and after training; see --max-eval-samples",
+    "do_eval": "held-out rows are scored before and after training; see --max-eval-samples",
+    "eval_on_start": "held-out rows are scored before and after training; see --max-eval-samples",
+    "use_liger_kernel": "TRL has its own fused loss instead",
     "load_best_model_at_end": "nothing is scored between checkpoints",
     "assistant_only_loss": "every assistant turn is an example of its own, and only its answer is trained on",
 }
@@ -30,7 +36,9 @@ _AT_LEAST_ONE = (
     "max_train_samples", "max_eval_samples", "eval_max_new_tokens", "max_length", "lora_r",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
+_AT_LEAST_ZERO = ("weight_decay", "max_grad_norm")
 _ABOVE_ZERO = ("learning_rate", "num_train_epochs", "lora_alpha", "logging_steps", "save_steps")
+_MAPPINGS = ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs")
 _MENDS = {"lora_r": "; a common choice is 8", "lora_alpha": "; a common choice is 16"}
 
 
@@ -64,6 +72,10 @@ def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str])
         raise InputError("MonoLoRA does not support --use-dora: with an activation there is no matrix to renormalise.")
     if flags.overwrite and flags.resume_from_checkpoint is not None:
         raise InputError("--overwrite starts a run anew and --resume-from-checkpoint continues one. Keep one of them.")
+    if flags.truncation_mode == "keep_end":
+        raise InputError("--truncation-mode keep_end would cut off where prompts begin. Leave it out.")
+    if flags.activation_offloading and not torch.accelerator.is_available():
+        raise InputError("--activation-offloading moves memory off a GPU, and there is none here. Leave it out.")
     if flags.packing and flags.packing_strategy == "bfd_split":
         raise InputError("--packing-strategy bfd_split would cut answers off from their prompts. Use bfd or wrapped.")
     if flags.packing and flags.packing_strategy == "wrapped" and flags.shuffle_dataset:
@@ -80,13 +92,19 @@ def check_values(arguments: Arguments) -> None:
     """
     _, training, model, adapter = arguments
     values = vars(training) | vars(model) | vars(adapter)
-    for names, least in ((_AT_LEAST_ONE, 1), (_ABOVE_ZERO, 0)):
+    rules: tuple[tuple[str, tuple[str, ...], Callable[[float], bool]], ...] = (
+        ("at least 1", _AT_LEAST_ONE, lambda value: value >= 1),
+        ("at least 0", _AT_LEAST_ZERO, lambda value: value >= 0),
+        ("a number above 0", _ABOVE_ZERO, lambda value: 0 < value < math.inf),
+    )
+    for need, names, holds in rules:
         for name in names:
             value = values[name]
-            bad = value is not None and not (value >= 1 if least else 0 < value < math.inf)
-            if bad and not _unused(name, arguments):
-                need = "at least 1" if least else "a number above 0"
+            if value is not None and not holds(value) and not _unused(name, arguments):
                 raise InputError(f"{_flag(name)} must be {need}, got {value}{_MENDS.get(name, '')}.")
+    for name in _MAPPINGS:
+        if isinstance(values[name], str):
+            raise InputError(f"{_flag(name)} must be a mapping in JSON, got {values[name]!r}.")
     if not 0 <= model.lora_dropout < 1:
         raise InputError(f"--lora-dropout must be at least 0 and below 1, got {model.lora_dropout}.")
     for name in ("seed", "data_seed"):

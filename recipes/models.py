@@ -94,10 +94,22 @@ def make_trainer(
             peft_config=adapter,
             callbacks=[OwnSteps()],
         )
+        _try_optimizer(trainer)
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         raise InputError(in_one_line(error)) from error
     SparsityCallback().add_to(trainer)
     return trainer
+
+
+def _try_optimizer(trainer: SftTrainer) -> None:
+    """Make optimizer and schedule, and forget them: the trainer makes its own when training begins.
+
+    What they refuse (a package that is missing, an argument that cannot be) is then known before anything is written.
+    """
+    if is_sharded(trainer):  # they are made of the spread weights there
+        return
+    trainer.create_optimizer_and_scheduler(num_training_steps=1)
+    trainer.optimizer = trainer.lr_scheduler = None
 
 
 def is_sharded(trainer: SftTrainer) -> bool:
