@@ -7,48 +7,26 @@ from __future__ import annotations
 
 import importlib
 import pickle
-from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from one_layer import adapted, expected, layer_of
+from peft import get_peft_model
 from peft.tuners import lora
 from peft.tuners.lora import layer as lora_layers
 from torch import nn
 
 import monolora.layer
-from monolora import MonoLoraConfig, MonoLoraLayer, monolora_reference
+from monolora import MonoLoraConfig, MonoLoraLayer
 from monolora.activations import activate
 from monolora.layer import monolora_class
-
-
-def _model(layer: nn.Module, **settings: Any) -> PeftModel:
-    """A model of one adapted layer, called ``0``, with noise in A and B, in evaluation mode."""
-    model = get_peft_model(nn.Sequential(layer), MonoLoraConfig(**{"target_modules": ["0"], "r": 3} | settings))
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data.normal_()
-    return model.eval()
-
-
-def _layer(model: PeftModel) -> Any:
-    return model.base_model.model[0]
-
-
-def _expected(model: PeftModel, x: torch.Tensor, name: str = "default") -> torch.Tensor:
-    """The reference, from the layer's own tensors."""
-    layer = _layer(model)
-    base = layer.get_base_layer()
-    weights = (layer.lora_A[name].weight, layer.lora_B[name].weight)
-    return monolora_reference(x, base.weight, base.bias, *weights, layer.scaling[name], layer.activation[name])
-
 
 # What each kind of layer computes
 
 
 def test_an_embedding_by_brute_force() -> None:
-    model, tokens = _model(nn.Embedding(7, 4)), torch.randint(0, 7, (2, 5))
-    layer = _layer(model)
+    model, tokens = adapted(nn.Embedding(7, 4)), torch.randint(0, 7, (2, 5))
+    layer = layer_of(model)
     A, B = layer.lora_embedding_A["default"], layer.lora_embedding_B["default"]
     y = model(tokens)
     for row in range(2):
@@ -72,8 +50,8 @@ def test_an_embedding_by_brute_force() -> None:
 def test_the_units_of_a_convolution_are_its_channels(
     base: nn.Module, shape: tuple[int, ...], unit_dim: int, activation: str
 ) -> None:
-    model, x = _model(base, activation=activation), torch.randn(shape)
-    layer, observed = _layer(model), []
+    model, x = adapted(base, activation=activation), torch.randn(shape)
+    layer, observed = layer_of(model), []
     layer.unit_observer = lambda layer, name, h: observed.append(h)
     y = model(x)
     h = activate(layer.lora_A["default"](x), activation, unit_dim)
@@ -87,9 +65,9 @@ def test_the_units_of_a_convolution_are_its_channels(
 )
 @pytest.mark.parametrize("k", [1, 3])
 def test_topk_leaves_at_most_k_units(base: nn.Module, k: int) -> None:
-    model = _model(base, activation=f"topk:{k}", r=5)
+    model = adapted(base, activation=f"topk:{k}", r=5)
     x = {nn.Linear: torch.randn(4, 6), nn.Embedding: torch.arange(9), nn.Conv2d: torch.randn(2, 2, 3, 3)}[type(base)]
-    layer, observed = _layer(model), []
+    layer, observed = layer_of(model), []
     layer.unit_observer = lambda layer, name, h: observed.append(h)
     model(x)
     active = (observed[0] != 0).sum(layer.unit_dim)
@@ -98,8 +76,8 @@ def test_topk_leaves_at_most_k_units(base: nn.Module, k: int) -> None:
 
 
 def test_the_observer_sees_the_same_units_on_both_paths() -> None:
-    model, x = _model(nn.Linear(5, 4)), torch.randn(2, 3, 5, requires_grad=True)
-    layer, observed = _layer(model), []
+    model, x = adapted(nn.Linear(5, 4)), torch.randn(2, 3, 5, requires_grad=True)
+    layer, observed = layer_of(model), []
     layer.unit_observer = lambda *seen: observed.append(seen)
     model(x)
     layer.base_layer.register_forward_hook(lambda *args: None)
@@ -139,16 +117,16 @@ def test_an_embedding_without_init_keeps_pefts_random_matrices() -> None:
 
 
 def test_rows_of_a_mixed_batch_get_their_own_adapter() -> None:
-    model, x = _model(nn.Linear(5, 4)), torch.randn(4, 2, 5)
+    model, x = adapted(nn.Linear(5, 4)), torch.randn(4, 2, 5)
     model.add_adapter("other", MonoLoraConfig(target_modules=["0"], r=2, activation="identity"))
-    _layer(model).lora_B["other"].weight.data.normal_()
-    y = _layer(model)(x, adapter_names=["other", "__base__", "default", "other"])
-    torch.testing.assert_close(y[0], _expected(model, x[0], "other"))
-    assert torch.equal(y[1], _layer(model).base_layer(x[1]))
-    torch.testing.assert_close(y[2], _expected(model, x[2]))
-    torch.testing.assert_close(y[3], _expected(model, x[3], "other"))
+    layer_of(model).lora_B["other"].weight.data.normal_()
+    y = layer_of(model)(x, adapter_names=["other", "__base__", "default", "other"])
+    torch.testing.assert_close(y[0], expected(model, x[0], "other"))
+    assert torch.equal(y[1], layer_of(model).base_layer(x[1]))
+    torch.testing.assert_close(y[2], expected(model, x[2]))
+    torch.testing.assert_close(y[3], expected(model, x[3], "other"))
     with pytest.raises(ValueError, match="Length of `adapter_names` should be the same"):
-        _layer(model)(x, adapter_names=["other"])
+        layer_of(model)(x, adapter_names=["other"])
 
 
 def test_a_mixed_batch_leaves_an_output_that_is_a_view_alone() -> None:
@@ -157,10 +135,10 @@ def test_a_mixed_batch_leaves_an_output_that_is_a_view_alone() -> None:
             self.kept = super().forward(x)
             return self.kept[:]
 
-    model, x = _model(View(5, 4)), torch.randn(2, 5)
-    y = _layer(model)(x, adapter_names=["default", "default"])
-    assert torch.equal(_layer(model).base_layer.kept, nn.Linear.forward(_layer(model).base_layer, x))
-    torch.testing.assert_close(y, _expected(model, x))
+    model, x = adapted(View(5, 4)), torch.randn(2, 5)
+    y = layer_of(model)(x, adapter_names=["default", "default"])
+    assert torch.equal(layer_of(model).base_layer.kept, nn.Linear.forward(layer_of(model).base_layer, x))
+    torch.testing.assert_close(y, expected(model, x))
 
 
 # What a layer refuses
@@ -171,16 +149,16 @@ def test_a_mixed_batch_leaves_an_output_that_is_a_view_alone() -> None:
     "base", [nn.Linear(3, 2), nn.Embedding(3, 2), nn.Conv2d(3, 2, 1)], ids=lambda m: type(m).__name__
 )
 def test_merging_names_the_command_that_does_it(base: nn.Module, method: str) -> None:
-    layer = _layer(_model(base))
+    layer = layer_of(adapted(base))
     with pytest.raises(NotImplementedError, match="`monolora merge"):
         getattr(layer, method)("default")
     assert not layer.supports_lora_conversion()
 
 
 def test_a_deleted_adapter_leaves_nothing_behind() -> None:
-    model = _model(nn.Linear(5, 4))
+    model = adapted(nn.Linear(5, 4))
     model.add_adapter("other", MonoLoraConfig(target_modules=["0"], activation="softplus"))
-    layer = _layer(model)
+    layer = layer_of(model)
     assert layer.activation == {"default": "relu", "other": "softplus"}
     model.delete_adapter("other")
     assert layer.activation == {"default": "relu"}
@@ -188,7 +166,7 @@ def test_a_deleted_adapter_leaves_nothing_behind() -> None:
 
 
 def test_the_name_in_a_printout() -> None:
-    assert repr(_layer(_model(nn.Linear(5, 4)))).startswith("monolora.MonoLoraLinear(")
+    assert repr(layer_of(adapted(nn.Linear(5, 4)))).startswith("monolora.MonoLoraLinear(")
 
 
 # The classes
