@@ -60,16 +60,7 @@ def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str])
     for ours, theirs in (("model", "model_name_or_path"), ("dataset", "dataset_name")):
         if {ours, theirs} <= named:
             raise InputError(f"{_flag(ours)} and {_flag(theirs)} mean the same. Keep {_flag(ours)}.")
-    if flags.adapter != "monolora" and "activation" in named:
-        raise InputError(f"--activation is MonoLoRA's; --adapter {flags.adapter} has none. Leave it out.")
-    if flags.adapter == "none":
-        shaping = sorted(name for name in typed if name.startswith("lora_") or name in ("use_rslora", "use_dora"))
-        if shaping:
-            raise InputError(f"{_flag(shaping[0])} shapes an adapter, and --adapter none has none. Leave it out.")
-        if flags.load_in_4bit or flags.load_in_8bit:
-            raise InputError("Quantized weights cannot be trained. Leave --load-in-4bit and --load-in-8bit out.")
-    if flags.adapter == "monolora" and flags.use_dora:
-        raise InputError("MonoLoRA does not support --use-dora: with an activation there is no matrix to renormalise.")
+    _check_adapter_flags(flags, typed, named)
     if flags.overwrite and flags.resume_from_checkpoint is not None:
         raise InputError("--overwrite starts a run anew and --resume-from-checkpoint continues one. Keep one of them.")
     if flags.truncation_mode == "keep_end":
@@ -82,6 +73,19 @@ def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str])
         raise InputError("--shuffle-dataset would mix up the pieces of wrapped examples. Leave it out.")
     if flags.completion_only_loss is False:
         raise InputError("--completion-only-loss false would train on prompts; this recipe trains on answers only.")
+
+
+def _check_adapter_flags(flags: argparse.Namespace, typed: set[str], named: set[str]) -> None:
+    if flags.adapter != "monolora" and "activation" in named:
+        raise InputError(f"--activation is MonoLoRA's; --adapter {flags.adapter} has none. Leave it out.")
+    if flags.adapter == "none":
+        shaping = sorted(name for name in typed if name.startswith("lora_") or name in ("use_rslora", "use_dora"))
+        if shaping:
+            raise InputError(f"{_flag(shaping[0])} shapes an adapter, and --adapter none has none. Leave it out.")
+        if flags.load_in_4bit or flags.load_in_8bit:
+            raise InputError("Quantized weights cannot be trained. Leave --load-in-4bit and --load-in-8bit out.")
+    if flags.adapter == "monolora" and flags.use_dora:
+        raise InputError("MonoLoRA does not support --use-dora: with an activation there is no matrix to renormalise.")
 
 
 def check_values(arguments: Arguments) -> None:

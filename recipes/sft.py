@@ -112,11 +112,8 @@ def prepare(arguments: Arguments) -> Run:
     task = load_task(flags.dataset, source)
     train, test = task.chosen(flags.max_train_samples, flags.max_eval_samples)
     folder = resolve_model(flags.model, arguments.model.model_revision)
-    fingerprints = {
-        "model": fingerprint_files(folder),
-        "train": fingerprint_rows(map(str, train)),
-        "test": fingerprint_rows(map(str, test)),
-    }
+    fingerprints = {"model": fingerprint_files(folder)}
+    fingerprints |= {name: fingerprint_rows(map(str, rows)) for name, rows in (("train", train), ("test", test))}
     if resumed:
         resumed.check_same_inputs(fingerprints)
     tokenizer = load_tokenizer(folder, training)
@@ -124,13 +121,6 @@ def prepare(arguments: Arguments) -> Run:
     rows = render_all(train, tokenizer)
     trainer = make_trainer(load_model(folder, arguments), tokenizer, adapter, rows, arguments)
     ended = check_training_rows(trainer.train_dataset, tokenizer, len(rows), training.max_length, training.packing)
-    counts = {
-        "examples": len(rows),
-        "train": len(trainer.train_dataset),  # fewer where truncation leaves nothing to train on, or where packed
-        "packed": training.packing,
-        "end_token_trained": ended,
-        "test": len(test),
-    }
     return Run(
         arguments=arguments,
         config=config,
@@ -141,7 +131,13 @@ def prepare(arguments: Arguments) -> Run:
         trainer=trainer,
         hub_repo=hub_repo,
         fingerprints=fingerprints,
-        rows=counts,
+        rows={
+            "examples": len(rows),
+            "train": len(trainer.train_dataset),  # fewer where truncation leaves nothing to train on, or where packed
+            "packed": training.packing,
+            "end_token_trained": ended,
+            "test": len(test),
+        },
     )
 
 
