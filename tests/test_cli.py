@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +63,9 @@ def test_errors_of_programs(program: Callable[..., None], error: BaseException, 
 
 
 def test_ctrl_c(program: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    program(lambda words: signal.raise_signal(signal.SIGINT))
+    def interrupted(words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    program(interrupted)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "stopped\n"

@@ -114,18 +114,26 @@ def test_ctrl_c(chat_model: Path, tmp_path: Path) -> None:
     """In the middle of training: status 130, one line, and what was saved stays."""
     flags = ["--num-train-epochs", "1000", "--save-steps", "1", "--skip-eval", "--save-total-limit", "1"]
     where = ["--model", chat_model, "--output-dir", tmp_path / "run"]
+    # Whatever started the tests in the background may have them, and so their children, ignore Ctrl-C.
+    listening = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     process = subprocess.Popen(
-        [sys.executable, "recipes/sft.py", *map(str, [*where, *QUICK, *flags])],
+        [sys.executable, "-c", listening, "recipes/sft.py", *map(str, [*where, *QUICK, *flags])],
         cwd=REPOSITORY,
         env=_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not list((tmp_path / "run").glob("checkpoint-*")):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        while process.poll() is None and not list((tmp_path / "run").glob("checkpoint-*")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, err[-3000:]
     assert err.splitlines()[-1] == "stopped"
     assert "Traceback" not in err
