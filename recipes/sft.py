@@ -23,7 +23,8 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import exit_status
-from monolora.hub import fingerprint_files, fingerprint_rows, resolve_model
+from monolora.fingerprints import fingerprint_files, fingerprint_rows
+from monolora.hub import resolve_model
 from monolora.recipes import publish, resume
 from monolora.recipes import record as run_record
 from monolora.recipes.adapter_config import peft_config

@@ -232,32 +232,3 @@ def test_a_cache_that_cannot_be_made(package: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MONOLORA_CACHE", "/proc/nowhere")
     with pytest.raises(InputError, match="Set MONOLORA_CACHE"):
         hub.packaged_smollm2()
-
-
-def test_fingerprints_of_files(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_bytes(b"weights")
-    (tmp_path / "config.json").write_text("{}")
-    first = hub.fingerprint_files(tmp_path)
-    assert len(first) == 16
-    (tmp_path / "config.json").write_text("other")
-    assert hub.fingerprint_files(tmp_path) == first
-    (tmp_path / "a.safetensors").write_bytes(b"Weights")
-    assert hub.fingerprint_files(tmp_path) != first
-
-
-def test_fingerprints_trust_the_names_of_the_hubs_blobs(tmp_path: Path) -> None:
-    """The hub's cache names blobs by their sha256; files of gigabytes are not read again."""
-    plain, cached = tmp_path / "plain", tmp_path / "cached"
-    plain.mkdir()
-    cached.mkdir()
-    (plain / "a.safetensors").write_bytes(b"weights")
-    blob = tmp_path / hub._sha256(plain / "a.safetensors")
-    blob.write_bytes(b"not read")
-    (cached / "a.safetensors").symlink_to(blob)
-    assert hub.fingerprint_files(cached) == hub.fingerprint_files(plain)
-
-
-def test_fingerprints_of_rows() -> None:
-    assert hub.fingerprint_rows(["ab", "c"]) != hub.fingerprint_rows(["a", "bc"])
-    assert hub.fingerprint_rows(["a", "b"]) != hub.fingerprint_rows(["b", "a"])
-    assert hub.fingerprint_rows(iter(["ä"])) == hub.fingerprint_rows(["ä"])

@@ -6,10 +6,11 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from running import QUICK, Outcome, lines_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -26,10 +27,6 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
-QUICK = [
-    "--max-train-samples", "16", "--max-eval-samples", "6", "--per-device-train-batch-size", "4",
-    "--learning-rate", "0.02", "--dtype", "float32", "--bf16", "false", "--logging-steps", "1",
-]  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -105,38 +102,6 @@ def chat_tokenizer(chat_model: Path) -> PreTrainedTokenizerBase:
 def plain_tokenizer(plain_model: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of ``plain_model``."""
     return PreTrainedTokenizerFast.from_pretrained(plain_model)
-
-
-class Outcome(NamedTuple):
-    """How a program ended.
-
-    Attributes:
-        status: the exit status.
-        folder: the output folder.
-        out: what it printed.
-        err: what it printed on stderr, progress bars left out.
-    """
-
-    status: int
-    folder: Path
-    out: str
-    err: list[str]
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The run's ``run.json``."""
-        return json.loads((self.folder / "run.json").read_text())
-
-    @property
-    def losses(self) -> list[float]:
-        """The logged losses, step by step."""
-        return [entry["loss"] for entry in self.record["history"] if "loss" in entry]
-
-
-def lines_of(err: str) -> list[str]:
-    """The lines of a program's stderr, progress bars left out."""
-    bars = ("it/s", "s/it", "examples/s", "━", "[00:00<?")
-    return [line for line in err.replace("\r", "\n").splitlines() if line.strip() and not any(b in line for b in bars)]
 
 
 @pytest.fixture

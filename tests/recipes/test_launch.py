@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK
+from running import QUICK
 from safetensors.torch import load_file
 
 REPOSITORY = Path(__file__).parents[2]

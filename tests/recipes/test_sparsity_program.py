@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import lines_of
 from peft import PromptTuningConfig, get_peft_model
+from running import lines_of
 from transformers import AutoModelForCausalLM
 
 from monolora import cli

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK
+from running import QUICK
 from safetensors.torch import load_file
 
 from monolora.recipes import sft

@@ -1,0 +1,34 @@
+"""Short hashes of models and data, so that two runs can be seen to have had the same."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def fingerprint_files(folder: str | Path, suffix: str = ".safetensors") -> str:
+    """sha256 over the names and contents of a folder's files of one suffix, 16 hex digits.
+
+    Files of the hub's own cache are links to blobs named by their sha256; those are not read again.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob(f"*{suffix}")):
+        blob = path.resolve().name
+        known = path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob)
+        digest.update(f"{path.name}:{blob if known else _sha256(path)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_rows(rows: Iterable[str]) -> str:
+    """sha256 over texts in their order, 16 hex digits."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(len(row).to_bytes(8, "big") + row.encode())
+    return digest.hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

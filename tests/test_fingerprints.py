@@ -1,0 +1,37 @@
+"""Hashes of models and data."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from monolora.fingerprints import fingerprint_files, fingerprint_rows
+
+
+def test_fingerprints_of_files(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"weights")
+    (tmp_path / "config.json").write_text("{}")
+    first = fingerprint_files(tmp_path)
+    assert len(first) == 16
+    (tmp_path / "config.json").write_text("other")
+    assert fingerprint_files(tmp_path) == first
+    (tmp_path / "a.safetensors").write_bytes(b"Weights")
+    assert fingerprint_files(tmp_path) != first
+
+
+def test_fingerprints_trust_the_names_of_the_hubs_blobs(tmp_path: Path) -> None:
+    """The hub's cache names blobs by their sha256; files of gigabytes are not read again."""
+    plain, cached = tmp_path / "plain", tmp_path / "cached"
+    plain.mkdir()
+    cached.mkdir()
+    (plain / "a.safetensors").write_bytes(b"weights")
+    blob = tmp_path / hashlib.sha256(b"weights").hexdigest()
+    blob.write_bytes(b"not read")
+    (cached / "a.safetensors").symlink_to(blob)
+    assert fingerprint_files(cached) == fingerprint_files(plain)
+
+
+def test_fingerprints_of_rows() -> None:
+    assert fingerprint_rows(["ab", "c"]) != fingerprint_rows(["a", "bc"])
+    assert fingerprint_rows(["a", "b"]) != fingerprint_rows(["b", "a"])
+    assert fingerprint_rows(iter(["ä"])) == fingerprint_rows(["ä"])
