@@ -14,6 +14,8 @@ COMMANDS = {
     "sft": ("monolora.recipes.sft", "finetune with MonoLoRA, LoRA or all weights, and measure it"),
     "demo": ("monolora.recipes.demo", "train LoRA and MonoLoRA on a small task and compare them"),
     "sparsity": ("monolora.recipes.sparsity", "how sparse an adapter's units are on the prompts of a data set"),
+    "merge": ("monolora.recipes.merge", "an adapter and its base in one checkpoint, linearly or exactly, verified"),
+    "verify": ("monolora.recipes.verify", "how much of an adapter's effect a merged checkpoint keeps"),
     "doctor": ("monolora.doctor", "versions, devices and data, and what is missing"),
 }
 

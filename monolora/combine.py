@@ -71,7 +71,7 @@ def _combined_ranks(model: nn.Module, adapters: Sequence[str]) -> dict[str, int]
     for name, layer in model.named_modules():
         if not isinstance(layer, MonoLoraLayer):
             continue
-        rank = sum(_unit_tensors(layer, adapter)[0].shape[0] for adapter in adapters if adapter in layer.activation)
+        rank = sum(unit_tensors(layer, adapter)[0].shape[0] for adapter in adapters if adapter in layer.activation)
         base = layer.get_base_layer()
         if rank and isinstance(base, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and base.groups > 1:
             raise ValueError(f"Cannot combine adapters on grouped convolutions, such as {name}.")
@@ -89,14 +89,14 @@ def concatenate_units(layer: MonoLoraLayer, adapters: Sequence[str], weights: Se
         weights: one factor an adapter.
         into: name of the adapter to be filled.
     """
-    A, B, bias = _unit_tensors(layer, into)
+    A, B, bias = unit_tensors(layer, into)
     if bias is not None:
         bias.zero_()
     start = 0
     for name, weight in zip(adapters, weights, strict=True):
         if name not in layer.activation:
             continue
-        part_A, part_B, part_bias = _unit_tensors(layer, name)
+        part_A, part_B, part_bias = unit_tensors(layer, name)
         factor, end = weight * layer.scaling[name], start + part_A.shape[0]
         A[start:end] = part_A
         B[:, start:end] = part_B * factor
@@ -105,7 +105,7 @@ def concatenate_units(layer: MonoLoraLayer, adapters: Sequence[str], weights: Se
         start = end
 
 
-def _unit_tensors(layer: MonoLoraLayer, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def unit_tensors(layer: MonoLoraLayer, name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """A ``(r, in, ...)``, B ``(out, r, ...)`` and B's bias of one adapter, as the live parameters' data."""
     if name in layer.lora_embedding_A:
         return layer.lora_embedding_A[name].data, layer.lora_embedding_B[name].data, None

@@ -9,6 +9,8 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterable
 
+from safetensors import SafetensorError
+
 
 class InputError(ValueError):
     """Something the user gave cannot work; the message is one line and names the mend."""
@@ -22,12 +24,15 @@ class SaveError(RunError):
     """Something could not be written: a full disk, lost permissions."""
 
     @classmethod
-    def of(cls, folder: object, error: BaseException) -> SaveError:
-        """From what the writing library raised."""
-        return cls(
-            f"Cannot save into {folder}: {in_one_line(error)} Earlier checkpoints are whole; free space, then go on "
-            "with --resume-from-checkpoint."
-        )
+    def of(cls, folder: object, error: BaseException, mend: str) -> SaveError:
+        """From what the writing library raised, and what to do about it."""
+        return cls(f"Cannot save into {folder}: {in_one_line(error)} {mend}")
+
+
+def is_disk_trouble(error: Exception) -> bool:
+    """Whether this is what a library raises when the disk does not take a file."""
+    # torch.save raises a bare RuntimeError, the tokenizers library a bare Exception.
+    return isinstance(error, (OSError, SafetensorError, RuntimeError)) or type(error) is Exception
 
 
 def unknown(what: str, given: str, choices: Iterable[str]) -> InputError:

@@ -66,6 +66,11 @@ def _local(name: str) -> str | None:
     return None
 
 
+def is_local(name: str) -> bool:
+    """Whether ``name`` is a path, or in the mirror: at hand without a network."""
+    return _local(name) is not None
+
+
 def resolve_model(name: str, revision: str = "main") -> str:
     """A folder that holds the model ``name``.
 

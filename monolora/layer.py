@@ -175,7 +175,7 @@ class MonoLoraLinear(MonoLoraLayer, lora.Linear):
             and not (dropout.training and isinstance(dropout, nn.Dropout))
             and isinstance(self.scaling[name], (int, float))
             and self.cast_input_dtype_enabled
-            and _weight(base).dtype == _compute_dtype(x)
+            and _weight(base).dtype == compute_dtype(x)
         )
 
     def _fused_forward(self, x: torch.Tensor, name: str) -> torch.Tensor:
@@ -216,7 +216,7 @@ def _is_bare(module: nn.Module) -> bool:
     )
 
 
-def _compute_dtype(x: torch.Tensor) -> torch.dtype:
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype in which ``nn.Linear`` would compute on ``x`` here."""
     device = x.device.type
     if torch.is_autocast_enabled(device):

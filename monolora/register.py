@@ -40,6 +40,7 @@ def register() -> None:
     from monolora.config import MonoLoraConfig
     from monolora.model import MonoLoraModel
 
+    _register_exact_checkpoints()
     peft_type = PeftType(NAME)
     if peft_type in PEFT_TYPE_TO_TUNER_MAPPING:
         return
@@ -50,6 +51,7 @@ def register() -> None:
     _check_files_that_peft_reads()
     _check_hotswap()
     _check_native_loads()
+    _name_offloaded_tensors()
 
 
 def _replace(owner: object, function: Callable[..., Any]) -> None:
@@ -160,3 +162,45 @@ def _check_native_loads() -> None:
 
     _replace(transformers_weight_conversion, build_peft_weight_mapping)
     _replace(PeftAdapterMixin, load_adapter)
+
+
+def _name_offloaded_tensors() -> None:
+    """For layers that stay on disk, PEFT copies the adapter file's tensors under their names there, not the model's."""
+    from monolora.checkpoint import to_memory_names
+
+    original = peft_model.PeftModel._update_offload
+
+    @functools.wraps(original)
+    def _update_offload(self: Any, offload_index: dict[str, Any], adapters_weights: dict[str, Any]) -> Any:
+        return original(self, offload_index, to_memory_names(adapters_weights))
+
+    _replace(peft_model.PeftModel, _update_offload)
+
+
+def _register_exact_checkpoints() -> None:
+    """transformers learns to load what ``export_exact`` writes, and to write it so that it fails without monolora.
+
+    Where a quantization method is unknown, stock transformers warns and loads the base model alone. It does fail where
+    ``transformers_weights`` in ``config.json`` names no weights file, and shows what stands there. Its own
+    ``save_pretrained`` takes that attribute off the config before it writes, so it is put into what is written.
+    """
+    from transformers import PreTrainedConfig
+    from transformers.quantizers import auto
+
+    from monolora.merge.quantizer import NEEDS_MONOLORA, MonoLoraHfQuantizer, MonoLoraQuantizationConfig
+    from monolora.merge.unload import BAKED
+
+    if BAKED in auto.AUTO_QUANTIZER_MAPPING:
+        return
+    auto.register_quantization_config(BAKED)(MonoLoraQuantizationConfig)
+    auto.register_quantizer(BAKED)(MonoLoraHfQuantizer)
+    original = PreTrainedConfig.to_diff_dict
+
+    @functools.wraps(original)
+    def to_diff_dict(self: Any) -> dict[str, Any]:
+        written = original(self)
+        if (written.get("quantization_config") or {}).get("quant_method") == BAKED:
+            written["transformers_weights"] = NEEDS_MONOLORA
+        return written
+
+    _replace(PreTrainedConfig, to_diff_dict)

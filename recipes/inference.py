@@ -24,7 +24,7 @@ from monolora.recipes.prompts import Split
 from monolora.sparsity import Sparsity, SparsityMeter
 
 _T = TypeVar("_T")
-_PROGRESS = Console(stderr=True)  # stdout is for results
+PROGRESS = Console(stderr=True)  # stdout is for results
 
 # Logits of so many places are made at a time: with 150,000 tokens in the vocabulary, 1.2 GB in float32.
 MOST_PLACES = 2048
@@ -136,7 +136,7 @@ class Inference:
         starts = range(0, len(ordered), self.batch_size)
         meter = SparsityMeter(self.model)
         with meter.measuring():
-            for start in track(starts, description="Measuring sparsity", console=_PROGRESS):
+            for start in track(starts, description="Measuring sparsity", console=PROGRESS):
                 ids, mask = self._padded(ordered[start : start + self.batch_size], left=False)
                 self.model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
         return meter.result()
@@ -149,21 +149,27 @@ class Inference:
         mine = batches[state.process_index :: state.num_processes]
         done: list[tuple[int, _T]] = []
         shown = f"Scoring {what} {self.when}"
-        for batch in track(mine, description=shown, console=_PROGRESS, disable=not state.is_main_process):
+        for batch in track(mine, description=shown, console=PROGRESS, disable=not state.is_main_process):
             done += zip(batch, work(batch), strict=True)
         by_row = dict(gather_object(done))
         return [by_row[row] for row in range(len(lengths))]
 
     def _padded(self, rows: Sequence[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded ids and their mask, on the model's device."""
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            filled = slice(width - len(row), width) if left else slice(len(row))
-            ids[i, filled] = torch.tensor(row)
-            mask[i, filled] = 1
+        ids, mask = padded(rows, self.tokenizer.pad_token_id, left)
         return ids.to(self.model.device), mask.to(self.model.device)
+
+
+def padded(rows: Sequence[list[int]], pad_token_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids as one tensor, and the mask of what is no padding; both ``(rows, width)``."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_token_id)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        filled = slice(width - len(row), width) if left else slice(len(row))
+        ids[i, filled] = torch.tensor(row)
+        mask[i, filled] = 1
+    return ids, mask
 
 
 @contextmanager

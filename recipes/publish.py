@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from huggingface_hub import HfApi
 
-from monolora.errors import InputError, RunError, SaveError, in_one_line
+from monolora.errors import InputError, RunError, SaveError, in_one_line, is_disk_trouble
 from monolora.recipes import record as run_record
 from monolora.recipes.arguments import TrainingArguments
 from monolora.recipes.report import model_card, plot
-from monolora.recipes.trainer import STAGING, SftTrainer, is_disk_trouble
+from monolora.recipes.trainer import STAGING, SftTrainer
 
 _T = TypeVar("_T")
 
@@ -38,7 +38,7 @@ def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
                 file.replace(output / file.name)
     except Exception as error:
         if is_disk_trouble(error) and not isinstance(error, SaveError):
-            raise SaveError.of(output, error) from error
+            raise SaveError.of(output, error, run_record.GO_ON) from error
         raise
     finally:
         if trainer.args.should_save:

@@ -13,12 +13,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from accelerate import PartialState
 
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.recipes.arguments import Arguments
 
 FILE = "run.json"
+GO_ON = "Earlier checkpoints are whole; free space, then go on with --resume-from-checkpoint."
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "monolora")
 
 
@@ -40,7 +42,12 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
-        "machine": {"platform": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.machine(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),  # sums are ordered by them: bfloat16 answers change in a few rows
+        },
         "git": _git_state(),
     }
 
@@ -58,20 +65,28 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write ``run.json`` aside and rename it: a reader never sees half of it.
+    """Write ``run.json``.
 
     Raises:
         SaveError: if the disk does not take it.
     """
-    aside = folder / f".{FILE}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        strict = json.loads(json.dumps(record), parse_constant=lambda name: None)  # JSON has no NaN
-        aside.write_text(json.dumps(strict, indent=2) + "\n")
-        aside.replace(folder / FILE)
+        write_json(folder / FILE, record)
     except OSError as error:
+        raise SaveError.of(folder, error, GO_ON) from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a file aside and rename it: a reader never sees half of it. NaN and infinity become null."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        strict = json.loads(json.dumps(value), parse_constant=lambda name: None)
+        aside.write_text(json.dumps(strict, indent=2) + "\n")
+        aside.replace(path)
+    except OSError:
         aside.unlink(missing_ok=True)
-        raise SaveError.of(folder, error) from error
+        raise
 
 
 def read(folder: Path) -> dict[str, Any] | None:

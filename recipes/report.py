@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ def result_table(records: Sequence[dict[str, Any]]) -> Table:
         table.add_column(f"{record['config']['adapter']}\nbefore → after", justify="right")
     all_results = [record["results"] for record in records]
     for metric in _metrics(records[0]):
-        scores = [f"{_shown(metric, each['before'])} → {_shown(metric, each['after'])}" for each in all_results]
+        scores = [
+            f"{shown_score(metric, each['before'])} → {shown_score(metric, each['after'])}" for each in all_results
+        ]
         table.add_row(metric.replace("_", " "), *scores)
     table.add_row("trained parameters", *(f"{each['trained_parameters']:,}" for each in all_results))
     sparsities = ["–" if each["sparsity"] is None else f"{each['sparsity']['zeros']:.1%}" for each in all_results]
@@ -34,7 +36,8 @@ def _metrics(record: dict[str, Any]) -> list[str]:
     return [name for name in record["results"]["after"] or {} if name != "n"]
 
 
-def _shown(metric: str, scores: dict[str, Any]) -> str:
+def shown_score(metric: str, scores: Mapping[str, Any]) -> str:
+    """A score as people read it: accuracies in percent."""
     value = scores[metric]
     if metric in _PERCENT:
         return f"{value:.1%}"
@@ -79,10 +82,9 @@ def model_card(record: dict[str, Any]) -> ModelCard:
     ]
     if results["after"]:
         lines += [f"Scores on {results['after']['n']} held-out examples:", "", "| | before | after |", "|---|---|---|"]
-        lines += [
-            f"| {metric.replace('_', ' ')} | {_shown(metric, results['before'])} | {_shown(metric, results['after'])} |"
-            for metric in _metrics(record)
-        ]
+        for metric in _metrics(record):
+            scores = (shown_score(metric, results[when]) for when in ("before", "after"))
+            lines.append(f"| {metric.replace('_', ' ')} | {' | '.join(scores)} |")
         lines.append("")
     lines += [f"Trained parameters: {results['trained_parameters']:,}. Seed: {config['seed']}."]
     if results["sparsity"] is not None:

@@ -34,11 +34,18 @@ def score(inference: Inference, labels: Sequence[str], rows: Sequence[Example], 
         for free text ``bleu``, ``rouge1``, ``rouge2``, ``rougeL`` (0 to 100) and ``perplexity`` (of the reference, its
         end token included).
     """
+    return score_and_answers(inference, labels, rows, answer_length)[0]
+
+
+def score_and_answers(
+    inference: Inference, labels: Sequence[str], rows: Sequence[Example], answer_length: int
+) -> tuple[dict[str, Any], list[str]]:
+    """:func:`score`, and the answers that were generated, one a row."""
     with evaluating(inference.model):
         answers = inference.generate([prompt_ids(row, inference.tokenizer) for row in rows], answer_length)
         if labels:
-            return _score_labels(inference, labels, rows, answers)
-        return _score_text(inference, rows, answers)
+            return _score_labels(inference, labels, rows, answers), answers
+        return _score_text(inference, rows, answers), answers
 
 
 def first_word(answer: str) -> str:

@@ -6,20 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
-from monolora.errors import SaveError
+from monolora.errors import SaveError, is_disk_trouble
+from monolora.recipes.record import GO_ON
 
 STAGING = ".saving"
-
-
-def is_disk_trouble(error: Exception) -> bool:
-    """Whether this is what a library raises when the disk does not take a file."""
-    # torch.save raises a bare RuntimeError, the tokenizers library a bare Exception.
-    return isinstance(error, (OSError, SafetensorError, RuntimeError)) or type(error) is Exception
 
 
 class OwnSteps(TrainerCallback):
@@ -57,7 +51,7 @@ class SftTrainer(SFTTrainer):
                 self._publish(self._staging, final)
         except Exception as error:
             if is_disk_trouble(error):
-                raise SaveError.of(final, error) from error
+                raise SaveError.of(final, error, GO_ON) from error
             raise
         finally:
             self._staging = None

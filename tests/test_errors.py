@@ -96,6 +96,5 @@ def test_unknown() -> None:
 
 
 def test_save_error() -> None:
-    message = str(SaveError.of("runs/a", OSError(28, "No space left on device")))
-    assert message.startswith("Cannot save into runs/a: [Errno 28] No space left on device. Earlier checkpoints")
-    assert "--resume-from-checkpoint" in message
+    message = str(SaveError.of("runs/a", OSError(28, "No space left on device"), "Free space."))
+    assert message == "Cannot save into runs/a: [Errno 28] No space left on device. Free space."

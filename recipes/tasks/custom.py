@@ -3,6 +3,11 @@
 messages            [{"role": …, "content": …}, …]; every assistant turn becomes an example
 prompt, completion  plain text (taken as it is), or messages
 instruction         with input/context (optional) and output/response
+
+Where no answers are needed (measuring on prompts, calibrating a merge), two more:
+
+prompt              a question without its answer
+text                plain text, taken as it is
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from monolora.hub import load_dataset
 from monolora.recipes.tasks.base import Example, Task
 
 FORMATS = "'messages', 'prompt' + 'completion', or 'instruction' + 'output' (or 'response')"
+WITHOUT_ANSWERS = f"{FORMATS}; 'prompt' or 'text' alone will do here"
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 1000
 
 
@@ -29,18 +35,23 @@ class Source(NamedTuple):
     test_split: str = "test"
 
 
-def load(name: str, source: Source) -> Task:
+def load(name: str, source: Source, answers: bool = True) -> Task:
     """The data set ``name`` as a free-text task.
 
     Where there is no test split, a fixed shuffle holds out a tenth of the rows, 1,000 at most.
+
+    Args:
+        name: the data set.
+        source: where in it to look.
+        answers: whether every example must have an answer.
 
     Raises:
         InputError: if it is not found, has no rows, or has none of the formats.
     """
     splits = load_dataset(name, source.config)
-    train = read(_split(splits, source.train_split, name), name)
+    train = read(_split(splits, source.train_split, name), name, answers)
     if source.test_split in splits:
-        return Task(name=name, train=train, test=read(splits[source.test_split], name))
+        return Task(name=name, train=train, test=read(splits[source.test_split], name, answers))
     if source.test_split != Source().test_split:
         raise unknown(f"split of {name}", source.test_split, splits)
     if len(train) < 2:
@@ -51,7 +62,7 @@ def load(name: str, source: Source) -> Task:
 
 
 def load_prompts(name: str, split: str | None = None) -> list[Example]:
-    """The prompts of one split; a text column ``prompt`` is enough, answers are not needed.
+    """The prompts of one split; answers are not needed.
 
     Args:
         name: the data set.
@@ -61,15 +72,13 @@ def load_prompts(name: str, split: str | None = None) -> list[Example]:
         InputError: if there is no such split, no rows, or none of the formats.
     """
     splits = load_dataset(name)
-    rows = _split(splits, split or (next(iter(splits)) if len(splits) == 1 else Source().test_split), name)
-    if "prompt" in rows.column_names and not {"completion", "messages"} & set(rows.column_names):
-        filled = enumerate(_filled(rows, name), start=1)
-        return [Example(_text(row, "prompt", f"{name}, row {number}"), "") for number, row in filled]
-    return read(rows, name)
+    return read(
+        _split(splits, split or (next(iter(splits)) if len(splits) == 1 else Source().test_split), name), name, False
+    )
 
 
-def read(rows: datasets.Dataset, name: str) -> list[Example]:
-    """Examples from the rows of one split.
+def read(rows: datasets.Dataset, name: str, answers: bool = True) -> list[Example]:
+    """Examples from the rows of one split; ``answers`` says whether each must have one.
 
     Raises:
         InputError: if there are no rows, the columns are of no known format, or a row has something else than text.
@@ -81,8 +90,13 @@ def read(rows: datasets.Dataset, name: str) -> list[Example]:
         parse = _from_prompt_completion
     elif "instruction" in columns and columns & {"output", "response"}:
         parse = _from_instruction
+    elif not answers and "prompt" in columns:
+        parse = _from_prompt
+    elif not answers and "text" in columns:
+        parse = _from_plain_text
     else:
-        raise InputError(f"{name} has the columns {', '.join(sorted(columns))}; needed are {FORMATS}. Rename them.")
+        needed = FORMATS if answers else WITHOUT_ANSWERS
+        raise InputError(f"{name} has the columns {', '.join(sorted(columns))}; needed are {needed}. Rename them.")
     filled = enumerate(_filled(rows, name), start=1)
     examples = [example for number, row in filled for example in parse(row, f"{name}, row {number}")]
     if not examples:
@@ -121,6 +135,14 @@ def _from_prompt_completion(row: Mapping[str, Any], where: str) -> Iterator[Exam
     else:
         completion = _text(row, "completion", where, may_be_empty=True)
         yield Example(_text(row, "prompt", where), completion, verbatim=True)
+
+
+def _from_prompt(row: Mapping[str, Any], where: str) -> Iterator[Example]:
+    yield Example(_text(row, "prompt", where), "")
+
+
+def _from_plain_text(row: Mapping[str, Any], where: str) -> Iterator[Example]:
+    yield Example(_text(row, "text", where), "", verbatim=True)
 
 
 def _from_instruction(row: Mapping[str, Any], where: str) -> Iterator[Example]:

@@ -1,0 +1,100 @@
+"""What an adapter, or a merge of it, adds to a layer's output: as functions of the layer's input, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from monolora.activations import activate
+from monolora.errors import InputError
+from monolora.layer import MonoLoraLayer
+from monolora.merge.baked import BakedLayer
+from monolora.merge.unload import Units, active_units
+
+# From inputs (…, in), or token ids of an embedding, to (…, out).
+Delta = Callable[[torch.Tensor], torch.Tensor]
+
+
+def adapter_deltas(model: PeftModel) -> dict[str, Delta]:
+    """The active adapter's delta on each linear layer and embedding, by their names in the base model."""
+    layers: dict[str, Any] = {
+        name: layer for name, layer in model.get_base_model().named_modules() if isinstance(layer, LoraLayer)
+    }
+    if any(isinstance(layer, MonoLoraLayer) for layer in layers.values()):
+        units = active_units(model)
+        return {name: _of_units(each, _is_embedding(layers[name])) for name, each in units.items()}
+    return {
+        name: _of_weight(layer.get_delta_weight(model.active_adapter).float(), None, layer.get_base_layer())
+        for name, layer in layers.items()
+        if model.active_adapter in layer.scaling and not isinstance(layer.get_base_layer(), nn.modules.conv._ConvNd)
+    }
+
+
+def merged_deltas(merged: PreTrainedModel | PeftModel, adapted: PeftModel, names: Iterable[str]) -> dict[str, Delta]:
+    """The delta of a dense or exact checkpoint, or of a LoRA adapter, on the named layers.
+
+    Raises:
+        InputError: if the merged model has no such layers.
+    """
+    if isinstance(merged, PeftModel):
+        found = adapter_deltas(merged)
+        return {name: found[name] for name in _all_in(names, found)}
+    modules, base = dict(merged.named_modules()), dict(adapted.get_base_model().named_modules())
+    return {name: _of_module(modules[name], base[name].get_base_layer()) for name in _all_in(names, modules)}
+
+
+def _all_in(names: Iterable[str], found: Iterable[str]) -> list[str]:
+    wanted, there = list(names), set(found)
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise InputError(
+            f"The merged model has no {missing[0]} ({len(missing)} such): it is a merge of something else."
+        )
+    return wanted
+
+
+def _of_module(module: nn.Module, base: nn.Module) -> Delta:
+    if isinstance(module, BakedLayer):
+        return _of_units(module.units, _is_embedding(module))
+    weight = _float(module.weight) - dequantize_module_weight(base).float()
+    bias = None if _is_embedding(module) or module.bias is None else _float(module.bias) - _float(base.bias)
+    return _of_weight(weight, bias, module)
+
+
+def _float(parameter: object) -> torch.Tensor:
+    assert isinstance(parameter, torch.Tensor)
+    return parameter.float()
+
+
+def _of_units(units: Units, embedding: bool) -> Delta:
+    """``s (B act(A x) + b)``."""
+    A, B = units.A.float(), units.B.float()
+    b = None if units.bias is None else units.bias.float()
+
+    def delta(x: torch.Tensor) -> torch.Tensor:
+        z = F.embedding(x, A.T) if embedding else F.linear(x.float(), A)
+        return units.scaling * F.linear(activate(z, units.activation), B, b)
+
+    return delta
+
+
+def _of_weight(weight: torch.Tensor, bias: torch.Tensor | None, layer: nn.Module) -> Delta:
+    """``ΔW x + Δb``, ΔW in the layer's own layout."""
+    if _is_embedding(layer):
+        return lambda ids: F.embedding(ids, weight)
+    W = weight.T if isinstance(layer, Conv1D) else weight
+    return lambda x: F.linear(x.float(), W, bias)
+
+
+def _is_embedding(layer: nn.Module) -> bool:
+    base = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+    return isinstance(base, nn.Embedding)

@@ -1,0 +1,110 @@
+"""A stock checkpoint with linear maps merged into its weights: ``W + s B A'``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import onload_layer
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from monolora.errors import InputError
+from monolora.layer import MonoLoraLayer
+from monolora.merge.least_squares import LinearMap
+from monolora.merge.unload import Units, active_units, dequantized, unload
+
+
+def export_dense(
+    model: PeftModel,
+    maps: Mapping[str, LinearMap],
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write a checkpoint that every loader reads: config, generation config, sharded safetensors, tokenizer.
+
+    Args:
+        model: the adapted model; it is consumed. A quantized base is dequantized.
+        maps: as :func:`~monolora.merge.linearize` gives them for this model.
+        folder: where to write.
+        tokenizer: saved beside it, with its chat template.
+        max_shard_size: as for ``save_pretrained``.
+
+    Raises:
+        InputError: if an adapter's trained bias on B has no bias of the base layer to go to.
+    """
+    units = active_units(model)
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    dequantized(base)
+    layers = {name: layer for name, layer in base.named_modules() if name in units}
+    for name, layer in layers.items():
+        _check_bias(name, layer, units[name])
+    shared = _shared_weights(base)
+    for name, layer in layers.items():
+        with onload_layer(layer):
+            _merge(layer.get_base_layer(), units[name], maps[name], shared)
+    base, _ = unload(model)
+    _untie(base)
+    base.save_pretrained(folder, max_shard_size=max_shard_size)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def dense_delta(units: Units, linear_map: LinearMap) -> torch.Tensor:
+    """``s B A'``, shape ``(out, in)``, float32."""
+    return units.scaling * (units.B.float() @ linear_map.A.to(units.B.device))
+
+
+def dense_bias(units: Units, linear_map: LinearMap) -> torch.Tensor | None:
+    """``s (B c + b)``, shape ``(out,)``, float32, of an intercept c and a trained bias b on B; None without either."""
+    parts = [units.bias.float()] if units.bias is not None else []
+    if linear_map.intercept is not None:
+        parts.append(units.B.float() @ linear_map.intercept.to(units.B.device))
+    return units.scaling * torch.stack(parts).sum(0) if parts else None
+
+
+def _check_bias(name: str, layer: MonoLoraLayer, units: Units) -> None:
+    if units.bias is not None and layer.get_base_layer().bias is None:
+        raise InputError(
+            f"The adapter trained a bias on B (lora_bias), and {name} has no bias that it could go to in a stock "
+            "checkpoint. Merge exactly, or as a LoRA adapter."
+        )
+
+
+def _shared_weights(model: nn.Module) -> set[int]:
+    """Storage of the weights that several modules share (tied embeddings)."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
+
+
+def _merge(base: nn.Module, units: Units, linear_map: LinearMap, shared: set[int]) -> None:
+    """Add delta and bias to a base layer, in float32, rounded once."""
+    weight, delta = base.weight, dense_delta(units, linear_map)
+    assert isinstance(weight, nn.Parameter)
+    if isinstance(base, (Conv1D, nn.Embedding)):
+        delta = delta.T
+    merged = (weight.data.float() + delta.to(weight.device)).to(weight.dtype)
+    if id(weight) in shared:
+        base.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
+    else:
+        weight.data = merged
+    bias = dense_bias(units, linear_map)
+    if bias is not None:
+        assert isinstance(base.bias, nn.Parameter)
+        base.bias.data = (base.bias.data.float() + bias.to(weight.device)).to(base.bias.dtype)
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Say in the config that embeddings and output layer are tied no longer, if only one of them was merged into."""
+    config = model.config.get_text_config(decoder=True)
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if config.tie_word_embeddings and outputs is not None and inputs.weight is not outputs.weight:
+        config.tie_word_embeddings = model.config.tie_word_embeddings = False

@@ -1,0 +1,106 @@
+"""Taking an adapted model apart: the plain base model, and the units of its adapter."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import onload_layer
+from peft.utils.other import TrainableTokensWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from monolora.combine import unit_tensors
+from monolora.layer import MonoLoraLayer
+from monolora.model import MonoLoraModel
+
+BAKED = "monolora"  # the quantization method that exact checkpoints name: see monolora.merge.quantizer
+
+
+class Units(NamedTuple):
+    """One adapter on one module: ``scaling * (B act(A x) + bias)``.
+
+    Shapes: A ``(r, in)``, B ``(out, r)`` and bias ``(out,)`` or None, for linear layers, Conv1D and embeddings (in: the
+    vocabulary) alike. For convolutions A is ``(r, in, *kernel)`` and B ``(out, r, *ones)``.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    bias: torch.Tensor | None
+    scaling: float
+    activation: str
+
+
+def unload(model: PeftModel) -> tuple[PreTrainedModel, dict[str, Units]]:
+    """Take an adapted model apart. It is consumed: go on with what is returned.
+
+    Args:
+        model: a model with one active MonoLoRA adapter.
+
+    Returns:
+        The base model without any PEFT layer, in which all that was trained outside of A and B is in place (saved
+        modules, tokens, biases), dequantized where bitsandbytes had quantized it; and the active adapter's units by
+        the names of the modules that they adapt. The tensors keep their dtype.
+
+    Raises:
+        ValueError: where the model is no MonoLoRA model, or no single adapter is active. Nothing has been changed then.
+    """
+    units = active_units(model)
+    tuner = model.base_model
+    assert isinstance(tuner, MonoLoraModel)
+    _merge_tokens(tuner.model, tuner.active_adapters[0])
+    base = tuner.unload()
+    assert isinstance(base, PreTrainedModel)
+    return dequantized(base), units
+
+
+def active_units(model: PeftModel) -> dict[str, Units]:
+    """The active adapter's units, by the names that the adapted modules have in the base model. Nothing is changed.
+
+    Raises:
+        ValueError: where the model is no MonoLoRA model, or no single adapter is active.
+    """
+    tuner = model.base_model
+    if not isinstance(tuner, MonoLoraModel):
+        raise ValueError(f"The model carries no MonoLoRA adapter but {type(tuner).__name__}.")
+    name = _active_adapter(tuner)
+    return {
+        module_name: _units(layer, name)
+        for module_name, layer in tuner.model.named_modules()
+        if isinstance(layer, MonoLoraLayer) and name in layer.activation
+    }
+
+
+def _active_adapter(tuner: MonoLoraModel) -> str:
+    active = tuner.active_adapters
+    if len(active) > 1:
+        raise ValueError(
+            f"Several adapters are active: {', '.join(active)}. Add them up first, "
+            f'`model.add_weighted_adapter({active}, [1.0] * {len(active)}, "sum", "cat")`, and activate the sum, '
+            '`model.set_adapter("sum")`.'
+        )
+    return active[0]
+
+
+def _units(layer: MonoLoraLayer, name: str) -> Units:
+    with onload_layer(layer):
+        A, B, bias = unit_tensors(layer, name)
+        # Copies, where they share memory: with ensure_weight_tying the head's A and B are views of the embedding's.
+        A, B = A.contiguous(), B.contiguous()
+    return Units(A, B, bias, layer.scaling[name], layer.activation[name])
+
+
+def _merge_tokens(model: nn.Module, name: str) -> None:
+    """PEFT's own unload forgets trained tokens. Tied embeddings share one weight, which stays shared."""
+    for module in model.modules():
+        if isinstance(module, TrainableTokensWrapper) and name in module.token_adapter.trainable_tokens_delta:
+            module.token_adapter.merge(adapter_names=[name])
+
+
+def dequantized(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with the dense weights that bitsandbytes' quantized ones stand for, in place."""
+    config = vars(model.config).get("quantization_config")
+    if config is None or config.quant_method == BAKED:
+        return model
+    return model.dequantize()

@@ -1,0 +1,189 @@
+"""``merge_report.json`` and ``merge_report.html``: how a merge was made, and what it keeps of the adapter."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Mapping
+from functools import reduce
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from rich.console import Console
+from rich.table import Table
+
+from monolora.errors import InputError, in_one_line
+from monolora.merge.verify import Comparison, Fidelity
+from monolora.recipes.record import write_json
+from monolora.recipes.report import shown_score
+
+JSON, PAGE = "merge_report.json", "merge_report.html"
+ALL = "all"
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """The report in ``folder``, or None.
+
+    Raises:
+        InputError: if the file is there but is no report.
+    """
+    path = folder / JSON
+    if not path.is_file():
+        return None
+    try:
+        report = dict(json.loads(path.read_text()))
+        report["merge"]["weights"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no report of a merge: {in_one_line(error)} Remove it.") from error
+    return report
+
+
+def make(
+    compared: Mapping[str, Comparison], scores: Mapping[str, Any] | None, merge: Mapping[str, Any], least: float
+) -> dict[str, Any]:
+    """A report of a verified merge.
+
+    Args:
+        compared: the comparison on each text.
+        scores: of the adapter's task, for base, adapter and merge.
+        merge: how the merge was made.
+        least: the share of the adapter's effect that must be kept.
+    """
+    overall = reduce(Comparison.pooled, compared.values()).fidelity()
+    by_text = {name: each.fidelity() for name, each in compared.items()} | {ALL: overall}
+    return {
+        "passed": overall.kept >= least,
+        "kept": overall.kept,
+        "min_fidelity": least,
+        "merge": dict(merge),
+        "fidelity": {name: _as_json(each) for name, each in by_text.items()},
+        "modules": overall.modules,
+        "task": scores,
+    }
+
+
+def write_unverified(folder: Path, merge: Mapping[str, Any]) -> None:
+    """Write how a merge was made; :func:`write` adds what it keeps.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    write_json(folder / JSON, {"passed": None, "merge": merge})
+
+
+def write(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write both files.
+
+    Raises:
+        OSError: if the disk does not take them.
+    """
+    write_json(folder / JSON, report)
+    (folder / PAGE).write_text(page(report))
+
+
+def show(report: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Print what people want to know first."""
+    console.print(_table(report))
+    errors = report["modules"]
+    if errors:
+        worst = max(errors, key=lambda name: errors[name])
+        console.print(
+            f"Error of the layers' deltas: median {statistics.median(errors.values()):.1%}, worst {errors[worst]:.1%} "
+            f"({worst}).",
+            highlight=False,
+        )
+    task = report["task"]
+    if task is not None:
+        console.print(_task_table(task))
+        console.print(f"{task['same_answers']} of {task['n']} answers are the adapter's.", highlight=False)
+    console.print(f"{verdict(report)} Report: {folder / PAGE}", highlight=False, soft_wrap=True)
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """One sentence."""
+    kept, least = f"{report['kept']:.1%}", f"{report['min_fidelity']:.0%}"
+    if report["passed"]:
+        return f"The merge keeps {kept} of the adapter's effect."
+    return (
+        f"The merge keeps only {kept} of the adapter's effect, less than --min-fidelity asks for ({least}). Merge with "
+        "--method exact, or serve the adapter itself."
+    )
+
+
+def _table(report: Mapping[str, Any]) -> Table:
+    table = Table(title="Next-token distributions on held-out text, in nats")
+    table.add_column("text")
+    for column in (
+        "tokens", "KL to\nbase", "KL to merge\nmean / p50 / p99", "same top-1\nbase / merge", "effect\nkept",
+    ):  # fmt: skip
+        table.add_column(column, justify="right")
+    for name, found in report["fidelity"].items():
+        if name == ALL:
+            table.add_section()
+        table.add_row(name, *_cells(found))
+    return table
+
+
+def _cells(found: Mapping[str, Any]) -> list[str]:
+    merged = found["kl_merged"]
+    return [
+        f"{found['tokens']:,}",
+        f"{found['kl_base']['mean']:.4f}",
+        " / ".join(f"{merged[name]:.4f}" for name in ("mean", "p50", "p99")),
+        f"{found['top1_base']:.1%} / {found['top1_merged']:.1%}",
+        f"{found['kept']:.1%}",
+    ]
+
+
+def _task_table(task: Mapping[str, Any]) -> Table:
+    table = Table(title=f"{task['name']}, {task['n']} rows")
+    table.add_column()
+    for who in ("base", "adapter", "merged"):
+        table.add_column(who, justify="right")
+    for metric, *scores in _task_rows(task):
+        table.add_row(metric, *scores)
+    return table
+
+
+def _task_rows(task: Mapping[str, Any]) -> list[list[str]]:
+    return [
+        [metric.replace("_", " "), *(shown_score(metric, task[who]) for who in ("base", "adapter", "merged"))]
+        for metric in task["merged"]
+        if metric != "n"
+    ]
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The report as a page that needs nothing else."""
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        files("monolora.recipes").joinpath("merge_report.html.j2").read_text()
+    )
+    errors = report["modules"]
+    return template.render(
+        report=report,
+        verdict=verdict(report),
+        cells={name: _cells(found) for name, found in report["fidelity"].items()},
+        task_rows=_task_rows(report["task"]) if report["task"] else [],
+        layers=_by_layer(errors),
+        widest=max([*errors.values(), 1e-12]),
+        settings={key: value for key, value in report["merge"].items() if key != "maps"},
+    )
+
+
+def _by_layer(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """``{"layer 3": {"self_attn.q_proj": 0.1, …}, …}``, by the first number in the modules' names."""
+    layers: dict[str, dict[str, float]] = {}
+    for name, error in errors.items():
+        found = re.search(r"\.(\d+)\.", name)
+        layer, module = (f"layer {found.group(1)}", name[found.end() :]) if found else ("outside of the layers", name)
+        layers.setdefault(layer, {})[module] = error
+    return layers
+
+
+def _as_json(found: Fidelity) -> dict[str, Any]:
+    values = found._asdict()
+    del values["modules"]
+    return values | {key: values[key]._asdict() for key in ("kl_merged", "kl_base")}

@@ -1,0 +1,195 @@
+"""What is merged or verified: adapters with their weights, their base model, and the run that trained them."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import ModelConfig
+from trl.trainer.utils import get_quantization_config
+
+from monolora.adapters import adapter_config, adapter_tokenizer, load_adapted, load_sum
+from monolora.errors import InputError
+from monolora.fingerprints import fingerprint_files
+from monolora.hub import load_causal_lm, resolve_model
+from monolora.recipes import record as run_record
+
+_QUANTIZATION = (
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "use_bnb_nested_quant",
+    "bnb_4bit_quant_storage",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One adapter, or a weighted sum of several, on a base model.
+
+    Attributes:
+        adapters: their folders.
+        weights: one factor an adapter.
+        model: id or path of the base model.
+        dtype: of the base weights, by torch's name.
+        quantization: TRL's flags of a quantized base; empty for a dense one.
+        max_memory: as for ``from_pretrained``, per device; empty to leave it to accelerate.
+        run: the record of the run that trained the first adapter, or None.
+    """
+
+    adapters: tuple[str, ...]
+    weights: tuple[float, ...]
+    model: str
+    dtype: str
+    quantization: Mapping[str, Any]
+    max_memory: Mapping[str, str]
+    run: Mapping[str, Any] | None
+
+    @property
+    def is_monolora(self) -> bool:
+        """Whether the adapters are MonoLoRA; a single one may also be of another method of PEFT."""
+        return bool(adapter_config(self.adapters[0]).peft_type == "MONOLORA")
+
+    @property
+    def trained(self) -> Mapping[str, Any] | None:
+        """The results of the run, where they are those of this very model: one adapter, at full weight."""
+        alone = len(self.adapters) == 1 and self.weights[0] == 1 and self.run is not None
+        return self.run["results"] if alone and self.run is not None and self.run["status"] == "done" else None
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the first adapter, or of the base."""
+        return adapter_tokenizer(self.adapters[0], self.model)
+
+    @contextmanager
+    def loaded(self) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase]]:
+        """The adapted model in evaluation mode, and its tokenizer; on disk, for the time, what memory cannot hold."""
+        with self._offloading() as options:
+            yield load_sum(self.adapters, self.weights, self.model, dtype=self.dtype, **self._quantized(), **options)
+
+    @contextmanager
+    def merged(self, folder: str) -> Iterator[PreTrainedModel | PeftModel]:
+        """The merge in ``folder``: a checkpoint, or a LoRA adapter on the base."""
+        with self._offloading() as options:
+            if (Path(folder) / "adapter_config.json").is_file():
+                yield load_adapted(folder, self.model, dtype=self.dtype, **self._quantized(), **options)[0]
+            else:
+                if torch.cuda.is_available():
+                    options = {"device_map": "auto"} | options
+                yield load_causal_lm(folder, dtype="auto", **options).eval()
+
+    def _quantized(self) -> dict[str, Any]:
+        if not self.quantization:
+            return {}
+        return {"quantization_config": get_quantization_config(ModelConfig(dtype=self.dtype, **self.quantization))}
+
+    @contextmanager
+    def _offloading(self) -> Iterator[dict[str, Any]]:
+        if not self.max_memory:
+            yield {}
+            return
+        folder = tempfile.mkdtemp(prefix="monolora-offload-")
+        limits = {int(device) if device.isdigit() else device: size for device, size in self.max_memory.items()}
+        try:
+            yield {"device_map": "auto", "max_memory": limits, "offload_folder": folder}
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def described(self) -> dict[str, Any]:
+        """For the report: enough to load the same again."""
+        return {
+            "adapters": list(self.adapters),
+            "adapter_fingerprints": [fingerprint_files(folder) for folder in self.adapters],
+            "weights": list(self.weights),
+            "model": self.model,
+            "model_fingerprint": fingerprint_files(resolve_model(self.model)),
+            "dtype": self.dtype,
+            "quantization": dict(self.quantization),
+        }
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what to load, and how."""
+    parser.add_argument("--weights", type=float, nargs="+", help="one factor an adapter, of any sign (default: 1 each)")
+    parser.add_argument("--model", help="the base model, if not the one that the adapter names")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the base (default: as trained)")
+    parser.add_argument(
+        "--load-in-4bit", action="store_true", help="quantize the base as QLoRA does (default: as trained)"
+    )
+    parser.add_argument(
+        "--max-memory",
+        nargs="+",
+        default=[],
+        metavar="DEVICE=SIZE",
+        help="for models larger than memory, e.g. 0=20GiB cpu=30GiB; the rest is read from disk layer by layer",
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="texts at a time (default: %(default)s)")
+
+
+def from_flags(adapters: Sequence[str], flags: argparse.Namespace) -> Subject:
+    """What the flags name.
+
+    Raises:
+        InputError: if an adapter or the base is missing or damaged, or the weights are not one an adapter.
+    """
+    config = adapter_config(adapters[0])
+    for folder in adapters[1:]:
+        adapter_config(folder)
+    weights = flags.weights or [1.0] * len(adapters)
+    if len(weights) != len(adapters):
+        raise InputError(f"Got {len(adapters)} adapters and {len(weights)} --weights. Give one weight an adapter.")
+    run = run_record.read(Path(adapters[0]))
+    trained: Mapping[str, Any] = run["config"] if run else {}
+    # The run names it as its flags did; the adapter by a path, where it came from one, which may be another machine's.
+    recorded = config.base_model_name_or_path
+    model = flags.model or (recorded if recorded and Path(recorded).exists() else trained.get("model", recorded))
+    if not model:
+        raise InputError(f"{adapters[0]}/adapter_config.json names no base model. Give it with --model.")
+    quantized = flags.load_in_4bit or trained.get("load_in_4bit") or trained.get("load_in_8bit")
+    dtype = flags.dtype or trained.get("dtype")
+    subject = Subject(
+        adapters=tuple(adapters),
+        weights=tuple(weights),
+        model=model,
+        dtype=dtype if dtype in ("float32", "bfloat16", "float16") else "bfloat16",
+        quantization=_quantization(flags, trained) if quantized else {},
+        max_memory=dict(_device_and_size(word) for word in flags.max_memory),
+        run=run,
+    )
+    _check_base(subject, deliberate=flags.model is not None)
+    return subject
+
+
+def _quantization(flags: argparse.Namespace, trained: Mapping[str, Any]) -> dict[str, Any]:
+    found = {key: trained[key] for key in _QUANTIZATION if key in trained}
+    return found | ({"load_in_4bit": True, "load_in_8bit": False} if flags.load_in_4bit else {})
+
+
+def _device_and_size(word: str) -> tuple[str, str]:
+    device, _, size = word.partition("=")
+    if not size or not (device.isdigit() or device in ("cpu", "mps")):
+        raise InputError(f"--max-memory {word} is not DEVICE=SIZE. Write, for example, 0=20GiB cpu=30GiB.")
+    return device, size
+
+
+def _check_base(subject: Subject, deliberate: bool) -> None:
+    """The base must have the weights that the run recorded; another one is only warned of where it was asked for."""
+    found = fingerprint_files(resolve_model(subject.model))
+    if subject.run is None or subject.run["fingerprints"]["model"] == found:
+        return
+    message = (
+        f"{subject.adapters[0]} was trained on other weights than those of {subject.model} (fingerprint "
+        f"{subject.run['fingerprints']['model']}, here {found})."
+    )
+    if not deliberate:
+        raise InputError(f"{message} Give the right model with --model; it will be taken whatever its fingerprint.")
+    warnings.warn(message, stacklevel=2)

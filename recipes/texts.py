@@ -1,0 +1,118 @@
+"""Which text a merge is calibrated on, and which other text it is verified on.
+
+By default: the training prompts of the adapter's own run, its held-out rows for the verification, and a slice of Dolly
+where it is at hand, so that what the model does outside of its task counts too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from monolora import hub
+from monolora.errors import InputError
+from monolora.recipes.inference import padded
+from monolora.recipes.prompts import prompt_ids, split_at_answer
+from monolora.recipes.tasks import BUILT_IN, Example, Task, custom, dolly, load_task
+
+Rows = list[list[int]]
+LONGEST = 1024  # tokens of a text that are read
+
+
+class Texts(NamedTuple):
+    """Token ids of texts, by the name of the data set that they are from.
+
+    Attributes:
+        calibration: what a linear merge is fitted to; may be empty.
+        held_out: what it is verified on; no text is in both.
+    """
+
+    calibration: dict[str, Rows]
+    held_out: dict[str, Rows]
+
+
+def run_task(run: Mapping[str, Any]) -> Task:
+    """The task that a run was trained on, cut down to the rows that it took.
+
+    Raises:
+        InputError: if its data set cannot be read any more.
+    """
+    config = run["config"]
+    source = custom.Source(config["dataset_config"], config["dataset_train_split"], config["dataset_test_split"])
+    task = load_task(config["dataset"], source)
+    train, test = task.chosen(config["max_train_samples"], config["max_eval_samples"])
+    return Task(name=task.name, train=train, test=test, labels=task.labels, max_new_tokens=task.max_new_tokens)
+
+
+def sources(task: Task | None, named: str | None) -> list[Task]:
+    """The data sets to take text from: the named one, or the run's own and Dolly.
+
+    Raises:
+        InputError: if there is none, or it cannot be read.
+    """
+    if named is not None:
+        return [BUILT_IN[named]() if named in BUILT_IN else custom.load(named, custom.Source(), answers=False)]
+    found = [] if task is None else [task]
+    if (task is None or task.name != "dolly") and hub.is_local(dolly.DATASET):
+        found.append(dolly.load())
+    return found
+
+
+def choose(
+    calibration: Sequence[Task],
+    held_out: Sequence[Task],
+    tokenizer: PreTrainedTokenizerBase,
+    calibration_tokens: int,
+    held_out_tokens: int,
+) -> Texts:
+    """Texts up to a number of tokens in all, in equal parts from every data set; fewer where it has fewer.
+
+    Raises:
+        InputError: if no text is left to verify on.
+    """
+    fitted = {
+        task.name: _take(task.train, tokenizer, calibration_tokens // len(calibration), set()) for task in calibration
+    }
+    seen = {tuple(row) for rows in fitted.values() for row in rows}
+    kept = {task.name: _take(task.test, tokenizer, held_out_tokens // len(held_out), seen) for task in held_out}
+    if not any(kept.values()):
+        raise InputError(
+            "There is no text to verify the merge on that it was not fitted to. Give one with --verify-on."
+        )
+    return Texts(fitted, {name: rows for name, rows in kept.items() if rows})
+
+
+def _take(
+    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, tokens: int, seen: Collection[tuple[int, ...]]
+) -> Rows:
+    """Texts that are not among ``seen``, until they have so many tokens."""
+    rows: Rows = []
+    for example in examples:
+        if tokens <= 0:
+            break
+        row = _ids(example, tokenizer)[:LONGEST]
+        if row and tuple(row) not in seen:
+            rows.append(row)
+            tokens -= len(row)
+    return rows
+
+
+def _ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """An example as it is trained on; without an answer, its prompt alone."""
+    if not example.response:
+        return prompt_ids(example, tokenizer)
+    split = split_at_answer(example, tokenizer)
+    return split.context + split.answer
+
+
+def batches(rows: Rows, pad_token_id: int, batch_size: int, device: torch.device) -> list[dict[str, torch.Tensor]]:
+    """Rows of similar length side by side, as arguments of a model's forward."""
+    ordered = sorted(rows, key=len)
+    made = []
+    for start in range(0, len(ordered), batch_size):
+        ids, mask = padded(ordered[start : start + batch_size], pad_token_id, left=False)
+        made.append({"input_ids": ids.to(device), "attention_mask": mask.to(device)})
+    return made
