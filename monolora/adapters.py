@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from accelerate.hooks import AlignDevicesHook
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from transformers import PreTrainedTokenizerBase
+from peft.tuners.lora.layer import LoraLayer
+from peft.utils import load_peft_weights
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from monolora.checkpoint import check_finite, check_weights_file, is_adapter_tensor
 from monolora.errors import InputError, in_one_line
@@ -43,10 +47,9 @@ def load_adapted(
         options = {"device_map": "auto"} | options
     model = load_causal_lm(path, dtype=dtype, **options)
     model.name_or_path = named
-    offload = {key: value for key, value in options.items() if key == "offload_folder"}
-    adapted = _fitting(folder, named, lambda: PeftModel.from_pretrained(model, folder, **offload))
+    adapted = _fitting(folder, named, partial(_attached, model, folder))
     check_finite({name: p for name, p in adapted.named_parameters() if is_adapter_tensor(name, "default")})
-    return adapted.eval(), adapter_tokenizer(folder, named)
+    return _in_eval_mode(adapted), adapter_tokenizer(folder, named)
 
 
 def adapter_tokenizer(folder: str, base: str) -> PreTrainedTokenizerBase:
@@ -80,7 +83,11 @@ def load_sum(
         return model, tokenizer
     for folder in folders:
         if adapter_config(folder).peft_type != "MONOLORA":
-            raise InputError(f"{folder} is no MonoLoRA adapter; only those are added up here. Merge it by itself.")
+            raise InputError(f"{folder} is no MonoLoRA adapter; only those are added up or weighted.")
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise InputError(
+            "Adapters are added up and weighted in memory, and parts of the model are not. Raise --max-memory."
+        )
     names = [f"adapter{number}" for number in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
         _fitting(folder, "the base of the first", partial(model.load_adapter, folder, name))
@@ -91,7 +98,7 @@ def load_sum(
     model.set_adapter(SUM)
     for name in ["default", *names]:
         model.delete_adapter(name)
-    return model.eval(), tokenizer
+    return _in_eval_mode(model), tokenizer
 
 
 def adapter_config(folder: str) -> PeftConfig:
@@ -113,6 +120,45 @@ def adapter_config(folder: str) -> PeftConfig:
         return PeftConfig.from_pretrained(folder)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{path} cannot be used: {in_one_line(error)}") from error
+
+
+def _in_eval_mode(model: PeftModel) -> PeftModel:
+    """But for 4-bit layers: on some CPUs bitsandbytes repacks them in eval mode, and then dequantizes them wrongly."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.training = True
+    return model
+
+
+def _attached(model: PreTrainedModel, folder: str) -> PeftModel:
+    """The model with the adapter of a folder.
+
+    Where layers are offloaded, PEFT would offload the adapter too, and copy the base's weight files for it, under the
+    working directory; here the adapter is in memory.
+    """
+    if not {"cpu", "disk"} & set(vars(model).get("hf_device_map", {}).values()):
+        return PeftModel.from_pretrained(model, folder)
+    config = adapter_config(folder)
+    if not isinstance(config, LoraConfig):
+        raise InputError(f"{folder} is no MonoLoRA or LoRA adapter; only those can be on a model larger than memory.")
+    adapted = PeftModelForCausalLM(model, config)
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer):
+            _bring_into_memory(layer)
+    found: Any = set_peft_model_state_dict(adapted, load_peft_weights(folder, device="cpu"))
+    missing = [name for name in found.missing_keys if is_adapter_tensor(name, "default")]
+    if missing:
+        raise ValueError(f"the adapter file lacks tensor {missing[0]!r} ({len(missing)} missing)")
+    return adapted
+
+
+def _bring_into_memory(layer: LoraLayer) -> None:
+    """Give A and B of an offloaded layer a place where accelerate runs the layer; their values are still to come."""
+    hook = vars(layer.get_base_layer()).get("_hf_hook")
+    if isinstance(hook, AlignDevicesHook) and hook.offload:
+        for part in (layer.lora_A, layer.lora_B, layer.lora_embedding_A, layer.lora_embedding_B):
+            part.to_empty(device=hook.execution_device)
 
 
 def _fitting(folder: str, base: str, load: Callable[[], Any]) -> Any:

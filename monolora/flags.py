@@ -31,6 +31,10 @@ class FlagParser(argparse.ArgumentParser):
         Raises:
             InputError: for flags that are unknown or missing, and values that cannot be.
         """
+        names = [word.split("=")[0] for word in words if word.startswith("--")]
+        for name in names:  # before argparse finds that something is missing, which may be a misspelt flag
+            if name not in self._option_string_actions:
+                raise unknown_flag(name, self._option_string_actions)
         found, rest = self.parse_known_args(words)
         if rest:
             raise unknown_flag(rest[0].split("=")[0], self._option_string_actions)

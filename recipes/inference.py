@@ -92,7 +92,7 @@ class Inference:
         def log_probs(rows: Sequence[Split]) -> list[float]:
             places = [range(len(row.context) - 1, len(row.context) + len(row.answer) - 1) for row in rows]
             rows_TV = self._log_probs_after([row.context + row.answer for row in rows], places)
-            answers = [torch.tensor(row.answer, dtype=torch.long, device=self.model.device) for row in rows]
+            answers = [torch.tensor(row.answer, dtype=torch.long, device=input_device(self.model)) for row in rows]
             return [
                 float(row_TV.gather(-1, answer_T[:, None]).sum())
                 for answer_T, row_TV in zip(answers, rows_TV, strict=True)
@@ -157,7 +157,14 @@ class Inference:
     def _padded(self, rows: Sequence[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded ids and their mask, on the model's device."""
         ids, mask = padded(rows, self.tokenizer.pad_token_id, left)
-        return ids.to(self.model.device), mask.to(self.model.device)
+        device = input_device(self.model)
+        return ids.to(device), mask.to(device)
+
+
+def input_device(model: Any) -> torch.device:
+    """Where to put a model's inputs; one whose first weights are on disk takes them from the CPU."""
+    device: torch.device = model.device
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def padded(rows: Sequence[list[int]], pad_token_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

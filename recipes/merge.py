@@ -9,11 +9,12 @@ it is less than ``--min-fidelity``.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,8 @@ from monolora.merge.linearize import TOKENS_PER_INPUT
 from monolora.merge.unload import active_units, dequantized
 from monolora.recipes import merge_report
 from monolora.recipes import subject as subjects
-from monolora.recipes.inference import PROGRESS
+from monolora.recipes.inference import PROGRESS, input_device
+from monolora.recipes.record import no_empty_folder
 from monolora.recipes.subject import Subject
 from monolora.recipes.texts import Rows, batches
 from monolora.recipes.verify import CALIBRATION_TOKENS, add_flags, check_flags, task_of, texts_of, verify
@@ -50,11 +52,12 @@ def main(argv: list[str]) -> int:
     out = Path(flags.out)
     _check_out(out, flags.overwrite)
     subject = subjects.from_flags(flags.adapter, flags)
+    _check_apart(out, (*subject.adapters, subject.model))
     _check_method(subject, flags)
     task = task_of(subject, flags)
     console = Console()
     started = time.monotonic()
-    with _whole_or_nothing(out, flags.overwrite) as aside, subject.loaded() as (model, tokenizer):
+    with _whole_or_nothing(out) as aside, subject.loaded() as (model, tokenizer):
         calibration = _calibration(subject, flags, model)
         texts = texts_of(task, calibration, tokenizer, flags)
         merge = {**subject.described(), "method": flags.method, "form": flags.form, "calibration": calibration}
@@ -103,12 +106,21 @@ def _parser() -> FlagParser:
 
 def _check_out(out: Path, overwrite: bool) -> None:
     """Raises: InputError, where something is in the way."""
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise InputError(f"{out} is the working directory, or holds it. Take another folder.")
     if not out.exists():
         return
     if not out.is_dir() or (any(out.iterdir()) and not (out / merge_report.JSON).is_file()):
         raise InputError(f"{out} exists and is no merge. Take another folder.")
     if any(out.iterdir()) and not overwrite:
         raise InputError(f"{out} holds another merge. Take another folder, or replace it with --overwrite.")
+
+
+def _check_apart(out: Path, inputs: Iterable[str]) -> None:
+    """Raises: InputError, where the merge would take the place of what it is made from."""
+    for path in map(Path, inputs):
+        if path.exists() and path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{out} holds {path}, which the merge is made from. Take another folder.")
 
 
 def _check_method(subject: Subject, flags: argparse.Namespace) -> None:
@@ -126,10 +138,14 @@ def _check_method(subject: Subject, flags: argparse.Namespace) -> None:
         raise InputError(
             f"{subject.adapters[0]} is no MonoLoRA adapter. Leave --as lora out to merge it into its base."
         )
+    if flags.max_memory and not subject.is_monolora:
+        raise InputError("--max-memory has no effect: PEFT's merge takes the whole model into memory. Leave it out.")
     if flags.form == "lora" and flags.affine:
         raise InputError("--affine fits intercepts, for which a LoRA adapter has no place. Leave it or --as lora out.")
     if flags.calibration_tokens is not None and (flags.calibration_tokens < 1 or flags.calibration == "none"):
         raise InputError("--calibration-tokens must be at least 1, and has no effect with --calibration none.")
+    if not re.fullmatch(r"[0-9]*[1-9][0-9]*[KMGT]B", flags.max_shard_size):
+        raise InputError(f"--max-shard-size {flags.max_shard_size} is no size. Write, for example, 5GB or 500MB.")
 
 
 def _calibration(subject: Subject, flags: argparse.Namespace, model: PeftModel) -> dict[str, Any] | None:
@@ -151,7 +167,7 @@ def _write(
 ) -> dict[str, Any]:
     """Merge the model into the folder ``out``; returns what the report is to say of it."""
     if not subject.is_monolora:
-        return _with_peft(flags, model, tokenizer, out)
+        return _with_peft(subject, flags, model, tokenizer, out)
     if flags.method == "linear":
         return _linear(flags, texts, model, tokenizer, out)
     try:
@@ -163,14 +179,16 @@ def _write(
 
 
 def _with_peft(
-    flags: argparse.Namespace, model: PeftModel, tokenizer: PreTrainedTokenizerBase, out: Path
+    subject: Subject, flags: argparse.Namespace, model: PeftModel, tokenizer: PreTrainedTokenizerBase, out: Path
 ) -> dict[str, Any]:
     """Adapters of PEFT's own methods are merged by PEFT."""
     kind = PeftType(model.peft_type).value
     if not isinstance(model.base_model, BaseTuner):  # prompt tuning and its like put nothing into the weights
         raise InputError(f"Adapters of type {kind} cannot be merged into their base.")
+    if subject.quantization:  # PEFT would round the merged weights to 4 bits once more
+        model = PeftModel.from_pretrained(dequantized(model.unload()), subject.adapters[0])
     try:
-        base = dequantized(model.merge_and_unload(safe_merge=True))
+        base = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"PEFT does not merge this adapter of type {kind}: {in_one_line(error)}") from error
     with _saving(flags):
@@ -187,7 +205,7 @@ def _linear(
     out: Path,
 ) -> dict[str, Any]:
     rows = [row for each in texts.values() for row in each]
-    made = batches(rows, cast(int, tokenizer.pad_token_id), flags.batch_size, model.device) if rows else None
+    made = batches(rows, cast(int, tokenizer.pad_token_id), flags.batch_size, input_device(model)) if rows else None
     if made is None:
         warnings.warn(WITHOUT_CALIBRATION, stacklevel=1)
     affine = False if flags.form == "lora" else flags.affine
@@ -226,21 +244,25 @@ def _described(linear_map: LinearMap) -> dict[str, Any]:
 
 
 @contextmanager
-def _whole_or_nothing(out: Path, overwrite: bool) -> Iterator[Path]:
+def _whole_or_nothing(out: Path) -> Iterator[Path]:
     """A folder aside to write into; it takes the place of ``out`` when all of it is written, and else is removed."""
+    out = out.resolve()
     aside = out.with_name(f".{out.name}.part")
     shutil.rmtree(aside, ignore_errors=True)  # of a merge that was killed
-    try:
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"Cannot write to {out.parent}: {error.strerror}. Take another folder.") from error
-    try:
-        yield aside
-        if overwrite:
-            shutil.rmtree(out, ignore_errors=True)
-        aside.replace(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with no_empty_folder(out.parent):
+        try:
+            aside.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"Cannot write to {out.parent}: {error.strerror}. Take another folder.") from error
+        try:
+            yield aside
+            earlier = out.with_name(f".{out.name}.old")
+            if out.exists():
+                out.replace(earlier)  # whatever happens now, one of the two is whole
+            aside.replace(out)
+            shutil.rmtree(earlier, ignore_errors=True)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Mapping
@@ -168,7 +169,7 @@ def page(report: Mapping[str, Any]) -> str:
         cells={name: _cells(found) for name, found in report["fidelity"].items()},
         task_rows=_task_rows(report["task"]) if report["task"] else [],
         layers=_by_layer(errors),
-        widest=max([*errors.values(), 1e-12]),
+        widest=max([*filter(math.isfinite, errors.values()), 1e-12]),
         settings={key: value for key, value in report["merge"].items() if key != "maps"},
     )
 

@@ -89,7 +89,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         raise
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read(folder: Path, mend: str = "Remove the folder, or take another --output-dir.") -> dict[str, Any] | None:
     """The record of the run in ``folder``, or None.
 
     Raises:
@@ -101,11 +101,9 @@ def read(folder: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} is not JSON: {in_one_line(error)} Remove the folder, or take another --output-dir."
-        ) from error
+        raise InputError(f"{path} is not JSON: {in_one_line(error)} {mend}") from error
     if not isinstance(found, dict) or not {"config", "results"} <= found.keys():
-        raise InputError(f"{path} is no record of a run. Remove the folder, or take another --output-dir.")
+        raise InputError(f"{path} is no record of a run. {mend}")
     return found
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import math
+import re
 import shutil
 import tempfile
 import warnings
@@ -30,6 +33,12 @@ _QUANTIZATION = (
     "bnb_4bit_quant_type",
     "use_bnb_nested_quant",
     "bnb_4bit_quant_storage",
+)
+# What torch and transformers warn of where weights are on disk; all of it is as it should be.
+_OFFLOADING = (
+    "for .*: copying from a non-meta parameter",
+    "Attempting to save a model with offloaded modules",
+    r"You are calling .generate\(\) with the `input_ids` being on a device type different",
 )
 
 
@@ -99,8 +108,12 @@ class Subject:
             return
         folder = tempfile.mkdtemp(prefix="monolora-offload-")
         limits = {int(device) if device.isdigit() else device: size for device, size in self.max_memory.items()}
+        logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
         try:
-            yield {"device_map": "auto", "max_memory": limits, "offload_folder": folder}
+            with warnings.catch_warnings():
+                for known in _OFFLOADING:
+                    warnings.filterwarnings("ignore", message=known)
+                yield {"device_map": "auto", "max_memory": limits, "offload_folder": folder}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -147,7 +160,9 @@ def from_flags(adapters: Sequence[str], flags: argparse.Namespace) -> Subject:
     weights = flags.weights or [1.0] * len(adapters)
     if len(weights) != len(adapters):
         raise InputError(f"Got {len(adapters)} adapters and {len(weights)} --weights. Give one weight an adapter.")
-    run = run_record.read(Path(adapters[0]))
+    if not all(map(math.isfinite, weights)):
+        raise InputError(f"--weights must be numbers, got {' '.join(map(str, weights))}.")
+    run = run_record.read(Path(adapters[0]), "Copy the folder again, or remove that file.")
     trained: Mapping[str, Any] = run["config"] if run else {}
     # The run names it as its flags did; the adapter by a path, where it came from one, which may be another machine's.
     recorded = config.base_model_name_or_path
@@ -165,6 +180,8 @@ def from_flags(adapters: Sequence[str], flags: argparse.Namespace) -> Subject:
         max_memory=dict(_device_and_size(word) for word in flags.max_memory),
         run=run,
     )
+    if subject.quantization and subject.max_memory:
+        raise InputError("--max-memory has no effect on a quantized base, which stays in memory. Leave it out.")
     _check_base(subject, deliberate=flags.model is not None)
     return subject
 
@@ -176,7 +193,7 @@ def _quantization(flags: argparse.Namespace, trained: Mapping[str, Any]) -> dict
 
 def _device_and_size(word: str) -> tuple[str, str]:
     device, _, size = word.partition("=")
-    if not size or not (device.isdigit() or device in ("cpu", "mps")):
+    if not re.fullmatch(r"\d+([KMG]i?B)", size) or not (device.isdigit() or device in ("cpu", "mps")):
         raise InputError(f"--max-memory {word} is not DEVICE=SIZE. Write, for example, 0=20GiB cpu=30GiB.")
     return device, size
 

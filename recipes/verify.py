@@ -26,7 +26,7 @@ from monolora.merge.verify import Comparison, compare
 from monolora.recipes import merge_report
 from monolora.recipes import record as run_record
 from monolora.recipes import subject as subjects
-from monolora.recipes.inference import PROGRESS, Inference
+from monolora.recipes.inference import PROGRESS, Inference, input_device
 from monolora.recipes.scoring import score_and_answers
 from monolora.recipes.subject import Subject
 from monolora.recipes.tasks import Task
@@ -161,9 +161,9 @@ def texts_of(
 def _compare(
     adapted: PeftModel, merged: Any, rows: Rows, tokenizer: PreTrainedTokenizerBase, name: str, batch_size: int
 ) -> Comparison:
-    progress = partial(track, description=f"Verifying on {name}", console=PROGRESS)
+    progress = partial(track, description=f"Verifying on {Path(name).name}", console=PROGRESS)
     pad = cast(int, tokenizer.pad_token_id)
-    return compare(adapted, merged, batches(rows, pad, batch_size, adapted.device), progress)
+    return compare(adapted, merged, batches(rows, pad, batch_size, input_device(adapted)), progress)
 
 
 def _task_scores(
@@ -174,7 +174,7 @@ def _task_scores(
     tokenizer: PreTrainedTokenizerBase,
     samples: int | None,
 ) -> dict[str, Any] | None:
-    """Scores of base, adapter and merge on the run's own test rows, and how many answers of the merge are the adapter's.
+    """Scores of base, adapter and merge on the run's test rows, and how many answers of the merge are the adapter's.
 
     The base's score is taken from the run's record where it is there: it is only the yardstick. The adapter is scored
     again, since its answers are compared row by row, and they depend a little on threads and hardware.

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from monolora.adapters import load_adapted
+from monolora.adapters import SUM, adapter_tokenizer, load_adapted, load_sum
 from monolora.errors import InputError
 
 FILE = "adapter_model.safetensors"
@@ -151,3 +151,85 @@ def test_another_method(base_folder: Path, tmp_path: Path) -> None:
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     get_peft_model(LlamaForCausalLM.from_pretrained(base_folder), config).save_pretrained(tmp_path / "prompt")
     assert load_adapted(str(tmp_path / "prompt"))[0].peft_config["default"].peft_type == "PROMPT_TUNING"
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [0.5, -2.0]])
+def test_a_weighted_sum(
+    saved: Callable[..., Saved], base_folder: Path, ids: torch.Tensor, weights: list[float]
+) -> None:
+    """Against the sum of what each adapter adds to each layer's output; they adapt other layers."""
+    folders = [saved("one")[0], saved("other", 2, r=3, target_modules=["q_proj", "up_proj"])[0]]
+    model, tokenizer = load_sum([str(folder) for folder in folders], weights, dtype=torch.float32)
+    assert not model.training
+    assert tokenizer.pad_token == "</s>"
+    assert (list(model.peft_config), model.active_adapters) == ([SUM], [SUM])
+    alone = [load_adapted(str(folder), dtype=torch.float32)[0].get_base_model() for folder in folders]
+    base = LlamaForCausalLM.from_pretrained(base_folder)
+    with torch.no_grad():
+        for name in ("q_proj", "down_proj", "up_proj"):
+            layers = [_layer_1(each, name) for each in (base, model.get_base_model(), *alone)]
+            x = torch.randn(5, _layer_1(base, name).in_features)
+            plain, together, *each = (layer(x) for layer in layers)
+            expected = sum(weight * (y - plain) for weight, y in zip(weights, each, strict=True))
+            torch.testing.assert_close(together - plain, expected, rtol=1e-4, atol=1e-5)
+        model(ids)
+
+
+def _layer_1(model: Any, name: str) -> Any:
+    layer = model.model.layers[1]
+    return getattr(layer.self_attn if name == "q_proj" else layer.mlp, name)
+
+
+def test_a_sum_of_one(saved: Callable[..., Saved], base_folder: Path, ids: torch.Tensor) -> None:
+    folder, logits = saved()
+    model, _ = load_sum([str(folder)], [1.0], dtype=torch.float32)
+    assert list(model.peft_config) == ["default"]
+    assert torch.equal(model(ids).logits, logits)
+    none, _ = load_sum([str(folder)], [0.0], dtype=torch.float32)
+    assert list(none.peft_config) == [SUM]
+    torch.testing.assert_close(none(ids).logits, LlamaForCausalLM.from_pretrained(base_folder)(ids).logits)
+
+
+def test_one_lora_alone_is_no_sum(lora: Path, saved: Callable[..., Saved]) -> None:
+    assert load_sum([str(lora)], [1.0])[0].peft_config["default"].peft_type == "LORA"
+    with pytest.raises(InputError, match="lora is no MonoLoRA adapter; only those are added up here"):
+        load_sum([str(saved()[0]), str(lora)], [1.0, 1.0])
+    with pytest.raises(InputError, match="lora is no MonoLoRA adapter; only those are added up here"):
+        load_sum([str(lora)], [2.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"activation": "softplus"}, "cannot be added up: Cannot combine adapters of different activations"),
+        ({"modules_to_save": ["norm"]}, "cannot be added up: .* train more than A and B"),
+    ],
+)
+def test_adapters_that_cannot_be_added_up(saved: Callable[..., Saved], settings: dict[str, Any], says: str) -> None:
+    one, other = saved("one")[0], saved("other", **settings)[0]
+    with pytest.raises(InputError, match=says) as caught:
+        load_sum([str(one), str(other)], [1.0, 1.0])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cut", "NaN", "shape", "missing", "no config", "unknown activation"])
+def test_a_damaged_second_adapter(saved: Callable[..., Saved], name: str) -> None:
+    one, other = saved("one")[0], saved("other")[0]
+    damage, says = DAMAGE[name]
+    damage(other)
+    with pytest.raises(InputError, match=says):
+        load_sum([str(one), str(other)], [1.0, 1.0])
+
+
+def test_tokenizers(base_folder: Path, tmp_path: Path) -> None:
+    """The adapter's comes first, then the base's; a padding token is kept, or given where there is none."""
+    assert adapter_tokenizer(str(tmp_path), str(base_folder)).pad_token == "</s>"
+    own = PreTrainedTokenizerFast.from_pretrained(base_folder, pad_token="<unk>", chat_template="mine")
+    own.save_pretrained(tmp_path / "own")
+    found = adapter_tokenizer(str(tmp_path / "own"), "/nowhere")
+    assert (found.pad_token, found.chat_template) == ("<unk>", "mine")
+    with pytest.raises(InputError, match="There is no model at /nowhere"):
+        adapter_tokenizer(str(tmp_path), "/nowhere")
+    (tmp_path / "own" / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match="own has no usable tokenizer"):
+        adapter_tokenizer(str(tmp_path / "own"), str(base_folder))

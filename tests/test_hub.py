@@ -70,6 +70,17 @@ def test_models_by_path_and_in_the_mirror(base_folder: Path, mirror: Path) -> No
         hub.resolve_model("org/empty")
 
 
+def test_what_is_at_hand(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (mirror / "org" / "model").mkdir(parents=True)
+    (tmp_path / "rows.jsonl").touch()
+    assert hub.is_local("org/model")
+    assert hub.is_local(str(tmp_path / "rows.jsonl"))
+    assert not hub.is_local("org/other")
+    assert not hub.is_local(hub.SMOLLM2)
+    monkeypatch.delenv("MONOLORA_DATA")
+    assert not hub.is_local("org/model")
+
+
 def test_data_sets_by_path_and_in_the_mirror(mirror: Path, tmp_path: Path) -> None:
     _write_rows(mirror / "org" / "data" / "train.jsonl")
     _write_rows(mirror / "org" / "data" / "test.jsonl")

@@ -61,7 +61,7 @@ def collect(
     run = _runner(model, layers.values())
     leaders = _leaders(run, layers, batches[0])
     found: dict[str, Folds] = {}
-    for names in _parts(units, leaders, memory or _free_memory() // 2):
+    for names in _parts(units, leaders, _free_memory() // 2 if memory is None else memory):
         sums = _Sums({name: units[name] for name in names}, leaders)
         with hooked({name: layers[name] for name in names}, sums.observe), torch.inference_mode():
             for batch in progress(batches):
@@ -175,12 +175,14 @@ class _Sums:
         Whole rows of the batch go one way, since neighbouring tokens are alike; inputs that are no longer in rows (an
         expert's) go token by token.
         """
+        if self._mask is not None and x.shape[:-1].numel() == self._mask.numel():
+            x = x.reshape(*self._mask.shape, x.shape[-1])  # some models (OPT) flatten the rows
         places = x.shape[:-1]
         whole_rows = places[0] == self._rows
         index = torch.arange(places[0], device=x.device) + (self._first_row if whole_rows else 0)
         held_out = (index % HELD_OUT_EVERY == 1).view(-1, *(1 for _ in places[1:])).expand(places)
         keep = self._mask if self._mask is not None and self._mask.shape == places else torch.ones_like(held_out)
-        wide = F.pad(x.to(torch.promote_types(x.dtype, torch.float32)), (0, 1), value=1.0)
+        wide = F.pad(x.double(), (0, 1), value=1.0)
         return wide[keep & ~held_out], wide[keep & held_out]
 
     def result(self) -> dict[str, Folds]:

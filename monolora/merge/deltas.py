@@ -18,7 +18,8 @@ from monolora.activations import activate
 from monolora.errors import InputError
 from monolora.layer import MonoLoraLayer
 from monolora.merge.baked import BakedLayer
-from monolora.merge.unload import Units, active_units
+from monolora.merge.offloaded import values_of
+from monolora.merge.unload import Units, active_units, unpack
 
 # From inputs (…, in), or token ids of an embedding, to (…, out).
 Delta = Callable[[torch.Tensor], torch.Tensor]
@@ -33,10 +34,17 @@ def adapter_deltas(model: PeftModel) -> dict[str, Delta]:
         units = active_units(model)
         return {name: _of_units(each, _is_embedding(layers[name])) for name, each in units.items()}
     return {
-        name: _of_weight(layer.get_delta_weight(model.active_adapter).float(), None, layer.get_base_layer())
+        name: _of_lora(layer, model.active_adapter)
         for name, layer in layers.items()
         if model.active_adapter in layer.scaling and not isinstance(layer.get_base_layer(), nn.modules.conv._ConvNd)
     }
+
+
+def _of_lora(layer: Any, name: str) -> Delta:
+    """``s (B A x + b)``."""
+    bias = layer.lora_B[name].bias if name in layer.lora_B else None
+    scaled = None if bias is None else bias.float() * layer.scaling[name]
+    return _of_weight(layer.get_delta_weight(name).float(), scaled, layer.get_base_layer())
 
 
 def merged_deltas(merged: PreTrainedModel | PeftModel, adapted: PeftModel, names: Iterable[str]) -> dict[str, Delta]:
@@ -64,15 +72,29 @@ def _all_in(names: Iterable[str], found: Iterable[str]) -> list[str]:
 
 def _of_module(module: nn.Module, base: nn.Module) -> Delta:
     if isinstance(module, BakedLayer):
-        return _of_units(module.units, _is_embedding(module))
-    weight = _float(module.weight) - dequantize_module_weight(base).float()
-    bias = None if _is_embedding(module) or module.bias is None else _float(module.bias) - _float(base.bias)
+        return _of_units(_in_memory(module), _is_embedding(module))
+    weight = _values(module, "weight") - _values(base, "weight")
+    bias = None if _is_embedding(module) or module.bias is None else _values(module, "bias") - _values(base, "bias")
     return _of_weight(weight, bias, module)
 
 
-def _float(parameter: object) -> torch.Tensor:
-    assert isinstance(parameter, torch.Tensor)
-    return parameter.float()
+def _in_memory(layer: BakedLayer) -> Units:
+    """The units of a baked layer, from disk where they are there."""
+    units = layer.units
+    if units.A.device.type != "meta":
+        return units
+    bias = None if units.bias is None else values_of(layer, "monolora_B_bias")
+    return units._replace(A=values_of(layer, "monolora_A"), B=values_of(layer, "monolora_B"), bias=bias)
+
+
+def _values(layer: nn.Module, name: str) -> torch.Tensor:
+    """A parameter in float32: from disk where it is there, dequantized where it is quantized."""
+    if layer.get_parameter(name).device.type == "meta":
+        return values_of(layer, name).float()
+    if name == "weight":
+        unpack(layer)
+        return dequantize_module_weight(layer).float()
+    return layer.get_parameter(name).float()
 
 
 def _of_units(units: Units, embedding: bool) -> Delta:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import onload_layer
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
@@ -15,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from monolora.errors import InputError
 from monolora.layer import MonoLoraLayer
 from monolora.merge.least_squares import LinearMap
+from monolora.merge.offloaded import merge_on_disk, plus
 from monolora.merge.unload import Units, active_units, dequantized, unload
 
 
@@ -35,7 +35,8 @@ def export_dense(
         max_shard_size: as for ``save_pretrained``.
 
     Raises:
-        InputError: if an adapter's trained bias on B has no bias of the base layer to go to.
+        InputError: if an adapter's trained bias on B has no bias of the base layer to go to, or a layer that shares its
+            weight with another one is offloaded.
     """
     units = active_units(model)
     base = model.get_base_model()
@@ -46,8 +47,7 @@ def export_dense(
         _check_bias(name, layer, units[name])
     shared = _shared_weights(base)
     for name, layer in layers.items():
-        with onload_layer(layer):
-            _merge(layer.get_base_layer(), units[name], maps[name], shared)
+        _merge(name, layer.get_base_layer(), units[name], maps[name], shared)
     base, _ = unload(model)
     _untie(base)
     base.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -85,21 +85,26 @@ def _shared_weights(model: nn.Module) -> set[int]:
     return shared
 
 
-def _merge(base: nn.Module, units: Units, linear_map: LinearMap, shared: set[int]) -> None:
+def _merge(name: str, base: nn.Module, units: Units, linear_map: LinearMap, shared: set[int]) -> None:
     """Add delta and bias to a base layer, in float32, rounded once."""
-    weight, delta = base.weight, dense_delta(units, linear_map)
+    weight, bias = base.weight, dense_bias(units, linear_map)
     assert isinstance(weight, nn.Parameter)
-    if isinstance(base, (Conv1D, nn.Embedding)):
-        delta = delta.T
-    merged = (weight.data.float() + delta.to(weight.device)).to(weight.dtype)
+
+    def delta() -> torch.Tensor:
+        found = dense_delta(units, linear_map)
+        return found.T if isinstance(base, (Conv1D, nn.Embedding)) else found
+
+    additions = {"weight": delta} | ({} if bias is None else {"bias": lambda: bias})
+    if weight.device.type == "meta":
+        if id(weight) in shared:
+            raise InputError(f"{name} shares its weight with another layer, and is not in memory. Raise --max-memory.")
+        merge_on_disk(base, additions)
+        return
     if id(weight) in shared:
-        base.weight = nn.Parameter(merged, requires_grad=weight.requires_grad)
-    else:
-        weight.data = merged
-    bias = dense_bias(units, linear_map)
-    if bias is not None:
-        assert isinstance(base.bias, nn.Parameter)
-        base.bias.data = (base.bias.data.float() + bias.to(weight.device)).to(base.bias.dtype)
+        base.weight = nn.Parameter(weight.data, requires_grad=weight.requires_grad)
+    for kind, added in additions.items():
+        parameter = base.get_parameter(kind)
+        parameter.data = plus(parameter.data, added())
 
 
 def _untie(model: PreTrainedModel) -> None:

@@ -18,7 +18,7 @@ from monolora.merge.moments import Moments
 
 # Ridges tried, as multiples of the mean eigenvalue of E[x xᵀ].
 RIDGES = tuple(10.0**power for power in range(-8, 3))
-# Sums of float32 products know eigenvalues to about this share of the largest one; less is noise.
+# Inputs rounded to float32 have eigenvalues to about this share of the largest one; less is noise.
 RESOLUTION = 1e-8
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from peft import PeftModel
 from torch import nn
 
@@ -60,6 +61,7 @@ def linearize(
     if batches is None:
         found = {name: _gaussian(name, units[name]) for name in open_ones}
     else:
+        _check_rows(batches)
         folds = collect(model, open_ones, units, batches, progress, memory) if open_ones else {}
         _check_tokens(units, open_ones, folds)
         found = {name: fit(units[name].A, units[name].B, *folds[name], affine=intercepts[name]) for name in open_ones}
@@ -69,7 +71,7 @@ def linearize(
 def _has_intercept(name: str, layer: MonoLoraLayer, units: Units, affine: bool | None) -> bool:
     if units.A.dim() > 2:
         raise InputError(
-            f"{name} is a convolution; the linear merge knows linear layers and embeddings. Merge exactly."
+            f"{name} is a convolution, and merges know linear layers and embeddings. Keep the adapter beside its base."
         )
     base = layer.get_base_layer()
     has_bias = not isinstance(base, nn.Embedding) and base.bias is not None
@@ -79,12 +81,11 @@ def _has_intercept(name: str, layer: MonoLoraLayer, units: Units, affine: bool |
 
 
 def _closed_form(layer: MonoLoraLayer, units: Units) -> LinearMap | None:
-    """The exact map, where there is one."""
+    """The exact map, where there is one; never a view of the adapter."""
+    A = units.A.to(torch.float32, copy=True)
     if isinstance(layer.get_base_layer(), nn.Embedding):
-        return LinearMap(activate(units.A.float(), units.activation, dim=0))
-    if units.activation == "identity":
-        return LinearMap(units.A.float())
-    return None
+        return LinearMap(activate(A, units.activation, dim=0))
+    return LinearMap(A) if units.activation == "identity" else None
 
 
 def _gaussian(name: str, units: Units) -> LinearMap:
@@ -94,6 +95,12 @@ def _gaussian(name: str, units: Units) -> LinearMap:
             f"{name} has {units.activation} units, for which there is no closed form. Give calibration text."
         )
     return LinearMap(units.A.float() * slope)
+
+
+def _check_rows(batches: Sequence[Batch]) -> None:
+    rows = sum(len(next(iter(batch.values()))) for batch in batches)
+    if rows < 2:
+        raise InputError(f"There is {rows} calibration text; at least 2 are needed, to hold one out of the fit.")
 
 
 def _check_tokens(units: Mapping[str, Units], wanted: Mapping[str, MonoLoraLayer], folds: Mapping[str, Folds]) -> None:

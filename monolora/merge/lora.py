@@ -47,7 +47,12 @@ def export_lora(
     scalings = {each.scaling for each in units.values()}
     rank = max(each.A.shape[0] for each in units.values())
     scaling = scalings.pop() if len(scalings) == 1 else 1.0
-    tensors = get_peft_model_state_dict(model)
+    tensors = get_peft_model_state_dict(
+        model,
+        adapter_name=model.active_adapter,
+        # Where an embedding is adapted, PEFT would write the base's beside it, which servers of LoRA refuse.
+        save_embedding_layers=False if any(".lora_embedding_A." in name for name in model.state_dict()) else "auto",
+    )
     for name, each in units.items():
         _replace(tensors, f"base_model.model.{name}", each, maps[name], rank, scaling)
     Path(folder).mkdir(parents=True, exist_ok=True)

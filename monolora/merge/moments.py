@@ -1,7 +1,8 @@
 """Second moments of an adapted layer's inputs and units: what the linear merge is solved from.
 
 No activation is kept: each batch adds its products to a few matrices. Inputs carry a constant 1 at their end, which
-makes room for an intercept. Products are made in float32 and summed in float64.
+makes room for an intercept. All in float64: in directions that the inputs hardly take, the fit divides by next to
+nothing, and the rounding of float32 products would come out larger than A itself.
 
 Shapes: T tokens, I inputs of a layer (``I1`` with the constant), R units of its adapter.
 """

@@ -50,6 +50,7 @@ def unload(model: PeftModel) -> tuple[PreTrainedModel, dict[str, Units]]:
     tuner = model.base_model
     assert isinstance(tuner, MonoLoraModel)
     _merge_tokens(tuner.model, tuner.active_adapters[0])
+    _put_base_layers_back(tuner.model)
     base = tuner.unload()
     assert isinstance(base, PreTrainedModel)
     return dequantized(base), units
@@ -84,11 +85,20 @@ def _active_adapter(tuner: MonoLoraModel) -> str:
 
 
 def _units(layer: MonoLoraLayer, name: str) -> Units:
-    with onload_layer(layer):
-        A, B, bias = unit_tensors(layer, name)
-        # Copies, where they share memory: with ensure_weight_tying the head's A and B are views of the embedding's.
-        A, B = A.contiguous(), B.contiguous()
-    return Units(A, B, bias, layer.scaling[name], layer.activation[name])
+    A, B, bias = unit_tensors(layer, name)
+    if A.device.type == "meta":  # PEFT left it on disk, together with its base layer
+        with onload_layer(layer):
+            A, B, bias = unit_tensors(layer, name)
+    # Copies, where they share memory: with ensure_weight_tying the head's A and B are views of the embedding's.
+    return Units(A.contiguous(), B.contiguous(), bias, layer.scaling[name], layer.activation[name])
+
+
+def _put_base_layers_back(model: nn.Module) -> None:
+    """As PEFT's unload would, which reads every adapted layer from disk into memory, and keeps it there."""
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, MonoLoraLayer)}
+    for name, layer in adapted.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
 
 
 def _merge_tokens(model: nn.Module, name: str) -> None:
@@ -103,4 +113,13 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
     config = vars(model.config).get("quantization_config")
     if config is None or config.quant_method == BAKED:
         return model
+    unpack(model)
     return model.dequantize()
+
+
+def unpack(module: nn.Module) -> None:
+    """Undo how bitsandbytes packs 4-bit weights at a forward on the CPU: dequantized as they are, they are scrambled.
+
+    bitsandbytes itself unpacks them where the state dict is asked for.
+    """
+    module.state_dict()

@@ -174,11 +174,18 @@ class _ModuleErrors:
         self.size = dict.fromkeys(ours, 0.0)
 
     def observe(self, name: str, x: torch.Tensor) -> None:
-        if self.mask is not None and x.shape[: self.mask.dim()] == self.mask.shape:
-            x = x[self.mask]
+        if self.mask is not None:
+            x = _without_padding(x, self.mask)
         ours = self._ours[name](x)
         self.size[name] += float(ours.square().sum(dtype=torch.float64))
         self.missed[name] += float((self._theirs[name](x) - ours).square().sum(dtype=torch.float64))
+
+
+def _without_padding(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The inputs at real tokens, of rows that the model may have flattened (as OPT does)."""
+    if x.shape[: mask.dim()] == mask.shape:
+        return x[mask]
+    return x[mask.flatten()] if len(x) == mask.numel() else x
 
 
 def _spread(values: torch.Tensor) -> Spread:

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import nn
 from transformers import LlamaForCausalLM
 from vllm_engine import prompt_log_probs
+
+from monolora.merge import export_dense, export_lora, linearize
 
 pytestmark = [
     pytest.mark.vllm,
@@ -20,6 +22,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
 ]
 
+VOCAB = 64
 PROMPTS = [[5, 9, 30, 22, 7, 50, 61, 3], [40, 4, 17], [8, 8, 33, 12, 60, 21, 11, 44, 19, 28, 56, 6]]
 SIZES = {"hidden_size": 64, "num_attention_heads": 2}  # heads of 32: vLLM's smallest on a CPU
 
@@ -41,18 +44,18 @@ class Folders(NamedTuple):
 @pytest.fixture(scope="module")
 def folders(
     make_llama: Callable[..., LlamaForCausalLM],
-    fill: Callable[..., nn.Module],
+    adapt: Callable[..., PeftModel],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Folders:
-    """A tiny Llama, a LoRA adapter of it that does something, and the two merged."""
+    """A tiny Llama with a MonoLoRA adapter that does something, and what its linear merge writes."""
     root = tmp_path_factory.mktemp("served")
     folders = Folders(root / "base", root / "adapter", root / "dense")
     make_llama(**SIZES).save_pretrained(folders.base)
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(LlamaForCausalLM.from_pretrained(folders.base), config)
-    fill(model)
-    model.save_pretrained(folders.adapter)
-    model.merge_and_unload().save_pretrained(folders.dense)
+    model = adapt(LlamaForCausalLM.from_pretrained(folders.base), target_modules=["q_proj", "v_proj"])
+    ids = torch.randint(3, VOCAB, (16, 32), generator=torch.Generator().manual_seed(3))
+    maps = linearize(model, [{"input_ids": ids}])
+    export_lora(model, maps, folders.adapter)
+    export_dense(model, maps, folders.dense)
     return folders
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from merging import Ended
 from running import QUICK, Outcome, lines_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from monolora import cli
 from monolora.recipes import sft
 from monolora.recipes.adapter_config import peft_config
 from monolora.recipes.arguments import parse
@@ -114,6 +116,36 @@ def run_sft(chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         status = sft.main(["--model", str(model), "--output-dir", str(folder), *QUICK, *flags])
         printed = capsys.readouterr()
         return Outcome(status, folder, printed.out, lines_of(printed.err))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``trained(*flags, model=chat_model)``: the folder of a tiny run, made once a session. Copy it to change it."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def folder(*flags: str, model: Path = chat_model) -> Path:
+        words = ("--model", str(model), *QUICK, *flags)
+        if words not in made:
+            made[words] = tmp_path_factory.mktemp("trained") / "run"
+            with torch.random.fork_rng(devices=[]):
+                assert sft.main([*words, "--output-dir", str(made[words])]) == 0
+        return made[words]
+
+    return folder
+
+
+@pytest.fixture
+def run_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """``run_cli(*words)``: the command ``monolora`` in this process, without a mirror of data sets."""
+    monkeypatch.delenv("MONOLORA_DATA", raising=False)
+
+    def run(*words: str | Path) -> Ended:
+        capsys.readouterr()
+        status = cli.main(list(map(str, words)))
+        printed = capsys.readouterr()
+        return Ended(status, " ".join(printed.out.split()), lines_of(printed.err))
 
     return run
 

@@ -42,6 +42,30 @@ def test_read_refuses_what_is_no_record(tmp_path: Path, text: str) -> None:
         record.read(tmp_path)
 
 
+def test_read_says_the_mend_that_it_is_given(tmp_path: Path) -> None:
+    for text in ("{", "{}"):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(InputError, match="Do this"):
+            record.read(tmp_path, "Do this.")
+
+
+def test_write_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN and infinity are no JSON; a disk that takes no more leaves the old file."""
+    path = tmp_path / "some.json"
+    record.write_json(path, {"a": float("-inf"), "b": [float("nan"), 1.5], "c": "NaN"})
+    assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.5], "c": "NaN"}
+
+    def full(self: Path, text: str) -> int:
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        record.write_json(path, {"a": 1})
+    assert os.listdir(tmp_path) == ["some.json"]
+    assert json.loads(path.read_text())["c"] == "NaN"
+
+
 def test_no_secret_is_recorded() -> None:
     config = record.resolved_config(parse(["--hub-token", "hf_secret", "--eos-token", "</s>", "--run-name", "mine"]))
     assert "hf_secret" not in json.dumps(config)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from monolora.recipes.inference import Inference
 from monolora.recipes.prompts import prompt_ids
-from monolora.recipes.scoring import first_word, label_likelihoods, score, text_overlap
+from monolora.recipes.scoring import first_word, label_likelihoods, score, score_and_answers, text_overlap
 from monolora.recipes.tasks import Example, demo
 
 ROWS = demo.load().test[:7]
@@ -93,6 +93,16 @@ def test_free_text(inference: Inference) -> None:
     each = [_likelihood(inference, row, row.response, inference.tokenizer.eos_token) for row in rows]
     nll = -sum(value for value, _ in each) / sum(count for _, count in each)
     assert found["perplexity"] == pytest.approx(math.exp(nll), rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", [demo.LABELS, ()])
+def test_score_and_answers(inference: Inference, labels: Sequence[str]) -> None:
+    """The answers are those that were scored, in the order of the rows."""
+    found, answers = score_and_answers(inference, labels, ROWS, 3)
+    assert found == score(inference, labels, ROWS, 3)
+    prompts = [prompt_ids(row, inference.tokenizer) for row in ROWS]
+    assert answers == [inference.generate([prompt], 3)[0] for prompt in prompts]
+    assert not inference.model.training
 
 
 def test_text_overlap() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from monolora.errors import InputError
 from monolora.recipes.tasks import BUILT_IN, Example, demo, load_task
-from monolora.recipes.tasks.custom import Source, load_prompts
+from monolora.recipes.tasks.custom import Source, load, load_prompts
 
 
 def test_demo_is_large_balanced_and_distinct() -> None:
@@ -147,3 +147,27 @@ def test_prompts_alone_are_enough_to_measure_on(write_rows: Callable[..., str]) 
         load_prompts(write_rows([{"prompt": "p"}, {"prompt": None}]))
     with pytest.raises(InputError, match="choose one of train"):
         load_prompts(write_rows([{"prompt": "p"}]), split="test")
+
+
+def test_plain_text_where_no_answers_are_needed(write_rows: Callable[..., str]) -> None:
+    rows = write_rows([{"text": "a"}, {"text": "b"}])
+    task = load(rows, Source(), answers=False)
+    assert set(task.train + task.test) == {Example(text, "", verbatim=True) for text in "ab"}
+    rows = write_rows([{"prompt": "a"}, {"prompt": "b"}], name="prompts.jsonl")
+    task = load(rows, Source(), answers=False)
+    assert set(task.train + task.test) == {Example(text, "") for text in "ab"}
+    for name in ("rows.jsonl", "prompts.jsonl"):  # nothing to train on
+        with pytest.raises(InputError, match=r"has the columns \w+; needed are .*'output' \(or 'response'\)\. Rename"):
+            load(str(Path(rows).parent / name), Source())
+
+
+def test_answers_are_kept_where_there_are_any(write_rows: Callable[..., str]) -> None:
+    rows = write_rows([{"prompt": "p", "completion": " c", "text": "p c"}] * 2)
+    assert load(rows, Source(), answers=False) == load(rows, Source())
+
+
+def test_rows_without_text(write_rows: Callable[..., str]) -> None:
+    with pytest.raises(InputError, match="row 2: 'text' must be a text, found nothing"):
+        load(write_rows([{"text": "a"}, {"text": ""}]), Source(), answers=False)
+    with pytest.raises(InputError, match="'prompt' or 'text' alone will do here"):
+        load(write_rows([{"words": "a"}, {"words": "b"}]), Source(), answers=False)

@@ -1,0 +1,451 @@
+"""Bad input to a merge: one line that says what and the mend, status 2, and nothing written. Failures: likewise, 1."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from merging import Ended, contents, report_of
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
+
+from monolora import MonoLoraConfig
+from monolora.recipes import merge as program
+from monolora.recipes import merge_report
+
+Trained = Callable[..., Path]
+Cli = Callable[..., Ended]
+OTHER = ("--seed", "7", "--lora-r", "4", "--lora-target-modules", "q_proj", "down_proj")
+FEW = ("--verify-tokens", "100", "--task-samples", "0")
+
+
+@pytest.fixture
+def adapter(trained: Trained, tmp_path: Path) -> Path:
+    """A copy of a trained adapter, to be damaged."""
+    return shutil.copytree(trained(), tmp_path / "adapter")
+
+
+@pytest.fixture
+def refused(run_cli: Cli, tmp_path: Path) -> Callable[..., str]:
+    """``refused(*words)``: the message of a merge that must end with one line, status 2, and nothing written."""
+
+    def run(*words: str | Path, out: Path | None = None) -> str:
+        out = out or tmp_path / "out"
+        before = contents(tmp_path)
+        flags = next((k for k, word in enumerate(words) if str(word).startswith("-")), len(words))
+        ended = run_cli("merge", *words[:flags], out, *words[flags:])
+        assert ended.status == 2
+        assert len(ended.err) == 1
+        assert ended.err[0].startswith("error: ")
+        assert contents(tmp_path) == before
+        assert not list(tmp_path.rglob(".*.part"))
+        assert not (tmp_path / "out").exists()
+        return ended.err[0].removeprefix("error: ")
+
+    return run
+
+
+Refused = Callable[..., str]
+
+FLAGS = {
+    "--method exact --calibration demo": ["--calibration has no effect with --method exact. Leave it out."],
+    "--method exact --calibration-tokens 500": ["--calibration-tokens has no effect with --method exact"],
+    "--method exact --affine": ["--affine has no effect with --method exact"],
+    "--method exact --no-affine": ["--affine has no effect with --method exact"],
+    "--method exact --as lora": ["--as lora is linear", "Leave --method exact out."],
+    "--as lora --affine": ["for which a LoRA adapter has no place. Leave it or --as lora out."],
+    "--affine": ["model.layers.0.self_attn.q_proj has no bias that an intercept could go to"],
+    "--calibration none --calibration-tokens 500": ["no effect with --calibration none"],
+    "--calibration-tokens 0": ["--calibration-tokens must be at least 1"],
+    "--calibration-tokens -5": ["--calibration-tokens must be at least 1"],
+    "--calibration-tokens many": ["--calibration-tokens", "'many'"],
+    "--calibration-tokens 100": ["tokens to model.layers.0.self_attn.q_proj; ", "more are needed (4 for each"],
+    "--calibration ./nowhere.jsonl": ["There is no data set at ./nowhere.jsonl"],
+    "--calibration nobody/nothing": ["Cannot reach the hub for 'nobody/nothing'", "MONOLORA_DATA"],
+    "--verify-on ./nowhere.jsonl": ["There is no data set at ./nowhere.jsonl"],
+    "--verify-tokens 0": ["--verify-tokens and --batch-size must be at least 1"],
+    "--verify-tokens 1.5": ["--verify-tokens", "'1.5'"],
+    "--batch-size 0": ["--verify-tokens and --batch-size must be at least 1"],
+    "--batch-size x": ["--batch-size", "'x'"],
+    "--task-samples -1": ["--task-samples must be at least 0"],
+    "--task-samples all": ["--task-samples", "'all'"],
+    "--min-fidelity 1.1": ["--min-fidelity is a share"],
+    "--min-fidelity nan": ["--min-fidelity is a share"],
+    "--min-fidelity half": ["--min-fidelity", "'half'"],
+    "--weights 1 1": ["Got 1 adapters and 2 --weights. Give one weight an adapter."],
+    "--weights one": ["--weights", "'one'"],
+    "--weights nan": ["--weights must be numbers, got nan"],
+    "--weights inf": ["--weights must be numbers, got inf"],
+    "--max-memory cpu": ["--max-memory cpu is not DEVICE=SIZE", "cpu=30GiB"],
+    "--max-memory cpu=": ["--max-memory cpu= is not DEVICE=SIZE"],
+    "--max-memory cpu=lots": ["--max-memory cpu=lots is not DEVICE=SIZE"],
+    "--max-memory disk=1GiB": ["--max-memory disk=1GiB is not DEVICE=SIZE"],
+    "--max-memory gpu=1GiB": ["--max-memory gpu=1GiB is not DEVICE=SIZE"],
+    "--max-shard-size big": ["--max-shard-size big is no size. Write, for example, 5GB"],
+    "--max-shard-size 0GB": ["--max-shard-size 0GB is no size"],
+    "--max-shard-size -1GB": ["--max-shard-size"],
+    "--dtype float99": ["--dtype", "bfloat16"],
+    "--method linar": ["--method", "linear"],
+    "--as peft": ["--as", "lora"],
+    "--model ./nowhere": ["There is no model at ./nowhere"],
+    "--modle x": ["Unknown flag --modle. Did you mean --model"],
+    "--calibration_token 5": ["Unknown flag --calibration_token. Did you mean --calibration-tokens"],
+    "--what": ["Unknown flag --what. "],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "says"), FLAGS.items(), ids=FLAGS)
+def test_flags(refused: Refused, trained: Trained, flags: str, says: list[str]) -> None:
+    message = refused(trained(), *flags.split())
+    assert all(part in message for part in says), message
+
+
+def test_missing_words(run_cli: Cli, trained: Trained) -> None:
+    for words in ((), (trained(),)):
+        ended = run_cli("merge", *words)
+        assert ended.status == 2
+        assert "required: " in ended.err[0]
+        assert "out" in ended.err[0]
+
+
+def test_what_is_missing_is_counted(refused: Refused, trained: Trained, write_rows: Callable[..., str]) -> None:
+    """What the message says is missing is enough."""
+    rows = write_rows([{"text": f"{k} words"} for k in range(20)])
+    message = refused(trained(), "--calibration", rows)
+    brought, more = (int(message.split(" tokens to")[0].split()[-1]), int(message.split("; ")[1].split()[0]))
+    assert brought + more == 4 * 64
+    assert "Give more or longer texts." in message
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _poison(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _set(name: str, **values: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "no folder": (shutil.rmtree, ["holds no adapter: adapter_config.json is missing"]),
+    "no config": (lambda folder: (folder / "adapter_config.json").unlink(), ["adapter_config.json is missing"]),
+    "no weights": (
+        lambda folder: (folder / "adapter_model.safetensors").unlink(),
+        ["holds no weights: adapter_model.safetensors is missing. Copy the whole folder."],
+    ),
+    "cut off": (_cut, ["truncated", "Copy it again"]),
+    "not finite": (_poison, ["NaN"]),
+    "config is no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), ["adapter_config.json"]),
+    "unknown method": (_set("adapter_config.json", peft_type="MAGIC"), ["'MAGIC' is no method of PEFT"]),
+    "run.json is no JSON": (lambda folder: (folder / "run.json").write_text("{"), ["run.json is not JSON"]),
+    "base is gone": (
+        lambda folder: [
+            _set("adapter_config.json", base_model_name_or_path="/nowhere/base")(folder),
+            (folder / "run.json").unlink(),
+        ],
+        ["There is no model at /nowhere/base"],
+    ),
+    "names no base": (
+        lambda folder: [
+            _set("adapter_config.json", base_model_name_or_path=None)(folder),
+            (folder / "run.json").unlink(),
+        ],
+        ["names no base model. Give it with --model."],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_adapters(refused: Refused, adapter: Path, name: str) -> None:
+    damage, says = DAMAGE[name]
+    damage(adapter)
+    message = refused(adapter, *FEW)
+    assert all(part in message for part in says), message
+    assert "--output-dir" not in message  # that is a flag of training
+
+
+@pytest.fixture
+def other_base(tmp_path: Path, chat_model: Path, chat_tokenizer: PreTrainedTokenizerBase) -> Callable[..., Path]:
+    """``other_base(**config)``: a model beside the one that the adapter was trained on."""
+
+    def make(**config: Any) -> Path:
+        settings = LlamaConfig.from_pretrained(chat_model).to_dict() | config
+        torch.manual_seed(1)
+        LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(tmp_path / "base")
+        chat_tokenizer.save_pretrained(tmp_path / "base")
+        return tmp_path / "base"
+
+    return make
+
+
+def test_a_base_with_other_weights(
+    refused: Refused, run_cli: Cli, adapter: Path, other_base: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Refused, unless it was named."""
+    base = other_base()
+    _set("adapter_config.json", base_model_name_or_path=str(base))(adapter)
+    message = refused(adapter)
+    assert f"was trained on other weights than those of {base} (fingerprint " in message
+    assert "Give the right model with --model" in message
+    with pytest.warns(UserWarning, match="was trained on other weights than those of"):
+        assert run_cli("merge", adapter, tmp_path / "out", "--model", base, *FEW, "--min-fidelity", "-9").status == 0
+    assert report_of(tmp_path / "out")["merge"]["model"] == str(base)
+
+
+@pytest.mark.filterwarnings("ignore:.*was trained on other weights")
+@pytest.mark.parametrize("method", ["linear", "exact"])
+def test_a_base_of_another_shape(refused: Refused, adapter: Path, other_base: Callable[..., Path], method: str) -> None:
+    message = refused(adapter, "--method", method, "--model", other_base(hidden_size=32, num_hidden_layers=1))
+    assert f"{adapter} does not fit" in message
+
+
+def test_places_that_cannot_be_written_to(
+    run_cli: Cli, trained: Trained, refused: Refused, tmp_path: Path, chat_model: Path
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
+    assert "exists and is no merge. Take another folder." in refused(trained(), out=tmp_path / "full")
+    assert "exists and is no merge. Take another folder." in refused(trained(), "--overwrite", out=tmp_path / "full")
+    assert "exists and is no merge" in refused(trained(), out=tmp_path / "full" / "file")
+    below = tmp_path / "full" / "file" / "below"
+    assert f"Cannot write to {below.parent}" in refused(trained(), out=below)
+    assert "Cannot write to /proc/nowhere: No such file or directory." in refused(
+        trained(), out=Path("/proc/nowhere/out")
+    )
+    assert "exists and is no merge" in refused(trained(), out=chat_model)
+
+
+def test_a_merge_does_not_replace_what_it_is_made_from(run_cli: Cli, trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "lora"
+    assert run_cli("merge", trained(), out, "--as", "lora", *FEW).status == 0
+    before = contents(tmp_path)
+    ended = run_cli("merge", out, out, "--overwrite", *FEW)
+    assert ended.status == 2
+    assert ended.err == [f"error: {out} holds {out}, which the merge is made from. Take another folder."]
+    assert contents(tmp_path) == before
+
+
+def test_parents_that_were_made_go_too(refused: Refused, trained: Trained, tmp_path: Path) -> None:
+    refused(trained(), "--affine", out=tmp_path / "a" / "b" / "c")
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_data_set_of_the_run_is_gone(
+    refused: Refused, run_cli: Cli, run_sft: Callable[..., Any], write_rows: Callable[..., str], tmp_path: Path
+) -> None:
+    rows = write_rows([{"instruction": f"is {k} good?", "output": "positive"} for k in range(40)])
+    adapter = run_sft("--dataset", rows, "--skip-eval").folder
+    Path(rows).unlink()
+    message = refused(adapter)
+    assert f"The data set that {adapter} was trained on cannot be read: There is no data set at {rows}." in message
+    assert "give other text with --verify-on (and --calibration), and --task-samples 0." in message
+    mended = ("--verify-on", "demo", "--calibration", "demo", "--task-samples", "0", "--verify-tokens", "100")
+    assert run_cli("merge", adapter, tmp_path / "out", *mended).status == 0
+
+
+ADDED = {
+    "activations": (("--activation", "identity"), "These adapters cannot be added up: Cannot combine adapters of diff"),
+    "methods": (("--adapter", "lora"), "is no MonoLoRA adapter; only those are added up here"),
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_adapters_that_cannot_be_added_up(refused: Refused, trained: Trained, name: str) -> None:
+    flags, says = ADDED[name]
+    assert says in refused(trained(), trained(*flags), *FEW)
+    assert "cannot be added up" in refused(trained(*flags), trained(), *FEW) or name == "methods"
+
+
+LORA = {
+    "--as lora": "is no MonoLoRA adapter. Leave --as lora out to merge it into its base.",
+    "--calibration demo": "--calibration has no effect with an adapter that PEFT merges itself. Leave it out.",
+    "--affine": "--affine has no effect with an adapter that PEFT merges itself",
+    "--weights 0.5": "is no MonoLoRA adapter",
+}
+
+
+@pytest.mark.parametrize("flags", LORA)
+def test_flags_that_are_not_for_lora(refused: Refused, trained: Trained, flags: str) -> None:
+    assert LORA[flags] in refused(trained("--adapter", "lora"), *flags.split())
+
+
+@pytest.mark.filterwarnings("ignore:Without calibration text")
+def test_units_without_a_closed_form(refused: Refused, trained: Trained) -> None:
+    message = refused(trained("--activation", "topk:2"), "--calibration", "none")
+    assert "topk:2 units, for which there is no closed form. Give calibration text." in message
+
+
+@pytest.mark.filterwarnings("ignore:Without calibration text")
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")
+@pytest.mark.parametrize("method", ["linear", "exact"])
+def test_convolutions(refused: Refused, tmp_path: Path, method: str, chat_tokenizer: PreTrainedTokenizerBase) -> None:
+    config = Lfm2Config(
+        vocab_size=len(chat_tokenizer), hidden_size=16, num_hidden_layers=1, layer_types=["conv"], intermediate_size=16,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path / "base")
+    chat_tokenizer.save_pretrained(tmp_path / "base")
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
+        MonoLoraConfig(target_modules=["conv.conv"], r=16, task_type="CAUSAL_LM"),
+    )
+    model.save_pretrained(tmp_path / "conv")
+    message = refused(tmp_path / "conv", "--method", method, "--verify-on", "demo", "--dtype", "float32")
+    assert "model.layers.0.conv.conv" in message
+    assert {"linear": "is a convolution", "exact": "keep linear layers, Conv1D and embeddings only"}[method] in message
+
+
+SIZES = {"dense": (), "lora": ("--as", "lora"), "exact": ("--method", "exact")}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """``small_disk(pages)``: a file system of so many pages of 4 KiB."""
+    mounted = []
+
+    def make(pages: int) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        options = ["-o", f"size={4096 * pages}"]
+        done = subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield make
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+def _pages(*files: Path) -> int:
+    return sum(-(-file.stat().st_size // 4096) for file in files)
+
+
+@pytest.mark.parametrize("form", SIZES)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_full_disk(
+    run_cli: Cli, trained: Trained, small_disk: Callable[[int], Path], tmp_path: Path, form: str, share: float
+) -> None:
+    assert run_cli("merge", trained(), tmp_path / "whole", *SIZES[form], *FEW).status == 0
+    written = [file for file in (tmp_path / "whole").iterdir() if not file.name.startswith("merge_report")]
+    disk = small_disk(max(2, int(share * _pages(*written))))
+    ended = run_cli("merge", trained(), disk / "out", *SIZES[form], *FEW)
+    assert ended.status == 1
+    assert len(ended.err) == 1
+    assert ended.err[0].startswith(f"error: Cannot save into {disk / 'out'}: ")
+    assert "Nothing was left there. Free space, then merge again." in ended.err[0]
+    assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", SIZES)
+def test_disk_that_is_full_when_the_report_is_written(
+    run_cli: Cli, trained: Trained, small_disk: Callable[[int], Path], tmp_path: Path, form: str
+) -> None:
+    """The merge stays whole, and can be verified when there is room."""
+    assert run_cli("merge", trained(), tmp_path / "whole", *SIZES[form], *FEW).status == 0
+    whole = contents(tmp_path / "whole")
+    written = [tmp_path / "whole" / name for name in whole if name != merge_report.PAGE]
+    disk = small_disk(_pages(*written))
+    ended = run_cli("merge", trained(), disk / "out", *SIZES[form], *FEW)
+    assert ended.status == 1
+    assert len(ended.err) == 1
+    assert ended.err[0].startswith(f"error: Cannot save into {disk / 'out'}: ")
+    assert "The merge itself is whole. Free space, then run monolora verify." in ended.err[0]
+    report = report_of(disk / "out")
+    assert report["passed"] is None
+    of_the_merge = [name for name in whole if not name.startswith("merge_report")]
+    assert all((disk / "out" / name).stat().st_size == len(whole[name]) for name in of_the_merge)
+    assert os.listdir(disk) == ["out"]
+    assert not list((disk / "out").glob(".*"))
+    subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+    assert run_cli("verify", disk / "out", "--against", trained(), *FEW).status == 0
+    assert report_of(disk / "out")["passed"] is True
+
+
+def _interrupt(monkeypatch: pytest.MonkeyPatch, form: str, error: BaseException) -> None:
+    """Make the writing of ``form`` end in ``error`` when all but the report is there."""
+
+    def write(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        raise error
+
+    name = f"export_{form}"
+    original = getattr(program, name)
+    monkeypatch.setattr(program, name, write)
+
+
+@pytest.mark.parametrize("form", SIZES)
+def test_ctrl_c(run_cli: Cli, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    _interrupt(monkeypatch, form, KeyboardInterrupt())
+    ended = run_cli("merge", trained(), tmp_path / "a" / "out", *SIZES[form], *FEW)
+    assert (ended.status, ended.err) == (130, ["stopped"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(OSError(errno.ENOSPC, "No space left on device"), 1), (KeyboardInterrupt(), 130)]
+)
+def test_an_overwrite_that_fails_leaves_the_earlier_merge(
+    run_cli: Cli, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int
+) -> None:
+    out = tmp_path / "out"
+    assert run_cli("merge", trained(), out, "--as", "lora", *FEW).status == 0
+    before = contents(tmp_path)
+    with monkeypatch.context() as patched:
+        _interrupt(patched, "dense", error)
+        assert run_cli("merge", trained(), out, "--overwrite", *FEW).status == status
+    assert contents(tmp_path) == before
+    assert run_cli("verify", out, "--against", trained(), *FEW).status == 0
+
+
+KILLED = """
+import os, signal, sys
+from monolora import cli
+from transformers import PreTrainedTokenizerBase
+
+PreTrainedTokenizerBase.save_pretrained = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_writing(run_cli: Cli, trained: Trained, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLED, "merge", str(trained()), str(out), *FEW]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.run(command, env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    assert os.listdir(tmp_path) == [".out.part"]
+    assert (tmp_path / ".out.part" / "model.safetensors").is_file()
+    assert run_cli("merge", trained(), out, *FEW).status == 0
+    assert os.listdir(tmp_path) == ["out"]

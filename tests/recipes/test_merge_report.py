@@ -1,0 +1,174 @@
+"""``merge_report.json`` and the page beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from monolora.errors import InputError
+from monolora.merge.verify import Comparison, TokenComparison
+from monolora.recipes import merge_report
+
+Q, V = "model.layers.0.self_attn.q_proj", "model.layers.11.mlp.down_proj"
+SCORES = {"n": 3, "accuracy": 2 / 3, "unparsed": 1, "likelihood_accuracy": 1.0}
+TASK = {"name": "sst2", "n": 3, "base": SCORES, "adapter": SCORES, "merged": SCORES, "same_answers": 2}
+MERGE = {
+    "adapters": ["runs/a"], "weights": [1.0], "model": "some/base", "method": "linear", "form": "dense",
+    "calibration": {"dataset": None, "tokens": 100}, "maps": {Q: {"ridge": 1e-3}},
+}  # fmt: skip
+
+
+def _comparison(merged: list[float], base: list[float], **modules: tuple[float, float]) -> Comparison:
+    """KLs a token, and of each module what was missed and its size, squared."""
+    tokens = TokenComparison(
+        torch.tensor(merged), torch.tensor(base), torch.tensor(merged) < 0.1, torch.tensor(base) < 0.1
+    )
+    names = {name.replace("__", "."): value for name, value in modules.items()}
+    return Comparison(tokens, {name: v[0] for name, v in names.items()}, {name: v[1] for name, v in names.items()})
+
+
+@pytest.fixture
+def make() -> Callable[..., dict[str, Any]]:
+    """``make(modules, task=None, least=0.5, texts=2)``: a report."""
+
+    def report(
+        modules: dict[str, float] | None = None, task: Any = TASK, least: float = 0.5, texts: int = 2, **merge: Any
+    ) -> dict[str, Any]:
+        errors = {Q: 0.5, V: 0.25} if modules is None else modules
+        sums = {name.replace(".", "__"): (error**2, 1.0) for name, error in errors.items()}
+        compared = {"sst2": _comparison([0.1, 0.0, 0.2], [1.0, 0.0, 2.0], **sums)}
+        if texts == 2:
+            compared["dolly"] = _comparison([0.5], [0.5], **sums)
+        return merge_report.make(compared, task, MERGE | merge, least)
+
+    return report
+
+
+Make = Callable[..., dict[str, Any]]
+
+
+def test_make(make: Make) -> None:
+    report = make()
+    assert report["fidelity"]["sst2"]["kept"] == pytest.approx(0.9)
+    assert report["fidelity"]["dolly"]["kept"] == pytest.approx(0)
+    # Pooled over tokens, not over texts.
+    assert report["kept"] == report["fidelity"]["all"]["kept"] == pytest.approx(1 - 0.8 / 3.5)
+    assert report["fidelity"]["all"]["tokens"] == 4
+    assert report["fidelity"]["sst2"]["kl_merged"] == pytest.approx({"mean": 0.1, "p50": 0.1, "p99": 0.198})
+    assert report["fidelity"]["sst2"]["top1_merged"] == pytest.approx(1 / 3)
+    assert report["modules"] == pytest.approx({Q: 0.5, V: 0.25})
+    assert (report["passed"], report["min_fidelity"]) == (True, 0.5)
+    assert report["merge"] == MERGE
+    assert json.loads(json.dumps(report)) == report
+
+
+@pytest.mark.parametrize(("least", "passed"), [(0.5, True), (0.78, False), (1.0, False), (-3.0, True)])
+def test_threshold(make: Make, least: float, passed: bool) -> None:
+    report = make(least=least)
+    assert report["passed"] is passed
+    said = merge_report.verdict(report)
+    assert ("keeps 77.1% of the adapter's effect." in said) == passed
+    assert (f"keeps only 77.1% of the adapter's effect, less than --min-fidelity asks for ({least:.0%})" in said) == (
+        not passed
+    )
+
+
+def test_write_and_read(make: Make, tmp_path: Path) -> None:
+    assert merge_report.read(tmp_path) is None
+    merge_report.write_unverified(tmp_path, MERGE)
+    assert merge_report.read(tmp_path) == {"passed": None, "merge": MERGE}
+    merge_report.write(tmp_path, make())
+    assert merge_report.read(tmp_path) == make()
+    assert {path.name for path in tmp_path.iterdir()} == {"merge_report.json", "merge_report.html"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "{}", '{"merge": {}}', '{"merge": 3}', "\0", "\udcff"])
+def test_read_refuses_what_is_no_report(tmp_path: Path, text: str) -> None:
+    (tmp_path / "merge_report.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match=r"is no report of a merge: .* Remove it\."):
+        merge_report.read(tmp_path)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "no task": {"task": None},
+    "one text": {"texts": 1},
+    "free text": {
+        "task": TASK | {who: {"n": 3, "bleu": 1.25, "perplexity": 9.0} for who in ("base", "adapter", "merged")}
+    },
+    "no deltas": {"modules": {}},
+    "a LoRA merge": {"method": "PEFT's own, of LORA", "calibration": None},
+    "failed": {"least": 1.0},
+    "outside of the layers": {"modules": {"model.embed_tokens": 0.0, "lm_head": 0.1, Q: 0.2, "transformer.h.3.c": 0.3}},
+    "no errors": {"modules": {Q: 0.0, V: 0.0}},
+    "a delta out of nothing": {"modules": {Q: math.inf, V: 0.1}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_report_has_a_page(make: Make, kind: str, tmp_path: Path) -> None:
+    report = make(**KINDS[kind])
+    merge_report.write(tmp_path, report)
+    page = (tmp_path / "merge_report.html").read_text()
+    assert merge_report.verdict(report).replace("'", "&#39;") in page
+    assert page.count("<figure>") == len({re.sub(r".*\.(\d+)\..*", r"\1", name) for name in report["modules"]}) - (
+        kind == "outside of the layers"
+    )
+    assert page.count('class="bar"') == len(report["modules"])
+    assert ("Score on sst2, 3 rows" in page) == (report["task"] is not None)
+    assert not re.search("Undefined|None%|nan", page)
+    assert page.count("<") == page.count(">")
+    console = Console(width=100, record=True, file=StringIO())
+    merge_report.show(report, tmp_path, console)
+    assert "adapter's effect" in console.export_text()
+
+
+def test_one_plot_a_layer(make: Make) -> None:
+    names = [
+        f"model.layers.{k}.{m}" for k in range(12) for m in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")
+    ]
+    page = merge_report.page(make(modules={name: 0.1 + k / 100 for k, name in enumerate([*names, "lm_head"])}))
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert captions == [*(f"layer {k}" for k in range(12)), "outside of the layers"]
+    figures = re.findall(r"<figure>.*?</figure>", page, re.DOTALL)
+    assert [figure.count('class="bar"') for figure in figures] == [3] * 12 + [1]
+    assert "<span>mlp.up_proj</span>" in figures[0]
+    widths = [float(width) for width in re.findall(r"width: ([\d.]+)%", page)]
+    assert max(widths) == widths[-1] == 100
+    assert widths == sorted(widths)
+    assert "The longest bar is 46.0%." in page
+
+
+def test_names_are_escaped(make: Make) -> None:
+    evil = "<script>alert(1)</script>"
+    report = make(task=TASK | {"name": evil}, modules={evil: 0.5, f"layers.1.{evil}": 0.1}, adapters=[evil], model=evil)
+    report["fidelity"][evil] = report["fidelity"].pop("dolly")
+    page = merge_report.page(report)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 6
+
+
+def test_the_page_needs_nothing_else(make: Make) -> None:
+    page = merge_report.page(make())
+    assert not re.search(r"https?://|<link|<script|src=|@import|url\(", page)
+    assert page.startswith("<!doctype html>")
+    assert "ridge" not in page  # the maps of a large model would fill it
+
+
+def test_what_is_printed(make: Make) -> None:
+    console = Console(width=100, record=True, file=StringIO())
+    merge_report.show(make(), Path("out"), console)
+    text = " ".join(console.export_text().split())
+    assert "Error of the layers' deltas: median 37.5%, worst 50.0% (model.layers.0.self_attn.q_proj)." in text
+    assert "accuracy │ 66.7% │ 66.7% │ 66.7%" in text
+    assert "2 of 3 answers are the adapter's." in text
+    assert text.endswith("The merge keeps 77.1% of the adapter's effect. Report: out/merge_report.html")
