@@ -192,9 +192,9 @@ def test_a_sum_of_one(saved: Callable[..., Saved], base_folder: Path, ids: torch
 
 def test_one_lora_alone_is_no_sum(lora: Path, saved: Callable[..., Saved]) -> None:
     assert load_sum([str(lora)], [1.0])[0].peft_config["default"].peft_type == "LORA"
-    with pytest.raises(InputError, match="lora is no MonoLoRA adapter; only those are added up here"):
+    with pytest.raises(InputError, match="lora is no MonoLoRA adapter; only those are added up or weighted"):
         load_sum([str(saved()[0]), str(lora)], [1.0, 1.0])
-    with pytest.raises(InputError, match="lora is no MonoLoRA adapter; only those are added up here"):
+    with pytest.raises(InputError, match="lora is no MonoLoRA adapter; only those are added up or weighted"):
         load_sum([str(lora)], [2.0])
 
 

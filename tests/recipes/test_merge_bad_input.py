@@ -274,7 +274,7 @@ def test_the_data_set_of_the_run_is_gone(
 
 ADDED = {
     "activations": (("--activation", "identity"), "These adapters cannot be added up: Cannot combine adapters of diff"),
-    "methods": (("--adapter", "lora"), "is no MonoLoRA adapter; only those are added up here"),
+    "methods": (("--adapter", "lora"), "is no MonoLoRA adapter; only those are added up or weighted"),
 }
 
 
