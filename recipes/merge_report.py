@@ -105,7 +105,7 @@ def show(report: Mapping[str, Any], folder: Path, console: Console) -> None:
 
 def verdict(report: Mapping[str, Any]) -> str:
     """One sentence."""
-    kept, least = f"{report['kept']:.1%}", f"{report['min_fidelity']:.0%}"
+    kept, least = f"{report['kept']:.2%}", f"{report['min_fidelity']:.0%}"
     if report["passed"]:
         return f"The merge keeps {kept} of the adapter's effect."
     return (
@@ -135,7 +135,7 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
         f"{found['kl_base']['mean']:.4f}",
         " / ".join(f"{merged[name]:.4f}" for name in ("mean", "p50", "p99")),
         f"{found['top1_base']:.1%} / {found['top1_merged']:.1%}",
-        f"{found['kept']:.1%}",
+        f"{found['kept']:.2%}",
     ]
 
 
@@ -170,8 +170,16 @@ def page(report: Mapping[str, Any]) -> str:
         task_rows=_task_rows(report["task"]) if report["task"] else [],
         layers=_by_layer(errors),
         widest=max([*filter(math.isfinite, errors.values()), 1e-12]),
-        settings={key: value for key, value in report["merge"].items() if key != "maps"},
+        settings={key: _as_words(value) for key, value in report["merge"].items() if key != "maps"},
     )
+
+
+def _as_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_as_words(each)}" for key, each in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_as_words, value))
+    return "none" if value is None else str(value)
 
 
 def _by_layer(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:

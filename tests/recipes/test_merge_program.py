@@ -116,7 +116,7 @@ def test_dense(run_cli: Callable[..., Ended], trained: Trained, out: Path, chat_
     assert all(each["ridge"] > 0 and not each["ridge_raised"] for each in made["maps"].values())
     assert report["versions"].keys() >= {"torch", "monolora"}
     # What is printed is what is written.
-    assert f"keeps {report['kept']:.1%} of the adapter's effect" in ended.out
+    assert f"keeps {report['kept']:.2%} of the adapter's effect" in ended.out
     assert f"demo │ {report['fidelity']['demo']['tokens']}" in ended.out
     task = report["task"]
     assert (task["name"], task["n"]) == ("demo", 6)

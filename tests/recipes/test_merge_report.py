@@ -76,8 +76,8 @@ def test_threshold(make: Make, least: float, passed: bool) -> None:
     report = make(least=least)
     assert report["passed"] is passed
     said = merge_report.verdict(report)
-    assert ("keeps 77.1% of the adapter's effect." in said) == passed
-    assert (f"keeps only 77.1% of the adapter's effect, less than --min-fidelity asks for ({least:.0%})" in said) == (
+    assert ("keeps 77.14% of the adapter's effect." in said) == passed
+    assert (f"keeps only 77.14% of the adapter's effect, less than --min-fidelity asks for ({least:.0%})" in said) == (
         not passed
     )
 
@@ -171,4 +171,4 @@ def test_what_is_printed(make: Make) -> None:
     assert "Error of the layers' deltas: median 37.5%, worst 50.0% (model.layers.0.self_attn.q_proj)." in text
     assert "accuracy │ 66.7% │ 66.7% │ 66.7%" in text
     assert "2 of 3 answers are the adapter's." in text
-    assert text.endswith("The merge keeps 77.1% of the adapter's effect. Report: out/merge_report.html")
+    assert text.endswith("The merge keeps 77.14% of the adapter's effect. Report: out/merge_report.html")

@@ -78,7 +78,7 @@ def test_a_merge_of_another_adapter(
     assert report["passed"] is False
     assert report["kept"] < 0
     assert max(report["modules"].values()) > 1
-    assert f"keeps only {report['kept']:.1%} of the adapter's effect, less than --min-fidelity asks for (50%)" in (
+    assert f"keeps only {report['kept']:.2%} of the adapter's effect, less than --min-fidelity asks for (50%)" in (
         ended.out
     )
     assert 'class="verdict failed"' in (out / "merge_report.html").read_text()
