@@ -19,7 +19,7 @@ from monolora.errors import InputError
 from monolora.layer import MonoLoraLayer
 from monolora.merge.baked import BakedLayer
 from monolora.merge.offloaded import values_of
-from monolora.merge.unload import Units, active_units, unpack
+from monolora.merge.unload import Units, active_units, lora_units, unpack
 
 # From inputs (…, in), or token ids of an embedding, to (…, out).
 Delta = Callable[[torch.Tensor], torch.Tensor]
@@ -34,17 +34,10 @@ def adapter_deltas(model: PeftModel) -> dict[str, Delta]:
         units = active_units(model)
         return {name: _of_units(each, _is_embedding(layers[name])) for name, each in units.items()}
     return {
-        name: _of_lora(layer, model.active_adapter)
+        name: _of_units(lora_units(layer, model.active_adapter), _is_embedding(layer))
         for name, layer in layers.items()
         if model.active_adapter in layer.scaling and not isinstance(layer.get_base_layer(), nn.modules.conv._ConvNd)
     }
-
-
-def _of_lora(layer: Any, name: str) -> Delta:
-    """``s (B A x + b)``."""
-    bias = layer.lora_B[name].bias if name in layer.lora_B else None
-    scaled = None if bias is None else bias.float() * layer.scaling[name]
-    return _of_weight(layer.get_delta_weight(name).float(), scaled, layer.get_base_layer())
 
 
 def merged_deltas(merged: PreTrainedModel | PeftModel, adapted: PeftModel, names: Iterable[str]) -> dict[str, Delta]:
@@ -73,9 +66,7 @@ def _all_in(names: Iterable[str], found: Iterable[str]) -> list[str]:
 def _of_module(module: nn.Module, base: nn.Module) -> Delta:
     if isinstance(module, BakedLayer):
         return _of_units(_in_memory(module), _is_embedding(module))
-    weight = _values(module, "weight") - _values(base, "weight")
-    bias = None if _is_embedding(module) or module.bias is None else _values(module, "bias") - _values(base, "bias")
-    return _of_weight(weight, bias, module)
+    return _of_weights(module, base)
 
 
 def _in_memory(layer: BakedLayer) -> Units:
@@ -109,12 +100,17 @@ def _of_units(units: Units, embedding: bool) -> Delta:
     return delta
 
 
-def _of_weight(weight: torch.Tensor, bias: torch.Tensor | None, layer: nn.Module) -> Delta:
-    """``ΔW x + Δb``, ΔW in the layer's own layout."""
-    if _is_embedding(layer):
-        return lambda ids: F.embedding(ids, weight)
-    W = weight.T if isinstance(layer, Conv1D) else weight
-    return lambda x: F.linear(x.float(), W, bias)
+def _of_weights(module: nn.Module, base: nn.Module) -> Delta:
+    """``(W - W_base) x + b - b_base``; the difference is as large as the weights, and made only while it is used."""
+
+    def delta(x: torch.Tensor) -> torch.Tensor:
+        difference = _values(module, "weight") - _values(base, "weight")
+        if isinstance(module, nn.Embedding):
+            return F.embedding(x, difference)
+        bias = None if module.bias is None else _values(module, "bias") - _values(base, "bias")
+        return F.linear(x.float(), difference.T if isinstance(module, Conv1D) else difference, bias)
+
+    return delta
 
 
 def _is_embedding(layer: nn.Module) -> bool:

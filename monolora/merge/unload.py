@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import onload_layer
-from peft.utils.other import TrainableTokensWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -51,7 +51,7 @@ def unload(model: PeftModel) -> tuple[PreTrainedModel, dict[str, Units]]:
     assert isinstance(tuner, MonoLoraModel)
     _merge_tokens(tuner.model, tuner.active_adapters[0])
     _put_base_layers_back(tuner.model)
-    base = tuner.unload()
+    base = _without_wrappers(tuner)
     assert isinstance(base, PreTrainedModel)
     return dequantized(base), units
 
@@ -93,6 +93,12 @@ def _units(layer: MonoLoraLayer, name: str) -> Units:
     return Units(A.contiguous(), B.contiguous(), bias, layer.scaling[name], layer.activation[name])
 
 
+def lora_units(layer: Any, name: str) -> Units:
+    """An adapter of PEFT's LoRA in the same form: its activation is the identity."""
+    A, B, bias = unit_tensors(layer, name)
+    return Units(A, B, bias, layer.scaling[name], "identity")
+
+
 def _put_base_layers_back(model: nn.Module) -> None:
     """As PEFT's unload would, which reads every adapted layer from disk into memory, and keeps it there."""
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, MonoLoraLayer)}
@@ -106,6 +112,18 @@ def _merge_tokens(model: nn.Module, name: str) -> None:
     for module in model.modules():
         if isinstance(module, TrainableTokensWrapper) and name in module.token_adapter.trainable_tokens_delta:
             module.token_adapter.merge(adapter_names=[name])
+
+
+def _without_wrappers(tuner: MonoLoraModel) -> nn.Module:
+    """The model with trained copies in the place of saved modules.
+
+    PEFT's unload does that, and reads a whole offloaded model from disk for each module that it visits: so not for
+    nothing.
+    """
+    if any(isinstance(module, AuxiliaryTrainingWrapper) for module in tuner.model.modules()):
+        return tuner.unload()
+    del tuner.model.peft_config
+    return tuner.model
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
