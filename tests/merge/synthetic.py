@@ -1,9 +1,10 @@
-"""Synthetic layers (inputs as plain matrices, and their moments as the calibration sums them up) and texts."""
+"""Synthetic layers (inputs as plain matrices, and their moments as the calibration sums them up), texts and noise."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 
 from monolora.activations import activate
 from monolora.merge.moments import InputSums, Moments, UnitSums
@@ -38,3 +39,12 @@ def row_by_row(batches: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.T
     """The same text without padding."""
     rows = [ids[mask.bool()] for part in batches for ids, mask in zip(*part.values(), strict=True)]
     return [{"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]} for ids in rows]
+
+
+def shift(model: PeftModel) -> PeftModel:
+    """Move all that is trained outside of A and B, so that losing it shows."""
+    noise = torch.Generator().manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_" not in name:
+            parameter.data.add_(torch.randn(parameter.shape, generator=noise) * 0.1)
+    return model

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from synthetic import text
+from synthetic import shift, text
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import (
@@ -67,19 +67,10 @@ save_file(logits, sys.argv[1])
 """
 
 
-def _shift(model: PeftModel) -> PeftModel:
-    """Move all that is trained outside of A and B, so that losing it shows."""
-    noise = torch.Generator().manual_seed(4)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_" not in name:
-            parameter.data.add_(torch.randn(parameter.shape, generator=noise) * 0.1)
-    return model
-
-
 def _lora(base: PreTrainedModel, fill: Callable[..., Any], **settings: Any) -> PeftModel:
     """The same adapter as `adapt` makes, as PEFT's LoRA."""
     config = LoraConfig(**{"target_modules": ["q_proj", "down_proj"], "r": 4, "task_type": "CAUSAL_LM"} | settings)
-    return _shift(fill(get_peft_model(base, config)).eval())
+    return shift(fill(get_peft_model(base, config)).eval())
 
 
 @torch.no_grad()
@@ -104,11 +95,11 @@ def test_linear_units_merge_as_in_lora(
 
     def base() -> PreTrainedModel:
         made = make_llama(tie_word_embeddings=tied, attention_bias="bias" in settings)
-        return _shift(made.requires_grad_(False))  # type: ignore[arg-type]
+        return shift(made.requires_grad_(False))  # type: ignore[arg-type]
 
     lora = _lora(base(), fill, **SETTINGS[settings])
     expected = _logits(lora, ids)
-    model = _shift(adapt(base(), activation="identity", **SETTINGS[settings]))
+    model = shift(adapt(base(), activation="identity", **SETTINGS[settings]))
     _close(_logits(model, ids), expected)
     export_dense(model, linearize(model, None), tmp_path)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path)

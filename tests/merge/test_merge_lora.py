@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraModel
 from safetensors.torch import load_file, save_file
-from synthetic import text
+from synthetic import shift, text
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
@@ -67,15 +67,6 @@ save_file(logits, sys.argv[1])
 """
 
 
-def _shift(model: PeftModel) -> PeftModel:
-    """Move all that is trained outside of A and B, so that losing it shows."""
-    noise = torch.Generator().manual_seed(4)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_" not in name:
-            parameter.data.add_(torch.randn(parameter.shape, generator=noise) * 0.1)
-    return model
-
-
 @torch.no_grad()
 def _logits(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     return model(ids).logits
@@ -106,7 +97,7 @@ def _check(model: PeftModel, base: PreTrainedModel, ids: torch.Tensor, folder: P
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_peft_reads_it(make_llama: Make, adapt: Adapt, ids: torch.Tensor, tmp_path: Path, settings: str) -> None:
     base, again = (make_llama(attention_bias="bias" in settings) for _ in range(2))
-    model = _shift(adapt(base, **SETTINGS[settings]))
+    model = shift(adapt(base, **SETTINGS[settings]))
     ranks = {each.A.shape[0] for each in active_units(model).values()}
     lora = _check(model, again, ids, tmp_path)
     assert lora.peft_config["default"].r == max(ranks)
