@@ -58,7 +58,7 @@ def _swept(layer: Layer, affine: bool) -> LinearMap:
     shift=st.lists(st.floats(-1, 1), min_size=UNITS, max_size=UNITS),
     exponent=st.floats(-6, 2),
 )
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_no_perturbation_lowers_the_held_out_error(
     seed: int, activation: str, affine: bool, change: list[float], shift: list[float], exponent: float
 ) -> None:
@@ -70,16 +70,18 @@ def test_no_perturbation_lowers_the_held_out_error(
 
 
 @given(seed=st.integers(0, 99), activation=st.sampled_from(ACTIVATIONS), affine=st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_it_is_numpys_least_squares(seed: int, activation: str, affine: bool) -> None:
     layer = _layer(seed, activation=activation)
     found = _swept(layer, affine)
     columns = np.c_[layer.x, np.ones(len(layer.x))] if affine else layer.x.numpy()
     solution = np.linalg.lstsq(columns, units_of(layer.x, layer.A, activation).numpy(), rcond=None)[0].T
-    np.testing.assert_allclose(found.A, solution[:, :INPUTS], rtol=1e-5, atol=1e-5)
+    # The smallest ridge moves the solution where the inputs hardly vary in some direction (seed 30: by 1.1e-4).
+    close = {"rtol": 1e-4, "atol": 3e-4}
+    np.testing.assert_allclose(found.A, solution[:, :INPUTS], **close)
     if affine:
         assert found.intercept is not None
-        np.testing.assert_allclose(found.intercept, solution[:, -1], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found.intercept, solution[:, -1], **close)
     assert (found.ridge, found.ridge_raised, found.tokens) == (RIDGES[0], False, 2 * len(layer.x))
     assert found.error == pytest.approx(layer.error(found.A, found.intercept), abs=1e-6)
 
@@ -132,7 +134,7 @@ def test_the_ridge_is_the_best_on_the_held_out_tokens(affine: bool, tokens: int)
 
 
 @given(seed=st.integers(0, 999), tokens=st.integers(3, 30), affine=st.booleans(), rank=st.integers(1, INPUTS))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_linear_units_come_out_as_they_are(seed: int, tokens: int, affine: bool, rank: int) -> None:
     """However few the tokens and the directions that their inputs take."""
     layer = _layer(seed, tokens, "identity")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import moments, units_of
 
@@ -26,12 +26,14 @@ def _check(found: Moments, x: np.ndarray, h: np.ndarray) -> None:
         np.testing.assert_allclose(got.numpy(), want, rtol=1e-10, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 99), tokens=st.integers(1, 40), batches=st.integers(1, 5))
 def test_of(seed: int, tokens: int, batches: int) -> None:
     x = _inputs(seed, tokens)
     _check(moments(x, A, batches=batches), x.numpy(), units_of(x, A).numpy())
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 99), tokens=st.tuples(st.integers(1, 40), st.integers(1, 40)))
 def test_pooled(seed: int, tokens: tuple[int, int]) -> None:
     x, y = _inputs(seed, tokens[0]), _inputs(seed + 100, tokens[1])
@@ -39,6 +41,7 @@ def test_pooled(seed: int, tokens: tuple[int, int]) -> None:
     _check(moments(x, A).pooled(moments(y, A)), both.numpy(), units_of(both, A).numpy())
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 99), tokens=st.integers(1, 40))
 def test_about(seed: int, tokens: int) -> None:
     x, x0, h0 = _inputs(seed, tokens), _inputs(seed + 200, 1)[0], _inputs(seed + 300, 1)[0, :3]
