@@ -35,7 +35,17 @@ def to_disk_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
 def to_memory_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The inverse of :func:`to_disk_names`."""
-    return {_DISK_NAME.sub(rf".{MEMORY_PREFIX}\1", key): value for key, value in state_dict.items()}
+    return {to_memory_name(key): value for key, value in state_dict.items()}
+
+
+def is_monolora_name(key: str) -> bool:
+    """Whether ``key`` (a name in a file) is that of A or B of a MonoLoRA adapter."""
+    return _DISK_NAME.search(key) is not None
+
+
+def to_memory_name(key: str) -> str:
+    """``…monolora_A…`` to ``…lora_A…``; any other name stays."""
+    return _DISK_NAME.sub(rf".{MEMORY_PREFIX}\1", key)
 
 
 def is_unit_tensor(key: str, adapter_name: str) -> bool:

@@ -1,0 +1,1 @@
+"""Serving MonoLoRA adapters and exact checkpoints with vLLM."""

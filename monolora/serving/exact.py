@@ -1,0 +1,213 @@
+"""Exact checkpoints in vLLM: base and adapter in one set of weights, without any LoRA machinery.
+
+To vLLM, as to transformers (:mod:`monolora.merge.quantizer`), ``"monolora"`` is a quantization method: its public door
+for other linear layers. vLLM fuses modules (q, k and v; gate and up), so the units of such a layer are stacked:
+
+    y = W x + B act(A x)      A = [A_q; A_k; A_v],  B = blockdiag(s_q B_q, s_k B_k, s_v B_v)
+
+Imported by the plugin, where vLLM is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    UnquantizedLinearMethod,
+    register_weight_loader_v2_supported_method,
+)
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+
+from monolora.activations import activate, topk_of
+from monolora.merge.quantizer import BakedGroup
+from monolora.merge.unload import BAKED
+
+# Legend: N tokens; I, O inputs and outputs of this rank; R units of all parts together.
+
+
+def register() -> None:
+    """Make the method known to vLLM; a second call does nothing."""
+    if BAKED not in QUANTIZATION_METHODS:
+        register_quantization_config(BAKED)(ExactCheckpointConfig)
+
+
+class ExactCheckpointConfig(QuantizationConfig):
+    """What ``config.json`` says about the modules that keep units.
+
+    Args:
+        groups: see :class:`monolora.merge.quantizer.BakedGroup`.
+    """
+
+    def __init__(self, groups: Iterable[BakedGroup]) -> None:
+        super().__init__()
+        self.units = {name: group for group in groups for name in group.modules}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> ExactCheckpointConfig:
+        return cls(BakedGroup(**group) for group in config["groups"])
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Names of modules become vLLM's."""
+        self.units = hf_to_vllm_mapper.apply_dict(self.units)
+
+    def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
+        """A method for the layer, which vLLM makes of one module or of several.
+
+        Raises:
+            ValueError: if the layer keeps units and is not linear.
+        """
+        path, _, last = prefix.rpartition(".")
+        modules = [f"{path}.{part}" for part in self.packed_modules_mapping.get(last, [])] or [prefix]
+        parts = [self.units.get(module) for module in modules]
+        if isinstance(layer, LinearBase):
+            return ExactLinearMethod(prefix, parts) if any(parts) else UnquantizedLinearMethod()
+        if any(parts):
+            raise ValueError(
+                f"{prefix} keeps MonoLoRA units and is a {type(layer).__name__}; in vLLM only linear layers can. "
+                "Write the checkpoint with `monolora merge ADAPTER OUT`, without --method exact."
+            )
+        return None
+
+    def get_name(self) -> str:
+        return BAKED
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        return [torch.float32, torch.bfloat16, torch.float16]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 0
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return []
+
+
+class _Part(NamedTuple):
+    """The place of one module's units in a layer.
+
+    Attributes:
+        group: what kind of units; None where the module has none.
+        units: its rows of A, its columns of B.
+        outputs: its rows of B.
+    """
+
+    group: BakedGroup | None
+    units: slice
+    outputs: slice
+
+
+@register_weight_loader_v2_supported_method
+class ExactLinearMethod(UnquantizedLinearMethod):
+    """``y = W x + B act(A x)``.
+
+    Args:
+        prefix: the layer's name.
+        groups: one entry for every module that the layer is made of, None for one without units.
+    """
+
+    def __init__(self, prefix: str, groups: Sequence[BakedGroup | None]) -> None:
+        super().__init__()
+        self.prefix, self.groups = prefix, groups
+        self.parts: list[_Part] = []
+        self.awaited: set[tuple[str, int]] = set()
+
+    def create_weights(
+        self,
+        layer: nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra: Any,
+    ) -> None:
+        """vLLM's own ``weight``, then A ``(R, I)``, B ``(O, R)`` and, where an adapter has one, B's bias ``(O,)``."""
+        super().create_weights(
+            layer, input_size_per_partition, output_partition_sizes, input_size, output_size, params_dtype, **extra
+        )
+        self.parts = list(_parts(self.groups, output_partition_sizes))
+        self.inputs_are_split = input_size_per_partition < input_size
+        R, O = self.parts[-1].units.stop, self.parts[-1].outputs.stop  # noqa: E741
+        shapes = {"monolora_A": (R, input_size_per_partition), "monolora_B": (O, R)}
+        if any(group is not None and group.bias for group in self.groups):
+            shapes["monolora_B_bias"] = (O,)
+        for name, shape in shapes.items():
+            parameter = nn.Parameter(torch.zeros(shape, dtype=params_dtype), requires_grad=False)
+            vars(parameter)["weight_loader"] = self._loader(layer, name)
+            layer.register_parameter(name, parameter)
+            self.awaited |= {
+                (name, number)
+                for number, group in enumerate(self.groups)
+                if group is not None and (name != "monolora_B_bias" or group.bias)
+            }
+
+    def _loader(self, layer: Any, name: str) -> Any:
+        """Reads one module's tensor into its place, this rank's share of it; B and its bias are scaled on the way."""
+
+        def load(parameter: nn.Parameter, loaded: torch.Tensor, shard_id: str | int | None = None) -> None:
+            shard_id = vars(loaded).get("shard_id", shard_id)
+            number = {"q": 0, "k": 1, "v": 2, None: 0}.get(shard_id, shard_id)  # type: ignore[arg-type]
+            assert isinstance(number, int)
+            part = self.parts[number]
+            assert part.group is not None
+            if name == "monolora_A":
+                parameter.data[part.units] = _share(loaded, 1, parameter.shape[1], layer)
+            elif not self.inputs_are_split or layer.tp_rank == 0:  # else the ranks' outputs are summed: once is enough
+                rows = part.outputs.stop - part.outputs.start
+                place = (part.outputs, part.units) if name == "monolora_B" else (part.outputs,)
+                parameter.data[place] = _share(loaded, 0, rows, layer) * part.group.scaling
+            self.awaited.discard((name, number))
+
+        return load
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        """vLLM's own.
+
+        Raises:
+            ValueError: if the checkpoint lacks a tensor; vLLM looks only at checkpoints that are not quantized.
+        """
+        if self.awaited:
+            raise ValueError(
+                f"The checkpoint lacks {min(self.awaited)[0]} of {self.prefix} ({len(self.awaited)} such tensors). "
+                "Write it again with `monolora merge ADAPTER OUT --method exact`."
+            )
+        super().process_weights_after_loading(layer)
+
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Shape ``(N, I)`` to ``(N, O)``."""
+        y_NO = super().apply(layer, x, bias)
+        z_NR = F.linear(x, layer.monolora_A)
+        if self.inputs_are_split:
+            z_NR = tensor_model_parallel_all_reduce(z_NR)
+        return y_NO + F.linear(self._activate(z_NR), layer.monolora_B, layer._parameters.get("monolora_B_bias"))
+
+    def _activate(self, z_NR: torch.Tensor) -> torch.Tensor:
+        names = [part.group.activation for part in self.parts if part.group is not None]
+        if len(set(names)) == 1 and (len(names) == 1 or topk_of(names[0]) is None):
+            return activate(z_NR, names[0])
+        units = [part.units for part in self.parts if part.group is not None]
+        return torch.cat([activate(z_NR[..., u], name) for u, name in zip(units, names, strict=True)], dim=-1)
+
+
+def _parts(groups: Sequence[BakedGroup | None], output_sizes: Sequence[int]) -> Iterable[_Part]:
+    if len(groups) == 1:  # vLLM may still know the layer as several outputs
+        output_sizes = [sum(output_sizes)]
+    units = outputs = 0
+    for group, size in zip(groups, output_sizes, strict=True):
+        r = 0 if group is None else group.r
+        yield _Part(group, slice(units, units + r), slice(outputs, outputs + size))
+        units, outputs = units + r, outputs + size
+
+
+def _share(loaded: torch.Tensor, dim: int, size: int, layer: Any) -> torch.Tensor:
+    """This rank's part of a tensor of which every rank has ``size`` entries; some ranks may have the same ones."""
+    shares = loaded.shape[dim] // size
+    return loaded.narrow(dim, layer.tp_rank * shares // layer.tp_size * size, size)

@@ -1,0 +1,150 @@
+"""How vLLM's workers load a MonoLoRA adapter: under LoRA's names, and only where every tensor has its place.
+
+vLLM copies tensors into larger buffers, so one that is too small fits in silence, and it passes over tensors of modules
+that the model does not have. Both would be wrong answers; here they are refusals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from monolora.checkpoint import AdapterFileError, check_finite, origin_of, to_memory_name
+from monolora.config import MonoLoraConfig
+from monolora.serving.folders import EXACT_MEND, check_rank, served_config
+from monolora.serving.gate import gates
+
+
+def parse_fine_tuned_lora_name(original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+    """Around vLLM's parser of tensor names: ours are read as LoRA's."""
+    return original(to_memory_name(name), *args, **kwargs)
+
+
+def load_adapter(original: Callable[..., Any], worker_manager: Any, lora_request: Any) -> Any:
+    """Around ``WorkerLoRAManager._load_adapter``: the adapter, with its ``activation``.
+
+    Raises:
+        AdapterFileError: if the folder's files are damaged or do not fit this model and engine.
+    """
+    from vllm.lora.utils import get_adapter_absolute_path
+
+    folder = get_adapter_absolute_path(lora_request.lora_path)
+    config = served_config(folder)
+    if config is None:
+        return original(worker_manager, lora_request)
+    manager = worker_manager._adapter_manager
+    if not gates(manager):
+        raise AdapterFileError(f"{folder} cannot be served on this device: only CPUs and GPUs can. {EXACT_MEND}")
+    check_rank(config, folder, worker_manager.lora_config)
+    adapter = original(worker_manager, lora_request)
+    adapter.activation = config.activation
+    check_fits(adapter, config, manager)
+    return adapter
+
+
+class _Place(NamedTuple):
+    """Where the units of one module of the adapter go.
+
+    Attributes:
+        layer: vLLM's layer, which may be several modules in one.
+        outputs: the module's own, over all ranks; None where vLLM counts them otherwise.
+    """
+
+    layer: Any
+    outputs: int | None
+
+
+def check_fits(adapter: Any, config: MonoLoraConfig, manager: Any) -> None:
+    """Check what vLLM has read, before it is packed and copied.
+
+    Args:
+        adapter: a ``LoRAModel``.
+        config: of the adapter.
+        manager: a ``LoRAModelManager``.
+
+    Raises:
+        AdapterFileError: naming the first tensor or module that does not fit, and the mend.
+    """
+    places = dict(_places(manager, adapter))
+    origin = origin_of(config.base_model_name_or_path, manager.model.config.name_or_path)
+    for name, weights in sorted(adapter.loras.items()):
+        if weights.lora_a is None or weights.lora_b is None:
+            missing = "A" if weights.lora_a is None else "B"
+            raise AdapterFileError(f"The adapter file lacks tensor {name}.monolora_{missing}. {origin}")
+        check_finite({f"{name}.monolora_A": weights.lora_a, f"{name}.monolora_B": weights.lora_b})
+        if name not in places:
+            if _elsewhere(manager):
+                continue
+            raise AdapterFileError(f"The adapter has units for {name}, which is no module that vLLM adapts. {origin}")
+        _check_place(name, weights, places[name], origin)
+    _check_sums(places, manager)
+
+
+def _elsewhere(manager: Any) -> bool:
+    """Whether other ranks have layers that this one does not."""
+    from vllm.model_executor.models.utils import PPMissingLayer
+
+    return any(isinstance(module, PPMissingLayer) for module in manager.model.modules())
+
+
+def _places(manager: Any, adapter: Any) -> Iterator[tuple[str, _Place]]:
+    """The modules of the adapter that vLLM will look up, by the names that it looks for."""
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+
+    for fused, layer in manager.modules.items():
+        parts = manager.packed_modules.get(fused, [fused])
+        for part, name in enumerate(parts):
+            weights = manager._get_lora_layer_weights(adapter, name)
+            if weights is None:
+                continue
+            if not isinstance(layer, BaseLinearLayerWithLoRA):
+                raise AdapterFileError(
+                    f"The adapter has units for {weights.module_name}, and only linear layers are served with units "
+                    f"beside them. {EXACT_MEND}"
+                )
+            yield weights.module_name, _Place(layer, _outputs(layer.base_layer, part, len(parts)))
+
+
+def _outputs(base_layer: Any, part: int, parts: int) -> int | None:
+    """Outputs of one module in a layer that is ``parts`` of them."""
+    from vllm.model_executor.layers.linear import QKVParallelLinear
+
+    if parts == 1:
+        return int(base_layer.output_size)
+    if isinstance(base_layer, QKVParallelLinear):
+        keys, values = base_layer.total_num_kv_heads * base_layer.head_size, base_layer.v_head_size
+        return (base_layer.total_num_heads * base_layer.head_size, keys, base_layer.total_num_kv_heads * values)[part]
+    return int(base_layer.output_sizes[part]) if len(base_layer.output_sizes) == parts else None
+
+
+def _check_place(name: str, weights: Any, place: _Place, origin: str) -> None:
+    outputs = len(weights.lora_b) if place.outputs is None else place.outputs
+    wanted = {"A": (weights.rank, place.layer.base_layer.input_size), "B": (outputs, weights.rank)}
+    for which, tensor in (("A", weights.lora_a), ("B", weights.lora_b)):
+        if tuple(tensor.shape) != wanted[which]:
+            raise AdapterFileError(
+                f"Tensor {name}.monolora_{which} has shape {tuple(tensor.shape)} in the file, this model needs "
+                f"{wanted[which]}. {origin}"
+            )
+
+
+def _check_sums(places: dict[str, _Place], manager: Any) -> None:
+    """The ranks of a row-parallel layer have parts of ``A x``; ReLU has to come after their sum.
+
+    Under fully sharded LoRA vLLM sums before "expand". Otherwise it sums only the layer's output.
+    """
+    from vllm.model_executor.layers.linear import RowParallelLinear
+
+    if manager.lora_config.fully_sharded_loras:
+        return
+    split = sorted(
+        name
+        for name, place in places.items()
+        if isinstance(place.layer.base_layer, RowParallelLinear) and place.layer.base_layer.tp_size > 1
+    )
+    if split:
+        raise AdapterFileError(
+            f"Tensor parallelism splits the inputs of {split[0]} ({len(split)} such modules of the adapter), and the "
+            "activation needs their sum. Start vLLM with --fully-sharded-loras (fully_sharded_loras=True of LLM), or "
+            "with --tensor-parallel-size 1."
+        )

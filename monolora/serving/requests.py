@@ -1,0 +1,111 @@
+"""Adapters are checked when a request names them, in front of the engine: one that fails there takes the engine along.
+
+What is checked here is refused for that request alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+from monolora.errors import InputError
+from monolora.fingerprints import fingerprint_files
+from monolora.serving.folders import check_rank, files_state, served_config
+
+
+def validate_lora(original: Callable[..., None], processor: Any, lora_request: Any) -> None:
+    """Around ``InputProcessor._validate_lora``, which every request passes, offline and in the server.
+
+    Raises:
+        AdapterFileError: if the files of a MonoLoRA adapter are damaged by now, or its rank is too high.
+    """
+    original(processor, lora_request)
+    if lora_request is None or not os.path.isdir(lora_request.lora_path):
+        return  # what is on the hub is downloaded, and checked, by the workers
+    config = served_config(lora_request.lora_path)
+    if config is not None:
+        check_rank(config, lora_request.lora_path, processor.lora_config)
+
+
+class _Adapter(NamedTuple):
+    """An adapter that an engine has been asked for.
+
+    Attributes:
+        name: of the request.
+        number: the request's ``lora_int_id``.
+        folder: an absolute path without links.
+        content: a hash of its weights.
+        is_monolora: whether it is one of ours.
+    """
+
+    name: str
+    number: int
+    folder: str
+    content: str
+    is_monolora: bool
+
+
+_asked_for: WeakKeyDictionary[Any, set[_Adapter]] = WeakKeyDictionary()
+
+
+def add_request(original: Callable[..., Any], engine: Any, *args: Any, **kwargs: Any) -> Any:
+    """Around ``LLMEngine.add_request``, the offline engine's: a new MonoLoRA adapter is loaded before it is used.
+
+    Raises:
+        InputError: for one name or number with two contents; vLLM would answer through the first.
+        Exception: as vLLM raises it, with the message of the worker that refused the adapter; the engine goes on.
+    """
+    lora_request = _signature(original).bind(engine, *args, **kwargs).arguments.get("lora_request")
+    if lora_request is not None and os.path.isdir(lora_request.lora_path):
+        _introduce(engine, lora_request)
+    return original(engine, *args, **kwargs)
+
+
+_signature = functools.cache(inspect.signature)
+
+
+def _introduce(engine: Any, lora_request: Any) -> None:
+    known = _asked_for.setdefault(engine, set())
+    folder = os.path.realpath(lora_request.lora_path)
+    adapter = _Adapter(
+        lora_request.lora_name,
+        lora_request.lora_int_id,
+        folder,
+        _content(folder, files_state(folder)),
+        served_config(folder) is not None,
+    )
+    if adapter in known:
+        return
+    if lora_request.load_inplace:
+        known -= {other for other in known if other.number == adapter.number}
+    for other in known:
+        _check_distinct(adapter, other)
+    if adapter.is_monolora:
+        engine.engine_core.add_lora(lora_request)
+    known.add(adapter)
+
+
+@functools.lru_cache(maxsize=1024)
+def _content(folder: str, state: object) -> str:
+    """Read once for each state of the files."""
+    return fingerprint_files(folder) + fingerprint_files(folder, ".json")
+
+
+def _check_distinct(adapter: _Adapter, other: _Adapter) -> None:
+    """vLLM keeps adapters by number, a batch's requests by name, cached prefixes by name and path.
+
+    Where only plain LoRA adapters are concerned, vLLM's behaviour stays what it is.
+    """
+    if not (adapter.is_monolora or other.is_monolora):
+        return
+    same_name, same_number = adapter.name == other.name, adapter.number == other.number
+    if (same_name or same_number) and not (same_name and same_number and adapter.content == other.content):
+        raise InputError(
+            f"LoRARequest({adapter.name!r}, {adapter.number}) for {adapter.folder}: this engine already answers "
+            f"LoRARequest({other.name!r}, {other.number}) through {'other weights of ' if same_name else ''}"
+            f"{other.folder}. Give every adapter a name and a number of its own."
+        )
