@@ -162,7 +162,7 @@ class ExactLinearMethod(UnquantizedLinearMethod):
                 parameter.data[part.units] = _share(loaded, 1, parameter.shape[1], layer)
             elif not self.inputs_are_split or layer.tp_rank == 0:  # else the ranks' outputs are summed: once is enough
                 rows = part.outputs.stop - part.outputs.start
-                place = (part.outputs, part.units) if name == "monolora_B" else (part.outputs,)
+                place: tuple[slice, ...] = (part.outputs, part.units) if name == "monolora_B" else (part.outputs,)
                 parameter.data[place] = _share(loaded, 0, rows, layer) * part.group.scaling
             self.awaited.discard((name, number))
 
