@@ -16,6 +16,7 @@ COMMANDS = {
     "sparsity": ("monolora.recipes.sparsity", "how sparse an adapter's units are on the prompts of a data set"),
     "merge": ("monolora.recipes.merge", "an adapter and its base in one checkpoint, linearly or exactly, verified"),
     "verify": ("monolora.recipes.verify", "how much of an adapter's effect a merged checkpoint keeps"),
+    "serve-check": ("monolora.recipes.serve_check", "whether vLLM answers through an adapter as transformers does"),
     "doctor": ("monolora.doctor", "versions, devices and data, and what is missing"),
 }
 
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print("usage: monolora COMMAND [flags]   (monolora COMMAND --help for its flags)\n")
-        print("\n".join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items()))
+        print("\n".join(f"  {name:13}{what}" for name, (_, what) in COMMANDS.items()))
         return 0 if words else 2
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)

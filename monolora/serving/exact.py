@@ -136,7 +136,7 @@ class ExactLinearMethod(UnquantizedLinearMethod):
         self.parts = list(_parts(self.groups, output_partition_sizes))
         self.inputs_are_split = input_size_per_partition < input_size
         R, O = self.parts[-1].units.stop, self.parts[-1].outputs.stop  # noqa: E741
-        shapes = {"monolora_A": (R, input_size_per_partition), "monolora_B": (O, R)}
+        shapes: dict[str, tuple[int, ...]] = {"monolora_A": (R, input_size_per_partition), "monolora_B": (O, R)}
         if any(group is not None and group.bias for group in self.groups):
             shapes["monolora_B_bias"] = (O,)
         for name, shape in shapes.items():

@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from safetensors import safe_open
 
@@ -19,10 +19,10 @@ from monolora.config import MonoLoraConfig
 from monolora.errors import in_one_line
 from monolora.register import NAME
 from monolora.serving.gate import ACTIVATION_BOUNDS
+from monolora.serving.ranks import EXACT_MEND
 
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
-EXACT_MEND = "Put adapter and base into one checkpoint with `monolora merge ADAPTER OUT --method exact`; serve that."
 
 
 def served_config(folder: str) -> MonoLoraConfig | None:
@@ -117,25 +117,3 @@ def _check_options(config: MonoLoraConfig, folder: str) -> None:
     for name, value in unserved.items():
         if value:
             raise AdapterFileError(f"{folder} has {name}={value!r}, which is not served beside its base. {EXACT_MEND}")
-
-
-def check_rank(config: MonoLoraConfig, folder: str, lora_config: Any) -> None:
-    """Check the adapter's ranks against the engine's ``LoRAConfig``.
-
-    Raises:
-        AdapterFileError: naming the flag and the value that it needs.
-    """
-    rank = max([config.r, *(config.rank_pattern or {}).values()])
-    if rank <= lora_config.max_lora_rank:
-        return
-    from vllm.config.lora import MaxLoRARanks
-
-    fitting = [size for size in get_args(MaxLoRARanks) if size >= rank]
-    mend = (
-        f"Start it with --max-lora-rank {fitting[0]} (max_lora_rank={fitting[0]} of LLM)."
-        if fitting
-        else f"Its largest is {max(get_args(MaxLoRARanks))}. {EXACT_MEND}"
-    )
-    raise AdapterFileError(
-        f"{folder} has rank {rank}, and this vLLM was started for {lora_config.max_lora_rank}. {mend}"
-    )

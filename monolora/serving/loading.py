@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from monolora.checkpoint import AdapterFileError, check_finite, origin_of, to_memory_name
 from monolora.config import MonoLoraConfig
-from monolora.serving.folders import EXACT_MEND, check_rank, served_config
+from monolora.serving.folders import served_config
 from monolora.serving.gate import gates
+from monolora.serving.ranks import EXACT_MEND, check_rank
 
 
 def parse_fine_tuned_lora_name(original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
 from monolora.fingerprints import fingerprint_files
-from monolora.serving.folders import check_rank, files_state, served_config
+from monolora.serving.folders import files_state, served_config
+from monolora.serving.ranks import check_rank
 
 
 def validate_lora(original: Callable[..., None], processor: Any, lora_request: Any) -> None:
@@ -57,7 +59,7 @@ def add_request(original: Callable[..., Any], engine: Any, *args: Any, **kwargs:
 
     Raises:
         InputError: for one name or number with two contents; vLLM would answer through the first.
-        Exception: as vLLM raises it, with the message of the worker that refused the adapter; the engine goes on.
+        AdapterFileError: if the workers refuse the adapter; the engine goes on.
     """
     lora_request = _signature(original).bind(engine, *args, **kwargs).arguments.get("lora_request")
     if lora_request is not None and os.path.isdir(lora_request.lora_path):
@@ -85,8 +87,20 @@ def _introduce(engine: Any, lora_request: Any) -> None:
     for other in known:
         _check_distinct(adapter, other)
     if adapter.is_monolora:
-        engine.engine_core.add_lora(lora_request)
+        _load(engine, lora_request)
     known.add(adapter)
+
+
+def _load(engine: Any, lora_request: Any) -> None:
+    """As the server does when an adapter is added: a worker's refusal comes back as an exception, and no more."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        engine.engine_core.add_lora(lora_request)
+    except (AdapterFileError, EngineDeadError):
+        raise
+    except Exception as error:  # from another process only the message is left
+        raise AdapterFileError(" ".join(str(error).split())) from error
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,0 +1,302 @@
+"""The canary: does vLLM answer through the adapter as transformers does? Asked before an evaluation, not after.
+
+A few prompts go through vLLM, for the base and for the adapter, in one batch. transformers then says what the
+log-probabilities of vLLM's own tokens should have been: through the base, through the adapter, and through the adapter
+without its activation. Writing v for vLLM's, and b, a, l for these three, over all tokens,
+
+    applied     <v - b, a - b> / |a - b|^2       1 where vLLM answers through the adapter, 0 where it ignores it
+    activation  1 - <v - a, l - a> / |l - a|^2   1 where the activation is in place, 0 where it was dropped
+
+Both have the standard error sigma / |...|, where sigma is vLLM's own distance from transformers on the base: the
+rounding of this dtype and model, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from peft import PeftModel
+
+from monolora.errors import RunError
+from monolora.fingerprints import fingerprint_files
+from monolora.layer import MonoLoraLayer
+from monolora.serving.versions import check_vllm
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+PROMPTS = (
+    "The capital of France is",
+    "To bake a loaf of bread, you first",
+    "Question: Why is the sky blue?\nAnswer:",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "def fibonacci(n):\n",
+    "The film was far too long, but the ending",
+    "Three things to see in Rome: 1.",
+    "In 1969, the first people to walk on the Moon",
+)
+TOKENS = 16
+# The most that the root mean square of the difference from transformers may be: some times what was measured on
+# SmolLM2-135M (float32 8e-6, bfloat16 0.06). Rounding adds up with depth.
+ROUNDING = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
+# How many standard errors a share may be off, and the error with which 1 and 0 are just that far apart each.
+SIGMAS = 4.0
+RESOLUTION = 1 / (2 * SIGMAS)
+ALLOWANCE = 0.02
+
+
+class CanaryError(RunError):
+    """vLLM's answers are not what they should be, or nothing can be told from them; one line."""
+
+
+class Share(NamedTuple):
+    """A share that should be 1.
+
+    Attributes:
+        value: as measured.
+        error: its standard error.
+    """
+
+    value: float
+    error: float
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is 1 within its error, and not only because nothing is known."""
+        return self.error < RESOLUTION and abs(self.value - 1) <= SIGMAS * self.error + ALLOWANCE
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ± {self.error:.1%}"
+
+
+class Canary(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        dtype: vLLM computes in it, by torch's name.
+        tokens: compared, for each of base and adapter.
+        base_error: root mean square of vLLM's difference from transformers, in nats a token, on the base.
+        adapter_error: the same through the adapter; None without one.
+        applied: how much of the adapter's effect vLLM shows; None without an adapter.
+        activation: how much of the activation's effect; None for an adapter that has none.
+    """
+
+    dtype: str
+    tokens: int
+    base_error: float
+    adapter_error: float | None = None
+    applied: Share | None = None
+    activation: Share | None = None
+
+    def check(self) -> None:
+        """Raises: CanaryError, for the first thing that is wrong, with what to do."""
+        most = ROUNDING[self.dtype]
+        if self.base_error > most:
+            raise CanaryError(
+                f"vLLM's base model is not transformers': their log-probs differ by {self.base_error:.2g} (root mean "
+                f"square), and {self.dtype} explains {most:.2g}. Check that both read the same checkpoint, and that "
+                "the plugin is loaded (VLLM_PLUGINS unset, or naming monolora): without it, vLLM on a CPU answers the "
+                "base through an adapter."
+            )
+        for what, share in (("the adapter", self.applied), ("the activation", self.activation)):
+            if share is not None:
+                _check_share(what, share, self.dtype)
+        if self.adapter_error is not None and self.adapter_error > most:
+            raise CanaryError(
+                f"vLLM's answers through the adapter differ from transformers' by {self.adapter_error:.2g} (root mean "
+                f"square of the log-probs), and {self.dtype} explains {most:.2g}."
+            )
+
+
+def _check_share(what: str, share: Share, dtype: str) -> None:
+    if share.is_one:
+        return
+    if share.error >= RESOLUTION:
+        raise CanaryError(
+            f"On these prompts {what} changes too little to be seen behind the rounding of {dtype} ({share}). Give "
+            "more prompts, from the adapter's own task, or check in float32. An untrained adapter changes nothing."
+        )
+    if abs(share.value) <= SIGMAS * share.error + ALLOWANCE:
+        raise CanaryError(
+            f"vLLM ignores {what}: it shows {share} of its effect. Its answers are not the adapter's. Check "
+            "that the plugin is loaded: VLLM_PLUGINS must be unset, or name monolora."
+        )
+    raise CanaryError(f"vLLM shows {share} of the effect of {what}, and should show all of it.")
+
+
+def verify(llm: LLM, adapter: str | LoRARequest | None = None, **settings: Any) -> Canary:
+    """:func:`measure`, and raise if anything is not as it should be.
+
+    Raises:
+        CanaryError: if the answers differ by more than rounding, the adapter or its activation is not in them, or that
+            cannot be told.
+    """
+    measured = measure(llm, adapter, **settings)
+    measured.check()
+    return measured
+
+
+def measure(
+    llm: LLM,
+    adapter: str | LoRARequest | None = None,
+    *,
+    prompts: Sequence[str] | Sequence[Sequence[int]] = PROMPTS,
+    device: str = "cpu",
+) -> Canary:
+    """Compare vLLM with transformers on a few prompts.
+
+    Args:
+        llm: with ``enable_lora`` where there is an adapter. Its own base checkpoint is what transformers loads.
+        adapter: a folder, or the request that will be made; MonoLoRA or plain LoRA. None checks the model alone, as
+            for a merged checkpoint.
+        prompts: texts, or token ids.
+        device: for transformers' copy of the model, in the dtype of ``llm``. The default leaves the GPU to vLLM.
+
+    Returns:
+        What was measured, right or wrong: see :meth:`Canary.check`.
+
+    Raises:
+        InputError: if vLLM is missing or not one that is served through, or the adapter's folder is damaged.
+    """
+    # Imported here: these bring libraries that vLLM's own processes, which import this package, can do without.
+    from monolora.hub import load_causal_lm
+
+    check_vllm()
+    request = _request(adapter)
+    model_config = llm.llm_engine.model_config
+    dtype = str(model_config.dtype).removeprefix("torch.")
+    by_base, by_adapter = _ask_vllm(llm, [_token_ids(llm, prompt) for prompt in prompts], request)
+    base: Any = load_causal_lm(model_config.model, dtype=model_config.dtype).eval()
+    base.to(device)
+    errors = by_base.log_probs - _log_probs(base, by_base)
+    if request is None:
+        measured = Canary(dtype, len(errors), _rms(errors))
+    else:
+        measured = _measure(dtype, errors, base, by_adapter, request.lora_path)
+    del base
+    gc.collect()
+    return measured
+
+
+class _Answers(NamedTuple):
+    """What vLLM has generated.
+
+    Attributes:
+        token_ids: prompt and continuation of each answer.
+        starts: where the continuation begins.
+        log_probs: of all continuations' tokens, one after the other, float64.
+    """
+
+    token_ids: list[list[int]]
+    starts: list[int]
+    log_probs: torch.Tensor
+
+
+def _request(adapter: str | LoRARequest | None) -> LoRARequest | None:
+    from vllm.lora.request import LoRARequest
+
+    from monolora.adapters import adapter_config
+
+    if adapter is None or isinstance(adapter, LoRARequest):
+        return adapter
+    adapter_config(adapter)  # a folder that holds none is refused here
+    # A name and a number that the caller will not give to anything else; the same for the same weights.
+    content = fingerprint_files(adapter)
+    return LoRARequest(f"canary-{content}", 1 + int(content[:7], 16), adapter)
+
+
+def _token_ids(llm: LLM, prompt: str | Sequence[int]) -> list[int]:
+    return llm.get_tokenizer().encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+
+def _ask_vllm(llm: LLM, prompts: list[list[int]], request: LoRARequest | None) -> tuple[_Answers, _Answers]:
+    """The base's answers and the adapter's, from one batch where they stand side by side."""
+    from vllm import SamplingParams
+
+    requests = [None] if request is None else [None, request]
+    outputs = llm.generate(
+        [{"prompt_token_ids": token_ids} for token_ids in prompts for _ in requests],
+        SamplingParams(max_tokens=TOKENS, temperature=0, ignore_eos=True, logprobs=0, detokenize=False),
+        lora_request=requests * len(prompts),
+        use_tqdm=False,
+    )
+    return _answers(outputs[:: len(requests)]), _answers(outputs[len(requests) - 1 :: len(requests)])
+
+
+def _answers(outputs: Sequence[Any]) -> _Answers:
+    continuations = [list(output.outputs[0].token_ids) for output in outputs]
+    starts = [len(output.prompt_token_ids) for output in outputs]
+    token_ids = [[*output.prompt_token_ids, *new] for output, new in zip(outputs, continuations, strict=True)]
+    log_probs = [
+        entry[token].logprob
+        for output, new in zip(outputs, continuations, strict=True)
+        for entry, token in zip(output.outputs[0].logprobs, new, strict=True)
+    ]
+    return _Answers(token_ids, starts, torch.tensor(log_probs, dtype=torch.float64))
+
+
+@torch.no_grad()
+def _log_probs(model: Any, answers: _Answers) -> torch.Tensor:
+    """Of the same tokens, by transformers: each given those before it."""
+    found = []
+    for token_ids, start in zip(answers.token_ids, answers.starts, strict=True):
+        ids = torch.tensor([token_ids], device=model.device)
+        logits = model(ids).logits[0, start - 1 : -1].double()
+        found.append(logits.log_softmax(-1).gather(1, ids[0, start:, None])[:, 0].cpu())
+    return torch.cat(found)
+
+
+def _measure(dtype: str, base_errors: torch.Tensor, base: Any, answers: _Answers, folder: str) -> Canary:
+    through_base = _log_probs(base, answers)
+    adapted = PeftModel.from_pretrained(base, folder).eval()
+    through_adapter = _log_probs(adapted, answers)
+    base_error = _rms(base_errors)
+    activation = None
+    if any(_activated(adapted)):
+        with _without_activation(adapted):
+            linear = _log_probs(adapted, answers)
+        dropped = _share(answers.log_probs, through_adapter, linear, base_error)
+        activation = Share(1 - dropped.value, dropped.error)
+    return Canary(
+        dtype,
+        len(base_errors),
+        base_error,
+        adapter_error=_rms(answers.log_probs - through_adapter),
+        applied=_share(answers.log_probs, through_base, through_adapter, base_error),
+        activation=activation,
+    )
+
+
+def _share(found: torch.Tensor, zero: torch.Tensor, one: torch.Tensor, noise: float) -> Share:
+    """Where ``found`` is on the line from ``zero`` to ``one``; unknown where these are the same."""
+    way = one - zero
+    length = way.norm().item()
+    if length == 0:
+        return Share(0.0, float("inf"))
+    return Share((torch.dot(found - zero, way) / length**2).item(), noise / length)
+
+
+def _activated(model: PeftModel) -> Iterator[tuple[MonoLoraLayer, str]]:
+    """The layers whose activation does something, with the adapter's name."""
+    for layer in model.modules():
+        if isinstance(layer, MonoLoraLayer):
+            yield from ((layer, name) for name, activation in layer.activation.items() if activation != "identity")
+
+
+@contextmanager
+def _without_activation(model: PeftModel) -> Iterator[None]:
+    changed = [(layer, name, layer.activation[name]) for layer, name in _activated(model)]
+    for layer, name, _ in changed:
+        layer.activation[name] = "identity"
+    yield
+    for layer, name, activation in changed:
+        layer.activation[name] = activation
+
+
+def _rms(differences: torch.Tensor) -> float:
+    return differences.square().mean().sqrt().item()

@@ -1,0 +1,119 @@
+"""``monolora serve-check BASE [ADAPTER]``: does vLLM answer through the adapter as transformers does?
+
+A few prompts go through both, base and adapter side by side. Exit status 1 if vLLM ignores the adapter, drops its
+activation, or differs by more than its dtype's rounding: nothing that it serves should be measured then. Without
+ADAPTER the model itself is checked: a base, or what ``monolora merge`` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from monolora.adapters import adapter_config
+from monolora.errors import InputError, RunError, exit_status, in_one_line
+from monolora.flags import FlagParser
+from monolora.hub import resolve_model
+from monolora.serving import Canary, check_vllm
+from monolora.serving.canary import PROMPTS, measure
+from monolora.serving.folders import served_config
+from monolora.serving.ranks import largest_rank, vllm_rank
+
+MAX_MODEL_LEN = 512
+KV_CACHE_BYTES = 1 << 30  # a few prompts need no more; vLLM would take nearly the whole GPU
+
+
+def main(argv: list[str]) -> int:
+    """Check and print; returns the exit status."""
+    flags = _parser().parse(argv)
+    # Read when vLLM is imported: only its errors, and nothing compiled where nothing gains from it.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    check_vllm()
+    base, prompts = resolve_model(flags.base), _prompts(flags.prompts)
+    measured = measure(_engine(base, flags), flags.adapter, prompts=prompts)
+    show(measured, Console())
+    measured.check()
+    return 0
+
+
+def _parser() -> FlagParser:
+    parser = FlagParser("monolora serve-check", __doc__)
+    parser.add_argument("base", help="the model that vLLM serves: a path, a hub id, or smollm2-135m-instruct")
+    parser.add_argument("adapter", nargs="?", help="folder of a MonoLoRA or LoRA adapter")
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    parser.add_argument("--prompts", metavar="FILE", help="one prompt a line (default: a few built in)")
+    parser.add_argument("--tensor-parallel-size", type=int, default=1)
+    parser.add_argument("--fully-sharded-loras", action="store_true", help="as for vllm serve")
+    parser.add_argument("--enforce-eager", action="store_true", help="as for vllm serve")
+    return parser
+
+
+def _prompts(file: str | None) -> Sequence[str]:
+    if file is None:
+        return PROMPTS
+    try:
+        prompts = [line for line in Path(file).read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read prompts from {file}: {in_one_line(error)}") from error
+    if not prompts:
+        raise InputError(f"{file} holds no prompts. Write one a line.")
+    return prompts
+
+
+def _engine(base: str, flags: argparse.Namespace) -> Any:
+    from vllm import LLM
+
+    try:
+        return LLM(
+            base,
+            dtype=flags.dtype,
+            max_model_len=MAX_MODEL_LEN,
+            kv_cache_memory_bytes=KV_CACHE_BYTES,
+            tensor_parallel_size=flags.tensor_parallel_size,
+            enforce_eager=flags.enforce_eager or not torch.cuda.is_available(),
+            use_tqdm_on_load=False,
+            **({} if flags.adapter is None else _lora_settings(flags)),
+        )
+    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+        raise RunError(f"vLLM does not start with {base}: {in_one_line(error)}") from error
+
+
+def _lora_settings(flags: argparse.Namespace) -> dict[str, Any]:
+    """What an engine needs for this adapter.
+
+    Raises:
+        InputError: if it is none, or none that vLLM serves.
+    """
+    config = served_config(flags.adapter) or adapter_config(flags.adapter)
+    return {
+        "enable_lora": True,
+        "max_loras": 1,
+        "max_lora_rank": vllm_rank(largest_rank(config), flags.adapter),
+        "fully_sharded_loras": flags.fully_sharded_loras,
+    }
+
+
+def show(measured: Canary, console: Console) -> None:
+    """Print what was measured."""
+    table = Table(show_header=False, title=f"vLLM and transformers, {measured.dtype}, {measured.tokens} tokens each")
+    table.add_row("base", f"{measured.base_error:.2g}", "rms difference of the log-probs")
+    if measured.adapter_error is not None:
+        table.add_row("adapter", f"{measured.adapter_error:.2g}", "the same through the adapter")
+        table.add_row("applied", str(measured.applied), "of the adapter's effect is in vLLM's answers")
+    if measured.activation is not None:
+        table.add_row("activation", str(measured.activation), "of the activation's effect is")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))
