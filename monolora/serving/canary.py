@@ -14,16 +14,18 @@ rounding of this dtype and model, measured in the same run.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import PeftModel
 
-from monolora.errors import RunError
+from monolora.errors import InputError, RunError
 from monolora.fingerprints import fingerprint_files
 from monolora.layer import MonoLoraLayer
+from monolora.serving.folders import served_config
+from monolora.serving.plugin import is_registered
 from monolora.serving.versions import check_vllm
 
 if TYPE_CHECKING:
@@ -65,10 +67,9 @@ class Share(NamedTuple):
     value: float
     error: float
 
-    @property
-    def is_one(self) -> bool:
-        """Whether it is 1 within its error, and not only because nothing is known."""
-        return self.error < RESOLUTION and abs(self.value - 1) <= SIGMAS * self.error + ALLOWANCE
+    def may_be(self, value: float) -> bool:
+        """Whether it is this value, within its error."""
+        return abs(self.value - value) <= SIGMAS * self.error + ALLOWANCE
 
     def __str__(self) -> str:
         return f"{self.value:.1%} ± {self.error:.1%}"
@@ -103,9 +104,7 @@ class Canary(NamedTuple):
                 "the plugin is loaded (VLLM_PLUGINS unset, or naming monolora): without it, vLLM on a CPU answers the "
                 "base through an adapter."
             )
-        for what, share in (("the adapter", self.applied), ("the activation", self.activation)):
-            if share is not None:
-                _check_share(what, share, self.dtype)
+        _check_shares({"the adapter": self.applied, "the activation": self.activation}, self.dtype)
         if self.adapter_error is not None and self.adapter_error > most:
             raise CanaryError(
                 f"vLLM's answers through the adapter differ from transformers' by {self.adapter_error:.2g} (root mean "
@@ -113,20 +112,27 @@ class Canary(NamedTuple):
             )
 
 
-def _check_share(what: str, share: Share, dtype: str) -> None:
-    if share.is_one:
-        return
-    if share.error >= RESOLUTION:
-        raise CanaryError(
-            f"On these prompts {what} changes too little to be seen behind the rounding of {dtype} ({share}). Give "
-            "more prompts, from the adapter's own task, or check in float32. An untrained adapter changes nothing."
-        )
-    if abs(share.value) <= SIGMAS * share.error + ALLOWANCE:
-        raise CanaryError(
-            f"vLLM ignores {what}: it shows {share} of its effect. Its answers are not the adapter's. Check "
-            "that the plugin is loaded: VLLM_PLUGINS must be unset, or name monolora."
-        )
-    raise CanaryError(f"vLLM shows {share} of the effect of {what}, and should show all of it.")
+def _check_shares(shares: Mapping[str, Share | None], dtype: str) -> None:
+    """What cannot be told comes before what is wrong, and a share of 0, which has a plain reason, before others."""
+    measured = {what: share for what, share in shares.items() if share is not None}
+    for what, share in measured.items():
+        if share.error >= RESOLUTION:
+            raise CanaryError(
+                f"On these prompts {what} changes too little to be seen behind the rounding of {dtype} ({share}). Give "
+                "more prompts, from the adapter's own task, or check in float32. An untrained adapter changes nothing."
+            )
+    for what, share in measured.items():
+        if share.may_be(0):
+            raise CanaryError(
+                f"vLLM ignores {what}: it shows {share} of its effect. Its answers are not the adapter's. Check that "
+                "the plugin is loaded: VLLM_PLUGINS must be unset, or name monolora."
+            )
+    for what, share in measured.items():
+        if not share.may_be(1):
+            raise CanaryError(
+                f"vLLM shows {share} of the effect of {what}, and should show all of it. Check that both read the same "
+                "adapter; if they do, please report it with the versions of vLLM and monolora."
+            )
 
 
 def verify(llm: LLM, adapter: str | LoRARequest | None = None, **settings: Any) -> Canary:
@@ -161,13 +167,16 @@ def measure(
         What was measured, right or wrong: see :meth:`Canary.check`.
 
     Raises:
-        InputError: if vLLM is missing or not one that is served through, or the adapter's folder is damaged.
+        InputError: if vLLM is missing, not one that is served through, or without the plugin; or if the adapter's
+            folder is damaged, or does not fit the engine.
     """
     # Imported here: these bring libraries that vLLM's own processes, which import this package, can do without.
     from monolora.hub import load_causal_lm
 
     check_vllm()
     request = _request(adapter)
+    if request is not None and served_config(request.lora_path) is not None and not is_registered():
+        raise InputError("vLLM has left the plugin out: VLLM_PLUGINS must be unset, or name monolora.")
     model_config = llm.llm_engine.model_config
     dtype = str(model_config.dtype).removeprefix("torch.")
     by_base, by_adapter = _ask_vllm(llm, [_token_ids(llm, prompt) for prompt in prompts], request)

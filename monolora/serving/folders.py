@@ -51,7 +51,7 @@ def files_state(folder: str) -> tuple[tuple[int, int] | None, ...]:
 
 @functools.lru_cache(maxsize=1024)
 def _served_config(folder: str, state: object) -> MonoLoraConfig | None:
-    config, weights = Path(folder) / _CONFIG, Path(folder) / _WEIGHTS
+    weights = Path(folder) / _WEIGHTS
     named = peft_type(folder)
     if named is None:
         return None  # vLLM says so
@@ -61,13 +61,13 @@ def _served_config(folder: str, state: object) -> MonoLoraConfig | None:
     check_weights_file(folder)
     if not weights.is_file():
         raise AdapterFileError(f"{folder} holds no weights: {_WEIGHTS} is missing. Copy the whole folder.")
-    check_no_lora_tensors(_tensor_names(weights))
     try:
+        check_no_lora_tensors(_tensor_names(weights))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of keys that a later PEFT has added
             parsed = MonoLoraConfig.from_pretrained(folder)
     except (ValueError, TypeError) as error:
-        raise AdapterFileError(f"{config} cannot be used: {in_one_line(error)}") from error
+        raise AdapterFileError(f"{folder} cannot be used: {in_one_line(error)}") from error
     _check_options(parsed, folder)
     return parsed
 

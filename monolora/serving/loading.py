@@ -37,9 +37,12 @@ def load_adapter(original: Callable[..., Any], worker_manager: Any, lora_request
     if not gates(manager):
         raise AdapterFileError(f"{folder} cannot be served on this device: only CPUs and GPUs can. {EXACT_MEND}")
     check_rank(config, folder, worker_manager.lora_config)
-    adapter = original(worker_manager, lora_request)
+    try:
+        adapter = original(worker_manager, lora_request)
+        check_fits(adapter, config, manager)
+    except ValueError as error:
+        raise AdapterFileError(f"{folder} cannot be served: {' '.join(str(error).split())}") from error
     adapter.activation = config.activation
-    check_fits(adapter, config, manager)
     return adapter
 
 

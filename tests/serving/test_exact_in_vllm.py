@@ -1,0 +1,97 @@
+"""vLLM serves exact checkpoints with transformers' log-probs: fused layers, uneven units, LoRA on top."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LINEAR, SIZES
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import LlamaForCausalLM
+from vllm_process import Adapter, Engine, largest_difference
+
+from monolora.merge import export_exact
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+]
+
+TOLERANCE = 5e-5
+PROMPTS = [[5, 9, 30, 22, 7, 50, 61, 3], [40, 4, 17], [8, 8, 33, 12, 60, 21, 11, 44, 19, 28, 56, 6]]
+ADAPTERS: dict[str, dict[str, Any]] = {
+    # q, k and v of other ranks; v without units in one layer; up without gate; biases of B
+    "uneven": {
+        "target_modules": ["q_proj", "k_proj", "layers.0.self_attn.v_proj", "o_proj", "up_proj", "down_proj"],
+        "rank_pattern": {"q_proj": 5, "layers.1.self_attn.k_proj": 2},
+        "alpha_pattern": {"k_proj": -3},
+        "lora_bias": True,
+    },
+    # of each module the largest two units, and not of all three modules of a fused layer together
+    "topk": {"target_modules": LINEAR, "activation": "topk:2"},
+}
+
+
+@pytest.fixture(scope="module")
+def make_exact(
+    make_llama: Callable[..., LlamaForCausalLM],
+    adapt: Callable[..., PeftModel],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Path]:
+    """The folder of an exact checkpoint of one of the adapters."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*lora_bias")
+            export_exact(adapt(make_llama(**SIZES), **ADAPTERS[name]), folder)
+        return folder
+
+    return make
+
+
+def test_topk(make_exact: Callable[[str], Path]) -> None:
+    folder = make_exact("topk")
+    with Engine(folder) as engine:
+        answers = engine.generate(PROMPTS)
+    assert largest_difference(answers, LlamaForCausalLM.from_pretrained(folder)) < TOLERANCE
+
+
+def test_uneven_units_and_lora_on_top(
+    make_exact: Callable[[str], Path], fill: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    folder = make_exact("uneven")
+    model = LlamaForCausalLM.from_pretrained(folder)
+    lora = get_peft_model(LlamaForCausalLM.from_pretrained(folder), LoraConfig(r=8, target_modules=LINEAR))
+    fill(lora, 5)
+    lora.save_pretrained(tmp_path)
+    with Engine(folder, enable_lora=True, max_loras=1, max_lora_rank=8) as engine:
+        answers = engine.generate(PROMPTS * 2, [None] * 3 + [Adapter("lora", 1, str(tmp_path))] * 3)
+    assert largest_difference(answers[:3], model) < TOLERANCE
+    assert largest_difference(answers[3:], lora.eval()) < TOLERANCE
+    assert largest_difference(answers[3:], model) > 100 * TOLERANCE
+
+
+def test_lacking_a_tensor(make_exact: Callable[[str], Path]) -> None:
+    """vLLM does not look whether a quantized checkpoint is whole; the units would be zero."""
+    folder = make_exact("topk")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.monolora_B"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RuntimeError, match=r"lacks monolora_B of model\.layers\.1\.mlp\.gate_up_proj"), Engine(folder):
+        pass
+
+
+def test_units_of_the_output_layer(
+    make_llama: Callable[..., LlamaForCausalLM], adapt: Callable[..., PeftModel], tmp_path: Path
+) -> None:
+    export_exact(adapt(make_llama(**SIZES), target_modules=["q_proj", "lm_head"]), tmp_path)
+    with pytest.raises(RuntimeError, match=r"lm_head keeps MonoLoRA units .*only linear layers"), Engine(tmp_path):
+        pass

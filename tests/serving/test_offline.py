@@ -1,0 +1,87 @@
+"""``LLM.generate`` through MonoLoRA, LoRA and no adapter at once gives the log-probs that transformers gives."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from conftest import CONFIGS, Served
+from vllm_process import Adapter, Answer, Engine, RefusedError, largest_difference
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+TOLERANCE = 5e-5
+PROMPTS = [[5, 9, 30, 22, 7, 50, 61, 3], [40, 4, 17], [8, 8, 33, 12, 60, 21, 11, 44, 19, 28, 56, 6]]
+
+
+def _check(served: Served, names: Sequence[str | None], answers: Sequence[Answer]) -> None:
+    """Every answer is that of the model it was asked from."""
+    for name in dict.fromkeys(names):
+        of_name = [answer for asked, answer in zip(names, answers, strict=True) if asked == name]
+        assert largest_difference(of_name, served.models[name]) < TOLERANCE, name
+
+
+def _ask(engine: Engine, served: Served, names: Sequence[str | None]) -> list[Answer]:
+    prompts = [PROMPTS[number % len(PROMPTS)] for number in range(len(names))]
+    return engine.generate(prompts, [served.adapter(name) for name in names])
+
+
+@pytest.mark.parametrize("name", [None, *CONFIGS])
+def test_alone(engine: Engine, served: Served, name: str | None) -> None:
+    """A batch of one kind only, the base's too, in an engine that has adapters."""
+    names = [name] * 4
+    _check(served, names, _ask(engine, served, names))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (None, "mono"),
+        (None, "lora"),
+        (None, "vocabulary"),
+        ("mono", "lora"),
+        (None, "mono", "lora"),
+        (None, "patterns", "identity"),
+    ],
+)
+def test_mixed_batch(engine: Engine, served: Served, kinds: tuple[str | None, ...]) -> None:
+    """No more kinds than slots: all prompts are in every batch together, as prefill and while they are decoded."""
+    names = list(kinds) * 3
+    random.Random(len(kinds)).shuffle(names)
+    _check(served, names, _ask(engine, served, names))
+
+
+def test_more_adapters_than_slots(engine: Engine, served: Served) -> None:
+    """They take turns: a slot that was LoRA's is MonoLoRA's next, and back."""
+    names = [None, *CONFIGS] * 3
+    random.Random(7).shuffle(names)
+    _check(served, names, _ask(engine, served, names))
+
+
+def test_kinds_differ(engine: Engine, served: Served) -> None:
+    """The adapters would be told apart: through each, the tokens of another have other log-probs."""
+    answers = engine.generate(PROMPTS, [served.adapters["mono"]] * 3)
+    for name in (None, "patterns", "identity", "lora"):
+        assert largest_difference(answers, served.models[name]) > 100 * TOLERANCE, name
+
+
+def test_replaced_in_place(engine: Engine, served: Served) -> None:
+    """The same number and slot, first of a LoRA and then of a MonoLoRA adapter: the activation changes too."""
+    for kind in ("lora", "mono", "lora"):
+        adapter = Adapter("replaced", 90, served.adapters[kind].path, load_inplace=True)
+        answers = engine.generate(PROMPTS, [adapter] * len(PROMPTS))
+        assert largest_difference(answers, served.models[kind]) < TOLERANCE, kind
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "content"),
+    [("mono", 2, "mono"), ("other", 1, "lora"), ("mono", 1, "patterns"), ("lora", 77, "mono")],
+)
+def test_one_name_one_number_one_content(engine: Engine, served: Served, name: str, number: int, content: str) -> None:
+    """vLLM would answer through the adapter that it has under the number or the name."""
+    engine.generate(PROMPTS[:1], [served.adapters["mono"]])
+    engine.generate(PROMPTS[:1], [served.adapters["lora"]])
+    with pytest.raises(RefusedError, match="a name and a number of its own"):
+        engine.generate(PROMPTS[:1], [Adapter(name, number, served.adapters[content].path)])
+    _check(served, ["mono"], engine.generate(PROMPTS[:1], [served.adapters["mono"]]))
