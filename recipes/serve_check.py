@@ -73,6 +73,7 @@ def _prompts(file: str | None) -> Sequence[str]:
 def _engine(base: str, flags: argparse.Namespace) -> Any:
     from vllm import LLM
 
+    lora_settings = {} if flags.adapter is None else _lora_settings(flags)
     try:
         return LLM(
             base,
@@ -82,7 +83,7 @@ def _engine(base: str, flags: argparse.Namespace) -> Any:
             tensor_parallel_size=flags.tensor_parallel_size,
             enforce_eager=flags.enforce_eager or not torch.cuda.is_available(),
             use_tqdm_on_load=False,
-            **({} if flags.adapter is None else _lora_settings(flags)),
+            **lora_settings,
         )
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
         raise RunError(f"vLLM does not start with {base}: {in_one_line(error)}") from error

