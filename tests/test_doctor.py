@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -27,6 +29,19 @@ def test_here(found: Callable[[], dict[str, Finding]]) -> None:
     assert "MONOLORA_DATA" in findings["data"].mend
     assert findings["bfloat16"].state in ("in hardware", "emulated")
     assert {"python", "peft", "trl", "device", "smollm2-135m-instruct", "cache"} <= findings.keys()
+
+
+def test_vllm(found: Callable[[], dict[str, Finding]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be missing, and then nothing else is wrong; another version is named with the one that is needed."""
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    missing = found()["vllm"]
+    assert (missing.state, "pip install 'vllm" in missing.mend) == ("cannot be used", True)
+    other = ModuleType("vllm")
+    vars(other)["__version__"] = "0.31.2"
+    monkeypatch.setitem(sys.modules, "vllm", other)
+    assert "this is vLLM 0.31.2" in found()["vllm"].mend
+    vars(other)["__version__"] = "0.32.5"
+    assert found()["vllm"] == Finding("vllm", "0.32.5")
 
 
 def test_a_mirror(found: Callable[[], dict[str, Finding]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
