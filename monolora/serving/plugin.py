@@ -3,6 +3,7 @@
 The way of an adapter through vLLM, and what is wrapped on it:
 
     a request names it            requests.py   its files and its name are checked before the engine sees it
+    the workers are asked         requests.py   all of them answer, one that refuses too
     a worker reads it             loading.py    names, options, shapes
     it gets a slot                gate.py       the slot's activation
     a batch goes through a layer  gate.py       every row's activation
@@ -30,6 +31,7 @@ _LOAD = "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter"
 WRAPPERS: dict[str, Callable[..., Any]] = {
     "vllm.v1.engine.input_processor:InputProcessor._validate_lora": requests.validate_lora,
     "vllm.v1.engine.llm_engine:LLMEngine.add_request": requests.add_request,
+    "vllm.v1.executor.abstract:Executor.add_lora": requests.add_lora,
     _LOAD: loading.load_adapter,
     "vllm.lora.lora_model:parse_fine_tuned_lora_name": loading.parse_fine_tuned_lora_name,
     "vllm.lora.model_manager:get_punica_wrapper": gate.get_punica_wrapper,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ from monolora.errors import InputError
 from monolora.fingerprints import fingerprint_files
 from monolora.serving.folders import files_state, served_config
 from monolora.serving.ranks import check_rank
+
+_LOG = logging.getLogger("vllm.monolora")
 
 
 def validate_lora(original: Callable[..., None], processor: Any, lora_request: Any) -> None:
@@ -123,3 +126,28 @@ def _check_distinct(adapter: _Adapter, other: _Adapter) -> None:
             f"LoRARequest({other.name!r}, {other.number}) through {'other weights of ' if same_name else ''}"
             f"{other.folder}. Give every adapter a name and a number of its own."
         )
+
+
+def add_lora(original: Callable[..., bool], executor: Any, lora_request: Any) -> bool:
+    """Around ``Executor.add_lora``: with several ranks, all are heard before the refusal of one is raised.
+
+    vLLM raises what the first rank raised and leaves the answers of the others where the next call will read them.
+    """
+    if executor.parallel_config.world_size == 1:
+        return original(executor, lora_request)
+    answers = executor.collective_rpc(_add_lora_here, args=(lora_request,))
+    for answer in answers:
+        if isinstance(answer, str):
+            raise AdapterFileError(answer)
+    return all(answers)
+
+
+def _add_lora_here(worker: Any, lora_request: Any) -> bool | str:
+    """On one rank: vLLM's own; what it raises becomes the answer."""
+    try:
+        return bool(worker.add_lora(lora_request))
+    except AdapterFileError as error:
+        return str(error)
+    except Exception as error:
+        _LOG.exception("This rank cannot load %s", lora_request.lora_path)
+        return " ".join(str(error).split()) or type(error).__name__
