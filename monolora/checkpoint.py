@@ -105,7 +105,8 @@ def check_finite(state_dict: Mapping[str, torch.Tensor]) -> None:
     for key, tensor in state_dict.items():
         if tensor.is_floating_point() and tensor.device.type != "meta" and not torch.isfinite(tensor).all():
             raise AdapterFileError(
-                f"Tensor {key!r} has NaN or infinite values; the training run that wrote it diverged."
+                f"Tensor {key!r} has NaN or infinite values; the training run that wrote it diverged. Use an earlier "
+                "checkpoint of it."
             )
 
 

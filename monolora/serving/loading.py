@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from peft.tuners.tuners_utils import check_target_module_exists
+
 from monolora.checkpoint import AdapterFileError, check_finite, origin_of, to_memory_name
 from monolora.config import MonoLoraConfig
 from monolora.serving.folders import served_config
 from monolora.serving.gate import gates
 from monolora.serving.ranks import EXACT_MEND, check_rank
+from monolora.serving.requests import named
 
 
 def parse_fine_tuned_lora_name(original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
@@ -29,21 +32,22 @@ def load_adapter(original: Callable[..., Any], worker_manager: Any, lora_request
     """
     from vllm.lora.utils import get_adapter_absolute_path
 
-    folder = get_adapter_absolute_path(lora_request.lora_path)
-    config = served_config(folder)
-    if config is None:
-        return original(worker_manager, lora_request)
-    manager = worker_manager._adapter_manager
-    if not gates(manager):
-        raise AdapterFileError(f"{folder} cannot be served on this device: only CPUs and GPUs can. {EXACT_MEND}")
-    check_rank(config, folder, worker_manager.lora_config)
-    try:
-        adapter = original(worker_manager, lora_request)
-        check_fits(adapter, config, manager)
-    except ValueError as error:
-        raise AdapterFileError(f"{folder} cannot be served: {' '.join(str(error).split())}") from error
-    adapter.activation = config.activation
-    return adapter
+    with named(lora_request):
+        folder = get_adapter_absolute_path(lora_request.lora_path)
+        config = served_config(folder)
+        if config is None:
+            return original(worker_manager, lora_request)
+        manager = worker_manager._adapter_manager
+        if not gates(manager):
+            raise AdapterFileError(f"{folder} cannot be served on this device, only on CPUs and GPUs. {EXACT_MEND}")
+        check_rank(config, folder, worker_manager.lora_config)
+        try:
+            adapter = original(worker_manager, lora_request)
+            check_fits(adapter, config, manager)
+        except ValueError as error:
+            raise AdapterFileError(f"{folder} cannot be served. {' '.join(str(error).split())}") from error
+        adapter.activation = config.activation
+        return adapter
 
 
 class _Place(NamedTuple):
@@ -81,8 +85,19 @@ def check_fits(adapter: Any, config: MonoLoraConfig, manager: Any) -> None:
                 continue
             raise AdapterFileError(f"The adapter has units for {name}, which is no module that vLLM adapts. {origin}")
         _check_place(name, weights, places[name], origin)
+    _check_complete(adapter, config, manager, origin)
     if config.activation != "identity":
         _check_sums(places, manager)
+
+
+def _check_complete(adapter: Any, config: MonoLoraConfig, manager: Any, origin: str) -> None:
+    """Modules that the config targets and the file leaves out would be served as the base's."""
+    skipped = getattr(manager.model, "lora_skip_prefixes", None) or []
+    for fused in manager.modules:
+        for name in manager.packed_modules.get(fused, [fused]):
+            targeted = check_target_module_exists(config, name) and not adapter._should_skip_module(name, skipped)
+            if targeted and manager._get_lora_layer_weights(adapter, name) is None:
+                raise AdapterFileError(f"The adapter file lacks tensor {name}.monolora_A. {origin}")
 
 
 def _elsewhere(manager: Any) -> bool:

@@ -2,11 +2,11 @@
 
 The way of an adapter through vLLM, and what is wrapped on it:
 
-    a request names it            requests.py   its files and its name are checked before the engine sees it
-    the workers are asked         requests.py   all of them answer, one that refuses too
-    a worker reads it             loading.py    names, options, shapes
-    it gets a slot                gate.py       the slot's activation
-    a batch goes through a layer  gate.py       every row's activation
+    it is added, a request names it   requests.py   its files and its name are checked before the engine sees it
+    all workers are asked             executor.py   one that refuses leaves nothing behind
+    a worker reads it                 loading.py    names, options, shapes
+    it gets a slot                    gate.py       the slot's activation
+    a batch goes through a layer      gate.py       every row's activation
 
 Checkpoints of the exact merge need none of this: exact.py.
 """
@@ -21,7 +21,7 @@ from typing import Any
 from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
 from monolora.register import NAME
-from monolora.serving import gate, loading, requests, versions
+from monolora.serving import executor, gate, loading, requests, versions
 from monolora.serving.folders import peft_type
 from monolora.serving.seams import MissingSeamError, wrap_all
 
@@ -31,7 +31,8 @@ _LOAD = "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter"
 WRAPPERS: dict[str, Callable[..., Any]] = {
     "vllm.v1.engine.input_processor:InputProcessor._validate_lora": requests.validate_lora,
     "vllm.v1.engine.llm_engine:LLMEngine.add_request": requests.add_request,
-    "vllm.v1.executor.abstract:Executor.add_lora": requests.add_lora,
+    "vllm.v1.engine.async_llm:AsyncLLM.add_lora": requests.add_to_server,
+    "vllm.v1.executor.abstract:Executor.add_lora": executor.add_lora,
     _LOAD: loading.load_adapter,
     "vllm.lora.lora_model:parse_fine_tuned_lora_name": loading.parse_fine_tuned_lora_name,
     "vllm.lora.model_manager:get_punica_wrapper": gate.get_punica_wrapper,

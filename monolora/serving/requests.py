@@ -1,72 +1,116 @@
-"""Adapters are checked when a request names them, in front of the engine: one that fails there takes the engine along.
+"""Adapters are checked in front of the engine: a worker that cannot read one in the middle of a batch takes all along.
 
-What is checked here is refused for that request alone.
+What fails here is refused for one request, or one loading, alone.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
-from monolora.fingerprints import fingerprint_files
-from monolora.serving.folders import files_state, served_config
+from monolora.serving.folders import served_config
+from monolora.serving.identities import Identity
 from monolora.serving.ranks import check_rank
 
-_LOG = logging.getLogger("vllm.monolora")
+# What each engine (its input processor stands for it) has loaded: local MonoLoRA adapters by name and path, and all
+# that an offline engine was asked for.
+_loaded: WeakKeyDictionary[Any, dict[tuple[str, str], Identity]] = WeakKeyDictionary()
+_asked_for: WeakKeyDictionary[Any, set[Identity]] = WeakKeyDictionary()
 
 
 def validate_lora(original: Callable[..., None], processor: Any, lora_request: Any) -> None:
     """Around ``InputProcessor._validate_lora``, which every request passes, offline and in the server.
 
     Raises:
-        AdapterFileError: if the files of a MonoLoRA adapter are damaged by now, or its rank is too high.
+        AdapterFileError: if the files of a MonoLoRA adapter are damaged by now, or not those that were loaded (a worker
+            may have to read them again, when there is a slot for it); or if its rank is too high.
     """
     original(processor, lora_request)
-    if lora_request is None or not os.path.isdir(lora_request.lora_path):
-        return  # what is on the hub is downloaded, and checked, by the workers
-    config = served_config(lora_request.lora_path)
-    if config is not None:
-        check_rank(config, lora_request.lora_path, processor.lora_config)
+    if lora_request is not None:
+        with _as_client_error(), named(lora_request):
+            _check(processor, lora_request)
 
 
-class _Adapter(NamedTuple):
-    """An adapter that an engine has been asked for.
+def _check(processor: Any, lora_request: Any) -> Identity | None:
+    """The adapter, if it is a local MonoLoRA one. What is on the hub is downloaded, and checked, by the workers."""
+    key = (lora_request.lora_name, lora_request.lora_path)
+    before = _loaded.get(processor, {}).get(key)
+    if before is None and not os.path.isdir(lora_request.lora_path):
+        return None
+    now = Identity.of(lora_request)
+    if before is not None:
+        now.check_unchanged(before)
+    config = served_config(now.folder)
+    if config is None:
+        return None
+    check_rank(config, lora_request.lora_path, processor.lora_config)
+    return now
 
-    Attributes:
-        name: of the request.
-        number: the request's ``lora_int_id``.
-        folder: an absolute path without links.
-        content: a hash of its weights.
-        is_monolora: whether it is one of ours.
+
+def _remember(processor: Any, lora_request: Any, adapter: Identity | None) -> None:
+    if adapter is not None:
+        _loaded.setdefault(processor, {})[lora_request.lora_name, lora_request.lora_path] = adapter
+
+
+@contextmanager
+def named(lora_request: Any) -> Iterator[None]:
+    """Refusals begin with the adapter's name: the server hides paths from its users."""
+    start = f"Adapter {lora_request.lora_name!r}: "
+    try:
+        yield
+    except InputError as error:
+        if str(error).startswith(start):
+            raise
+        raise AdapterFileError(f"{start}{error}") from error
+
+
+@contextmanager
+def _as_client_error() -> Iterator[None]:
+    """An error of vLLM's too: of others the server shows no message."""
+    try:
+        yield
+    except AdapterFileError as error:
+        raise _client_error()(str(error)) from error
+
+
+@functools.cache
+def _client_error() -> type[AdapterFileError]:
+    from vllm.exceptions import VLLMClientError
+
+    return type("RefusedRequestError", (AdapterFileError, VLLMClientError), {"__module__": __name__})
+
+
+async def add_to_server(original: Callable[..., Any], engine: Any, lora_request: Any) -> Any:
+    """Around ``AsyncLLM.add_lora``, with which the server loads an adapter.
+
+    Raises:
+        AdapterFileError: before a worker sees it, as :func:`validate_lora` does.
     """
-
-    name: str
-    number: int
-    folder: str
-    content: str
-    is_monolora: bool
-
-
-_asked_for: WeakKeyDictionary[Any, set[_Adapter]] = WeakKeyDictionary()
+    with named(lora_request):
+        adapter = _check(engine.input_processor, lora_request)
+    added = await original(engine, lora_request)
+    _remember(engine.input_processor, lora_request, adapter)
+    return added
 
 
 def add_request(original: Callable[..., Any], engine: Any, *args: Any, **kwargs: Any) -> Any:
     """Around ``LLMEngine.add_request``, the offline engine's: a new MonoLoRA adapter is loaded before it is used.
 
     Raises:
-        InputError: for one name or number with two contents; vLLM would answer through the first.
-        AdapterFileError: if the workers refuse the adapter; the engine goes on.
+        AdapterFileError: if the workers refuse the adapter, or for one name or number with two contents. The engine
+            goes on.
     """
     lora_request = _signature(original).bind(engine, *args, **kwargs).arguments.get("lora_request")
     if lora_request is not None and os.path.isdir(lora_request.lora_path):
-        _introduce(engine, lora_request)
+        with named(lora_request):
+            _introduce(engine, lora_request)
     return original(engine, *args, **kwargs)
 
 
@@ -75,22 +119,17 @@ _signature = functools.cache(inspect.signature)
 
 def _introduce(engine: Any, lora_request: Any) -> None:
     known = _asked_for.setdefault(engine, set())
-    folder = os.path.realpath(lora_request.lora_path)
-    adapter = _Adapter(
-        lora_request.lora_name,
-        lora_request.lora_int_id,
-        folder,
-        _content(folder, files_state(folder)),
-        served_config(folder) is not None,
-    )
+    adapter = Identity.of(lora_request)
     if adapter in known:
         return
+    ours = _check(engine.input_processor, lora_request)
     if lora_request.load_inplace:
         known -= {other for other in known if other.number == adapter.number}
     for other in known:
-        _check_distinct(adapter, other)
-    if adapter.is_monolora:
+        adapter.check_distinct(other)
+    if ours is not None:
         _load(engine, lora_request)
+        _remember(engine.input_processor, lora_request, ours)
     known.add(adapter)
 
 
@@ -104,50 +143,3 @@ def _load(engine: Any, lora_request: Any) -> None:
         raise
     except Exception as error:  # from another process only the message is left
         raise AdapterFileError(" ".join(str(error).split())) from error
-
-
-@functools.lru_cache(maxsize=1024)
-def _content(folder: str, state: object) -> str:
-    """Read once for each state of the files."""
-    return fingerprint_files(folder) + fingerprint_files(folder, ".json")
-
-
-def _check_distinct(adapter: _Adapter, other: _Adapter) -> None:
-    """vLLM keeps adapters by number, a batch's requests by name, cached prefixes by name and path.
-
-    Where only plain LoRA adapters are concerned, vLLM's behaviour stays what it is.
-    """
-    if not (adapter.is_monolora or other.is_monolora):
-        return
-    same_name, same_number = adapter.name == other.name, adapter.number == other.number
-    if (same_name or same_number) and not (same_name and same_number and adapter.content == other.content):
-        raise InputError(
-            f"LoRARequest({adapter.name!r}, {adapter.number}) for {adapter.folder}: this engine already answers "
-            f"LoRARequest({other.name!r}, {other.number}) through {'other weights of ' if same_name else ''}"
-            f"{other.folder}. Give every adapter a name and a number of its own."
-        )
-
-
-def add_lora(original: Callable[..., bool], executor: Any, lora_request: Any) -> bool:
-    """Around ``Executor.add_lora``: with several ranks, all are heard before the refusal of one is raised.
-
-    vLLM raises what the first rank raised and leaves the answers of the others where the next call will read them.
-    """
-    if executor.parallel_config.world_size == 1:
-        return original(executor, lora_request)
-    answers = executor.collective_rpc(_add_lora_here, args=(lora_request,))
-    for answer in answers:
-        if isinstance(answer, str):
-            raise AdapterFileError(answer)
-    return all(answers)
-
-
-def _add_lora_here(worker: Any, lora_request: Any) -> bool | str:
-    """On one rank: vLLM's own; what it raises becomes the answer."""
-    try:
-        return bool(worker.add_lora(lora_request))
-    except AdapterFileError as error:
-        return str(error)
-    except Exception as error:
-        _LOG.exception("This rank cannot load %s", lora_request.lora_path)
-        return " ".join(str(error).split()) or type(error).__name__

@@ -51,7 +51,7 @@ def _configure(**changes: Any) -> MakeBad:
     return spoil
 
 
-def _change(change: Callable[[dict[str, torch.Tensor]], None]) -> MakeBad:
+def _change(change: Callable[[dict[str, torch.Tensor]], object]) -> MakeBad:
     def spoil(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
         change(tensors)
@@ -94,6 +94,10 @@ BAD = {
     "a tensor missing": Bad(
         _change(lambda tensors: tensors.pop(f"{Q}B.weight")), "lacks tensor model.layers.1.self_attn.q_proj.monolora_B"
     ),
+    "a module missing": Bad(
+        _change(lambda tensors: [tensors.pop(f"{Q}{matrix}.weight") for matrix in "AB"]),
+        "lacks tensor model.layers.1.self_attn.q_proj.monolora_A",
+    ),
     "NaN": Bad(
         _change(lambda tensors: tensors[f"{Q}A.weight"][0].fill_(torch.nan)), "q_proj.monolora_A' has NaN or infinite"
     ),
@@ -133,6 +137,7 @@ def _check_refused(engine: Engine, served: Served, folder: Path, message: str) -
             r"down_proj.monolora_A has shape \(8, 48\) in the file, this model needs \(8, 96\)",
         ),
         ({"num_key_value_heads": 2}, r"k_proj.monolora_B has shape \(64, 8\) in the file, this model needs \(32, 8\)"),
+        ({"num_hidden_layers": 1}, "lacks tensor model.layers.1.self_attn.q_proj.monolora_A"),
         ({"num_hidden_layers": 3}, "has units for model.layers.2.*which is no module that vLLM adapts"),
     ],
 )
@@ -191,11 +196,29 @@ def test_not_a_linear_layer(
 
 
 def test_spoilt_after_it_was_loaded(engine: Engine, served: Served, tmp_path: Path) -> None:
-    """Requests for it are refused from then on; in the engine, a reload would be fatal to all."""
+    """Requests for it are refused from then on; in a batch, a worker that reads it again would end the engine."""
     folder = tmp_path / "spoilt-later"
     shutil.copytree(served.adapters["mono"].path, folder)
     adapter = Adapter("later", 501, str(folder))
     assert largest_difference(engine.generate(PROMPTS, [adapter] * 2), served.models["mono"]) < 5e-5
+    whole = (folder / WEIGHTS).read_bytes()
     _truncate(WEIGHTS)(folder)
-    with pytest.raises(RefusedError, match="truncated"):
+    with pytest.raises(RefusedError, match=r"Adapter 'later': .*truncated"):
         engine.generate(PROMPTS, [adapter] * 2)
+    shutil.rmtree(folder)
+    with pytest.raises(RefusedError, match=r"Adapter 'later': .*does not hold the files that were loaded from there"):
+        engine.generate(PROMPTS, [adapter] * 2)
+    shutil.copytree(served.adapters["mono"].path, folder)
+    (folder / WEIGHTS).write_bytes(whole)
+    assert largest_difference(engine.generate(PROMPTS, [adapter] * 2), served.models["mono"]) < 5e-5
+
+
+def test_other_weights_in_the_same_place(engine: Engine, served: Served, tmp_path: Path) -> None:
+    """vLLM would answer partly from prefixes that it has computed with the earlier ones."""
+    folder = tmp_path / "retrained"
+    shutil.copytree(served.adapters["mono"].path, folder)
+    engine.generate(PROMPTS, [Adapter("retrained", 502, str(folder))] * 2)
+    _change(lambda tensors: tensors[f"{Q}B.weight"].mul_(2))(folder)
+    for load_inplace in (False, True):
+        with pytest.raises(RefusedError, match=r"does not hold the files that were loaded.*from another folder"):
+            engine.generate(PROMPTS, [Adapter("retrained", 502, str(folder), load_inplace)] * 2)
