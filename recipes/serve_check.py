@@ -25,6 +25,7 @@ from monolora.hub import resolve_model
 from monolora.serving import Canary, check_vllm
 from monolora.serving.canary import PROMPTS, measure
 from monolora.serving.folders import served_config
+from monolora.serving.plugin import check_not_left_out
 from monolora.serving.ranks import largest_rank, vllm_rank
 
 MAX_MODEL_LEN = 512
@@ -95,7 +96,11 @@ def _lora_settings(flags: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: if it is none, or none that vLLM serves.
     """
-    config = served_config(flags.adapter) or adapter_config(flags.adapter)
+    config: Any = served_config(flags.adapter)
+    if config is None:
+        config = adapter_config(flags.adapter)
+    else:
+        check_not_left_out()
     return {
         "enable_lora": True,
         "max_loras": 1,

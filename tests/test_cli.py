@@ -42,7 +42,7 @@ def test_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["docter"]) == 2
     assert capsys.readouterr().err == (
-        "error: Unknown command 'docter'; choose one of sft, demo, sparsity, merge, verify, doctor. "
+        "error: Unknown command 'docter'; choose one of sft, demo, sparsity, merge, verify, serve-check, doctor. "
         "Did you mean doctor?\n"
     )
 

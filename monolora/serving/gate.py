@@ -9,7 +9,7 @@ the two products. One operation serves all of them: every row is clamped to boun
 
 so there is no branch for a compiler or a CUDA graph to freeze. The bounds are one persistent tensor, rewritten when
 vLLM rewrites its own map from rows to adapters. On a GPU vLLM's kernels leave out the rows of the base; on a CPU, in
-0.32, they take the index -1 of "no adapter" for the last slot, and the zero is what makes those rows right.
+0.32, its operations take the index -1 of "no adapter" for the last slot, and the base is answered through that adapter.
 
 Sitting in ``add_expand``, the activation comes after whatever vLLM does with the buffer in between: under fully
 sharded LoRA that is the sum over the ranks of a row-parallel layer, which ReLU has to wait for.
@@ -73,7 +73,8 @@ class Gate(PunicaWrapperBase):
 class CpuGate(Gate):
     """On a CPU, where vLLM runs LoRA without compilation: what a whole batch has in common is done at once.
 
-    It also mends the index -1 in the two paths of plain LoRA that have no "expand" of their own.
+    vLLM's operations add something to the base's rows here too. They are put back as they were: a zero times what is in
+    the last slot's B need not be zero, if there is an infinity.
     """
 
     same_for_all: tuple[float, float] | None = None
@@ -91,6 +92,10 @@ class CpuGate(Gate):
             return
         for z_NR in units_NR:
             z_NR.clamp_(*self.same_for_all)
+
+    def add_expand(self, y: torch.Tensor, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """The gate's, for tokens of requests that have an adapter."""
+        return self._but_for_base(self.token_lora_indices, super().add_expand, y, x, *args, **kwargs)
 
     def add_lora_logits(self, y: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """vLLM's own, for requests that have an adapter."""

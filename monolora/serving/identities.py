@@ -58,10 +58,11 @@ class Identity(NamedTuple):
             return
         same_name, same_number = self.name == other.name, self.number == other.number
         if (same_name or same_number) and not (same_name and same_number and self.content == other.content):
+            changed = "other weights of " if self.folder == other.folder and self.content != other.content else ""
             raise InputError(
                 f"LoRARequest({self.name!r}, {self.number}) for {self.folder}: this engine already answers "
-                f"LoRARequest({other.name!r}, {other.number}) through {'other weights of ' if same_name else ''}"
-                f"{other.folder}. Give every adapter a name and a number of its own."
+                f"LoRARequest({other.name!r}, {other.number}) through {changed}{other.folder}. Give every adapter a "
+                "name and a number of its own."
             )
 
 

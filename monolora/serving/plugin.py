@@ -25,7 +25,7 @@ from monolora.serving import executor, gate, loading, requests, versions
 from monolora.serving.folders import peft_type
 from monolora.serving.seams import MissingSeamError, wrap_all
 
-_LOG = logging.getLogger("vllm.monolora")  # shown as vLLM's own lines are
+_LOG = logging.getLogger("vllm.monolora")  # formatted as vLLM's own lines, once vLLM has set up its logging
 
 _LOAD = "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter"
 WRAPPERS: dict[str, Callable[..., Any]] = {
@@ -69,6 +69,18 @@ def is_registered() -> bool:
     from vllm.lora.lora_model import LoRAModel
 
     return "activation" in vars(LoRAModel)
+
+
+def check_not_left_out() -> None:
+    """Check, before an engine is started, that vLLM will load the plugin.
+
+    Raises:
+        InputError: if ``VLLM_PLUGINS`` leaves it out.
+    """
+    from vllm import envs
+
+    if envs.VLLM_PLUGINS is not None and "monolora" not in envs.VLLM_PLUGINS:
+        raise InputError("vLLM leaves the plugin out: VLLM_PLUGINS must be unset, or name monolora.")
 
 
 def _step_aside(trouble: str) -> None:

@@ -14,15 +14,16 @@ INSTALL_LINE = f"pip install 'vllm{SUPPORTED_VLLM}' (on a machine without a GPU:
 
 
 def vllm_version() -> str:
-    """The version of the vLLM that is imported.
+    """The version of the vLLM that is imported. A folder of that name on the path is none.
 
     Raises:
         InputError: if there is none, or it cannot be imported; with the line that installs it.
     """
     try:
         return str(importlib.import_module("vllm").__version__)
-    except ImportError as error:
-        found = "is not installed" if error.name == "vllm" else f"cannot be imported ({in_one_line(error)})"
+    except (ImportError, AttributeError) as error:
+        missing = isinstance(error, AttributeError) or (isinstance(error, ModuleNotFoundError) and error.name == "vllm")
+        found = "is not installed" if missing else f"cannot be imported ({in_one_line(error)})"
         raise InputError(f"Serving needs vLLM, which {found}. Run: {INSTALL_LINE}") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -12,9 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import LARGEST_RANK, LINEAR, SIZES, Served
 from peft import get_peft_model
-from safetensors.torch import load_file, save_file
+from served import LARGEST_RANK, LINEAR, SIZES, Served
+from spoil import CONFIG, WEIGHTS, Spoil, change, configure, remove, truncate
 from torch import nn
 from transformers import LlamaForCausalLM
 from vllm_process import Adapter, Engine, RefusedError, largest_difference
@@ -24,9 +23,7 @@ from monolora import MonoLoraConfig
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 PROMPTS = [[5, 9, 30, 22], [40, 4, 17]]
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NUMBERS = itertools.count(1000)
-MakeBad = Callable[[Path], None]
 
 
 class Bad(NamedTuple):
@@ -38,71 +35,46 @@ class Bad(NamedTuple):
         start: the adapter that is copied.
     """
 
-    spoil: MakeBad
+    spoil: Spoil
     message: str
     start: str = "mono"
 
 
-def _configure(**changes: Any) -> MakeBad:
-    def spoil(folder: Path) -> None:
-        config = json.loads((folder / CONFIG).read_text())
-        (folder / CONFIG).write_text(json.dumps(config | changes))
-
-    return spoil
-
-
-def _change(change: Callable[[dict[str, torch.Tensor]], object]) -> MakeBad:
-    def spoil(folder: Path) -> None:
-        tensors = load_file(folder / WEIGHTS)
-        change(tensors)
-        save_file(tensors, folder / WEIGHTS)
-
-    return spoil
-
-
-def _truncate(name: str) -> MakeBad:
-    def spoil(folder: Path) -> None:
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: len(content) // 2])
-
-    return spoil
-
-
 Q = "base_model.model.model.layers.1.self_attn.q_proj.monolora_"
 BAD = {
-    "truncated": Bad(_truncate(WEIGHTS), "adapter_model.safetensors is truncated or not a safetensors file"),
-    "half a config": Bad(_truncate(CONFIG), "adapter_config.json is damaged"),
-    "no weights": Bad(lambda folder: (folder / WEIGHTS).unlink(), "adapter_model.safetensors is missing"),
+    "truncated": Bad(truncate(), "adapter_model.safetensors is truncated or not a safetensors file"),
+    "half a config": Bad(truncate(CONFIG), "adapter_config.json is damaged"),
+    "no weights": Bad(remove(WEIGHTS), "adapter_model.safetensors is missing"),
     "LoRA called MonoLoRA": Bad(
-        _configure(peft_type="MONOLORA", activation="relu"),
+        configure(peft_type="MONOLORA", activation="relu"),
         r"lora_A.* belongs to a plain LoRA adapter, but the config says MONOLORA",
         "lora",
     ),
     "MonoLoRA called LoRA": Bad(
-        _configure(peft_type="LORA"), r"monolora_A.* belongs to a MonoLoRA adapter, but the config says LORA"
+        configure(peft_type="LORA"), r"monolora_A.* belongs to a MonoLoRA adapter, but the config says LORA"
     ),
-    "softplus": Bad(_configure(activation="softplus"), "activation='softplus'.*merge ADAPTER OUT --method exact"),
-    "topk": Bad(_configure(activation="topk:2"), "activation='topk:2'.*merge ADAPTER OUT --method exact"),
-    "unknown activation": Bad(_configure(activation="gelu"), "Unknown activation 'gelu'; choose one of relu"),
-    "saved modules": Bad(_configure(modules_to_save=["lm_head"]), r"modules_to_save=\['lm_head'\]"),
-    "a bias of B": Bad(_configure(lora_bias=True), "lora_bias=True"),
-    "biases": Bad(_configure(bias="all"), "bias='all'"),
-    "trained tokens": Bad(_configure(trainable_token_indices=[3]), r"trainable_token_indices=\[3\]"),
+    "softplus": Bad(configure(activation="softplus"), "activation='softplus'.*merge ADAPTER OUT --method exact"),
+    "topk": Bad(configure(activation="topk:2"), "activation='topk:2'.*merge ADAPTER OUT --method exact"),
+    "unknown activation": Bad(configure(activation="gelu"), "Unknown activation 'gelu'; choose one of relu"),
+    "saved modules": Bad(configure(modules_to_save=["lm_head"]), r"modules_to_save=\['lm_head'\]"),
+    "a bias of B": Bad(configure(lora_bias=True), "lora_bias=True"),
+    "biases": Bad(configure(bias="all"), "bias='all'"),
+    "trained tokens": Bad(configure(trainable_token_indices=[3]), r"trainable_token_indices=\[3\]"),
     "another rank in the config": Bad(
-        _configure(r=4), r"down_proj.monolora_A has shape \(8, 96\) in the file, this model needs \(4, 96\)"
+        configure(r=4), r"down_proj.monolora_A has shape \(8, 96\) in the file, this model needs \(4, 96\)"
     ),
     "a tensor missing": Bad(
-        _change(lambda tensors: tensors.pop(f"{Q}B.weight")), "lacks tensor model.layers.1.self_attn.q_proj.monolora_B"
+        change(lambda tensors: tensors.pop(f"{Q}B.weight")), "lacks tensor model.layers.1.self_attn.q_proj.monolora_B"
     ),
     "a module missing": Bad(
-        _change(lambda tensors: [tensors.pop(f"{Q}{matrix}.weight") for matrix in "AB"]),
+        change(lambda tensors: [tensors.pop(f"{Q}{matrix}.weight") for matrix in "AB"]),
         "lacks tensor model.layers.1.self_attn.q_proj.monolora_A",
     ),
     "NaN": Bad(
-        _change(lambda tensors: tensors[f"{Q}A.weight"][0].fill_(torch.nan)), "q_proj.monolora_A' has NaN or infinite"
+        change(lambda tensors: tensors[f"{Q}A.weight"][0].fill_(torch.nan)), "q_proj.monolora_A' has NaN or infinite"
     ),
     "a foreign tensor": Bad(
-        _change(lambda tensors: tensors.update({"base_model.model.model.norm.weight": torch.ones(64)})), "norm.weight"
+        change(lambda tensors: tensors.update({"base_model.model.model.norm.weight": torch.ones(64)})), "norm.weight"
     ),
 }
 
@@ -202,7 +174,7 @@ def test_spoilt_after_it_was_loaded(engine: Engine, served: Served, tmp_path: Pa
     adapter = Adapter("later", 501, str(folder))
     assert largest_difference(engine.generate(PROMPTS, [adapter] * 2), served.models["mono"]) < 5e-5
     whole = (folder / WEIGHTS).read_bytes()
-    _truncate(WEIGHTS)(folder)
+    truncate()(folder)
     with pytest.raises(RefusedError, match=r"Adapter 'later': .*truncated"):
         engine.generate(PROMPTS, [adapter] * 2)
     shutil.rmtree(folder)
@@ -218,7 +190,7 @@ def test_other_weights_in_the_same_place(engine: Engine, served: Served, tmp_pat
     folder = tmp_path / "retrained"
     shutil.copytree(served.adapters["mono"].path, folder)
     engine.generate(PROMPTS, [Adapter("retrained", 502, str(folder))] * 2)
-    _change(lambda tensors: tensors[f"{Q}B.weight"].mul_(2))(folder)
+    change(lambda tensors: tensors[f"{Q}B.weight"].mul_(2))(folder)
     for load_inplace in (False, True):
         with pytest.raises(RefusedError, match=r"does not hold the files that were loaded.*from another folder"):
             engine.generate(PROMPTS, [Adapter("retrained", 502, str(folder), load_inplace)] * 2)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, LARGEST_RANK, SIZES, Served
 from peft import get_peft_model
+from served import CONFIGS, LARGEST_RANK, SIZES, Served
 from transformers import LlamaForCausalLM
 from vllm_process import Engine, RefusedError
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LINEAR, SIZES
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from served import LINEAR, SIZES
 from torch import nn
 from transformers import LlamaForCausalLM
 from vllm_process import Adapter, Engine, largest_difference

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from conftest import CONFIGS, Served
+from served import CONFIGS, Served
 from vllm_process import Adapter, Answer, Engine, RefusedError, largest_difference
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

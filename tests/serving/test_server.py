@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 from server import BASE, RefusedError, Server, ServerEndedError
+from spoil import CONFIG, WEIGHTS, change, configure, remove, truncate
 from torch import nn
 from transformers import LlamaForCausalLM
 from vllm_process import Answer, largest_difference
@@ -38,7 +37,6 @@ TOLERANCE = 5e-5
 DISTINCT = 0.01
 # Fewer slots than adapters: they take turns, and a worker reads the files of one again whenever it is its turn.
 FLAGS = ("--max-loras", "2", "--max-cpu-loras", "2", "--max-lora-rank", "8", "--block-size", "32")
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PROMPTS = [[5, 9, 30, 22, 7, 50, 61, 3], [40, 4, 17], [8, 8, 33, 12, 60, 21, 11, 44, 19, 28, 56, 6]]
 LONG = [3 + 7 * place % 60 for place in range(40)]  # more than a block: the next request finds it in the prefix cache
 STARTED = ("mono", "lora")  # served from the start
@@ -90,7 +88,7 @@ def _save(
 def unlucky(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a bad adapter among those that it is to start with; it is starting."""
     folder = _copy(tiny.folders["late"], tmp_path_factory.mktemp("unlucky") / "late")
-    _truncate(folder / WEIGHTS)
+    truncate()(folder)
     with Server(tiny.folders[BASE], {"mono": tiny.folders["mono"], "unlucky": folder}, *FLAGS) as starting:
         yield starting
 
@@ -244,36 +242,14 @@ def _of(sizes: dict[str, Any] | None = None, **config: Any) -> Callable[..., Any
     return write
 
 
-def _configure(**changes: Any) -> Callable[[Path], Any]:
-    def spoil(folder: Path) -> None:
-        config = json.loads((folder / CONFIG).read_text())
-        (folder / CONFIG).write_text(json.dumps(config | changes))
-
-    return spoil
-
-
-def _change(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], Any]:
-    def spoil(folder: Path) -> None:
-        tensors = load_file(folder / WEIGHTS)
-        change(tensors)
-        save_file(tensors, folder / WEIGHTS)
-
-    return spoil
-
-
-def _truncate(file: Path) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-
-
 Q = "base_model.model.model.layers.1.self_attn.q_proj.monolora_"
 EXACT = ".*merge ADAPTER OUT --method exact"
 BAD = {
-    "truncated": Bad(_spoilt(lambda folder: _truncate(folder / WEIGHTS)), "truncated or not a safetensors.*again"),
-    "half a config": Bad(_spoilt(lambda folder: _truncate(folder / CONFIG)), "is damaged: .*Copy it again"),
+    "truncated": Bad(_spoilt(truncate()), "truncated or not a safetensors.*again"),
+    "half a config": Bad(_spoilt(truncate(CONFIG)), "is damaged: .*Copy it again"),
     "no folder": Bad(lambda *_: None, "No adapter found for", 404),
-    "no config": Bad(_spoilt(lambda folder: (folder / CONFIG).unlink()), "No adapter found for", 404),
-    "no weights": Bad(_spoilt(lambda folder: (folder / WEIGHTS).unlink()), f"{WEIGHTS} is missing. Copy the whole"),
+    "no config": Bad(_spoilt(remove(CONFIG)), "No adapter found for", 404),
+    "no weights": Bad(_spoilt(remove(WEIGHTS)), f"{WEIGHTS} is missing. Copy the whole"),
     "wider base": Bad(_of({"hidden_size": 128}), r"_proj.monolora_B has shape \(128, 4\).* needs \(64, 4\)"),
     # Stock vLLM copies what is too small into a larger buffer, and says nothing.
     "narrower base": Bad(_of({"hidden_size": 32}), r"_proj.monolora_B has shape \(32, 4\).* needs \(64, 4\)"),
@@ -282,28 +258,28 @@ BAD = {
     "rank": Bad(_of(r=9), "has rank 9, .* started for 8.*--max-lora-rank 16 "),
     "rank of one module": Bad(_of(rank_pattern={"q_proj": 17}), "has rank 17, .* started for 8.*--max-lora-rank 32 "),
     "LoRA called MonoLoRA": Bad(
-        _spoilt(_configure(peft_type="MONOLORA"), "lora"),
+        _spoilt(configure(peft_type="MONOLORA"), "lora"),
         r"lora_A.* belongs to a plain LoRA adapter, but .* says MONOLORA.*Set peft_type to LORA",
     ),
     "MonoLoRA called LoRA": Bad(
-        _spoilt(_configure(peft_type="LORA")),
+        _spoilt(configure(peft_type="LORA")),
         "monolora_A.* belongs to a MonoLoRA adapter, but .* says LORA.*Set peft_type to MONOLORA",
     ),
     "saved modules": Bad(_of(modules_to_save=["lm_head"]), rf"modules_to_save=\['lm_head'\]{EXACT}"),
     "softplus": Bad(_of(activation="softplus"), f"activation='softplus'{EXACT}"),
     "top-k": Bad(_of(activation="topk:2"), f"activation='topk:2'{EXACT}"),
     "NaN": Bad(
-        _spoilt(_change(lambda tensors: tensors[f"{Q}B.weight"][0].fill_(torch.nan))),
+        _spoilt(change(lambda tensors: tensors[f"{Q}B.weight"][0].fill_(torch.nan))),
         "layers.1.self_attn.q_proj.monolora_B' has NaN or infinite values",
     ),
     "no A": Bad(
-        _spoilt(_change(lambda tensors: tensors.pop(f"{Q}A.weight"))), "lacks tensor .*layers.1.*q_proj.monolora_A"
+        _spoilt(change(lambda tensors: tensors.pop(f"{Q}A.weight"))), "lacks tensor .*layers.1.*q_proj.monolora_A"
     ),
     "no B": Bad(
-        _spoilt(_change(lambda tensors: tensors.pop(f"{Q}B.weight"))), "lacks tensor .*layers.1.*q_proj.monolora_B"
+        _spoilt(change(lambda tensors: tensors.pop(f"{Q}B.weight"))), "lacks tensor .*layers.1.*q_proj.monolora_B"
     ),
     "neither": Bad(
-        _spoilt(_change(lambda tensors: [tensors.pop(f"{Q}{which}.weight") for which in "AB"])),
+        _spoilt(change(lambda tensors: [tensors.pop(f"{Q}{which}.weight") for which in "AB"])),
         "lacks tensor .*layers.1.*q_proj.monolora_A",
     ),
 }
@@ -334,10 +310,10 @@ def test_bad_adapter(
 
 
 LATER: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated": (lambda folder: _truncate(folder / WEIGHTS), "truncated or not a safetensors.*again"),
+    "truncated": (truncate(), "truncated or not a safetensors.*again"),
     "deleted": (shutil.rmtree, "does not hold the files that were loaded"),
     "misshapen": (
-        _change(lambda tensors: tensors.update({f"{Q}A.weight": torch.zeros(4, 32)})),
+        change(lambda tensors: tensors.update({f"{Q}A.weight": torch.zeros(4, 32)})),
         "does not hold the files that were loaded",
     ),
 }
