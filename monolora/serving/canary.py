@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from peft import PeftModel
 
-from monolora.errors import RunError
+from monolora.errors import InputError, RunError
 from monolora.fingerprints import fingerprint_files
 from monolora.layer import MonoLoraLayer
 from monolora.serving.folders import served_config
-from monolora.serving.plugin import check_not_left_out
+from monolora.serving.plugin import is_registered
 from monolora.serving.versions import check_vllm
 
 if TYPE_CHECKING:
@@ -175,8 +175,8 @@ def measure(
 
     check_vllm()
     request = _request(adapter)
-    if request is not None and served_config(request.lora_path) is not None:
-        check_not_left_out()
+    if request is not None and served_config(request.lora_path) is not None and not is_registered():
+        raise InputError("vLLM has not loaded the plugin: VLLM_PLUGINS must be unset, or name monolora.")
     model_config = llm.llm_engine.model_config
     dtype = str(model_config.dtype).removeprefix("torch.")
     by_base, by_adapter = _ask_vllm(llm, [_token_ids(llm, prompt) for prompt in prompts], request)

