@@ -4,7 +4,8 @@ The plugin (:mod:`monolora.serving.plugin`) is loaded by vLLM itself. :func:`ver
 transformers before its answers are relied on.
 """
 
-from monolora.serving.canary import Canary, CanaryError, Share, measure, verify
+from monolora.serving.canary import measure, verify
+from monolora.serving.verdict import Canary, CanaryError, Share
 from monolora.serving.versions import SUPPORTED_VLLM, check_vllm
 
 __all__ = ["SUPPORTED_VLLM", "Canary", "CanaryError", "Share", "check_vllm", "measure", "verify"]

@@ -2,30 +2,25 @@
 
 A few prompts go through vLLM, for the base and for the adapter, in one batch. transformers then says what the
 log-probabilities of vLLM's own tokens should have been: through the base, through the adapter, and through the adapter
-without its activation. Writing v for vLLM's, and b, a, l for these three, over all tokens,
-
-    applied     <v - b, a - b> / |a - b|^2       1 where vLLM answers through the adapter, 0 where it ignores it
-    activation  1 - <v - a, l - a> / |l - a|^2   1 where the activation is in place, 0 where it was dropped
-
-Both have the standard error sigma / |...|, where sigma is vLLM's own distance from transformers on the base: the
-rounding of this dtype and model, measured in the same run.
+without its activation. What follows from them is in :mod:`monolora.serving.verdict`.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from peft import PeftModel
 
-from monolora.errors import InputError, RunError
+from monolora.errors import InputError
 from monolora.fingerprints import fingerprint_files
 from monolora.layer import MonoLoraLayer
 from monolora.serving.folders import served_config
 from monolora.serving.plugin import is_registered
+from monolora.serving.verdict import Canary, Share, rms, share_of_way
 from monolora.serving.versions import check_vllm
 
 if TYPE_CHECKING:
@@ -43,96 +38,6 @@ PROMPTS = (
     "In 1969, the first people to walk on the Moon",
 )
 TOKENS = 16
-# The most that the root mean square of the difference from transformers may be: some times what was measured on
-# SmolLM2-135M (float32 8e-6, bfloat16 0.06). Rounding adds up with depth.
-ROUNDING = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
-# How many standard errors a share may be off, and the error with which 1 and 0 are just that far apart each.
-SIGMAS = 4.0
-RESOLUTION = 1 / (2 * SIGMAS)
-ALLOWANCE = 0.02
-
-
-class CanaryError(RunError):
-    """vLLM's answers are not what they should be, or nothing can be told from them; one line."""
-
-
-class Share(NamedTuple):
-    """A share that should be 1.
-
-    Attributes:
-        value: as measured.
-        error: its standard error.
-    """
-
-    value: float
-    error: float
-
-    def may_be(self, value: float) -> bool:
-        """Whether it is this value, within its error."""
-        return abs(self.value - value) <= SIGMAS * self.error + ALLOWANCE
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%} ± {self.error:.1%}"
-
-
-class Canary(NamedTuple):
-    """What was measured.
-
-    Attributes:
-        dtype: vLLM computes in it, by torch's name.
-        tokens: compared, for each of base and adapter.
-        base_error: root mean square of vLLM's difference from transformers, in nats a token, on the base.
-        adapter_error: the same through the adapter; None without one.
-        applied: how much of the adapter's effect vLLM shows; None without an adapter.
-        activation: how much of the activation's effect; None for an adapter that has none.
-    """
-
-    dtype: str
-    tokens: int
-    base_error: float
-    adapter_error: float | None = None
-    applied: Share | None = None
-    activation: Share | None = None
-
-    def check(self) -> None:
-        """Raises: CanaryError, for the first thing that is wrong, with what to do."""
-        most = ROUNDING[self.dtype]
-        if self.base_error > most:
-            raise CanaryError(
-                f"vLLM's base model is not transformers': their log-probs differ by {self.base_error:.2g} (root mean "
-                f"square), and {self.dtype} explains {most:.2g}. Check that both read the same checkpoint, and that "
-                "the plugin is loaded (VLLM_PLUGINS unset, or naming monolora): without it, vLLM on a CPU answers the "
-                "base through an adapter."
-            )
-        _check_shares({"the adapter": self.applied, "the activation": self.activation}, self.dtype)
-        if self.adapter_error is not None and self.adapter_error > most:
-            raise CanaryError(
-                f"vLLM's answers through the adapter differ from transformers' by {self.adapter_error:.2g} (root mean "
-                f"square of the log-probs), and {self.dtype} explains {most:.2g}."
-            )
-
-
-def _check_shares(shares: Mapping[str, Share | None], dtype: str) -> None:
-    """What cannot be told comes before what is wrong, and a share of 0, which has a plain reason, before others."""
-    measured = {what: share for what, share in shares.items() if share is not None}
-    for what, share in measured.items():
-        if share.error >= RESOLUTION:
-            raise CanaryError(
-                f"On these prompts {what} changes too little to be seen behind the rounding of {dtype} ({share}). Give "
-                "more prompts, from the adapter's own task, or check in float32. An untrained adapter changes nothing."
-            )
-    for what, share in measured.items():
-        if share.may_be(0):
-            raise CanaryError(
-                f"vLLM ignores {what}: it shows {share} of its effect. Its answers are not the adapter's. Check that "
-                "the plugin is loaded: VLLM_PLUGINS must be unset, or name monolora."
-            )
-    for what, share in measured.items():
-        if not share.may_be(1):
-            raise CanaryError(
-                f"vLLM shows {share} of the effect of {what}, and should show all of it. Check that both read the same "
-                "adapter; if they do, please report it with the versions of vLLM and monolora."
-            )
 
 
 def verify(llm: LLM, adapter: str | LoRARequest | None = None, **settings: Any) -> Canary:
@@ -184,7 +89,7 @@ def measure(
     base.to(device)
     errors = by_base.log_probs - _log_probs(base, by_base)
     if request is None:
-        measured = Canary(dtype, len(errors), _rms(errors))
+        measured = Canary(dtype, len(errors), rms(errors))
     else:
         measured = _measure(dtype, errors, base, by_adapter, request.lora_path)
     del base
@@ -264,30 +169,21 @@ def _measure(dtype: str, base_errors: torch.Tensor, base: Any, answers: _Answers
     through_base = _log_probs(base, answers)
     adapted = PeftModel.from_pretrained(base, folder).eval()
     through_adapter = _log_probs(adapted, answers)
-    base_error = _rms(base_errors)
+    base_error = rms(base_errors)
     activation = None
     if any(_activated(adapted)):
         with _without_activation(adapted):
             linear = _log_probs(adapted, answers)
-        dropped = _share(answers.log_probs, through_adapter, linear, base_error)
+        dropped = share_of_way(answers.log_probs, through_adapter, linear, base_error)
         activation = Share(1 - dropped.value, dropped.error)
     return Canary(
         dtype,
         len(base_errors),
         base_error,
-        adapter_error=_rms(answers.log_probs - through_adapter),
-        applied=_share(answers.log_probs, through_base, through_adapter, base_error),
+        adapter_error=rms(answers.log_probs - through_adapter),
+        applied=share_of_way(answers.log_probs, through_base, through_adapter, base_error),
         activation=activation,
     )
-
-
-def _share(found: torch.Tensor, zero: torch.Tensor, one: torch.Tensor, noise: float) -> Share:
-    """Where ``found`` is on the line from ``zero`` to ``one``; unknown where these are the same."""
-    way = one - zero
-    length = way.norm().item()
-    if length == 0:
-        return Share(0.0, float("inf"))
-    return Share((torch.dot(found - zero, way) / length**2).item(), noise / length)
 
 
 def _activated(model: PeftModel) -> Iterator[tuple[MonoLoraLayer, str]]:
@@ -302,10 +198,8 @@ def _without_activation(model: PeftModel) -> Iterator[None]:
     changed = [(layer, name, layer.activation[name]) for layer, name in _activated(model)]
     for layer, name, _ in changed:
         layer.activation[name] = "identity"
-    yield
-    for layer, name, activation in changed:
-        layer.activation[name] = activation
-
-
-def _rms(differences: torch.Tensor) -> float:
-    return differences.square().mean().sqrt().item()
+    try:
+        yield
+    finally:
+        for layer, name, activation in changed:
+            layer.activation[name] = activation
