@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     check_vllm()
     base, prompts = resolve_model(flags.base), _prompts(flags.prompts)
-    measured = measure(_engine(base, flags), flags.adapter, prompts=prompts)
+    device = _device(flags.device)
+    measured = measure(_engine(base, flags), flags.adapter, prompts=prompts, device=device)
     show(measured, Console())
     measured.check()
     return 0
@@ -53,6 +54,7 @@ def _parser() -> FlagParser:
     parser.add_argument("adapter", nargs="?", help="folder of a MonoLoRA or LoRA adapter")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--prompts", metavar="FILE", help="one prompt a line (default: a few built in)")
+    parser.add_argument("--device", default="cpu", help="of transformers' copy (default: cpu, the GPU is vLLM's)")
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--fully-sharded-loras", action="store_true", help="as for vllm serve")
     parser.add_argument("--enforce-eager", action="store_true", help="as for vllm serve")
@@ -69,6 +71,14 @@ def _prompts(file: str | None) -> Sequence[str]:
     if not prompts:
         raise InputError(f"{file} holds no prompts. Write one a line.")
     return prompts
+
+
+def _device(name: str) -> str:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # CPU builds of torch raise the latter for "cuda"
+        raise InputError(f"--device {name}: {in_one_line(error)}") from error
+    return name
 
 
 def _engine(base: str, flags: argparse.Namespace) -> Any:

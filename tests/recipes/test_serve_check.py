@@ -105,6 +105,7 @@ def test_bad_words(run_cli: Run, base: Path, adapter: Path, tmp_path: Path) -> N
         (str(base), "--prompts", str(tmp_path / "none.txt")): "Cannot read prompts",
         (str(base), "--dtype", "int8"): "--dtype",
         (str(base), "--d-type", "float32"): "Did you mean --dtype",
+        (str(base), "--device", "gpu"): "--device gpu: Expected one of cpu, cuda",
         (): "base",
     }.items():
         ended = run_cli("serve-check", *words)
