@@ -40,6 +40,8 @@ def main(argv: list[str]) -> int:
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     check_vllm()
+    if (Path(flags.base) / "adapter_config.json").is_file():
+        raise InputError(f"{flags.base} is an adapter. Its base comes first: monolora serve-check BASE {flags.base}")
     base, prompts = resolve_model(flags.base), _prompts(flags.prompts)
     device = _device(flags.device)
     measured = measure(_engine(base, flags), flags.adapter, prompts=prompts, device=device)

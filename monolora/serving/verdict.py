@@ -12,6 +12,7 @@ transformers on the base: the rounding of this dtype and model, measured in the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ class Share(NamedTuple):
         return abs(self.value - value) <= SIGMAS * self.error + ALLOWANCE
 
     def __str__(self) -> str:
-        return f"{self.value:.1%} ± {self.error:.1%}"
+        return f"{self.value:.1%} ± {self.error:.1%}" if math.isfinite(self.error) else "unknown"
 
 
 class Canary(NamedTuple):

@@ -97,6 +97,8 @@ def test_without_the_plugin(run_cli: Run, base: Path, adapter: Path, monkeypatch
 @ONLY_WITH_VLLM
 def test_bad_words(run_cli: Run, base: Path, adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
+    swapped = run_cli("serve-check", adapter, base)
+    assert (swapped.status, "Its base comes first" in swapped.err[-1]) == (2, True)
     shutil.rmtree(adapter)
     for words, message in {
         (str(tmp_path / "nowhere"),): "There is no model at",

@@ -52,4 +52,5 @@ def test_share_is_a_regression() -> None:
 
 def test_share_of_nothing() -> None:
     same = torch.ones(3, dtype=torch.float64)
-    assert share_of_way(same, same, same, 0.1).error == float("inf")
+    share = share_of_way(same, same, same, 0.1)
+    assert (share.error, str(share)) == (float("inf"), "unknown")
