@@ -124,9 +124,11 @@ def _lora_settings(flags: argparse.Namespace) -> dict[str, Any]:
 def show(measured: Canary, console: Console) -> None:
     """Print what was measured."""
     table = Table(show_header=False, title=f"vLLM and transformers, {measured.dtype}, {measured.tokens} tokens each")
-    table.add_row("base", f"{measured.base_error:.2g}", "rms difference of the log-probs")
+    what = "checkpoint" if measured.adapter_error is None else "base"
+    table.add_row(what, f"{measured.base_error:.2g}", "rms difference of the log-probs")
     if measured.adapter_error is not None:
         table.add_row("adapter", f"{measured.adapter_error:.2g}", "the same through the adapter")
+    if measured.applied is not None:
         table.add_row("applied", str(measured.applied), "of the adapter's effect is in vLLM's answers")
     if measured.activation is not None:
         table.add_row("activation", str(measured.activation), "of the activation's effect is")

@@ -18,6 +18,7 @@ from peft import PeftModel
 from monolora.errors import InputError
 from monolora.fingerprints import fingerprint_files
 from monolora.layer import MonoLoraLayer
+from monolora.merge.baked import baked_layers
 from monolora.serving.folders import served_config
 from monolora.serving.plugin import is_registered
 from monolora.serving.verdict import Canary, Share, rms, share_of_way
@@ -66,7 +67,7 @@ def measure(
         adapter: a folder, or the request that will be made; MonoLoRA or plain LoRA. None checks the model alone, as
             for a merged checkpoint.
         prompts: texts, or token ids.
-        device: for transformers' copy of the model, in the dtype of ``llm``. The default leaves the GPU to vLLM.
+        device: for transformers' copy of the model, in float32. The default leaves the GPU to vLLM.
 
     Returns:
         What was measured, right or wrong: see :meth:`Canary.check`.
@@ -85,13 +86,15 @@ def measure(
     model_config = llm.llm_engine.model_config
     dtype = str(model_config.dtype).removeprefix("torch.")
     by_base, by_adapter = _ask_vllm(llm, [_token_ids(llm, prompt) for prompt in prompts], request)
-    base: Any = load_causal_lm(model_config.model, dtype=model_config.dtype).eval()
+    # In float32 whatever vLLM computes in: rounding of its own would make the adapter's effect look larger than it is.
+    base: Any = load_causal_lm(model_config.model, dtype=torch.float32).eval()
     base.to(device)
-    errors = by_base.log_probs - _log_probs(base, by_base)
+    through_base = _log_probs(base, by_base)
+    measured = Canary(dtype, len(through_base), rms(by_base.log_probs - through_base))
     if request is None:
-        measured = Canary(dtype, len(errors), rms(errors))
+        measured = _with_shares_of_checkpoint(measured, by_base, through_base, base)
     else:
-        measured = _measure(dtype, errors, base, by_adapter, request.lora_path)
+        measured = _with_shares_of_adapter(measured, by_adapter, base, request.lora_path)
     del base
     gc.collect()
     return measured
@@ -165,41 +168,60 @@ def _log_probs(model: Any, answers: _Answers) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _measure(dtype: str, base_errors: torch.Tensor, base: Any, answers: _Answers, folder: str) -> Canary:
-    through_base = _log_probs(base, answers)
+def _with_shares_of_adapter(measured: Canary, answers: _Answers, base: Any, folder: str) -> Canary:
+    without = _log_probs(base, answers)
     adapted = PeftModel.from_pretrained(base, folder).eval()
-    through_adapter = _log_probs(adapted, answers)
-    base_error = rms(base_errors)
-    activation = None
-    if any(_activated(adapted)):
-        with _without_activation(adapted):
-            linear = _log_probs(adapted, answers)
-        dropped = share_of_way(answers.log_probs, through_adapter, linear, base_error)
-        activation = Share(1 - dropped.value, dropped.error)
-    return Canary(
-        dtype,
-        len(base_errors),
-        base_error,
-        adapter_error=rms(answers.log_probs - through_adapter),
-        applied=share_of_way(answers.log_probs, through_base, through_adapter, base_error),
-        activation=activation,
+    right = _log_probs(adapted, answers)
+    activations: list[_Place] = [
+        (layer.activation, name)
+        for layer in adapted.modules()
+        if isinstance(layer, MonoLoraLayer)
+        for name, activation in layer.activation.items()
+        if activation != "identity"
+    ]
+    return measured._replace(
+        adapter_error=rms(answers.log_probs - right),
+        applied=share_of_way(answers.log_probs, without, right, measured.base_error),
+        activation=_share_of_activation(measured, answers, right, adapted, activations),
     )
 
 
-def _activated(model: PeftModel) -> Iterator[tuple[MonoLoraLayer, str]]:
-    """The layers whose activation does something, with the adapter's name."""
-    for layer in model.modules():
-        if isinstance(layer, MonoLoraLayer):
-            yield from ((layer, name) for name, activation in layer.activation.items() if activation != "identity")
+def _with_shares_of_checkpoint(measured: Canary, answers: _Answers, right: torch.Tensor, model: Any) -> Canary:
+    """An exact checkpoint has units of its own; any other model has none."""
+    baked = [vars(layer) for layer in baked_layers(model).values()]
+    if not baked:
+        return measured
+    with _set([(layer, "monolora_scaling") for layer in baked], 0.0):
+        without = _log_probs(model, answers)
+    activations = [(layer, "monolora_activation") for layer in baked if layer["monolora_activation"] != "identity"]
+    return measured._replace(
+        applied=share_of_way(answers.log_probs, without, right, measured.base_error),
+        activation=_share_of_activation(measured, answers, right, model, activations),
+    )
+
+
+def _share_of_activation(
+    measured: Canary, answers: _Answers, right: torch.Tensor, model: Any, activations: list[_Place]
+) -> Share | None:
+    if not activations:
+        return None
+    with _set(activations, "identity"):
+        linear = _log_probs(model, answers)
+    dropped = share_of_way(answers.log_probs, right, linear, measured.base_error)
+    return Share(1 - dropped.value, dropped.error)
+
+
+_Place = tuple[dict[str, Any], str]
 
 
 @contextmanager
-def _without_activation(model: PeftModel) -> Iterator[None]:
-    changed = [(layer, name, layer.activation[name]) for layer, name in _activated(model)]
-    for layer, name, _ in changed:
-        layer.activation[name] = "identity"
+def _set(places: list[_Place], value: object) -> Iterator[None]:
+    """Put another value into places of the model, and afterwards their own."""
+    kept = [where[key] for where, key in places]
+    for where, key in places:
+        where[key] = value
     try:
         yield
     finally:
-        for layer, name, activation in changed:
-            layer.activation[name] = activation
+        for (where, key), own in zip(places, kept, strict=True):
+            where[key] = own

@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from monolora.checkpoint import AdapterFileError
-from monolora.errors import InputError
+from monolora.errors import InputError, in_one_line
 from monolora.serving.folders import served_config
 from monolora.serving.identities import Identity
 from monolora.serving.ranks import check_rank
@@ -94,6 +94,7 @@ async def add_to_server(original: Callable[..., Any], engine: Any, lora_request:
         AdapterFileError: before a worker sees it, as :func:`validate_lora` does.
     """
     with named(lora_request):
+        _fetched(lora_request.lora_path)
         adapter = _check(engine.input_processor, lora_request)
     added = await original(engine, lora_request)
     _remember(engine.input_processor, lora_request, adapter)
@@ -108,10 +109,35 @@ def add_request(original: Callable[..., Any], engine: Any, *args: Any, **kwargs:
             goes on.
     """
     lora_request = _signature(original).bind(engine, *args, **kwargs).arguments.get("lora_request")
-    if lora_request is not None and os.path.isdir(lora_request.lora_path):
+    if lora_request is not None:
         with named(lora_request):
-            _introduce(engine, lora_request)
+            folder = _fetched(lora_request.lora_path)
+            if not os.path.isfile(os.path.join(folder, "adapter_config.json")) and not _is_loaded(engine, lora_request):
+                raise AdapterFileError(f"There is no adapter at {lora_request.lora_path}: no adapter_config.json.")
+            if os.path.isdir(lora_request.lora_path):
+                _introduce(engine, lora_request)
     return original(engine, *args, **kwargs)
+
+
+def _is_loaded(engine: Any, lora_request: Any) -> bool:
+    return (lora_request.lora_name, lora_request.lora_path) in _loaded.get(engine.input_processor, {})
+
+
+@functools.lru_cache(maxsize=1024)
+def _fetched(path: str) -> str:
+    """Where vLLM will look; what is no path is a hub id to it, and downloaded here once.
+
+    Raises:
+        AdapterFileError: if that fails.
+    """
+    from vllm.lora.utils import get_adapter_absolute_path
+
+    try:
+        return get_adapter_absolute_path(path)
+    except Exception as error:
+        raise AdapterFileError(
+            f"There is no folder {path}, and it cannot be had from the hub: {in_one_line(error)}"
+        ) from error
 
 
 _signature = functools.cache(inspect.signature)

@@ -58,9 +58,10 @@ class Canary(NamedTuple):
     Attributes:
         dtype: vLLM computes in it, by torch's name.
         tokens: compared, for each of base and adapter.
-        base_error: root mean square of vLLM's difference from transformers, in nats a token, on the base.
+        base_error: root mean square of vLLM's difference from transformers, in nats a token, on the base (without an
+            adapter: on the checkpoint).
         adapter_error: the same through the adapter; None without one.
-        applied: how much of the adapter's effect vLLM shows; None without an adapter.
+        applied: how much of the adapter's effect vLLM shows, or of that of an exact checkpoint's units; else None.
         activation: how much of the activation's effect; None for an adapter that has none.
     """
 
@@ -96,7 +97,8 @@ def _check_shares(shares: Mapping[str, Share | None], dtype: str) -> None:
         if share.error >= RESOLUTION:
             raise CanaryError(
                 f"On these prompts {what} changes too little to be seen behind the rounding of {dtype} ({share}). Give "
-                "more prompts, from the adapter's own task, or check in float32. An untrained adapter changes nothing."
+                "prompts of the adapter's own task, with --prompts, or check with --dtype float32. An untrained one "
+                "changes nothing."
             )
     for what, share in measured.items():
         if share.may_be(0):
@@ -108,7 +110,7 @@ def _check_shares(shares: Mapping[str, Share | None], dtype: str) -> None:
         if not share.may_be(1):
             raise CanaryError(
                 f"vLLM shows {share} of the effect of {what}, and should show all of it. Check that both read the same "
-                "adapter; if they do, please report it with the versions of vLLM and monolora."
+                "adapter, and again with --dtype float32 before you report it."
             )
 
 

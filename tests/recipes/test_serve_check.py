@@ -24,6 +24,14 @@ ONLY_WITH_VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, re
 Run = Callable[..., Any]
 
 
+@pytest.fixture(autouse=True)
+def _environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program sets variables for vLLM in its own process, which is this one here."""
+    for name in ("VLLM_LOGGING_LEVEL", "TORCHDYNAMO_DISABLE"):
+        monkeypatch.setenv(name, "")  # so that it is taken away again
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def base(make_llama: Callable[..., LlamaForCausalLM], tmp_path: Path) -> Path:
     make_llama().save_pretrained(tmp_path / "base")

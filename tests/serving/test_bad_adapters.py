@@ -79,6 +79,15 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("path", ["/nowhere/adapter", "nowhere/adapter", "nowhere"])
+def test_nothing_there(engine: Engine, served: Served, path: str) -> None:
+    """To vLLM a relative path that is not there is an id of the hub; its engine would end without it."""
+    with pytest.raises(RefusedError, match=f"Adapter 'lost': There is no (folder|adapter).* {path}"):
+        engine.generate(PROMPTS[:1], [Adapter("lost", 999, path)])
+    answers = engine.generate(PROMPTS, [served.adapters["lora"]] * 2)
+    assert largest_difference(answers, served.models["lora"]) < 5e-5
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_spoilt(engine: Engine, served: Served, tmp_path: Path, case: str) -> None:
     spoil, message, start = BAD[case]

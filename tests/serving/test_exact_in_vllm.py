@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,9 @@ def test_topk(make_exact: Callable[[str], Path]) -> None:
     folder = make_exact("topk")
     with Engine(folder) as engine:
         answers = engine.generate(PROMPTS)
+        assert re.search(
+            r"applied=Share\(value=(1\.0|0\.999).* activation=Share\(value=(1\.0|0\.999)", engine.canary(None, PROMPTS)
+        )
     assert largest_difference(answers, LlamaForCausalLM.from_pretrained(folder)) < TOLERANCE
 
 
