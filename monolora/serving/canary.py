@@ -67,7 +67,8 @@ def measure(
         adapter: a folder, or the request that will be made; MonoLoRA or plain LoRA. None checks the model alone, as
             for a merged checkpoint.
         prompts: texts, or token ids.
-        device: for transformers' copy of the model, in float32. The default leaves the GPU to vLLM.
+        device: for transformers' copies of the model, in vLLM's dtype and in float32, one after the other. The default
+            leaves the GPU to vLLM.
 
     Returns:
         What was measured, right or wrong: see :meth:`Canary.check`.
@@ -86,18 +87,28 @@ def measure(
     model_config = llm.llm_engine.model_config
     dtype = str(model_config.dtype).removeprefix("torch.")
     by_base, by_adapter = _ask_vllm(llm, [_token_ids(llm, prompt) for prompt in prompts], request)
-    # In float32 whatever vLLM computes in: rounding of its own would make the adapter's effect look larger than it is.
-    base: Any = load_causal_lm(model_config.model, dtype=torch.float32).eval()
-    base.to(device)
-    through_base = _log_probs(base, by_base)
-    measured = Canary(dtype, len(through_base), rms(by_base.log_probs - through_base))
-    if request is None:
-        measured = _with_shares_of_checkpoint(measured, by_base, through_base, base)
-    else:
-        measured = _with_shares_of_adapter(measured, by_adapter, base, request.lora_path)
-    del base
-    gc.collect()
-    return measured
+
+    def by_transformers(dtype: torch.dtype) -> _Wanted:
+        model: Any = load_causal_lm(model_config.model, dtype=dtype).eval()
+        wanted = _wanted(model.to(device), by_base, by_adapter, request)
+        del model
+        gc.collect()
+        return wanted
+
+    same = by_transformers(model_config.dtype)
+    exact = same if model_config.dtype == torch.float32 else by_transformers(torch.float32)
+    base_error = rms(by_base.log_probs - same.base)
+    measured = Canary(dtype, len(same.base), base_error)
+    if same.without is None or exact.without is None:
+        return measured
+    found = by_adapter.log_probs
+    applied = share_of_way(found, same.without, same.right, exact.right - exact.without, base_error)
+    activation = None
+    if same.linear is not None and exact.linear is not None:
+        dropped = share_of_way(found, same.right, same.linear, exact.linear - exact.right, base_error)
+        activation = Share(1 - dropped.value, dropped.error)
+    adapter_error = None if request is None else rms(found - same.right)
+    return Canary(dtype, len(same.base), base_error, adapter_error, applied, activation)
 
 
 class _Answers(NamedTuple):
@@ -168,10 +179,28 @@ def _log_probs(model: Any, answers: _Answers) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _with_shares_of_adapter(measured: Canary, answers: _Answers, base: Any, folder: str) -> Canary:
-    without = _log_probs(base, answers)
-    adapted = PeftModel.from_pretrained(base, folder).eval()
-    right = _log_probs(adapted, answers)
+class _Wanted(NamedTuple):
+    """The log-probs that transformers gives to vLLM's tokens.
+
+    Attributes:
+        base: to the base's answers, through the base.
+        right: to the adapter's, through the adapter.
+        without: to the adapter's, through the base; None where there is no adapter.
+        linear: to the adapter's, through the adapter without its activation; None where it has none.
+    """
+
+    base: torch.Tensor
+    right: torch.Tensor
+    without: torch.Tensor | None = None
+    linear: torch.Tensor | None = None
+
+
+def _wanted(model: Any, by_base: _Answers, by_adapter: _Answers, request: LoRARequest | None) -> _Wanted:
+    of_base = _log_probs(model, by_base)
+    if request is None:
+        return _wanted_of_checkpoint(model, of_base, by_base)
+    without = _log_probs(model, by_adapter)
+    adapted = PeftModel.from_pretrained(model, request.lora_path).eval()
     activations: list[_Place] = [
         (layer.activation, name)
         for layer in adapted.modules()
@@ -179,36 +208,26 @@ def _with_shares_of_adapter(measured: Canary, answers: _Answers, base: Any, fold
         for name, activation in layer.activation.items()
         if activation != "identity"
     ]
-    return measured._replace(
-        adapter_error=rms(answers.log_probs - right),
-        applied=share_of_way(answers.log_probs, without, right, measured.base_error),
-        activation=_share_of_activation(measured, answers, right, adapted, activations),
-    )
+    right = _log_probs(adapted, by_adapter)
+    return _Wanted(of_base, right, without, _linear(adapted, activations, by_adapter))
 
 
-def _with_shares_of_checkpoint(measured: Canary, answers: _Answers, right: torch.Tensor, model: Any) -> Canary:
+def _wanted_of_checkpoint(model: Any, right: torch.Tensor, answers: _Answers) -> _Wanted:
     """An exact checkpoint has units of its own; any other model has none."""
     baked = [vars(layer) for layer in baked_layers(model).values()]
     if not baked:
-        return measured
+        return _Wanted(right, right)
     with _set([(layer, "monolora_scaling") for layer in baked], 0.0):
         without = _log_probs(model, answers)
     activations = [(layer, "monolora_activation") for layer in baked if layer["monolora_activation"] != "identity"]
-    return measured._replace(
-        applied=share_of_way(answers.log_probs, without, right, measured.base_error),
-        activation=_share_of_activation(measured, answers, right, model, activations),
-    )
+    return _Wanted(right, right, without, _linear(model, activations, answers))
 
 
-def _share_of_activation(
-    measured: Canary, answers: _Answers, right: torch.Tensor, model: Any, activations: list[_Place]
-) -> Share | None:
+def _linear(model: Any, activations: list[_Place], answers: _Answers) -> torch.Tensor | None:
     if not activations:
         return None
     with _set(activations, "identity"):
-        linear = _log_probs(model, answers)
-    dropped = share_of_way(answers.log_probs, right, linear, measured.base_error)
-    return Share(1 - dropped.value, dropped.error)
+        return _log_probs(model, answers)
 
 
 _Place = tuple[dict[str, Any], str]

@@ -1,13 +1,15 @@
 """What the canary measures, and when it is wrong.
 
-Writing v for vLLM's log-probabilities, and b, a, l for transformers' of the same tokens, through the base, the adapter,
-and the adapter without its activation:
+Writing v for vLLM's log-probabilities, and b, a, l for transformers' of the same tokens in the same dtype, through the
+base, the adapter, and the adapter without its activation:
 
-    applied     <v - b, a - b> / |a - b|^2       1 where vLLM answers through the adapter, 0 where it ignores it
-    activation  1 - <v - a, l - a> / |l - a|^2   1 where the activation is in place, 0 where it was dropped
+    applied     <v - b, w> / <a - b, w>          1 where vLLM answers through the adapter, 0 where it ignores it
+    activation  1 - <v - a, u> / <l - a, u>      1 where the activation is in place, 0 where it was dropped
 
-These are least-squares slopes. Their standard error is sigma / |...|, where sigma is vLLM's own distance from
-transformers on the base: the rounding of this dtype and model, measured in the same run.
+with w and u the same a - b and l - a in float32. These are instrumental-variable slopes: with a - b itself in place of
+w, its rounding would be in it twice, and a small effect would be read too low. Their standard error is
+sigma |w| / <a - b, w>, where sigma is vLLM's own distance from transformers on the base: the rounding of this dtype and
+model, measured in the same run.
 """
 
 from __future__ import annotations
@@ -114,13 +116,12 @@ def _check_shares(shares: Mapping[str, Share | None], dtype: str) -> None:
             )
 
 
-def share_of_way(found: torch.Tensor, zero: torch.Tensor, one: torch.Tensor, noise: float) -> Share:
-    """Where ``found`` is on the line from ``zero`` to ``one``; unknown where these are the same."""
-    way = one - zero
-    length = way.norm().item()
+def share_of_way(found: torch.Tensor, zero: torch.Tensor, one: torch.Tensor, way: torch.Tensor, noise: float) -> Share:
+    """Where ``found`` is between ``zero`` and ``one``, as seen along ``way``; unknown where that leads nowhere."""
+    length = torch.dot(one - zero, way).item()
     if length == 0:
         return Share(0.0, float("inf"))
-    return Share((torch.dot(found - zero, way) / length**2).item(), noise / length)
+    return Share(torch.dot(found - zero, way).item() / length, abs(noise * way.norm().item() / length))
 
 
 def rms(differences: torch.Tensor) -> float:

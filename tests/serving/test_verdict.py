@@ -42,7 +42,9 @@ def test_share_is_a_regression() -> None:
     zero, way = rng.normal(size=(2, 4000))
     noise = 0.3
     estimates = [
-        share_of_way(*map(torch.tensor, (zero + 0.7 * way + noise * rng.normal(size=4000), zero, zero + way)), noise)
+        share_of_way(
+            *map(torch.tensor, (zero + 0.7 * way + noise * rng.normal(size=4000), zero, zero + way, way)), noise
+        )
         for _ in range(200)
     ]
     values = np.array([estimate.value for estimate in estimates])
@@ -50,7 +52,19 @@ def test_share_is_a_regression() -> None:
     assert np.isclose(values.std(), estimates[0].error, rtol=0.25)
 
 
+def test_rounding_of_the_reference_does_not_shrink_a_share() -> None:
+    """All three sides are rounded on their own; only the way is known exactly."""
+    rng = np.random.default_rng(1)
+    way = 0.1 * rng.normal(size=20_000)
+    found, zero, one = (exact + 0.1 * rng.normal(size=20_000) for exact in (way, 0 * way, way))
+    share = share_of_way(*map(torch.tensor, (found, zero, one, way)), 0.1 * 2**0.5)
+    assert share.may_be(1)
+    assert abs(share.value - 1) < 0.05
+    naive = np.dot(found - zero, one - zero) / np.dot(one - zero, one - zero)
+    assert naive < 0.8
+
+
 def test_share_of_nothing() -> None:
     same = torch.ones(3, dtype=torch.float64)
-    share = share_of_way(same, same, same, 0.1)
+    share = share_of_way(same, same, same, same - same, 0.1)
     assert (share.error, str(share)) == (float("inf"), "unknown")
