@@ -173,8 +173,7 @@ def test_tied_embedding_and_head_adapted_together(
     loaded = LlamaForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(ids).logits, expected, rtol=1e-6, atol=1e-6)
     loaded.save_pretrained(tmp_path / "again")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
-    assert torch.equal(again(ids).logits, loaded(ids).logits)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "again")(ids).logits, loaded(ids).logits)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
