@@ -18,7 +18,7 @@ from rich.table import Table
 
 from monolora.errors import InputError, in_one_line
 from monolora.merge.verify import Comparison, Fidelity
-from monolora.recipes.record import write_json
+from monolora.provenance import write_json
 from monolora.recipes.report import shown_score
 
 JSON, PAGE = "merge_report.json", "merge_report.html"

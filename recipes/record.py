@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from accelerate import PartialState
 
 from monolora.errors import InputError, SaveError, in_one_line
+from monolora.provenance import write_json
 from monolora.recipes.arguments import Arguments
 
 FILE = "run.json"
 GO_ON = "Earlier checkpoints are whole; free space, then go on with --resume-from-checkpoint."
-_PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "monolora")
 
 
 def resolved_config(arguments: Arguments) -> dict[str, Any]:
@@ -37,33 +33,6 @@ def resolved_config(arguments: Arguments) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(json.dumps(merged, default=str)))
 
 
-def provenance() -> dict[str, Any]:
-    """Versions of the packages and the machine, and the git state of the code."""
-    return {
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.machine(),
-            "cpus": os.cpu_count(),
-            "threads": torch.get_num_threads(),  # sums are ordered by them: bfloat16 answers change in a few rows
-        },
-        "git": _git_state(),
-    }
-
-
-def _git_state() -> dict[str, Any] | None:
-    folder = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):  # installed from a wheel, or no git here
-        return None
-
-
 def write(folder: Path, record: Mapping[str, Any]) -> None:
     """Write ``run.json``.
 
@@ -75,18 +44,6 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
         write_json(folder / FILE, record)
     except OSError as error:
         raise SaveError.of(folder, error, GO_ON) from error
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file aside and rename it: a reader never sees half of it. NaN and infinity become null."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        strict = json.loads(json.dumps(value), parse_constant=lambda name: None)
-        aside.write_text(json.dumps(strict, indent=2) + "\n")
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def read(folder: Path, mend: str = "Remove the folder, or take another --output-dir.") -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from monolora.errors import exit_status
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
 from monolora.hub import resolve_model
+from monolora.provenance import provenance
 from monolora.recipes import publish, resume
 from monolora.recipes import record as run_record
 from monolora.recipes.adapter_config import peft_config
@@ -152,7 +153,7 @@ def begin(this: Run) -> dict[str, Any]:
         "status": "running",
         "config": this.config,
         "seeds": {"seed": training.seed, "data_seed": training.data_seed},
-        **run_record.provenance(),
+        **provenance(),
         "fingerprints": this.fingerprints,
         "rows": this.rows,
         "results": {"before": before or this.score("before training"), "after": None},

@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 from monolora.errors import InputError, SaveError, exit_status
 from monolora.flags import FlagParser
 from monolora.merge.verify import Comparison, compare
+from monolora.provenance import provenance
 from monolora.recipes import merge_report
-from monolora.recipes import record as run_record
 from monolora.recipes import subject as subjects
 from monolora.recipes.inference import PROGRESS, Inference, input_device
 from monolora.recipes.scoring import score_and_answers
@@ -110,7 +110,7 @@ def verify(
         }
         scores = _task_scores(subject, task, adapted, merged, tokenizer, flags.task_samples)
     report = merge_report.make(compared, scores, merge, flags.min_fidelity)
-    report |= {"seconds": round(time.monotonic() - started, 1), **run_record.provenance()}
+    report |= {"seconds": round(time.monotonic() - started, 1), **provenance()}
     try:
         merge_report.write(out, report)
     except OSError as error:

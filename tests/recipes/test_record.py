@@ -49,23 +49,6 @@ def test_read_says_the_mend_that_it_is_given(tmp_path: Path) -> None:
             record.read(tmp_path, "Do this.")
 
 
-def test_write_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN and infinity are no JSON; a disk that takes no more leaves the old file."""
-    path = tmp_path / "some.json"
-    record.write_json(path, {"a": float("-inf"), "b": [float("nan"), 1.5], "c": "NaN"})
-    assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.5], "c": "NaN"}
-
-    def full(self: Path, text: str) -> int:
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        record.write_json(path, {"a": 1})
-    assert os.listdir(tmp_path) == ["some.json"]
-    assert json.loads(path.read_text())["c"] == "NaN"
-
-
 def test_no_secret_is_recorded() -> None:
     config = record.resolved_config(parse(["--hub-token", "hf_secret", "--eos-token", "</s>", "--run-name", "mine"]))
     assert "hf_secret" not in json.dumps(config)
@@ -73,18 +56,6 @@ def test_no_secret_is_recorded() -> None:
     assert config["adapter"] == "monolora"
     assert config["lora_r"] == 8
     assert config["num_processes"] == 1
-
-
-def test_provenance() -> None:
-    found = record.provenance()
-    assert found["versions"].keys() >= {"torch", "transformers", "peft", "trl", "monolora", "python"}
-    assert found["git"] is None or len(found["git"]["commit"]) == 40
-
-
-def test_no_git_state_outside_of_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "record.py"))
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert record.provenance()["git"] is None
 
 
 def test_check_output_folder(tmp_path: Path) -> None:

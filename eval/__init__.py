@@ -1,0 +1,1 @@
+"""The alignment evaluation suite. Packaged as ``monolora.eval``; imported by that name everywhere."""

@@ -1,0 +1,1 @@
+"""What people read: the table in the terminal, as CSV and LaTeX, and the page."""
