@@ -83,6 +83,20 @@ class Judgement(NamedTuple):
     reason: str | None = None
 
 
+class Measurement(NamedTuple):
+    """What was measured on a model as a whole: its sparsity on a set's prompts.
+
+    Attributes:
+        key: hash of model, prompts and kind.
+        model: identity of the model.
+        values: of :class:`monolora.sparsity.Sparsity`.
+    """
+
+    key: str
+    model: str
+    values: dict[str, Any]
+
+
 def content_key(*parts: Any) -> str:
     """24 hex digits of the sha256 of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

@@ -14,8 +14,9 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 from monolora.errors import InputError, in_one_line
 from monolora.flags import raise_input_error, unknown_flag
 from monolora.hub import SMOLLM2
-from monolora.recipes.config_file import read_config, split_config
+from monolora.recipes.config_file import read_config
 from monolora.recipes.conflicts import ADAPTERS, check_conflicts, check_values
+from monolora.yaml_config import split_config
 
 # Learning rates found on SST-2 with SmolLM2-135M (docs/RESULTS.md); full finetuning takes TRL's.
 LEARNING_RATE = {"monolora": 1e-3, "lora": 1e-3, "none": 2e-5}

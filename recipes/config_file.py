@@ -8,36 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
-import yaml
 from trl import TrlParser
 
 from monolora.errors import InputError
 from monolora.flags import unknown_flag
+from monolora.yaml_config import load_yaml
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
-
-
-def split_config(words: list[str]) -> tuple[Path | None, list[str]]:
-    """The file after ``--config``, and the other words of the command line.
-
-    Raises:
-        InputError: if ``--config`` has no value or is given twice.
-    """
-    rest: list[str] = []
-    paths: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        if word == "--config":
-            paths.append(next(remaining, ""))
-        elif word.startswith("--config="):
-            paths.append(word.partition("=")[2])
-        else:
-            rest.append(word)
-    if len(paths) > 1:
-        raise InputError("--config is given twice. Put everything into one file.")
-    if "" in paths:
-        raise InputError("--config needs a YAML file.")
-    return (Path(paths[0]) if paths else None), rest
 
 
 def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[str, Any]:
@@ -51,7 +28,7 @@ def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[
     Raises:
         InputError: if the file cannot be read or is no mapping, a key is no flag, or a value is not of its type.
     """
-    loaded = _load(path)
+    loaded = load_yaml(path)
     environment = loaded.pop("env", None) or {}
     if not isinstance(environment, dict):
         raise InputError(f"--config {path}: env must be a mapping of names to values.")
@@ -67,18 +44,6 @@ def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[
             raise InputError(f"--config {path}: {unknown_flag(f'--{key}', parser._option_string_actions)}")
         values[name] = _checked(path, action, value, get_args(hints[name]) or [hints[name]])
     return values
-
-
-def _load(path: Path) -> dict[Any, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"Cannot read --config {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(loaded, dict):
-        raise InputError(f"--config {path} must be a mapping of flags to values.")
-    return loaded
 
 
 def _checked(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:

@@ -35,6 +35,6 @@ def test_provenance() -> None:
 
 
 def test_no_git_state_outside_of_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(record, "__file__", str(tmp_path / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert provenance.provenance()["git"] is None

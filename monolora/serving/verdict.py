@@ -35,6 +35,10 @@ class CanaryError(RunError):
     """vLLM's answers are not what they should be, or nothing can be told from them; one line."""
 
 
+class CanaryUnknownError(CanaryError):
+    """Nothing can be told: what should be seen is smaller than the rounding."""
+
+
 class Share(NamedTuple):
     """A share that should be 1.
 
@@ -97,7 +101,7 @@ def _check_shares(shares: Mapping[str, Share | None], dtype: str) -> None:
     measured = {what: share for what, share in shares.items() if share is not None}
     for what, share in measured.items():
         if share.error >= RESOLUTION:
-            raise CanaryError(
+            raise CanaryUnknownError(
                 f"On these prompts {what} changes too little to be seen behind the rounding of {dtype} ({share}). Give "
                 "prompts of the adapter's own task, with --prompts, or check with --dtype float32. An untrained one "
                 "changes nothing."

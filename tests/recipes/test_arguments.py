@@ -14,7 +14,6 @@ from monolora.errors import InputError
 from monolora.recipes import record as run_record
 from monolora.recipes.adapter_config import peft_config
 from monolora.recipes.arguments import Arguments, parse
-from monolora.recipes.config_file import split_config
 
 PRESETS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml"))
 
@@ -68,14 +67,6 @@ def test_environment_from_the_config_file(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("MONOLORA_TEST", raising=False)
     _with_config(tmp_path, "env: {MONOLORA_TEST: 3}\n")
     assert os.environ["MONOLORA_TEST"] == "3"
-
-
-def test_split_config() -> None:
-    assert split_config(["--seed", "1", "--config", "a.yaml", "-x"]) == (Path("a.yaml"), ["--seed", "1", "-x"])
-    assert split_config(["--config=a.yaml"]) == (Path("a.yaml"), [])
-    assert split_config(["--seed", "1"]) == (None, ["--seed", "1"])
-    with pytest.raises(InputError, match="given twice"):
-        split_config(["--config", "a", "--config=b"])
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=[path.stem for path in PRESETS])

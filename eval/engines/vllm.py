@@ -1,0 +1,184 @@
+"""Answers by vLLM, offline: base and adapters of a run in one engine, in mixed batches.
+
+Before the first answer the canary asks whether vLLM answers through each adapter as transformers does
+(:mod:`monolora.serving.canary`). Requests are all handed over at once and their answers given back as they finish, so
+that vLLM batches as it does for ``LLM.generate``, and little is lost when the process is killed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from monolora.adapters import adapter_config
+from monolora.errors import RunError, in_one_line
+from monolora.serving import CanaryUnknownError
+from monolora.serving.canary import measure
+from monolora.serving.folders import served_config
+from monolora.serving.plugin import check_not_left_out
+from monolora.serving.ranks import largest_rank, vllm_rank
+
+if TYPE_CHECKING:
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+MOST_ADAPTERS_AT_ONCE = 8  # in a batch; each takes memory for the largest rank of all
+CANARY_PROMPTS, CANARY_TOKENS = 8, 256
+
+
+def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Generate what is not done yet.
+
+    Args:
+        job: ``model``, the folder of the base; ``adapters``, folders by name; ``items``, each with ``key``, ``adapter``
+            (a name, or None for the base), ``token_ids`` and ``max_new_tokens``; ``done``, keys; ``settings``, of
+            :func:`engine_settings` in ``monolora.eval.generate``.
+
+    Yields:
+        First ``{"canary": {...}}`` for every adapter that has items (for the base alone where none has), then one
+        answer an item.
+
+    Raises:
+        InputError: if vLLM cannot serve the model or an adapter.
+        RunError: if vLLM does not start, or the canary says that its answers would be wrong.
+    """
+    done = set(job["done"])
+    items = [item for item in job["items"] if item["key"] not in done]
+    settings = job["settings"]
+    prepare_environment(settings["batch_invariant"])
+    requests = lora_requests({name: job["adapters"][name] for name in sorted(_adapters_of(items))})
+    llm = start(job["model"], requests, settings)
+    if settings["canary"]:
+        for name in requests or [None]:
+            prompts = _evenly([item["token_ids"] for item in job["items"] if item["adapter"] == name])
+            yield {"canary": _canary(llm, name, requests.get(name), prompts)}
+    yield from generate(llm, items, requests, settings)
+
+
+def prepare_environment(batch_invariant: bool) -> None:
+    """What vLLM reads when it is imported. What the user has set stays."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if batch_invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    if not torch.cuda.is_available():
+        # Nothing is gained by compiling here, nor by one more process for the engine.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+def lora_requests(folders: Mapping[str, str]) -> dict[str, LoRARequest]:
+    """One request an adapter, by name.
+
+    Raises:
+        InputError: if a folder holds no adapter, or none that vLLM serves.
+    """
+    from vllm.lora.request import LoRARequest
+
+    for folder in folders.values():
+        if served_config(folder) is not None:
+            check_not_left_out()
+    return {name: LoRARequest(name, number, folder) for number, (name, folder) in enumerate(folders.items(), start=1)}
+
+
+def start(model: str, requests: Mapping[str, LoRARequest], settings: Mapping[str, Any]) -> LLM:
+    """An engine with room for these adapters.
+
+    Raises:
+        InputError: if an adapter does not fit.
+        RunError: if vLLM does not start.
+    """
+    from vllm import LLM
+
+    lora: dict[str, Any] = {}
+    if requests:
+        ranks = {each.lora_path: largest_rank(adapter_config(each.lora_path)) for each in requests.values()}
+        lora = {
+            "enable_lora": True,
+            "max_loras": min(len(requests), MOST_ADAPTERS_AT_ONCE),
+            "max_cpu_loras": len(requests),
+            "max_lora_rank": max(vllm_rank(rank, folder) for folder, rank in ranks.items()),
+            "fully_sharded_loras": settings["tensor_parallel_size"] > 1,
+        }
+    try:
+        return LLM(
+            model,
+            dtype=settings["dtype"],
+            seed=settings["seed"],
+            max_model_len=settings["max_model_len"],
+            max_num_seqs=settings["max_num_seqs"],
+            gpu_memory_utilization=settings["gpu_memory_utilization"],
+            tensor_parallel_size=settings["tensor_parallel_size"],
+            enforce_eager=not torch.cuda.is_available(),
+            **lora,
+        )
+    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+        raise RunError(f"vLLM does not start with {model}: {in_one_line(error)}") from error
+
+
+def _canary(llm: LLM, name: str | None, request: LoRARequest | None, prompts: list[list[int]]) -> dict[str, Any]:
+    """What the canary measured, as JSON.
+
+    Raises:
+        CanaryError: if vLLM's answers would be wrong; not if nothing can be told from them.
+    """
+    measured = measure(llm, request, prompts=prompts)
+    try:
+        measured.check()
+        unknown = None
+    except CanaryUnknownError as error:
+        unknown = str(error)
+    return {
+        "adapter": name,
+        "base_error": measured.base_error,
+        "adapter_error": measured.adapter_error,
+        "applied": measured.applied,
+        "activation": measured.activation,
+        "dtype": measured.dtype,
+        "unknown": unknown,
+    }
+
+
+def _adapters_of(items: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {item["adapter"] for item in items if item["adapter"] is not None}
+
+
+def _evenly(prompts: Sequence[list[int]]) -> list[list[int]]:
+    """A few of the prompts, from all of the run's sets, cut to a length that a CPU goes through in seconds."""
+    step = max(1, len(prompts) // CANARY_PROMPTS)
+    return [prompt[-CANARY_TOKENS:] for prompt in prompts[::step][:CANARY_PROMPTS]]
+
+
+def generate(
+    llm: LLM, items: Sequence[Mapping[str, Any]], requests: Mapping[str, LoRARequest], settings: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """The answers to ``items`` as they finish; :func:`answers` without starting the engine."""
+    from vllm import SamplingParams
+
+    def sampling(most: int) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=most, temperature=settings["temperature"], top_p=settings["top_p"], seed=settings["seed"]
+        )
+
+    params = {most: sampling(most) for most in {item["max_new_tokens"] for item in items}}
+    ids = llm.enqueue(
+        [{"prompt_token_ids": item["token_ids"]} for item in items],
+        [params[item["max_new_tokens"]] for item in items],
+        lora_request=[requests.get(item["adapter"]) for item in items],
+        use_tqdm=False,
+    )
+    # What comes back is numbered as it was handed over; inside the engine the number has a random ending.
+    by_id = {request_id.partition("-")[0]: item for request_id, item in zip(ids, items, strict=True)}
+    engine = llm.llm_engine
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                answer = output.outputs[0]
+                yield {
+                    "key": by_id[output.request_id]["key"],
+                    "text": answer.text,
+                    "tokens": len(answer.token_ids),
+                    "finish": answer.finish_reason,
+                }

@@ -1,0 +1,155 @@
+"""The records of a run on disk: append-only files of one JSON object a line.
+
+A process that is killed while it writes leaves at most one torn line, the last, which is cut off when the file is
+opened again; so the file always holds whole records, each once. One process at a time may write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from filelock import FileLock, Timeout
+
+from monolora.errors import InputError, SaveError, in_one_line
+from monolora.eval.records import INVALID, Judgement, Measurement, Response
+
+_Record = TypeVar("_Record", Response, Judgement, Measurement)
+_GO_ON = "All earlier records are whole: free space, then give the same command again."
+
+
+class Records(Generic[_Record]):
+    """One file of records, by key; all of it is in memory.
+
+    Args:
+        path: the file; it need not be there.
+        kind: the records' class.
+
+    Raises:
+        InputError: if a line that is not the last is damaged.
+    """
+
+    def __init__(self, path: Path, kind: type[_Record]) -> None:
+        self._path = path
+        self._by_key: dict[str, _Record] = {}
+        if path.is_file():
+            _cut_torn_line(path)
+            with path.open() as file:
+                for number, line in enumerate(file, start=1):
+                    record = _parsed(line, kind, f"{path}, line {number}")
+                    self._by_key.setdefault(record.key, record)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._by_key
+
+    def __getitem__(self, key: str) -> _Record:
+        return self._by_key[key]
+
+    def __len__(self) -> int:
+        return len(self._by_key)
+
+    def add(self, record: _Record) -> None:
+        """Write one more record; one whose key is there already is passed over.
+
+        Raises:
+            SaveError: if the disk does not take it; the file is as it was then.
+        """
+        if record.key in self._by_key:
+            return
+        line = _line(record).encode()
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                before = file.tell()
+                if file.write(line) != len(line):  # a disk that is just full takes a part
+                    file.truncate(before)
+                    raise OSError(28, os.strerror(28))
+        except OSError as error:
+            raise SaveError.of(self._path, error, _GO_ON) from error
+        self._by_key[record.key] = record
+
+    def drop(self, unwanted: Callable[[_Record], bool]) -> int:
+        """Write the file anew without some records; returns how many they were.
+
+        Raises:
+            SaveError: if the disk does not take it; the file is as it was then.
+        """
+        kept = {key: record for key, record in self._by_key.items() if not unwanted(record)}
+        dropped = len(self._by_key) - len(kept)
+        if dropped:
+            aside = self._path.with_name(f".{self._path.name}.part")
+            try:
+                with aside.open("w") as file:
+                    file.writelines(map(_line, kept.values()))
+                aside.replace(self._path)
+            except OSError as error:
+                aside.unlink(missing_ok=True)
+                raise SaveError.of(self._path, error, _GO_ON) from error
+            self._by_key = kept
+        return dropped
+
+
+class Store:
+    """All records of a run folder; :func:`opened` gives one to write to.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.responses = Records(folder / "responses.jsonl", Response)
+        self.judgements = Records(folder / "scores.jsonl", Judgement)
+        self.measurements = Records(folder / "measurements.jsonl", Measurement)
+
+    def drop_invalid(self) -> int:
+        """Forget answers and judgements that could not be had, so that they are asked for again; how many."""
+        return self.responses.drop(_is_invalid) + self.judgements.drop(_is_invalid)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Store]:
+    """The store of a run folder, to write to.
+
+    Raises:
+        InputError: if another process writes to it.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"Another process is writing to {folder}. Wait for it or end it; or take another --out."
+        ) from error
+    try:
+        yield Store(folder)
+    finally:
+        lock.release()
+
+
+def _line(record: Response | Judgement | Measurement) -> str:
+    return json.dumps(record._asdict()) + "\n"
+
+
+def _is_invalid(record: Response | Judgement) -> bool:
+    return record.status == INVALID
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Cut off what follows the last line end: a record that was being written when its process was killed."""
+    with path.open("rb+") as file:
+        content = file.read()
+        if content and not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _parsed(line: str, kind: type[_Record], where: str) -> _Record:
+    try:
+        values = json.loads(line)
+        return kind(**values)
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{where}: damaged ({in_one_line(error)}) Delete that line, and its row is asked for again."
+        ) from error
