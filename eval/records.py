@@ -84,15 +84,17 @@ class Judgement(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """What was measured on a model as a whole: its sparsity on a set's prompts.
+    """What was measured on a model as a whole.
 
     Attributes:
         key: hash of model, prompts and kind.
+        kind: ``sparsity`` on a set's prompts, or ``canary``.
         model: identity of the model.
-        values: of :class:`monolora.sparsity.Sparsity`.
+        values: of :class:`monolora.sparsity.Sparsity`, or of :class:`monolora.serving.Canary`.
     """
 
     key: str
+    kind: str
     model: str
     values: dict[str, Any]
 

@@ -72,8 +72,12 @@ class Settings:
     judge_endpoint: tuple[str, ...] = _flag(
         (), "for --judge-engine server; give it once each", metavar="URL", action="append"
     )
-    judge_dtype: str = _flag("bfloat16", "of the judges' weights", choices=DTYPES)
+    judge_dtype: str = _flag("auto", "of the judges' weights; auto is their own", choices=("auto", *DTYPES))
     judge_batch_size: int = _flag(16, "responses at a time, where vLLM does not batch them", type=int)
+    judge_device: str | None = _flag(None, "with --judge-engine hf (default: the GPU where there is one)")
+    judge_text: str | None = _flag(
+        None, "for a classifier with labels of its own: what it reads, with {prompt} and {response} in it"
+    )
     unsafe_labels: tuple[str, ...] = _flag(
         (), "for a classifier with labels of its own: those that mean unsafe; with commas", type=_words
     )
@@ -114,8 +118,8 @@ def parse(words: Sequence[str], prog: str, stored: Mapping[str, Any] | None = No
         parser.set_defaults(**{name: value for name, value in stored.items() if name in _names()})
     if path:
         rest = [*_as_words(load_yaml(path), path), *rest]
-    namespace = vars(parser.parse(rest))
-    settings = Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in namespace.items()})
+    found = vars(parser.parse(rest))
+    settings = Settings(**{n: tuple(found[n]) if isinstance(found[n], list) else found[n] for n in _names()})
     _check(settings)
     return settings
 

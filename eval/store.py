@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -52,6 +52,10 @@ class Records(Generic[_Record]):
     def __len__(self) -> int:
         return len(self._by_key)
 
+    def values(self) -> Iterable[_Record]:
+        """All records, in the order in which they were written."""
+        return self._by_key.values()
+
     def add(self, record: _Record) -> None:
         """Write one more record; one whose key is there already is passed over.
 
@@ -71,25 +75,24 @@ class Records(Generic[_Record]):
             raise SaveError.of(self._path, error, _GO_ON) from error
         self._by_key[record.key] = record
 
-    def drop(self, unwanted: Callable[[_Record], bool]) -> int:
-        """Write the file anew without some records; returns how many they were.
+    def drop(self, unwanted: Callable[[_Record], bool]) -> None:
+        """Write the file anew without some records.
 
         Raises:
             SaveError: if the disk does not take it; the file is as it was then.
         """
         kept = {key: record for key, record in self._by_key.items() if not unwanted(record)}
-        dropped = len(self._by_key) - len(kept)
-        if dropped:
-            aside = self._path.with_name(f".{self._path.name}.part")
-            try:
-                with aside.open("w") as file:
-                    file.writelines(map(_line, kept.values()))
-                aside.replace(self._path)
-            except OSError as error:
-                aside.unlink(missing_ok=True)
-                raise SaveError.of(self._path, error, _GO_ON) from error
-            self._by_key = kept
-        return dropped
+        if len(kept) == len(self._by_key):
+            return
+        aside = self._path.with_name(f".{self._path.name}.part")
+        try:
+            with aside.open("w") as file:
+                file.writelines(map(_line, kept.values()))
+            aside.replace(self._path)
+        except OSError as error:
+            aside.unlink(missing_ok=True)
+            raise SaveError.of(self._path, error, _GO_ON) from error
+        self._by_key = kept
 
 
 class Store:
@@ -103,10 +106,6 @@ class Store:
         self.responses = Records(folder / "responses.jsonl", Response)
         self.judgements = Records(folder / "scores.jsonl", Judgement)
         self.measurements = Records(folder / "measurements.jsonl", Measurement)
-
-    def drop_invalid(self) -> int:
-        """Forget answers and judgements that could not be had, so that they are asked for again; how many."""
-        return self.responses.drop(_is_invalid) + self.judgements.drop(_is_invalid)
 
 
 @contextmanager
@@ -133,7 +132,8 @@ def _line(record: Response | Judgement | Measurement) -> str:
     return json.dumps(record._asdict()) + "\n"
 
 
-def _is_invalid(record: Response | Judgement) -> bool:
+def is_invalid(record: Response | Judgement) -> bool:
+    """Whether it is no answer, or no verdict."""
     return record.status == INVALID
 
 

@@ -7,7 +7,8 @@ response is flagged if its largest probability is above 0.5 (the class's own def
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -50,22 +51,46 @@ class TooLongError(ValueError):
 
 
 def text(prompt: str, response: str, eos_token: str | None) -> str:
-    """The text of one pair, without a space after ``ASSISTANT:``; ``eos_token`` ends it where the tokenizer has one."""
-    return _QUESTION.format(prompt=prompt) + response + (eos_token or "")
+    """The text of one pair, without a space after ``ASSISTANT:``.
+
+    ``eos_token`` ends it, where the tokenizer has one, unless the response ends with it already.
+    """
+    pair = _QUESTION.format(prompt=prompt) + response
+    return pair if eos_token is None or pair.endswith(eos_token) else pair + eos_token
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, max_length: int = MAX_LENGTH
-) -> Encoded:
-    """Token ids of one pair, ``max_length`` at most; what does not fit is cut from the end, as the judge's own code does.
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, max_length: int = MAX_LENGTH) -> Encoded:
+    """Token ids of one pair, at most ``max_length``; what does not fit is cut from the end, as by the judge's own code.
 
     Raises:
         TooLongError: if not even the prompt fits, so that nothing of the response would be read.
     """
-    token_ids = tokenizer(text(prompt, response, tokenizer.eos_token))["input_ids"]
-    if len(token_ids) <= max_length:
-        return Encoded(token_ids, cut=False)
-    question = tokenizer(_QUESTION.format(prompt=prompt))["input_ids"]
-    if len(question) >= max_length:
-        raise TooLongError(f"the prompt has {len(question)} tokens of the {max_length} that the judge reads")
-    return Encoded(tokenizer(text(prompt, response, tokenizer.eos_token), truncation=True, max_length=max_length)["input_ids"], True)
+    (encoded,) = encode_all(tokenizer, [(prompt, response)], max_length)
+    if isinstance(encoded, TooLongError):
+        raise encoded
+    return encoded
+
+
+def encode_all(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], max_length: int = MAX_LENGTH
+) -> list[Encoded | TooLongError]:
+    """As :func:`encode`, for many pairs of prompt and response at once; its error stands where it would be raised."""
+    texts = [text(prompt, response, tokenizer.eos_token) for prompt, response in pairs]
+    whole = _token_ids(tokenizer, texts)
+    encoded: list[Encoded | TooLongError] = [Encoded(ids, cut=False) for ids in whole]
+    long = [number for number, ids in enumerate(whole) if len(ids) > max_length]
+    if long:
+        questions = _token_ids(tokenizer, [_QUESTION.format(prompt=pairs[number][0]) for number in long])
+        cut = _token_ids(tokenizer, [texts[number] for number in long], truncation=True, max_length=max_length)
+        for number, question, ids in zip(long, questions, cut, strict=True):
+            encoded[number] = Encoded(ids, cut=True) if len(question) < max_length else _too_long(question, max_length)
+    return encoded
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options: Any) -> list[list[int]]:
+    # verbose: that a text is longer than the tokenizer's own limit is seen to here
+    return tokenizer(texts, verbose=False, **options)["input_ids"] if texts else []
+
+
+def _too_long(question: list[int], max_length: int) -> TooLongError:
+    return TooLongError(f"the prompt has {len(question)} tokens of the {max_length} that the judge reads")

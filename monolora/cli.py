@@ -13,6 +13,8 @@ from monolora.errors import exit_status, unknown
 COMMANDS = {
     "sft": ("monolora.recipes.sft", "finetune with MonoLoRA, LoRA or all weights, and measure it"),
     "demo": ("monolora.recipes.demo", "train LoRA and MonoLoRA on a small task and compare them"),
+    "eval": ("monolora.eval.__main__", "what finetuning did to alignment: responses, judges, one table"),
+    "judge": ("monolora.recipes.judge", "train a small safety judge on BeaverTails"),
     "sparsity": ("monolora.recipes.sparsity", "how sparse an adapter's units are on the prompts of a data set"),
     "merge": ("monolora.recipes.merge", "an adapter and its base in one checkpoint, linearly or exactly, verified"),
     "verify": ("monolora.recipes.verify", "how much of an adapter's effect a merged checkpoint keeps"),

@@ -5,7 +5,7 @@ transformers before its answers are relied on.
 """
 
 from monolora.serving.canary import measure, verify
-from monolora.serving.verdict import Canary, CanaryError, Share
+from monolora.serving.verdict import Canary, CanaryError, CanaryUnknownError, Share
 from monolora.serving.versions import SUPPORTED_VLLM, check_vllm
 
-__all__ = ["SUPPORTED_VLLM", "Canary", "CanaryError", "Share", "check_vllm", "measure", "verify"]
+__all__ = ["SUPPORTED_VLLM", "Canary", "CanaryError", "CanaryUnknownError", "Share", "check_vllm", "measure", "verify"]

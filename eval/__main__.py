@@ -1,0 +1,54 @@
+"""``monolora eval run|generate|score|report``: what did finetuning do to a model's alignment, and are we sure?
+
+    monolora eval run --model BASE --adapter lora=PATH --adapter mono=PATH --tasks sst2 --out RUN
+
+run       all stages; given again, it goes on where it was
+generate  base and adapters answer the prompts                        RUN/responses.jsonl
+score     the judges judge the responses                              RUN/scores.jsonl
+report    statistics, the table, and a page to look at                RUN/report.html
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from monolora.errors import InputError, exit_status, unknown
+from monolora.eval import run as runs
+from monolora.eval import settings as flags
+
+STAGES = {
+    "run": runs.run,
+    "generate": runs.generate_stage,
+    "score": runs.score_stage,
+    "report": runs.report_stage,
+}
+_GOING_ON = ("score", "report")
+
+
+def main(argv: list[str]) -> int:
+    """Run one stage, or all; returns the exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"{__doc__}\nFlags: monolora eval run --help")
+        return 0 if argv else 2
+    stage, *words = argv
+    if stage not in STAGES:
+        raise unknown("stage", stage, STAGES)
+    STAGES[stage](flags.parse(words, f"monolora eval {stage}", _stored(words) if stage in _GOING_ON else None))
+    return 0
+
+
+def _stored(words: Sequence[str]) -> dict[str, object] | None:
+    """The settings of the run that a stage goes on with; what is only of one call left out."""
+    if "--help" in words or "-h" in words:
+        return None
+    out = flags.parse(words, "monolora eval").out
+    if not Path(out).is_dir():
+        raise InputError(f"There is no run in {out}. Begin one with: monolora eval run --out {out} …")
+    config = runs.read(Path(out))["config"]
+    return {name: value for name, value in config.items() if name not in ("keep_going", "retry_invalid", "out")}
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -1,0 +1,179 @@
+"""The first stage: every model answers every prompt, and its sparsity is measured on them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import AutoConfig
+
+from monolora.errors import InputError
+from monolora.eval.models import Subject, by_engine, token_ids
+from monolora.eval.plan import Plan, PlannedModel
+from monolora.eval.process import results_of
+from monolora.eval.progress import tracked
+from monolora.eval.prompts import PromptSet
+from monolora.eval.records import Measurement, Response, content_key
+from monolora.eval.settings import Settings
+from monolora.eval.store import Store
+from monolora.serving.versions import check_vllm
+
+LOG = Path("logs", "generate.log")
+SPARSITY_LOG = Path("logs", "sparsity.log")
+
+
+class Item(NamedTuple):
+    """A prompt for a model, as an engine gets it.
+
+    Attributes:
+        key: of the response.
+        prompt: key of the prompt.
+        subject: the model.
+        token_ids: of the prompt.
+        max_new_tokens: of the response.
+        cut: whether the prompt had to be cut.
+    """
+
+    key: str
+    prompt: str
+    subject: Subject
+    token_ids: list[int]
+    max_new_tokens: int
+    cut: bool
+
+
+def engine_of(settings: Settings) -> str:
+    """The engine that generates.
+
+    Raises:
+        InputError: if vLLM is asked for and cannot be had.
+    """
+    if settings.engine == "vllm":
+        check_vllm()
+    if settings.engine != "auto":
+        return settings.engine
+    return "vllm" if importlib.util.find_spec("vllm") else "hf"
+
+
+def items_of(settings: Settings, subject: Subject, prompts: PromptSet) -> list[Item]:
+    """All prompts of a set for one model.
+
+    Raises:
+        InputError: if the responses alone would fill the model's context.
+    """
+    most = prompts.max_new_tokens or settings.max_new_tokens
+    context = settings.max_model_len or AutoConfig.from_pretrained(subject.folder).max_position_embeddings
+    room = context - most
+    if room < 1:
+        raise InputError(
+            f"{subject.path} has a context of {context} tokens, and responses of {most} leave no room for a prompt. "
+            "Lower --max-new-tokens."
+        )
+    generation = {"engine": engine_of(settings), "dtype": settings.dtype, "max_new_tokens": most}
+    if settings.temperature > 0:
+        generation |= {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
+    if settings.batch_invariant:
+        generation["batch_invariant"] = True
+    made = []
+    for prompt, whole in zip(prompts.prompts, token_ids(subject, prompts), strict=True):
+        ids = whole[-room:]
+        key = content_key("response", ids, subject.identity, generation)
+        made.append(Item(key, prompt.key, subject, ids, most, cut=len(ids) < len(whole)))
+    return made
+
+
+def planned(settings: Settings, models: Sequence[Subject], sets: Sequence[PromptSet]) -> tuple[Plan, list[Item]]:
+    """The plan of a run, and all items of it."""
+    items = {each.name: {subject.name: items_of(settings, subject, each) for subject in models} for each in sets}
+    keys = {name: {model: [item.key for item in row] for model, row in rows.items()} for name, rows in items.items()}
+    sparsity = {
+        each.name: {
+            subject.name: content_key("sparsity", subject.identity, settings.dtype, keys[each.name][subject.name])
+            for subject in models
+            if subject.adapter is not None
+        }
+        for each in sets
+        if each.purpose in ("safety", "task")
+    }
+    listed = [PlannedModel(each.name, each.kind, each.path, each.identity, each.step) for each in models]
+    return Plan(list(sets), listed, keys, sparsity), [item for rows in items.values() for row in rows.values() for item in row]
+
+
+def generate(settings: Settings, store: Store, items: Sequence[Item]) -> None:
+    """Answer what has no answer yet."""
+    by_key = {item.key: item for item in items}
+    engine = engine_of(settings)
+    for folder, group in by_engine([*dict.fromkeys(item.subject for item in items)]).items():
+        mine = [item for item in by_key.values() if item.subject in group]
+        todo = [item for item in mine if item.key not in store.responses]
+        if not todo:
+            continue
+        rows = results_of(f"monolora.eval.engines.{engine}:answers", _job(settings, folder, mine, store), Path(settings.out) / LOG)
+        with tracked(f"Answers of {', '.join(each.name for each in group)}", len(todo)) as step:
+            for row in rows:
+                if "canary" in row:
+                    store.measurements.add(_canary(row["canary"], group))
+                    continue
+                item = by_key[row["key"]]
+                store.responses.add(Response(**row | {"prompt": item.prompt, "model": item.subject.identity, "cut": item.cut}))
+                step()
+
+
+def _canary(row: dict[str, Any], group: Sequence[Subject]) -> Measurement:
+    asked = next(each for each in group if row["adapter"] == (None if each.adapter is None else each.name))
+    return Measurement(content_key("canary", asked.identity, row["dtype"]), "canary", asked.identity, row)
+
+
+def _job(settings: Settings, folder: str, items: Sequence[Item], store: Store) -> dict[str, Any]:
+    subjects = [*dict.fromkeys(item.subject for item in items)]
+    return {
+        "model": folder,
+        "adapters": {each.name: each.adapter for each in subjects if each.adapter is not None},
+        "models": {each.name: each.path if each.kind == "base" else each.name for each in subjects},
+        "endpoints": list(settings.endpoint),
+        "items": [
+            {
+                "key": item.key,
+                "model": item.subject.name,
+                "adapter": None if item.subject.adapter is None else item.subject.name,
+                "token_ids": item.token_ids,
+                "max_new_tokens": item.max_new_tokens,
+            }
+            for item in items
+        ],
+        "done": [item.key for item in items if item.key in store.responses],
+        "settings": engine_settings(settings),
+    }
+
+
+def engine_settings(settings: Settings) -> dict[str, Any]:
+    """What engines read of the settings."""
+    names = (
+        "dtype", "seed", "temperature", "top_p", "batch_size", "max_model_len", "max_num_seqs",
+        "gpu_memory_utilization", "tensor_parallel_size", "batch_invariant",
+    )  # fmt: skip
+    return {name: getattr(settings, name) for name in names} | {"canary": not settings.skip_canary}
+
+
+def measure_sparsity(settings: Settings, store: Store, plan: Plan, items: Sequence[Item]) -> None:
+    """Measure each adapter's sparsity on the prompts of each set, where that is not known yet."""
+    by_key = {item.key: item for item in items}
+    jobs = []
+    for name, models in plan.sparsity.items():
+        for model, key in models.items():
+            if key not in store.measurements:
+                rows = [by_key[each] for each in plan.keys[name][model]]
+                subject = rows[0].subject
+                jobs.append(
+                    {"key": key, "model": subject.folder, "adapter": subject.adapter, "identity": subject.identity,
+                     "token_ids": [item.token_ids for item in rows]}
+                )  # fmt: skip
+    if not jobs:
+        return
+    job = {"jobs": jobs, "dtype": settings.dtype, "batch_size": settings.batch_size}
+    with tracked("Sparsity", len(jobs)) as step:
+        for row in results_of("monolora.eval.sparsity:measured", job, Path(settings.out) / SPARSITY_LOG):
+            store.measurements.add(Measurement(**row))
+            step()

@@ -1,0 +1,68 @@
+"""The third stage's input: the records of a run, found by its plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from monolora.eval.judges import Judge
+from monolora.eval.measures import Model, build, entries
+from monolora.eval.plan import Plan
+from monolora.eval.records import Judgement, Response
+from monolora.eval.score import judgement_key
+from monolora.eval.store import Store
+from monolora.serving.verdict import Share
+
+
+def measured(
+    record: Mapping[str, Any], plan: Plan, judges: Sequence[Judge], store: Store
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """All measures of a run, and its prompts with answers and judgements, for the report.
+
+    Args:
+        record: ``run.json``.
+        plan: what the run asks of whom.
+        judges: those to report.
+        store: the records.
+    """
+    models = [Model(each.name, each.kind, each.path, each.step, _notes(each.identity, store)) for each in plan.models]
+    responses: dict[str, dict[str, dict[str, Response]]] = {
+        prompts.name: {model.name: {} for model in plan.models} for prompts in plan.sets
+    }
+    judgements: dict[str, dict[str, Judgement]] = {judge.name: {} for judge in judges}
+    for prompts, model, prompt, key in plan.responses():
+        if key in store.responses:
+            responses[prompts.name][model.name][prompt.key] = store.responses[key]
+            for judge in judges:
+                judgement = judgement_key(judge, key)
+                if judgement in store.judgements:
+                    judgements[judge.name][key] = store.judgements[judgement]
+    results = build(record, models, plan.sets, judges, responses, judgements, _sparsity(plan, store))
+    return results, entries(models, plan.sets, judges, responses, judgements)
+
+
+def _sparsity(plan: Plan, store: Store) -> dict[tuple[str, str], dict[str, Any]]:
+    """By model, and ``alignment`` (the first safety set) or the name of a task's set."""
+    found = {}
+    safety = next((each.name for each in plan.sets if each.purpose == "safety"), None)
+    for name, keys in plan.sparsity.items():
+        what = "alignment" if name == safety else name
+        for model, key in keys.items():
+            if key in store.measurements and store.measurements[key].values:
+                found[model, what] = store.measurements[key].values
+    return found
+
+
+def _notes(identity: str, store: Store) -> tuple[str, ...]:
+    """What the canary saw of a model."""
+    return tuple(
+        _of_canary(each.values) for each in store.measurements.values() if (each.kind, each.model) == ("canary", identity)
+    )
+
+
+def _of_canary(values: Mapping[str, Any]) -> str:
+    if values["unknown"]:
+        return f"Whether vLLM applies it could not be told: {values['unknown']}"
+    if values["applied"] is None:
+        return f"vLLM's log-probs differ from transformers' by {values['base_error']:.2g} nats (root mean square)."
+    return f"vLLM shows {Share(*values['applied'])} of its effect."

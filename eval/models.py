@@ -1,0 +1,110 @@
+"""The models of a run: the base, its adapters, whole finetuned models; each known by its weights, not by its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from monolora.adapters import adapter_config, adapter_tokenizer
+from monolora.errors import InputError
+from monolora.eval.prompts import PromptSet
+from monolora.eval.records import content_key
+from monolora.eval.settings import Settings
+from monolora.fingerprints import fingerprint_files
+from monolora.hub import resolve_model
+from monolora.recipes import record as run_record
+from monolora.recipes.prompts import prompt_ids
+from monolora.recipes.tasks import Example
+
+BASE = "base"
+
+
+class Subject(NamedTuple):
+    """A model that is evaluated.
+
+    Attributes:
+        name: in the table.
+        kind: ``base``, ``adapter`` (on the base), or ``model`` (whole).
+        path: as the user gave it.
+        folder: of the model that an engine loads; for an adapter, its base.
+        adapter: folder of the adapter, else None.
+        identity: hash of all weights and of the configs that go with them.
+        step: of training, for checkpoints along one run, else None.
+    """
+
+    name: str
+    kind: str
+    path: str
+    folder: str
+    adapter: str | None
+    identity: str
+    step: int | None = None
+
+
+def subjects(settings: Settings) -> list[Subject]:
+    """All models of a run, the base first.
+
+    Raises:
+        InputError: if one is not there, is damaged, or was trained on another base.
+    """
+    if not settings.model:
+        raise InputError("Which model? Give the base with --model.")
+    if (Path(settings.model) / "adapter_config.json").is_file():
+        raise InputError(f"{settings.model} is an adapter. Give its base with --model, and --adapter NAME={settings.model}")
+    folder = resolve_model(settings.model)
+    weights = _weights(folder)
+    base = Subject(BASE, BASE, settings.model, folder, None, content_key("model", weights))
+    named = settings.adapters()
+    others = [_other(name, path, base, weights) for name, path in named.items()]
+    steps = sorted((_step(path), path) for path in settings.checkpoints)
+    along = [_other(f"step {step}", path, base, weights)._replace(step=step) for step, path in steps]
+    return [base, *others, *along]
+
+
+def _other(name: str, path: str, base: Subject, base_weights: str) -> Subject:
+    if not (Path(path) / "adapter_config.json").is_file() and (Path(path) / "config.json").is_file():
+        return Subject(name, "model", path, path, None, content_key("model", _weights(path)))
+    adapter_config(path)
+    _check_base(path, base)
+    own = fingerprint_files(path) + fingerprint_files(path, "adapter_config.json")
+    return Subject(name, "adapter", path, base.folder, path, content_key("adapter", base_weights, own))
+
+
+def _weights(folder: str) -> str:
+    return fingerprint_files(folder) + fingerprint_files(folder, "config.json")
+
+
+def _check_base(path: str, base: Subject) -> None:
+    """An adapter whose run recorded its base's weights must be on these."""
+    run = next((found for each in (Path(path), Path(path).parent) if (found := run_record.read(each, "Remove it."))), None)
+    if run is None:
+        return
+    here, there = fingerprint_files(base.folder), run["fingerprints"]["model"]
+    if here != there:
+        raise InputError(
+            f"{path} was trained on other weights than those of {base.path} (fingerprint {there}, here {here}). Give "
+            f"its own base with --model: {run['config']['model']}."
+        )
+
+
+def _step(path: str) -> int:
+    found = re.fullmatch(r"checkpoint-(\d+)", Path(path).name)
+    if found is None:
+        raise InputError(f"--checkpoints {path} is not named checkpoint-STEP. Give others with --adapter NAME=PATH.")
+    return int(found.group(1))
+
+
+def token_ids(subject: Subject, prompts: PromptSet) -> list[list[int]]:
+    """Each prompt as this model was trained to read it: its own tokenizer's chat template, or the Alpaca format."""
+    tokenizer = adapter_tokenizer(subject.adapter or subject.folder, subject.folder)
+    return [prompt_ids(Example(each.instruction, "", context=each.context), tokenizer) for each in prompts.prompts]
+
+
+def by_engine(models: Sequence[Subject]) -> Mapping[str, list[Subject]]:
+    """Which models an engine answers for, by the folder that it loads: the base with its adapters; each other alone."""
+    groups: dict[str, list[Subject]] = {}
+    for subject in models:
+        groups.setdefault(subject.folder, []).append(subject)
+    return groups

@@ -1,0 +1,106 @@
+"""``plan.json``: what a run asks of whom. With it and the records, scoring and reporting need no model and no data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monolora.errors import InputError, SaveError, in_one_line
+from monolora.eval.prompts import PromptSet
+from monolora.eval.records import Prompt
+from monolora.provenance import write_json
+
+FILE = "plan.json"
+
+
+class PlannedModel(NamedTuple):
+    """A model of the run, as the table has it.
+
+    Attributes:
+        name: in the table.
+        kind: ``base``, ``adapter`` or ``model``.
+        path: as the user gave it.
+        identity: hash of its weights.
+        step: of training, for checkpoints along one run, else None.
+    """
+
+    name: str
+    kind: str
+    path: str
+    identity: str
+    step: int | None
+
+
+class Plan(NamedTuple):
+    """What a run asks of whom.
+
+    Attributes:
+        sets: the prompts.
+        models: the base first.
+        keys: of the responses, by set and model, in the order of the set's prompts.
+        sparsity: keys of the measurements, by set and model.
+    """
+
+    sets: list[PromptSet]
+    models: list[PlannedModel]
+    keys: dict[str, dict[str, list[str]]]
+    sparsity: dict[str, dict[str, str]]
+
+    def responses(self) -> Iterator[tuple[PromptSet, PlannedModel, Prompt, str]]:
+        """Every response that there should be: its set, model, prompt and key."""
+        for prompts in self.sets:
+            for model in self.models:
+                for prompt, key in zip(prompts.prompts, self.keys[prompts.name][model.name], strict=True):
+                    yield prompts, model, prompt, key
+
+
+def write(folder: Path, plan: Plan) -> None:
+    """Write ``plan.json``.
+
+    Raises:
+        SaveError: if the disk does not take it.
+    """
+    content = {
+        "sets": [_as_json(each) for each in plan.sets],
+        "models": [each._asdict() for each in plan.models],
+        "keys": plan.keys,
+        "sparsity": plan.sparsity,
+    }
+    try:
+        write_json(folder / FILE, content)
+    except OSError as error:
+        raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
+
+
+def read(folder: Path) -> Plan:
+    """The plan in a run folder.
+
+    Raises:
+        InputError: if there is none, or it is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise InputError(f"{folder} holds no evaluation: {FILE} is missing. Begin one with: monolora eval run --out {folder}")
+    try:
+        found = json.loads(path.read_text())
+        return Plan(
+            [_set(each) for each in found["sets"]],
+            [PlannedModel(**each) for each in found["models"]],
+            found["keys"],
+            found["sparsity"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged: {in_one_line(error)} Write it again with: monolora eval generate --out {folder} …"
+        ) from error
+
+
+def _as_json(prompts: PromptSet) -> dict[str, Any]:
+    return vars(prompts) | {"prompts": [each._asdict() for each in prompts.prompts]}
+
+
+def _set(found: dict[str, Any]) -> PromptSet:
+    prompts = tuple(Prompt(**each | {"categories": tuple(each["categories"])}) for each in found["prompts"])
+    return PromptSet(**found | {"prompts": prompts, "labels": tuple(found["labels"])})

@@ -1,0 +1,20 @@
+"""A progress bar on stderr; stdout is for results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+NOTES = Console(stderr=True)
+
+
+@contextmanager
+def tracked(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show how many of ``total`` steps are done; the function that it gives is called for each."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=NOTES) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)

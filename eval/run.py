@@ -1,0 +1,182 @@
+"""A run from prompts to report, stage by stage, and its ``run.json``.
+
+A run that was interrupted goes on where it was: what has a record is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from monolora.errors import InputError, SaveError, in_one_line
+from monolora.eval import plan as plans
+from monolora.eval import prompts, report
+from monolora.eval.judges import Judge
+from monolora.eval.measured import measured
+from monolora.eval.plan import Plan
+from monolora.eval.prompts import PromptSet
+from monolora.eval.score import make_judges, score
+from monolora.eval.settings import Settings
+from monolora.eval.store import is_invalid, opened
+from monolora.provenance import provenance, write_json
+
+FILE = "run.json"
+# What a response depends on, the model's weights aside. A run has one value of each; adapters, tasks and judges may come
+# and go.
+_FIXED = (
+    "model", "suite", "limit", "task_limit", "unsafe_only", "max_new_tokens", "temperature", "top_p", "seed", "engine",
+    "dtype", "max_model_len", "batch_invariant",
+)  # fmt: skip
+
+
+def run(settings: Settings) -> None:
+    """All stages."""
+    _generate(settings, with_judges=True)
+    score_stage(settings)
+    report_stage(settings)
+
+
+def generate_stage(settings: Settings) -> None:
+    """Only the responses, and the sparsity."""
+    _generate(settings, with_judges=False)
+
+
+def _generate(settings: Settings, with_judges: bool) -> None:
+    # Imported here: they bring transformers and TRL, and a report needs neither.
+    from monolora.eval.generate import engine_of, generate, measure_sparsity, planned
+    from monolora.eval.models import subjects
+
+    settings = replace(settings, engine=engine_of(settings))
+    folder = Path(settings.out)
+    _check_folder(folder, settings)
+    sets = _prompt_sets(settings)
+    models = subjects(settings)
+    panel = make_judges(settings) if with_judges else []
+    plan, items = planned(settings, models, sets)
+    _make(folder)
+    with opened(folder) as store:
+        record = _started(settings, plan, panel)
+        write(folder, record)
+        plans.write(folder, plan)
+        if settings.retry_invalid:
+            store.responses.drop(is_invalid)
+        started = time.monotonic()
+        generate(settings, store, items)
+        measure_sparsity(settings, store, plan, items)
+        write(folder, _ended(record, "generate", started))
+
+
+def score_stage(settings: Settings) -> None:
+    """Only the judgements, on the responses that are there."""
+    folder = Path(settings.out)
+    record, plan, panel = read(folder), plans.read(folder), make_judges(settings)
+    judges = {each["name"]: each for each in record["judges"]} | {each.name: asdict(each) for each in panel}
+    record = record | {"judges": list(judges.values())}
+    with opened(folder) as store:
+        if settings.retry_invalid:
+            store.judgements.drop(is_invalid)
+        write(folder, record)
+        started = time.monotonic()
+        score(settings, store, plan, panel)
+        write(folder, _ended(record, "score", started))
+
+
+def report_stage(settings: Settings) -> None:
+    """Only the statistics and the report, of the records that are there."""
+    folder = Path(settings.out)
+    record, plan = read(folder), plans.read(folder)
+    panel = [_judge(each) for each in record["judges"]]
+    with opened(folder) as store:
+        results, entries = measured(record, plan, panel, store)
+    report.write(folder, results, entries)
+    report.show(results, Console())
+    print(f"Report: {folder / 'report.html'}; also results.json, table.csv, table.tex")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The ``run.json`` of a run.
+
+    Raises:
+        InputError: if there is none, or it is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise InputError(f"{folder} holds no evaluation: {FILE} is missing. Begin with: monolora eval run --out {folder} …")
+    try:
+        found = dict(json.loads(path.read_text()))
+        found["config"], found["judges"], found["stages"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no record of an evaluation: {in_one_line(error)} Take another --out.") from error
+    return found
+
+
+def write(folder: Path, record: dict[str, Any]) -> None:
+    """Write ``run.json``.
+
+    Raises:
+        SaveError: if the disk does not take it.
+    """
+    try:
+        write_json(folder / FILE, record)
+    except OSError as error:
+        raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
+
+
+def _check_folder(folder: Path, settings: Settings) -> None:
+    """Only a new folder, or that of a run whose responses are comparable, is written to."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / FILE).is_file():
+        raise InputError(f"--out {folder} has files of something else than an evaluation. Take another folder.")
+    there, here = read(folder)["config"], json.loads(json.dumps(asdict(settings)))
+    differing = [name for name in _FIXED if there.get(name) != here[name]]
+    if differing:
+        values = "; ".join(
+            f"--{name.replace('_', '-')} {_shown(there.get(name))}, now {_shown(here[name])}" for name in differing
+        )
+        raise InputError(f"--out {folder} holds a run with other settings: {values}. Take another --out, or the same.")
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _prompt_sets(settings: Settings) -> list[PromptSet]:
+    sets = [prompts.load(name, settings.limit, settings.unsafe_only) for name in prompts.names(settings.suite)]
+    tasks = prompts.names(f"task:{name}" for name in settings.tasks)
+    return sets + [prompts.load(name, settings.task_limit) for name in tasks]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder} cannot be made: {error.strerror}. Take another folder.") from error
+
+
+def _started(settings: Settings, plan: Plan, panel: Sequence[Judge]) -> dict[str, Any]:
+    return {
+        "status": "running",
+        "config": asdict(settings),
+        "models": [each._asdict() for each in plan.models],
+        "sets": {each.name: each.spec for each in plan.sets},
+        "judges": [asdict(each) for each in panel],
+        "stages": {},
+        **provenance(),
+    }
+
+
+def _ended(record: dict[str, Any], stage: str, started: float) -> dict[str, Any]:
+    ended = {"seconds": round(time.monotonic() - started, 1), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    return record | {"status": f"{stage} done", "stages": record["stages"] | {stage: ended}}
+
+
+def _judge(stored: dict[str, Any]) -> Judge:
+    return Judge(**stored | {"scores": tuple(stored["scores"]), "unsafe": tuple(stored["unsafe"])})

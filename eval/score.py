@@ -1,0 +1,117 @@
+"""The second stage: every judge judges every response to a safety prompt."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from monolora.errors import InputError, RunError
+from monolora.eval import judges
+from monolora.eval.judges import Judge, JudgeOptions
+from monolora.eval.plan import Plan
+from monolora.eval.process import results_of
+from monolora.eval.progress import tracked
+from monolora.eval.prompts import PromptSet
+from monolora.eval.records import INVALID, Judgement, Prompt, Response, content_key
+from monolora.eval.settings import Settings
+from monolora.eval.store import Store
+
+
+def make_judges(settings: Settings) -> list[Judge]:
+    """The judges of a run; no model is loaded yet.
+
+    Raises:
+        InputError: if one is unknown or cannot be had; with ``--keep-going`` such a one is warned of and left out, as
+            long as one is left.
+    """
+    options = JudgeOptions(
+        engine=settings.judge_engine,
+        dtype=settings.judge_dtype,
+        batch_size=settings.judge_batch_size,
+        device=settings.judge_device,
+        unsafe_labels=settings.unsafe_labels,
+        text=settings.judge_text,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        endpoints=settings.judge_endpoint,
+    )
+    made: dict[str, Judge] = {}
+    refusals = []
+    for word in settings.judges:
+        try:
+            judge = judges.make(word, options)
+        except InputError as error:
+            if not settings.keep_going:
+                raise
+            warnings.warn(f"Going on without the judge {word}: {error}", stacklevel=2)
+            refusals.append(error)
+            continue
+        if judge.name in made:
+            raise InputError(f"Two judges are named {judge.name!r}. Rename the folder of one, or leave it out.")
+        made[judge.name] = judge
+    if refusals and not made:
+        raise refusals[0]
+    return list(made.values())
+
+
+def judged_by(judge: Judge, prompts: PromptSet) -> bool:
+    """Whether a judge judges the responses to a set: harm on safety prompts; refusal on those for over-refusal too."""
+    return prompts.purpose == "safety" or (prompts.purpose == "over-refusal" and judge.kind == "refusal")
+
+
+def judgement_key(judge: Judge, response: str) -> str:
+    """The key of what a judge says of a response."""
+    return content_key("judgement", response, judge.identity)
+
+
+def score(settings: Settings, store: Store, plan: Plan, panel: Sequence[Judge]) -> None:
+    """Judge what has no judgement yet.
+
+    Raises:
+        RunError: if a judge fails; with ``--keep-going`` it is warned of, and the others go on.
+    """
+    for judge in panel:
+        try:
+            _judge(settings, store, judge, [*_pairs(plan, store, judge)])
+        except RunError as error:
+            if not settings.keep_going:
+                raise
+            warnings.warn(f"Going on without the rest of {judge.name}'s judgements: {error}", stacklevel=2)
+
+
+def _pairs(plan: Plan, store: Store, judge: Judge) -> Iterator[tuple[Prompt, Response]]:
+    """What the judge judges; a response that several models share (they cannot) or that is missing is not there."""
+    for prompts, _, prompt, key in plan.responses():
+        if key in store.responses and judged_by(judge, prompts):
+            yield prompt, store.responses[key]
+
+
+def _judge(settings: Settings, store: Store, judge: Judge, pairs: Sequence[tuple[Prompt, Response]]) -> None:
+    identity = content_key("judge", judge.identity)
+    for _, response in pairs:
+        if response.status == INVALID:
+            key = judgement_key(judge, response.key)
+            store.judgements.add(
+                Judgement(key, response.key, identity, status=INVALID, reason=f"no response: {response.reason}")
+            )
+    by_key = {judgement_key(judge, response.key): (prompt, response) for prompt, response in pairs}
+    items = [
+        {"key": key, "prompt": question(prompt), "response": response.text}
+        for key, (prompt, response) in by_key.items()
+        if response.status != INVALID
+    ]
+    done = [item["key"] for item in items if item["key"] in store.judgements]
+    if len(done) == len(items):
+        return
+    job = {"settings": judge.settings, "items": items, "done": done}
+    log = Path(settings.out) / "logs" / f"judge-{re.sub('[^A-Za-z0-9.-]', '_', judge.name)}.log"
+    with tracked(f"Judgements by {judge.name}", len(items) - len(done)) as step:
+        for row in results_of(judge.target, job, log):
+            store.judgements.add(Judgement(**row | {"response": by_key[row["key"]][1].key, "judge": identity}))
+            step()
+
+
+def question(prompt: Prompt) -> str:
+    """What was asked, as one text."""
+    return "\n\n".join(filter(None, (prompt.instruction, prompt.context)))

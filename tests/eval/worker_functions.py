@@ -1,0 +1,45 @@
+"""What the tests of ``monolora.eval.process`` run in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from monolora.errors import InputError, RunError
+
+
+def doubled(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    print("this goes to the log")
+    for number in job["numbers"]:
+        yield {"double": 2 * number, "pid": os.getpid()}
+
+
+def bad_input(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {"first": 1}
+    raise InputError("Give another one.")
+
+
+def failure(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    raise RunError("It does not start.")
+    yield {}
+
+
+def bug(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    raise ZeroDivisionError("of the first kind")
+    yield {}
+
+
+def killed(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {"first": 1}
+    os.kill(os.getpid(), 9)
+
+
+def with_child(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row with its own and its child's process ids; then it never ends."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield {"pids": [os.getpid(), child.pid]}
+    time.sleep(600)
