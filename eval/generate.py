@@ -98,7 +98,9 @@ def planned(settings: Settings, models: Sequence[Subject], sets: Sequence[Prompt
         if each.purpose in ("safety", "task")
     }
     listed = [PlannedModel(each.name, each.kind, each.path, each.identity, each.step) for each in models]
-    return Plan(list(sets), listed, keys, sparsity), [item for rows in items.values() for row in rows.values() for item in row]
+    return Plan(list(sets), listed, keys, sparsity), [
+        item for rows in items.values() for row in rows.values() for item in row
+    ]
 
 
 def generate(settings: Settings, store: Store, items: Sequence[Item]) -> None:
@@ -110,14 +112,18 @@ def generate(settings: Settings, store: Store, items: Sequence[Item]) -> None:
         todo = [item for item in mine if item.key not in store.responses]
         if not todo:
             continue
-        rows = results_of(f"monolora.eval.engines.{engine}:answers", _job(settings, folder, mine, store), Path(settings.out) / LOG)
+        rows = results_of(
+            f"monolora.eval.engines.{engine}:answers", _job(settings, folder, mine, store), Path(settings.out) / LOG
+        )
         with tracked(f"Answers of {', '.join(each.name for each in group)}", len(todo)) as step:
             for row in rows:
                 if "canary" in row:
                     store.measurements.add(_canary(row["canary"], group))
                     continue
                 item = by_key[row["key"]]
-                store.responses.add(Response(**row | {"prompt": item.prompt, "model": item.subject.identity, "cut": item.cut}))
+                store.responses.add(
+                    Response(**row | {"prompt": item.prompt, "model": item.subject.identity, "cut": item.cut})
+                )
                 step()
 
 
@@ -152,9 +158,10 @@ def engine_settings(settings: Settings) -> dict[str, Any]:
     """What engines read of the settings."""
     names = (
         "dtype", "seed", "temperature", "top_p", "batch_size", "max_model_len", "max_num_seqs",
-        "gpu_memory_utilization", "tensor_parallel_size", "batch_invariant",
+        "gpu_memory_utilization", "tensor_parallel_size", "batch_invariant", "concurrency", "retries", "api_key_env",
     )  # fmt: skip
-    return {name: getattr(settings, name) for name in names} | {"canary": not settings.skip_canary}
+    chosen = {name: getattr(settings, name) for name in names}
+    return chosen | {"canary": not settings.skip_canary, "timeout_s": settings.timeout}
 
 
 def measure_sparsity(settings: Settings, store: Store, plan: Plan, items: Sequence[Item]) -> None:

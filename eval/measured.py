@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monolora.eval.judges import Judge
-from monolora.eval.measures import Model, build, entries
+from monolora.eval.measures.entries import entries
+from monolora.eval.measures.model import Model
+from monolora.eval.measures.table import build
 from monolora.eval.plan import Plan
 from monolora.eval.records import Judgement, Response
 from monolora.eval.score import judgement_key
@@ -37,8 +39,22 @@ def measured(
                 judgement = judgement_key(judge, key)
                 if judgement in store.judgements:
                     judgements[judge.name][key] = store.judgements[judgement]
-    results = build(record, models, plan.sets, judges, responses, judgements, _sparsity(plan, store))
-    return results, entries(models, plan.sets, judges, responses, judgements)
+    results = build(
+        _kept(record),
+        models,
+        plan.sets,
+        judges,
+        responses,
+        judgements,
+        _sparsity(plan, store),
+        record["config"]["seed"],
+    )
+    return results, list(entries(models, plan.sets, judges, responses, judgements))
+
+
+def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says of how it was made."""
+    return {name: record[name] for name in ("config", "models", "sets", "versions", "machine", "git", "stages")}
 
 
 def _sparsity(plan: Plan, store: Store) -> dict[tuple[str, str], dict[str, Any]]:
@@ -56,7 +72,9 @@ def _sparsity(plan: Plan, store: Store) -> dict[tuple[str, str], dict[str, Any]]
 def _notes(identity: str, store: Store) -> tuple[str, ...]:
     """What the canary saw of a model."""
     return tuple(
-        _of_canary(each.values) for each in store.measurements.values() if (each.kind, each.model) == ("canary", identity)
+        _of_canary(each.values)
+        for each in store.measurements.values()
+        if (each.kind, each.model) == ("canary", identity)
     )
 
 

@@ -52,7 +52,9 @@ def subjects(settings: Settings) -> list[Subject]:
     if not settings.model:
         raise InputError("Which model? Give the base with --model.")
     if (Path(settings.model) / "adapter_config.json").is_file():
-        raise InputError(f"{settings.model} is an adapter. Give its base with --model, and --adapter NAME={settings.model}")
+        raise InputError(
+            f"{settings.model} is an adapter. Give its base with --model, and --adapter NAME={settings.model}"
+        )
     folder = resolve_model(settings.model)
     weights = _weights(folder)
     base = Subject(BASE, BASE, settings.model, folder, None, content_key("model", weights))
@@ -78,7 +80,9 @@ def _weights(folder: str) -> str:
 
 def _check_base(path: str, base: Subject) -> None:
     """An adapter whose run recorded its base's weights must be on these."""
-    run = next((found for each in (Path(path), Path(path).parent) if (found := run_record.read(each, "Remove it."))), None)
+    run = next(
+        (found for each in (Path(path), Path(path).parent) if (found := run_record.read(each, "Remove it."))), None
+    )
     if run is None:
         return
     here, there = fingerprint_files(base.folder), run["fingerprints"]["model"]

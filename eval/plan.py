@@ -82,7 +82,9 @@ def read(folder: Path) -> Plan:
     """
     path = folder / FILE
     if not path.is_file():
-        raise InputError(f"{folder} holds no evaluation: {FILE} is missing. Begin one with: monolora eval run --out {folder}")
+        raise InputError(
+            f"{folder} holds no evaluation: {FILE} is missing. Begin one with: monolora eval run --out {folder}"
+        )
     try:
         found = json.loads(path.read_text())
         return Plan(

@@ -14,7 +14,13 @@ NOTES = Console(stderr=True)
 @contextmanager
 def tracked(what: str, total: int) -> Iterator[Callable[[], None]]:
     """Show how many of ``total`` steps are done; the function that it gives is called for each."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=NOTES) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)

@@ -108,7 +108,9 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     if not path.is_file():
-        raise InputError(f"{folder} holds no evaluation: {FILE} is missing. Begin with: monolora eval run --out {folder} …")
+        raise InputError(
+            f"{folder} holds no evaluation: {FILE} is missing. Begin with: monolora eval run --out {folder} …"
+        )
     try:
         found = dict(json.loads(path.read_text()))
         found["config"], found["judges"], found["stages"]

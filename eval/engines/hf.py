@@ -75,7 +75,10 @@ def _generate(
         **sampling,
     )
     ends = _end_tokens(model)
-    return [_answer(item, row, tokenizer, ends) for item, row in zip(items, output_BT[:, ids_BT.shape[1] :].tolist(), strict=True)]
+    return [
+        _answer(item, row, tokenizer, ends)
+        for item, row in zip(items, output_BT[:, ids_BT.shape[1] :].tolist(), strict=True)
+    ]
 
 
 def _answer(

@@ -164,7 +164,11 @@ def generate(
 
     def sampling(most: int) -> SamplingParams:
         return SamplingParams(
-            max_tokens=most, temperature=settings["temperature"], top_p=settings["top_p"], seed=settings["seed"]
+            max_tokens=most,
+            temperature=settings["temperature"],
+            top_p=settings["top_p"],
+            seed=settings["seed"],
+            detokenize=False,  # once at the end, as a whole, instead of token by token
         )
 
     params = {most: sampling(most) for most in {item["max_new_tokens"] for item in items}}
@@ -176,14 +180,14 @@ def generate(
     )
     # What comes back is numbered as it was handed over; inside the engine the number has a random ending.
     by_id = {request_id.partition("-")[0]: item for request_id, item in zip(ids, items, strict=True)}
-    engine = llm.llm_engine
+    engine, tokenizer = llm.llm_engine, llm.get_tokenizer()
     while engine.has_unfinished_requests():
         for output in engine.step():
             if output.finished:
                 answer = output.outputs[0]
                 yield {
                     "key": by_id[output.request_id]["key"],
-                    "text": answer.text,
+                    "text": tokenizer.decode(answer.token_ids, skip_special_tokens=True),
                     "tokens": len(answer.token_ids),
                     "finish": answer.finish_reason,
                 }

@@ -1,1 +1,35 @@
 """Who says whether a response is harmful."""
+
+from __future__ import annotations
+
+from monolora.errors import InputError, unknown
+from monolora.eval.judges import beaverdam, classifier, refusal, shieldgemma
+from monolora.eval.judges.base import Judge, JudgeOptions
+
+__all__ = ["Judge", "JudgeOptions", "make"]
+
+_MODEL_JUDGES = {"shieldgemma": shieldgemma.make, "beaverdam": beaverdam.make, "classifier": classifier.make}
+_REFUSAL = "refusal"
+
+
+def make(word: str, options: JudgeOptions) -> Judge:
+    """The judge that a word of ``--judges`` names. Its config and tokenizer are looked at; no weights are loaded.
+
+    Args:
+        word: ``shieldgemma[:MODEL]``, ``beaverdam[:MODEL]``, ``classifier:MODEL`` or ``refusal``; MODEL is a path or a
+            hub id.
+        options: how it is run.
+
+    Raises:
+        InputError: if there is no such judge, or its model cannot be had or cannot be this judge.
+    """
+    name, colon, model = word.partition(":")
+    if name == _REFUSAL:
+        if colon:
+            raise InputError(f"The judge {_REFUSAL} has no model. Write {_REFUSAL} alone.")
+        return refusal.make()
+    if name not in _MODEL_JUDGES:
+        raise unknown("judge", name, [*_MODEL_JUDGES, _REFUSAL])
+    if colon and not model:
+        raise InputError(f"Which model? Write {name}:PATH or {name}:HUB_ID.")
+    return _MODEL_JUDGES[name](model or None, options)

@@ -1,1 +1,49 @@
 """What people read: the table in the terminal, as CSV and LaTeX, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monolora.errors import SaveError
+from monolora.eval.report.page import page
+from monolora.eval.report.tables import as_csv, as_latex
+from monolora.eval.report.terminal import show
+from monolora.provenance import write_json
+
+__all__ = ["CSV", "LATEX", "PAGE", "RESULTS", "show", "write"]
+
+RESULTS, CSV, LATEX, PAGE = "results.json", "table.csv", "table.tex", "report.html"
+_GO_ON = "The records of the run are whole. Free space, then make the report again."
+
+
+def write(folder: Path, results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``results.json``, ``table.csv``, ``table.tex`` and ``report.html``, each whole or not at all.
+
+    Args:
+        folder: of the run; it exists.
+        results: of :mod:`monolora.eval.measures`.
+        entries: prompts with the models' answers and the judgements of them, for the page's list.
+
+    Raises:
+        SaveError: if the disk does not take them.
+    """
+    texts = {CSV: as_csv(results), LATEX: as_latex(results), PAGE: page(results, entries)}
+    try:
+        write_json(folder / RESULTS, results)
+        for name, text in texts.items():
+            _write_text(folder / name, text)
+    except OSError as error:
+        raise SaveError.of(folder, error, _GO_ON) from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        # half a surrogate pair, as a broken answer may hold, has no UTF-8
+        aside.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise

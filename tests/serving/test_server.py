@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from server import BASE, RefusedError, Server, ServerEndedError
+from vllm_server import BASE, RefusedError, Server, ServerEndedError
 from spoil import CONFIG, WEIGHTS, change, configure, remove, truncate
 from torch import nn
 from transformers import LlamaForCausalLM

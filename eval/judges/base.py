@@ -1,0 +1,92 @@
+"""What a judge is: a description that can be hashed and sent to a process, which then holds the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from monolora.errors import InputError, unknown
+from monolora.eval.records import INVALID, OK
+
+ENGINES = ("auto", "vllm", "hf", "server")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Describes a judge; holds no model.
+
+    Attributes:
+        name: of its columns and files.
+        kind: a harm judge flags what is unsafe; a refusal judge's flag means "refused".
+        scores: names of the scores in each of its judgements that is ok; each score is from 0 to 1.
+        threshold: a response is flagged if any score of ``unsafe`` is above it.
+        unsafe: the scores that count for the flag.
+        identity: all that changes scores, as JSON; not the threshold.
+        target: ``"module:function"``, the generator that judges in a process of its own.
+        settings: ``job["settings"]`` for it, as JSON.
+    """
+
+    name: str
+    kind: Literal["harm", "refusal"]
+    scores: tuple[str, ...]
+    threshold: float
+    unsafe: tuple[str, ...]
+    identity: dict[str, Any]
+    target: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def flagged(self, scores: Mapping[str, float]) -> bool:
+        """Whether a judgement with these scores is a flag."""
+        return any(scores[name] > self.threshold for name in self.unsafe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """How judges are run; the same for all judges of a run.
+
+    Attributes:
+        engine: ``auto`` is vLLM for ShieldGemma and beaver-dam where it is installed, and else transformers.
+        dtype: of the weights; ``auto`` is the checkpoint's own.
+        batch_size: texts at a time, with ``hf``; requests at a time, for each endpoint, with ``server``.
+        device: for ``hf``; None is the GPU where there is one.
+        unsafe_labels: for a classifier with labels of its own, those that mean unsafe.
+        text: for such a classifier, what it reads, with ``{prompt}`` and ``{response}`` in it.
+        max_model_len: tokens that a judge reads; None is as many as it can.
+        gpu_memory_utilization: as for ``vllm serve``; None is vLLM's own on a GPU, and 0.4 of a CPU's memory.
+        endpoints: for ``server``, as ``http://host:8000/v1``.
+
+    Raises:
+        InputError: for values that cannot be.
+    """
+
+    engine: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 16
+    device: str | None = None
+    unsafe_labels: tuple[str, ...] = ()
+    text: str | None = None
+    max_model_len: int | None = None
+    gpu_memory_utilization: float | None = None
+    endpoints: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise unknown("judge engine", self.engine, ENGINES)
+        if self.dtype not in DTYPES:
+            raise unknown("judge dtype", self.dtype, DTYPES)
+        if self.batch_size < 1:
+            raise InputError(f"The judges' batch size must be at least 1, got {self.batch_size}.")
+        if (self.engine == "server") != bool(self.endpoints):
+            raise InputError("The judge engine server and its endpoints (http://host:8000/v1) go together.")
+
+
+def judged(key: str, scores: Mapping[str, float], cut: bool = False) -> dict[str, Any]:
+    """The row of a judgement that is ok."""
+    return {"key": key, "scores": dict(scores), "cut": cut, "status": OK, "reason": None}
+
+
+def invalid(key: str, reason: str, cut: bool = False) -> dict[str, Any]:
+    """The row of a judgement that is no verdict, and why."""
+    return {"key": key, "scores": {}, "cut": cut, "status": INVALID, "reason": reason}

@@ -1,0 +1,196 @@
+"""``report.html``: one page that needs nothing else, no network and no other file.
+
+The texts of models and data sets are never part of its markup: they lie in a block of JSON, from which the page's
+script puts them in as text. Everything else is escaped by the template. A content security policy, which lets run no
+script but the page's own (by its hash) and fetches nothing, stands behind both.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from monolora.eval.report import charts, sentences
+from monolora.eval.report.browser_data import browser_data, script_json
+from monolora.eval.report.numbers import NOTHING, shown, shown_p
+from monolora.eval.report.view import ALPHA, MARK, View, unit
+
+_FOLDER = Path(__file__).parent
+_READINGS = {"better": "better", "worse": "worse", "other": "differs", "": "none found"}
+
+
+class Cell(NamedTuple):
+    """A cell of a table of scores: value, interval, mark, and ``better``, ``worse``, ``other`` or nothing."""
+
+    value: str
+    interval: str
+    mark: str
+    reading: str
+
+
+class Scores(NamedTuple):
+    """A table of scores.
+
+    Attributes:
+        title: said above it.
+        groups: name and number of columns of each.
+        columns: title and unit of each.
+        rows: model, its colour, its cells.
+    """
+
+    title: str
+    groups: list[tuple[str, int]]
+    columns: list[tuple[str, str]]
+    rows: list[tuple[str, str, list[Cell]]]
+
+
+class Difference(NamedTuple):
+    """A row of the table of differences, as it is shown; ``reading`` is in words, ``style`` its CSS class or empty."""
+
+    column: str
+    change: str
+    interval: str
+    p: str
+    p_holm: str
+    gained: str
+    lost: str
+    n: str
+    reading: str
+    style: str
+
+
+class Shares(NamedTuple):
+    """Bars of one judge on one set."""
+
+    title: str
+    panels: list[charts.Panel]
+
+
+def page(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
+    """The whole page.
+
+    Args:
+        results: what ``results.json`` holds.
+        entries: prompts with the models' answers and the judgements of them.
+    """
+    view = View(results)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+    return environment.get_template("page.html.j2").render(
+        results=results,
+        view=view,
+        alpha=ALPHA,
+        mark=MARK,
+        verdict=sentences.verdict(view),
+        failures=sentences.failures(view),
+        scores=_scores(view, "Scores", view.headline),
+        others=_scores(view, "What else was measured", view.others),
+        against_base={pair: rows for pair, rows in _differences(view).items() if pair[1] == view.base},
+        between={pair: rows for pair, rows in _differences(view).items() if pair[1] != view.base},
+        panels=charts.score_panels(view),
+        categories=_category_shares(view),
+        labels=_label_shares(view),
+        curves=charts.curves(view),
+        agreement=[{**each, "shown": shown(each["kappa"], 2)} for each in results["agreement"]],
+        reasons=sorted(results["invalid"], key=lambda each: -each["count"]),
+        colours={model: charts.colour(view, model) for model in view.models},
+        made=[(name, list(_flat(value))) for name, value in results["run"].items()],
+        data=script_json(browser_data(view, entries)),
+        prompts=len(entries),
+        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _scores(view: View, title: str, columns: Sequence[Mapping[str, Any]]) -> Scores:
+    return Scores(
+        title,
+        [(group, len(list(members))) for group, members in groupby(columns, key=lambda each: each["group"] or "")],
+        [(column["title"], column["unit"]) for column in columns],
+        [
+            (model, charts.colour(view, model), [_cell(view, model, column["id"]) for column in columns])
+            for model in view.models
+        ],
+    )
+
+
+def _cell(view: View, model: str, column: str) -> Cell:
+    reading = view.reading(view.difference(model, column))
+    mark = MARK if view.marked(model, column) else ""
+    return Cell(view.value(model, column), view.interval(model, column), mark, reading)
+
+
+def _differences(view: View) -> dict[tuple[str, str], list[Difference]]:
+    """By pair of models."""
+    return {
+        (model, against): [_difference(view, row) for row in rows]
+        for (model, against), rows in _grouped(view.results["differences"], "model", "against").items()
+    }
+
+
+def _difference(view: View, row: Mapping[str, Any]) -> Difference:
+    column = view.column(row["column"])
+    reading = view.reading(row)
+    gained, lost, n = (NOTHING if row[key] is None else str(row[key]) for key in ("gained", "lost", "n"))
+    return Difference(
+        column=view.full_title(column),
+        change=f"{view.change(row)} {unit(column)}".rstrip(),
+        interval=view.change_interval(row) or NOTHING,
+        p=shown_p(row["p"]),
+        p_holm=shown_p(row["p_holm"]),
+        gained=gained,
+        lost=lost,
+        n=n,
+        reading="not tested" if row["p_holm"] is None else _READINGS[reading],
+        style=reading,
+    )
+
+
+def _category_shares(view: View) -> list[Shares]:
+    shares = []
+    for column, rows in _grouped(view.results["categories"], "column").items():
+        name, judge, _ = column[0].rsplit("/", 2)
+        shares.append(Shares(f"{judge} on {name}", charts.share_panels(view, rows, "category")))
+    return shares
+
+
+def _label_shares(view: View) -> list[Shares]:
+    return [
+        Shares(f"{judge} on {name}", charts.share_panels(view, rows, "label"))
+        for (judge, name), rows in _grouped(view.results["labels"], "judge", "set").items()
+    ]
+
+
+def _grouped(rows: Sequence[Mapping[str, Any]], *keys: str) -> dict[tuple[Any, ...], list[Mapping[str, Any]]]:
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """``("a.b", "1")`` for each leaf of nested JSON; lists of plain values stay together."""
+    if isinstance(value, Mapping) and value:
+        for key, each in value.items():
+            yield from _flat(each, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(each, (Mapping, list)) for each in value):
+        for place, each in enumerate(value, start=1):
+            yield from _flat(each, f"{path} {place}".strip())
+    elif isinstance(value, list):
+        yield path, ", ".join(map(str, value)) or "none"
+    else:
+        yield path, "none" if value is None or value == {} else str(value)

@@ -1,0 +1,166 @@
+"""What the numbers say, in words: as strong as the statistics allow, and no stronger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from monolora.eval.report.numbers import plain, shown, shown_p
+from monolora.eval.report.view import View, is_significant, unit
+
+_KAPPA_WORDS = ((0.8, "almost perfect"), (0.6, "substantial"), (0.4, "moderate"), (0.2, "fair"), (0.0, "slight"))
+"""Landis and Koch 1977."""
+
+
+def verdict(view: View) -> list[str]:
+    """What the page opens with: an entry a model, and one for all of which nothing can be said."""
+    if len(view.models) == 1:
+        return [f"Only {plain(view.base)} was measured: there is nothing to compare it with."]
+    quiet = [model for model in view.models[1:] if _measured(view, model) and not _changed(view, model)]
+    entries = [summary(view, model) for model in view.models[1:] if model not in quiet]
+    return [*entries, _listed(map(plain, quiet)) + _no_change(view, quiet)] if quiet else entries
+
+
+def summary(view: View, model: str) -> str:
+    """Harm in the headline columns, then what else changed."""
+    return plain(model) + _harm(view, model) + _side_effects(view, model)
+
+
+def effects(view: View, model: str) -> list[str]:
+    """What the model did to each headline column of harm against the base, a sentence a column."""
+    return [_effect(view, column, view.difference(model, column["id"])) for column in view.harm]
+
+
+def failures(view: View) -> list[str]:
+    """What could not be judged or answered; empty where there is nothing of the kind."""
+    sentences = []
+    by_judge: dict[str, int] = {}
+    for each in view.results["invalid"]:
+        by_judge[each["judge"]] = by_judge.get(each["judge"], 0) + each["count"]
+    for judge, count in by_judge.items():
+        s, are = ("", "is") if count == 1 else ("s", "are")
+        sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} invalid and left out of every mean.")
+    for key, what in (
+        ("invalid", "could not be had"),
+        ("cut", "are to prompts that were cut to fit the context"),
+        ("empty", "are empty, which judges may take for safe"),
+    ):
+        count = sum(each[key] for each in view.results["counts"])
+        if count:
+            total = sum(each["responses"] for each in view.results["counts"])
+            sentences.append(f"{count:,} of {total:,} responses {what}.")
+    return sentences
+
+
+def agreement(view: View) -> list[str]:
+    """How far the judges agree on the responses of all models together, a sentence a pair and set."""
+    sentences = []
+    for each in view.results["agreement"]:
+        if each["model"] != "all":
+            continue
+        pair = f"{plain(each['a'])} and {plain(each['b'])}"
+        where = f"on {plain(each['set'])} (n={each['n']})"
+        if each["kappa"] is None:
+            sentences.append(f"{pair} cannot be compared {where}: all their verdicts are the same.")
+        else:
+            kappa = shown(each["kappa"], 2)
+            sentences.append(f"{pair} agree with kappa {kappa}, {_kappa_word(each['kappa'])}, {where}.")
+    return sentences
+
+
+def _harm(view: View, model: str) -> str:
+    if not view.harm:
+        return ": no judge of harm was run, so nothing is said about alignment."
+    differences = _measured(view, model)
+    if not differences:
+        return f": nothing valid to compare with {plain(view.base)}."
+    findings: dict[str, list[str]] = {"worse": [], "better": []}
+    for each in differences:
+        if reading := view.reading(each):
+            findings[reading].append(f"{view.full_title(view.column(each['column']))} {view.change(each)}")
+    parts = [
+        f"{word} than {plain(view.base)} in {len(findings[reading])} of {len(differences)} measures "
+        f"({', '.join(findings[reading])})"
+        for reading, word in (("worse", "more harmful"), ("better", "less harmful"))
+        if findings[reading]
+    ]
+    if not parts:
+        return _no_change(view, [model])
+    rest = len(differences) - sum(map(len, findings.values()))
+    return f" was judged {' and '.join(parts)}{'; no difference was found in the rest' if rest else ''}."
+
+
+def _no_change(view: View, models: list[str]) -> str:
+    """Absence of evidence, with what it leaves possible: the widest of the intervals of all models."""
+    differences = [each for model in models for each in _measured(view, model)]
+    count = len({each["column"] for each in differences})
+    where = f"in any of the {count} measures of harm" if count > 1 else "in the measure of harm"
+    ends = [
+        (abs(each[key]), each["column"]) for each in differences for key in ("low", "high") if each[key] is not None
+    ]
+    doubt = f"with {_rows(differences)}"
+    if ends:
+        largest, column = max(ends)
+        doubt += f", changes of up to {shown(largest, view.places(column))} {unit(view.column(column))} fit the data"
+    return f": no difference from {plain(view.base)} was found {where}; {doubt}."
+
+
+def _measured(view: View, model: str) -> list[Mapping[str, Any]]:
+    found = [view.difference(model, column["id"]) for column in view.harm]
+    return [each for each in found if each is not None and each["difference"] is not None]
+
+
+def _changed(view: View, model: str) -> list[Mapping[str, Any]]:
+    """All significant differences from the base."""
+    found = [view.difference(model, column["id"]) for column in view.columns]
+    return [each for each in found if each is not None and is_significant(each)]
+
+
+def _side_effects(view: View, model: str) -> str:
+    """Significant changes beside harm: a model that refuses, repeats or says nothing looks safe too."""
+    harm = [column["id"] for column in view.harm]
+    changed = [
+        f"{view.full_title(column)} {view.change(each)} {unit(column)}".rstrip()
+        for each in _changed(view, model)
+        if (column := view.column(each["column"]))["id"] not in harm
+    ]
+    return f" Also changed: {', '.join(changed)}." if changed else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def _rows(differences: list[Mapping[str, Any]]) -> str:
+    sizes = sorted({each["n"] for each in differences})
+    return f"n={sizes[0]}" if len(sizes) == 1 else f"n from {sizes[0]} to {sizes[-1]}"
+
+
+def _effect(view: View, column: Mapping[str, Any], difference: Mapping[str, Any] | None) -> str:
+    title = view.full_title(column)
+    if difference is None or difference["difference"] is None:
+        return f"{title}: nothing valid to compare."
+    if not is_significant(difference):
+        change = f"{view.change(difference)} {unit(column)}".rstrip()
+        return f"{title}: no difference was found ({change}, {_evidence(view, difference)})."
+    verb = "rose" if difference["difference"] > 0 else "fell"
+    reading = {"worse": ", which is worse", "better": ", which is better"}.get(view.reading(difference), "")
+    size = f"{shown(abs(difference['difference']), view.places(column['id']))} {unit(column)}".rstrip()
+    return f"{title} {verb} by {size}{reading} ({_evidence(view, difference)})."
+
+
+def _evidence(view: View, difference: Mapping[str, Any]) -> str:
+    interval = view.change_interval(difference)
+    parts = [f"95% CI {interval}"] if interval else []
+    p, adjusted = _equals(difference["p"]), _equals(difference["p_holm"])
+    return ", ".join([*parts, f"p{p}", f"Holm p{adjusted}", f"n={difference['n']}"])
+
+
+def _equals(p: float | None) -> str:
+    text = shown_p(p)
+    return text if text.startswith("<") else f"={text}"
+
+
+def _kappa_word(kappa: float) -> str:
+    return next((word for least, word in _KAPPA_WORDS if kappa > least), "none beyond chance")

@@ -1,0 +1,105 @@
+"""The table as files: CSV to compute with, LaTeX for a paper."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from monolora.eval.report.numbers import plain
+from monolora.eval.report.view import ALPHA, View
+
+FIELDS = ("model", "column", "group", "title", "set", "unit", "value", "low", "high", "n", "invalid")
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "−": r"$-$",
+    "–": "--",
+    **{character: "\\" + character for character in "&%$#_{}"},
+}
+
+
+def as_csv(results: Mapping[str, Any]) -> str:
+    """One row a model and column, numbers in full; fields are empty where nothing was measured."""
+    view = View(results)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(FIELDS)
+    for model in view.models:
+        for column in view.columns:
+            cell = results["cells"].get(model, {}).get(column["id"]) or {}
+            described = [column[key] for key in ("id", "group", "title", "set", "unit")]
+            writer.writerow([model, *described, *(cell.get(key) for key in ("value", "low", "high", "n", "invalid"))])
+    return out.getvalue()
+
+
+def as_latex(results: Mapping[str, Any]) -> str:
+    """The headline columns as a booktabs table, intervals in small type below the values."""
+    view = View(results)
+    n_columns = len(view.headline)
+    lines = [
+        r"% Needs \usepackage{booktabs}.",
+        r"\begin{table}",
+        r"\centering\small",
+        rf"\caption{{{_caption(view)}}}",
+        rf"\begin{{tabular}}{{l{'r' * n_columns}}}",
+        r"\toprule",
+        *_group_row(view.headline),
+        " & ".join(["", *(_title(column) for column in view.headline)]) + r" \\",
+        r"\midrule",
+        *(line for model in view.models for line in _rows(view, model)),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text as LaTeX shows it to the letter."""
+    return re.sub(r"""[\\~^<>|"−–&%$#_{}]""", lambda found: _LATEX[found.group()], plain(text))
+
+
+def _caption(view: View) -> str:
+    parts = [escaped(view.results["title"]).rstrip(".") + "."]
+    if view.models[1:]:
+        parts.append(f"$^*$ differs from {escaped(view.base)} ($p < {ALPHA}$ after Holm's correction).")
+    parts.append(r"In brackets: 95\,\% confidence intervals of each model's own mean.")
+    return " ".join(parts)
+
+
+def _title(column: Mapping[str, Any]) -> str:
+    return escaped(f"{column['title']} ({column['unit']})" if column["unit"] else column["title"])
+
+
+def _group_row(columns: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The groups above the columns that they span, each with a rule below."""
+    heads, rules, start = [], [], 2  # the first column has the models
+    for group, members in groupby(columns, key=lambda column: column["group"] or ""):
+        span = len(list(members))
+        heads.append(rf"\multicolumn{{{span}}}{{c}}{{{escaped(group)}}}")
+        if group:
+            rules.append(rf"\cmidrule(lr){{{start}-{start + span - 1}}}")
+        start += span
+    return [" & ".join(["", *heads]) + r" \\", " ".join(rules)] if rules else []
+
+
+def _rows(view: View, model: str) -> list[str]:
+    values, intervals = [escaped(model)], [""]
+    for column in view.headline:
+        mark = "$^*$" if view.marked(model, column["id"]) else ""
+        values.append(escaped(view.value(model, column["id"])) + mark)
+        interval = escaped(view.interval(model, column["id"]))
+        intervals.append(rf"{{\scriptsize {interval}}}" if interval else "")
+    lines = [" & ".join(values) + r" \\"]
+    # {} keeps LaTeX from reading what follows \\ as its optional argument
+    return [*lines, " & ".join(["{}", *intervals[1:]]) + r" \\"] if any(intervals) else lines

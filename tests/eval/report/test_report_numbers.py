@@ -1,0 +1,60 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monolora.eval.report.numbers import decimals, plain, shown, shown_change, shown_interval, shown_p
+
+
+def test_nothing_is_a_dash_and_never_a_zero() -> None:
+    assert shown(None, 2) == shown_change(None, 1) == shown_p(None) == "–"
+    assert shown_interval(None, 3.0, 1) == shown_interval(3.0, None, 1) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "places", "text"), [(5.37, 1, "5.4"), (-0.04, 1, "0.0"), (-1.25, 2, "−1.25"), (1234.5, 0, "1234")]
+)
+def test_shown(value: float, places: int, text: str) -> None:
+    assert shown(value, places) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.26, "+0.3"), (-0.26, "−0.3"), (0.0, "0.0"), (0.01, "0.0"), (-0.01, "0.0")]
+)
+def test_changes_have_a_sign_unless_they_are_zero(value: float, text: str) -> None:
+    assert shown_change(value, 1) == text
+
+
+def test_intervals() -> None:
+    assert shown_interval(4.91, 6.0, 1) == "[4.9, 6.0]"
+    assert shown_interval(-1.0, 2.0, 1, changes=True) == "[−1.0, +2.0]"
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0, "<0.001"), (0.00099, "<0.001"), (0.001, "0.001"), (0.0499, "0.050"), (0.051, "0.051"), (1.0, "1.00")],
+)
+def test_p(p: float, text: str) -> None:
+    assert shown_p(p) == text
+
+
+@given(st.floats(-1e6, 1e6), st.integers(0, 3))
+@settings(deadline=None)
+def test_shown_is_the_number_to_half_a_unit_of_the_last_place(value: float, places: int) -> None:
+    for text in (shown(value, places), shown_change(value, places)):
+        assert abs(float(text.replace("−", "-")) - value) <= 0.5 * 10.0**-places * (1 + 1e-6)
+
+
+def test_decimals_are_of_the_largest() -> None:
+    assert decimals([None, 0.1, 9.9]) == 2
+    assert decimals([0.1, 10.0]) == 1
+    assert decimals([1000.0]) == 0
+    assert decimals([None]) == 2
+
+
+def test_plain_text_cannot_steer_a_terminal() -> None:
+    assert plain("a\x1b[31mb\r\nc\u2028d\x9b2J") == "a [31mb c d 2J"
+    assert plain("ü 🌧") == "ü 🌧"

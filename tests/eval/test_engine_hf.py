@@ -1,0 +1,74 @@
+"""Answers by transformers: greedy, as the model itself gives them one by one, in batches that resuming does not change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from evaluated import Evaluated
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from monolora.adapters import load_adapted
+from monolora.eval.engines.hf import answers
+
+PROMPTS = [[1, 40, 41], [1, 50], [1, 60, 61, 62, 63, 64], [1, 70, 71, 72], [1, 80, 81, 82, 83]]
+LONGEST = (12, 3, 12, 5, 12)
+
+
+def job(evaluated: Evaluated, done: tuple[str, ...] = (), **settings: Any) -> dict[str, Any]:
+    return {
+        "model": str(evaluated.base),
+        "adapters": {"lora": str(evaluated.lora), "mono": str(evaluated.mono)},
+        "items": [
+            {"key": f"{name}-{number}", "adapter": name, "token_ids": ids, "max_new_tokens": most}
+            for name in (None, "lora", "mono")
+            for number, (ids, most) in enumerate(zip(PROMPTS, LONGEST, strict=True))
+        ],
+        "done": list(done),
+        "settings": {
+            "dtype": "float32", "seed": 0, "temperature": 0.0, "top_p": 1.0, "batch_size": 2,
+        } | settings,
+    }  # fmt: skip
+
+
+def one_by_one(evaluated: Evaluated, name: str | None, ids: list[int], most: int) -> tuple[str, int, str]:
+    """A loop over the argmax: no batch, no padding, no cache."""
+    if name is None:
+        model: Any = LlamaForCausalLM.from_pretrained(evaluated.base)
+    else:
+        model, _ = load_adapted(str(getattr(evaluated, name)), str(evaluated.base), dtype="float32")
+    tokens = list(ids)
+    with torch.no_grad():
+        while len(tokens) < len(ids) + most and tokens[-1] != 2:
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    new = tokens[len(ids) :]
+    text = AutoTokenizer.from_pretrained(evaluated.base).decode(new, skip_special_tokens=True)
+    return text, len(new), "stop" if new[-1] == 2 else "length"
+
+
+def test_answers(evaluated: Evaluated) -> None:
+    given = job(evaluated)
+    rows = {row["key"]: row for row in answers(given)}
+    assert len(rows) == 15
+    for item in given["items"]:
+        expected = one_by_one(evaluated, item["adapter"], item["token_ids"], item["max_new_tokens"])
+        row = rows[item["key"]]
+        assert (row["text"], row["tokens"], row["finish"]) == expected
+    texts = {name: [rows[f"{name}-{number}"]["text"] for number in range(5)] for name in (None, "lora", "mono")}
+    assert texts[None] != texts["lora"] != texts["mono"] != texts[None]
+
+
+def test_going_on_gives_the_same_rows(evaluated: Evaluated) -> None:
+    """Also when it draws: each batch from the seed."""
+    for settings in ({}, {"temperature": 1.0, "seed": 3}):
+        whole = {row["key"]: row for row in answers(job(evaluated, **settings))}
+        done = ("None-0", "None-1", "lora-2", "mono-0", "mono-1", "mono-2", "mono-3", "mono-4")
+        rest = {row["key"]: row for row in answers(job(evaluated, done, **settings))}
+        assert rest == {key: row for key, row in whole.items() if key not in done}
+
+
+def test_sampling_is_not_greedy(evaluated: Evaluated) -> None:
+    greedy = [row["text"] for row in answers(job(evaluated))]
+    drawn = [[row["text"] for row in answers(job(evaluated, temperature=2.0, seed=seed))] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] not in (greedy, drawn[2])

@@ -1,0 +1,89 @@
+"""The models of a run: known by weights, refused where they do not belong together."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from evaluated import Evaluated
+from transformers import AutoTokenizer
+
+from monolora.errors import InputError
+from monolora.eval.models import by_engine, subjects, token_ids
+from monolora.eval.prompts import PromptSet
+from monolora.eval.records import Prompt
+from monolora.eval.settings import parse
+
+
+def found(*words: object) -> list:
+    return subjects(parse(["--out", "x", *map(str, words)], "p"))
+
+
+def test_subjects(evaluated: Evaluated, tmp_path: Path) -> None:
+    shutil.copytree(evaluated.base, tmp_path / "whole")
+    for step in (20, 100, 3):
+        shutil.copytree(evaluated.mono, tmp_path / f"checkpoint-{step}")
+    models = found(
+        *evaluated.flags(), "--adapter", f"full={tmp_path / 'whole'}", "--checkpoints", *tmp_path.glob("checkpoint-*")
+    )
+    assert [(each.name, each.kind, each.step) for each in models] == [
+        ("base", "base", None), ("lora", "adapter", None), ("mono", "adapter", None), ("full", "model", None),
+        ("step 3", "adapter", 3), ("step 20", "adapter", 20), ("step 100", "adapter", 100),
+    ]  # fmt: skip
+    groups = by_engine(models)
+    assert [[each.name for each in group] for group in groups.values()] == [
+        ["base", "lora", "mono", "step 3", "step 20", "step 100"], ["full"],
+    ]  # fmt: skip
+
+
+def test_identity_is_of_contents(evaluated: Evaluated, tmp_path: Path) -> None:
+    """The same weights elsewhere are the same model; other weights or another alpha under the same name are not."""
+    base, lora, mono = found(*evaluated.flags())
+    assert len({base.identity, lora.identity, mono.identity}) == 3
+    copy = tmp_path / "copy"
+    shutil.copytree(evaluated.mono, copy)
+    assert found("--model", evaluated.base, "--adapter", f"other={copy}")[1].identity == mono.identity
+    config = json.loads((copy / "adapter_config.json").read_text())
+    (copy / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
+    assert found("--model", evaluated.base, "--adapter", f"mono={copy}")[1].identity != mono.identity
+    shutil.copytree(evaluated.lora, copy, dirs_exist_ok=True)
+    assert found("--model", evaluated.base, "--adapter", f"mono={copy}")[1].identity == lora.identity
+
+
+def test_what_cannot_be(evaluated: Evaluated, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Give the base with --model"):
+        found()
+    with pytest.raises(InputError, match="is an adapter. Give its base with --model"):
+        found("--model", evaluated.mono)
+    with pytest.raises(InputError, match="holds no adapter"):
+        found("--model", evaluated.base, "--adapter", f"x={tmp_path}")
+    with pytest.raises(InputError, match="not named checkpoint-STEP"):
+        found("--model", evaluated.base, "--checkpoints", evaluated.mono)
+
+
+def test_an_adapter_of_another_base(evaluated: Evaluated, tmp_path: Path) -> None:
+    """Its run says what it was trained on; checkpoints lie inside of the run."""
+    run = tmp_path / "run"
+    shutil.copytree(evaluated.mono, run / "checkpoint-5")
+    (run / "run.json").write_text(
+        json.dumps({"config": {"model": "some/other"}, "results": {}, "fingerprints": {"model": "0" * 16}})
+    )
+    with pytest.raises(
+        InputError, match=r"checkpoint-5 was trained on other weights .* Give its own base .*some/other"
+    ):
+        found("--model", evaluated.base, "--checkpoints", run / "checkpoint-5")
+
+
+def test_prompts_are_read_as_in_training(evaluated: Evaluated, tmp_path: Path) -> None:
+    """An adapter that was saved with a tokenizer of its own has its template."""
+    own = tmp_path / "own"
+    shutil.copytree(evaluated.mono, own)
+    tokenizer = AutoTokenizer.from_pretrained(evaluated.base)
+    tokenizer.chat_template = "{{ messages[0].content }} ->"
+    tokenizer.save_pretrained(own)
+    base, adapted = found("--model", evaluated.base, "--adapter", f"own={own}")
+    prompts = PromptSet(name="a", purpose="safety", spec={}, prompts=(Prompt("k", "Good?", "Soup."),))
+    assert tokenizer.decode(token_ids(base, prompts)[0]) == "<s>[user]\nGood?\n\nSoup.[assistant]\n"
+    assert tokenizer.decode(token_ids(adapted, prompts)[0]) == "Good?\n\nSoup. ->"

@@ -1,0 +1,119 @@
+"""Law 8: an evaluation that was killed at any moment and started again gives the records and the table of one that was
+not, and nothing is answered or judged twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluated import Evaluated
+from inline import run_inline
+
+from monolora import cli
+
+# In the program itself each start takes seconds: MONOLORA_KILLS=20 for the whole law.
+KILLS_OF_THE_PROGRAM = int(os.environ.get("MONOLORA_KILLS", "2"))
+FILES = ("responses.jsonl", "scores.jsonl", "measurements.jsonl")
+
+
+def records(folder: Path) -> dict[str, list[str]]:
+    """Lines by file, in the order of their keys; that no key is there twice is checked on the way."""
+    found = {}
+    for name in FILES:
+        lines = (folder / name).read_text().splitlines()
+        keys = Counter(json.loads(line)["key"] for line in lines)
+        assert set(keys.values()) == {1}
+        found[name] = sorted(lines)
+    return found
+
+
+def table(folder: Path) -> tuple[str, dict[str, Any]]:
+    results = json.loads((folder / "results.json").read_text())
+    del results["run"]
+    return (folder / "table.csv").read_text(), results
+
+
+def progress(folder: Path) -> int:
+    return sum((folder / name).read_bytes().count(b"\n") for name in FILES if (folder / name).is_file())
+
+
+def wait_for(folder: Path, lines: int, alive: Callable[[], bool]) -> None:
+    while alive() and progress(folder) < lines:
+        time.sleep(0.002)
+
+
+class Forked:
+    """A copy of this process, with everything imported, that runs the program."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._pid = os.fork()
+        self._ended = False
+        if self._pid == 0:
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, 1)
+            os.dup2(sink, 2)
+            os._exit(cli.main(words))
+
+    def alive(self) -> bool:
+        """Whether it has not ended by itself."""
+        self._ended = self._ended or os.waitpid(self._pid, os.WNOHANG)[0] != 0
+        return not self._ended
+
+    def kill(self) -> bool:
+        """Kill it; whether it was still alive."""
+        if not self.alive():
+            return False
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        return True
+
+
+def test_killed_at_random_moments(
+    evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_inline(monkeypatch)
+    words = ["eval", "run", *evaluated.run_flags()]
+    assert cli.main([*words, "--out", str(tmp_path / "whole")]) == 0
+    total, moments, kills = progress(tmp_path / "whole"), random.Random(8), 0
+    for run in range(5):
+        folder = tmp_path / f"killed-{run}"
+        for moment in sorted(moments.randrange(total) for _ in range(4)):
+            child = Forked([*words, "--out", str(folder)])
+            wait_for(folder, moment, child.alive)
+            time.sleep(moments.random() * 0.03)
+            kills += child.kill()
+        assert cli.main([*words, "--out", str(folder)]) == 0
+        assert records(folder) == records(tmp_path / "whole")
+        assert table(folder) == table(tmp_path / "whole")
+    assert kills >= 15  # the others had ended by then
+    capfd.readouterr()
+
+
+@pytest.mark.slow
+def test_the_program_killed_at_random_moments(evaluated: Evaluated, tmp_path: Path) -> None:
+    """With engines and judges in processes of their own, as users run it; nothing is left running."""
+    words = [sys.executable, "-m", "monolora.cli", "eval", "run", *evaluated.run_flags()]
+    subprocess.run([*words, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    total, moments, killed = progress(tmp_path / "whole"), random.Random(0), 0
+    folder = tmp_path / "killed"
+    targets = sorted(moments.randint(0, total - 1) for _ in range(KILLS_OF_THE_PROGRAM))
+    for target in targets:
+        process = subprocess.Popen([*words, "--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(folder, target, lambda process=process: process.poll() is None)
+        time.sleep(moments.random())
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+    assert killed > 0
+    subprocess.run([*words, "--out", str(folder)], check=True, capture_output=True)
+    assert records(folder) == records(tmp_path / "whole")
+    assert table(folder) == table(tmp_path / "whole")
