@@ -26,8 +26,8 @@ def fixed_batches(
 ) -> list[Batch]:
     """Batches of all rows, the largest first, without those that are done whole.
 
-    What a row's result is depends, by rounding, on what is padded beside it. So a run that goes on has to compute in the
-    batches in which it would have computed anyway.
+    What a row's result is depends, by rounding, on what is padded beside it. So a run that goes on has to compute in
+    the batches in which it would have computed anyway.
 
     Args:
         rows: of the whole stage, done or not.

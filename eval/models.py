@@ -80,9 +80,8 @@ def _weights(folder: str) -> str:
 
 def _check_base(path: str, base: Subject) -> None:
     """An adapter whose run recorded its base's weights must be on these."""
-    run = next(
-        (found for each in (Path(path), Path(path).parent) if (found := run_record.read(each, "Remove it."))), None
-    )
+    records = (run_record.read(each, "Remove it.") for each in (Path(path), Path(path).parent))
+    run = next((found for found in records if found is not None), None)
     if run is None:
         return
     here, there = fingerprint_files(base.folder), run["fingerprints"]["model"]

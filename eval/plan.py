@@ -1,4 +1,4 @@
-"""``plan.json``: what a run asks of whom. With it and the records, scoring and reporting need no model and no data set."""
+"""``plan.json``: what a run asks of whom. With it and the records, scores and reports need no model and no data."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -78,17 +79,13 @@ def _died(process: subprocess.Popen[str], target: str, log: Path) -> RunError:
 
 def _end_group(process: subprocess.Popen[str]) -> None:
     """End the process and all that it started. What it had to say has been read, so nothing is lost."""
-    try:
+    with suppress(ProcessLookupError):  # it and all of its children have ended already
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it and all of its children have ended already
     process.wait()
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
-        try:
+        with suppress(BrokenPipeError):  # the rest of a job that was never read
             pipe.close()
-        except BrokenPipeError:
-            pass  # the rest of a job that was never read
 
 
 def main() -> None:

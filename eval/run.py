@@ -28,8 +28,8 @@ from monolora.eval.store import is_invalid, opened
 from monolora.provenance import provenance, write_json
 
 FILE = "run.json"
-# What a response depends on, the model's weights aside. A run has one value of each; adapters, tasks and judges may come
-# and go.
+# What a response depends on, the model's weights aside. A run has one value of each; adapters, tasks and judges may
+# come and go.
 _FIXED = (
     "model", "suite", "limit", "task_limit", "unsafe_only", "max_new_tokens", "temperature", "top_p", "seed", "engine",
     "dtype", "max_model_len", "batch_invariant",

@@ -84,6 +84,7 @@ class Settings:
     judge_text: str | None = _flag(
         None, "for a classifier with labels of its own: what it reads, with {prompt} and {response} in it"
     )
+    judge_tensor_parallel_size: int = _flag(1, "as --tensor-parallel-size, of the judges", type=int)
     unsafe_labels: tuple[str, ...] = _flag(
         (), "for a classifier with labels of its own: those that mean unsafe; with commas", type=_words
     )
@@ -125,7 +126,8 @@ def parse(words: Sequence[str], prog: str, stored: Mapping[str, Any] | None = No
     if path:
         rest = [*_as_words(load_yaml(path), path), *rest]
     found = vars(parser.parse(rest))
-    settings = Settings(**{n: tuple(found[n]) if isinstance(found[n], list) else found[n] for n in _names()})
+    chosen: dict[str, Any] = {n: tuple(found[n]) if isinstance(found[n], list) else found[n] for n in _names()}
+    settings = Settings(**chosen)
     _check(settings)
     return settings
 
@@ -142,7 +144,9 @@ def _parser(prog: str) -> FlagParser:
         if isinstance(each.default, bool):
             options["action"] = "store_true"
         # argparse appends to a list only
-        default = list(each.default) if options.get("action") == "append" else each.default
+        default: Any = each.default
+        if options.get("action") == "append":
+            default = list(default)
         parser.add_argument(f"--{each.name.replace('_', '-')}", default=default, **options)
     return parser
 
@@ -182,6 +186,7 @@ def _check(settings: Settings) -> None:
     for name in (
         "limit", "task_limit", "max_new_tokens", "batch_size", "judge_batch_size", "max_num_seqs",
         "tensor_parallel_size", "max_model_len", "concurrency",
+        "judge_tensor_parallel_size",
     ):  # fmt: skip
         value = getattr(settings, name)
         if value is not None and value < 1:

@@ -19,6 +19,7 @@ import torch
 from evaluated import QUESTIONS, Evaluated
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_chat import save_tiny_chat
+from tiny_judges import make_bert
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -140,8 +141,6 @@ def saved(
 @pytest.fixture(scope="session")
 def evaluated(fill: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     """The folders of base and adapters, with noise in A and B."""
-    from tiny_judges import make_bert
-
     root = tmp_path_factory.mktemp("evaluated")
     base = save_tiny_chat(root / "base")
     for number, (name, config) in enumerate((("lora", LoraConfig), ("mono", MonoLoraConfig)), start=1):

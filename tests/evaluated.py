@@ -28,6 +28,7 @@ class Evaluated(NamedTuple):
     def run_flags(self) -> list[str]:
         """The flags of a run that takes seconds."""
         return [
-            *self.flags(), "--suite", str(self.prompts), "--judges", f"classifier:{self.judge},refusal", "--engine", "hf",
-            "--dtype", "float32", "--max-new-tokens", "6", "--batch-size", "4", "--judge-batch-size", "5",
+            *self.flags(), "--suite", str(self.prompts), "--judges", f"classifier:{self.judge},refusal",
+            "--engine", "hf", "--dtype", "float32", "--max-new-tokens", "6", "--batch-size", "4",
+            "--judge-batch-size", "5",
         ]  # fmt: skip

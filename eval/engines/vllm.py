@@ -52,9 +52,11 @@ def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     requests = lora_requests({name: job["adapters"][name] for name in sorted(_adapters_of(items))})
     llm = start(job["model"], requests, settings)
     if settings["canary"]:
-        for name in requests or [None]:
+        asked: list[LoRARequest | None] = [*requests.values()] or [None]
+        for request in asked:
+            name = None if request is None else request.lora_name
             prompts = _evenly([item["token_ids"] for item in job["items"] if item["adapter"] == name])
-            yield {"canary": _canary(llm, name, requests.get(name), prompts)}
+            yield {"canary": _canary(llm, request, prompts)}
     yield from generate(llm, items, requests, settings)
 
 
@@ -123,7 +125,7 @@ def start(model: str, requests: Mapping[str, LoRARequest], settings: Mapping[str
         raise RunError(f"vLLM does not start with {model}: {in_one_line(error)}") from error
 
 
-def _canary(llm: LLM, name: str | None, request: LoRARequest | None, prompts: list[list[int]]) -> dict[str, Any]:
+def _canary(llm: LLM, request: LoRARequest | None, prompts: list[list[int]]) -> dict[str, Any]:
     """What the canary measured, as JSON.
 
     Raises:
@@ -136,7 +138,7 @@ def _canary(llm: LLM, name: str | None, request: LoRARequest | None, prompts: li
     except CanaryUnknownError as error:
         unknown = str(error)
     return {
-        "adapter": name,
+        "adapter": None if request is None else request.lora_name,
         "base_error": measured.base_error,
         "adapter_error": measured.adapter_error,
         "applied": measured.applied,

@@ -58,7 +58,9 @@ def next_token_logits(
         log_probs = answer["choices"][0]["logprobs"]["top_logprobs"][0]
         names = [f"token_id:{token}" for token in answers]
         absent = [name for name in names if name not in log_probs]
-        return f"no such token: the answer has no log-prob of {absent[0]}" if absent else [log_probs[n] for n in names]
+        if absent:
+            return f"no such token: the answer has no log-prob of {absent[0]}"
+        return [float(log_probs[name]) for name in names]
 
     question = Question("completions", lambda token_ids: asked | {"prompt": token_ids}, read)
     yield from _asked(settings, question, rows, done)
@@ -72,7 +74,7 @@ def classifier_logits(
     count = len(settings["labels"])
 
     def read(answer: Any) -> list[float] | str:
-        logits = answer["data"][0]["probs"]
+        logits = [float(logit) for logit in answer["data"][0]["probs"]]
         return logits if len(logits) == count else f"server: {len(logits)} logits for the judge's {count} labels"
 
     question = Question("/classify", lambda token_ids: {"input": [token_ids], "use_activation": False}, read)

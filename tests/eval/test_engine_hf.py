@@ -1,4 +1,4 @@
-"""Answers by transformers: greedy, as the model itself gives them one by one, in batches that resuming does not change."""
+"""Answers by transformers: greedy, as the model gives them one by one, in batches that resuming does not change."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_identity_is_of_contents(evaluated: Evaluated, tmp_path: Path) -> None:
 def test_what_cannot_be(evaluated: Evaluated, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Give the base with --model"):
         found()
-    with pytest.raises(InputError, match="is an adapter. Give its base with --model"):
+    with pytest.raises(InputError, match=r"is an adapter\. Give its base with --model"):
         found("--model", evaluated.mono)
     with pytest.raises(InputError, match="holds no adapter"):
         found("--model", evaluated.base, "--adapter", f"x={tmp_path}")

@@ -61,6 +61,7 @@ def test_the_answers_are_asked_for_by_token_and_renormalised(folder: Path) -> No
     [
         (refusal(400, "That is too long"), "server: 400 That is too long."),
         (Reply(200, {"choices": []}), "server: the answer is not of the kind that was asked for"),
+        (Reply(200, "<html>"), "server: the answer is not of the kind that was asked for"),
         (
             Reply(200, {"choices": [{"logprobs": {"top_logprobs": [{" Yes": -1.0}]}}]}),
             "no such token: the answer has no log-prob of token_id:",

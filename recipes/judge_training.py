@@ -1,0 +1,159 @@
+"""Training a judge: transformers' Trainer, a loss that also sees the verdict, and the best epoch kept."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.modeling_outputs import ModelOutput
+
+from monolora.errors import RunError
+from monolora.recipes.checks import check_finite
+from monolora.recipes.judge_model import Example
+
+
+class Trained(NamedTuple):
+    """How the training went.
+
+    Attributes:
+        epoch: the one that was kept.
+        validation_auc: of that epoch; None without validation rows.
+        history: the trainer's log.
+    """
+
+    epoch: int
+    validation_auc: float | None
+    history: list[dict[str, Any]]
+
+
+class BestEpoch(TrainerCallback):
+    """Keeps the weights of the epoch with the best AUC, in memory: judges are small, and disks can be full."""
+
+    def __init__(self) -> None:
+        self.auc: float | None = None
+        self.epoch = 0
+        self._weights: dict[str, torch.Tensor] = {}
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+        """Compare with the best so far; of equal epochs the last is kept, whose 0.5 means more."""
+        auc, weights = given["metrics"]["eval_auc"], given["model"].state_dict()
+        if self.auc is None or auc >= self.auc:
+            self.auc, self.epoch = auc, round(state.epoch or 0)
+            self._weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+    def restore(self, model: nn.Module) -> None:
+        """Give the model the weights of the best epoch."""
+        model.load_state_dict(self._weights)
+
+
+def judge_loss(outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Cross entropy of the labels, plus that of the verdict, which the largest logit gives.
+
+    Fourteen labels of which most are rare teach little about the one question that is asked most: safe or not.
+
+    Args:
+        outputs: with ``logits``, shape ``(batch, labels)``.
+        labels: 0 or 1, of the same shape.
+        num_items_in_batch: what the trainer passes; every row counts the same here.
+    """
+    logits = outputs["logits"].float()
+    verdict = F.binary_cross_entropy_with_logits(logits.amax(dim=1), labels.amax(dim=1))
+    return F.binary_cross_entropy_with_logits(logits, labels) + verdict
+
+
+def agreement(prediction: EvalPrediction) -> dict[str, float]:
+    """AUC of the verdict, as the trainer's metric.
+
+    Raises:
+        RunError: if training diverged.
+    """
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    if not np.isfinite(logits).all():
+        raise RunError("Training diverged: the logits are not finite. Start anew with a lower --learning-rate.")
+    return {"auc": float(roc_auc_score(labels.max(axis=1), logits.max(axis=1)))}
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: Sequence[Example],
+    validation: Sequence[Example],
+    flags: argparse.Namespace,
+    folder: Path,
+) -> Trained:
+    """Train ``model`` in place. The best epoch by the validation rows' AUC is kept; without such rows the last one.
+
+    Args:
+        model: a classifier.
+        tokenizer: pads the batches.
+        training: what it learns from.
+        validation: what its epoch is chosen on; may be empty.
+        flags: of the program.
+        folder: the trainer's; nothing is saved there.
+
+    Raises:
+        RunError: if training diverged.
+    """
+    best = BestEpoch()
+    trainer = Trainer(
+        model=model,
+        args=_arguments(flags, validates=bool(validation), folder=folder),
+        train_dataset=_features(training),
+        eval_dataset=_features(validation) if validation else None,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_loss_func=judge_loss,
+        compute_metrics=agreement,
+        callbacks=[best],
+    )
+    trainer.train()
+    history = trainer.state.log_history
+    check_finite(model, history)
+    if validation:
+        best.restore(model)
+    return Trained(best.epoch if validation else flags.epochs, best.auc, history)
+
+
+def _features(examples: Sequence[Example]) -> Any:
+    """What the trainer batches; a list, which it takes for a data set."""
+    return [{"input_ids": each.token_ids, "labels": [float(label) for label in each.row.labels]} for each in examples]
+
+
+def _arguments(flags: argparse.Namespace, *, validates: bool, folder: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=flags.epochs,
+        per_device_train_batch_size=flags.batch_size,
+        per_device_eval_batch_size=2 * flags.batch_size,
+        learning_rate=flags.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=flags.warmup,  # below 1 a share of all steps
+        weight_decay=flags.weight_decay,
+        optim="adamw_torch_fused",
+        bf16=flags.bf16,
+        use_cpu=not torch.cuda.is_available(),  # to be said: the trainer refuses bfloat16 on a CPU that it fell back to
+        train_sampling_strategy="group_by_length",
+        eval_strategy="epoch" if validates else "no",
+        save_strategy="no",
+        logging_steps=10,
+        report_to="none",
+        seed=flags.seed,
+    )
