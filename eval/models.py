@@ -13,6 +13,7 @@ from monolora.eval.prompts import PromptSet
 from monolora.eval.records import content_key
 from monolora.eval.settings import Settings
 from monolora.fingerprints import fingerprint_files
+from monolora.fitting import check_fits
 from monolora.hub import resolve_model
 from monolora.recipes import record as run_record
 from monolora.recipes.prompts import prompt_ids
@@ -70,6 +71,7 @@ def _other(name: str, path: str, base: Subject, base_weights: str) -> Subject:
         return Subject(name, "model", path, path, None, content_key("model", _weights(path)))
     adapter_config(path)
     _check_base(path, base)
+    check_fits(path, base.folder)
     own = fingerprint_files(path) + fingerprint_files(path, "adapter_config.json")
     return Subject(name, "adapter", path, base.folder, path, content_key("adapter", base_weights, own))
 

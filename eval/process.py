@@ -68,6 +68,12 @@ def results_of(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[
         _end_group(process)
 
 
+def rows_of(target: str, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """What a generator function yields in this process; ``target`` and ``job`` as for :func:`results_of`."""
+    module, _, name = target.partition(":")
+    yield from getattr(importlib.import_module(module), name)(job)
+
+
 def _died(process: subprocess.Popen[str], target: str, log: Path) -> RunError:
     status = process.wait()
     what = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
@@ -95,8 +101,7 @@ def main() -> None:
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        module, _, name = order["target"].partition(":")
-        for row in getattr(importlib.import_module(module), name)(order["job"]):
+        for row in rows_of(order["target"], order["job"]):
             _say(rows, "row", row)
     except InputError as error:
         _say(rows, "input", str(error))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from monolora.errors import InputError, RunError
 from monolora.eval import judges
-from monolora.eval.judges import Judge, JudgeOptions
+from monolora.eval.judges import Judge, JudgeOptions, backends
 from monolora.eval.plan import Plan
-from monolora.eval.process import results_of
+from monolora.eval.process import results_of, rows_of
 from monolora.eval.progress import tracked
 from monolora.eval.prompts import PromptSet
 from monolora.eval.records import INVALID, Judgement, Prompt, Response, content_key
@@ -34,13 +34,18 @@ def make_judges(settings: Settings) -> list[Judge]:
         unsafe_labels=settings.unsafe_labels,
         text=settings.judge_text,
         gpu_memory_utilization=settings.gpu_memory_utilization,
+        tensor_parallel_size=settings.judge_tensor_parallel_size,
         endpoints=settings.judge_endpoint,
+        concurrency=settings.concurrency,
+        retries=settings.retries,
+        timeout_s=settings.timeout,
+        api_key_env=settings.api_key_env,
     )
     made: dict[str, Judge] = {}
     refusals = []
     for word in settings.judges:
         try:
-            judge = judges.make(word, options)
+            judge = backends.told(judges.make(word, options), options)
         except InputError as error:
             if not settings.keep_going:
                 raise
@@ -106,8 +111,9 @@ def _judge(settings: Settings, store: Store, judge: Judge, pairs: Sequence[tuple
         return
     job = {"settings": judge.settings, "items": items, "done": done}
     log = Path(settings.out) / "logs" / f"judge-{re.sub('[^A-Za-z0-9.-]', '_', judge.name)}.log"
+    rows = rows_of(judge.target, job) if judge.in_process else results_of(judge.target, job, log)
     with tracked(f"Judgements by {judge.name}", len(items) - len(done)) as step:
-        for row in results_of(judge.target, job, log):
+        for row in rows:
             store.judgements.add(Judgement(**row | {"response": by_key[row["key"]][1].key, "judge": identity}))
             step()
 

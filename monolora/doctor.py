@@ -19,7 +19,13 @@ from monolora.hub import SMOLLM2, cache_root, data_root
 from monolora.serving.versions import check_vllm, vllm_version
 
 PACKAGES = ("monolora", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "safetensors")
-MIRRORED = ("stanfordnlp/sst2", "databricks/databricks-dolly-15k", "PKU-Alignment/BeaverTails")
+MIRRORED = (
+    "stanfordnlp/sst2",
+    "databricks/databricks-dolly-15k",
+    "PKU-Alignment/BeaverTails",
+    "PKU-Alignment/BeaverTails-Evaluation",
+    "walledai/XSTest",
+)
 
 
 class Finding(NamedTuple):

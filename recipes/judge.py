@@ -148,6 +148,7 @@ def _parser() -> FlagParser:
     parser.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="(default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="(default: %(default)s)")
+    parser.add_argument("--head-learning-rate", type=float, default=1e-3, help="(default: %(default)s)")
     parser.add_argument("--warmup", type=float, default=0.1, help="share of all steps (default: %(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=42, help="(default: %(default)s)")
@@ -174,8 +175,9 @@ def _check_numbers(flags: argparse.Namespace) -> None:
     for name in ("epochs", "batch_size", "max_length"):
         if getattr(flags, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1.")
-    if not 0 < flags.learning_rate < float("inf"):
-        raise InputError("--learning-rate must be above 0.")
+    for name in ("learning_rate", "head_learning_rate"):
+        if not 0 < getattr(flags, name) < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} must be above 0.")
     if not 0 <= flags.weight_decay < float("inf"):
         raise InputError("--weight-decay must not be negative.")
     for name in ("warmup", "validation_share"):

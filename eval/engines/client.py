@@ -1,25 +1,54 @@
-"""One OpenAI-compatible endpoint: what it serves, and its answer to a prompt of token ids."""
+"""One OpenAI-compatible endpoint: what it serves, what it replies to a request, and what its errors mean."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
 import openai
 
 from monolora.errors import InputError, in_one_line, unknown
-from monolora.eval.records import INVALID, OK
 
 CONNECT_S = 5.0
-# What a server would otherwise take from the model's generation_config.json, which offline engines leave alone.
-_NOTHING_ELSE = {"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0}
-# These tell of the endpoint, not of the prompt: no key, not served (any more), too busy, no server behind the gateway.
-_NOT_THE_PROMPT = frozenset({401, 403, 404, 429, 502, 503})
-_FINISHES = ("stop", "length")
+# These tell of the endpoint, not of the request: no key, not served (any more), too busy, no server behind the gateway.
+_NOT_THE_REQUEST = frozenset({401, 403, 404, 429, 502, 503})
+
+
+class Request(NamedTuple):
+    """What an endpoint is asked.
+
+    Attributes:
+        key: the asker's own; the reply has it too.
+        path: under the base URL, as ``completions``; what begins with ``/`` is beside ``/v1``, as ``/classify``.
+        body: JSON; its ``model`` is a name that endpoints serve.
+    """
+
+    key: Any
+    path: str
+    body: Mapping[str, Any]
+
+    @property
+    def served(self) -> str:
+        """The name that the model is served under."""
+        return str(self.body["model"])
+
+
+class Reply(NamedTuple):
+    """What became of a request.
+
+    Attributes:
+        key: the request's.
+        content: what the server sent.
+        trouble: why it had no answer to this request; empty if it had one.
+    """
+
+    key: Any
+    content: bytes
+    trouble: str = ""
 
 
 class UnavailableError(Exception):
@@ -27,19 +56,19 @@ class UnavailableError(Exception):
 
 
 class Endpoint:
-    """An endpoint. All of its errors that are not about a prompt are :class:`UnavailableError`.
+    """An endpoint. All of its errors that are not about a request are :class:`UnavailableError`.
 
     Args:
         url: its base URL, as ``http://host:8000/v1``.
-        settings: ``temperature``, ``top_p``, ``seed``, ``retries`` (with growing pauses, after timeouts, lost
-            connections and the statuses 408, 409, 429 and 5xx), ``timeout_s``, ``concurrency`` (connections).
+        settings: ``retries`` (with growing pauses, after timeouts, lost connections and the statuses 408, 409, 429 and
+            5xx), ``timeout_s``, ``concurrency`` (connections).
         key: sent as the bearer token.
     """
 
     def __init__(self, url: str, settings: Mapping[str, Any], key: str) -> None:
         self.url = url
-        self._settings = settings
-        timeout = httpx2.Timeout(settings["timeout_s"], connect=CONNECT_S)
+        self._timeout_s = settings["timeout_s"]
+        timeout = httpx2.Timeout(self._timeout_s, connect=CONNECT_S)
         self._client = openai.AsyncOpenAI(
             base_url=url,
             api_key=key,
@@ -79,33 +108,27 @@ class Endpoint:
                     f"vllm serve BASE --enable-lora --lora-modules {name}=PATH (the base: --served-model-name {name})"
                 )
 
-    async def answer(self, item: Mapping[str, Any], served: str) -> dict[str, Any]:
-        """The answer of the model served as ``served`` to ``item``; invalid if this prompt cannot have one.
+    async def ask(self, request: Request) -> Reply:
+        """The reply to a request; its trouble, if it has any, is this request's own.
 
         Raises:
             UnavailableError: if another endpoint, or this one later, may well answer.
         """
+        path = request.path
+        whole = self.url.removesuffix("/v1") + path if path.startswith("/") else path
         try:
-            completion = await self._client.completions.with_raw_response.create(
-                model=served,
-                prompt=item["token_ids"],
-                max_tokens=item["max_new_tokens"],
-                temperature=self._settings["temperature"],
-                top_p=self._settings["top_p"],
-                seed=self._settings["seed"],
-                extra_body=_NOTHING_ELSE,
-            )
+            answer = await self._client.post(whole, body=request.body, cast_to=httpx2.Response)
         except openai.APITimeoutError as error:
             if isinstance(error.__cause__, httpx2.ConnectTimeout):
                 raise UnavailableError(f"no connection within {CONNECT_S:g} s") from error
-            return _invalid(item, f"no answer within {self._settings['timeout_s']:g} s.")
+            return Reply(request.key, b"", f"server: no answer within {self._timeout_s:g} s.")
         except openai.APIStatusError as error:
-            if error.status_code in _NOT_THE_PROMPT:
+            if error.status_code in _NOT_THE_REQUEST:
                 raise UnavailableError(_said(error)) from error
-            return _invalid(item, _said(error))
+            return Reply(request.key, b"", f"server: {_said(error)}")
         except openai.APIError as error:
             raise UnavailableError(_said(error)) from error
-        return _read(item, completion.content)
+        return Reply(request.key, answer.content)
 
     def _names(self, content: bytes) -> list[str]:
         try:
@@ -119,26 +142,6 @@ class Endpoint:
     async def close(self) -> None:
         """Close its connections."""
         await self._client.close()
-
-
-def _read(item: Mapping[str, Any], content: bytes) -> dict[str, Any]:
-    try:
-        completion = json.loads(content)
-        choice, usage = completion["choices"][0], completion["usage"]
-        text, tokens, finish = str(choice["text"]), int(usage["completion_tokens"]), choice["finish_reason"]
-    except (ValueError, LookupError, TypeError):  # of another kind of server, or without its usage
-        return _invalid(item, "the answer is no completion with text, finish_reason and usage.")
-    if finish not in _FINISHES:
-        return _invalid(item, f"the answer was ended by {finish!r}.")
-    if finish == "length" and tokens < item["max_new_tokens"]:  # vLLM lowers the limit to what its context holds
-        return _invalid(item, f"its context ended the answer after {tokens} of {item['max_new_tokens']} tokens.")
-    found = {"text": text, "tokens": tokens, "finish": finish, "cut": False}
-    return {"key": item["key"], **found, "status": OK, "reason": None}
-
-
-def _invalid(item: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    nothing = {"text": "", "tokens": 0, "finish": "", "cut": False}
-    return {"key": item["key"], **nothing, "status": INVALID, "reason": f"server: {reason}"}
 
 
 def _said(error: openai.APIError) -> str:

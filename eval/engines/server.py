@@ -1,6 +1,6 @@
 """Answers by OpenAI-compatible servers, one or many: ``vllm serve`` on as many machines as there are.
 
-All endpoints take prompts from one queue, each ``concurrency`` at a time, so the faster ones answer more of them. One
+All endpoints take requests from one queue, each ``concurrency`` at a time, so the faster ones answer more of them. One
 that is down, or too busy after its retries, is left out for a pause that doubles each time, and what it was asked goes
 back into the queue. Prompts are sent as token ids: no server can put a second BOS before them.
 """
@@ -8,15 +8,21 @@ back into the queue. Prompts are sent as token ids: no server can put a second B
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from monolora.errors import InputError, RunError
-from monolora.eval.engines.client import Endpoint, UnavailableError
+from monolora.eval.engines.client import Endpoint, Reply, Request, UnavailableError
+from monolora.eval.records import INVALID, OK
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+# What a server would otherwise take from the model's generation_config.json, which offline engines leave alone.
+_NOTHING_ELSE = {"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0}
+_FINISHES = ("stop", "length")
 _LOG = logging.getLogger(__name__)
 
 
@@ -26,33 +32,83 @@ def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     Args:
         job: ``endpoints``, base URLs; ``models``, the names that models are served under, by the names they have
             here; ``items``, each with ``key``, ``token_ids``, ``model`` (the name here) and ``max_new_tokens``;
-            ``done``, keys; ``settings``: ``temperature``, ``top_p``, ``seed``, ``concurrency`` (requests at once, for
-            each endpoint), ``retries``, ``timeout_s`` (for an answer), ``api_key_env`` (the variable that holds the
-            key, or None).
+            ``done``, keys; ``settings``: ``temperature``, ``top_p``, ``seed``, and those of :func:`replies`.
 
     Yields:
         An answer an item, as they come.
 
     Raises:
+        InputError, RunError: as :func:`replies`.
+    """
+    done = set(job["done"])
+    items = {item["key"]: item for item in job["items"] if item["key"] not in done}
+    sampling = {name: job["settings"][name] for name in ("temperature", "top_p", "seed")} | _NOTHING_ELSE
+    requests = [
+        Request(
+            key,
+            "completions",
+            {"model": job["models"][item["model"]], "prompt": item["token_ids"], "max_tokens": item["max_new_tokens"]}
+            | sampling,
+        )
+        for key, item in items.items()
+    ]
+    with closing(replies(job["endpoints"], requests, job["settings"])) as found:
+        for reply in found:
+            yield {"key": reply.key, **_read(reply, items[reply.key]["max_new_tokens"])}
+
+
+def _read(reply: Reply, most: int) -> dict[str, Any]:
+    """The answer in a completion of ``most`` tokens at most."""
+    if reply.trouble:
+        return _invalid(reply.trouble)
+    try:
+        completion = json.loads(reply.content)
+        choice, usage = completion["choices"][0], completion["usage"]
+        text, tokens, finish = str(choice["text"]), int(usage["completion_tokens"]), choice["finish_reason"]
+    except (ValueError, LookupError, TypeError):  # of another kind of server, or without its usage
+        return _invalid("server: the answer is no completion with text, finish_reason and usage.")
+    if finish not in _FINISHES:
+        return _invalid(f"server: the answer was ended by {finish!r}.")
+    if finish == "length" and tokens < most:  # vLLM lowers the limit to what its context holds
+        return _invalid(f"server: its context ended the answer after {tokens} of {most} tokens.")
+    return {"text": text, "tokens": tokens, "finish": finish, "cut": False, "status": OK, "reason": None}
+
+
+def _invalid(reason: str) -> dict[str, Any]:
+    return {"text": "", "tokens": 0, "finish": "", "cut": False, "status": INVALID, "reason": reason}
+
+
+def replies(urls: Sequence[str], requests: Collection[Request], settings: Mapping[str, Any]) -> Generator[Reply]:
+    """Ask the endpoints for all of the requests. Close it, and no task and no connection is left behind.
+
+    Args:
+        urls: base URLs, as ``http://host:8000/v1``.
+        requests: in the order in which they are to be asked.
+        settings: ``concurrency`` (requests at once, for each endpoint), ``retries``, ``timeout_s`` (for a reply),
+            ``api_key_env`` (the variable that holds the key, or None).
+
+    Yields:
+        A reply a request, as they come.
+
+    Raises:
         InputError: if an endpoint does not serve what it should.
         RunError: if no endpoint answers any more.
     """
-    done = set(job["done"])
-    items = [item for item in job["items"] if item["key"] not in done]
-    if not items:
+    if not requests:
         return
-    urls, key = _urls(job["endpoints"]), _key(job["settings"]["api_key_env"])
+    distinct, key = _distinct(urls), _key(settings["api_key_env"])
+    endpoints = [Endpoint(url, settings, key) for url in distinct]
     with asyncio.Runner() as runner:
-        asked = _asked([Endpoint(url, job["settings"], key) for url in urls], job, items)
+        worked = _worked(_Desk(endpoints, requests, settings), len(requests))
         try:
-            # The loop stands still while the caller has an answer in hand: it stores it, and comes back.
-            while (answer := runner.run(_next(asked))) is not None:
-                yield answer
+            # The loop stands still while the caller has a reply in hand: it stores it, and comes back.
+            while (reply := runner.run(_next(worked))) is not None:
+                yield reply
         finally:
-            runner.run(asked.aclose())
+            runner.run(worked.aclose())
 
 
-def _urls(endpoints: Sequence[str]) -> list[str]:
+def _distinct(endpoints: Sequence[str]) -> list[str]:
     urls = list(dict.fromkeys(url.rstrip("/") for url in endpoints))
     if not urls:
         raise InputError("The server engine has no endpoint. Give at least one, such as http://host:8000/v1.")
@@ -70,19 +126,16 @@ def _key(variable: str | None) -> str:
     return os.environ[variable]
 
 
-async def _next(rows: AsyncIterator[dict[str, Any]]) -> dict[str, Any] | None:
-    return await anext(rows, None)
+async def _next(replies: AsyncIterator[Reply]) -> Reply | None:
+    return await anext(replies, None)
 
 
-async def _asked(
-    endpoints: Sequence[Endpoint], job: Mapping[str, Any], items: Collection[Mapping[str, Any]]
-) -> AsyncGenerator[dict[str, Any]]:
-    """:func:`answers` on a running event loop; leaves no task and no connection behind."""
-    desk = _Desk(endpoints, job["models"], items, job["settings"])
+async def _worked(desk: _Desk, count: int) -> AsyncGenerator[Reply]:
+    """:func:`replies` on a running event loop."""
     try:
         await desk.check_all()
         desk.start()
-        for _ in items:
+        for _ in range(count):
             yield await desk.result()
     finally:
         await desk.close()
@@ -120,22 +173,18 @@ class _Place:
 
 
 class _Desk:
-    """Hands out items to endpoints and takes in their answers."""
+    """Hands out requests to endpoints and takes in their replies."""
 
     def __init__(
-        self,
-        endpoints: Sequence[Endpoint],
-        models: Mapping[str, str],
-        items: Collection[Mapping[str, Any]],
-        settings: Mapping[str, Any],
+        self, endpoints: Sequence[Endpoint], requests: Collection[Request], settings: Mapping[str, Any]
     ) -> None:
         self._places = [_Place(endpoint) for endpoint in endpoints]
-        self._served = {item["model"]: models[item["model"]] for item in items}
+        self._served = [*dict.fromkeys(request.served for request in requests)]
         self._concurrency, self._retries = settings["concurrency"], settings["retries"]
-        self._waiting: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
-        for item in items:
-            self._waiting.put_nowait(item)
-        self._results: asyncio.Queue[dict[str, Any] | BaseException] = asyncio.Queue()
+        self._waiting: asyncio.Queue[Request] = asyncio.Queue()
+        for request in requests:
+            self._waiting.put_nowait(request)
+        self._results: asyncio.Queue[Reply | BaseException] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def check_all(self) -> None:
@@ -144,7 +193,7 @@ class _Desk:
         Raises:
             InputError: if one does not serve what it should.
         """
-        checks = (place.endpoint.check(self._served.values()) for place in self._places)
+        checks = (place.endpoint.check(self._served) for place in self._places)
         for place, found in zip(self._places, await asyncio.gather(*checks, return_exceptions=True), strict=True):
             if isinstance(found, UnavailableError):
                 self._leave_out(place, found)
@@ -159,8 +208,8 @@ class _Desk:
         for task in self._tasks:
             task.add_done_callback(self._failed)
 
-    async def result(self) -> dict[str, Any]:
-        """The next answer.
+    async def result(self) -> Reply:
+        """The next reply.
 
         Raises:
             InputError, RunError: that end the work.
@@ -183,22 +232,22 @@ class _Desk:
             self._results.put_nowait(error)
 
     async def _ask(self, place: _Place) -> None:
-        """One item after the other, as long as the endpoint is in."""
+        """One request after the other, as long as the endpoint is in."""
         while True:
             await place.is_in.wait()
-            item = await self._waiting.get()
+            request = await self._waiting.get()
             if not place.is_in.is_set():  # it went while there was nothing to ask
-                self._waiting.put_nowait(item)
+                self._waiting.put_nowait(request)
                 continue
             try:
-                answer = await place.endpoint.answer(item, self._served[item["model"]])
+                reply = await place.endpoint.ask(request)
             except UnavailableError as error:
-                self._waiting.put_nowait(item)
+                self._waiting.put_nowait(request)
                 if place.is_in.is_set():  # the first of those that were under way says so for all
                     self._leave_out(place, error)
             else:
                 place.failures = 0
-                self._results.put_nowait(answer)
+                self._results.put_nowait(reply)
 
     async def _bring_back(self, place: _Place) -> None:
         """Each time the endpoint was left out, check it after a pause until it is there again."""
@@ -206,7 +255,7 @@ class _Desk:
             await place.is_out.wait()
             await asyncio.sleep(place.pause_s())
             try:
-                await place.endpoint.check(self._served.values())
+                await place.endpoint.check(self._served)
             except UnavailableError as error:
                 self._leave_out(place, error)
             else:

@@ -26,6 +26,7 @@ class Judge:
         identity: all that changes scores, as JSON; not the threshold.
         target: ``"module:function"``, the generator that judges in a process of its own.
         settings: ``job["settings"]`` for it, as JSON.
+        in_process: it holds no model, so it needs no process of its own.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Judge:
     identity: dict[str, Any]
     target: str
     settings: dict[str, Any] = field(default_factory=dict)
+    in_process: bool = False
 
     def flagged(self, scores: Mapping[str, float]) -> bool:
         """Whether a judgement with these scores is a flag."""
@@ -49,13 +51,18 @@ class JudgeOptions:
     Attributes:
         engine: ``auto`` is vLLM for ShieldGemma and beaver-dam where it is installed, and else transformers.
         dtype: of the weights; ``auto`` is the checkpoint's own.
-        batch_size: texts at a time, with ``hf``; requests at a time, for each endpoint, with ``server``.
+        batch_size: texts at a time, with ``hf``.
         device: for ``hf``; None is the GPU where there is one.
         unsafe_labels: for a classifier with labels of its own, those that mean unsafe.
         text: for such a classifier, what it reads, with ``{prompt}`` and ``{response}`` in it.
         max_model_len: tokens that a judge reads; None is as many as it can.
         gpu_memory_utilization: as for ``vllm serve``; None is vLLM's own on a GPU, and 0.4 of a CPU's memory.
+        tensor_parallel_size: for ``vllm``, as for ``vllm serve``.
         endpoints: for ``server``, as ``http://host:8000/v1``.
+        concurrency: requests at a time, for each endpoint.
+        retries: of a request that an endpoint could not answer.
+        timeout_s: for a reply, waiting in the server's queue included.
+        api_key_env: the environment variable with the endpoints' key; None where they ask for none.
 
     Raises:
         InputError: for values that cannot be.
@@ -69,15 +76,23 @@ class JudgeOptions:
     text: str | None = None
     max_model_len: int | None = None
     gpu_memory_utilization: float | None = None
+    tensor_parallel_size: int = 1
     endpoints: tuple[str, ...] = ()
+    concurrency: int = 32
+    retries: int = 5
+    timeout_s: float = 600.0
+    api_key_env: str | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise unknown("judge engine", self.engine, ENGINES)
         if self.dtype not in DTYPES:
             raise unknown("judge dtype", self.dtype, DTYPES)
-        if self.batch_size < 1:
-            raise InputError(f"The judges' batch size must be at least 1, got {self.batch_size}.")
+        for name in ("batch_size", "tensor_parallel_size", "concurrency"):
+            if getattr(self, name) < 1:
+                raise InputError(f"The judges' {name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}.")
+        if self.retries < 0 or not self.timeout_s > 0:
+            raise InputError("The judges' retries must be 0 or more, and their timeout above 0 s.")
         if (self.engine == "server") != bool(self.endpoints):
             raise InputError("The judge engine server and its endpoints (http://host:8000/v1) go together.")
 

@@ -62,6 +62,7 @@ def make() -> Judge:
         unsafe=(REFUSED,),
         identity={"kind": "refusal", "format": FORMAT},
         target="monolora.eval.judges.refusal:judgements",
+        in_process=True,
     )
 
 

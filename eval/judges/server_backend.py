@@ -7,31 +7,25 @@ read is of judges. ShieldGemma is asked through ``/v1/completions`` for the log-
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
-import httpx2
-import openai
 from transformers import AutoConfig
 
-from monolora.eval.engines import client, server
-from monolora.eval.engines.client import Endpoint, UnavailableError
+from monolora.eval.engines.client import Reply, Request
+from monolora.eval.engines.server import replies
 from monolora.eval.judges.padding import padding_token, unpadded
 from monolora.eval.judges.reading import Readable
 from monolora.eval.judges.running import Logits
-
-RETRIES = 5
-TIMEOUT_S = 600.0  # of one answer, waiting in the server's queue included
-_MODEL = "judge"
 
 
 class Question(NamedTuple):
     """How a server is asked.
 
     Attributes:
-        path: of the endpoint; what begins with ``/`` is beside ``/v1``, not under it.
+        path: as in :class:`monolora.eval.engines.client.Request`.
         body: the request for token ids; the model's name is added.
         read: the logits in the answer's JSON, or why there are none.
     """
@@ -82,78 +76,31 @@ def classifier_logits(
     yield from _asked(settings, question, bare, done)
 
 
-class JudgeEndpoint(Endpoint):
-    """An endpoint that is asked for logits.
-
-    Args:
-        url: its base URL, as ``http://host:8000/v1``.
-        settings: of the client.
-        question: what it is asked.
-    """
-
-    def __init__(self, url: str, settings: Mapping[str, Any], question: Question) -> None:
-        super().__init__(url, settings, server._key(None))
-        self._question = question
-
-    async def answer(self, item: Mapping[str, Any], served: str) -> dict[str, Any]:
-        """The logits for the token ids of ``item``, or the reason why there are none.
-
-        Raises:
-            UnavailableError: if another endpoint, or this one later, may well answer.
-        """
-        try:
-            content = await self._asked(item["token_ids"], served)
-        except openai.APITimeoutError as error:
-            if isinstance(error.__cause__, httpx2.ConnectTimeout):
-                raise UnavailableError("no connection in time") from error
-            return {"key": item["key"], "logits": f"server: no answer within {TIMEOUT_S:g} s."}
-        except openai.APIStatusError as error:
-            if error.status_code in client._NOT_THE_PROMPT:
-                raise UnavailableError(client._said(error)) from error
-            return {"key": item["key"], "logits": f"server: {client._said(error)}"}
-        except openai.APIError as error:
-            raise UnavailableError(client._said(error)) from error
-        try:
-            return {"key": item["key"], "logits": self._question.read(json.loads(content))}
-        except (ValueError, LookupError, TypeError):
-            return {"key": item["key"], "logits": "server: the answer is not of the kind that was asked for"}
-
-    async def _asked(self, token_ids: list[int], served: str) -> bytes:
-        path = self._question.path
-        whole = self.url.removesuffix("/v1") + path if path.startswith("/") else path
-        body = self._question.body(token_ids) | {"model": served}
-        return (await self._client.post(whole, body=body, cast_to=httpx2.Response)).content
-
-
 def _asked(
     settings: Mapping[str, Any], question: Question, rows: Sequence[Readable], done: set[str]
 ) -> Iterator[tuple[str, Logits | str]]:
     """The rows that are not done, each as soon as all of its calls are answered."""
-    waiting = {row.key: [None] * len(row.calls) for row in rows if row.key not in done}
-    items = [
-        {"key": (row.key, number), "token_ids": token_ids, "model": _MODEL}
-        for row in rows
-        if row.key in waiting
+    todo = [row for row in rows if row.key not in done]
+    requests = [
+        Request((row.key, number), question.path, question.body(token_ids) | {"model": settings["model"]})
+        for row in todo
         for number, token_ids in enumerate(row.calls)
     ]
-    for answer in _answers(settings, question, items):
-        key, number = answer["key"]
-        waiting[key][number] = answer["logits"]
-        if None not in waiting[key]:
-            calls = waiting.pop(key)
-            yield key, next((each for each in calls if isinstance(each, str)), calls)
+    waiting: dict[str, list[Any]] = {row.key: [None] * len(row.calls) for row in todo}
+    with closing(replies(settings["endpoints"], requests, settings)) as found:
+        for reply in found:
+            key, number = reply.key
+            waiting[key][number] = _read(reply, question)
+            if None not in waiting[key]:
+                calls = waiting.pop(key)
+                yield key, next((each for each in calls if isinstance(each, str)), calls)
 
 
-def _answers(
-    settings: Mapping[str, Any], question: Question, items: Sequence[Mapping[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    told = {"concurrency": settings["batch_size"], "retries": RETRIES, "timeout_s": TIMEOUT_S}
-    job = {"models": {_MODEL: settings["model"]}, "settings": told}
-    endpoints = [JudgeEndpoint(url, told, question) for url in server._urls(settings["endpoints"])]
-    with asyncio.Runner() as runner:
-        asked = server._asked(endpoints, job, items)
-        try:
-            while (answer := runner.run(server._next(asked))) is not None:
-                yield answer
-        finally:
-            runner.run(asked.aclose())
+def _read(reply: Reply, question: Question) -> list[float] | str:
+    """The logits of a call, or why there are none."""
+    if reply.trouble:
+        return reply.trouble
+    try:
+        return question.read(json.loads(reply.content))
+    except (ValueError, LookupError, TypeError):
+        return "server: the answer is not of the kind that was asked for"

@@ -67,6 +67,7 @@ def _start(settings: Mapping[str, Any], max_model_len: int, **kind: str) -> LLM:
             dtype=settings["dtype"],
             max_model_len=max_model_len,
             gpu_memory_utilization=settings["gpu_memory_utilization"] or memory_share(),
+            tensor_parallel_size=settings["tensor_parallel_size"],
             enforce_eager=not torch.cuda.is_available(),
             skip_tokenizer_init=True,
             **kind,

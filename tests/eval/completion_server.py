@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that answers ``/v1/completions``, and fails as it is told to.
+"""An HTTP server on loopback that answers ``/v1/completions``, or what else it is told to, and fails as it is told to.
 
 It computes nothing: the answer to a prompt is its token ids in words. What it is for is to see what a client sends,
 when, and what the client makes of trouble.
@@ -61,13 +61,14 @@ class CompletionServer:
     """A server; use it in a ``with`` statement.
 
     Args:
-        answer: makes the reply to a request (its JSON), given how often this prompt was asked for before.
+        answer: makes the reply to a request (its JSON), given how often the same was asked before.
         models: what ``/v1/models`` lists; or a text, sent as it is.
         key: refuse requests without it.
 
     Attributes:
-        requests: all of ``/v1/completions``, as they came.
+        requests: all but those for ``/v1/models``, as they came.
         headers: of these requests.
+        paths: of these requests.
         most_at_once: how many were answered at the same time, at most.
         connections: how many are open.
     """
@@ -81,6 +82,7 @@ class CompletionServer:
         self.answer, self.models, self.key = answer, models, key
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.most_at_once = self._now = 0
         self.stopping = threading.Event()
         self._lock = threading.Lock()
@@ -135,12 +137,13 @@ class CompletionServer:
         cards = [{"id": name, "object": "model", "created": 1, "owned_by": "me"} for name in self.models]
         return {"object": "list", "data": cards}
 
-    def reply_to(self, request: dict[str, Any], headers: dict[str, str]) -> Reply:
+    def reply_to(self, path: str, request: dict[str, Any], headers: dict[str, str]) -> Reply:
         """What a request gets, after its time."""
         with self._lock:
-            before = sum(each["prompt"] == request["prompt"] for each in self.requests)
+            before = self.requests.count(request)
             self.requests.append(request)
             self.headers.append(headers)
+            self.paths.append(path)
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
         reply = self.answer(request, before)
@@ -185,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self._send(self.server_of.reply_to(request, dict(self.headers.items())))
+        self._send(self.server_of.reply_to(self.path, request, dict(self.headers.items())))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base class's name)
         """Nothing: the tests look at the requests themselves."""

@@ -12,7 +12,9 @@ import pytest
 from completion_server import HANG_S, CompletionServer, Reply, completion, refusal, text_of
 
 from monolora.errors import InputError, RunError
-from monolora.eval.engines.server import answers
+from monolora.eval.engines.client import Reply as Answered
+from monolora.eval.engines.client import Request
+from monolora.eval.engines.server import answers, replies
 
 MODELS = {"base": "base"}
 
@@ -74,6 +76,7 @@ def test_what_is_sent() -> None:
         )
         first, second = sorted(server.requests, key=lambda request: request["max_tokens"])
     assert rows == [ok(0, "meta/Base"), ok(1, "mono")]
+    assert server.paths == ["/v1/completions"] * 2
     assert first == {
         "model": "meta/Base", "prompt": [0, 7, 9], "max_tokens": 4, "temperature": 0.0, "top_p": 0.5, "seed": 3,
         "repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0,
@@ -156,6 +159,28 @@ def test_one_row_that_hangs_is_invalid() -> None:
         rows = by_number(answers(job(server, rows=3, timeout_s=0.4)))
         assert asked(server) == {0: 1, 1: 2, 2: 1}
     assert [row["reason"] for row in rows] == [None, "server: no answer within 0.4 s.", None]
+
+
+def test_any_request_goes_through_the_queue() -> None:
+    """Under the base URL or beside it; content or trouble comes back under the asker's own key."""
+
+    def echo(request: dict[str, Any], before: int) -> Reply:
+        return refusal(400, "Not that.") if request["input"] == [9] else Reply(200, f"got {request['input']}")
+
+    settings = {"concurrency": 2, "retries": 0, "timeout_s": 5.0, "api_key_env": None}
+    bodies = {number: {"model": "base", "input": [number]} for number in (7, 8, 9)}
+    requests = [Request(("a", number), "/v2/rank" if number == 8 else "score", body) for number, body in bodies.items()]
+    with CompletionServer(echo) as server:
+        found = set(replies([server.url], requests, settings))
+        assert sorted(zip(server.paths, (each["input"][0] for each in server.requests), strict=True)) == [
+            ("/v1/score", 7), ("/v1/score", 9), ("/v2/rank", 8),
+        ]  # fmt: skip
+    assert found == {
+        Answered(("a", 7), b"got [7]", ""),
+        Answered(("a", 8), b"got [8]", ""),
+        Answered(("a", 9), b"", "server: 400 Not that."),
+    }
+    assert list(replies([server.url], [], settings)) == []  # the server is gone by now
 
 
 NO_COMPLETION = "server: the answer is no completion with text, finish_reason and usage."

@@ -36,7 +36,7 @@ from monolora.errors import InputError, exit_status
 from monolora.recipes import judge, judge_data
 from monolora.recipes.judge_data import Row
 from monolora.recipes.judge_model import encode_rows, load_backbone, load_tokenizer, probabilities, start_from_mean
-from monolora.recipes.judge_training import BestEpoch, judge_loss
+from monolora.recipes.judge_training import LABELS_WEIGHT, BestEpoch, judge_loss
 
 Judge = Callable[..., Outcome]
 NO_LABELS = (False,) * len(LABELS)
@@ -99,7 +99,18 @@ def run_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Judge:
 
     def run(*flags: str | Path, name: str = "judge") -> Outcome:
         folder = tmp_path / name
-        words = ["--output-dir", folder, "--no-bf16", "--epochs", 6, "--learning-rate", 0.005, *flags]
+        words = [
+            "--output-dir",
+            folder,
+            "--no-bf16",
+            "--epochs",
+            6,
+            "--learning-rate",
+            0.005,
+            "--head-learning-rate",
+            0.01,
+            *flags,
+        ]
         capsys.readouterr()
         with torch.random.fork_rng(devices=[]):
             status = exit_status(lambda: judge.main(list(map(str, words))))
@@ -204,11 +215,15 @@ def test_the_best_epoch_is_kept() -> None:
 
 
 def test_loss_in_closed_form() -> None:
-    logits, labels = torch.tensor([[0.0, 2.0], [-1.0, -3.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    """The unsafe row's verdict is that of its own labels; the safe row's that of all."""
+    logits = torch.tensor([[0.0, 2.0, -1.0], [-1.0, -3.0, 0.5]], requires_grad=True)
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     probability = torch.sigmoid(logits)
-    of_labels = -torch.where(labels > 0, probability, 1 - probability).log().mean()
-    of_verdict = -(probability[0, 1].log() + (1 - probability[1, 0]).log()) / 2
-    torch.testing.assert_close(judge_loss({"logits": logits}, labels), of_labels + of_verdict)
+    of_labels = -torch.where(labels > 0, probability, 1 - probability).log().sum() / 2
+    of_verdict = -(probability[0, 0].log() + (1 - probability[1, 2]).log()) / 2
+    found = judge_loss({"logits": logits}, labels)
+    torch.testing.assert_close(found, LABELS_WEIGHT * of_labels + of_verdict)
+    assert torch.isfinite(torch.autograd.grad(found, logits)[0]).all()
 
 
 def test_the_last_layer_starts_as_the_mean(bert: Path) -> None:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import judge_reference as reference
 import pytest
-from completion_server import CompletionServer, Reply, refusal
+import torch
+from completion_server import HANG_S, CompletionServer, Reply, refusal
 from tiny_judges import PAIRS, items, make_beaverdam, make_shieldgemma
+from vllm_server import BASE, Server
 
+from monolora.beaverdam import LABELS, text
 from monolora.errors import InputError, RunError
 from monolora.eval.engines import server as engine
-from monolora.eval.judges import JudgeOptions, make, shieldgemma
+from monolora.eval.judges import JudgeOptions, beaverdam, make, shieldgemma
+from monolora.eval.judges.backends import told
 from monolora.eval.process import results_of
 
-sys.path.append(str(Path(__file__).parents[2] / "serving"))
-from vllm_server import BASE, Server
+KEYS = [row["key"] for row in items()]
 
 
 @pytest.fixture
@@ -35,8 +37,9 @@ def _half(request: dict[str, Any], before: int = 0) -> Reply:
     return Reply(200, {"choices": [{"index": 0, "text": "", "logprobs": {"top_logprobs": [log_probs]}}]})
 
 
-def _judged(folder: Path, *urls: str, done: tuple[str, ...] = ()) -> dict[str, dict[str, Any]]:
-    judge = make(f"shieldgemma:{folder}", JudgeOptions(engine="server", endpoints=urls, batch_size=3))
+def _judged(folder: Path, *urls: str, done: tuple[str, ...] = (), **more: Any) -> dict[str, dict[str, Any]]:
+    options = JudgeOptions(engine="server", endpoints=urls, **more)
+    judge = told(make(f"shieldgemma:{folder}", options), options)
     job = {"settings": judge.settings, "items": items(), "done": list(done)}
     return {row["key"]: row for row in shieldgemma.judgements(job)}
 
@@ -44,7 +47,6 @@ def _judged(folder: Path, *urls: str, done: tuple[str, ...] = ()) -> dict[str, d
 def test_the_answers_are_asked_for_by_token_and_renormalised(folder: Path) -> None:
     with CompletionServer(_half, models=[str(folder)]) as server:
         rows = _judged(folder, server.url, done=("k0", "k2"))
-        assert server.most_at_once <= 3
     assert sorted(rows) == ["k1", "k3", "k4", "k5"]
     for row in rows.values():
         reference.assert_near(row["scores"], dict.fromkeys(shieldgemma.POLICIES, 0.25), 1e-12)
@@ -54,6 +56,53 @@ def test_the_answers_are_asked_for_by_token_and_renormalised(folder: Path) -> No
     wanted = {tuple(tokenizer(text).input_ids) for text in texts}
     assert {tuple(request["prompt"]) for request in server.requests} == wanted
     assert {request["max_tokens"] for request in server.requests} == {1}
+    assert set(server.paths) == {"/v1/completions"}
+
+
+def test_how_endpoints_are_asked_is_the_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGES_KEY", "open sesame")
+
+    def busy_at_first(request: dict[str, Any], before: int) -> Reply:
+        return _half(request)._replace(after_s=0.1) if before else refusal(500, "not now")
+
+    but_one = tuple(f"k{number}" for number in range(1, len(PAIRS)))
+    with CompletionServer(busy_at_first, models=[str(folder)], key="open sesame") as server:
+        rows = _judged(folder, server.url, done=but_one, concurrency=2, retries=1, api_key_env="JUDGES_KEY")
+        assert [row["status"] for row in rows.values()] == ["ok"]
+        assert server.most_at_once == 2
+        assert {headers["Authorization"] for headers in server.headers} == {"Bearer open sesame"}
+
+
+def test_a_judge_that_takes_too_long_gives_no_verdict(folder: Path) -> None:
+    def hang(request: dict[str, Any], before: int) -> Reply:
+        return _half(request)._replace(after_s=HANG_S)
+
+    with CompletionServer(hang, models=[str(folder)]) as server:
+        rows = _judged(folder, server.url, retries=0, timeout_s=0.2)
+    assert {row["reason"] for row in rows.values()} == {"server: no answer within 0.2 s."}
+
+
+def test_a_classifier_is_asked_for_logits_beside_v1(tmp_path: Path) -> None:
+    """Token ids in, logits without activation out; another count of them is another model's."""
+    folder = make_beaverdam(tmp_path / "judge")
+    judge_logits = {key: [0.25 * number - n for number in range(len(LABELS))] for n, key in enumerate(KEYS)}
+    texts = {f"k{n}": text(*pair, "</s>") for n, pair in enumerate(PAIRS)}
+    read = {tuple(reference.tokenizer_of(folder)(texts[key]).input_ids): key for key in KEYS}
+
+    def classify(request: dict[str, Any], before: int) -> Reply:
+        key = read[tuple(request["input"][0])]
+        return Reply(200, {"data": [{"probs": judge_logits[key][: 2 if key == "k3" else None]}]})
+
+    with CompletionServer(classify, models=[str(folder)]) as server:
+        judge = make(f"beaverdam:{folder}", JudgeOptions(engine="server", endpoints=(server.url,)))
+        job = {"settings": judge.settings, "items": items(), "done": []}
+        rows = {row["key"]: row for row in beaverdam.judgements(job)}
+    assert set(server.paths) == {"/classify"}
+    assert {request["use_activation"] for request in server.requests} == {False}
+    assert rows.pop("k3")["reason"] == "server: 2 logits for the judge's 14 labels"
+    for key, row in rows.items():
+        wanted = torch.tensor(judge_logits[key]).double().sigmoid().tolist()
+        reference.assert_near(row["scores"], dict(zip(LABELS, wanted, strict=True)), 1e-12)
 
 
 @pytest.mark.parametrize(
