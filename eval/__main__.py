@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
         print(f"{__doc__}\nFlags: monolora eval run --help")
         return 0 if argv else 2
     stage, *words = argv
+    if stage.startswith("-"):
+        raise InputError(f"Which stage? It comes before the flags: monolora eval {' | '.join(STAGES)}.")
     if stage not in STAGES:
         raise unknown("stage", stage, STAGES)
     STAGES[stage](flags.parse(words, f"monolora eval {stage}", _stored(words) if stage in _GOING_ON else None))

@@ -137,12 +137,15 @@ def _names() -> set[str]:
 
 
 def _parser(prog: str) -> FlagParser:
-    parser = FlagParser(prog, __doc__)
+    parser = FlagParser(prog, "Flags of all stages. A stage that goes on with a run has that run's own as defaults.")
     parser.add_argument("--config", metavar="FILE", help="flags from a YAML file; the command line goes before it")
     for each in fields(Settings):
         options = dict(each.metadata)
         if isinstance(each.default, bool):
             options["action"] = "store_true"
+        elif each.default not in ("", (), None):
+            shown = ",".join(each.default) if isinstance(each.default, tuple) else each.default
+            options["help"] += f" (default: {shown})"
         # argparse appends to a list only
         default: Any = each.default
         if options.get("action") == "append":

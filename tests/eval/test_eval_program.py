@@ -225,6 +225,7 @@ def test_bad_input_ends_it_before_anything_is_made(evaluate: Done, more: list[st
 
 def test_stages_and_folders_that_are_not_there(evaluate: Done, tmp_path: Path) -> None:
     assert "Did you mean score" in evaluate("scores").err
+    assert "Which stage? It comes before the flags" in evaluate("--model").err
     assert "There is no run in" in evaluate("report").err
     (tmp_path / "out").mkdir()
     assert "holds no evaluation" in evaluate("score").err
