@@ -15,7 +15,6 @@ from monolora.provenance import write_json
 __all__ = ["CSV", "LATEX", "PAGE", "RESULTS", "show", "write"]
 
 RESULTS, CSV, LATEX, PAGE = "results.json", "table.csv", "table.tex", "report.html"
-_GO_ON = "The records of the run are whole. Free space, then make the report again."
 
 
 def write(folder: Path, results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> None:
@@ -35,7 +34,8 @@ def write(folder: Path, results: Mapping[str, Any], entries: Sequence[Mapping[st
         for name, text in texts.items():
             _write_text(folder / name, text)
     except OSError as error:
-        raise SaveError.of(folder, error, _GO_ON) from error
+        mend = f"The records of the run are whole. Free space, then: monolora eval report --out {folder}"
+        raise SaveError.of(folder, error, mend) from error
 
 
 def _write_text(path: Path, text: str) -> None:

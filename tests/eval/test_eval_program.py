@@ -295,3 +295,14 @@ def test_checkpoints_along_a_run(evaluate: Done, evaluated: Evaluated, tmp_path:
         ("step 10", 10),
     ]
     assert {row["step"] for row in ended.results()["steps"]} == {0, 5, 10}
+
+
+def test_a_whole_finetuned_model(evaluate: Done, evaluated: Evaluated, tmp_path: Path) -> None:
+    """It stands beside the adapters, in an engine of its own; a copy of the base answers as the base does."""
+    shutil.copytree(evaluated.base, tmp_path / "copy")
+    ended = evaluate("run", "--adapter", f"full={tmp_path / 'copy'}")
+    assert ended.status == 0
+    cells = ended.results()["cells"]
+    assert ended.results()["models"][-1]["kind"] == "model"
+    assert cells["full"] == cells["base"]
+    assert cells["full"]["sparsity/alignment"] is None
