@@ -35,7 +35,6 @@ from monolora.eval.measures.model import Model
 from monolora.eval.measures.table import build
 from monolora.eval.prompts import load
 from monolora.eval.records import Judgement, Response, content_key
-from monolora.eval.score import judgement_key
 from monolora.eval.store import opened
 from monolora.hub import SMOLLM2, load_causal_lm, load_dataset, load_tokenizer, resolve_model
 from monolora.provenance import provenance
@@ -214,7 +213,7 @@ def reporting(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             for judge in panel:
                 values = torch.rand(len(judge.scores), generator=drawn).pow(6).tolist()
                 scores = dict(zip(judge.scores, values, strict=True))
-                judged[judge.name][key] = Judgement(judgement_key(judge, key), key, judge.name, scores)
+                judged[judge.name][key] = Judgement(content_key(judge.name, key), key, judge.name, scores)
     seconds = []
     for _ in range(flags.rounds):
         start = time.perf_counter()

@@ -45,7 +45,9 @@ def _stored(words: Sequence[str]) -> dict[str, object] | None:
     """The settings of the run that a stage goes on with; what is only of one call left out."""
     if "--help" in words or "-h" in words:
         return None
-    out = flags.parse(words, "monolora eval").out
+    out = flags.parse(words, "monolora eval", whole=False).out
+    if not out:
+        raise InputError("Which run? Give its folder with --out.")
     if not Path(out).is_dir():
         raise InputError(f"There is no run in {out}. Begin one with: monolora eval run --out {out} …")
     config = runs.read(Path(out))["config"]

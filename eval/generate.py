@@ -64,7 +64,7 @@ def items_of(settings: Settings, subject: Subject, prompts: PromptSet) -> list[I
         InputError: if the responses alone would fill the model's context.
     """
     most = prompts.max_new_tokens or settings.max_new_tokens
-    context = settings.max_model_len or AutoConfig.from_pretrained(subject.folder).max_position_embeddings
+    context = settings.max_model_len or _context(subject)
     room = context - most
     if room < 1:
         raise InputError(
@@ -84,10 +84,23 @@ def items_of(settings: Settings, subject: Subject, prompts: PromptSet) -> list[I
     return made
 
 
+def _context(subject: Subject) -> int:
+    """The most tokens that the model takes.
+
+    Raises:
+        InputError: if its config does not say.
+    """
+    config = AutoConfig.from_pretrained(subject.folder).get_text_config().to_dict()
+    if "max_position_embeddings" not in config:
+        raise InputError(f"The config of {subject.path} does not say how long its context is. Give --max-model-len.")
+    return int(config["max_position_embeddings"])
+
+
 def planned(settings: Settings, models: Sequence[Subject], sets: Sequence[PromptSet]) -> tuple[Plan, list[Item]]:
     """The plan of a run, and all items of it."""
     items = {each.name: {subject.name: items_of(settings, subject, each) for subject in models} for each in sets}
     keys = {name: {model: [item.key for item in row] for model, row in rows.items()} for name, rows in items.items()}
+    safety = next((each.name for each in sets if each.purpose == "safety"), None)  # alignment sparsity is of one set
     sparsity = {
         each.name: {
             subject.name: content_key("sparsity", subject.identity, settings.dtype, keys[each.name][subject.name])
@@ -95,7 +108,7 @@ def planned(settings: Settings, models: Sequence[Subject], sets: Sequence[Prompt
             if subject.adapter is not None
         }
         for each in sets
-        if each.purpose in ("safety", "task")
+        if each.name == safety or each.purpose == "task"
     }
     listed = [PlannedModel(each.name, each.kind, each.path, each.identity, each.step) for each in models]
     return Plan(list(sets), listed, keys, sparsity), [

@@ -36,7 +36,7 @@ def measured(
         if key in store.responses:
             responses[prompts.name][model.name][prompt.key] = store.responses[key]
             for judge in judges:
-                judgement = judgement_key(judge, key)
+                judgement = judgement_key(judge, store.responses[key])
                 if judgement in store.judgements:
                     judgements[judge.name][key] = store.judgements[judgement]
     results = build(

@@ -57,36 +57,41 @@ def subjects(settings: Settings) -> list[Subject]:
             f"{settings.model} is an adapter. Give its base with --model, and --adapter NAME={settings.model}"
         )
     folder = resolve_model(settings.model)
-    weights = _weights(folder)
+    fingerprint = fingerprint_files(folder)  # read once: it may be many gigabytes
+    weights = fingerprint + fingerprint_files(folder, "config.json")
     base = Subject(BASE, BASE, settings.model, folder, None, content_key("model", weights))
     named = settings.adapters()
-    others = [_other(name, path, base, weights) for name, path in named.items()]
+    others = [_other(name, path, base, weights, fingerprint) for name, path in named.items()]
     steps = sorted((_step(path), path) for path in settings.checkpoints)
-    along = [_other(f"step {step}", path, base, weights)._replace(step=step) for step, path in steps]
-    return [base, *others, *along]
+    along = [_other(f"step {step}", path, base, weights, fingerprint)._replace(step=step) for step, path in steps]
+    found = [base, *others, *along]
+    names = [each.name for each in found]
+    twice = next((each for each in found if names.count(each.name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"Two models are named {twice.name!r}. Give the checkpoints of one run; others with --adapter NAME=PATH."
+        )
+    return found
 
 
-def _other(name: str, path: str, base: Subject, base_weights: str) -> Subject:
+def _other(name: str, path: str, base: Subject, base_weights: str, base_fingerprint: str) -> Subject:
     if not (Path(path) / "adapter_config.json").is_file() and (Path(path) / "config.json").is_file():
-        return Subject(name, "model", path, path, None, content_key("model", _weights(path)))
+        weights = fingerprint_files(path) + fingerprint_files(path, "config.json")
+        return Subject(name, "model", path, path, None, content_key("model", weights))
     adapter_config(path)
-    _check_base(path, base)
+    _check_base(path, base, base_fingerprint)
     check_fits(path, base.folder)
     own = fingerprint_files(path) + fingerprint_files(path, "adapter_config.json")
     return Subject(name, "adapter", path, base.folder, path, content_key("adapter", base_weights, own))
 
 
-def _weights(folder: str) -> str:
-    return fingerprint_files(folder) + fingerprint_files(folder, "config.json")
-
-
-def _check_base(path: str, base: Subject) -> None:
+def _check_base(path: str, base: Subject, here: str) -> None:
     """An adapter whose run recorded its base's weights must be on these."""
     records = (run_record.read(each, "Remove it.") for each in (Path(path), Path(path).parent))
     run = next((found for found in records if found is not None), None)
     if run is None:
         return
-    here, there = fingerprint_files(base.folder), run["fingerprints"]["model"]
+    there = run["fingerprints"]["model"]
     if here != there:
         raise InputError(
             f"{path} was trained on other weights than those of {base.path} (fingerprint {there}, here {here}). Give "

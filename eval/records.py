@@ -99,6 +99,11 @@ class Measurement(NamedTuple):
     values: dict[str, Any]
 
 
+def own_seed(seed: int, token_ids: Any) -> int:
+    """A seed for sampling after this prompt: another for every prompt, and the same for every model."""
+    return int(content_key("seed", seed, token_ids)[:7], 16)
+
+
 def content_key(*parts: Any) -> str:
     """24 hex digits of the sha256 of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

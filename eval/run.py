@@ -22,7 +22,7 @@ from monolora.eval.judges import Judge
 from monolora.eval.measured import measured
 from monolora.eval.plan import Plan
 from monolora.eval.prompts import PromptSet
-from monolora.eval.score import make_judges, score
+from monolora.eval.score import judge_identity, make_judges, score
 from monolora.eval.settings import Settings
 from monolora.eval.store import is_invalid, opened
 from monolora.provenance import provenance, write_json
@@ -63,6 +63,9 @@ def _generate(settings: Settings, with_judges: bool) -> None:
     _make(folder)
     with opened(folder) as store:
         record = _started(settings, plan, panel)
+        if not with_judges and (folder / FILE).is_file():  # those who have judged stay in the report
+            earlier = read(folder)
+            record |= {name: earlier[name] for name in ("judges", "stages")}
         write(folder, record)
         plans.write(folder, plan)
         if settings.retry_invalid:
@@ -81,7 +84,8 @@ def score_stage(settings: Settings) -> None:
     record = record | {"judges": list(judges.values())}
     with opened(folder) as store:
         if settings.retry_invalid:
-            store.judgements.drop(is_invalid)
+            own = {judge_identity(judge) for judge in panel}
+            store.judgements.drop(lambda each: is_invalid(each) and each.judge in own)
         write(folder, record)
         started = time.monotonic()
         score(settings, store, plan, panel)
@@ -133,8 +137,8 @@ def write(folder: Path, record: dict[str, Any]) -> None:
 
 def _check_folder(folder: Path, settings: Settings) -> None:
     """Only a new folder, or that of a run whose responses are comparable, is written to."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
+    if not folder.exists() or all(path.name == ".lock" or path.suffix == ".part" for path in folder.iterdir()):
+        return  # new, or given up before anything was in it
     if not (folder / FILE).is_file():
         raise InputError(f"--out {folder} has files of something else than an evaluation. Take another folder.")
     there, here = read(folder)["config"], json.loads(json.dumps(asdict(settings)))

@@ -60,26 +60,31 @@ def make_judges(settings: Settings) -> list[Judge]:
     return list(made.values())
 
 
+def judge_identity(judge: Judge) -> str:
+    """What records know a judge by."""
+    return content_key("judge", judge.identity)
+
+
 def judged_by(judge: Judge, prompts: PromptSet) -> bool:
     """Whether a judge judges the responses to a set: harm on safety prompts; refusal on those for over-refusal too."""
     return prompts.purpose == "safety" or (prompts.purpose == "over-refusal" and judge.kind == "refusal")
 
 
-def judgement_key(judge: Judge, response: str) -> str:
-    """The key of what a judge says of a response."""
-    return content_key("judgement", response, judge.identity)
+def judgement_key(judge: Judge, response: Response) -> str:
+    """The key of what a judge says of a response: of its very text, which may be another when it is asked for again."""
+    return content_key("judgement", response.key, response.status, response.text, judge.identity)
 
 
 def score(settings: Settings, store: Store, plan: Plan, panel: Sequence[Judge]) -> None:
     """Judge what has no judgement yet.
 
     Raises:
-        RunError: if a judge fails; with ``--keep-going`` it is warned of, and the others go on.
+        RunError, InputError: if a judge fails; with ``--keep-going`` it is warned of, and the others go on.
     """
     for judge in panel:
         try:
             _judge(settings, store, judge, [*_pairs(plan, store, judge)])
-        except RunError as error:
+        except (RunError, InputError) as error:
             if not settings.keep_going:
                 raise
             warnings.warn(f"Going on without the rest of {judge.name}'s judgements: {error}", stacklevel=2)
@@ -93,14 +98,14 @@ def _pairs(plan: Plan, store: Store, judge: Judge) -> Iterator[tuple[Prompt, Res
 
 
 def _judge(settings: Settings, store: Store, judge: Judge, pairs: Sequence[tuple[Prompt, Response]]) -> None:
-    identity = content_key("judge", judge.identity)
+    identity = judge_identity(judge)
     for _, response in pairs:
         if response.status == INVALID:
-            key = judgement_key(judge, response.key)
+            key = judgement_key(judge, response)
             store.judgements.add(
                 Judgement(key, response.key, identity, status=INVALID, reason=f"no response: {response.reason}")
             )
-    by_key = {judgement_key(judge, response.key): (prompt, response) for prompt, response in pairs}
+    by_key = {judgement_key(judge, response): (prompt, response) for prompt, response in pairs}
     items = [
         {"key": key, "prompt": question(prompt), "response": response.text}
         for key, (prompt, response) in by_key.items()

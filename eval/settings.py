@@ -14,6 +14,7 @@ from monolora.yaml_config import load_yaml, split_config
 
 ENGINES = ("auto", "vllm", "hf", "server")
 JUDGE_ENGINES = ("auto", "vllm", "hf", "server")
+_ENDPOINTS = ("endpoint", "judge_endpoint")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -108,13 +109,14 @@ class Settings:
         return found
 
 
-def parse(words: Sequence[str], prog: str, stored: Mapping[str, Any] | None = None) -> Settings:
+def parse(words: Sequence[str], prog: str, stored: Mapping[str, Any] | None = None, *, whole: bool = True) -> Settings:
     """The settings in the words of a command line, over those of ``--config``, over those of an earlier run.
 
     Args:
         words: flags and values.
         prog: for ``--help``.
         stored: the settings that the run's ``run.json`` holds, for stages that go on with it.
+        whole: whether to check that the settings are a whole and go together.
 
     Raises:
         InputError: for flags, keys and values that cannot be.
@@ -123,12 +125,17 @@ def parse(words: Sequence[str], prog: str, stored: Mapping[str, Any] | None = No
     parser = _parser(prog)
     if stored:
         parser.set_defaults(**{name: value for name, value in stored.items() if name in _names()})
+        typed = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest}
+        for name in _ENDPOINTS:  # new ones take the place of those of the run, and another engine needs none
+            if typed & {name, name.replace("endpoint", "engine")}:
+                parser.set_defaults(**{name: []})
     if path:
         rest = [*_as_words(load_yaml(path), path), *rest]
     found = vars(parser.parse(rest))
     chosen: dict[str, Any] = {n: tuple(found[n]) if isinstance(found[n], list) else found[n] for n in _names()}
     settings = Settings(**chosen)
-    _check(settings)
+    if whole:
+        _check(settings)
     return settings
 
 

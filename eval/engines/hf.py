@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.adapters import load_adapted
 from monolora.eval.batches import fixed_batches
+from monolora.eval.records import own_seed
 from monolora.hub import load_causal_lm, load_tokenizer
 from monolora.recipes.inference import GREEDY, evaluating, input_device, padded
 
@@ -63,7 +64,8 @@ def _generate(
     device = input_device(model)
     sampling = GREEDY
     if settings["temperature"] > 0:
-        torch.manual_seed(settings["seed"])  # for each batch: a run that goes on draws what it would have drawn
+        # For each batch: a run that goes on draws what it would have drawn.
+        torch.manual_seed(own_seed(settings["seed"], [item["token_ids"] for item in items]))
         sampling = GREEDY | {
             "do_sample": True, "temperature": settings["temperature"], "top_p": settings["top_p"], "top_k": 0,
         }  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 
 from monolora.errors import InputError, RunError
 from monolora.eval.engines.client import Endpoint, Reply, Request, UnavailableError
-from monolora.eval.records import INVALID, OK
+from monolora.eval.records import INVALID, OK, own_seed
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 # What a server would otherwise take from the model's generation_config.json, which offline engines leave alone.
@@ -42,12 +42,17 @@ def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """
     done = set(job["done"])
     items = {item["key"]: item for item in job["items"] if item["key"] not in done}
-    sampling = {name: job["settings"][name] for name in ("temperature", "top_p", "seed")} | _NOTHING_ELSE
+    sampling = {name: job["settings"][name] for name in ("temperature", "top_p")} | _NOTHING_ELSE
     requests = [
         Request(
             key,
             "completions",
-            {"model": job["models"][item["model"]], "prompt": item["token_ids"], "max_tokens": item["max_new_tokens"]}
+            {
+                "model": job["models"][item["model"]],
+                "prompt": item["token_ids"],
+                "max_tokens": item["max_new_tokens"],
+                "seed": own_seed(job["settings"]["seed"], item["token_ids"]),
+            }
             | sampling,
         )
         for key, item in items.items()

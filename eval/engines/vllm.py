@@ -15,6 +15,7 @@ import torch
 
 from monolora.adapters import adapter_config
 from monolora.errors import RunError, in_one_line
+from monolora.eval.records import own_seed
 from monolora.serving import CanaryUnknownError
 from monolora.serving.canary import measure
 from monolora.serving.folders import served_config
@@ -164,19 +165,18 @@ def generate(
     """The answers to ``items`` as they finish; :func:`answers` without starting the engine."""
     from vllm import SamplingParams
 
-    def sampling(most: int) -> SamplingParams:
+    def sampling(item: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams(
-            max_tokens=most,
+            max_tokens=item["max_new_tokens"],
             temperature=settings["temperature"],
             top_p=settings["top_p"],
-            seed=settings["seed"],
+            seed=own_seed(settings["seed"], item["token_ids"]),
             detokenize=False,  # once at the end, as a whole, instead of token by token
         )
 
-    params = {most: sampling(most) for most in {item["max_new_tokens"] for item in items}}
     ids = llm.enqueue(
         [{"prompt_token_ids": item["token_ids"]} for item in items],
-        [params[item["max_new_tokens"]] for item in items],
+        [sampling(item) for item in items],
         lora_request=[requests.get(item["adapter"]) for item in items],
         use_tqdm=False,
     )

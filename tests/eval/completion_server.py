@@ -163,6 +163,7 @@ class CompletionServer:
 
 class _HTTPServer(ThreadingHTTPServer):
     daemon_threads = False  # they are waited for, so that none outlives its test
+    request_queue_size = 64  # with the usual 5, the system cuts some of many connections at once
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that is gone is no error here."""

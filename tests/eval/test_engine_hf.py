@@ -72,3 +72,9 @@ def test_sampling_is_not_greedy(evaluated: Evaluated) -> None:
     drawn = [[row["text"] for row in answers(job(evaluated, temperature=2.0, seed=seed))] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1]
     assert drawn[0] not in (greedy, drawn[2])
+
+
+def test_prompts_are_drawn_apart(evaluated: Evaluated) -> None:
+    """A seed of its own for each prompt: with one for all, resampling prompts would tell nothing of the noise."""
+    rows = {row["key"]: row["text"] for row in answers(job(evaluated, temperature=50.0, batch_size=1))}
+    assert len({rows[f"None-{number}"] for number in (0, 2, 4)}) == 3  # those that may have as many tokens

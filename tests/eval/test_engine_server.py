@@ -15,6 +15,7 @@ from monolora.errors import InputError, RunError
 from monolora.eval.engines.client import Reply as Answered
 from monolora.eval.engines.client import Request
 from monolora.eval.engines.server import answers, replies
+from monolora.eval.records import own_seed
 
 MODELS = {"base": "base"}
 
@@ -78,7 +79,7 @@ def test_what_is_sent() -> None:
     assert rows == [ok(0, "meta/Base"), ok(1, "mono")]
     assert server.paths == ["/v1/completions"] * 2
     assert first == {
-        "model": "meta/Base", "prompt": [0, 7, 9], "max_tokens": 4, "temperature": 0.0, "top_p": 0.5, "seed": 3,
+        "model": "meta/Base", "prompt": [0, 7, 9], "max_tokens": 4, "temperature": 0.0, "top_p": 0.5, "seed": own_seed(3, [0, 7, 9]),
         "repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0,
     }  # fmt: skip
     assert second == first | {"model": "mono", "prompt": [1, 7, 9], "max_tokens": 5}

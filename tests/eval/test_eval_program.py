@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from evaluated import QUESTIONS, Evaluated
 from inline import results_inline, run_inline
+from safetensors.torch import load_file, save_file
 
 from monolora import cli
 from monolora.eval import score
@@ -306,3 +307,51 @@ def test_a_whole_finetuned_model(evaluate: Done, evaluated: Evaluated, tmp_path:
     assert ended.results()["models"][-1]["kind"] == "model"
     assert cells["full"] == cells["base"]
     assert cells["full"]["sparsity/alignment"] is None
+
+
+def test_a_run_that_was_given_up_before_anything_was_made_begins_again(evaluate: Done, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").touch()
+    assert evaluate("run", "--judges", "refusal").status == 0
+
+
+def test_a_response_that_came_later_is_judged_anew(evaluate: Done, copied: Path) -> None:
+    """Also where the stages are called one by one."""
+    path, task = copied / "responses.jsonl", ("--tasks", "demo", "--task-limit", "4")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    judged = {row["response"] for row in Outcome(0, "", "", copied).rows("scores.jsonl")}
+    for row in rows:
+        if row["key"] in judged:
+            row.update(status=INVALID, reason="server: 500", text="")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (copied / "scores.jsonl").unlink()
+    assert evaluate("score").status == 0
+    assert evaluate("generate", *task, "--retry-invalid").status == 0
+    assert evaluate("score").status == 0
+    results = evaluate("report").results()
+    assert results["invalid"] == []
+    assert [each["name"] for each in results["judges"]] == ["tiny-judge", "refusal"]
+
+
+def test_two_checkpoints_of_one_step(evaluate: Done, evaluated: Evaluated, tmp_path: Path) -> None:
+    for run, folder in (("a", evaluated.lora), ("b", evaluated.mono)):
+        shutil.copytree(folder, tmp_path / run / "checkpoint-10")
+    found = [str(tmp_path / run / "checkpoint-10") for run in "ab"]
+    ended = evaluate("generate", "--checkpoints", *found)
+    assert ended.status == 2
+    assert "Two models are named 'step 10'" in ended.err
+
+
+def test_a_judge_with_damaged_weights_does_not_stop_the_others(
+    evaluate: Done, evaluated: Evaluated, tmp_path: Path
+) -> None:
+    broken = Path(shutil.copytree(evaluated.judge, tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    save_file(
+        {n: t for n, t in weights.items() if "classifier" not in n}, broken / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.warns(UserWarning, match="Going on without the rest of broken's judgements"):
+        ended = evaluate("run", "--judges", f"classifier:{broken},refusal", "--keep-going")
+    assert ended.status == 0
+    assert ended.results()["cells"]["base"]["questions/refusal/flagged"]["value"] is not None
+    assert ended.results()["cells"]["base"]["questions/broken/flagged"]["value"] is None

@@ -83,3 +83,10 @@ def test_what_cannot_be_in_a_file(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(InputError, match=says):
         parse([*OUT, "--config", str(tmp_path / "a.yaml")], "p").adapters()
+
+
+def test_new_endpoints_take_the_place_of_those_of_the_run() -> None:
+    stored = asdict(parse([*OUT, "--judge-engine", "server", "--judge-endpoint", "http://dead:1/v1"], "p"))
+    assert parse(OUT, "p", stored).judge_endpoint == ("http://dead:1/v1",)
+    assert parse([*OUT, "--judge-endpoint", "http://a:1/v1"], "p", stored).judge_endpoint == ("http://a:1/v1",)
+    assert parse([*OUT, "--judge-engine", "hf"], "p", stored).judge_endpoint == ()

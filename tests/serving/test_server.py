@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from vllm_server import BASE, RefusedError, Server, ServerEndedError
 from spoil import CONFIG, WEIGHTS, change, configure, remove, truncate
 from torch import nn
 from transformers import LlamaForCausalLM
 from vllm_process import Answer, largest_difference
+from vllm_server import BASE, RefusedError, Server, ServerEndedError
 
 from monolora import MonoLoraConfig
 

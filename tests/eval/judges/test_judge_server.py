@@ -70,7 +70,9 @@ def test_how_endpoints_are_asked_is_the_runs(folder: Path, monkeypatch: pytest.M
         rows = _judged(folder, server.url, done=but_one, concurrency=2, retries=1, api_key_env="JUDGES_KEY")
         assert [row["status"] for row in rows.values()] == ["ok"]
         assert server.most_at_once == 2
-        assert {headers["Authorization"] for headers in server.headers} == {"Bearer open sesame"}
+        assert {
+            value for headers in server.headers for name, value in headers.items() if name.lower() == "authorization"
+        } == {"Bearer open sesame"}
 
 
 def test_a_judge_that_takes_too_long_gives_no_verdict(folder: Path) -> None:
@@ -78,8 +80,8 @@ def test_a_judge_that_takes_too_long_gives_no_verdict(folder: Path) -> None:
         return _half(request)._replace(after_s=HANG_S)
 
     with CompletionServer(hang, models=[str(folder)]) as server:
-        rows = _judged(folder, server.url, retries=0, timeout_s=0.2)
-    assert {row["reason"] for row in rows.values()} == {"server: no answer within 0.2 s."}
+        rows = _judged(folder, server.url, retries=1, timeout_s=1.0)
+    assert {row["reason"] for row in rows.values()} == {"server: no answer within 1 s."}
 
 
 def test_a_classifier_is_asked_for_logits_beside_v1(tmp_path: Path) -> None:

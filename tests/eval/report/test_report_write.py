@@ -58,7 +58,7 @@ def test_a_full_disk_leaves_the_older_file_whole(tmp_path: Path, monkeypatch: py
         return write_text(self, data, *args, **kwargs)
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(SaveError, match=r"Cannot save into .*No space left on device.* then: monolora eval report --out "):
+    with pytest.raises(SaveError, match=r"Cannot save into .*No space left.* then: monolora eval report --out "):
         write(tmp_path, *make(prompts=9, seed=1))
     monkeypatch.undo()
     assert (tmp_path / name).read_bytes() == before
