@@ -29,10 +29,10 @@ from monolora import MonoLoraConfig, beaverdam
 from monolora.eval import judges, report
 from monolora.eval.engines import vllm as engine
 from monolora.eval.judges import JudgeOptions
-from monolora.eval.judges import classifier as classifier_judge
 from monolora.eval.measures.entries import entries
 from monolora.eval.measures.model import Model
 from monolora.eval.measures.table import build
+from monolora.eval.process import rows_of
 from monolora.eval.prompts import load
 from monolora.eval.records import Judgement, Response, content_key
 from monolora.eval.store import opened
@@ -165,7 +165,7 @@ def scoring(flags: argparse.Namespace) -> dict[str, Any]:
 
     def ours(number: int) -> float:
         start = time.perf_counter()
-        judged = list(classifier_judge.judgements({"settings": judge.settings, "items": items, "done": []}))
+        judged = list(rows_of(judge.target, {"settings": judge.settings, "items": items, "done": []}))
         assert len(judged) == len(items)
         return time.perf_counter() - start
 

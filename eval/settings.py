@@ -75,7 +75,11 @@ class Settings:
     tensor_parallel_size: int = _flag(1, "as for vllm serve", type=int)
     batch_invariant: bool = _flag(False, "vLLM's mode whose answers do not depend on the batch (some GPUs)")
     skip_canary: bool = _flag(False, "do not ask first whether vLLM answers as transformers does")
-    judge_engine: str = _flag("auto", "who runs the judges; auto is vllm for the 2B and larger", choices=JUDGE_ENGINES)
+    judge_engine: str = _flag(
+        "auto",
+        "who runs the judges; auto is vllm for shieldgemma and beaverdam, hf for classifiers",
+        choices=JUDGE_ENGINES,
+    )
     judge_endpoint: tuple[str, ...] = _flag(
         (), "for --judge-engine server; give it once each", metavar="URL", action="append"
     )
