@@ -9,7 +9,7 @@ from pathlib import Path
 
 from monolora.errors import InputError, RunError
 from monolora.eval import judges
-from monolora.eval.judges import Judge, JudgeOptions, backends
+from monolora.eval.judges import Judge, JudgeOptions
 from monolora.eval.plan import Plan
 from monolora.eval.process import results_of, rows_of
 from monolora.eval.progress import tracked
@@ -45,7 +45,7 @@ def make_judges(settings: Settings) -> list[Judge]:
     refusals = []
     for word in settings.judges:
         try:
-            judge = backends.told(judges.make(word, options), options)
+            judge = judges.make(word, options)
         except InputError as error:
             if not settings.keep_going:
                 raise

@@ -76,6 +76,10 @@ def engine_of(options: JudgeOptions, automatic: str) -> str:
     return "hf" if importlib.util.find_spec("vllm") is None else automatic
 
 
+# Options that one engine alone reads.
+_READ_BY = {"server": ("concurrency", "retries", "timeout_s", "api_key_env"), "vllm": ("tensor_parallel_size",)}
+
+
 def settings(checkpoint: Checkpoint, options: JudgeOptions, engine: str, max_length: int) -> dict[str, Any]:
     """What every model judge's process is told."""
     return {
@@ -88,7 +92,7 @@ def settings(checkpoint: Checkpoint, options: JudgeOptions, engine: str, max_len
         "max_length": max_length,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "endpoints": list(options.endpoints),
-    }
+    } | {name: getattr(options, name) for name in _READ_BY.get(engine, ())}
 
 
 def identity(checkpoint: Checkpoint, told: dict[str, Any], **more: Any) -> dict[str, Any]:

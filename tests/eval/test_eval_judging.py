@@ -13,7 +13,6 @@ from tiny_judges import make_beaverdam
 from monolora.errors import InputError
 from monolora.eval import score
 from monolora.eval.judges import Judge, JudgeOptions, make
-from monolora.eval.judges.backends import told
 from monolora.eval.process import rows_of
 from monolora.eval.settings import Settings
 
@@ -49,7 +48,7 @@ def test_none_of_it_is_part_of_the_identity(folder: Path, engine: str) -> None:
     endpoints = (URL,) if engine == "server" else ()
     plain = JudgeOptions(engine=engine, endpoints=endpoints)
     other = JudgeOptions(engine=engine, endpoints=endpoints, tensor_parallel_size=2, **ASKING)
-    first, second = (told(make(f"beaverdam:{folder}", options), options) for options in (plain, other))
+    first, second = (make(f"beaverdam:{folder}", options) for options in (plain, other))
     assert first.settings != second.settings
     assert first.identity == second.identity
 

@@ -19,7 +19,6 @@ from monolora.beaverdam import LABELS, text
 from monolora.errors import InputError, RunError
 from monolora.eval.engines import server as engine
 from monolora.eval.judges import JudgeOptions, beaverdam, make, shieldgemma
-from monolora.eval.judges.backends import told
 from monolora.eval.process import results_of
 
 KEYS = [row["key"] for row in items()]
@@ -39,7 +38,7 @@ def _half(request: dict[str, Any], before: int = 0) -> Reply:
 
 def _judged(folder: Path, *urls: str, done: tuple[str, ...] = (), **more: Any) -> dict[str, dict[str, Any]]:
     options = JudgeOptions(engine="server", endpoints=urls, **more)
-    judge = told(make(f"shieldgemma:{folder}", options), options)
+    judge = make(f"shieldgemma:{folder}", options)
     job = {"settings": judge.settings, "items": items(), "done": list(done)}
     return {row["key"]: row for row in shieldgemma.judgements(job)}
 
