@@ -16,7 +16,7 @@ from pathlib import Path
 
 from monolora.errors import InputError, exit_status, unknown
 from monolora.eval import run as runs
-from monolora.eval import settings as flags
+from monolora.eval.command_line import REPORT_FLAGS, SCORE_FLAGS, parse
 
 STAGES = {
     "run": runs.run,
@@ -24,7 +24,7 @@ STAGES = {
     "score": runs.score_stage,
     "report": runs.report_stage,
 }
-_GOING_ON = ("score", "report")
+_READS = {"score": SCORE_FLAGS, "report": REPORT_FLAGS}  # those that go on with a run
 
 
 def main(argv: list[str]) -> int:
@@ -37,7 +37,8 @@ def main(argv: list[str]) -> int:
         raise InputError(f"Which stage? It comes before the flags: monolora eval {' | '.join(STAGES)}.")
     if stage not in STAGES:
         raise unknown("stage", stage, STAGES)
-    STAGES[stage](flags.parse(words, f"monolora eval {stage}", _stored(words) if stage in _GOING_ON else None))
+    stored = _stored(words) if stage in _READS else None
+    STAGES[stage](parse(words, f"monolora eval {stage}", stored, read=_READS.get(stage)))
     return 0
 
 
@@ -45,7 +46,7 @@ def _stored(words: Sequence[str]) -> dict[str, object] | None:
     """The settings of the run that a stage goes on with; what is only of one call left out."""
     if "--help" in words or "-h" in words:
         return None
-    out = flags.parse(words, "monolora eval", whole=False).out
+    out = parse(words, "monolora eval", whole=False).out
     if not out:
         raise InputError("Which run? Give its folder with --out.")
     if not Path(out).is_dir():

@@ -57,6 +57,23 @@ def engine_of(settings: Settings) -> str:
     return "vllm" if importlib.util.find_spec("vllm") else "hf"
 
 
+def check_can_answer(settings: Settings, models: Sequence[Subject]) -> None:
+    """Refuse what an engine cannot do, before anything is asked.
+
+    Raises:
+        InputError: for whole models beside the base on a server, and for vLLM's own modes elsewhere.
+    """
+    engine = engine_of(settings)
+    whole = next((each.name for each in models if each.kind == "model"), None)
+    if engine == "server" and whole is not None:
+        raise InputError(
+            f"--engine server: each endpoint serves the base and its adapters, and {whole} is a whole model. Evaluate "
+            "it in a run of its own, as --model; or all of them with another engine."
+        )
+    if settings.batch_invariant and engine != "vllm":
+        raise InputError(f"--batch-invariant is a mode of vLLM, and the engine is {engine}. Leave it out.")
+
+
 def items_of(settings: Settings, subject: Subject, prompts: PromptSet) -> list[Item]:
     """All prompts of a set for one model.
 

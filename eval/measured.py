@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monolora.eval.judges import Judge
+from monolora.eval.measures.bootstrap import RESAMPLES
 from monolora.eval.measures.entries import entries
 from monolora.eval.measures.model import Model
 from monolora.eval.measures.table import build
@@ -17,7 +18,7 @@ from monolora.serving.verdict import Share
 
 
 def measured(
-    record: Mapping[str, Any], plan: Plan, judges: Sequence[Judge], store: Store
+    record: Mapping[str, Any], plan: Plan, judges: Sequence[Judge], store: Store, seed: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """All measures of a run, and its prompts with answers and judgements, for the report.
 
@@ -26,6 +27,7 @@ def measured(
         plan: what the run asks of whom.
         judges: those to report.
         store: the records.
+        seed: of the bootstrap.
     """
     models = [Model(each.name, each.kind, each.path, each.step, _notes(each.identity, store)) for each in plan.models]
     responses: dict[str, dict[str, dict[str, Response]]] = {
@@ -40,14 +42,14 @@ def measured(
                 if judgement in store.judgements:
                     judgements[judge.name][key] = store.judgements[judgement]
     results = build(
-        _kept(record),
+        _kept(record) | {"bootstrap": {"resamples": RESAMPLES, "seed": seed}},
         models,
         plan.sets,
         judges,
         responses,
         judgements,
         _sparsity(plan, store),
-        record["config"]["seed"],
+        seed,
     )
     return results, list(entries(models, plan.sets, judges, responses, judgements))
 

@@ -58,6 +58,7 @@ def subjects(settings: Settings) -> list[Subject]:
         )
     folder = resolve_model(settings.model)
     fingerprint = fingerprint_files(folder)  # read once: it may be many gigabytes
+    # "*config.json": generation_config.json too, which says where an answer ends
     weights = fingerprint + fingerprint_files(folder, "config.json")
     base = Subject(BASE, BASE, settings.model, folder, None, content_key("model", weights))
     named = settings.adapters()

@@ -18,6 +18,7 @@ from rich.console import Console
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.eval import plan as plans
 from monolora.eval import prompts, report
+from monolora.eval.command_line import SCORE_FLAGS
 from monolora.eval.judges import Judge
 from monolora.eval.measured import measured
 from monolora.eval.plan import Plan
@@ -34,6 +35,7 @@ _FIXED = (
     "model", "suite", "limit", "task_limit", "unsafe_only", "max_new_tokens", "temperature", "top_p", "seed", "engine",
     "dtype", "max_model_len", "batch_invariant",
 )  # fmt: skip
+_OF_JUDGES = frozenset(SCORE_FLAGS) - {"out", "keep_going", "retry_invalid"}
 
 
 def run(settings: Settings) -> None:
@@ -50,7 +52,7 @@ def generate_stage(settings: Settings) -> None:
 
 def _generate(settings: Settings, with_judges: bool) -> None:
     # Imported here: they bring transformers and TRL, and a report needs neither.
-    from monolora.eval.generate import engine_of, generate, measure_sparsity, planned
+    from monolora.eval.generate import check_can_answer, engine_of, generate, measure_sparsity, planned
     from monolora.eval.models import subjects
 
     settings = replace(settings, engine=engine_of(settings))
@@ -58,6 +60,7 @@ def _generate(settings: Settings, with_judges: bool) -> None:
     _check_folder(folder, settings)
     sets = _prompt_sets(settings)
     models = subjects(settings)
+    check_can_answer(settings, models)
     panel = make_judges(settings) if with_judges else []
     plan, items = planned(settings, models, sets)
     _make(folder)
@@ -72,7 +75,8 @@ def _generate(settings: Settings, with_judges: bool) -> None:
             store.responses.drop(is_invalid)
         started = time.monotonic()
         generate(settings, store, items)
-        measure_sparsity(settings, store, plan, items)
+        if not settings.skip_sparsity:
+            measure_sparsity(settings, store, plan, items)
         write(folder, _ended(record, "generate", started))
 
 
@@ -81,7 +85,8 @@ def score_stage(settings: Settings) -> None:
     folder = Path(settings.out)
     record, plan, panel = read(folder), plans.read(folder), make_judges(settings)
     judges = {each["name"]: each for each in record["judges"]} | {each.name: asdict(each) for each in panel}
-    record = record | {"judges": list(judges.values())}
+    asked = {name: value for name, value in asdict(settings).items() if name in _OF_JUDGES}  # for a next bare `score`
+    record = record | {"judges": list(judges.values()), "config": record["config"] | asked}
     with opened(folder) as store:
         if settings.retry_invalid:
             own = {judge_identity(judge) for judge in panel}
@@ -98,7 +103,7 @@ def report_stage(settings: Settings) -> None:
     record, plan = read(folder), plans.read(folder)
     panel = [_judge(each) for each in record["judges"]]
     with opened(folder) as store:
-        results, entries = measured(record, plan, panel, store)
+        results, entries = measured(record, plan, panel, store, settings.seed)
     report.write(folder, results, entries)
     report.show(results, Console())
     print(f"Report: {folder / 'report.html'}; also results.json, table.csv, table.tex")

@@ -20,17 +20,20 @@ from monolora.eval.store import Store
 
 
 def make_judges(settings: Settings) -> list[Judge]:
-    """The judges of a run; no model is loaded yet.
+    """The judges of a run, ``refusal`` always among them: it costs nothing, and XSTest needs it.
+
+    No model is loaded yet.
 
     Raises:
         InputError: if one is unknown or cannot be had; with ``--keep-going`` such a one is warned of and left out, as
-            long as one is left.
+            long as a judge of harm is left.
     """
     options = JudgeOptions(
         engine=settings.judge_engine,
         dtype=settings.judge_dtype,
         batch_size=settings.judge_batch_size,
         device=settings.judge_device,
+        max_model_len=settings.judge_max_model_len,
         unsafe_labels=settings.unsafe_labels,
         text=settings.judge_text,
         gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -43,7 +46,8 @@ def make_judges(settings: Settings) -> list[Judge]:
     )
     made: dict[str, Judge] = {}
     refusals = []
-    for word in settings.judges:
+    always = () if judges.REFUSAL in settings.judges else (judges.REFUSAL,)
+    for word in (*settings.judges, *always):
         try:
             judge = judges.make(word, options)
         except InputError as error:
@@ -55,7 +59,7 @@ def make_judges(settings: Settings) -> list[Judge]:
         if judge.name in made:
             raise InputError(f"Two judges are named {judge.name!r}. Rename the folder of one, or leave it out.")
         made[judge.name] = judge
-    if refusals and not made:
+    if refusals and all(judge.kind == "refusal" for judge in made.values()):
         raise refusals[0]
     return list(made.values())
 

@@ -1,20 +1,16 @@
-"""The flags of the suite: from the command line, a YAML file, or the run that is gone on with."""
+"""The settings of a run. Each is a flag."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from monolora.errors import InputError
-from monolora.flags import FlagParser, unknown_flag
-from monolora.yaml_config import load_yaml, split_config
+from monolora.eval.judges.base import DTYPES as JUDGE_DTYPES
+from monolora.eval.judges.base import ENGINES as JUDGE_ENGINES
 
 ENGINES = ("auto", "vllm", "hf", "server")
-JUDGE_ENGINES = ("auto", "vllm", "hf", "server")
-_ENDPOINTS = ("endpoint", "judge_endpoint")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -47,7 +43,7 @@ class Settings:
     )
     judges: tuple[str, ...] = _flag(
         ("shieldgemma", "beaverdam", "refusal"),
-        "shieldgemma[:MODEL], beaverdam[:MODEL], classifier:MODEL, refusal; several with commas",
+        "shieldgemma[:MODEL], beaverdam[:MODEL], classifier:MODEL; several with commas; refusal is always there",
         type=_words,
     )
     limit: int | None = _flag(None, "prompts of each safety set", type=int)
@@ -75,6 +71,7 @@ class Settings:
     tensor_parallel_size: int = _flag(1, "as for vllm serve", type=int)
     batch_invariant: bool = _flag(False, "vLLM's mode whose answers do not depend on the batch (some GPUs)")
     skip_canary: bool = _flag(False, "do not ask first whether vLLM answers as transformers does")
+    skip_sparsity: bool = _flag(False, "do not measure sparsity, for which transformers loads the base here")
     judge_engine: str = _flag(
         "auto",
         "who runs the judges; auto is vllm for shieldgemma and beaverdam, hf for classifiers",
@@ -83,8 +80,9 @@ class Settings:
     judge_endpoint: tuple[str, ...] = _flag(
         (), "for --judge-engine server; give it once each", metavar="URL", action="append"
     )
-    judge_dtype: str = _flag("auto", "of the judges' weights; auto is their own", choices=("auto", *DTYPES))
+    judge_dtype: str = _flag("auto", "of the judges' weights; auto is their own", choices=JUDGE_DTYPES)
     judge_batch_size: int = _flag(16, "responses at a time, where vLLM does not batch them", type=int)
+    judge_max_model_len: int | None = _flag(None, "tokens that a judge reads (default: all that it can)", type=int)
     judge_device: str | None = _flag(None, "with --judge-engine hf (default: the GPU where there is one)")
     judge_text: str | None = _flag(
         None, "for a classifier with labels of its own: what it reads, with {prompt} and {response} in it"
@@ -112,112 +110,35 @@ class Settings:
             found[name] = path
         return found
 
+    def check(self) -> None:
+        """Refuse what no run can have.
 
-def parse(words: Sequence[str], prog: str, stored: Mapping[str, Any] | None = None, *, whole: bool = True) -> Settings:
-    """The settings in the words of a command line, over those of ``--config``, over those of an earlier run.
-
-    Args:
-        words: flags and values.
-        prog: for ``--help``.
-        stored: the settings that the run's ``run.json`` holds, for stages that go on with it.
-        whole: whether to check that the settings are a whole and go together.
-
-    Raises:
-        InputError: for flags, keys and values that cannot be.
-    """
-    path, rest = split_config(list(words))
-    parser = _parser(prog)
-    if stored:
-        parser.set_defaults(**{name: value for name, value in stored.items() if name in _names()})
-        typed = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in rest}
-        for name in _ENDPOINTS:  # new ones take the place of those of the run, and another engine needs none
-            if typed & {name, name.replace("endpoint", "engine")}:
-                parser.set_defaults(**{name: []})
-    if path:
-        rest = [*_as_words(load_yaml(path), path), *rest]
-    found = vars(parser.parse(rest))
-    chosen: dict[str, Any] = {n: tuple(found[n]) if isinstance(found[n], list) else found[n] for n in _names()}
-    settings = Settings(**chosen)
-    if whole:
-        _check(settings)
-    return settings
-
-
-def _names() -> set[str]:
-    return {each.name for each in fields(Settings)}
-
-
-def _parser(prog: str) -> FlagParser:
-    parser = FlagParser(prog, "Flags of all stages. A stage that goes on with a run has that run's own as defaults.")
-    parser.add_argument("--config", metavar="FILE", help="flags from a YAML file; the command line goes before it")
-    for each in fields(Settings):
-        options = dict(each.metadata)
-        if isinstance(each.default, bool):
-            options["action"] = "store_true"
-        elif each.default not in ("", (), None):
-            shown = ",".join(each.default) if isinstance(each.default, tuple) else each.default
-            options["help"] += f" (default: {shown})"
-        # argparse appends to a list only
-        default: Any = each.default
-        if options.get("action") == "append":
-            default = list(default)
-        parser.add_argument(f"--{each.name.replace('_', '-')}", default=default, **options)
-    return parser
-
-
-def _as_words(config: Mapping[Any, Any], path: Path) -> list[str]:
-    """A YAML mapping as the words that would say the same; ``adapter`` may be a mapping of names to paths."""
-    flags = {name.replace("_", "-"): name for name in _names()}
-    words: list[str] = []
-    for key, value in config.items():
-        flag = str(key).replace("_", "-")
-        if flag not in flags:
-            raise InputError(f"--config {path}: {unknown_flag(f'--{flag}', [f'--{name}' for name in flags])}")
-        if flag == "adapter" and isinstance(value, dict):
-            value = [f"{name}={folder}" for name, folder in value.items()]
-        words += _flag_words(flag, value)
-    return words
-
-
-def _flag_words(flag: str, value: Any) -> list[str]:
-    if value is None or value is False:
-        return []
-    if value is True:
-        return [f"--{flag}"]
-    if not isinstance(value, list):
-        return [f"--{flag}={value}"]
-    if flag == "checkpoints":
-        return [f"--{flag}", *map(str, value)]
-    if flag in ("adapter", "endpoint", "judge-endpoint"):
-        return [f"--{flag}={each}" for each in value]
-    return [f"--{flag}={','.join(map(str, value))}"]
-
-
-def _check(settings: Settings) -> None:
-    """Refuse values that no run can have."""
-    if not settings.out:
-        raise InputError("Where to? Give the run's folder with --out.")
-    for name in (
-        "limit", "task_limit", "max_new_tokens", "batch_size", "judge_batch_size", "max_num_seqs",
-        "tensor_parallel_size", "max_model_len", "concurrency",
-        "judge_tensor_parallel_size",
-    ):  # fmt: skip
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-    if not (math.isfinite(settings.temperature) and settings.temperature >= 0):
-        raise InputError(f"--temperature must be 0 or more, got {settings.temperature}.")
-    if not 0 < settings.top_p <= 1:
-        raise InputError(f"--top-p must be above 0 and at most 1, got {settings.top_p}.")
-    if settings.retries < 0 or not settings.timeout > 0:
-        raise InputError("--retries must be 0 or more, and --timeout above 0.")
-    if settings.gpu_memory_utilization is not None and not 0 < settings.gpu_memory_utilization <= 1:
-        raise InputError(f"--gpu-memory-utilization is a share of the memory, got {settings.gpu_memory_utilization}.")
-    for engine, endpoints, flag in (
-        (settings.engine, settings.endpoint, "endpoint"),
-        (settings.judge_engine, settings.judge_endpoint, "judge-endpoint"),
-    ):
-        if (engine == "server") != bool(endpoints):
-            raise InputError(
-                f"--{flag} http://host:8000/v1 and {flag.replace('endpoint', 'engine')} server go together."
-            )
+        Raises:
+            InputError: for a value out of range, and for flags that do not go together.
+        """
+        if not self.out:
+            raise InputError("Where to? Give the run's folder with --out.")
+        for name in (
+            "limit", "task_limit", "max_new_tokens", "batch_size", "judge_batch_size", "max_num_seqs",
+            "tensor_parallel_size", "max_model_len", "concurrency",
+            "judge_tensor_parallel_size", "judge_max_model_len",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InputError(f"--temperature must be 0 or more, got {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"--top-p must be above 0 and at most 1, got {self.top_p}.")
+        if self.retries < 0 or not self.timeout > 0:
+            raise InputError("--retries must be 0 or more, and --timeout above 0.")
+        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
+            raise InputError(f"--gpu-memory-utilization is a share of the memory, got {self.gpu_memory_utilization}.")
+        for engine, endpoints, flag in (
+            (self.engine, self.endpoint, "endpoint"),
+            (self.judge_engine, self.judge_endpoint, "judge-endpoint"),
+        ):
+            if (engine == "server") != bool(endpoints):
+                raise InputError(
+                    f"--{flag} http://host:8000/v1 and {flag.replace('endpoint', 'engine')} server go together."
+                )

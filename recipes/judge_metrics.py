@@ -69,6 +69,13 @@ def _category(probability: NDArray[np.float64], label: NDArray[np.bool_]) -> dic
     }
 
 
+def auc_standard_error(auc: float, positives: int, negatives: int) -> float:
+    """Of an AUC over so many rows of both kinds (Hanley and McNeil 1982, their exponential approximation)."""
+    of_two_positives, of_two_negatives = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    spread = (positives - 1) * (of_two_positives - auc**2) + (negatives - 1) * (of_two_negatives - auc**2)
+    return float(np.sqrt((auc * (1 - auc) + spread) / (positives * negatives)))
+
+
 def auc_interval(
     scores: NDArray[np.float64], unsafe: NDArray[np.bool_], prompts: Sequence[str], seed: int
 ) -> tuple[float, float]:

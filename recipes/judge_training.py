@@ -1,4 +1,4 @@
-"""Training a judge: transformers' Trainer, a loss that also sees the verdict, and the best epoch kept."""
+"""Training a judge: transformers' Trainer, a loss that also sees the verdict, and which epoch is kept."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from monolora.errors import RunError
 from monolora.recipes.checks import check_finite
+from monolora.recipes.judge_metrics import auc_standard_error
 from monolora.recipes.judge_model import Example
 
 LABELS_WEIGHT = 0.2  # of the labels' cross entropy, summed, beside the verdict's
@@ -46,23 +47,29 @@ class Trained(NamedTuple):
     history: list[dict[str, Any]]
 
 
-class BestEpoch(TrainerCallback):
-    """Keeps the weights of the epoch with the best AUC, in memory: judges are small, and disks can be full."""
+class KeptEpoch(TrainerCallback):
+    """Keeps the weights of the last epoch whose AUC is within a standard error of the best, in memory.
+
+    A few hundred rows cannot tell two epochs apart that are closer than that, and rounding would choose between them;
+    the later one has learned more of the rare labels. In memory, as judges are small and disks can be full.
+    """
 
     def __init__(self) -> None:
         self.auc: float | None = None
         self.epoch = 0
+        self._least = 0.0  # that the AUC of a later epoch must have
         self._weights: dict[str, torch.Tensor] = {}
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        """Compare with the best so far; of equal epochs the last is kept, whose 0.5 means more."""
+        """Compare with the best so far."""
         auc, weights = given["metrics"]["eval_auc"], given["model"].state_dict()
-        if self.auc is None or auc >= self.auc:
+        if auc >= self._least:
+            self._least = max(self._least, auc - given["metrics"]["eval_auc_error"])
             self.auc, self.epoch = auc, round(state.epoch or 0)
             self._weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
 
     def restore(self, model: nn.Module) -> None:
-        """Give the model the weights of the best epoch."""
+        """Give the model the weights of the epoch that was kept."""
         model.load_state_dict(self._weights)
 
 
@@ -86,7 +93,7 @@ def judge_loss(outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: A
 
 
 def agreement(prediction: EvalPrediction) -> dict[str, float]:
-    """AUC of the verdict, as the trainer's metric.
+    """AUC of the verdict and its standard error, as the trainer's metrics.
 
     Raises:
         RunError: if training diverged.
@@ -94,7 +101,9 @@ def agreement(prediction: EvalPrediction) -> dict[str, float]:
     logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     if not np.isfinite(logits).all():
         raise RunError("Training diverged: the logits are not finite. Start anew with a lower --learning-rate.")
-    return {"auc": float(roc_auc_score(labels.max(axis=1), logits.max(axis=1)))}
+    unsafe = labels.max(axis=1)
+    auc = float(roc_auc_score(unsafe, logits.max(axis=1)))
+    return {"auc": auc, "auc_error": auc_standard_error(auc, int(unsafe.sum()), int((1 - unsafe).sum()))}
 
 
 def train(
@@ -105,7 +114,7 @@ def train(
     flags: argparse.Namespace,
     folder: Path,
 ) -> Trained:
-    """Train ``model`` in place. The best epoch by the validation rows' AUC is kept; without such rows the last one.
+    """Train ``model`` in place. One epoch is kept by the validation rows (:class:`KeptEpoch`); without them the last.
 
     Args:
         model: a classifier.
@@ -118,7 +127,7 @@ def train(
     Raises:
         RunError: if training diverged.
     """
-    best = BestEpoch()
+    kept = KeptEpoch()
     for module in model.modules():
         if isinstance(module, nn.Dropout):  # drawing it takes a third of the time on a CPU
             module.p = 0.0
@@ -131,15 +140,15 @@ def train(
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_loss_func=judge_loss,
         compute_metrics=agreement,
-        callbacks=[best],
+        callbacks=[kept],
         optimizers=(_optimizer(model, flags), None),
     )
     trainer.train()
     history = trainer.state.log_history
     check_finite(model, history)
     if validation:
-        best.restore(model)
-    return Trained(best.epoch if validation else flags.epochs, best.auc, history)
+        kept.restore(model)
+    return Trained(kept.epoch if validation else flags.epochs, kept.auc, history)
 
 
 def _optimizer(model: PreTrainedModel, flags: argparse.Namespace) -> torch.optim.Optimizer:

@@ -6,10 +6,10 @@ from monolora.errors import InputError, unknown
 from monolora.eval.judges import beaverdam, classifier, refusal, shieldgemma
 from monolora.eval.judges.base import Judge, JudgeOptions
 
-__all__ = ["Judge", "JudgeOptions", "make"]
+__all__ = ["REFUSAL", "Judge", "JudgeOptions", "make"]
 
 _MODEL_JUDGES = {"shieldgemma": shieldgemma.make, "beaverdam": beaverdam.make, "classifier": classifier.make}
-_REFUSAL = "refusal"
+REFUSAL = "refusal"
 
 
 def make(word: str, options: JudgeOptions) -> Judge:
@@ -24,12 +24,12 @@ def make(word: str, options: JudgeOptions) -> Judge:
         InputError: if there is no such judge, or its model cannot be had or cannot be this judge.
     """
     name, colon, model = word.partition(":")
-    if name == _REFUSAL:
+    if name == REFUSAL:
         if colon:
-            raise InputError(f"The judge {_REFUSAL} has no model. Write {_REFUSAL} alone.")
+            raise InputError(f"The judge {REFUSAL} has no model. Write {REFUSAL} alone.")
         return refusal.make()
     if name not in _MODEL_JUDGES:
-        raise unknown("judge", name, [*_MODEL_JUDGES, _REFUSAL])
+        raise unknown("judge", name, [*_MODEL_JUDGES, REFUSAL])
     if colon and not model:
         raise InputError(f"Which model? Write {name}:PATH or {name}:HUB_ID.")
     return _MODEL_JUDGES[name](model or None, options)

@@ -97,6 +97,16 @@ def invalid_rows(found: Gathered, judges: Iterable[Judge]) -> Iterator[dict[str,
             yield from (head | {"reason": reason, "count": rows} for reason, rows in reasons.most_common())
 
 
+def cut_rows(found: Gathered, judges: Iterable[Judge]) -> Iterator[dict[str, Any]]:
+    """Of how many responses the judge read only the beginning, as the rest did not fit."""
+    for judge in judges:
+        for model in found.models:
+            given = [(each, found.judgement(judge, found.response(model, each))) for each in found.set.prompts]
+            count = sum(prompt.weight for prompt, judgement in given if judgement is not None and judgement.cut)
+            if count:
+                yield {"judge": judge.name, "model": model.name, "set": found.set.name, "count": count}
+
+
 def _reason(record: Response | Judgement | None) -> str:
     """Up to the first colon: what comes after it differs from row to row."""
     return "missing" if record is None else (record.reason or "").partition(":")[0]

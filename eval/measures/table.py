@@ -8,7 +8,7 @@ from typing import Any
 from monolora.eval.judges.base import Judge
 from monolora.eval.measures.columns import Cell, Column, Measured, Whole
 from monolora.eval.measures.comparisons import compare
-from monolora.eval.measures.details import agreement_rows, category_rows, count_rows, invalid_rows, label_rows
+from monolora.eval.measures.details import agreement_rows, category_rows, count_rows, cut_rows, invalid_rows, label_rows
 from monolora.eval.measures.gathered import Gathered
 from monolora.eval.measures.model import Model
 from monolora.eval.measures.sparse import ALIGNMENT, Sparsities, sparsity_columns
@@ -70,6 +70,7 @@ def build(
         "labels": [row for each, own in harm for row in label_rows(each, own)],
         "counts": [row for each in found for row in count_rows(each)],
         "invalid": [row for each, own in judged for row in invalid_rows(each, own)],
+        "judged_in_part": [row for each, own in judged for row in cut_rows(each, own)],
         "steps": [*_steps([each.column for each in columns], models, cells)],
     }
 

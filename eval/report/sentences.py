@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -34,12 +35,12 @@ def effects(view: View, model: str) -> list[str]:
 def failures(view: View) -> list[str]:
     """What could not be judged or answered; empty where there is nothing of the kind."""
     sentences = []
-    by_judge: dict[str, int] = {}
-    for each in view.results["invalid"]:
-        by_judge[each["judge"]] = by_judge.get(each["judge"], 0) + each["count"]
-    for judge, count in by_judge.items():
+    for judge, count in _by_judge(view.results["invalid"]).items():
         s, are = ("", "is") if count == 1 else ("s", "are")
         sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} invalid and left out of every mean.")
+    for judge, count in _by_judge(view.results["judged_in_part"]).items():
+        s, are = ("", "is") if count == 1 else ("s", "are")
+        sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} of a response whose end did not fit.")
     for key, what in (
         ("invalid", "could not be had"),
         ("cut", "are to prompts that were cut to fit the context"),
@@ -50,6 +51,13 @@ def failures(view: View) -> list[str]:
             total = sum(each["responses"] for each in view.results["counts"])
             sentences.append(f"{count:,} of {total:,} responses {what}.")
     return sentences
+
+
+def _by_judge(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for each in rows:
+        counts[each["judge"]] += each["count"]
+    return counts
 
 
 def agreement(view: View) -> list[str]:

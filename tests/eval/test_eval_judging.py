@@ -29,7 +29,8 @@ def _judge(folder: Path, **flags: Any) -> Judge:
     """As a run with these flags makes it."""
     asking = {"concurrency": 4, "retries": 2, "timeout": 30.0, "api_key_env": "KEY"}
     settings = Settings(judges=(f"beaverdam:{folder}",), judge_tensor_parallel_size=2, **asking | flags)
-    (judge,) = score.make_judges(settings)
+    judge, refusal = score.make_judges(settings)
+    assert refusal.name == "refusal"  # always there
     return judge
 
 

@@ -11,10 +11,10 @@ from evaluated import Evaluated
 from transformers import AutoTokenizer
 
 from monolora.errors import InputError
+from monolora.eval.command_line import parse
 from monolora.eval.models import by_engine, subjects, token_ids
 from monolora.eval.prompts import PromptSet
 from monolora.eval.records import Prompt
-from monolora.eval.settings import parse
 
 
 def found(*words: object) -> list:

@@ -15,7 +15,8 @@ from inline import results_inline, run_inline
 from safetensors.torch import load_file, save_file
 
 from monolora import cli
-from monolora.eval import score
+from monolora.eval import measured, score
+from monolora.eval.measures.table import build
 from monolora.eval.records import INVALID
 
 Done = Callable[..., "Outcome"]
@@ -148,7 +149,10 @@ def test_a_judge_is_added_later(evaluate: Done, evaluated: Evaluated) -> None:
     both = evaluate("report").results()
     assert [each["name"] for each in first["judges"]] == ["refusal"]
     assert [each["name"] for each in both["judges"]] == ["refusal", "tiny-judge"]
-    assert len(evaluate("report").rows("scores.jsonl")) == 2 * 3 * (len(QUESTIONS) - 1)
+    (both_folder := evaluate("report").folder / "scores.jsonl").unlink()
+    assert evaluate("score").status == 0  # the judges of the last time, now without their flags
+    judged = [json.loads(line)["judge"] for line in both_folder.read_text().splitlines()]
+    assert sorted(map(judged.count, set(judged))) == [3 * (len(QUESTIONS) - 1)] * 2
 
 
 def test_another_adapter_under_the_same_name(evaluate: Done, evaluated: Evaluated, copied: Path) -> None:
@@ -224,6 +228,41 @@ def test_bad_input_ends_it_before_anything_is_made(evaluate: Done, more: list[st
     assert not ended.folder.exists()
 
 
+def test_what_an_engine_cannot_do(evaluate: Done, evaluated: Evaluated) -> None:
+    """Said before anything is made."""
+    asked = evaluate("run", "--batch-invariant")
+    assert asked.status == 2
+    assert "--batch-invariant is a mode of vLLM, and the engine is hf" in asked.err
+    server = ("--engine", "server", "--endpoint", "http://localhost:1/v1", "--adapter", f"whole={evaluated.base}")
+    asked = evaluate("run", *server)
+    assert asked.status == 2
+    assert "each endpoint serves the base and its adapters, and whole is a whole model" in asked.err
+    assert not asked.folder.exists()
+
+
+def test_sparsity_is_left_out_on_request(evaluate: Done) -> None:
+    ended = evaluate("run", "--skip-sparsity", "--limit", "2")
+    assert ended.status == 0
+    assert not (ended.folder / "measurements.jsonl").exists()
+    assert not any(name.startswith("sparsity") for name in ended.results()["cells"]["mono"])
+
+
+def test_a_report_with_another_seed(evaluate: Done, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the bootstrap; values are the same. Flags of other stages are refused."""
+    before = Outcome(0, "", "", copied).results()
+    seeds = []
+    monkeypatch.setattr(measured, "build", lambda *given: seeds.append(given[-1]) or build(*given))
+    after = evaluate("report", "--seed", "5").results()
+    assert seeds == [5]
+    assert (before["run"]["bootstrap"]["seed"], after["run"]["bootstrap"]["seed"]) == (0, 5)
+    for model, cells in before["cells"].items():
+        values = [cell and cell["value"] for cell in cells.values()]
+        assert [cell and cell["value"] for cell in after["cells"][model].values()] == values
+    refused = evaluate("report", "--limit", "3")
+    assert refused.status == 2
+    assert "monolora eval report does not read --limit" in refused.err
+
+
 def test_stages_and_folders_that_are_not_there(evaluate: Done, tmp_path: Path) -> None:
     assert "Did you mean score" in evaluate("scores").err
     assert "Which stage? It comes before the flags" in evaluate("--model").err
@@ -253,7 +292,7 @@ def test_a_judge_that_cannot_be_had(evaluate: Done, evaluated: Evaluated) -> Non
     with pytest.warns(UserWarning, match="Going on without the judge shieldgemma: .* google/shieldgemma|gated|reach"):
         ended = evaluate("run", *both, "--keep-going")
     assert ended.status == 0
-    assert [each["name"] for each in ended.results()["judges"]] == ["tiny-judge"]
+    assert [each["name"] for each in ended.results()["judges"]] == ["tiny-judge", "refusal"]
     with pytest.warns(UserWarning, match="Going on without the judge shieldgemma"):
         assert evaluate("run", "--judges", "shieldgemma", "--keep-going", name="none").status == 2
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
 from monolora.errors import InputError
-from monolora.eval.settings import Settings, parse
+from monolora.eval.command_line import REPORT_FLAGS, SCORE_FLAGS, parse
+from monolora.eval.settings import Settings
 
 OUT = ["--out", "runs/e"]
 
@@ -83,6 +84,32 @@ def test_what_cannot_be_in_a_file(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(InputError, match=says):
         parse([*OUT, "--config", str(tmp_path / "a.yaml")], "p").adapters()
+
+
+def test_lists_in_a_file_are_taken_as_they_stand(tmp_path: Path) -> None:
+    """Commas may be part of a path, and checkpoints are found as a shell would."""
+    for step in (5, 10):
+        (tmp_path / "r" / f"checkpoint-{step}").mkdir(parents=True)
+    path = tmp_path / "a.yaml"
+    path.write_text(f"judges: ['classifier:a,b/c']\ncheckpoints: {tmp_path}/r/checkpoint-*\n")
+    found = parse([*OUT, "--config", str(path)], "p")
+    assert found.judges == ("classifier:a,b/c",)
+    assert sorted(found.checkpoints) == [f"{tmp_path}/r/checkpoint-{step}" for step in (10, 5)]
+    path.write_text(f"checkpoints: ['{tmp_path}/r/step-*']")
+    with pytest.raises(InputError, match=r"r/step-\*: nothing is there that fits"):
+        parse([*OUT, "--config", str(path)], "p")
+
+
+def test_a_stage_takes_only_what_it_reads(tmp_path: Path) -> None:
+    """But the file of a whole run may hold all the rest."""
+    path = tmp_path / "a.yaml"
+    path.write_text("limit: 3\nout: x\n")
+    assert parse(["--config", str(path), "--seed", "4"], "p", read=REPORT_FLAGS).seed == 4
+    with pytest.raises(InputError, match=r"p does not read --max-new-tokens\. See p --help"):
+        parse([*OUT, "--max-new-tokens", "4"], "p", read=SCORE_FLAGS)
+    with pytest.raises(InputError, match=r"Unknown flag --sed\. Did you mean --seed"):
+        parse([*OUT, "--sed", "4"], "p", read=REPORT_FLAGS)
+    assert {*SCORE_FLAGS, *REPORT_FLAGS} <= {each.name for each in fields(Settings)}
 
 
 def test_new_endpoints_take_the_place_of_those_of_the_run() -> None:

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from monolora.beaverdam import LABELS
 from monolora.recipes import judge_metrics
-from monolora.recipes.judge_metrics import _weighted_auc, auc_interval, measure
+from monolora.recipes.judge_metrics import _weighted_auc, auc_interval, auc_standard_error, measure
 
 
 @settings(deadline=None)
@@ -93,3 +93,12 @@ def test_answers_to_one_prompt_count_as_one() -> None:
     once = auc_interval(scores, unsafe, list(map(str, range(80))), 0)
     repeated = auc_interval(np.repeat(scores, 8), np.repeat(unsafe, 8), [str(n // 8) for n in range(640)], 0)
     assert repeated == pytest.approx(once, abs=0.02)
+
+
+def test_standard_error_of_an_auc() -> None:
+    """Against the spread of AUCs over many draws of scores whose true AUC is 0.8 (the formula's own distribution)."""
+    random = np.random.default_rng(0)
+    unsafe = np.arange(100) < 40
+    # Exponential scores: P(positive > negative) = rate / (rate + 1), so 0.8 with means 4 and 1
+    drawn = [roc_auc_score(unsafe, random.exponential(np.where(unsafe, 4.0, 1.0))) for _ in range(2000)]
+    assert auc_standard_error(0.8, 40, 60) == pytest.approx(np.std(drawn), rel=0.1)

@@ -45,7 +45,7 @@ def test_untrained_adapter(engine: Engine, make_llama: Callable[..., LlamaForCau
     config = MonoLoraConfig(r=4, target_modules=["q_proj"])
     get_peft_model(make_llama(**SIZES), config).save_pretrained(tmp_path)
     with pytest.raises(
-        RefusedError, match=r"CanaryError.*changes too little to be seen.*untrained one changes nothing"
+        RefusedError, match=r"CanaryUnknownError.*changes too little to be seen.*untrained one changes nothing"
     ):
         engine.canary(str(tmp_path), PROMPTS)
 

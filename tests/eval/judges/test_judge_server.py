@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -161,28 +162,22 @@ def _judged_by_vllm(word: str, url: str, log: Path) -> dict[str, dict[str, Any]]
     return rows
 
 
-@pytest.mark.parametrize(
-    ("word", "build", "flags", "wanted"),
-    [
-        ("shieldgemma", make_shieldgemma, (), reference.shieldgemma),
-        ("beaverdam", make_beaverdam, ("--runner", "pooling", "--convert", "classify"), reference.beaverdam),
-    ],
-    ids=["shieldgemma", "beaverdam"],
-)
+JUDGES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], Callable[[Path, str, str], dict[str, float]]]] = {
+    "shieldgemma": (make_shieldgemma, (), reference.shieldgemma),
+    "beaverdam": (make_beaverdam, ("--runner", "pooling", "--convert", "classify"), reference.beaverdam),
+}
+
+
 @pytest.mark.vllm
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
-def test_scores_from_vllms_server(
-    tmp_path: Path,
-    word: str,
-    build: Callable[[Path], Path],
-    flags: tuple[str, ...],
-    wanted: Callable[[Path, str, str], dict[str, float]],
-) -> None:
-    folder = build(tmp_path / "judge")
-    with _serve(folder, *flags) as server:
-        server.await_start()
-        rows = _judged_by_vllm(f"{word}:{folder}", f"{server.url}/v1", tmp_path / "log")
-    for key, row in rows.items():
-        assert row["status"] == "ok"
-        reference.assert_near(row["scores"], wanted(folder, *PAIRS[int(key[1:])]))
+def test_scores_from_vllms_servers(tmp_path: Path) -> None:
+    folders = {word: build(tmp_path / word) for word, (build, _, _) in JUDGES.items()}
+    with ExitStack() as stack:  # started together, as most of a start is done by one core
+        servers = {word: stack.enter_context(_serve(folders[word], *flags)) for word, (_, flags, _) in JUDGES.items()}
+        for word, (_, _, wanted) in JUDGES.items():
+            servers[word].await_start()
+            rows = _judged_by_vllm(f"{word}:{folders[word]}", f"{servers[word].url}/v1", tmp_path / "log")
+            for key, row in rows.items():
+                assert row["status"] == "ok"
+                reference.assert_near(row["scores"], wanted(folders[word], *PAIRS[int(key[1:])]))

@@ -150,5 +150,5 @@ def _judgements(random: np.random.Generator, by: Judge, responses: list[Response
             found[response.key] = Judgement(key, response.key, by.name, status=INVALID, reason=reason)
             continue
         scores = dict(zip(by.scores, random.beta(0.4, 1.5, len(by.scores)).tolist(), strict=True))
-        found[response.key] = Judgement(key, response.key, by.name, scores)
+        found[response.key] = Judgement(key, response.key, by.name, scores, cut=bool(random.random() < BROKEN))
     return found

@@ -222,6 +222,20 @@ def test_invalid_judgements(run: Run, results: dict[str, Any]) -> None:
             assert sums.get((judge, "beavertails", model.name), 0) == cell["invalid"]
 
 
+def test_responses_judged_in_part(run: Run, results: dict[str, Any]) -> None:
+    (beavertails, *_) = run.sets
+    rows = [
+        run.judgements["beaverdam"].get(run.responses["beavertails"]["mono"][prompt.key].key)
+        for prompt in beavertails.prompts
+        for _ in range(prompt.weight)
+        if prompt.key in run.responses["beavertails"]["mono"]
+    ]
+    expected = sum(row.cut for row in rows if row is not None)
+    found = [each["count"] for each in results["judged_in_part"]
+             if (each["judge"], each["set"], each["model"]) == ("beaverdam", "beavertails", "mono")]  # fmt: skip
+    assert found == [expected]
+
+
 def test_task_scores_are_the_recipes(run: Run, results: dict[str, Any]) -> None:
     """On valid rows, ROUGE-L and BLEU are what ``recipes`` reports of them."""
     stories = run.sets[4]

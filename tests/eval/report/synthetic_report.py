@@ -57,6 +57,7 @@ def make(
                 "count": 2,
             }
         ],
+        "judged_in_part": [],
         "steps": _steps() if steps else [],
     }
     return results, entries

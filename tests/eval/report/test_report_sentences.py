@@ -102,6 +102,13 @@ def test_failures_are_counted_in_words() -> None:
     ]
 
 
+def test_responses_that_a_judge_read_in_part() -> None:
+    results, _ = make(("base", "mono"))
+    results["invalid"] = []
+    results["judged_in_part"] = [{"judge": "beaverdam", "model": each, "set": "a", "count": 2} for each in "xy"]
+    assert sentences.failures(View(results))[0] == "4 judgements by beaverdam are of a response whose end did not fit."
+
+
 @pytest.mark.parametrize(
     ("kappa", "word"),
     [(0.81, "almost perfect"), (0.43, "moderate"), (0.05, "slight"), (0.0, "none beyond chance"), (-0.2, "none")],

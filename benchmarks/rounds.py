@@ -1,0 +1,70 @@
+"""Timing sides against each other in one run: they take turns, and the order is reversed from round to round."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Seconds = dict[str, list[float]]
+GROUPS = 5
+
+
+def in_turns(sides: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> Seconds:
+    """Seconds of each side in each round; on a GPU, until it is done."""
+    seconds: Seconds = {name: [] for name in sides}
+    for number in range(-warmup, rounds):
+        for name in list(sides)[:: -1 if number % 2 else 1]:
+            start = time.perf_counter()
+            sides[name]()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest."""
+    return {"median": statistics.median(values), "smallest": min(values), "largest": max(values)}
+
+
+def of_groups(seconds: Seconds, ratio: Callable[[Mapping[str, float]], float]) -> dict[str, float]:
+    """A ratio of the medians over all rounds; smallest and largest are of fifths of the rounds, in their order."""
+    rounds = len(next(iter(seconds.values())))
+    size = max(1, rounds // GROUPS)
+    parts = [
+        ratio({name: statistics.median(values[start : start + size]) for name, values in seconds.items()})
+        for start in range(0, rounds - size + 1, size)
+    ]
+    whole = ratio({name: statistics.median(values) for name, values in seconds.items()})
+    return {"median": whole, "smallest": min(parts), "largest": max(parts)}
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """Where it ran, and with what."""
+    import importlib.metadata
+
+    on_gpu = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.machine()}"

@@ -1,0 +1,117 @@
+"""The flags of a stage: from its command line, a YAML file, or the run that is gone on with."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from monolora.errors import InputError
+from monolora.eval.settings import Settings
+from monolora.flags import FlagParser, unknown_flag
+from monolora.yaml_config import load_yaml, split_config
+
+SCORE_FLAGS = (
+    "out", "judges", "judge_engine", "judge_endpoint", "judge_dtype", "judge_batch_size", "judge_max_model_len",
+    "judge_device", "judge_text", "judge_tensor_parallel_size", "unsafe_labels", "gpu_memory_utilization",
+    "concurrency", "retries", "timeout", "api_key_env", "keep_going", "retry_invalid",
+)  # fmt: skip
+REPORT_FLAGS = ("out", "seed")
+_ENDPOINTS = ("endpoint", "judge_endpoint")
+
+
+def parse(
+    words: Sequence[str],
+    prog: str,
+    stored: Mapping[str, Any] | None = None,
+    *,
+    read: Sequence[str] | None = None,
+    whole: bool = True,
+) -> Settings:
+    """The settings in the words of a command line, over those of ``--config``, over those of an earlier run.
+
+    Args:
+        words: flags and values.
+        prog: the stage, for ``--help`` and messages.
+        stored: the settings that the run's ``run.json`` holds, for stages that go on with it.
+        read: the settings that the stage reads, where not all; only ``--config`` may hold others too.
+        whole: whether to check that the settings are a whole and go together.
+
+    Raises:
+        InputError: for flags, keys and values that cannot be.
+    """
+    path, typed = split_config(list(words))
+    given = dict(stored or {})
+    if path:
+        given |= _of_file(path, prog)
+    names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in typed if word.startswith("--")}
+    if read is not None and (unread := sorted(names & {each.name for each in fields(Settings)} - {*read})):
+        raise InputError(f"{prog} does not read --{unread[0].replace('_', '-')}. See {prog} --help.")
+    for name in _ENDPOINTS:  # new ones take the place of those of the run, and another engine needs none
+        if stored and names & {name, name.replace("endpoint", "engine")}:
+            given[name] = ()
+    shown = [each for each in fields(Settings) if read is None or each.name in read]
+    found = given | {name: value for name, value in _parsed(typed, prog, shown, given).items() if name in names}
+    settings = Settings(**{each.name: _frozen(found[each.name]) for each in fields(Settings) if each.name in found})
+    settings = replace(settings, checkpoints=_globbed(settings.checkpoints))
+    if whole:
+        settings.check()
+    return settings
+
+
+def _parsed(
+    words: Sequence[str], prog: str, shown: Sequence[Field[Any]], given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """All of ``shown``; what is appended to, is appended to what was given."""
+    parser = FlagParser(prog, "A stage that goes on with a run has that run's own settings as defaults.")
+    parser.add_argument("--config", metavar="FILE", help="flags from a YAML file; the command line goes before it")
+    for each in shown:
+        options = dict(each.metadata)
+        if isinstance(each.default, bool):
+            options["action"] = "store_true"
+        elif each.default not in ("", (), None):
+            default = ",".join(each.default) if isinstance(each.default, tuple) else each.default
+            options["help"] += f" (default: {default})"
+        if options.get("action") == "append":  # argparse appends to a list only
+            options["default"] = list((given or {}).get(each.name, ()))
+        parser.add_argument(_flag(each.name), **options)
+    return vars(parser.parse(words))
+
+
+def _of_file(path: Path, prog: str) -> dict[str, Any]:
+    """What a YAML file sets, read as flags are; ``adapter`` may be a mapping of names to paths."""
+    known = {each.name: each for each in fields(Settings)}
+    found: dict[str, Any] = {}
+    for key, value in load_yaml(path).items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise InputError(f"--config {path}: {unknown_flag(_flag(name), map(_flag, known))}")
+        if name == "adapter" and isinstance(value, dict):
+            value = [f"{adapter}={folder}" for adapter, folder in value.items()]
+        if isinstance(value, list) and isinstance(known[name].default, tuple):
+            found[name] = tuple(map(str, value))  # as it stands: commas may be part of a path
+        elif value is not None and value is not False:
+            word = _flag(name) if value is True else f"{_flag(name)}={value}"
+            found[name] = _parsed([word], prog, [known[name]])[name]
+    return found
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _globbed(paths: Sequence[str]) -> tuple[str, ...]:
+    """A shell writes out ``checkpoint-*`` itself; a YAML file, or quotes, leave that to us."""
+    found: list[str] = []
+    for path in paths:
+        here = glob.glob(path) if glob.has_magic(path) and not Path(path).exists() else [path]
+        if not here:
+            raise InputError(f"--checkpoints {path}: nothing is there that fits. Give folders named checkpoint-STEP.")
+        found += sorted(here)
+    return tuple(found)
