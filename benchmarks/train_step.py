@@ -128,7 +128,7 @@ def _of_models(
     rows = []
     for dtype in flags.dtypes:
         for targets in flags.targets:
-            models = {side: _adapted(side, load(DTYPES[dtype]).to(device), targets, flags.rank) for side in SIDES}
+            models = {side: adapted(side, load(DTYPES[dtype]).to(device), targets, flags.rank) for side in SIDES}
             length = min(flags.tokens, 512) if name == "7B block" else flags.tokens
             ids = torch.randint(0, 128, (1, length), device=device)
             sides = {side: partial(model_step, model, ids, dtype) for side, model in models.items()}
@@ -152,10 +152,10 @@ def autocast(device: str, dtype: str) -> Any:
 
 def _layer(side: str, inputs: int, outputs: int, rank: int, dtype: torch.dtype, device: str) -> nn.Module:
     holder = nn.Sequential(nn.Linear(inputs, outputs, bias=False)).to(device, dtype)
-    return _adapted(side, holder, "all-linear", rank, ["0"])
+    return adapted(side, holder, "all-linear", rank, ["0"])
 
 
-def _adapted(side: str, model: Any, targets: str, rank: int, modules: Any = None) -> nn.Module:
+def adapted(side: str, model: Any, targets: str, rank: int, modules: Any = None) -> nn.Module:
     """The model with the side's adapter; B is random, as after some steps of training."""
     if side == "frozen":
         model.requires_grad_(False)
@@ -165,18 +165,18 @@ def _adapted(side: str, model: Any, targets: str, rank: int, modules: Any = None
     config = (LoraConfig if side == "peft-lora" else MonoLoraConfig)(
         r=rank, lora_dropout=0.0, target_modules=modules or TARGETS[targets]
     )
-    adapted = get_peft_model(model, config)
+    with_adapter = get_peft_model(model, config)
     torch.manual_seed(0)
-    for name, parameter in adapted.named_parameters():
+    for name, parameter in with_adapter.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.02)
     if side == "monolora-unfused":
-        for module in adapted.modules():
+        for module in with_adapter.modules():
             if type(module) is MonoLoraLinear:
                 module.__class__ = Unfused
     if isinstance(model, PreTrainedModel):
         model.enable_input_require_grads()
-    return adapted.train()
+    return with_adapter.train()
 
 
 def _row(what: str, dtype: str, seconds: Seconds) -> dict[str, Any]:

@@ -50,43 +50,47 @@ class _FusedMonoLora(torch.autograd.Function):
 
     The forward adds ``s B h`` into ``y`` in the product itself; it keeps x and h, and h > 0 is the mask
     of the ReLU. The backward likewise adds ``gh A`` into ``g W``.
+
+    All r-wide products run with A and the transposed B as rows of length I and O, the layout in which the CPU's
+    libraries are fastest: it is r times fewer elements to copy once than to stride over in each product.
     """
 
     @staticmethod
     def forward(ctx: Any, x, weight, bias, A, B, scaling: float, activation: str):
-        A_cast, B_cast = A.to(x.dtype), B.to(x.dtype)
-        y = F.linear(x, weight, bias)
+        A_RI, Bt_RO = A.to(x.dtype), B.t().to(x.dtype).contiguous()
         x_TI = x.reshape(-1, x.shape[-1])
-        h_TR = torch.mm(x_TI, A_cast.t())
+        y_TO = F.linear(x_TI, weight, bias)
+        h_TR = F.linear(x_TI, A_RI)
         if activation == "relu":
             h_TR.relu_()
-        y.view(-1, y.shape[-1]).addmm_(h_TR, B_cast.t(), alpha=scaling)
-        ctx.save_for_backward(x, weight, A, B, h_TR)
-        ctx.scaling, ctx.activation = scaling, activation
+        y_TO.addmm_(h_TR, Bt_RO, alpha=scaling)
+        ctx.save_for_backward(x, weight, A_RI, Bt_RO, h_TR)
+        ctx.scaling, ctx.activation, ctx.dtypes = scaling, activation, (A.dtype, B.dtype)
         ctx.mark_non_differentiable(h_TR)
         ctx.set_materialize_grads(False)
-        return y, h_TR
+        return y_TO.view(*x.shape[:-1], y_TO.shape[-1]), h_TR
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g, _):
         if g is None:
             return (None,) * 7
-        x, weight, A, B, h_TR = ctx.saved_tensors
+        x, weight, A_RI, Bt_RO, h_TR = ctx.saved_tensors
+        A_dtype, B_dtype = ctx.dtypes
         needs_x, needs_weight, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
         g_TO = g.reshape(-1, g.shape[-1])
         x_TI = x.reshape(-1, x.shape[-1])
         gx = gW = gb = gA = gB = None
         if needs_x or needs_A:
-            gh_TR = torch.mm(g_TO, B.to(g.dtype)).mul_(ctx.scaling)
+            gh_TR = F.linear(g_TO, Bt_RO).mul_(ctx.scaling)
             if ctx.activation == "relu":
-                gh_TR.mul_(h_TR > 0)
+                gh_TR = torch.ops.aten.threshold_backward(gh_TR, h_TR, 0)
         if needs_x:
-            gx = torch.mm(g_TO, weight).addmm_(gh_TR, A.to(g.dtype)).view(x.shape)
+            gx = torch.mm(g_TO, weight).addmm_(gh_TR, A_RI).view(x.shape)
         if needs_A:
-            gA = torch.mm(gh_TR.t(), x_TI).to(A.dtype)
+            gA = torch.mm(gh_TR.t(), x_TI).to(A_dtype)
         if needs_B:
-            gB = torch.mm(g_TO.t(), h_TR).mul_(ctx.scaling).to(B.dtype)
+            gB = torch.mm(h_TR.t(), g_TO).mul_(ctx.scaling).t().to(B_dtype)
         if needs_weight:
             gW = torch.mm(g_TO.t(), x_TI)
         if needs_bias:

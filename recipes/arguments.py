@@ -47,6 +47,9 @@ class AdapterArguments:
     preview: bool = field(
         default=False, metadata={"help": "Print three examples with the trained tokens marked, and stop."}
     )
+    full_logits: bool = field(
+        default=False, metadata={"help": "Compute logits of masked positions too; the loss is the same."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace the run that is in the output folder."})
 
 
@@ -61,6 +64,13 @@ class TrainingArguments(SFTConfig):
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training examples."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Examples a step and device."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Prompts at a time when scoring."})
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "Examples of one length come together, so less is padded; or random, sequential.",
+            "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
+        },
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade time for memory."})
     logging_steps: float = field(default=5, metadata={"help": "Steps between logged losses and sparsities."})
     logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})

@@ -94,6 +94,7 @@ def make_trainer(
             peft_config=adapter,
             callbacks=[OwnSteps()],
         )
+        trainer.full_logits = arguments.adapter.full_logits
         _try_optimizer(trainer)
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         raise InputError(in_one_line(error)) from error

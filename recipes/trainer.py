@@ -6,12 +6,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+import torch
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from monolora.errors import SaveError, is_disk_trouble
+from monolora.recipes.completion_head import labelled_positions
 from monolora.recipes.record import GO_ON
+from monolora.recipes.sampling import GroupedByLength
 
 STAGING = ".saving"
 
@@ -24,9 +27,40 @@ class OwnSteps(TrainerCallback):
 
 
 class SftTrainer(SFTTrainer):
-    """Checkpoints are written into a folder aside and renamed when complete."""
+    """Checkpoints are written into a folder aside and renamed when complete; masked positions cost no logits."""
 
+    full_logits = False
     _staging: Path | None = None
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of the learned tokens; with ``full_logits``, the model's own, over the logits of all positions."""
+        self._log_padding(inputs)
+        if self.full_logits:
+            return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        own_loss = self.compute_loss_func is not None or self.label_smoother is not None
+        if return_outputs or own_loss or inputs["labels"].device.type != "cpu":  # elsewhere TRL's head does the same
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with labelled_positions(model, inputs) as learned:
+            return super().compute_loss(model, learned, num_items_in_batch=num_items_in_batch)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        args, processes = self.args, self.accelerator.num_processes
+        return GroupedByLength(
+            args.train_batch_size * args.gradient_accumulation_steps * processes,
+            [len(ids) for ids in rows["input_ids"]],
+            args.seed if args.data_seed is None else args.data_seed,
+        )
+
+    def _log_padding(self, inputs: dict[str, Any]) -> None:
+        """The share of a batch that is padding, among TRL's own metrics."""
+        if (mask := inputs.get("attention_mask")) is not None:
+            mode = "train" if self.model.training else "eval"
+            self._metrics[mode]["padding_share"].append(1 - mask.float().mean().item())
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)

@@ -66,6 +66,34 @@ def train(base: Path, tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
     return run
 
 
+def history(run: Path) -> list[dict[str, Any]]:
+    """What the trainer logged."""
+    return json.loads((run / "run.json").read_text())["history"]
+
+
+def test_logits_of_masked_positions_change_nothing(
+    train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    """By default only learned positions have logits; ``--full-logits`` is the model's own loss over all of them."""
+    flags = ("--optim", "sgd", "--learning-rate", "0.5", "--per-device-train-batch-size", "4", "--logging-steps", "1")
+    learned, full = train(*flags, name="learned"), train(*flags, "--full-logits", name="full")
+    for name, tensor in full.items():
+        torch.testing.assert_close(learned[name], tensor, rtol=1e-4, atol=1e-6)
+    losses = [[entry["loss"] for entry in history(tmp_path / name) if "loss" in entry] for name in ("learned", "full")]
+    assert len(losses[0]) > 5
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_grouping_by_length_pads_less(train: Callable[..., dict[str, torch.Tensor]], tmp_path: Path) -> None:
+    """And the share of padding is in the record."""
+    shares = []
+    for strategy in ("group_by_length", "random"):
+        train("--train-sampling-strategy", strategy, "--per-device-train-batch-size", "4", name=strategy)
+        found = [entry["padding_share"] for entry in history(tmp_path / strategy) if "padding_share" in entry]
+        shares.append(sum(found) / len(found))
+    assert 0 <= shares[0] < shares[1]
+
+
 @pytest.mark.parametrize("adapter", ["monolora", "lora"])
 def test_accumulation_equals_a_larger_batch(train: Callable[..., dict[str, torch.Tensor]], adapter: str) -> None:
     """Examples differ in length, so averaging means of micro-batches instead of tokens would show."""

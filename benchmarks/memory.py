@@ -1,0 +1,126 @@
+"""Memory of a training step: what autograd keeps for the backward, and the most that the process holds.
+
+    python benchmarks/memory.py --out memory.json
+
+Sides as in train_step.py. ``saved`` is what autograd keeps beside the weights, counted once a storage; ``saved a
+layer`` is what a side adds to ``frozen`` for each adapted layer. ``peak`` is the most memory of a second step above
+that before it: of the process (Linux), or of the GPU's allocator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from rich.console import Console
+from rich.table import Table
+from rounds import machine
+from torch import nn
+from train_step import DTYPES, SIDES, TARGETS, adapted, model_step
+
+from monolora.hub import SMOLLM2, load_causal_lm, resolve_model
+
+
+def main() -> None:
+    flags = _flags()
+    rows = [_in_own_process(flags, side) for side in SIDES]
+    floor = rows[0]["saved"]
+    for row in rows:
+        row["saved_a_layer"] = (row["saved"] - floor) / row["layers"] if row["layers"] else 0
+    report = {"flags": vars(flags), "machine": machine("peft", "transformers"), "rows": rows}
+    show(report)
+    if flags.out:
+        Path(flags.out).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=SMOLLM2)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--targets", choices=TARGETS, default="all-linear")
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=768)
+    parser.add_argument("--out", help="write all numbers here, in JSON")
+    return parser.parse_args()
+
+
+def _in_own_process(flags: argparse.Namespace, side: str) -> dict[str, Any]:
+    """So that no side finds memory that another one has freed."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_measure, args=(theirs, flags, side))
+    process.start()
+    theirs.close()
+    row = ours.recv()
+    process.join()
+    return dict(row)
+
+
+def _measure(connection: Connection, flags: argparse.Namespace, side: str) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = load_causal_lm(resolve_model(flags.model), dtype=DTYPES[flags.dtype]).to(device)
+    model = adapted(side, base, flags.targets, flags.rank)
+    ids = torch.randint(0, 128, (1, flags.tokens), device=device, generator=torch.Generator(device).manual_seed(0))
+    saved = saved_bytes(model, ids, flags.dtype)  # the first step, which also warms up
+    before = reset_peak(device)
+    model_step(model, ids, flags.dtype)
+    layers = sum(isinstance(module, LoraLayer) for module in model.modules())
+    connection.send({"side": side, "layers": layers, "saved": saved, "peak": peak(device) - before})
+
+
+def saved_bytes(model: nn.Module, ids: torch.Tensor, dtype: str) -> int:
+    """What autograd keeps of a forward for its backward; weights, which are there anyway, left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model_step(model, ids, dtype)
+    return sum(kept.values())
+
+
+def reset_peak(device: str) -> int:
+    """Bytes that are held now; the peak counts from here."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: see proc(5)
+    return _status("VmRSS")
+
+
+def peak(device: str) -> int:
+    """The most bytes that were held since."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def show(report: dict[str, Any]) -> None:
+    table = Table(
+        title=f"A step of {report['flags']['tokens']} tokens, {report['flags']['dtype']}", title_justify="left"
+    )
+    for head in ("side", "saved MB", "saved a layer kB", "peak MB"):
+        table.add_column(head, justify="left" if head == "side" else "right")
+    for row in report["rows"]:
+        table.add_row(
+            row["side"], f"{row['saved'] / 1e6:.1f}", f"{row['saved_a_layer'] / 1e3:.1f}", f"{row['peak'] / 1e6:.0f}"
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
