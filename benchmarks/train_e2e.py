@@ -6,10 +6,12 @@
     trl-lora-plain     the same without gradient checkpointing, which TRL turns on by default
     monolora           the recipe's trainer and defaults: fused layers, logits of learned tokens, grouped by length
     monolora-random    the same in TRL's order
-    monolora-full      in TRL's order and with the logits of all positions
+    monolora-masked    in TRL's order and with TRL's head, which computes all positions on a CPU and masks them
+    monolora-full      in TRL's order and with the model's own loss over the logits of all positions
 
-Each side trains one epoch on the same rows in each round, with a fresh adapter; sides take turns. The last two and the
-fused path see the same batches, so their losses can be compared step by step.
+Each side trains one epoch on the same rows in each round, with a fresh adapter; sides take turns. The last three see
+the same batches, so their losses can be compared step by step. (The last one rounds logits to bfloat16, the others
+do not.)
 """
 
 from __future__ import annotations
@@ -38,7 +40,13 @@ from monolora.recipes.prompts import render_all
 from monolora.recipes.tasks import sst2
 from monolora.recipes.trainer import SftTrainer
 
-SIDES = ("trl-lora", "trl-lora-plain", "monolora", "monolora-random", "monolora-full")
+SIDES = ("trl-lora", "trl-lora-plain", "monolora", "monolora-random", "monolora-masked", "monolora-full")
+
+
+class Masked(SftTrainer):
+    """TRL's own way to the loss."""
+
+    compute_loss = SFTTrainer.compute_loss
 
 
 class Clock(TrainerCallback):
@@ -106,7 +114,8 @@ def _trainer(flags: argparse.Namespace, side: str, rows: Dataset, folder: str, c
         r=8, lora_alpha=16, lora_dropout=0.0, target_modules=flags.targets, task_type="CAUSAL_LM"
     )
     folder = resolve_model(flags.model)
-    trainer = (SftTrainer if ours else SFTTrainer)(
+    kind = Masked if side == "monolora-masked" else SftTrainer if ours else SFTTrainer
+    trainer = kind(
         model=load_causal_lm(folder, dtype="bfloat16"),
         args=arguments,
         train_dataset=rows,
@@ -122,7 +131,7 @@ def _trainer(flags: argparse.Namespace, side: str, rows: Dataset, folder: str, c
 def ratios(seconds: Seconds) -> dict[str, dict[str, float]]:
     """Of samples per second."""
     pairs = [("monolora", "trl-lora"), ("monolora", "trl-lora-plain"), ("monolora-random", "trl-lora-plain"),
-             ("monolora-random", "monolora-full"), ("monolora", "monolora-random")]  # fmt: skip
+             ("monolora-random", "monolora-masked"), ("monolora", "monolora-random")]  # fmt: skip
     return {
         f"{ours} / {theirs}": of_groups(seconds, lambda of, ours=ours, theirs=theirs: of[theirs] / of[ours])
         for ours, theirs in pairs
@@ -141,8 +150,12 @@ def show(report: dict[str, Any]) -> None:
     console.print(table)
     for name, ratio in report["ratios"].items():
         console.print(f"{name}: " + "{median:.2f} ({smallest:.2f}–{largest:.2f})".format(**ratio))
-    pairs = zip(report["losses"]["monolora-random"], report["losses"]["monolora-full"], strict=True)
-    console.print(f"Largest difference of losses, learned tokens only and all: {max(abs(a - b) for a, b in pairs):.2g}")
+    losses = report["losses"]
+    for other in ("monolora-masked", "monolora-full"):
+        pairs = zip(losses["monolora-random"], losses[other], strict=True)
+        console.print(
+            f"Largest difference of a step's loss, monolora-random and {other}: {max(abs(a - b) for a, b in pairs):.2g}"
+        )
 
 
 if __name__ == "__main__":

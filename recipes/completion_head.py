@@ -54,7 +54,8 @@ def labelled_positions(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[
 def _backbone(model: nn.Module) -> nn.Module:
     """The model below its output layer."""
     while not isinstance(model, PreTrainedModel):
-        model = model.get_base_model() if isinstance(model, PeftModel) else model.module
-    backbone = model.base_model
-    assert isinstance(backbone, nn.Module)
-    return backbone
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
+    assert isinstance(model.base_model, nn.Module)
+    return model.base_model

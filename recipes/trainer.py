@@ -36,7 +36,7 @@ class SftTrainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of the learned tokens; with ``full_logits``, the model's own, over the logits of all positions."""
-        self._log_padding(inputs)
+        self._log_padding(model, inputs)
         if self.full_logits:
             return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
@@ -46,9 +46,9 @@ class SftTrainer(SFTTrainer):
             return super().compute_loss(model, learned, num_items_in_batch=num_items_in_batch)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
-        rows = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         args, processes = self.args, self.accelerator.num_processes
         return GroupedByLength(
             args.train_batch_size * args.gradient_accumulation_steps * processes,
@@ -56,10 +56,10 @@ class SftTrainer(SFTTrainer):
             args.seed if args.data_seed is None else args.data_seed,
         )
 
-    def _log_padding(self, inputs: dict[str, Any]) -> None:
+    def _log_padding(self, model: Any, inputs: dict[str, Any]) -> None:
         """The share of a batch that is padding, among TRL's own metrics."""
         if (mask := inputs.get("attention_mask")) is not None:
-            mode = "train" if self.model.training else "eval"
+            mode = "train" if model.training else "eval"
             self._metrics[mode]["padding_share"].append(1 - mask.float().mean().item())
 
     def _get_output_dir(self, trial: Any) -> str:
