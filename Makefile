@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-peft check clean
+.PHONY: help setup demo test test-peft check bench clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,6 +45,11 @@ check: setup ## lint, types, quick tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
+
+bench: setup ## the training benchmarks, in under 10 minutes (SST-2 from the hub or $MONOLORA_DATA)
+	$(BIN)/python benchmarks/train_step.py --rounds 100
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/train_e2e.py --rows 64 --rounds 2
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

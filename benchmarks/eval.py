@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from rounds import Seconds, in_turns, spread
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from monolora import MonoLoraConfig, beaverdam
@@ -73,20 +73,10 @@ def _flags() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def in_turns(rounds: int, ours: Callable[[int], float], bare: Callable[[int], float]) -> dict[str, Any]:
-    """Seconds of both, and their ratios by round."""
-    seconds: dict[str, list[float]] = {"ours": [], "bare": []}
-    for number in range(rounds):
-        sides = [("ours", ours), ("bare", bare)]
-        for name, side in sides if number % 2 == 0 else reversed(sides):
-            seconds[name].append(side(number))
+def of_both(seconds: Seconds) -> dict[str, Any]:
+    """Our seconds ÷ the bare ones by round, and both."""
     ratios = [mine / theirs for mine, theirs in zip(seconds["ours"], seconds["bare"], strict=True)]
-    return {"ratio": _spread(ratios), "seconds": {name: _spread(values) for name, values in seconds.items()}}
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    middle = statistics.median(values)
-    return {"median": round(middle, 3), "smallest": round(min(values), 3), "largest": round(max(values), 3)}
+    return {"ratio": spread(ratios), "seconds": {name: spread(values) for name, values in seconds.items()}}
 
 
 def generating(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
@@ -116,10 +106,9 @@ def generating(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     requests = engine.lora_requests(folders)
     llm = engine.start(base, requests, settings)
 
-    def ours(number: int) -> float:
+    def ours() -> float:
         llm.reset_prefix_cache()
-        folder = scratch / f"run{number}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(dir=scratch))
         start = time.perf_counter()
         with opened(folder) as store:
             for row in engine.generate(llm, items, requests, settings):
@@ -127,7 +116,7 @@ def generating(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 store.responses.add(Response(**content | {"prompt": "p", "model": "m"}))
         return time.perf_counter() - start
 
-    def bare(number: int) -> float:
+    def bare() -> float:
         llm.reset_prefix_cache()
         start = time.perf_counter()
         llm.generate(
@@ -138,8 +127,7 @@ def generating(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         )
         return time.perf_counter() - start
 
-    ours(-1)  # the first of all warms up
-    return in_turns(flags.rounds, ours, bare)
+    return of_both(in_turns({"ours": ours, "bare": bare}, flags.rounds))
 
 
 def make_adapter(base: str, folder: Path) -> str:
@@ -163,20 +151,16 @@ def scoring(flags: argparse.Namespace) -> dict[str, Any]:
     judge = judges.make(f"classifier:{flags.judge}", JudgeOptions(engine="hf", batch_size=flags.batch_size))
     items = [{"key": str(number), "prompt": p, "response": r} for number, (p, r) in enumerate(pairs)]
 
-    def ours(number: int) -> float:
-        start = time.perf_counter()
+    def ours() -> None:
         judged = list(rows_of(judge.target, {"settings": judge.settings, "items": items, "done": []}))
         assert len(judged) == len(items)
-        return time.perf_counter() - start
 
-    def bare(number: int) -> float:
-        start = time.perf_counter()
+    def bare() -> None:
         for _ in bare_loop(flags, pairs):
             pass
-        return time.perf_counter() - start
 
-    found = in_turns(flags.rounds, ours, bare)
-    return found | {"throughput": {name: round(1 / value, 3) for name, value in found["ratio"].items()}}
+    found = of_both(in_turns({"ours": ours, "bare": bare}, flags.rounds, warmup=0))
+    return found | {"throughput": {name: 1 / value for name, value in found["ratio"].items()}}
 
 
 @torch.inference_mode()
@@ -221,7 +205,7 @@ def reporting(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         listed = list(entries(models, [prompts], panel, {prompts.name: responses}, judged))
         report.write(scratch, results, listed)
         seconds.append(time.perf_counter() - start)
-    return {"seconds": _spread(seconds), "page_mb": round((scratch / report.PAGE).stat().st_size / 1e6, 1)}
+    return {"seconds": spread(seconds), "page_mb": round((scratch / report.PAGE).stat().st_size / 1e6, 1)}
 
 
 if __name__ == "__main__":

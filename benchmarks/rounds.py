@@ -16,17 +16,17 @@ Seconds = dict[str, list[float]]
 GROUPS = 5
 
 
-def in_turns(sides: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> Seconds:
-    """Seconds of each side in each round; on a GPU, until it is done."""
+def in_turns(sides: Mapping[str, Callable[[], float | None]], rounds: int, warmup: int = 1) -> Seconds:
+    """Seconds of each side in each round: those that it returns, or that its call took; on a GPU, until it is done."""
     seconds: Seconds = {name: [] for name in sides}
     for number in range(-warmup, rounds):
         for name in list(sides)[:: -1 if number % 2 else 1]:
             start = time.perf_counter()
-            sides[name]()
+            own = sides[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.perf_counter() - start if own is None else own)
     return seconds
 
 

@@ -69,7 +69,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["all-linear"])
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=768, help="of a step (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=60, help="of a layer; blocks and models take a tenth")
+    parser.add_argument("--rounds", type=int, default=200, help="of a layer; blocks and models take a twentieth")
     parser.add_argument("--out", help="write all numbers here, in JSON")
     return parser.parse_args()
 
@@ -132,7 +132,7 @@ def _of_models(
             length = min(flags.tokens, 512) if name == "7B block" else flags.tokens
             ids = torch.randint(0, 128, (1, length), device=device)
             sides = {side: partial(model_step, model, ids, dtype) for side, model in models.items()}
-            rows.append(_row(f"{name}, {targets}", dtype, in_turns(sides, max(5, flags.rounds // 10))))
+            rows.append(_row(f"{name}, {targets}", dtype, in_turns(sides, max(5, flags.rounds // 20))))
     return rows
 
 
