@@ -82,19 +82,18 @@ def layer_rows(flags: argparse.Namespace, device: str, shapes: Any = SMOLLM2_SHA
             x = torch.randn(1, flags.tokens, inputs, device=device, dtype=DTYPES[dtype], requires_grad=True)
             g = torch.randn(1, flags.tokens, outputs, device=device, dtype=DTYPES[dtype])
             layers = {side: _layer(side, inputs, outputs, flags.rank, DTYPES[dtype], device) for side in SIDES}
-            sides = {side: partial(layer_step, layer, x, g, dtype) for side, layer in layers.items()}
+            sides = {side: partial(layer_step, layer, _leaves(layer, x), g, dtype) for side, layer in layers.items()}
             rows.append(_row(f"layer {inputs}→{outputs}", dtype, in_turns(sides, flags.rounds, warmup=5)))
     return rows
 
 
-def layer_step(layer: nn.Module, x: torch.Tensor, g: torch.Tensor, dtype: str) -> None:
-    """Forward and backward, from inputs that want a gradient."""
-    x.grad = None
-    with autocast(x.device.type, dtype):
-        y = layer(x)
+def layer_step(layer: nn.Module, leaves: list[torch.Tensor], g: torch.Tensor, dtype: str) -> None:
+    """Forward and backward of x, the first of the leaves, which like all of them wants a gradient."""
+    for leaf in leaves:
+        leaf.grad = None
+    with autocast(g.device.type, dtype):
+        y = layer(leaves[0])
     y.backward(g)
-    for parameter in layer.parameters():
-        parameter.grad = None
 
 
 def wide_layer_rows(flags: argparse.Namespace, device: str) -> list[dict[str, Any]]:
@@ -150,9 +149,14 @@ def autocast(device: str, dtype: str) -> Any:
     return nullcontext() if dtype == "float32" else torch.autocast(device, DTYPES[dtype])
 
 
+def _leaves(layer: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    return [x, *(parameter for parameter in layer.parameters() if parameter.requires_grad)]
+
+
 def _layer(side: str, inputs: int, outputs: int, rank: int, dtype: torch.dtype, device: str) -> nn.Module:
     holder = nn.Sequential(nn.Linear(inputs, outputs, bias=False)).to(device, dtype)
-    return adapted(side, holder, "all-linear", rank, ["0"])
+    adapted(side, holder, "all-linear", rank, ["0"])
+    return holder[0]  # the layer alone: what PEFT's model does around it is done once a forward, not once a layer
 
 
 def adapted(side: str, model: Any, targets: str, rank: int, modules: Any = None) -> nn.Module:

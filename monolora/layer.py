@@ -191,7 +191,8 @@ class MonoLoraLinear(MonoLoraLayer, lora.Linear):
             self.scaling[name],
             self.activation[name],
         )
-        self._observe(name, h.view(*x.shape[:-1], h.shape[-1]))
+        if self.unit_observer is not None:
+            self._observe(name, h.view(*x.shape[:-1], h.shape[-1]))
         return y
 
 

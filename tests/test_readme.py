@@ -23,6 +23,7 @@ def test_every_flag_of_the_table_is_known() -> None:
         "--adapter": "lora",
         "--lora-dropout": "0.1",
         "--report-to": "none",
+        "--train-sampling-strategy": "random",
         "--config": str(ROOT / "recipes/configs/sst2-smollm2.yaml"),
     }
     switches = {"--preview", "--overwrite", "--load-in-4bit", "--use-rslora", "--push-to-hub"}
