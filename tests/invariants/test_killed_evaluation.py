@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from evaluated import Evaluated
 from inline import run_inline
 
@@ -48,7 +49,9 @@ def progress(folder: Path) -> int:
 
 
 def wait_for(folder: Path, lines: int, alive: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
     while alive() and progress(folder) < lines:
+        assert time.monotonic() < end, "the program hangs"
         time.sleep(0.002)
 
 
@@ -78,6 +81,16 @@ class Forked:
         return True
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """A fork has none of the threads that PyTorch computes with, and would wait for them for ever."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("_one_thread")
 def test_killed_at_random_moments(
     evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
