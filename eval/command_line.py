@@ -65,7 +65,7 @@ def _parsed(
     words: Sequence[str], prog: str, shown: Sequence[Field[Any]], given: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """All of ``shown``; what is appended to, is appended to what was given."""
-    parser = FlagParser(prog, "A stage that goes on with a run has that run's own settings as defaults.")
+    parser = FlagParser(prog, "score and report have the settings of their run as defaults.")
     parser.add_argument("--config", metavar="FILE", help="flags from a YAML file; the command line goes before it")
     for each in shown:
         options = dict(each.metadata)

@@ -13,7 +13,7 @@ from monolora.errors import InputError
 from monolora.eval.models import Subject, by_engine, token_ids
 from monolora.eval.plan import Plan, PlannedModel
 from monolora.eval.process import results_of
-from monolora.eval.progress import tracked
+from monolora.eval.progress import kept, tracked
 from monolora.eval.prompts import PromptSet
 from monolora.eval.records import Measurement, Response, content_key
 from monolora.eval.settings import Settings
@@ -140,12 +140,14 @@ def generate(settings: Settings, store: Store, items: Sequence[Item]) -> None:
     for folder, group in by_engine([*dict.fromkeys(item.subject for item in items)]).items():
         mine = [item for item in by_key.values() if item.subject in group]
         todo = [item for item in mine if item.key not in store.responses]
+        what = f"Answers of {', '.join(each.name for each in group)}"
+        kept(what, len(mine) - len(todo), len(mine))
         if not todo:
             continue
         rows = results_of(
             f"monolora.eval.engines.{engine}:answers", _job(settings, folder, mine, store), Path(settings.out) / LOG
         )
-        with tracked(f"Answers of {', '.join(each.name for each in group)}", len(todo)) as step:
+        with tracked(what, len(todo)) as step:
             for row in rows:
                 if "canary" in row:
                     store.measurements.add(_canary(row["canary"], group))

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from transformers import AutoConfig
+
 from monolora.adapters import adapter_config, adapter_tokenizer
 from monolora.errors import InputError
 from monolora.eval.prompts import PromptSet
@@ -77,6 +79,7 @@ def subjects(settings: Settings) -> list[Subject]:
 
 def _other(name: str, path: str, base: Subject, base_weights: str, base_fingerprint: str) -> Subject:
     if not (Path(path) / "adapter_config.json").is_file() and (Path(path) / "config.json").is_file():
+        _check_generates(path)
         weights = fingerprint_files(path) + fingerprint_files(path, "config.json")
         return Subject(name, "model", path, path, None, content_key("model", weights))
     adapter_config(path)
@@ -84,6 +87,15 @@ def _other(name: str, path: str, base: Subject, base_weights: str, base_fingerpr
     check_fits(path, base.folder)
     own = fingerprint_files(path) + fingerprint_files(path, "adapter_config.json")
     return Subject(name, "adapter", path, base.folder, path, content_key("adapter", base_weights, own))
+
+
+def _check_generates(path: str) -> None:
+    """A whole model must be one that answers."""
+    classes = AutoConfig.from_pretrained(path).architectures or []
+    if classes and not any(
+        kind in each for each in classes for kind in ("CausalLM", "LMHead", "ConditionalGeneration")
+    ):
+        raise InputError(f"{path} is a {classes[0]}, which does not answer. A classifier is given to --judges.")
 
 
 def _check_base(path: str, base: Subject, here: str) -> None:

@@ -11,6 +11,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 NOTES = Console(stderr=True)
 
 
+def kept(what: str, there: int, total: int) -> None:
+    """Say how much is there from an earlier call, if anything is."""
+    if there:
+        NOTES.print(f"{what}: {there:,} of {total:,} are there already.", markup=False, highlight=False)
+
+
 @contextmanager
 def tracked(what: str, total: int) -> Iterator[Callable[[], None]]:
     """Show how many of ``total`` steps are done; the function that it gives is called for each."""

@@ -66,9 +66,11 @@ def _generate(settings: Settings, with_judges: bool) -> None:
     _make(folder)
     with opened(folder) as store:
         record = _started(settings, plan, panel)
-        if not with_judges and (folder / FILE).is_file():  # those who have judged stay in the report
+        if (folder / FILE).is_file():
             earlier = read(folder)
-            record |= {name: earlier[name] for name in ("judges", "stages")}
+            record |= {"stages": earlier["stages"]}
+            if not with_judges:  # those who have judged stay in the report
+                record |= {"judges": earlier["judges"]}
         write(folder, record)
         plans.write(folder, plan)
         if settings.retry_invalid:
@@ -152,10 +154,15 @@ def _check_folder(folder: Path, settings: Settings) -> None:
         values = "; ".join(
             f"--{name.replace('_', '-')} {_shown(there.get(name))}, now {_shown(here[name])}" for name in differing
         )
-        raise InputError(f"--out {folder} holds a run with other settings: {values}. Take another --out, or the same.")
+        raise InputError(
+            f"--out {folder} holds a run with other settings: {values}. Take another --out, or give the same flags "
+            "again."
+        )
 
 
 def _shown(value: Any) -> str:
+    if value in (None, "", []):
+        return "not given"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -185,7 +192,10 @@ def _started(settings: Settings, plan: Plan, panel: Sequence[Judge]) -> dict[str
 
 
 def _ended(record: dict[str, Any], stage: str, started: float) -> dict[str, Any]:
-    ended = {"seconds": round(time.monotonic() - started, 1), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    """With the stage's seconds, those of earlier calls that it went on from included."""
+    earlier = record["stages"].get(stage, {"seconds": 0.0})["seconds"]
+    seconds = round(earlier + time.monotonic() - started, 1)
+    ended = {"seconds": seconds, "at": datetime.now(UTC).isoformat(timespec="seconds")}
     return record | {"status": f"{stage} done", "stages": record["stages"] | {stage: ended}}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from monolora.errors import InputError, RunError
@@ -12,7 +12,7 @@ from monolora.eval import judges
 from monolora.eval.judges import Judge, JudgeOptions
 from monolora.eval.plan import Plan
 from monolora.eval.process import results_of, rows_of
-from monolora.eval.progress import tracked
+from monolora.eval.progress import kept, tracked
 from monolora.eval.prompts import PromptSet
 from monolora.eval.records import INVALID, Judgement, Prompt, Response, content_key
 from monolora.eval.settings import Settings
@@ -52,7 +52,10 @@ def make_judges(settings: Settings) -> list[Judge]:
             judge = judges.make(word, options)
         except InputError as error:
             if not settings.keep_going:
-                raise
+                raise InputError(
+                    f"The judge {word}: {error} Other judges are --judges classifier:PATH, as `monolora judge` trains; "
+                    "--keep-going leaves out those that cannot be had."
+                ) from error
             warnings.warn(f"Going on without the judge {word}: {error}", stacklevel=2)
             refusals.append(error)
             continue
@@ -61,7 +64,15 @@ def make_judges(settings: Settings) -> list[Judge]:
         made[judge.name] = judge
     if refusals and all(judge.kind == "refusal" for judge in made.values()):
         raise refusals[0]
+    _check_labels_are_read(settings, made.values())
     return list(made.values())
+
+
+def _check_labels_are_read(settings: Settings, panel: Iterable[Judge]) -> None:
+    own_labels = any("unsafe" in judge.settings for judge in panel)
+    for flag, given in (("--unsafe-labels", settings.unsafe_labels), ("--judge-text", settings.judge_text)):
+        if given and not own_labels:
+            raise InputError(f"{flag} is for classifiers with labels of their own, and none of the judges is one.")
 
 
 def judge_identity(judge: Judge) -> str:
@@ -116,12 +127,14 @@ def _judge(settings: Settings, store: Store, judge: Judge, pairs: Sequence[tuple
         if response.status != INVALID
     ]
     done = [item["key"] for item in items if item["key"] in store.judgements]
+    what = f"Judgements by {judge.name}"
+    kept(what, len(done), len(items))
     if len(done) == len(items):
         return
     job = {"settings": judge.settings, "items": items, "done": done}
     log = Path(settings.out) / "logs" / f"judge-{re.sub('[^A-Za-z0-9.-]', '_', judge.name)}.log"
     rows = rows_of(judge.target, job) if judge.in_process else results_of(judge.target, job, log)
-    with tracked(f"Judgements by {judge.name}", len(items) - len(done)) as step:
+    with tracked(what, len(items) - len(done)) as step:
         for row in rows:
             store.judgements.add(Judgement(**row | {"response": by_key[row["key"]][1].key, "judge": identity}))
             step()

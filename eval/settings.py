@@ -104,7 +104,9 @@ class Settings:
         for word in self.adapter:
             name, equals, path = word.partition("=")
             if not (name and equals and path):
-                raise InputError(f"--adapter {word} is not NAME=PATH. Write, for example, --adapter mono={word}")
+                raise InputError(
+                    f"--adapter {word} is not NAME=PATH. Write, for example, --adapter mono={path or word.rstrip('=')}"
+                )
             if name in found or name == "base":
                 raise InputError(f"--adapter {name}=… : the name {name!r} is taken. Take another one.")
             found[name] = path

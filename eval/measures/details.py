@@ -17,6 +17,8 @@ from monolora.eval.measures.model import Model
 from monolora.eval.measures.text import is_at_limit, is_empty
 from monolora.eval.records import OK, Judgement, Response
 
+MISSING = "missing"  # the reason where nobody was asked yet
+
 
 def category_rows(columns: Iterable[Measured], models: Sequence[Model]) -> Iterator[dict[str, Any]]:
     """Flagged share in each category of prompts; a prompt with several counts in each."""
@@ -109,7 +111,7 @@ def cut_rows(found: Gathered, judges: Iterable[Judge]) -> Iterator[dict[str, Any
 
 def _reason(record: Response | Judgement | None) -> str:
     """Up to the first colon: what comes after it differs from row to row."""
-    return "missing" if record is None else (record.reason or "").partition(":")[0]
+    return MISSING if record is None else (record.reason or "").partition(":")[0]
 
 
 def _mean(values_P: np.ndarray, weights_P: np.ndarray) -> tuple[float | None, int]:

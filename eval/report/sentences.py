@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from monolora.eval.measures.details import MISSING
 from monolora.eval.report.numbers import plain, shown, shown_p
 from monolora.eval.report.view import View, is_significant, unit
 
@@ -35,14 +36,19 @@ def effects(view: View, model: str) -> list[str]:
 def failures(view: View) -> list[str]:
     """What could not be judged or answered; empty where there is nothing of the kind."""
     sentences = []
-    for judge, count in _by_judge(view.results["invalid"]).items():
+    missing = [each for each in view.results["invalid"] if each["reason"] == MISSING]
+    for judge, count in _by_judge(missing).items():
+        s, are = ("", "is") if count == 1 else ("s", "are")
+        sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} not there yet: give `monolora eval score`.")
+    for judge, count in _by_judge(each for each in view.results["invalid"] if each not in missing).items():
         s, are = ("", "is") if count == 1 else ("s", "are")
         sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} invalid and left out of every mean.")
     for judge, count in _by_judge(view.results["judged_in_part"]).items():
         s, are = ("", "is") if count == 1 else ("s", "are")
         sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} of a response whose end did not fit.")
+    absent = sum(each["reasons"].get(MISSING, 0) for each in view.results["counts"])
     for key, what in (
-        ("invalid", "could not be had"),
+        ("invalid", f"could not be had, {absent:,} of them not asked for yet" if absent else "could not be had"),
         ("cut", "are to prompts that were cut to fit the context"),
         ("empty", "are empty, which judges may take for safe"),
     ):

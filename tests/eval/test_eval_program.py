@@ -136,8 +136,12 @@ def test_nothing_is_done_twice(evaluate: Done, copied: Path, monkeypatch: pytest
 
     monkeypatch.setattr("monolora.eval.generate.results_of", nothing)
     monkeypatch.setattr("monolora.eval.score.results_of", nothing)
-    assert evaluate("run", "--tasks", "demo", "--task-limit", "4").status == 0
+    seconds = Outcome(0, "", "", copied).run()["stages"]["score"]["seconds"]
+    again = evaluate("run", "--tasks", "demo", "--task-limit", "4")
+    assert again.status == 0
+    assert "are there already" in again.err
     assert {name: (copied / name).read_bytes() for name in before} == before
+    assert again.run()["stages"]["score"]["seconds"] >= seconds  # of all calls together
 
 
 def test_a_judge_is_added_later(evaluate: Done, evaluated: Evaluated) -> None:
@@ -213,6 +217,7 @@ def test_a_prompt_longer_than_the_context_is_cut_from_the_left(
     [
         (["--suite", "beavertail"], "Did you mean beavertails"),
         (["--judges", "shieldgema"], "Did you mean shieldgemma"),
+        (["--unsafe-labels", "foo"], "--unsafe-labels is for classifiers with labels of their own"),
         (["--suite", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--judges", "refusal,refusal"], "Two judges are named 'refusal'"),
         (["--model", "no/such-model"], "Cannot reach the hub for 'no/such-model'"),
@@ -236,6 +241,8 @@ def test_what_an_engine_cannot_do(evaluate: Done, evaluated: Evaluated) -> None:
     server = ("--engine", "server", "--endpoint", "http://localhost:1/v1", "--adapter", f"whole={evaluated.base}")
     asked = evaluate("run", *server)
     assert asked.status == 2
+    classifier = evaluate("run", "--adapter", f"whole={evaluated.judge}")
+    assert "which does not answer. A classifier is given to --judges" in classifier.err
     assert "each endpoint serves the base and its adapters, and whole is a whole model" in asked.err
     assert not asked.folder.exists()
 
@@ -277,7 +284,7 @@ def test_a_folder_of_another_run(evaluate: Done, copied: Path) -> None:
     ended = evaluate("run", "--max-new-tokens", "7", "--dtype", "bfloat16", "--tasks", "demo")
     assert ended.status == 2
     assert "--max-new-tokens 6, now 7; --dtype float32, now bfloat16" in ended.err
-    assert "--task-limit 4, now None" in ended.err
+    assert "--task-limit 4, now not given" in ended.err
     (copied / "run.json").write_text("{")
     assert "is no record of an evaluation" in evaluate("report").err
 

@@ -102,6 +102,17 @@ def test_failures_are_counted_in_words() -> None:
     ]
 
 
+def test_what_was_not_asked_yet_is_no_failure() -> None:
+    results, _ = make(("base", "mono"))
+    results["invalid"] = [{"judge": "a", "model": "mono", "set": "s", "reason": "missing", "count": 3}]
+    row = results["counts"][0] | {"responses": 10, "invalid": 4, "cut": 0, "empty": 0, "reasons": {"missing": 3}}
+    results["counts"] = [row]
+    assert sentences.failures(View(results)) == [
+        "3 judgements by a are not there yet: give `monolora eval score`.",
+        "4 of 10 responses could not be had, 3 of them not asked for yet.",
+    ]
+
+
 def test_responses_that_a_judge_read_in_part() -> None:
     results, _ = make(("base", "mono"))
     results["invalid"] = []
