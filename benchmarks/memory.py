@@ -10,7 +10,6 @@ weights included: by the process (Linux), or by the GPU's allocator.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,11 +19,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from rich.table import Table
-from rounds import machine
+from rounds import flag_parser, machine, save
 from torch import nn
 from train_step import DTYPES, SIDES, TARGETS, adapted, model_step
 
-from monolora.hub import SMOLLM2, load_causal_lm, resolve_model
+from monolora.hub import load_causal_lm, resolve_model
 
 
 def main() -> None:
@@ -35,18 +34,15 @@ def main() -> None:
         row["saved_a_layer"] = (row["saved"] - floor) / row["layers"] if row["layers"] else 0
     report = {"flags": vars(flags), "machine": machine("peft", "transformers"), "rows": rows}
     show(report)
-    if flags.out:
-        Path(flags.out).write_text(json.dumps(report, indent=2) + "\n")
+    save(report, flags.out)
 
 
 def _flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=SMOLLM2)
+    parser = flag_parser(__doc__)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--targets", choices=TARGETS, default="all-linear")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=768)
-    parser.add_argument("--out", help="write all numbers here, in JSON")
     return parser.parse_args()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.metadata
+import json
 import os
 import platform
 import statistics
@@ -11,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from monolora.hub import SMOLLM2
 
 Seconds = dict[str, list[float]]
 GROUPS = 5
@@ -47,10 +52,22 @@ def of_groups(seconds: Seconds, ratio: Callable[[Mapping[str, float]], float]) -
     return {"median": whole, "smallest": min(parts), "largest": max(parts)}
 
 
+def flag_parser(description: str | None) -> argparse.ArgumentParser:
+    """With the flags that all have: ``--model`` and ``--out``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=SMOLLM2, help="a path or a hub id (default: %(default)s)")
+    parser.add_argument("--out", help="write all numbers here, in JSON")
+    return parser
+
+
+def save(report: Mapping[str, Any], out: str | None) -> None:
+    """Into ``--out``, if it was given."""
+    if out:
+        Path(out).write_text(json.dumps(report, indent=2) + "\n")
+
+
 def machine(*packages: str) -> dict[str, Any]:
     """Where it ran, and with what."""
-    import importlib.metadata
-
     on_gpu = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if on_gpu else _processor(),

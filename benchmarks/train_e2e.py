@@ -17,11 +17,9 @@ do not.)
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,12 +27,12 @@ from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
-from rounds import Seconds, in_turns, machine, of_groups, spread
+from rounds import Seconds, flag_parser, in_turns, machine, of_groups, save, spread
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from monolora import MonoLoraConfig
-from monolora.hub import SMOLLM2, load_causal_lm, load_tokenizer, resolve_model
+from monolora.hub import load_causal_lm, load_tokenizer, resolve_model
 from monolora.recipes.arguments import TrainingArguments
 from monolora.recipes.prompts import render_all
 from monolora.recipes.tasks import sst2
@@ -74,18 +72,15 @@ def main() -> None:
         "losses": losses,
     }
     show(report)
-    if flags.out:
-        Path(flags.out).write_text(json.dumps(report, indent=2) + "\n")
+    save(report, flags.out)
 
 
 def _flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=SMOLLM2)
+    parser = flag_parser(__doc__)
     parser.add_argument("--rows", type=int, default=128, help="of SST-2 (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--targets", nargs="+", default=["q_proj", "v_proj"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", help="write all numbers here, in JSON")
     return parser.parse_args()
 
 

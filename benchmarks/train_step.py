@@ -15,24 +15,22 @@ largest are of fifths of the run.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
-from rounds import Seconds, in_turns, machine, of_groups
+from rounds import Seconds, flag_parser, in_turns, machine, of_groups, save
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from monolora import MonoLoraConfig
-from monolora.hub import SMOLLM2, load_causal_lm, resolve_model
+from monolora.hub import load_causal_lm, resolve_model
 from monolora.layer import MonoLoraLinear
 
 SIDES = ("frozen", "peft-lora", "monolora-unfused", "monolora")
@@ -57,20 +55,17 @@ def main() -> None:
     rows = [row for part in flags.parts for row in PARTS[part](flags, device)]
     report = {"flags": vars(flags), "machine": machine("peft", "transformers"), "rows": rows}
     show(report)
-    if flags.out:
-        Path(flags.out).write_text(json.dumps(report, indent=2) + "\n")
+    save(report, flags.out)
 
 
 def _flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = flag_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=["layer", "model"])
-    parser.add_argument("--model", default=SMOLLM2, help="of the part `model` (default: %(default)s)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bfloat16", "float32"])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=["all-linear"])
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=768, help="of a step (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=200, help="of a layer; blocks and models take a twentieth")
-    parser.add_argument("--out", help="write all numbers here, in JSON")
     return parser.parse_args()
 
 
