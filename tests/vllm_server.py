@@ -12,7 +12,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,11 +65,12 @@ class Server:
         self.command = [sys.executable, "-P", "-m", PROGRAM, "--model", str(model), "--served-model-name", BASE]
         self.command += ["--host", "127.0.0.1", "--port", str(port), "--skip-tokenizer-init", "--dtype", "float32"]
         self.command += ["--max-model-len", "512", "--enforce-eager", "--kv-cache-memory-bytes", str(KV_CACHE_BYTES)]
-        self.command += ["--enable-lora", *flags]
+        self.command += ["--enable-server-load-tracking", "--enable-lora", *flags]
         self.command += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
 
     def __enter__(self) -> Server:
         variables = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        variables["VLLM_SERVER_DEV_MODE"] = "1"  # for `held`
         for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_PLUGINS", "VLLM_ENABLE_V1_MULTIPROCESSING"):
             variables.pop(name, None)
         self._log = tempfile.TemporaryFile("w+")  # closed in `_stop`
@@ -170,6 +172,19 @@ class Server:
         return sum(
             int(float(line.split()[-1])) for line in lines if line.startswith("vllm:iteration_tokens_total_count")
         )
+
+    @contextmanager
+    def held(self, requests: int) -> Iterator[None]:
+        """Let no batch run until that many requests are waiting; send them from other threads meanwhile."""
+        self._ask("/pause?mode=keep", {})
+        try:
+            yield
+            deadline = time.monotonic() + REQUEST_S
+            while (waiting := json.loads(self._ask("/load"))["server_load"]) < requests:
+                assert time.monotonic() < deadline, f"{waiting} of {requests} requests came"
+                time.sleep(0.02)
+        finally:
+            self._ask("/resume", {})
 
     def _json(self, path: str, **body: Any) -> Any:
         return json.loads(self._ask(path, body))
