@@ -45,8 +45,8 @@ TARGET_RATIOS = {"overhead": lambda of: (of["monolora"] - of["frozen"]) / (of["p
 class Unfused(MonoLoraLinear):
     """The general path, also where the fused one would be taken."""
 
-    def _can_fuse(self, x: torch.Tensor, name: str) -> bool:
-        return False
+    def _dense(self, x: torch.Tensor) -> None:
+        return None
 
 
 def main() -> None:
@@ -162,7 +162,7 @@ def adapted(side: str, model: Any, targets: str, rank: int, modules: Any = None)
             model.enable_input_require_grads()
         return model.train()
     config = (LoraConfig if side == "peft-lora" else MonoLoraConfig)(
-        r=rank, lora_dropout=0.0, target_modules=modules or TARGETS[targets]
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=modules or TARGETS[targets]
     )
     with_adapter = get_peft_model(model, config)
     torch.manual_seed(0)

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 from monolora.activations import activate
 
@@ -45,61 +44,6 @@ def monolora_reference(
     return y + scaling * F.linear(h, B)
 
 
-class _FusedMonoLora(torch.autograd.Function):
-    """Forward and backward without an output-sized temporary for the adapter.
-
-    The forward adds ``s B h`` into ``y`` in the product itself; it keeps x and h, and h > 0 is the mask
-    of the ReLU. The backward likewise adds ``gh A`` into ``g W``.
-
-    B is taken transposed, its rows as long as y's: the layout in which a CPU's libraries are fastest in the r-wide
-    products. That copy, which also casts and scales it, is small beside one product.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x, weight, bias, A, B, scaling: float, activation: str):
-        A_RI = A.to(x.dtype)
-        sBt_RO = torch.mul(B.t(), scaling, out=B.new_empty(B.shape[::-1], dtype=x.dtype))
-        x_TI = x.reshape(-1, x.shape[-1])
-        y_TO = F.linear(x_TI, weight, bias)
-        h_TR = F.linear(x_TI, A_RI)
-        if activation == "relu":
-            h_TR.relu_()
-        y_TO.addmm_(h_TR, sBt_RO)
-        ctx.save_for_backward(x, weight, A_RI, sBt_RO, h_TR)
-        ctx.scaling, ctx.activation, ctx.dtypes = scaling, activation, (A.dtype, B.dtype)
-        ctx.mark_non_differentiable(h_TR)
-        ctx.set_materialize_grads(False)
-        return y_TO.view(*x.shape[:-1], y_TO.shape[-1]), h_TR
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g, _):
-        if g is None:
-            return (None,) * 7
-        x, weight, A_RI, sBt_RO, h_TR = ctx.saved_tensors
-        A_dtype, B_dtype = ctx.dtypes
-        needs_x, needs_weight, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
-        g_TO = g.reshape(-1, g.shape[-1])
-        x_TI = x.reshape(-1, x.shape[-1])
-        gx = gW = gb = gA = gB = None
-        if needs_x or needs_A:
-            gh_TR = F.linear(g_TO, sBt_RO)
-            if ctx.activation == "relu":
-                gh_TR = torch.ops.aten.threshold_backward(gh_TR, h_TR, 0)
-        if needs_x:
-            gx = torch.mm(g_TO, weight).addmm_(gh_TR, A_RI).view(x.shape)
-        if needs_A:
-            gA = torch.mm(gh_TR.t(), x_TI).to(A_dtype)
-        if needs_B:
-            gBt_RO = torch.mm(h_TR.t(), g_TO)
-            gB = torch.mul(gBt_RO.t(), ctx.scaling, out=gBt_RO.new_empty(gBt_RO.shape[::-1], dtype=B_dtype))
-        if needs_weight:
-            gW = torch.mm(g_TO.t(), x_TI)
-        if needs_bias:
-            gb = g_TO.sum(0)
-        return gx, gW, gb, gA, gB, None, None
-
-
 def monolora_linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -109,7 +53,7 @@ def monolora_linear(
     scaling: float,
     activation: str = "relu",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`monolora_reference` in one autograd node, for dense weights of the dtype of ``x``.
+    """:func:`monolora_reference` without a temporary as large as x or y, for dense weights of the dtype of ``x``.
 
     A and B may be of a wider dtype (float32 masters of a bfloat16 base); they are cast, x is not.
 
@@ -123,8 +67,49 @@ def monolora_linear(
 
     Raises:
         ValueError: for any other activation.
-        RuntimeError: on a second derivative; take :func:`monolora_reference` for that.
     """
     if activation not in FUSED_ACTIVATIONS:
         raise ValueError(f"The fused path knows {FUSED_ACTIVATIONS}, not {activation!r}; use monolora_reference.")
-    return _FusedMonoLora.apply(x, weight, bias, A, B, scaling, activation)
+    A_RI, Bt_RO = A.to(x.dtype), B.to(x.dtype).t()
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        Bt_RO = Bt_RO.contiguous()  # in rows as long as y's the products are up to 2.5 times as fast, in float32 alone
+    y_TO, h_TR = _LinearAndUnits.apply(x.reshape(-1, x.shape[-1]), weight, bias, A_RI, activation)
+    y_TO.addmm_(h_TR, Bt_RO, alpha=scaling)
+    return y_TO.view(*x.shape[:-1], y_TO.shape[-1]), h_TR.detach()
+
+
+class _LinearAndUnits(torch.autograd.Function):
+    """``W x + b`` and ``act(A x)`` in one node: apart, each would make a gradient as large as x, to be added up after.
+
+    It keeps x and h; h > 0 is the mask of the ReLU. The backward can be differentiated again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_TI, weight, bias, A_RI, activation: str):
+        y_TO = F.linear(x_TI, weight, bias)
+        h_TR = F.linear(x_TI, A_RI)
+        if activation == "relu":
+            h_TR.relu_()
+        ctx.save_for_backward(x_TI, weight, A_RI, h_TR)
+        ctx.is_relu = activation == "relu"
+        ctx.set_materialize_grads(False)
+        return y_TO, h_TR
+
+    @staticmethod
+    def backward(ctx: Any, g_TO, gh_TR):
+        x_TI, weight, A_RI, h_TR = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, needs_A, _ = ctx.needs_input_grad
+        gx = gW = gb = gA = None
+        if gh_TR is not None and ctx.is_relu:
+            gh_TR = torch.ops.aten.threshold_backward.default(gh_TR, h_TR, 0)
+        if needs_x and gh_TR is not None:
+            gx = torch.mm(gh_TR, A_RI)
+        if needs_x and g_TO is not None:
+            gx = torch.mm(g_TO, weight) if gx is None else gx.addmm_(g_TO, weight)
+        if needs_A and gh_TR is not None:
+            gA = torch.mm(gh_TR.t(), x_TI)
+        if needs_weight and g_TO is not None:
+            gW = torch.mm(g_TO.t(), x_TI)
+        if needs_bias and g_TO is not None:
+            gb = g_TO.sum(0)
+        return gx, gW, gb, gA, None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from peft.tuners import lora
@@ -115,14 +115,15 @@ class MonoLoraLayer(_Base):
             return self.base_layer(x, *args, **kwargs)
         if adapter_names is not None:
             return self._mixed_batch_forward(x, *args, adapter_names=adapter_names, **kwargs)
-        active = [name for name in self.active_adapters if name in self.activation]
-        if len(active) == 1 and not args and not kwargs and self._can_fuse(x, active[0]):
-            return self._fused_forward(x, active[0])
         result = self.base_layer(x, *args, **kwargs)
         adapted = result
-        for name in active:
-            adapted = adapted + self._delta(name, x)
+        for name in self._active():
+            adapted = self._add_delta(adapted, name, x)
         return adapted.to(result.dtype)
+
+    def _active(self) -> list[str]:
+        """The active adapters that this layer has."""
+        return [name for name in self.active_adapters if name in self.activation]
 
     def _mixed_batch_forward(
         self, x: torch.Tensor, *args: Any, adapter_names: list[str], **kwargs: Any
@@ -137,63 +138,94 @@ class MonoLoraLayer(_Base):
             result = result.index_add(0, torch.tensor(rows, device=result.device), delta)
         return result
 
+    def _add_delta(self, y: torch.Tensor, name: str, x: torch.Tensor) -> torch.Tensor:
+        """``y + s B act(A dropout(x))``: for linear layers in one product, without temporaries as large as y."""
+        B: Any = self.lora_B[name] if name in self.lora_B else None  # noqa: SIM401 - a ModuleDict has no get
+        weight, scaling = _bare_weight(B), self.scaling[name]
+        if weight is None or B.bias is not None or not isinstance(scaling, (int, float)):
+            return y + self._delta(name, x)
+        h = self._units(name, x)
+        if h.dtype != y.dtype:
+            return y + B(h) * scaling
+        y_TO, h_TR = y.reshape(-1, y.shape[-1]), h.reshape(-1, h.shape[-1])
+        # Out of place: the base layer's output may be a view.
+        return torch.addmm(y_TO, h_TR, weight.t(), alpha=scaling).view(y.shape)
+
     def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """``s B act(A dropout(x))`` of one adapter, in the adapter's dtype (or autocast's)."""
-        A, B = self.lora_A[name], self.lora_B[name]
+        return self.lora_B[name](self._units(name, x)) * self.scaling[name]
+
+    def _units(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        A = self.lora_A[name]
         if not torch.is_autocast_enabled(x.device.type):
             x = self._cast_input_dtype(x, _weight(A).dtype)
         h = activate(A(self.lora_dropout[name](x)), self.activation[name], self.unit_dim)
         self._observe(name, h)
-        return B(h) * self.scaling[name]
+        return h
 
     def _observe(self, name: str, h: torch.Tensor) -> None:
         if self.unit_observer is not None:
             self.unit_observer(self, name, h.detach())
 
-    def _can_fuse(self, x: torch.Tensor, name: str) -> bool:
-        """Whether one autograd node may stand for base layer and adapter: see :class:`MonoLoraLinear`."""
-        return False
-
-    def _fused_forward(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        raise AssertionError("unreachable: _can_fuse said no")
-
     def __repr__(self) -> str:
         return "mono" + super().__repr__()
+
+
+class Dense(NamedTuple):
+    """What the fused path computes with: see :func:`monolora.functional.monolora_linear`."""
+
+    adapter: str
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    A: torch.Tensor
+    B: torch.Tensor
+    scaling: float
+    activation: str
 
 
 class MonoLoraLinear(MonoLoraLayer, lora.Linear):
     """Over ``nn.Linear`` and transformers' ``Conv1D``; the plain dense case takes the fused path."""
 
-    def _can_fuse(self, x: torch.Tensor, name: str) -> bool:
-        base, A, B, dropout = self.base_layer, self.lora_A[name], self.lora_B[name], self.lora_dropout[name]
-        # Anything that must see the base layer called (hooks of FSDP, ZeRO, offloading, the user), any subclass
-        # of nn.Linear and any special tensor takes the general path.
-        return (
-            self.activation[name] in FUSED_ACTIVATIONS
-            and all(type(part) is nn.Linear and _is_bare(part) for part in (base, A, B))
-            and B.bias is None
-            and not (dropout.training and isinstance(dropout, nn.Dropout))
-            and isinstance(self.scaling[name], (int, float))
-            and self.cast_input_dtype_enabled
-            and _weight(base).dtype == compute_dtype(x)
-        )
-
-    def _fused_forward(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        base = self.base_layer
-        assert isinstance(base, nn.Linear)
-        x = x.to(base.weight.dtype)  # what autocast would do before the product
-        y, h = monolora_linear(
-            x,
-            base.weight,
-            base.bias,
-            _weight(self.lora_A[name]),
-            _weight(self.lora_B[name]),
-            self.scaling[name],
-            self.activation[name],
-        )
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        dense = None if args or kwargs else self._dense(x)
+        if dense is None:
+            return super().forward(x, *args, **kwargs)
+        x = x.to(dense.weight.dtype)  # what autocast would do before the product
+        y, h = monolora_linear(x, dense.weight, dense.bias, dense.A, dense.B, dense.scaling, dense.activation)
         if self.unit_observer is not None:
-            self._observe(name, h.view(*x.shape[:-1], h.shape[-1]))
+            self._observe(dense.adapter, h.view(*x.shape[:-1], h.shape[-1]))
         return y
+
+    def _dense(self, x: torch.Tensor) -> Dense | None:
+        """What the fused path would compute with, or None where it must not be taken.
+
+        Anything that must see the base layer called (hooks of FSDP, ZeRO, offloading, the user), any subclass of
+        nn.Linear and any special tensor takes the general path.
+        """
+        active = self._active()
+        if len(active) != 1 or self.disable_adapters:
+            return None
+        name = active[0]
+        modules: dict[str, Any] = (
+            self._modules
+        )  # by attribute, nn.Module's search would take a third of the fused path's Python
+        base, dropout = modules["base_layer"], modules["lora_dropout"]._modules[name]
+        A, B = modules["lora_A"]._modules[name], modules["lora_B"]._modules[name]
+        weight, weight_A, weight_B = _bare_weight(base), _bare_weight(A), _bare_weight(B)
+        activation, scaling = self.activation[name], self.scaling[name]
+        if (
+            weight is None
+            or weight_A is None
+            or weight_B is None
+            or B._parameters["bias"] is not None
+            or activation not in FUSED_ACTIVATIONS
+            or (dropout.training and isinstance(dropout, nn.Dropout))
+            or not isinstance(scaling, (int, float))
+            or not self.cast_input_dtype_enabled
+            or weight.dtype != compute_dtype(x)
+        ):
+            return None
+        return Dense(name, weight, base._parameters["bias"], weight_A, weight_B, scaling, activation)
 
 
 def _weight(module: nn.Module) -> torch.Tensor:
@@ -202,19 +234,19 @@ def _weight(module: nn.Module) -> torch.Tensor:
     return weight
 
 
-def _is_bare(module: nn.Module) -> bool:
-    """No hooks, no replaced forward, an ordinary dense weight."""
-    return (
-        not (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            or "forward" in module.__dict__
-        )
-        and type(module.weight) is nn.Parameter
-        and module.weight.dim() == 2
-    )
+def _bare_weight(module: nn.Module | None) -> nn.Parameter | None:
+    """An ordinary dense weight of a plain nn.Linear without hooks or a replaced forward."""
+    if (
+        type(module) is not nn.Linear
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    ):
+        return None
+    weight = module._parameters.get("weight")
+    return weight if type(weight) is nn.Parameter and weight.dim() == 2 else None
 
 
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
