@@ -6,6 +6,7 @@
     peft-lora          PEFT's LoRA
     monolora-unfused   MonoLoRA's general path: base layer, then B act(A x)
     monolora           the fused path
+    monolora-triton    the same by the Triton kernels, on a GPU
 
 In bfloat16 the base is bfloat16 and A and B are float32 under autocast, as TRL trains. Sides take turns in one run. The
 overhead is what a side adds to ``frozen``; its ratio is monolora's to peft-lora's. Printed are medians; smallest and
@@ -15,6 +16,7 @@ largest are of fifths of the run.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -34,6 +36,8 @@ from monolora.hub import load_causal_lm, resolve_model
 from monolora.layer import MonoLoraLinear
 
 SIDES = ("frozen", "peft-lora", "monolora-unfused", "monolora")
+if torch.cuda.is_available():
+    SIDES += ("monolora-triton",)
 SMOLLM2_SHAPES = ((576, 576), (576, 1536), (1536, 576))  # inputs, outputs
 WIDE_SHAPES = ((4096, 4096), (4096, 11008), (11008, 4096))  # Llama-2-7B's
 TARGETS = {"q+v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
@@ -47,6 +51,20 @@ class Unfused(MonoLoraLinear):
 
     def _dense(self, x: torch.Tensor) -> None:
         return None
+
+
+class ByTriton(MonoLoraLinear):
+    """The fused path, by the Triton kernels."""
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        os.environ["MONOLORA_TRITON"] = "1"
+        try:
+            return super().forward(x, *args, **kwargs)
+        finally:
+            del os.environ["MONOLORA_TRITON"]
+
+
+OWN_CLASSES = {"monolora-unfused": Unfused, "monolora-triton": ByTriton}
 
 
 def main() -> None:
@@ -169,10 +187,9 @@ def adapted(side: str, model: Any, targets: str, rank: int, modules: Any = None)
     for name, parameter in with_adapter.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.02)
-    if side == "monolora-unfused":
-        for module in with_adapter.modules():
-            if type(module) is MonoLoraLinear:
-                module.__class__ = Unfused
+    for module in with_adapter.modules():
+        if type(module) is MonoLoraLinear:
+            module.__class__ = OWN_CLASSES.get(side, MonoLoraLinear)
     if isinstance(model, PreTrainedModel):
         model.enable_input_require_grads()
     return with_adapter.train()

@@ -6,6 +6,7 @@ Shapes: T tokens (all leading dimensions of x flattened), I inputs, O outputs, R
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -71,11 +72,38 @@ def monolora_linear(
     if activation not in FUSED_ACTIVATIONS:
         raise ValueError(f"The fused path knows {FUSED_ACTIVATIONS}, not {activation!r}; use monolora_reference.")
     A_RI, Bt_RO = A.to(x.dtype), B.to(x.dtype).t()
+    if takes_triton(x):
+        from monolora.triton_kernels import TritonMonoLora
+
+        x_TI = x.reshape(-1, x.shape[-1])
+        y_TO, h_TR = TritonMonoLora.apply(x_TI, weight, bias, A_RI, Bt_RO.t(), scaling, activation == "relu")
+        return y_TO.view(*x.shape[:-1], y_TO.shape[-1]), h_TR
     if x.device.type == "cpu" and x.dtype == torch.float32:
         Bt_RO = Bt_RO.contiguous()  # in rows as long as y's the products are up to 2.5 times as fast, in float32 alone
     y_TO, h_TR = _LinearAndUnits.apply(x.reshape(-1, x.shape[-1]), weight, bias, A_RI, activation)
     y_TO.addmm_(h_TR, Bt_RO, alpha=scaling)
     return y_TO.view(*x.shape[:-1], y_TO.shape[-1]), h_TR.detach()
+
+
+def add_expanded(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scaling: float) -> torch.Tensor:
+    """``y + s B h`` in one product, out of place, where y and h are of one dtype; else as it is read.
+
+    Args:
+        y: shape ``(..., out_features)``.
+        h: units, ``(..., r)``.
+        B: ``(out_features, r)``, of the dtype of h, but under autocast.
+        scaling: s.
+    """
+    if h.dtype != y.dtype:
+        return y + F.linear(h, B) * scaling
+    y_TO, h_TR = y.reshape(-1, y.shape[-1]), h.reshape(-1, h.shape[-1])
+    return torch.addmm(y_TO, h_TR, B.t(), alpha=scaling).view(y.shape)
+
+
+def takes_triton(x: torch.Tensor) -> bool:
+    """Whether ``MONOLORA_TRITON=1`` asks for the kernels of :mod:`monolora.triton_kernels` on a GPU."""
+    wanted = x.is_cuda and os.environ.get("MONOLORA_TRITON") == "1"
+    return wanted and x.dtype != torch.float64 and x.numel() > 0
 
 
 class _LinearAndUnits(torch.autograd.Function):

@@ -21,7 +21,7 @@ from torch import nn
 
 from monolora.activations import activate
 from monolora.config import MonoLoraConfig
-from monolora.functional import FUSED_ACTIVATIONS, monolora_linear
+from monolora.functional import FUSED_ACTIVATIONS, add_expanded, monolora_linear
 
 MERGE_HINT = (
     "MonoLoRA is not linear in its input, so there is no weight to merge it into. Keep the adapter, or make a "
@@ -144,12 +144,7 @@ class MonoLoraLayer(_Base):
         weight, scaling = _bare_weight(B), self.scaling[name]
         if weight is None or B.bias is not None or not isinstance(scaling, (int, float)):
             return y + self._delta(name, x)
-        h = self._units(name, x)
-        if h.dtype != y.dtype:
-            return y + B(h) * scaling
-        y_TO, h_TR = y.reshape(-1, y.shape[-1]), h.reshape(-1, h.shape[-1])
-        # Out of place: the base layer's output may be a view.
-        return torch.addmm(y_TO, h_TR, weight.t(), alpha=scaling).view(y.shape)
+        return add_expanded(y, self._units(name, x), weight, scaling)  # out of place: y may be a view
 
     def _delta(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """``s B act(A dropout(x))`` of one adapter, in the adapter's dtype (or autocast's)."""

@@ -26,7 +26,7 @@ from monolora.errors import exit_status
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
 from monolora.hub import resolve_model
 from monolora.provenance import provenance
-from monolora.recipes import publish, resume
+from monolora.recipes import publish, resume, row_cache
 from monolora.recipes import record as run_record
 from monolora.recipes.adapter_config import peft_config
 from monolora.recipes.arguments import Arguments, parse
@@ -120,7 +120,7 @@ def prepare(arguments: Arguments) -> Run:
         resumed.check_same_inputs(fingerprints)
     tokenizer = load_tokenizer(folder, training)
     hub_repo = publish.claim(training)
-    rows = render_all(train, tokenizer)
+    rows = row_cache.on_disk(render_all(train, tokenizer))
     trainer = make_trainer(load_model(folder, arguments), tokenizer, adapter, rows, arguments)
     ended = check_training_rows(trainer.train_dataset, tokenizer, len(rows), training.max_length, training.packing)
     return Run(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="monolora-tests-")  # datasets reads it when imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +33,13 @@ from monolora.beaverdam import LABELS
 transformers_logging.disable_progress_bar()
 
 VOCAB = 64
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _row_cache() -> Iterator[None]:
+    """The cache of tokenized rows goes with the tests."""
+    yield
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

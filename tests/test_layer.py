@@ -210,6 +210,15 @@ def test_nor_is_autocast_over_a_float32_base(fused_calls: list[torch.Tensor]) ->
     assert fused_calls == []
 
 
+def test_the_general_path_leaves_the_base_layers_output_alone() -> None:
+    """It may be a view of what the base layer keeps."""
+    model, x, kept = adapted(nn.Linear(5, 4)), torch.randn(2, 3, 5), []
+    layer_of(model).base_layer.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    y = model(x)
+    assert torch.equal(kept[0], nn.functional.linear(x, *layer_of(model).base_layer.parameters()))
+    torch.testing.assert_close(y, expected(model, x))
+
+
 def test_an_input_of_another_dtype_fails_as_it_does_without_an_adapter() -> None:
     with pytest.raises(RuntimeError, match="dtype"):
         adapted(nn.Linear(5, 4))(torch.randn(2, 5).double())

@@ -16,7 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from monolora.activations import activate
-from monolora.functional import FUSED_ACTIVATIONS, monolora_linear
+from monolora.functional import FUSED_ACTIVATIONS, add_expanded, monolora_linear
 from monolora.layer import compute_dtype
 from monolora.merge.unload import Units
 
@@ -35,14 +35,16 @@ class BakedLayer(nn.Module):
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The base layer's input, output shape and dtype."""
         result = super().forward(x, *args, **kwargs)
-        return (result + self._delta(x)).to(result.dtype)
+        return self._add_delta(result, x).to(result.dtype)
 
-    def _delta(self, x: torch.Tensor) -> torch.Tensor:
-        """``s B act(A x)``, in the dtype of A and B (or autocast's)."""
+    def _add_delta(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``y + s B act(A x)``; the second term in the dtype of A and B (or autocast's)."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.monolora_A.dtype)
         h = activate(F.linear(x, self.monolora_A), self.monolora_activation)
-        return F.linear(h, self.monolora_B, self.monolora_B_bias) * self.monolora_scaling
+        if self.monolora_B_bias is None:
+            return add_expanded(y, h, self.monolora_B, self.monolora_scaling)
+        return y + F.linear(h, self.monolora_B, self.monolora_B_bias) * self.monolora_scaling
 
     @property
     def units(self) -> Units:
@@ -107,12 +109,12 @@ class BakedEmbedding(BakedLayer, nn.Embedding):  # type: ignore[misc]
 
     base_class = nn.Embedding
 
-    def _delta(self, x: torch.Tensor) -> torch.Tensor:
+    def _add_delta(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         settings = (self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse)
         h = activate(F.embedding(x, self.monolora_A.T, *settings), self.monolora_activation)
         delta = (h @ self.monolora_B.T) * self.monolora_scaling
         scale = self._scale()
-        return delta if scale is None else delta * scale.to(delta.dtype)
+        return y + (delta if scale is None else delta * scale.to(delta.dtype))
 
     def _scale(self) -> torch.Tensor | None:
         """What the base layer's own forward multiplies its rows with (Gemma's does), by the name that PEFT goes by."""

@@ -1,0 +1,104 @@
+"""Training rows on disk: the same rows, whose tokens a later run finds again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import pytest
+
+from monolora.recipes import row_cache
+
+ROWS = [{"prompt": f"Question {number}", "completion": "yes"} for number in range(20)]
+
+
+@pytest.fixture
+def rows() -> datasets.Dataset:
+    return datasets.Dataset.from_list(ROWS)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    return tmp_path / row_cache.FOLDER
+
+
+@pytest.fixture
+def _no_caching() -> Iterator[None]:
+    datasets.disable_caching()
+    yield
+    datasets.enable_caching()
+
+
+def test_the_rows_are_the_same_and_stored_once(rows: datasets.Dataset, cache: Path) -> None:
+    first = row_cache.on_disk(rows)
+    second = row_cache.on_disk(datasets.Dataset.from_list(ROWS))
+    assert first.to_list() == second.to_list() == ROWS
+    assert first.cache_files == second.cache_files
+    assert len(list(cache.iterdir())) == 1
+    other = row_cache.on_disk(datasets.Dataset.from_list(ROWS[1:]))
+    assert other.to_list() == ROWS[1:]
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_what_is_made_of_them_is_found_by_another_process(cache: Path) -> None:
+    """As TRL tokenizes: with `map`, a local function and its arguments."""
+    program = f"""
+import datasets
+datasets.config.HF_DATASETS_CACHE = {str(cache.parent)!r}
+from monolora.recipes import row_cache
+rows = row_cache.on_disk(datasets.Dataset.from_list({ROWS!r}))
+def longer(row, by):
+    print("called")
+    return {{"length": len(row["prompt"]) + by}}
+print(sum(rows.map(longer, fn_kwargs={{"by": 2}})["length"]))
+"""
+    runs = [
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
+        for _ in range(2)
+    ]
+    total = str(sum(len(row["prompt"]) + 2 for row in ROWS))
+    assert [run.stdout.split() for run in runs] == [["called"] * len(ROWS) + [total], [total]]
+
+
+@pytest.mark.usefixtures("_no_caching")
+def test_without_caching_they_stay_in_memory(rows: datasets.Dataset, cache: Path) -> None:
+    assert row_cache.on_disk(rows) is rows
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
+    rows: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
+    assert row_cache.on_disk(rows) is rows
+
+
+def _full_disk(self: datasets.Dataset, folder: str) -> None:
+    (Path(folder) / "half").touch()
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    rows: datasets.Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.Dataset, "save_to_disk", _full_disk)
+    assert row_cache.on_disk(rows) is rows
+    assert list(cache.iterdir()) == []
+
+
+def test_another_run_that_was_faster(rows: datasets.Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save: Callable[..., None] = datasets.Dataset.save_to_disk
+
+    def overtaken(self: datasets.Dataset, folder: str) -> None:
+        save(self, str(cache / self._fingerprint))
+        save(self, folder)
+
+    monkeypatch.setattr(datasets.Dataset, "save_to_disk", overtaken)
+    assert row_cache.on_disk(rows).to_list() == ROWS
+    assert len(list(cache.iterdir())) == 1
