@@ -198,6 +198,8 @@ class SparsityMeter:
 class SparsityCallback(TrainerCallback):
     """Adds ``sparsity`` and ``dead_units`` to every logged training step, over the training tokens since the last one.
 
+    Not to those of a compiled model, where counting would break the graph at every layer.
+
     Example:
         >>> SparsityCallback().add_to(trainer)
     """
@@ -215,7 +217,9 @@ class SparsityCallback(TrainerCallback):
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any
     ) -> None:
-        if model is not None and any(isinstance(module, LoraLayer) for module in model.modules()):
+        if args.torch_compile or model is None:
+            return
+        if any(isinstance(module, LoraLayer) for module in model.modules()):
             self._meter = SparsityMeter(model, training_only=True)
             self._handles = self._meter.attach()
 

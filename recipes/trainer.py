@@ -40,7 +40,8 @@ class SftTrainer(SFTTrainer):
         if self.full_logits:
             return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
-        if return_outputs or own_loss or inputs["labels"].device.type != "cpu":  # elsewhere TRL's head does the same
+        elsewhere = inputs["labels"].device.type != "cpu"  # TRL's head does the same there
+        if return_outputs or own_loss or elsewhere or self.args.torch_compile:  # compiled, it has no hooks
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with labelled_positions(model, inputs) as learned:
             return super().compute_loss(model, learned, num_items_in_batch=num_items_in_batch)

@@ -224,3 +224,12 @@ def test_ctrl_c(run_sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = run_sft("--skip-eval")
     assert outcome.status == 130
     assert outcome.err == ["stopped"]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, on tracing
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # likewise, in TRL's head
+def test_a_compiled_run_has_the_same_losses(run_sft: Callable[..., Any]) -> None:
+    """By TRL's own head: a compiled model has no hooks, and the completion head is one."""
+    compiled = run_sft("--skip-eval", "--torch-compile", "--torch-compile-backend", "eager", name="compiled")
+    assert compiled.status == 0
+    assert compiled.losses == pytest.approx(run_sft("--skip-eval", name="plain").losses, rel=1e-4)
