@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from peft.tuners import lora
@@ -22,6 +22,7 @@ from torch import nn
 from monolora.activations import activate
 from monolora.config import MonoLoraConfig
 from monolora.functional import FUSED_ACTIVATIONS, add_expanded, monolora_linear
+from monolora.plain import Dense, bare_weight, compute_dtype
 
 MERGE_HINT = (
     "MonoLoRA is not linear in its input, so there is no weight to merge it into. Keep the adapter, or make a "
@@ -141,7 +142,7 @@ class MonoLoraLayer(_Base):
     def _add_delta(self, y: torch.Tensor, name: str, x: torch.Tensor) -> torch.Tensor:
         """``y + s B act(A dropout(x))``: for linear layers in one product, without temporaries as large as y."""
         B: Any = self.lora_B[name] if name in self.lora_B else None  # noqa: SIM401 - a ModuleDict has no get
-        weight, scaling = _bare_weight(B), self.scaling[name]
+        weight, scaling = bare_weight(B), self.scaling[name]
         if weight is None or B.bias is not None or not isinstance(scaling, (int, float)):
             return y + self._delta(name, x)
         return add_expanded(y, self._units(name, x), weight, scaling)  # out of place: y may be a view
@@ -164,18 +165,6 @@ class MonoLoraLayer(_Base):
 
     def __repr__(self) -> str:
         return "mono" + super().__repr__()
-
-
-class Dense(NamedTuple):
-    """What the fused path computes with: see :func:`monolora.functional.monolora_linear`."""
-
-    adapter: str
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-    A: torch.Tensor
-    B: torch.Tensor
-    scaling: float
-    activation: str
 
 
 class MonoLoraLinear(MonoLoraLayer, lora.Linear):
@@ -206,7 +195,7 @@ class MonoLoraLinear(MonoLoraLayer, lora.Linear):
         )  # by attribute, nn.Module's search would take a third of the fused path's Python
         base, dropout = modules["base_layer"], modules["lora_dropout"]._modules[name]
         A, B = modules["lora_A"]._modules[name], modules["lora_B"]._modules[name]
-        weight, weight_A, weight_B = _bare_weight(base), _bare_weight(A), _bare_weight(B)
+        weight, weight_A, weight_B = bare_weight(base), bare_weight(A), bare_weight(B)
         activation, scaling = self.activation[name], self.scaling[name]
         if (
             weight is None
@@ -227,29 +216,6 @@ def _weight(module: nn.Module) -> torch.Tensor:
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight
-
-
-def _bare_weight(module: nn.Module | None) -> nn.Parameter | None:
-    """An ordinary dense weight of a plain nn.Linear without hooks or a replaced forward."""
-    if (
-        type(module) is not nn.Linear
-        or module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    ):
-        return None
-    weight = module._parameters.get("weight")
-    return weight if type(weight) is nn.Parameter and weight.dim() == 2 else None
-
-
-def compute_dtype(x: torch.Tensor) -> torch.dtype:
-    """The dtype in which ``nn.Linear`` would compute on ``x`` here."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return x.dtype
 
 
 class MonoLoraEmbedding(MonoLoraLayer, lora.Embedding):

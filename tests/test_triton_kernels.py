@@ -18,6 +18,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Triton's interpreter multiplies the bits of bfloat16 as if they were integers.
 TOLERANCE = {torch.float32: 1e-5, torch.float16 if DEVICE == "cpu" else torch.bfloat16: 2e-2}
 
+SIZES = [(1, 16, 8), (32, 64, 16), (45, 100, 8), (70, 33, 1), (33, 130, 20)]  # of a tile, less, and more
+
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[ModuleType]:
@@ -39,9 +41,7 @@ def _assert_near(found: torch.Tensor, exact: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(
-    ("tokens", "inputs", "units"), [(1, 16, 8), (32, 64, 16), (45, 100, 8), (70, 33, 1), (33, 130, 20)]
-)
+@pytest.mark.parametrize(("tokens", "inputs", "units"), SIZES)
 def test_shrink(kernels: ModuleType, tokens: int, inputs: int, units: int, dtype: torch.dtype) -> None:
     x, A, mask = (
         _randn(tokens, inputs, dtype=dtype),
@@ -58,9 +58,7 @@ def test_shrink(kernels: ModuleType, tokens: int, inputs: int, units: int, dtype
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(
-    ("tokens", "outputs", "units"), [(1, 16, 8), (32, 64, 16), (45, 100, 8), (70, 33, 1), (33, 130, 20)]
-)
+@pytest.mark.parametrize(("tokens", "outputs", "units"), SIZES)
 def test_expand_add(kernels: ModuleType, tokens: int, outputs: int, units: int, dtype: torch.dtype) -> None:
     y, h, B = (
         _randn(tokens, outputs, dtype=dtype),
