@@ -10,7 +10,7 @@ from typing import Any
 
 from monolora.errors import InputError
 from monolora.eval.settings import Settings
-from monolora.flags import FlagParser, unknown_flag
+from monolora.flags import FlagParser, settings_in
 from monolora.yaml_config import load_yaml, split_config
 
 SCORE_FLAGS = (
@@ -67,39 +67,16 @@ def _parsed(
     """All of ``shown``; what is appended to, is appended to what was given."""
     parser = FlagParser(prog, "score and report have the settings of their run as defaults.")
     parser.add_argument("--config", metavar="FILE", help="flags from a YAML file; the command line goes before it")
-    for each in shown:
-        options = dict(each.metadata)
-        if isinstance(each.default, bool):
-            options["action"] = "store_true"
-        elif each.default not in ("", (), None):
-            default = ",".join(each.default) if isinstance(each.default, tuple) else each.default
-            options["help"] += f" (default: {default})"
-        if options.get("action") == "append":  # argparse appends to a list only
-            options["default"] = list((given or {}).get(each.name, ()))
-        parser.add_argument(_flag(each.name), **options)
+    parser.add_settings(shown, given)
     return vars(parser.parse(words))
 
 
 def _of_file(path: Path, prog: str) -> dict[str, Any]:
     """What a YAML file sets, read as flags are; ``adapter`` may be a mapping of names to paths."""
-    known = {each.name: each for each in fields(Settings)}
-    found: dict[str, Any] = {}
-    for key, value in load_yaml(path).items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            raise InputError(f"--config {path}: {unknown_flag(_flag(name), map(_flag, known))}")
-        if name == "adapter" and isinstance(value, dict):
-            value = [f"{adapter}={folder}" for adapter, folder in value.items()]
-        if isinstance(value, list) and isinstance(known[name].default, tuple):
-            found[name] = tuple(map(str, value))  # as it stands: commas may be part of a path
-        elif value is not None and value is not False:
-            word = _flag(name) if value is True else f"{_flag(name)}={value}"
-            found[name] = _parsed([word], prog, [known[name]])[name]
-    return found
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    loaded = load_yaml(path)
+    if isinstance(loaded.get("adapter"), dict):
+        loaded["adapter"] = [f"{adapter}={folder}" for adapter, folder in loaded["adapter"].items()]
+    return settings_in(loaded, fields(Settings), prog, f"--config {path}")
 
 
 def _frozen(value: Any) -> Any:

@@ -3,96 +3,88 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from monolora.errors import InputError
 from monolora.eval.judges.base import DTYPES as JUDGE_DTYPES
 from monolora.eval.judges.base import ENGINES as JUDGE_ENGINES
+from monolora.flags import setting, words
 
 ENGINES = ("auto", "vllm", "hf", "server")
 DTYPES = ("bfloat16", "float16", "float32")
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in (part.strip() for part in text.split(",")) if word)
-
-
-def _flag(default: Any, help: str, **options: Any) -> Any:  # noqa: A002 (argparse's own name)
-    return field(default=default, metadata={"help": help} | options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a run does. Each field is a flag, with hyphens for underscores."""
 
-    out: str = _flag("", "the run's folder; what is in it already is not done again", metavar="RUN")
-    model: str = _flag("", "the base model: a path, a hub id, or smollm2-135m-instruct")
-    adapter: tuple[str, ...] = _flag(
+    out: str = setting("", "the run's folder; what is in it already is not done again", metavar="RUN")
+    model: str = setting("", "the base model: a path, a hub id, or smollm2-135m-instruct")
+    adapter: tuple[str, ...] = setting(
         (), "an adapter beside the base, or a whole finetuned model; give it once each", metavar="NAME=PATH",
         action="append",
     )  # fmt: skip
-    checkpoints: tuple[str, ...] = _flag(
+    checkpoints: tuple[str, ...] = setting(
         (), "adapters along one training run, as RUN/checkpoint-*", metavar="PATH", nargs="+"
     )
-    suite: tuple[str, ...] = _flag(
-        ("alignment",), "alignment, beavertails, beavertails-eval, xstest, or a file; several with commas", type=_words
+    suite: tuple[str, ...] = setting(
+        ("alignment",), "alignment, beavertails, beavertails-eval, xstest, or a file; several with commas", type=words
     )
-    tasks: tuple[str, ...] = _flag(
-        (), "task scores: sst2, dolly, demo, or a data set; several with commas", type=_words
+    tasks: tuple[str, ...] = setting(
+        (), "task scores: sst2, dolly, demo, or a data set; several with commas", type=words
     )
-    judges: tuple[str, ...] = _flag(
+    judges: tuple[str, ...] = setting(
         ("shieldgemma", "beaverdam", "refusal"),
         "shieldgemma[:MODEL], beaverdam[:MODEL], classifier:MODEL; several with commas; refusal is always there",
-        type=_words,
+        type=words,
     )
-    limit: int | None = _flag(None, "prompts of each safety set", type=int)
-    task_limit: int | None = _flag(None, "rows of each task", type=int)
-    unsafe_only: bool = _flag(False, "of beavertails, only the rows that its people called unsafe")
-    max_new_tokens: int = _flag(512, "of each response", type=int)
-    temperature: float = _flag(0.0, "0 is greedy", type=float)
-    top_p: float = _flag(1.0, "with --temperature", type=float)
-    seed: int = _flag(0, "of sampling and of the bootstrap", type=int)
-    engine: str = _flag("auto", "who generates; auto is vllm where it is installed, else hf", choices=ENGINES)
-    endpoint: tuple[str, ...] = _flag(
+    limit: int | None = setting(None, "prompts of each safety set", type=int)
+    task_limit: int | None = setting(None, "rows of each task", type=int)
+    unsafe_only: bool = setting(False, "of beavertails, only the rows that its people called unsafe")
+    max_new_tokens: int = setting(512, "of each response", type=int)
+    temperature: float = setting(0.0, "0 is greedy", type=float)
+    top_p: float = setting(1.0, "with --temperature", type=float)
+    seed: int = setting(0, "of sampling and of the bootstrap", type=int)
+    engine: str = setting("auto", "who generates; auto is vllm where it is installed, else hf", choices=ENGINES)
+    endpoint: tuple[str, ...] = setting(
         (), "for --engine server: http://host:8000/v1; give it once each", metavar="URL", action="append"
     )
-    concurrency: int = _flag(32, "requests at a time and endpoint", type=int)
-    retries: int = _flag(5, "of a request that an endpoint could not answer", type=int)
-    timeout: float = _flag(600.0, "seconds that an endpoint has for a request", type=float)
-    api_key_env: str | None = _flag(None, "the environment variable with the endpoints' key", metavar="NAME")
-    dtype: str = _flag("bfloat16", "of the base weights", choices=DTYPES)
-    batch_size: int = _flag(16, "prompts at a time with --engine hf, and when sparsity is measured", type=int)
-    max_model_len: int | None = _flag(None, "tokens of prompt and response (default: the model's own)", type=int)
-    max_num_seqs: int = _flag(256, "as for vllm serve", type=int)
-    gpu_memory_utilization: float | None = _flag(
+    concurrency: int = setting(32, "requests at a time and endpoint", type=int)
+    retries: int = setting(5, "of a request that an endpoint could not answer", type=int)
+    timeout: float = setting(600.0, "seconds that an endpoint has for a request", type=float)
+    api_key_env: str | None = setting(None, "the environment variable with the endpoints' key", metavar="NAME")
+    dtype: str = setting("bfloat16", "of the base weights", choices=DTYPES)
+    batch_size: int = setting(16, "prompts at a time with --engine hf, and when sparsity is measured", type=int)
+    max_model_len: int | None = setting(None, "tokens of prompt and response (default: the model's own)", type=int)
+    max_num_seqs: int = setting(256, "as for vllm serve", type=int)
+    gpu_memory_utilization: float | None = setting(
         None, "as for vllm serve (default: 0.9, of a CPU's memory 0.4)", type=float
     )
-    tensor_parallel_size: int = _flag(1, "as for vllm serve", type=int)
-    batch_invariant: bool = _flag(False, "vLLM's mode whose answers do not depend on the batch (some GPUs)")
-    skip_canary: bool = _flag(False, "do not ask first whether vLLM answers as transformers does")
-    skip_sparsity: bool = _flag(False, "do not measure sparsity, for which transformers loads the base here")
-    judge_engine: str = _flag(
+    tensor_parallel_size: int = setting(1, "as for vllm serve", type=int)
+    batch_invariant: bool = setting(False, "vLLM's mode whose answers do not depend on the batch (some GPUs)")
+    skip_canary: bool = setting(False, "do not ask first whether vLLM answers as transformers does")
+    skip_sparsity: bool = setting(False, "do not measure sparsity, for which transformers loads the base here")
+    judge_engine: str = setting(
         "auto",
         "who runs the judges; auto is vllm for shieldgemma and beaverdam, hf for classifiers",
         choices=JUDGE_ENGINES,
     )
-    judge_endpoint: tuple[str, ...] = _flag(
+    judge_endpoint: tuple[str, ...] = setting(
         (), "for --judge-engine server; give it once each", metavar="URL", action="append"
     )
-    judge_dtype: str = _flag("auto", "of the judges' weights; auto is their own", choices=JUDGE_DTYPES)
-    judge_batch_size: int = _flag(16, "responses at a time, where vLLM does not batch them", type=int)
-    judge_max_model_len: int | None = _flag(None, "tokens that a judge reads (default: all that it can)", type=int)
-    judge_device: str | None = _flag(None, "with --judge-engine hf (default: the GPU where there is one)")
-    judge_text: str | None = _flag(
+    judge_dtype: str = setting("auto", "of the judges' weights; auto is their own", choices=JUDGE_DTYPES)
+    judge_batch_size: int = setting(16, "responses at a time, where vLLM does not batch them", type=int)
+    judge_max_model_len: int | None = setting(None, "tokens that a judge reads (default: all that it can)", type=int)
+    judge_device: str | None = setting(None, "with --judge-engine hf (default: the GPU where there is one)")
+    judge_text: str | None = setting(
         None, "for a classifier with labels of its own: what it reads, with {prompt} and {response} in it"
     )
-    judge_tensor_parallel_size: int = _flag(1, "as --tensor-parallel-size, of the judges", type=int)
-    unsafe_labels: tuple[str, ...] = _flag(
-        (), "for a classifier with labels of its own: those that mean unsafe; with commas", type=_words
+    judge_tensor_parallel_size: int = setting(1, "as --tensor-parallel-size, of the judges", type=int)
+    unsafe_labels: tuple[str, ...] = setting(
+        (), "for a classifier with labels of its own: those that mean unsafe; with commas", type=words
     )
-    keep_going: bool = _flag(False, "go on without a judge that cannot be had")
-    retry_invalid: bool = _flag(False, "ask again for what could not be answered or judged")
+    keep_going: bool = setting(False, "go on without a judge that cannot be had")
+    retry_invalid: bool = setting(False, "ask again for what could not be answered or judged")
 
     def adapters(self) -> dict[str, str]:
         """Folders by name, as ``--adapter`` gives them.
