@@ -119,10 +119,10 @@ def settings_in(mapping: Mapping[Any, Any], fields: Iterable[Field[Any]], prog: 
 
 def _items(values: list[Any], each: Field[Any], where: str) -> tuple[Any, ...]:
     """As they stand: commas may be part of a path."""
-    of = each.metadata.get("type")
-    kind = of.kind if isinstance(of, ListOf) else str
+    given = each.metadata.get("type")
+    of = given if isinstance(given, ListOf) else words
     try:
-        return tuple(kind(str(value)) for value in values)
+        return tuple(of.kind(str(value)) for value in values)
     except ValueError as error:
         raise InputError(f"{where}: {each.name} must be a {of.__name__}, got {values}.") from error
 

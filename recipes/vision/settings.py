@@ -1,0 +1,218 @@
+"""The settings of the vision experiments. Each field is a flag of its step and a key of its section of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from monolora.errors import InputError
+from monolora.flags import flag_of, numbers, setting, whole_numbers, words
+
+METHODS = ("simclr", "ncl")
+REPRESENTATIONS = (*METHODS, "sae")
+LOSSES = ("ce", "sce")
+OBJECTIVES = ("ce", "nce")
+NOISES = ("uniform", "gaussian")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Of every step."""
+
+    out: str = setting("", "the folder of all runs and results; what is done in it is not done again", metavar="FOLDER")
+    seeds: tuple[int, ...] = setting((0,), "of pretraining; several with commas", type=whole_numbers)
+    device: str = setting("auto", "cpu, cuda, cuda:1 …; auto is the GPU where there is one")
+    precision: str = setting("auto", "of products; auto is bfloat16", choices=("auto", "bfloat16", "float32"))
+    compile: bool = setting(False, "compile the networks with torch.compile")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which images."""
+
+    dataset: str = setting("uoft-cs/cifar100", "a hub id, or a folder with train/CLASS/*.jpg and val/CLASS/*.jpg")
+    label_column: str | None = setting(None, "of a hub data set with several columns of classes", metavar="NAME")
+    classes: int | None = setting(None, "the first so many classes (default: all)", type=int)
+    per_class: int | None = setting(None, "the first so many training images of each class (default: all)", type=int)
+    image_size: int = setting(32, "pixels a side of what the network sees", type=int)
+    cache_size: int | None = setting(
+        None, "pixels a side of the decoded images that crops are taken of (default: --image-size)", type=int
+    )
+    skip_bad: bool = setting(False, "go on without images that cannot be read")
+    on_device: str = setting(
+        "auto", "keep the decoded images in the device's memory; auto: where half of what is free holds them",
+        choices=("auto", "yes", "no"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Contrastive pretraining (section 3.1.1, appendix A.1)."""
+
+    methods: tuple[str, ...] = setting(METHODS, "simclr, ncl, or both with a comma", type=words)
+    epochs: int = setting(200, "passes over the images", type=int)
+    batch_size: int = setting(256, "images a step, of all processes together", type=int)
+    accumulation: int = setting(
+        1, "parts that a process's images go through the network in; all stay negatives of each other", type=int
+    )
+    learning_rate: float = setting(0.4, "for 256 images; scaled with --batch-size", type=float)
+    weight_decay: float = setting(1e-4, "of weights, not of biases and norms", type=float)
+    momentum: float = setting(0.9, "of LARS", type=float)
+    trust: float = setting(0.02, "LARS's trust coefficient, eta", type=float)
+    warmup_epochs: int = setting(10, "of a learning rate that rises linearly; then it falls as a cosine", type=int)
+    temperature: float = setting(0.2, "of NT-Xent", type=float)
+    stem: str = setting(
+        "cifar", "of the ResNet: 3x3 for small images (strided: at half their size), or the original",
+        choices=("cifar", "cifar-strided", "imagenet"),
+    )  # fmt: skip
+    width: int = setting(64, "channels of the ResNet-18's first stage", type=int)
+    projector_hidden: int = setting(16384, "units", type=int)
+    projector_out: int = setting(2048, "dimensions of the representation", type=int)
+    crop_min: float = setting(0.08, "smallest share of an image's area that a crop takes", type=float)
+    jitter: float = setting(0.8, "strength of brightness, contrast and saturation; a quarter of it of hue", type=float)
+    jitter_probability: float = setting(0.8, "of jitter", type=float)
+    grey_probability: float = setting(0.2, "of an image without colours", type=float)
+    blur_probability: float = setting(0.0, "of a Gaussian blur (the paper's code: 0.5 on ImageNet)", type=float)
+    save_epochs: int = setting(5, "epochs between checkpoints", type=int)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sae:
+    """The top-k sparse autoencoder on SimCLR's features (section 3.1.1, equation 2)."""
+
+    latents: int | None = setting(None, "units (default: as many as the features have dimensions)", type=int)
+    k: int = setting(256, "units kept for an image", type=int)
+    epochs: int = setting(50, "passes over the features", type=int)
+    batch_size: int = setting(1024, "features a step", type=int)
+    learning_rate: float = setting(1e-4, "of Adam", type=float)
+    unit_norm: bool = setting(False, "keep the decoder's columns at norm 1, gradients projected")
+    auxiliary: float = setting(
+        0.0, "weight of the loss in which dead units explain what is left (1/32 is usual)", type=float
+    )
+    auxiliary_k: int = setting(256, "dead units used for it", type=int)
+    dead_after: int = setting(10_000, "images without activation that make a unit dead in training", type=int)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Linear classifiers on frozen features (section 3.1.2, appendices A.1 and C)."""
+
+    noise_rates: tuple[float, ...] = setting(
+        (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "shares of wrong training labels", type=numbers
+    )
+    label_seeds: int = setting(5, "draws of wrong labels and first weights, for each rate", type=int)
+    losses: tuple[str, ...] = setting(LOSSES, "ce, sce (symmetric cross entropy), or both", type=words)
+    sce_alpha: float = setting(6.0, "weight of the cross entropy in sce", type=float)
+    sce_beta: float = setting(0.1, "weight of the reverse cross entropy in sce", type=float)
+    epochs: int = setting(50, "passes over the features", type=int)
+    batch_size: int = setting(256, "features a step", type=int)
+    learning_rate: float = setting(0.1, "of SGD with momentum 0.9, at its start; it falls as a cosine", type=float)
+    weight_decay: float = setting(0.0, "of the weights", type=float)
+    augment: bool = setting(False, "crop and flip the images anew in every epoch, instead of cached features")
+    noise_scales: tuple[float, ...] = setting(
+        (0.2, 0.4, 0.6, 0.8, 1.0), "of noise added to normalised validation images", type=numbers
+    )
+    ood: tuple[str, ...] = setting(
+        (), "validation images of another kind, in CLASS/*.jpg as --dataset names its classes; once each",
+        metavar="NAME=FOLDER", action="append",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """All weights, with CE or NCE, on few or wrongly labelled images (section 3.2, appendix A.2)."""
+
+    objectives: tuple[str, ...] = setting(OBJECTIVES, "ce, nce, or both", type=words)
+    fractions: tuple[float, ...] = setting((0.1, 0.2, 0.5, 1.0), "shares of each class's training images", type=numbers)
+    noise_rates: tuple[float, ...] = setting(
+        (0.2, 0.4, 0.6, 0.8), "shares of wrong labels, on all training images", type=numbers
+    )
+    epochs: int = setting(100, "passes over the images", type=int)
+    batch_size: int = setting(256, "images a step", type=int)
+    learning_rate: float = setting(0.05, "of SGD with momentum 0.9, at its start; it falls as a cosine", type=float)
+    weight_decay: float = setting(1e-4, "of all weights", type=float)
+    draws: int = setting(1, "seeds of the images drawn, the wrong labels, and the order, on each encoder", type=int)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consistency:
+    """Semantic consistency, and which dimensions a noisy classifier trusts (section 4.1)."""
+
+    noise_rate: float = setting(0.9, "of the classifiers that are looked at", type=float)
+    threshold: float = setting(1e-5, "an activation is larger than this", type=float)
+    images: int = setting(8, "top images of a dimension that are shown", type=int)
+    dimensions: int = setting(4, "dimensions of each representation that are shown, drawn among the live", type=int)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All sections of a config."""
+
+    common: Common = field(default_factory=Common)
+    data: Data = field(default_factory=Data)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    sae: Sae = field(default_factory=Sae)
+    probe: Probe = field(default_factory=Probe)
+    finetune: Finetune = field(default_factory=Finetune)
+    consistency: Consistency = field(default_factory=Consistency)
+
+    def check(self) -> None:
+        """Refuse what no run can have.
+
+        Raises:
+            InputError: for a value out of range, naming its flag.
+        """
+        if not self.common.out:
+            raise InputError("Where to? Give the folder of the runs with --out, or as `out` in the config.")
+        for each in fields(self):
+            _check_ranges(getattr(self, each.name))
+        _check_names("methods", self.pretrain.methods, METHODS)
+        _check_names("losses", self.probe.losses, LOSSES)
+        _check_names("objectives", self.finetune.objectives, OBJECTIVES)
+        if not self.common.seeds:
+            raise InputError("--seeds needs at least one number.")
+        if self.data.cache_size is not None and self.data.cache_size < self.data.image_size:
+            raise InputError(
+                f"--cache-size {self.data.cache_size} is smaller than --image-size {self.data.image_size}: crops would "
+                "be blown up. Leave it out, or make it larger."
+            )
+        if self.pretrain.batch_size < 2 * self.pretrain.accumulation:
+            raise InputError(
+                f"--batch-size {self.pretrain.batch_size} in {self.pretrain.accumulation} parts leaves less than 2 "
+                "images a part, of which a batch norm has no statistics. Lower --accumulation."
+            )
+        latents = self.sae.latents or self.pretrain.projector_out
+        if self.sae.k > latents:
+            raise InputError(f"--k {self.sae.k} is more than the autoencoder's {latents} latents. Lower --k.")
+
+
+_SHARES = {"noise_rates", "noise_rate", "fractions", "jitter_probability", "grey_probability", "blur_probability"}
+_NOT_ZERO = {"fractions", "crop_min"}
+_ANY = {"seeds"}
+
+
+def _check_ranges(section: Any) -> None:
+    """Shares within 0 and 1, whole numbers from 1 on (0 for warm-up), other numbers not negative."""
+    for each in fields(section):
+        given = getattr(section, each.name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(value, (str, bool)) or value is None or each.name in _ANY:
+                continue
+            share = each.name in _SHARES | {"crop_min"}
+            least_is_one = isinstance(value, int) and each.name != "warmup_epochs"
+            if share and not 0 <= value <= 1:
+                raise InputError(f"{flag_of(each.name)} must be within 0 and 1, got {value}.")
+            if (least_is_one and value < 1) or (each.name in _NOT_ZERO and value == 0):
+                raise InputError(
+                    f"{flag_of(each.name)} must be {'at least 1' if least_is_one else 'above 0'}, got {value}."
+                )
+            if not 0 <= value < float("inf"):
+                raise InputError(f"{flag_of(each.name)} must be 0 or more, got {value}.")
+
+
+def _check_names(name: str, given: Sequence[str], choices: Sequence[str]) -> None:
+    wrong = [each for each in given if each not in choices]
+    if wrong or not given or len(set(given)) < len(given):
+        shown = ", ".join(choices)
+        raise InputError(f"{flag_of(name)} takes {shown}, each once; got {', '.join(given) or 'nothing'}.")

@@ -1,0 +1,79 @@
+"""What the vision tests share: a folder of pictures, its cache, and a tiny trained-nothing encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shapes import save_shapes
+
+from monolora.recipes.vision.encoder import Encoder, EncoderConfig, save_encoder
+from monolora.recipes.vision.images import ImageData, load_images
+from monolora.recipes.vision.records import encoder_folder
+from monolora.recipes.vision.settings import Common, Consistency, Data, Finetune, Pretrain, Probe, Sae, Settings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _image_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Decoded images go with the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MONOLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes, 16 training and 6 validation images each, 12 pixels a side."""
+    return save_shapes(tmp_path_factory.mktemp("shapes") / "images")
+
+
+@pytest.fixture
+def settings(shapes: Path, tmp_path: Path) -> Settings:
+    """A run of seconds on the pictures."""
+    return Settings(
+        common=Common(out=str(tmp_path / "out"), device="cpu", precision="float32"),
+        data=Data(dataset=str(shapes), image_size=12),
+        pretrain=Pretrain(epochs=2, batch_size=16, warmup_epochs=1, width=4, projector_hidden=32, projector_out=16),
+        sae=Sae(k=4, epochs=3, batch_size=16),
+        probe=Probe(epochs=4, batch_size=16, label_seeds=2, noise_rates=(0.0, 0.5, 0.9)),
+        finetune=Finetune(epochs=2, batch_size=16, fractions=(0.5, 1.0), noise_rates=(0.4,)),
+        consistency=Consistency(images=3, dimensions=2),
+    )
+
+
+@pytest.fixture
+def data(settings: Settings) -> ImageData:
+    """The pictures, decoded."""
+    return load_images(settings.data, torch.device("cpu"))
+
+
+@pytest.fixture
+def make_encoder(settings: Settings, data: ImageData) -> Callable[..., Encoder]:
+    """``make_encoder(method="simclr", seed=0)``: untrained weights, saved where the steps look for them."""
+
+    def make(method: str = "simclr", seed: int = 0, **changed: Any) -> Encoder:
+        config = EncoderConfig(
+            non_negative=method == "ncl", stem="cifar", width=4, projector_hidden=32, projector_out=16,
+            image_size=12, mean=data.train.mean, std=data.train.std,
+        )._replace(**changed)  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 10)
+            encoder = Encoder(config).eval()
+        folder = encoder_folder(settings.common.out, method, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_encoder(encoder, folder)
+        return encoder
+
+    return make
+
+
+@pytest.fixture
+def changed() -> Callable[..., Settings]:
+    """``changed(settings, "probe", epochs=3)``: the same settings but for some of a section."""
+    return lambda settings, section, **values: replace(
+        settings, **{section: replace(getattr(settings, section), **values)}
+    )
