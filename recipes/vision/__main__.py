@@ -1,0 +1,59 @@
+"""``monolora vision STEP``: the paper's vision experiments, a step at a time or all.
+
+    monolora vision all --config recipes/vision/configs/cifar100-small.yaml
+
+pretrain     encoders: SimCLR's (polysemantic) and NCL's (monosemantic)        section 3.1
+sae          a sparse autoencoder on SimCLR's features (monosemantic)          section 3.1
+probe        linear classifiers under label noise, input noise, other images   table 1, figures 1b, 2, 6
+finetune     all weights, with CE and NCE, on few or wrongly labelled images   figure 3
+consistency  which classes a dimension fires on, which ones classifiers trust  figures 1a, 4
+table1       from the results: table1.md, .csv, .tex
+figures      from the results: figures/*.png, *.svg
+all          all of these, in this order; what is done is not done again
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from typing import cast
+
+from monolora.errors import InputError, exit_status, unknown
+from monolora.recipes.vision.command_line import parse
+from monolora.recipes.vision.settings import Settings
+
+STEPS = ("pretrain", "sae", "probe", "finetune", "consistency", "table1", "figures")
+
+
+def main(argv: list[str]) -> int:
+    """Run one step, or all; returns the exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"{__doc__}\nFlags: monolora vision STEP --help")
+        return 0 if argv else 2
+    step, *words = argv
+    if step.startswith("-"):
+        raise InputError(f"Which step? It comes before the flags: monolora vision {' | '.join((*STEPS, 'all'))}.")
+    if step not in (*STEPS, "all"):
+        raise unknown("step", step, (*STEPS, "all"))
+    if importlib.util.find_spec("pytorch_optimizer") is None:
+        raise InputError("pytorch-optimizer is not installed. Run: pip install 'monolora[vision]'")
+    if step != "all":
+        return cast(Callable[[list[str]], int], importlib.import_module(_module(step)).main)(words)
+    settings = parse(words, "all", __doc__)
+    for each in STEPS:
+        start = time.perf_counter()
+        print(f"── {each}", flush=True)
+        cast(Callable[[Settings], None], importlib.import_module(_module(each)).run)(settings)
+        print(f"   {time.perf_counter() - start:,.0f} s", flush=True)
+    return 0
+
+
+def _module(step: str) -> str:
+    return f"monolora.recipes.vision.{step}"
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -1,0 +1,155 @@
+"""Batched random crops, flips, colours and blur, on the device that the images are on.
+
+SimCLR's augmentation (Chen et al., 2020). The random numbers of a batch are drawn on the CPU, all at once, from a
+generator of the caller's: the same on every device, and nothing here waits for one. An image that an operation passes
+over gets the operation's neutral parameters. Only the order of the colour operations is one for a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+_RATIOS = (math.log(3 / 4), math.log(4 / 3))  # of a crop's width to its height
+_ATTEMPTS = 10  # at a crop that fits into the image; then the whole image is taken
+_GREY = (0.299, 0.587, 0.114)
+_BLUR = (0.1, 2.0)  # standard deviations, in pixels
+
+
+class Augment(NamedTuple):
+    """What is drawn.
+
+    Attributes:
+        size: pixels a side of the results.
+        crop_min: smallest share of the area that a crop takes; 1 for none.
+        flip_probability: of a horizontal flip.
+        jitter: strength of brightness, contrast and saturation; a quarter of it of hue.
+        jitter_probability, grey_probability, blur_probability: of an image.
+    """
+
+    size: int
+    crop_min: float
+    flip_probability: float = 0.5
+    jitter: float = 0.0
+    jitter_probability: float = 0.0
+    grey_probability: float = 0.0
+    blur_probability: float = 0.0
+
+    def __call__(self, pixels_B3SS: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """``uint8`` images, changed: ``float32`` in 0 to 1, shape ``(B, 3, size, size)``.
+
+        Args:
+            pixels_B3SS: on any device.
+            generator: on the CPU.
+        """
+        batch, device = len(pixels_B3SS), pixels_B3SS.device
+
+        def sent(values: torch.Tensor) -> torch.Tensor:
+            return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+        theta = sent(_crops(batch, self.crop_min, self.flip_probability, generator))
+        grid = F.affine_grid(theta, [batch, 3, self.size, self.size], align_corners=False)
+        x = F.grid_sample(pixels_B3SS.float().div_(255), grid, padding_mode="border", align_corners=False)
+        if self.jitter > 0 and self.jitter_probability > 0:
+            factors_4B = sent(_jitters(batch, self.jitter, self.jitter_probability, generator))
+            for place in torch.randperm(4, generator=generator).tolist():
+                x = _COLOURS[place](x, factors_4B[place].view(-1, 1, 1, 1))
+        if self.grey_probability > 0:
+            grey = sent(torch.rand(batch, generator=generator) < self.grey_probability)
+            x = torch.where(grey.view(-1, 1, 1, 1), _grey(x), x)
+        if self.blur_probability > 0:
+            x = _blurred(x, sent(_blur_kernels(batch, self.size, self.blur_probability, generator)))
+        return x
+
+
+def _crops(batch: int, crop_min: float, flip_probability: float, generator: torch.Generator) -> torch.Tensor:
+    """Affine maps from results to images, ``(B, 2, 3)``: of each the first of some boxes that lies within."""
+    area, ratio = torch.rand(2, batch, _ATTEMPTS, generator=generator)
+    area = crop_min + (1 - crop_min) * area
+    ratio = torch.exp(_RATIOS[0] + (_RATIOS[1] - _RATIOS[0]) * ratio)
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()])  # width and height, of 1
+    fits = (sides <= 1).all(0)
+    first = fits.int().argmax(-1, keepdim=True).expand(2, batch, 1)
+    sides = torch.where(fits.any(-1), sides.gather(-1, first).squeeze(-1), 1.0)
+    middles = (1 - sides) * (2 * torch.rand(2, batch, generator=generator) - 1)
+    flips = torch.where(torch.rand(batch, generator=generator) < flip_probability, -1.0, 1.0)
+    theta = torch.zeros(batch, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = sides[0] * flips, sides[1]
+    theta[:, :, 2] = middles.T
+    return theta
+
+
+def _jitters(batch: int, strength: float, probability: float, generator: torch.Generator) -> torch.Tensor:
+    """Factors of brightness, contrast and saturation, and shifts of hue (of 1), ``(4, B)``."""
+    drawn = 2 * torch.rand(4, batch, generator=generator) - 1
+    least = max(0.0, 1 - strength)  # a factor is never negative
+    factors = least + (1 + strength - least) * (drawn[:3] + 1) / 2
+    hues = drawn[3:] * min(strength / 4, 0.5)
+    neutral = torch.rand(batch, generator=generator) >= probability
+    return torch.cat([factors.masked_fill(neutral, 1.0), hues.masked_fill(neutral, 0.0)])
+
+
+def _grey(x: torch.Tensor) -> torch.Tensor:
+    """Luminance, shape ``(B, 1, S, S)``."""
+    red, green, blue = x.unbind(1)
+    return (red * _GREY[0]).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2]).unsqueeze(1)
+
+
+def _brightness(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return (x * factor).clamp_(0, 1)
+
+
+def _contrast(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return torch.lerp(_grey(x).mean((2, 3), keepdim=True), x, factor).clamp_(0, 1)
+
+
+def _saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    return torch.lerp(_grey(x), x, factor).clamp_(0, 1)
+
+
+def _hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Through hue, saturation and value; hue in sixths of the circle."""
+    red, green, blue = x.unbind(1)
+    value, least = x.amax(1), x.amin(1)
+    chroma = value - least
+    over = chroma.clamp(min=1e-8).reciprocal_()
+    hue = torch.where(
+        value == red,
+        (green - blue) * over,
+        torch.where(value == green, (blue - red) * over + 2, (red - green) * over + 4),
+    )
+    hue = hue.unsqueeze(1) + 6 * shift
+    steps = torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)
+    k = (hue + steps).remainder_(6)
+    share = torch.minimum(k, 4 - k).clamp_(0, 1)
+    return value.unsqueeze(1) - chroma.unsqueeze(1) * share
+
+
+_COLOURS = (_brightness, _contrast, _saturation, _hue)
+
+
+def _blur_kernels(batch: int, size: int, probability: float, generator: torch.Generator) -> torch.Tensor:
+    """Gaussian weights, ``(B, k)``, k odd and about a tenth of the size; 1 in the middle for images not blurred."""
+    half = max(1, size // 20)
+    drawn = torch.rand(2, batch, 1, generator=generator)
+    deviation = _BLUR[0] + (_BLUR[1] - _BLUR[0]) * drawn[0]
+    places = torch.arange(-half, half + 1.0)
+    weights = torch.exp(-0.5 * (places / deviation).square())
+    weights = torch.where(drawn[1] < probability, weights, (places == 0).float())
+    return weights / weights.sum(1, keepdim=True)
+
+
+def _blurred(x: torch.Tensor, kernels_BK: torch.Tensor) -> torch.Tensor:
+    batch, channels, height, width = x.shape
+    weights = kernels_BK.repeat_interleave(channels, 0)
+    half = weights.shape[1] // 2
+    x = x.reshape(1, batch * channels, height, width)
+    for shape, padding in (
+        ((-1, 1, 1, 2 * half + 1), (half, half, 0, 0)),
+        ((-1, 1, 2 * half + 1, 1), (0, 0, half, half)),
+    ):
+        x = F.conv2d(F.pad(x, padding, mode="reflect"), weights.view(shape), groups=batch * channels)
+    return x.view(batch, channels, height, width)

@@ -1,0 +1,197 @@
+"""Contrastive pretraining of encoders: SimCLR's (polysemantic) and NCL's (monosemantic), one ReLU apart.
+
+    monolora vision pretrain --config recipes/vision/configs/cifar100-small.yaml --methods ncl
+    accelerate launch -m monolora.recipes.vision.pretrain --config …       (several GPUs; negatives of all of them)
+
+Given again, it goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_disk_trouble
+from monolora.recipes.vision import records
+from monolora.recipes.vision.command_line import parse
+from monolora.recipes.vision.devices import device_of, dtype_of, out_of_memory
+from monolora.recipes.vision.encoder import Encoder, EncoderConfig, save_encoder
+from monolora.recipes.vision.images import Images, load_images
+from monolora.recipes.vision.pretraining import Pretraining
+from monolora.recipes.vision.settings import Settings
+
+CHECKPOINT, RECORD, METRICS = "last.pt", "pretrain.json", "metrics.jsonl"
+_FREE = ("methods", "save_epochs")  # settings that change nothing about an encoder
+
+
+def run(settings: Settings) -> None:
+    """Pretrain what is not pretrained yet.
+
+    Raises:
+        InputError: if the folder holds encoders of other settings, or the batch does not fit the images.
+        RunError: if a loss is not finite, memory runs out, or the disk is full.
+    """
+    accelerator = Accelerator(cpu=device_of(settings.common).type == "cpu")
+    device = accelerator.device if accelerator.num_processes > 1 else device_of(settings.common)
+    images = load_images(settings.data, device).train
+    _check_batch(settings, len(images.labels_N), accelerator.num_processes)
+    for seed in settings.common.seeds:
+        for method in settings.pretrain.methods:
+            with out_of_memory("Lower --batch-size, or raise --accumulation: the same loss, in more parts."):
+                _pretrain(settings, method, seed, images, accelerator)
+
+
+def _check_batch(settings: Settings, images: int, processes: int) -> None:
+    batch = settings.pretrain.batch_size
+    if batch > images:
+        raise InputError(f"--batch-size {batch} is more than the {images} training images. Lower it.")
+    if batch % processes:
+        raise InputError(f"--batch-size {batch} cannot be shared by {processes} processes. Take a multiple.")
+
+
+def _pretrain(settings: Settings, method: str, seed: int, images: Images, accelerator: Accelerator) -> None:
+    folder = records.encoder_folder(settings.common.out, method, seed)
+    of = {name: value for name, value in asdict(settings.pretrain).items() if name not in _FREE}
+    of |= {"method": method, "seed": seed, "precision": str(dtype_of(settings.common, images.device))}
+    inputs = {"train": images.fingerprint}
+    if records.results_if_same(folder / RECORD, of, inputs) is not None:
+        if accelerator.is_main_process:
+            print(f"{folder.name}: pretrained before", flush=True)
+        return
+    training = _fresh(settings, method, seed, images, accelerator)
+    seconds = _resume(folder, training, of | inputs, accelerator.device)
+    epochs = settings.pretrain.epochs
+    while training.epoch < epochs:
+        start = time.perf_counter()
+        epoch = training.run_epoch()
+        seconds += time.perf_counter() - start
+        if accelerator.is_main_process:
+            _log(folder, epoch._asdict(), epochs)
+            if epoch.epoch % settings.pretrain.save_epochs == 0 or epoch.epoch == epochs:
+                _save(folder, training, of | inputs, seconds)
+    if accelerator.is_main_process:
+        _finish(folder, training, of, inputs, seconds)
+    accelerator.wait_for_everyone()
+
+
+def _fresh(settings: Settings, method: str, seed: int, images: Images, accelerator: Accelerator) -> Pretraining:
+    own = settings.pretrain
+    config = EncoderConfig(
+        non_negative=method == "ncl",
+        stem=own.stem,
+        width=own.width,
+        projector_hidden=own.projector_hidden,
+        projector_out=own.projector_out,
+        image_size=settings.data.image_size,
+        mean=images.mean,
+        std=images.std,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the same first weights for both methods
+        encoder = Encoder(config)
+    return Pretraining(
+        own,
+        encoder,
+        images,
+        seed=seed,
+        accelerator=accelerator,
+        dtype=dtype_of(settings.common, images.device),
+        compiled=settings.common.compile,
+    )
+
+
+def _resume(folder: Path, training: Pretraining, of: dict[str, Any], device: torch.device) -> float:
+    """Load the last checkpoint, if there is one; the seconds that its run took so far."""
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        if (folder / RECORD).is_file():
+            done = records.read(folder / RECORD, "Delete the folder, or take another --out.")
+            _refuse_other(folder, done["settings"] | done["inputs"], of)
+        return 0.0
+    try:
+        found = torch.load(path, map_location=device, weights_only=True)
+        _refuse_other(folder, json.loads(found["settings"]), of)
+        training.load_state(found["state"])
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({in_one_line(error)}). Delete {folder} to begin anew.") from error
+    lines = (folder / METRICS).read_text().splitlines()[: training.epoch]
+    (folder / METRICS).write_text("".join(f"{line}\n" for line in lines))  # without epochs after the checkpoint
+    print(f"{folder.name}: goes on after epoch {training.epoch}", flush=True)
+    return float(found["seconds"])
+
+
+def _refuse_other(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Pretraining takes hours: it is never done over without being asked to."""
+    now = json.loads(json.dumps(now))
+    changed = [f"{name} {before.get(name)} → {now[name]}" for name in sorted(now) if before.get(name) != now[name]]
+    if changed:
+        raise InputError(
+            f"{folder} holds an encoder of other settings: {', '.join(changed)}. Take another --out, or delete it."
+        )
+
+
+def _log(folder: Path, epoch: dict[str, Any], epochs: int) -> None:
+    print(
+        f"{folder.name}: epoch {epoch['epoch']}/{epochs}, loss {epoch['loss']:.3f}, online probe "
+        f"{epoch['probe_accuracy']:.1%}, zeros {epoch['zeros']:.0%}, {epoch['images_per_second']:,.0f} images/s",
+        flush=True,
+    )
+    with _saving(folder), (folder / METRICS).open("a") as file:
+        file.write(json.dumps(epoch) + "\n")
+
+
+def _save(folder: Path, training: Pretraining, of: dict[str, Any], seconds: float) -> None:
+    """Aside, then renamed: a killed program leaves the checkpoint before."""
+    aside = folder / f".{CHECKPOINT}.part"
+    with _saving(folder):
+        try:
+            torch.save({"settings": json.dumps(of), "state": training.state(), "seconds": seconds}, aside)
+            aside.replace(folder / CHECKPOINT)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _finish(folder: Path, training: Pretraining, of: dict[str, Any], inputs: dict[str, str], seconds: float) -> None:
+    with _saving(folder):
+        save_encoder(training.encoder, folder)
+    last = json.loads((folder / METRICS).read_text().splitlines()[-1])
+    results = {name: last[name] for name in ("loss", "probe_accuracy", "zeros")}
+    images = training.steps_per_epoch * training.settings.batch_size * training.epoch
+    results |= {"epochs": training.epoch, "seconds": seconds, "images_per_second": images / seconds}
+    records.write(folder / RECORD, of, inputs, results)
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+@contextmanager
+def _saving(folder: Path) -> Iterator[None]:
+    """Raises: SaveError, if the disk does not take what the block writes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except Exception as error:
+        if not is_disk_trouble(error):
+            raise
+        mend = "The last checkpoint is whole; free space, then give the same command again."
+        raise SaveError.of(folder, error, mend) from error
+
+
+def main(argv: list[str]) -> int:
+    """Pretrain; returns the exit status."""
+    run(parse(argv, "pretrain", __doc__))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

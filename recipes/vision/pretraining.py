@@ -1,0 +1,253 @@
+"""One encoder's contrastive pretraining: a step, an epoch, and a checkpoint from which it goes on bit for bit.
+
+Everything random is drawn from generators made of the seed and the place in the run (epoch, step, process), so a
+checkpoint needs no random state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+
+from monolora.errors import RunError
+from monolora.recipes.vision.augment import Augment
+from monolora.recipes.vision.contrastive import nt_xent, of_all_processes
+from monolora.recipes.vision.devices import autocast
+from monolora.recipes.vision.encoder import Encoder
+from monolora.recipes.vision.images import Images
+from monolora.recipes.vision.lars import ClippedLars
+from monolora.recipes.vision.settings import Pretrain
+
+_CHECK_EVERY = 50  # steps between looks at the losses; each look waits for the device
+_PROBE_LR = 0.1
+
+
+class Epoch(NamedTuple):
+    """What an epoch gave.
+
+    Attributes:
+        epoch: how many are done.
+        loss: mean over its steps.
+        probe_accuracy: of the online classifier, on the views that it was trained on, as it was trained.
+        zeros: share of zeros in the representations of the last step.
+        learning_rate: at its end.
+        images_per_second: of all processes together.
+    """
+
+    epoch: int
+    loss: float
+    probe_accuracy: float
+    zeros: float
+    learning_rate: float
+    images_per_second: float
+
+
+class Pretraining:
+    """An encoder, its optimizer, and an online classifier that watches it without touching it.
+
+    Args:
+        settings: of pretraining.
+        encoder: fresh weights; moved to the device.
+        images: to train on; the labels are for the online classifier alone.
+        seed: of everything that is drawn.
+        accelerator: knows the processes; one of them is all that is needed.
+        dtype: of products.
+        compiled: whether to compile the encoder.
+    """
+
+    def __init__(
+        self,
+        settings: Pretrain,
+        encoder: Encoder,
+        images: Images,
+        *,
+        seed: int,
+        accelerator: Accelerator,
+        dtype: torch.dtype,
+        compiled: bool = False,
+    ) -> None:
+        self.settings, self.images, self.seed, self.dtype = settings, images, seed, dtype
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.encoder = encoder.to(self.device)
+        self.encoder.backbone.to(memory_format=torch.channels_last)
+        network: nn.Module = self.encoder
+        if accelerator.num_processes > 1:
+            if self.device.type == "cuda":  # batch statistics over all processes, as over one batch
+                network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            network = nn.parallel.DistributedDataParallel(network)
+        self.network = torch.compile(network) if compiled else network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.probe = nn.Linear(encoder.backbone_dim, len(images.classes)).to(self.device)
+        self.optimizer = ClippedLars(
+            self.encoder.parameters(),
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            trust=settings.trust,
+        )
+        self.probe_optimizer = torch.optim.SGD(self.probe.parameters(), lr=_PROBE_LR, momentum=0.9)
+        self.augment = Augment(
+            encoder.config.image_size,
+            settings.crop_min,
+            jitter=settings.jitter,
+            jitter_probability=settings.jitter_probability,
+            grey_probability=settings.grey_probability,
+            blur_probability=settings.blur_probability,
+        )
+        self.epoch = 0
+        self._labels = images.labels_N.to(self.device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches."""
+        return len(self.images.labels_N) // self.settings.batch_size
+
+    def run_epoch(self) -> Epoch:
+        """Train for one epoch.
+
+        Raises:
+            RunError: if a loss is not finite, naming the step.
+        """
+        start = time.perf_counter()
+        self.encoder.train()
+        losses: list[torch.Tensor] = []
+        right = torch.zeros((), device=self.device)
+        zeros = torch.zeros((), device=self.device)
+        for number, (places_B, pixels_B3SS) in enumerate(self.images.batches(self._batches())):
+            step = self.epoch * self.steps_per_epoch + number
+            self.optimizer.set_lr(self.learning_rate(step))
+            views_2B3SS = self._views(pixels_B3SS, number)
+            loss, z_2BD, hits = self._step(views_2B3SS, self._labels[places_B.to(self.device)])
+            losses.append(loss)
+            right += hits
+            zeros = (z_2BD == 0).float().mean()
+            if number % _CHECK_EVERY == 0:
+                self._check(losses)
+        self._check(losses)
+        self.epoch += 1
+        seconds = time.perf_counter() - start
+        images = self.steps_per_epoch * self.settings.batch_size
+        views = 2 * images / self.accelerator.num_processes
+        return Epoch(
+            epoch=self.epoch,
+            loss=torch.stack(losses).mean().item(),
+            probe_accuracy=(self.accelerator.reduce(right, "mean") / views).item(),
+            zeros=zeros.item(),
+            learning_rate=self.learning_rate(self.epoch * self.steps_per_epoch - 1),
+            images_per_second=images / seconds,
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up to ``learning_rate * batch_size / 256``, then a cosine to 0."""
+        peak = self.settings.learning_rate * self.settings.batch_size / 256
+        warmup = self.settings.warmup_epochs * self.steps_per_epoch
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        total = self.settings.epochs * self.steps_per_epoch
+        return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+    def state(self) -> dict[str, Any]:
+        """All that :meth:`load_state` needs to go on."""
+        return {
+            "epoch": self.epoch,
+            "encoder": self.encoder.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "probe": self.probe.state_dict(),
+            "probe_optimizer": self.probe_optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+        self.epoch = state["epoch"]
+        self.encoder.load_state_dict(state["encoder"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.probe.load_state_dict(state["probe"])
+        self.probe_optimizer.load_state_dict(state["probe_optimizer"])
+
+    def _generator(self, *place: int) -> torch.Generator:
+        """Of a place in the run: other numbers for other places."""
+        number = 0
+        for each in (self.seed, self.epoch, *place):
+            number = (number * 1_000_003 + each + 1) % 2**63
+        return torch.Generator().manual_seed(number)
+
+    def _batches(self) -> Iterator[torch.Tensor]:
+        """This process's images of each step, in the epoch's order."""
+        order_N = torch.randperm(len(self.images.labels_N), generator=self._generator())
+        for batch in order_N.split(self.settings.batch_size)[: self.steps_per_epoch]:
+            yield batch[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _views(self, pixels_B3SS: torch.Tensor, number: int) -> torch.Tensor:
+        """Two augmented views of each image, ``(2, B, 3, S, S)``."""
+        generator = self._generator(number, self.accelerator.process_index)
+        views = [self.encoder.standardised(self.augment(pixels_B3SS, generator)) for _ in range(2)]
+        return torch.stack(views)
+
+    def _step(
+        self, views_2B3SS: torch.Tensor, labels_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One step of encoder and online classifier: the loss, the representations, the classifier's hits."""
+        parts = views_2B3SS.chunk(self.settings.accumulation, dim=1)
+        if len(parts) == 1:
+            backbone_2BF, z_2BD = self._forward(parts[0])
+            loss = self._loss(z_2BD)
+            loss.backward()
+        else:
+            loss, backbone_2BF, z_2BD = self._backward_in_parts(parts)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach(), z_2BD.detach(), self._probe_step(backbone_2BF.detach(), labels_B)
+
+    def _forward(self, views_2B3SS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Backbone output and representation of both views, each ``(2, B, …)``, in one pass."""
+        with autocast(self.device, self.dtype):
+            found = self.network(views_2B3SS.flatten(0, 1))
+        backbone_2BF, z_2BD = (each.float().unflatten(0, views_2B3SS.shape[:2]) for each in found)
+        return backbone_2BF, z_2BD
+
+    def _loss(self, z_2BD: torch.Tensor) -> torch.Tensor:
+        return nt_xent(of_all_processes(z_2BD), self.settings.temperature)
+
+    def _backward_in_parts(self, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The gradient of the whole batch's loss, with the activations of one part at a time in memory.
+
+        First all representations without a gradient, then the loss's gradient for them, then each part again, with its
+        share of that gradient (Gao et al., 2021). All images of the batch stay negatives of each other; batch norms
+        see one part at a time.
+        """
+        with torch.no_grad():
+            found = [self._forward(part) for part in parts]
+        backbone_2BF = torch.cat([each[0] for each in found], dim=1)
+        z_2BD = torch.cat([each[1] for each in found], dim=1).requires_grad_()
+        loss = self._loss(z_2BD)
+        loss.backward()
+        assert z_2BD.grad is not None
+        for part, gradient in zip(parts, z_2BD.grad.split([part.shape[1] for part in parts], dim=1), strict=True):
+            self._forward(part)[1].backward(gradient)
+        return loss, backbone_2BF, z_2BD
+
+    def _probe_step(self, backbone_2BF: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
+        """Train the online classifier on features that give no gradient back; how many of the views it had right."""
+        logits = self.probe(backbone_2BF.flatten(0, 1))
+        labels = labels_B.repeat(2)
+        F.cross_entropy(logits, labels).backward()
+        self.probe_optimizer.step()
+        self.probe_optimizer.zero_grad()
+        return (logits.argmax(-1) == labels).sum()
+
+    def _check(self, losses: list[torch.Tensor]) -> None:
+        finite = torch.stack(losses).isfinite()
+        if not finite.all():
+            step = int((~finite).nonzero()[0]) + 1
+            raise RunError(
+                f"The loss is not finite at epoch {self.epoch + 1}, step {step} of {self.steps_per_epoch}. The last "
+                "checkpoint is whole. Lower --learning-rate or raise --warmup-epochs, in another --out."
+            )
