@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from monolora import latex
 from monolora.eval.report.numbers import plain
 from monolora.eval.report.view import ALPHA, View
 
 FIELDS = ("model", "column", "group", "title", "set", "unit", "value", "low", "high", "n", "invalid")
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "−": r"$-$",
-    "–": "--",
-    **{character: "\\" + character for character in "&%$#_{}"},
-}
 
 
 def as_csv(results: Mapping[str, Any]) -> str:
@@ -66,7 +53,7 @@ def as_latex(results: Mapping[str, Any]) -> str:
 
 def escaped(text: str) -> str:
     """Text as LaTeX shows it to the letter."""
-    return re.sub(r"""[\\~^<>|"−–&%$#_{}]""", lambda found: _LATEX[found.group()], plain(text))
+    return latex.escaped(plain(text))
 
 
 def _caption(view: View) -> str:

@@ -26,9 +26,9 @@ class BakedLayer(nn.Module):
 
     base_class: ClassVar[type[nn.Module]]
 
-    monolora_A: nn.Parameter  # noqa: N815
-    monolora_B: nn.Parameter  # noqa: N815
-    monolora_B_bias: nn.Parameter | None  # noqa: N815
+    monolora_A: nn.Parameter
+    monolora_B: nn.Parameter
+    monolora_B_bias: nn.Parameter | None
     monolora_scaling: float
     monolora_activation: str
 

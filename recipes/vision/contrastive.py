@@ -19,7 +19,7 @@ def nt_xent(z_2BD: torch.Tensor, temperature: float) -> torch.Tensor:
         temperature: similarities are divided by it.
     """
     views, batch, _ = z_2BD.shape
-    z_ND = F.normalize(z_2BD.flatten(0, 1).float(), dim=-1)
+    z_ND = F.normalize(z_2BD.flatten(0, 1), dim=-1)
     similar_NN = z_ND @ z_ND.T / temperature
     similar_NN = similar_NN.masked_fill(torch.eye(views * batch, dtype=torch.bool, device=z_ND.device), -torch.inf)
     partners_N = torch.arange(views * batch, device=z_ND.device).roll(batch)

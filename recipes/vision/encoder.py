@@ -65,8 +65,17 @@ class Encoder(nn.Module):
         return 8 * self.config.width
 
     def normalised(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
-        """``uint8`` images as the network wants them: the middle of each, normalised, channels last."""
+        """``uint8`` images as the network wants them: the middle of each, normalised, channels last.
+
+        Raises:
+            InputError: if they are smaller than those that the encoder was trained on.
+        """
         size = self.config.image_size
+        if min(pixels_B3SS.shape[-2:]) < size:
+            raise InputError(
+                f"The encoder was trained on images of {size} pixels a side, these have "
+                f"{min(pixels_B3SS.shape[-2:])}. Give --image-size {size}, as in pretraining."
+            )
         top, left = ((side - size) // 2 for side in pixels_B3SS.shape[-2:])
         middle = pixels_B3SS[..., top : top + size, left : left + size]
         return self.standardised(middle.float() / 255)

@@ -23,37 +23,52 @@ class TopKAutoencoder(nn.Module):
     """Features to sparse latents and back.
 
     Inputs are scaled by one number, the same in training and use, which gives the training features a mean squared
-    entry of 1: learning rates then mean the same for every encoder. Latents are of the scaled features.
+    deviation of 1: learning rates then mean the same for every encoder. Latents are of the scaled features.
 
     Args:
         dim: D.
         latents: L.
         k: latents kept of each feature; ReLU comes before, so fewer may be above zero.
+        generator: of the first weights, on the CPU (default: one that always gives the same).
     """
 
     scale: torch.Tensor
     k: torch.Tensor
 
-    def __init__(self, dim: int, latents: int, k: int) -> None:
+    def __init__(self, dim: int, latents: int, k: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("k", torch.tensor(k))
         self.kept = k
         self.pre_bias = nn.Parameter(torch.zeros(dim))
-        self.encoder = nn.Linear(dim, latents)
-        self.decoder = nn.Linear(latents, dim, bias=False)
+        # skip_init: nothing is drawn from torch's global generator
+        self.encoder: nn.Linear = nn.utils.skip_init(nn.Linear, dim, latents)
+        self.decoder: nn.Linear = nn.utils.skip_init(nn.Linear, latents, dim, bias=False)
         with torch.no_grad():  # the usual start: columns of norm 1, the encoder their transpose
+            self.decoder.weight.normal_(generator=generator or torch.Generator())
             self.decoder.weight.div_(self.decoder.weight.norm(dim=0))
             self.encoder.weight.copy_(self.decoder.weight.T)
             self.encoder.bias.zero_()
 
-    def fit_scale(self, x_ND: torch.Tensor) -> None:
-        """Set the input scale from the training features."""
-        self.scale.copy_(x_ND.square().mean().rsqrt())
+    def fit_inputs(self, mean_D: torch.Tensor, variance: torch.Tensor) -> None:
+        """Set the input scale, and the bias to the mean of what is scaled.
+
+        Args:
+            mean_D: of the unscaled training features.
+            variance: the mean, over all entries, of their squared deviation from it.
+        """
+        with torch.no_grad():
+            self.scale.copy_(variance.rsqrt())
+            self.pre_bias.copy_(mean_D * self.scale)
+
+    def scaled(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """What :meth:`decode` is to give back of unscaled features, shape ``(B, D)``."""
+        return x_BD * self.scale
 
     def before_top_k(self, x_BD: torch.Tensor) -> torch.Tensor:
         """``relu(W_enc (x - b_pre) + b_enc)`` of unscaled features, shape ``(B, L)``."""
-        return self.encoder(x_BD * self.scale - self.pre_bias).relu()
+        activations_BL: torch.Tensor = self.encoder(self.scaled(x_BD) - self.pre_bias)
+        return activations_BL.relu()
 
     def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
         """Latents of unscaled features, shape ``(B, L)``, at most k of each row above zero."""
@@ -61,12 +76,18 @@ class TopKAutoencoder(nn.Module):
 
     def top_k(self, a_BL: torch.Tensor) -> torch.Tensor:
         """The k largest of each row, zeros elsewhere."""
-        values, places = a_BL.topk(self.kept, dim=-1, sorted=False)
-        return torch.zeros_like(a_BL).scatter(-1, places, values)
+        return largest(a_BL, self.kept)
 
     def decode(self, z_BL: torch.Tensor) -> torch.Tensor:
         """Scaled features, shape ``(B, D)``."""
-        return self.decoder(z_BL) + self.pre_bias
+        x_BD: torch.Tensor = self.decoder(z_BL) + self.pre_bias
+        return x_BD
+
+
+def largest(a_BL: torch.Tensor, k: int) -> torch.Tensor:
+    """The k largest of each row, zeros elsewhere; of equal ones, k all the same."""
+    values, places = a_BL.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(a_BL).scatter(-1, places, values)
 
 
 def save_sae(sae: TopKAutoencoder, folder: Path) -> None:

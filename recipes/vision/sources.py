@@ -137,12 +137,17 @@ def _of_hub(data: Data) -> tuple[Source, Source]:
     if label not in labels:
         raise unknown("--label-column", label, labels)
     if len(labels) > 1 and data.label_column is None:
-        raise InputError(f"{data.dataset} has several columns of classes. Choose with --label-column: {labels}.")
+        raise InputError(
+            f"{data.dataset} has several columns of classes. Choose with --label-column: {', '.join(labels)}."
+        )
     return _of_split(splits["train"], images[0], label), _of_split(splits[validation], images[0], label)
 
 
 def _of_split(split: datasets.Dataset, image: str, label: str) -> Source:
     encoded = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
+    labels = [-1 if each is None else each for each in split[label]]  # -1 is the hub's other sign of no label
+    if absent := labels.count(-1):
+        raise InputError(f"{absent} of {len(split)} images of {split.split} have no label. Leave them out of the data.")
 
     def read(i: int) -> bytes:
         found: dict[str, Any] = encoded[i][image]
@@ -151,7 +156,7 @@ def _of_split(split: datasets.Dataset, image: str, label: str) -> Source:
     return Source(
         names=[f"image {i} of {split.split}" for i in range(len(split))],
         read=read,
-        labels_N=np.asarray(split[label], dtype=np.int64),
+        labels_N=np.array(labels, dtype=np.int64),
         classes=tuple(split.features[label].names),
         identity=split._fingerprint,
     )
