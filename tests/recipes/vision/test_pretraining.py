@@ -1,0 +1,109 @@
+"""A step of pretraining: what it depends on, and what it does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import one_step
+import pytest
+import torch
+from one_step import pretraining, step_of
+
+from monolora.errors import RunError
+from monolora.recipes.vision import pretraining as module
+from monolora.recipes.vision.pretraining import Pretraining
+
+
+def _check_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name} {text}"
+        )
+
+
+def _moved(training: Pretraining, weights: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> bool:
+    return all(not torch.equal(weights[name], before[name]) for name, _ in training.encoder.named_parameters())
+
+
+@pytest.mark.parametrize("method", ["simclr", "ncl"])
+@pytest.mark.parametrize("parts", [2, 4, 5])
+def test_in_parts_is_as_at_once(shapes: Path, method: str, parts: int) -> None:
+    whole = pretraining(shapes, method)
+    before = {name: value.clone() for name, value in whole.encoder.state_dict().items()}
+    expected = step_of(whole)
+    assert _moved(whole, expected, before)
+    _check_close(step_of(pretraining(shapes, method, accumulation=parts)), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["simclr", "ncl"])
+def test_two_processes_are_as_one(shapes: Path, tmp_path: Path, method: str) -> None:
+    """The negatives of both are gathered, with their gradients."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    program = [one_step.__file__, str(shapes), method, str(tmp_path / "weights.pt")]
+    done = subprocess.run([*launcher, *program], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    _check_close(torch.load(tmp_path / "weights.pt", weights_only=True), step_of(pretraining(shapes, method)))
+
+
+def test_labels_do_not_leak_into_the_encoder(shapes: Path) -> None:
+    plain, shuffled = pretraining(shapes, "simclr"), pretraining(shapes, "simclr")
+    shuffled._labels = shuffled._labels.flip(0)
+    plain.run_epoch()
+    shuffled.run_epoch()
+    for name, tensor in plain.encoder.state_dict().items():
+        assert torch.equal(tensor, shuffled.encoder.state_dict()[name]), name
+    assert not torch.equal(plain.probe.weight, shuffled.probe.weight)
+
+
+def test_the_online_classifier_learns(shapes: Path) -> None:
+    training = pretraining(shapes, "simclr", jitter=0.1, grey_probability=0.0, crop_min=0.9, epochs=12)
+    accuracies = [training.run_epoch().probe_accuracy for _ in range(12)]
+    assert accuracies[-1] > 0.6  # of three classes
+
+
+def test_ncl_is_simclr_with_a_relu(shapes: Path) -> None:
+    simclr, ncl = pretraining(shapes, "simclr"), pretraining(shapes, "ncl")
+    views = torch.randn(2, 4, 3, 12, 12)
+    for training in (simclr, ncl):
+        training.encoder.eval()
+    assert torch.equal(ncl._forward(views)[1], simclr._forward(views)[1].relu())
+    assert ncl.run_epoch().zeros > 0.1
+    assert simclr.run_epoch().zeros == 0
+
+
+def test_learning_rate(shapes: Path) -> None:
+    training = pretraining(shapes, "simclr", learning_rate=0.4)
+    rates = [training.learning_rate(step) for step in range(4 * training.steps_per_epoch)]
+    assert training.steps_per_epoch == 3
+    assert rates[:3] == pytest.approx([0.4 / 16 / 3 * each for each in (1, 2, 3)])
+    assert rates[3] == pytest.approx(0.4 / 16)
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+    assert rates[-1] < 0.03 * rates[3]
+
+
+def test_an_epoch_sees_each_image_once(shapes: Path) -> None:
+    training = pretraining(shapes, "simclr")
+    first = torch.cat(list(training._batches()))
+    assert sorted(first.tolist()) == list(range(48))
+    training.epoch = 1
+    assert not torch.equal(first, torch.cat(list(training._batches())))
+
+
+def test_views_differ_between_views_steps_and_epochs(shapes: Path) -> None:
+    training = pretraining(shapes, "simclr")
+    pixels = training.images.pixels_N3SS[:4]
+    one, two = training._views(pixels, 0)
+    later = training._views(pixels, 1)[0]
+    training.epoch = 1
+    drawn = [one, two, later, training._views(pixels, 0)[0]]
+    assert len({each.sum().item() for each in drawn}) == 4
+
+
+def test_a_loss_that_is_not_finite_names_its_step(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([1.0, 1.0, float("nan")])
+    monkeypatch.setattr(module, "nt_xent", lambda z, temperature: z.sum() * 0 + next(losses))
+    with pytest.raises(RunError, match=r"not finite at epoch 1, step 3 of 3\. .* --learning-rate"):
+        pretraining(shapes, "simclr").run_epoch()
