@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -119,7 +120,7 @@ def load_encoder(folder: Path, device: torch.device) -> Encoder:
         found |= {name: tuple(found[name]) for name in ("mean", "std")}
         encoder = Encoder(EncoderConfig(**found))
         encoder.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"Cannot load the encoder in {folder}: {in_one_line(error)} Pretrain again.") from error
     moved = cast(Encoder, encoder.to(device).to(memory_format=torch.channels_last))  # type: ignore[call-overload]
     return moved.eval().requires_grad_(False)

@@ -146,10 +146,9 @@ def _decode(source: Source, size: int, skip_bad: bool, pixels: Path, about: Path
         if set(labels) != set(source.labels_N.tolist()):
             raise InputError("Without the images that cannot be read, a class has none. Mend or remove the class.")
         mean, square = sums / len(labels)
+        std = np.sqrt(np.maximum(square - mean**2, 255**-2))  # of a channel that never changes one step, not 0
         aside.replace(pixels)
-        write_json(
-            about, {"labels": labels, "mean": mean.tolist(), "std": np.sqrt(square - mean**2).tolist(), "bad": bad}
-        )
+        write_json(about, {"labels": labels, "mean": mean.tolist(), "std": std.tolist(), "bad": bad})
     finally:
         aside.unlink(missing_ok=True)
 
@@ -168,7 +167,10 @@ def _image(encoded: bytes, size: int) -> np.ndarray:
     """An image's shorter side resized to ``size``, and the middle of it: ``uint8``, ``(3, size, size)``."""
     with Image.open(io.BytesIO(encoded)) as opened:
         opened.draft("RGB", (size, size))  # JPEGs are decoded at the next larger of a few sizes
-        image = opened.convert("RGB")
+        if opened.mode.startswith("I;16"):  # PIL would not scale them but cut them off at 255
+            image = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8)).convert("RGB")
+        else:
+            image = opened.convert("RGB")
     width, height = image.size
     if (width, height) != (size, size):
         scale = size / min(width, height)

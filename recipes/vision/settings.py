@@ -101,13 +101,13 @@ class Probe:
     noise_rates: tuple[float, ...] = setting(
         (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "shares of wrong training labels", type=numbers
     )
-    label_seeds: int = setting(5, "draws of wrong labels and first weights, for each rate", type=int)
+    label_seeds: int = setting(5, "draws of wrong labels, for each rate", type=int)
     losses: tuple[str, ...] = setting(LOSSES, "ce, sce (symmetric cross entropy), or both", type=words)
     sce_alpha: float = setting(6.0, "weight of the cross entropy in sce", type=float)
     sce_beta: float = setting(0.1, "weight of the reverse cross entropy in sce", type=float)
     epochs: int = setting(50, "passes over the features", type=int)
     batch_size: int = setting(256, "features a step", type=int)
-    learning_rate: float = setting(0.1, "of SGD with momentum 0.9, at its start; it falls as a cosine", type=float)
+    learning_rate: float = setting(2.0, "of SGD with momentum 0.9, at its start; it falls as a cosine", type=float)
     weight_decay: float = setting(0.0, "of the weights", type=float)
     augment: bool = setting(False, "crop and flip the images anew in every epoch, instead of cached features")
     noise_scales: tuple[float, ...] = setting(
@@ -188,19 +188,19 @@ class Settings:
 
 
 _SHARES = {"noise_rates", "noise_rate", "fractions", "jitter_probability", "grey_probability", "blur_probability"}
-_NOT_ZERO = {"fractions", "crop_min"}
-_ANY = {"seeds"}
+_NOT_ZERO = {"fractions", "crop_min", "temperature"}
+_FROM_ZERO = {"warmup_epochs", "seeds"}
 
 
 def _check_ranges(section: Any) -> None:
-    """Shares within 0 and 1, whole numbers from 1 on (0 for warm-up), other numbers not negative."""
+    """Shares within 0 and 1, whole numbers from 1 on (0 for warm-up and seeds), other numbers not negative."""
     for each in fields(section):
         given = getattr(section, each.name)
         for value in given if isinstance(given, tuple) else (given,):
-            if isinstance(value, (str, bool)) or value is None or each.name in _ANY:
+            if isinstance(value, (str, bool)) or value is None:
                 continue
             share = each.name in _SHARES | {"crop_min"}
-            least_is_one = isinstance(value, int) and each.name != "warmup_epochs"
+            least_is_one = isinstance(value, int) and each.name not in _FROM_ZERO
             if share and not 0 <= value <= 1:
                 raise InputError(f"{flag_of(each.name)} must be within 0 and 1, got {value}.")
             if (least_is_one and value < 1) or (each.name in _NOT_ZERO and value == 0):

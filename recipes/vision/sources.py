@@ -150,7 +150,9 @@ def _of_split(split: datasets.Dataset, image: str, label: str) -> Source:
         raise InputError(f"{absent} of {len(split)} images of {split.split} have no label. Leave them out of the data.")
 
     def read(i: int) -> bytes:
-        found: dict[str, Any] = encoded[i][image]
+        found: dict[str, Any] | None = encoded[i][image]
+        if found is None:
+            raise ValueError("a row without an image")
         return found["bytes"] if found["bytes"] is not None else Path(found["path"]).read_bytes()
 
     return Source(

@@ -1,0 +1,246 @@
+"""Many linear classifiers on the same features, trained at once.
+
+They differ in their labels and losses and see the same batches, so that a step is two products for all of them. The
+gradients are written out; SGD with momentum follows a learning rate that falls as a cosine. All start at zero: the
+problem is convex.
+
+Shapes, beside the package's: K = C * M rows of the weights, class by class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from monolora.errors import InputError, RunError
+from monolora.recipes.vision.settings import Probe
+
+MOMENTUM = 0.9
+LOG_ZERO = math.log(1e-4)  # what symmetric cross entropy takes for log 0
+_CHUNK = 2048  # features classified at a time
+_LOG2_E = math.log2(math.e)
+
+Orders = Callable[[int], Iterable[torch.Tensor]]
+
+
+class Loss(NamedTuple):
+    """``alpha`` x cross entropy + ``beta`` x reverse cross entropy (Wang et al., 2019b).
+
+    The reverse cross entropy of probabilities p and a label y is ``-LOG_ZERO * (1 - p_y)``. The gradient of the sum
+    with respect to the logits is ``(alpha - beta * LOG_ZERO * p_y) * (p - onehot(y))``.
+    """
+
+    alpha: float
+    beta: float
+
+
+CROSS_ENTROPY = Loss(1.0, 0.0)
+
+
+class Probes(NamedTuple):
+    """M classifiers: the logits of a feature x are ``(x / scale) @ weight.T + bias``.
+
+    Attributes:
+        weight_MCD, bias_MC: ``float32``.
+        scale: the root mean square of the training features' norms.
+    """
+
+    weight_MCD: torch.Tensor
+    bias_MC: torch.Tensor
+    scale: float
+
+    def rightly(self, x_ND: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Whether each classifier gets each feature right: ``bool``, ``(M, N)``, on the CPU.
+
+        Args:
+            x_ND: features, anywhere.
+            labels: ``(N,)``, or ``(M, N)`` where each classifier has its own.
+        """
+        count, classes, dim = self.weight_MCD.shape
+        weight_KD, device = self.weight_MCD.reshape(-1, dim), self.weight_MCD.device
+        found = []
+        for x_BD in x_ND.split(_CHUNK):
+            logits_BK = torch.addmm(self.bias_MC.reshape(-1), x_BD.to(device) / self.scale, weight_KD.T)
+            found.append(logits_BK.view(-1, count, classes).argmax(-1).T.cpu())
+        return torch.cat(found, 1) == labels
+
+    def chosen(self, places: torch.Tensor) -> Probes:
+        """Some of the classifiers, in the order of ``places``."""
+        return self._replace(weight_MCD=self.weight_MCD[places], bias_MC=self.bias_MC[places])
+
+
+class FeatureSource(NamedTuple):
+    """Where the batches come from.
+
+    Attributes:
+        dim: D.
+        scale: what features are divided by.
+        batches: of an epoch, ``(places_B, x_BD)``: places among the training images, and scaled features on the device
+            in the precision of the products. Each epoch has every place once.
+    """
+
+    dim: int
+    scale: float
+    batches: Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]]
+
+
+def feature_scale(x_ND: torch.Tensor) -> float:
+    """The root mean square of the norms. Divided by it, features of all sizes train at the same learning rate.
+
+    Raises:
+        InputError: if they are all zero, or not finite.
+    """
+    scale = float(torch.linalg.vector_norm(x_ND, dtype=torch.float64)) / math.sqrt(len(x_ND))
+    if not 0 < scale < math.inf:
+        what = "all zero" if scale == 0 else "not finite"
+        raise InputError(f"The features are {what}: nothing can be learned from them. Pretrain again.")
+    return scale
+
+
+def shuffled(count: int, batch_size: int, seed: Sequence[int]) -> Sequence[torch.Tensor]:
+    """All places of ``count``, in batches, in an order that the seed gives."""
+    order_N = np.random.default_rng(seed).permutation(count)
+    return torch.from_numpy(order_N).split(batch_size)
+
+
+def cached_source(x_ND: torch.Tensor, orders: Orders, dtype: torch.dtype, device: torch.device) -> FeatureSource:
+    """Batches of features that are there already.
+
+    Args:
+        x_ND: of all training images.
+        orders: the batches of an epoch, as places.
+        dtype: of the products.
+        device: where the features go.
+
+    Raises:
+        InputError: if the features are all zero, or not finite.
+    """
+    scale = feature_scale(x_ND)
+    scaled_ND = (x_ND.to(device) / scale).to(dtype)
+
+    def batches(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for places_B in orders(epoch):
+            there_B = places_B.to(device, non_blocking=True)
+            yield there_B, scaled_ND.index_select(0, there_B)
+
+    return FeatureSource(x_ND.shape[1], scale, batches)
+
+
+def train_probes(
+    source: FeatureSource,
+    labels_MN: torch.Tensor,
+    classes: int,
+    losses: Sequence[Loss],
+    settings: Probe,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Probes:
+    """Train a classifier for each row of labels.
+
+    Args:
+        source: of the batches.
+        labels_MN: ``int64``.
+        classes: C.
+        losses: of each classifier.
+        settings: epochs, batch size, learning rate, weight decay.
+        dtype: of the products; weights, softmax and sums are ``float32`` at least.
+        device: where.
+
+    Raises:
+        RunError: if the weights do not stay finite.
+    """
+    # with the same labels and loss (none are wrong at rate 0) the classifier is the same
+    kinds_M = torch.tensor([losses.index(loss) for loss in losses])
+    distinct, origin_M = torch.unique(torch.column_stack([kinds_M, labels_MN]), dim=0, return_inverse=True)
+    kinds_M, labels_MN = distinct[:, 0], distinct[:, 1:]
+    trained = _Classifiers(source.dim, classes, [losses[kind] for kind in kinds_M], settings, dtype, device)
+    labels_NM = labels_MN.T.contiguous().to(device)
+    steps = settings.epochs * math.ceil(labels_MN.shape[1] / settings.batch_size)
+    step = 0
+    for epoch in range(settings.epochs):
+        for places_B, x_BD in source.batches(epoch):
+            falling = (1 + math.cos(math.pi * step / steps)) / 2
+            trained.step(x_BD, labels_NM.index_select(0, places_B.to(device)).T, settings.learning_rate * falling)
+            step += 1
+        if not trained.weight_KD.isfinite().all():
+            raise RunError(
+                f"The linear classifiers diverged in epoch {epoch + 1}. Lower --learning-rate (of the probe: "
+                f"{settings.learning_rate}) or --weight-decay ({settings.weight_decay})."
+            )
+    return trained.probes(source.scale).chosen(origin_M.to(device))
+
+
+class _Classifiers:
+    """Weights and momenta, and the memory that a step needs: fresh memory costs as much time as the arithmetic.
+
+    Logits have the images of a batch innermost: what is done over C then runs along long rows, twice as fast.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        losses: Sequence[Loss],
+        settings: Probe,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.shape = (classes, len(losses))
+        self.weight_decay = settings.weight_decay
+        wide = torch.promote_types(dtype, torch.float32)
+        self.alpha_M1, self.beta_M1 = torch.tensor(losses, dtype=wide, device=device).T.unsqueeze(-1)
+        self.plain = set(losses) == {CROSS_ENTROPY}
+        rows = classes * len(losses)
+        self.weight_KD = torch.zeros(rows, dim, dtype=wide, device=device)
+        self.bias_K1 = torch.zeros(rows, 1, dtype=wide, device=device)
+        self.weight_momentum_KD, self.bias_momentum_K1 = self.weight_KD.clone(), self.bias_K1.clone()
+        # "there": in the precision of the products; where that is the weights' own, the same memory
+        self.weight_there_KD = self.weight_KD.to(dtype)
+        self.gradient_KD = torch.empty(rows, dim, dtype=dtype, device=device)
+        self.p = torch.empty(rows * settings.batch_size, dtype=wide, device=device)
+        self.logits = torch.empty_like(self.p)
+        self.there = self.logits.to(dtype)
+        self.minus_one = torch.full((1, 1, 1), -1.0, dtype=wide, device=device)
+
+    def step(self, x_BD: torch.Tensor, labels_MB: torch.Tensor, learning_rate: float) -> None:
+        """One step of SGD."""
+        rows, count = len(self.bias_K1), len(x_BD)
+        there_KB, logits_KB, p_KB = (
+            flat[: rows * count].view(rows, count) for flat in (self.there, self.logits, self.p)
+        )
+        torch.mm(self.weight_there_KD, x_BD.T, out=there_KB)
+        torch.add(there_KB, self.bias_K1, out=logits_KB)
+        self._gradient(logits_KB.view(*self.shape, count), labels_MB, p_KB.view(*self.shape, count))
+        self.bias_momentum_K1.mul_(MOMENTUM).add_(p_KB.sum(1, keepdim=True))
+        self.bias_K1.sub_(self.bias_momentum_K1, alpha=learning_rate)
+
+        there_KB.copy_(p_KB)
+        torch.mm(there_KB, x_BD, out=self.gradient_KD)
+        torch.add(self.gradient_KD, self.weight_momentum_KD, alpha=MOMENTUM, out=self.weight_momentum_KD)
+        if self.weight_decay:
+            self.weight_momentum_KD.add_(self.weight_KD, alpha=self.weight_decay)
+        self.weight_KD.sub_(self.weight_momentum_KD, alpha=learning_rate)
+        self.weight_there_KD.copy_(self.weight_KD)
+
+    def _gradient(self, logits_CMB: torch.Tensor, labels_MB: torch.Tensor, p_CMB: torch.Tensor) -> None:
+        """Of the mean loss with respect to the logits, into ``p_CMB``.
+
+        The softmax is written out, with powers of two: on a CPU they are several times faster than those of e.
+        """
+        count, labels_1MB = labels_MB.shape[1], labels_MB.unsqueeze(0)
+        most_1MB = logits_CMB.amax(0, keepdim=True)
+        torch.add(most_1MB.mul_(-_LOG2_E), logits_CMB, alpha=_LOG2_E, out=p_CMB).exp2_()
+        p_CMB.div_(p_CMB.sum(0, keepdim=True).mul_(count))  # from here on p / count
+        p_label_1MB = None if self.plain else p_CMB.gather(0, labels_1MB)
+        p_CMB.scatter_add_(0, labels_1MB, (self.minus_one / count).expand_as(labels_1MB))
+        if p_label_1MB is not None:
+            p_CMB.mul_(self.alpha_M1 - self.beta_M1 * LOG_ZERO * count * p_label_1MB)
+
+    def probes(self, scale: float) -> Probes:
+        """What was trained."""
+        weight_CMD, bias_CM = self.weight_KD.view(*self.shape, -1), self.bias_K1.view(self.shape)
+        return Probes(weight_CMD.transpose(0, 1).contiguous(), bias_CM.T.contiguous(), scale)

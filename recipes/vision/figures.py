@@ -1,0 +1,116 @@
+"""The paper's Figures 1 to 4 and 6, and Table 1 as a figure, from what the steps have left.
+
+    monolora vision figures --config recipes/vision/configs/cifar100-small.yaml
+
+Writes OUT/figures/*.png and *.svg. A figure whose numbers are not there yet is left out, and said.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+
+from monolora.errors import InputError, SaveError, exit_status
+from monolora.recipes.vision.command_line import parse
+from monolora.recipes.vision.comparable import compared
+from monolora.recipes.vision.gathered import Consistent, gather
+from monolora.recipes.vision.images import Images, load_images
+from monolora.recipes.vision.plots import (
+    fig1a,
+    fig1b,
+    fig2,
+    fig3,
+    fig3_curves,
+    fig4_images,
+    fig4c,
+    fig6,
+    fig_table1,
+    style,
+)
+from monolora.recipes.vision.plots.material import Material, NotThereError
+from monolora.recipes.vision.settings import Settings
+
+FIGURES: Mapping[str, Callable[[Material], Figure]] = {
+    "fig-table1": fig_table1.draw,
+    "fig1a": fig1a.draw,
+    "fig1b": fig1b.draw,
+    "fig2": fig2.draw,
+    "fig3": fig3.draw,
+    "fig3-curves": fig3_curves.draw,
+    "fig4ab": fig4_images.draw,
+    "fig4c": fig4c.draw,
+    "fig6": fig6.draw,
+}
+
+
+def run(settings: Settings) -> None:
+    """Draw what can be drawn.
+
+    Raises:
+        InputError: if nothing can.
+        SaveError: if the disk does not take a figure.
+    """
+    out = Path(settings.common.out)
+    runs = gather(out)
+    material = Material(runs, compared(runs, settings.data), _pictures(settings))
+    drawn = 0
+    for name, draw in FIGURES.items():
+        with matplotlib.rc_context(dict(style.SETTINGS)):
+            try:
+                figure = draw(material)
+            except NotThereError as missing:
+                print(f"{name}: not drawn: {missing}", flush=True)
+                continue
+            paths = _save(figure, out / "figures", name)
+        drawn += 1
+        print(f"{name}: {', '.join(map(str, paths))}", flush=True)
+    if not drawn:
+        raise InputError(f"{out} has nothing to draw yet. Run the steps first: monolora vision all --out {out}.")
+
+
+def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        figure.savefig(paths[0], dpi=150)
+        figure.savefig(paths[1], metadata={"Date": None})
+    except OSError as error:
+        raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
+    return paths
+
+
+def _pictures(settings: Settings) -> Callable[[Consistent], Images]:
+    """Validation images, loaded when first asked for."""
+
+    @functools.cache
+    def load() -> Images:
+        return load_images(settings.data, torch.device("cpu")).val
+
+    def pictures(of: Consistent) -> Images:
+        try:
+            images = load()
+        except InputError as error:
+            raise NotThereError(f"its images are not there: {error}") from error
+        if not any(images.fingerprint in each for each in of.inputs.values()):
+            raise NotThereError(
+                f"consistency was measured on other images than {settings.data.dataset}'s; give the runs' --config"
+            )
+        return images
+
+    return pictures
+
+
+def main(argv: list[str]) -> int:
+    """Run the program."""
+    run(parse(argv, "figures", __doc__))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -1,0 +1,186 @@
+"""Training of the sparse autoencoder on frozen features, and how well it reconstructs them.
+
+Shapes: B features of a batch, N of a data set, D their dimensions, L latents.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from monolora.errors import InputError, RunError
+from monolora.recipes.vision.sae_model import TopKAutoencoder, largest
+from monolora.recipes.vision.settings import Sae
+
+_CHUNK = 4096  # features worked on at a time, where no gradients are wanted
+
+
+class Trained(NamedTuple):
+    """A trained autoencoder.
+
+    Attributes:
+        sae: on the device of the features it was trained on.
+        loss: mean squared error of the scaled features, of each epoch.
+    """
+
+    sae: TopKAutoencoder
+    loss: tuple[float, ...]
+
+
+class Quality(NamedTuple):
+    """How an autoencoder does on a split.
+
+    Attributes:
+        explained_variance: 1 - squared errors / squared deviations from the split's mean.
+        dead: share of latents that are zero on all images.
+        zeros: share of latents that are zero on an image, mean over images.
+    """
+
+    explained_variance: float
+    dead: float
+    zeros: float
+
+
+def train_sae(x_ND: torch.Tensor, settings: Sae, seed: int) -> Trained:
+    """Train on features, where they lie.
+
+    Args:
+        x_ND: ``float32``, on the device.
+        settings: of the step.
+        seed: of the first weights and the order.
+
+    Raises:
+        InputError: if more latents are to be kept than there are, or the features have no finite spread.
+        RunError: if the loss is not finite, naming the step.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sae = _first(x_ND, settings, generator)
+    steps = _Steps(sae, settings)
+    losses: list[float] = []
+    for _ in range(settings.epochs):
+        parts = torch.randperm(len(x_ND), generator=generator).to(x_ND.device).split(settings.batch_size)
+        loss_S = torch.stack([steps.step(x_ND[places_B]) for places_B in parts])
+        if not loss_S.isfinite().all():
+            first = int((~loss_S.isfinite()).nonzero()[0])
+            raise _diverged(len(losses) * len(parts) + first + 1, settings)
+        images_S = torch.tensor([len(places_B) for places_B in parts], device=x_ND.device)
+        losses.append(float((loss_S * images_S).sum() / len(x_ND)))
+    if not all(each.isfinite().all() for each in sae.parameters()):  # the last loss was that before the last update
+        raise _diverged(settings.epochs * len(parts), settings)
+    return Trained(sae.eval().requires_grad_(False), tuple(losses))
+
+
+def quality_of(sae: TopKAutoencoder, x_ND: torch.Tensor) -> Quality:
+    """Measured on a split's features, where they lie."""
+    _, deviation = _spread(x_ND)
+    error, zeros = 0.0, 0
+    active_L = torch.zeros(sae.encoder.out_features, dtype=torch.bool, device=x_ND.device)
+    with torch.inference_mode():
+        for x_BD in x_ND.split(_CHUNK):
+            z_BL = sae.encode(x_BD)
+            error += float((sae.decode(z_BL) / sae.scale - x_BD).double().square().sum())
+            zeros += int((z_BL == 0).sum())
+            active_L |= (z_BL > 0).any(0)
+    return Quality(
+        explained_variance=1 - error / float(deviation) if deviation > 0 else float("nan"),
+        dead=1 - float(active_L.double().mean()),
+        zeros=zeros / (len(x_ND) * len(active_L)),
+    )
+
+
+class _Steps:
+    """What stays from step to step: the optimizer, and for how many images each latent has been idle."""
+
+    def __init__(self, sae: TopKAutoencoder, settings: Sae) -> None:
+        self.sae = sae
+        self.settings = settings
+        self.optimizer = torch.optim.Adam(sae.parameters(), lr=settings.learning_rate, fused=True)
+        self.idle_L = torch.zeros(sae.encoder.out_features, dtype=torch.int64, device=sae.pre_bias.device)
+
+    def step(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """One update; returns the mean squared error before it, without the auxiliary loss."""
+        a_BL = self.sae.before_top_k(x_BD)
+        z_BL = self.sae.top_k(a_BL)
+        error_BD = self.sae.scaled(x_BD) - self.sae.decode(z_BL)
+        loss = error_BD.square().mean()
+        self.idle_L = torch.where((z_BL > 0).any(0), 0, self.idle_L + len(x_BD))
+        total = loss
+        if self.settings.auxiliary:
+            extra = auxiliary_loss(
+                self.sae, a_BL, error_BD, self.idle_L >= self.settings.dead_after, self.settings.auxiliary_k
+            )
+            # Gao et al. leave it out where it overflows, which happens while the loss proper is fine
+            total = loss + self.settings.auxiliary * extra if extra.isfinite() else loss
+        self.optimizer.zero_grad()
+        total.backward()
+        if self.settings.unit_norm:
+            remove_parallel_gradient(self.sae.decoder)
+        self.optimizer.step()
+        if self.settings.unit_norm:
+            with torch.no_grad():
+                self.sae.decoder.weight.div_(self.sae.decoder.weight.norm(dim=0))
+        return loss.detach()
+
+
+def auxiliary_loss(
+    sae: TopKAutoencoder, a_BL: torch.Tensor, error_BD: torch.Tensor, dead_L: torch.Tensor, k: int
+) -> torch.Tensor:
+    """How far dead latents are from explaining what the living leave over (Gao et al., 2024, appendix A.2).
+
+    Args:
+        sae: the autoencoder.
+        a_BL: activations before top-k, after ReLU.
+        error_BD: scaled features minus their reconstruction; no gradient goes into it.
+        dead_L: which latents are dead.
+        k: of these, how many are used for an image.
+
+    Returns:
+        The mean squared error of the error's reconstruction.
+    """
+    z_BL = largest(a_BL * dead_L, min(k, a_BL.shape[-1]))
+    explained_BD: torch.Tensor = sae.decoder(z_BL)
+    return (error_BD.detach() - explained_BD).square().mean()
+
+
+def remove_parallel_gradient(decoder: nn.Linear) -> None:
+    """Take out of the gradient what would only change the norm of the weight's columns, whose norm is 1."""
+    weight_DL, gradient_DL = decoder.weight.detach(), decoder.weight.grad
+    assert gradient_DL is not None
+    gradient_DL -= (gradient_DL * weight_DL).sum(0) * weight_DL
+
+
+def _first(x_ND: torch.Tensor, settings: Sae, generator: torch.Generator) -> TopKAutoencoder:
+    """Before training: random weights, and inputs scaled to the features."""
+    latents = settings.latents or x_ND.shape[1]
+    if settings.k > latents:
+        raise InputError(
+            f"--k {settings.k} is more than the autoencoder's {latents} latents. Lower --k, or raise --latents."
+        )
+    mean_D, deviation = _spread(x_ND)
+    if not deviation.isfinite():
+        raise InputError(
+            "Some features are not finite: the encoder is broken. Pretrain again: monolora vision pretrain."
+        )
+    if deviation == 0:
+        raise InputError(
+            "The features of all images are the same: the encoder has collapsed. Pretrain again, with a lower "
+            "--learning-rate."
+        )
+    sae = TopKAutoencoder(x_ND.shape[1], latents, settings.k, generator).to(x_ND.device)
+    sae.fit_inputs(mean_D, deviation / x_ND.numel())
+    return sae
+
+
+def _spread(x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``float64``: the mean, shape ``(D,)``, and the sum of squared deviations from it."""
+    mean_D = x_ND.mean(0, dtype=torch.float64)
+    return mean_D, torch.stack([(x_BD - mean_D).square().sum() for x_BD in x_ND.split(_CHUNK)]).sum()
+
+
+def _diverged(step: int, settings: Sae) -> RunError:
+    return RunError(
+        f"The autoencoder's loss is not finite at step {step}; it is not saved. Lower --learning-rate, which is "
+        f"{settings.learning_rate:g}."
+    )
