@@ -15,6 +15,7 @@ from transformers import ResNetConfig, ResNetModel
 
 from monolora.errors import InputError, in_one_line
 from monolora.provenance import write_json
+from monolora.recipes.vision.records import write_aside
 
 WEIGHTS, CONFIG = "encoder.safetensors", "encoder.json"
 _STEM_STRIDE = {"cifar": 1, "cifar-strided": 2}
@@ -98,12 +99,8 @@ def save_encoder(encoder: Encoder, folder: Path) -> None:
     Raises:
         OSError: if the disk does not take them; SafetensorError likewise.
     """
-    aside = folder / f".{WEIGHTS}.part"
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, aside)
-        aside.replace(folder / WEIGHTS)
-    finally:
-        aside.unlink(missing_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
+    write_aside(folder / WEIGHTS, lambda path: save_file(tensors, path))
     write_json(folder / CONFIG, encoder.config._asdict())
 
 

@@ -15,6 +15,7 @@ import torch
 
 from monolora.errors import SaveError
 from monolora.provenance import write_json
+from monolora.recipes.vision.records import write_aside
 
 FOLDER = "features"
 
@@ -50,13 +51,18 @@ def cached_features(folder: Path, key: Mapping[str, str], compute: Callable[[str
             cache.mkdir(parents=True, exist_ok=True)
             about.unlink(missing_ok=True)
             for split in ("train", "val"):
-                np.save(cache / f"{split}.npy", compute(split).numpy())
+                _save(cache / f"{split}.npy", compute(split))
             write_json(about, key)
         except OSError as error:
             raise SaveError.of(cache, error, "Free space, then give the same command again.") from error
     # copy-on-write: torch wants memory that it could write to
     train, val = (torch.from_numpy(np.load(cache / f"{split}.npy", mmap_mode="c")) for split in ("train", "val"))
     return Features(train, val, "-".join(key.values()))
+
+
+def _save(file: Path, features_ND: torch.Tensor) -> None:
+    """Into a new file: an old one may still be mapped."""
+    write_aside(file, lambda path: np.save(path, features_ND.numpy()))
 
 
 def _is_of(about: Path, key: Mapping[str, str]) -> bool:

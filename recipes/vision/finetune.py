@@ -23,7 +23,8 @@ from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.vision.encoder import Encoder, load_encoder
 from monolora.recipes.vision.few_shot import stratified
-from monolora.recipes.vision.finetune_training import Classifier, Curves, Training, at_common_lengths, generator_of
+from monolora.recipes.vision.finetune_training import Classifier, Curves, Training, at_common_lengths
+from monolora.recipes.vision.generators import generator_of
 from monolora.recipes.vision.images import ImageData, load_images
 from monolora.recipes.vision.label_noise import noisy_labels
 from monolora.recipes.vision.settings import Finetune, Settings

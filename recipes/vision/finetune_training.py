@@ -8,10 +8,8 @@ non-negative already, and NCE's ReLU would change nothing.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -213,9 +211,3 @@ class Training:
                 logits_BC = self.network(self.network.encoder.normalised(pixels_B3SS))
             right.append((logits_BC.argmax(-1) == images.labels_N[places_B].to(self.device)).sum())
         return int(torch.stack(right).sum()) / len(images.labels_N)
-
-
-def generator_of(seed: Sequence[int]) -> torch.Generator:
-    """A generator on the CPU whose numbers depend on all of ``seed``."""
-    mixed = np.random.SeedSequence(seed).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(mixed[0]) >> 1)

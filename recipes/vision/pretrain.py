@@ -154,13 +154,9 @@ def _log(folder: Path, epoch: dict[str, Any], epochs: int) -> None:
 
 def _save(folder: Path, training: Pretraining, of: dict[str, Any], seconds: float) -> None:
     """Aside, then renamed: a killed program leaves the checkpoint before."""
-    aside = folder / f".{CHECKPOINT}.part"
+    checkpoint = {"settings": json.dumps(of), "state": training.state(), "seconds": seconds}
     with _saving(folder):
-        try:
-            torch.save({"settings": json.dumps(of), "state": training.state(), "seconds": seconds}, aside)
-            aside.replace(folder / CHECKPOINT)
-        finally:
-            aside.unlink(missing_ok=True)
+        records.write_aside(folder / CHECKPOINT, lambda path: torch.save(checkpoint, path))
 
 
 def _finish(folder: Path, training: Pretraining, of: dict[str, Any], inputs: dict[str, str], seconds: float) -> None:

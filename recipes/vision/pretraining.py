@@ -21,6 +21,7 @@ from monolora.recipes.vision.augment import Augment
 from monolora.recipes.vision.contrastive import nt_xent, of_all_processes
 from monolora.recipes.vision.devices import autocast
 from monolora.recipes.vision.encoder import Encoder
+from monolora.recipes.vision.generators import generator_of
 from monolora.recipes.vision.images import Images
 from monolora.recipes.vision.lars import ClippedLars
 from monolora.recipes.vision.settings import Pretrain
@@ -174,10 +175,7 @@ class Pretraining:
 
     def _generator(self, *place: int) -> torch.Generator:
         """Of a place in the run: other numbers for other places."""
-        number = 0
-        for each in (self.seed, self.epoch, *place):
-            number = (number * 1_000_003 + each + 1) % 2**63
-        return torch.Generator().manual_seed(number)
+        return generator_of([self.seed, self.epoch, *place])
 
     def _batches(self) -> Iterator[torch.Tensor]:
         """This process's images of each step, in the epoch's order."""

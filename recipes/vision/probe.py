@@ -38,7 +38,7 @@ from monolora.recipes.vision.batched_probe import (
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.vision.features import Features
-from monolora.recipes.vision.finetune_training import generator_of
+from monolora.recipes.vision.generators import generator_of
 from monolora.recipes.vision.images import ImageData, Images, load_images
 from monolora.recipes.vision.input_noise import noise_accuracies, ood_accuracies, open_ood
 from monolora.recipes.vision.label_noise import noisy_labels
@@ -97,7 +97,8 @@ def _probe(
     probe, start = settings.probe, time.perf_counter()
     file = records.probe_file(settings.common.out, name, seed)
     dtype = dtype_of(settings.common, device)
-    own = asdict(probe) | {"precision": str(dtype)}
+    images = {each: getattr(settings.data, each) for each in ("dataset", "classes", "per_class")}
+    own = asdict(probe) | {"precision": str(dtype), "data": images}
     try:
         with out_of_memory("Lower the probe's --batch-size, or give fewer --noise-rates or --label-seeds."):
             features = features_of(settings.common, name, seed, data, device)
@@ -217,15 +218,12 @@ def _save(probe: Probe, probes: Probes, file: Path) -> None:
     for kind, values in (("weight", probes.weight_MCD), ("bias", probes.bias_MC)):
         for loss, of_loss in zip(probe.losses, values.cpu().unflatten(0, shape), strict=True):
             tensors[f"{loss}.{kind}"] = of_loss.contiguous()
-    aside = file.with_name(f".{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, aside)
-        aside.replace(file)
+        file.with_suffix(".json").unlink(missing_ok=True)  # it is not of the weights that come now
+        records.write_aside(file, lambda path: save_file(tensors, path))
     except (OSError, SafetensorError) as error:
         raise SaveError.of(file.parent, error, "Free space, then give the same command again.") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _in_words(probe: Probe, results: Mapping[str, Any]) -> Iterator[str]:

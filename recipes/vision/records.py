@@ -13,7 +13,7 @@ Each .json is a record: the settings and the inputs that the results are of, whe
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,6 +85,24 @@ def results_if_same(path: Path, settings: Mapping[str, Any], inputs: Mapping[str
     record = read(path, "The step is done again then.")
     same = record["settings"] == _plain(settings) and record["inputs"] == dict(inputs)
     return cast(dict[str, Any], record["results"]) if same else None
+
+
+def write_aside(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Write a file aside and rename it: a reader never sees half of it, and a killed program leaves the one before.
+
+    Args:
+        path: of the file.
+        write_to: writes it to the path that it is given.
+
+    Raises:
+        OSError: if the disk does not take it; other errors as ``write_to`` raises them.
+    """
+    aside = path.with_name(f".part.{path.name}")  # the suffix stays: some writers add their own
+    try:
+        write_to(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

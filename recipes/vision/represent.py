@@ -74,12 +74,11 @@ def features_of(common: Common, name: str, seed: int, data: ImageData, device: t
         "val": data.val.fingerprint,
         "precision": str(representation.dtype),
     }
-    if representation.sae is None:
+    sae = representation.sae
+    if sae is None:
         return cached_features(folder, key, lambda split: representation.of_all(getattr(data, split)))
     below = features_of(common, "simclr", seed, data, device)
-    return cached_features(
-        folder, key | {"features": below.fingerprint}, lambda split: _latents(representation.sae, below, split)
-    )
+    return cached_features(folder, key | {"features": below.fingerprint}, lambda split: _latents(sae, below, split))
 
 
 def _latents(sae: TopKAutoencoder, below: Features, split: str) -> torch.Tensor:

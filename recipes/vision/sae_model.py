@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from monolora.errors import InputError, in_one_line
+from monolora.recipes.vision.records import write_aside
 
 WEIGHTS = "sae.safetensors"
 
@@ -96,12 +97,8 @@ def save_sae(sae: TopKAutoencoder, folder: Path) -> None:
     Raises:
         OSError: if the disk does not take them; SafetensorError likewise.
     """
-    aside = folder / f".{WEIGHTS}.part"
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in sae.state_dict().items()}, aside)
-        aside.replace(folder / WEIGHTS)
-    finally:
-        aside.unlink(missing_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in sae.state_dict().items()}
+    write_aside(folder / WEIGHTS, lambda path: save_file(tensors, path))
 
 
 def load_sae(folder: Path, device: torch.device) -> TopKAutoencoder:

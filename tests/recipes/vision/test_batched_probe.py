@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 import torch
-from plain_probe import plain_probe, symmetric_cross_entropy
 from torch.nn import functional as F
 
 from monolora.errors import InputError, RunError
@@ -25,6 +24,7 @@ from monolora.recipes.vision.batched_probe import (
     train_probes,
 )
 from monolora.recipes.vision.label_noise import noisy_labels
+from monolora.recipes.vision.plain_probe import plain_probe, symmetric_cross_entropy
 from monolora.recipes.vision.settings import Probe
 
 CPU = torch.device("cpu")

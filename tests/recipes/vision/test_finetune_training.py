@@ -24,8 +24,8 @@ from monolora.recipes.vision.finetune_training import (
     Training,
     at_common_lengths,
     batches_of,
-    generator_of,
 )
+from monolora.recipes.vision.generators import generator_of
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.settings import Finetune
 
