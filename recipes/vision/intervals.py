@@ -1,7 +1,7 @@
 """Means over runs, and how far they may be off: 95 % t-intervals over pretraining seeds, or over draws on one encoder.
 
 Draws on one encoder are not independent of each other as encoders are: where there are several encoders, each counts
-once, with its mean.
+once, with its mean. Draws that all gave the same number, as without wrong labels, are one run: they show no spread.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def half_width(values: Sequence[float]) -> float | None:
 
 def estimate(values: BySeed) -> Estimate | None:
     """The mean over all runs, over pretraining seeds where there are several; None if there are no runs."""
-    runs = [list(draws) for draws in values.values() if draws]
+    runs = [list(draws) if len(set(draws)) > 1 else draws[:1] for draws in values.values() if draws]
     if not runs:
         return None
     counted = [fmean(draws) for draws in runs] if len(runs) > 1 else runs[0]
@@ -85,7 +85,8 @@ def in_words(estimates: Mapping[str, Iterable[Estimate | None]], draws: str) -> 
     """
     groups: dict[tuple[int, int], list[str]] = {}
     for name, each in estimates.items():
-        for key in {(found.encoders, found.draws) for found in each if found is not None}:
+        kinds = {(found.encoders, found.draws) for found in each if found is not None}
+        for key in kinds - {(1, 1)} or kinds:  # a number without an interval beside others speaks for itself
             groups.setdefault(key, []).append(name)
     sentences = []
     for (n_encoders, n_draws), names in sorted(groups.items(), reverse=True):

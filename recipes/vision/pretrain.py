@@ -69,7 +69,7 @@ def _pretrain(settings: Settings, method: str, seed: int, images: Images, accele
             print(f"{folder.name}: pretrained before", flush=True)
         return
     training = _fresh(settings, method, seed, images, accelerator)
-    seconds = _resume(folder, training, of | inputs, accelerator.device)
+    seconds = _resume(folder, training, of | inputs, accelerator)
     epochs = settings.pretrain.epochs
     while training.epoch < epochs:
         start = time.perf_counter()
@@ -110,7 +110,7 @@ def _fresh(settings: Settings, method: str, seed: int, images: Images, accelerat
     )
 
 
-def _resume(folder: Path, training: Pretraining, of: dict[str, Any], device: torch.device) -> float:
+def _resume(folder: Path, training: Pretraining, of: dict[str, Any], accelerator: Accelerator) -> float:
     """Load the last checkpoint, if there is one; the seconds that its run took so far."""
     path = folder / CHECKPOINT
     if not path.is_file():
@@ -119,16 +119,17 @@ def _resume(folder: Path, training: Pretraining, of: dict[str, Any], device: tor
             _refuse_other(folder, done["settings"] | done["inputs"], of)
         return 0.0
     try:
-        found = torch.load(path, map_location=device, weights_only=True)
+        found = torch.load(path, map_location=accelerator.device, weights_only=True)
         _refuse_other(folder, json.loads(found["settings"]), of)
         training.load_state(found["state"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is damaged ({in_one_line(error)}). Delete {folder} to begin anew.") from error
-    lines = (folder / METRICS).read_text().splitlines()[: training.epoch]
-    (folder / METRICS).write_text("".join(f"{line}\n" for line in lines))  # without epochs after the checkpoint
-    print(f"{folder.name}: goes on after epoch {training.epoch}", flush=True)
+    if accelerator.is_main_process:
+        lines = (folder / METRICS).read_text().splitlines()[: training.epoch]
+        (folder / METRICS).write_text("".join(f"{line}\n" for line in lines))  # without epochs after the checkpoint
+        print(f"{folder.name}: goes on after epoch {training.epoch}", flush=True)
     return float(found["seconds"])
 
 

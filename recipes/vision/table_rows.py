@@ -62,6 +62,8 @@ def tables(runs: Gathered, beside: Compared) -> list[Block]:
     for loss in runs.losses():
         rows = _rows(runs, loss, beside.half if loss == "ce" else None)
         words = in_words({row.title: [cell.estimate for cell in row.cells] for row in rows}, DRAWS)
+        if any(cell.rate == 0 and cell.estimate and cell.estimate.n == 1 for row in rows for cell in row.cells):
+            words += " Without wrong labels all draws are the same: no interval."
         differences = "Differences from CL are paired by run. " if any(row.is_difference for row in rows) else ""
         note = "The paper gives no numbers for this loss."
         if loss == "ce":

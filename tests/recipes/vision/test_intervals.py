@@ -42,8 +42,13 @@ def test_no_runs_have_no_mean(values: dict[int, list[float]]) -> None:
     assert estimate(values) is None
 
 
-def test_equal_values_have_an_interval_of_no_width() -> None:
-    assert estimate({0: [0.25, 0.25]}) == Estimate(0.25, 0.25, 0.25, 1, 2)
+def test_draws_that_are_all_the_same_are_one_run() -> None:
+    """As without wrong labels: an interval of no width would be taken for a precise number."""
+    assert estimate({0: [0.25, 0.25, 0.25]}) == Estimate(0.25, None, None, encoders=1, draws=1)
+    two = estimate({0: [0.25, 0.25], 1: [0.5, 0.5]})
+    assert two is not None
+    assert (two.mean, two.encoders, two.draws) == (0.375, 2, 1)
+    assert two.low is not None
 
 
 def test_encoders_without_runs_do_not_count() -> None:
