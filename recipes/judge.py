@@ -82,8 +82,8 @@ def run(flags: argparse.Namespace, folder: Path) -> dict[str, Any]:
     model = load_backbone(backbone)
     tokenizer = load_tokenizer(backbone, model)
     flags.max_length = longest(model, flags.max_length)
-    if _starts_from_mean(model, flags):
-        start_from_mean(model)
+    if (bert := _to_start_from_mean(model, flags)) is not None:
+        start_from_mean(bert)
     encoded = {name: encode_rows(each, tokenizer, flags.max_length) for name, each in rows._asdict().items()}
     examples = {name: each for name, (each, _) in encoded.items()}
     for name, (each, too_long) in encoded.items():
@@ -215,12 +215,16 @@ def _replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _starts_from_mean(model: PreTrainedModel, flags: argparse.Namespace) -> bool:
-    """Raises: InputError, where it is asked of a model that cannot."""
-    is_bert = isinstance(model, BertForSequenceClassification)
-    if flags.start_from_mean and not is_bert:
+def _to_start_from_mean(model: PreTrainedModel, flags: argparse.Namespace) -> BertForSequenceClassification | None:
+    """The model, if it is to start from the mean.
+
+    Raises:
+        InputError: where it is asked of a model that cannot.
+    """
+    bert = model if isinstance(model, BertForSequenceClassification) else None
+    if flags.start_from_mean and bert is None:
         raise InputError(f"--start-from-mean is for BERT; {flags.model} is a {model.config.model_type}. Leave it out.")
-    return is_bert if flags.start_from_mean is None else flags.start_from_mean
+    return bert if flags.start_from_mean is not False else None
 
 
 def _fingerprints(backbone: str, rows: Splits) -> dict[str, str]:

@@ -19,7 +19,9 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a data loader forks
 
 from accelerate import PartialState
+from datasets import Dataset
 from rich.console import Console
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import exit_status
@@ -93,7 +95,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
         this = prepare(arguments)
         if arguments.adapter.preview:
             if PartialState().is_main_process:
-                preview(this.trainer.train_dataset, this.tokenizer, Console())
+                preview(_rows_of(this.trainer), this.tokenizer, Console())
             return {}
         record = begin(this)
         train_started = time.monotonic()
@@ -135,7 +137,7 @@ def prepare(arguments: Arguments) -> Run:
         fingerprints=fingerprints,
         rows={
             "examples": len(rows),
-            "train": len(trainer.train_dataset),  # fewer where truncation leaves nothing to train on, or where packed
+            "train": len(_rows_of(trainer)),  # fewer where truncation leaves nothing to train on, or where packed
             "packed": training.packing,
             "end_token_trained": ended,
             "test": len(test),
@@ -163,10 +165,19 @@ def begin(this: Run) -> dict[str, Any]:
     return record
 
 
+def _rows_of(trainer: SftTrainer) -> Dataset:
+    """The tokenized training examples."""
+    rows = trainer.train_dataset
+    assert isinstance(rows, Dataset)  # never a stream: the recipe's examples are in memory
+    return rows
+
+
 def finish(this: Run, record: dict[str, Any], train_seconds: float, started: float) -> dict[str, Any]:
     """Score the trained model, save it and its record, and push it if asked for."""
     trainer, adapter = this.trainer, this.arguments.adapter.adapter
-    check_finite(trainer.model, trainer.state.log_history)
+    model = trainer.model
+    assert isinstance(model, nn.Module)
+    check_finite(model, trainer.state.log_history)
     after = this.score("after training")
     sparsity = prompt_sparsity(this.inference("after training"), this.test) if after and adapter != "none" else None
     if sparsity:
@@ -174,7 +185,7 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
     results = {
         "before": record["results"]["before"],
         "after": after,
-        "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "sparsity": sparsity._asdict() if sparsity else None,
         "seconds": {"train": train_seconds, "total": time.monotonic() - started},
     }

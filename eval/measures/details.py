@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -42,13 +43,15 @@ def label_rows(found: Gathered, judges: Iterable[Judge]) -> Iterator[dict[str, A
         if len(judge.unsafe) < 2:
             continue
         for label in judge.unsafe:
-            above_MP = found.of_judgements(
-                judge, lambda scores, judge=judge, label=label: 100.0 * (scores[label] > judge.threshold)
-            )
+            above_MP = found.of_judgements(judge, partial(_percent_above, judge.threshold, label))
             for model, above_P in zip(found.models, above_MP, strict=True):
                 value, n = _mean(above_P, weights(found.set.prompts))
                 head = {"judge": judge.name, "set": found.set.name, "model": model.name, "label": label}
                 yield head | {"value": value, "n": n}
+
+
+def _percent_above(threshold: float, label: str, scores: Mapping[str, float]) -> float:
+    return 100.0 * (scores[label] > threshold)
 
 
 def agreement_rows(found: Gathered, judges: Sequence[Judge]) -> Iterator[dict[str, Any]]:

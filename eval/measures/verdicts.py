@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 from monolora.eval.judges.base import Judge
 from monolora.eval.measures.columns import BOOTSTRAP, MCNEMAR, Column, Measured
@@ -25,10 +26,14 @@ def policy_columns(found: Gathered, judges: Sequence[Judge], headline: bool) -> 
             continue
         group = _group(judge.name, found, headline)
         for score, title in POLICIES.items():
-            values = found.of_judgements(judge, lambda scores, score=score: 100 * scores[score])
+            values = found.of_judgements(judge, partial(_percent, score))
             yield found.measured(_mean_column(found, judge, score, title, group, headline), values)
         values = found.of_judgements(judge, lambda scores: 100 * sum(scores[p] for p in POLICIES) / len(POLICIES))
         yield found.measured(_mean_column(found, judge, "average", "Avg", group, headline), values)
+
+
+def _percent(score: str, scores: Mapping[str, float]) -> float:
+    return 100 * scores[score]
 
 
 def flag_columns(found: Gathered, judges: Sequence[Judge], headline: bool) -> Iterator[Measured]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monolora.recipes.vision.gathered import Gathered
+from monolora.recipes.vision.gathered import Autoencoder, Gathered, Pretrained, Probed
 from monolora.recipes.vision.paper_numbers import CLASSES, SETTINGS, half_of
 from monolora.recipes.vision.settings import Data
 
@@ -57,7 +57,11 @@ def _of_images(runs: Gathered, recorded: Mapping[str, Any]) -> Iterator[str]:
 def _of_settings(runs: Gathered) -> Iterator[str]:
     if not runs.pretrained:
         yield "no record of the pretraining"
-    recorded = {"pretrain": runs.pretrained, "sae": runs.autoencoders, "probe": runs.probed}
+    recorded: Mapping[str, Sequence[Pretrained | Autoencoder | Probed]] = {
+        "pretrain": runs.pretrained,
+        "sae": runs.autoencoders,
+        "probe": runs.probed,
+    }
     titles = {"pretrain": "pretraining", "sae": "autoencoder", "probe": "probe"}
     for step, wanted in SETTINGS.items():
         for name, paper in wanted.items():

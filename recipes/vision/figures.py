@@ -61,7 +61,7 @@ def run(settings: Settings) -> None:
     material = Material(runs, compared(runs, settings.data), _pictures(settings))
     drawn = 0
     for name, draw in FIGURES.items():
-        with matplotlib.rc_context(dict(style.SETTINGS)):
+        with matplotlib.rc_context(style.SETTINGS):
             try:
                 figure = draw(material)
             except NotThereError as missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +44,10 @@ def plain_probe(
     probe = nn.Linear(x_ND.shape[1], classes, dtype=x_ND.dtype)
     nn.init.zeros_(probe.weight)
     nn.init.zeros_(probe.bias)
-    groups = [{"params": [probe.weight], "weight_decay": settings.weight_decay}, {"params": [probe.bias]}]
+    groups: list[dict[str, Any]] = [
+        {"params": [probe.weight], "weight_decay": settings.weight_decay},
+        {"params": [probe.bias]},
+    ]
     optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9)
     steps = settings.epochs * math.ceil(len(x_ND) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -77,7 +77,7 @@ class Pretraining:
         self.settings, self.images, self.seed, self.dtype = settings, images, seed, dtype
         self.accelerator, self.device = accelerator, accelerator.device
         self.encoder = encoder.to(self.device)
-        self.encoder.backbone.to(memory_format=torch.channels_last)
+        self.encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         network: nn.Module = self.encoder
         if accelerator.num_processes > 1:
             if self.device.type == "cuda":  # batch statistics over all processes, as over one batch

@@ -16,7 +16,7 @@ MARKERS: Mapping[str, str] = {"simclr": "o", "sae": "s", "ncl": "^"}
 INK, PALE = "#222222", "#767676"
 
 # One hash salt: the same records give the same SVG.
-SETTINGS: Mapping[str, Any] = {
+SETTINGS: dict[Any, Any] = {  # matplotlib's type is the list of all its keys
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titlelocation": "left",
