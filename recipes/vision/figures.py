@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 from monolora.errors import InputError, SaveError, exit_status
 from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.comparable import compared
-from monolora.recipes.vision.gathered import Consistent, gather
 from monolora.recipes.vision.images import Images, load_images
-from monolora.recipes.vision.plots import (
+from monolora.recipes.vision.results.comparable import compared
+from monolora.recipes.vision.results.gathered import Consistent, gather
+from monolora.recipes.vision.results.plots import (
     fig1a,
     fig1b,
     fig2,
@@ -33,7 +33,7 @@ from monolora.recipes.vision.plots import (
     fig_table1,
     style,
 )
-from monolora.recipes.vision.plots.material import Material, NotThereError
+from monolora.recipes.vision.results.plots.material import Material, NotThereError
 from monolora.recipes.vision.settings import Settings
 
 FIGURES: Mapping[str, Callable[[Material], Figure]] = {

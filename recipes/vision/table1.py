@@ -12,11 +12,11 @@ from pathlib import Path
 
 from monolora.errors import InputError, SaveError, exit_status
 from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.comparable import compared
-from monolora.recipes.vision.gathered import gather
+from monolora.recipes.vision.results.comparable import compared
+from monolora.recipes.vision.results.gathered import gather
+from monolora.recipes.vision.results.table_rows import tables
+from monolora.recipes.vision.results.table_text import as_csv, as_latex, as_markdown
 from monolora.recipes.vision.settings import Settings
-from monolora.recipes.vision.table_rows import tables
-from monolora.recipes.vision.table_text import as_csv, as_latex, as_markdown
 
 
 def run(settings: Settings) -> None:

@@ -23,15 +23,15 @@ from scipy import stats
 
 from monolora.errors import InputError
 from monolora.recipes.vision import figures
-from monolora.recipes.vision.comparable import compared
 from monolora.recipes.vision.figures import FIGURES, main, run
-from monolora.recipes.vision.gathered import gather
 from monolora.recipes.vision.images import ImageData
-from monolora.recipes.vision.paper_numbers import TABLE1
-from monolora.recipes.vision.plots import style
-from monolora.recipes.vision.plots.lines import _apart
-from monolora.recipes.vision.plots.material import Material
-from monolora.recipes.vision.plots.top_images import short_name
+from monolora.recipes.vision.results.comparable import compared
+from monolora.recipes.vision.results.gathered import gather
+from monolora.recipes.vision.results.paper_numbers import TABLE1
+from monolora.recipes.vision.results.plots import style
+from monolora.recipes.vision.results.plots.lines import _apart
+from monolora.recipes.vision.results.plots.material import Material
+from monolora.recipes.vision.results.plots.top_images import short_name
 from monolora.recipes.vision.settings import Settings
 
 COLOURS = style.COLOURS

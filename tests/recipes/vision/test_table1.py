@@ -16,9 +16,9 @@ from scipy import stats
 
 from monolora.errors import InputError
 from monolora.latex import escaped
-from monolora.recipes.vision import paper_numbers
-from monolora.recipes.vision.comparable import compared
-from monolora.recipes.vision.gathered import gather
+from monolora.recipes.vision.results import paper_numbers
+from monolora.recipes.vision.results.comparable import compared
+from monolora.recipes.vision.results.gathered import gather
 from monolora.recipes.vision.settings import Common, Data, Settings
 from monolora.recipes.vision.table1 import main, run
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monolora.recipes.vision.gathered import Autoencoder, Gathered, Pretrained, Probed
-from monolora.recipes.vision.paper_numbers import CLASSES, SETTINGS, half_of
+from monolora.recipes.vision.results.gathered import Autoencoder, Gathered, Pretrained, Probed
+from monolora.recipes.vision.results.paper_numbers import CLASSES, SETTINGS, half_of
 from monolora.recipes.vision.settings import Data
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from monolora.recipes.vision.gathered import TITLES, SalientDimension
-from monolora.recipes.vision.plots.material import Material, first_consistent
-from monolora.recipes.vision.plots.style import COLOURS, titled
-from monolora.recipes.vision.plots.top_images import (
+from monolora.recipes.vision.results.gathered import TITLES, SalientDimension
+from monolora.recipes.vision.results.plots.material import Material, first_consistent
+from monolora.recipes.vision.results.plots.style import COLOURS, titled
+from monolora.recipes.vision.results.plots.top_images import (
     COLUMNS,
     consistency_words,
     draw_top_images,

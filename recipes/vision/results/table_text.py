@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 
 from monolora.latex import escaped
-from monolora.recipes.vision.gathered import DENSE, SHORT, Gathered
-from monolora.recipes.vision.table_rows import Block, Cell, Row
+from monolora.recipes.vision.results.gathered import DENSE, SHORT, Gathered
+from monolora.recipes.vision.results.table_rows import Block, Cell, Row
 
 FIELDS = ("representation", "loss", "noise_rate", "mean", "low", "high", "n", "paper")
 NOTHING = "–"

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from monolora.recipes.vision.gathered import DENSE, TITLES, Consistent
-from monolora.recipes.vision.plots.material import Material, NotThereError, first_consistent
-from monolora.recipes.vision.plots.style import COLOURS, titled
-from monolora.recipes.vision.plots.top_images import COLUMNS, consistency_words, draw_top_images, row_height, rows_of
+from monolora.recipes.vision.results.gathered import DENSE, TITLES, Consistent
+from monolora.recipes.vision.results.plots.material import Material, NotThereError, first_consistent
+from monolora.recipes.vision.results.plots.style import COLOURS, titled
+from monolora.recipes.vision.results.plots.top_images import (
+    COLUMNS,
+    consistency_words,
+    draw_top_images,
+    row_height,
+    rows_of,
+)
 
 _SIDE = 0.74  # inches of an image
 

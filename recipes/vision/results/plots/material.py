@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from monolora.recipes.vision.comparable import Compared
-from monolora.recipes.vision.gathered import ORDER, Consistent, Gathered
 from monolora.recipes.vision.images import Images
+from monolora.recipes.vision.results.comparable import Compared
+from monolora.recipes.vision.results.gathered import ORDER, Consistent, Gathered
 
 
 class NotThereError(Exception):
