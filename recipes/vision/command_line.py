@@ -50,7 +50,7 @@ def parse(words: Sequence[str], step: str, description: str | None = None) -> Se
         common=Common(**given.get("common", {})),
         **{name: section(**given.get(name, {})) for name, section in SECTIONS.items()},
     )
-    settings.check()
+    settings.check(step)
     return settings
 
 

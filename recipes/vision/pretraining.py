@@ -246,6 +246,6 @@ class Pretraining:
         if not finite.all():
             step = int((~finite).nonzero()[0]) + 1
             raise RunError(
-                f"The loss is not finite at epoch {self.epoch + 1}, step {step} of {self.steps_per_epoch}. The last "
-                "checkpoint is whole. Lower --learning-rate or raise --warmup-epochs, in another --out."
+                f"The loss is not finite at epoch {self.epoch + 1}, step {step} of {self.steps_per_epoch}. What was "
+                "saved before is whole. Lower --learning-rate or raise --warmup-epochs, in another --out."
             )

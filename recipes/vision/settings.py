@@ -157,8 +157,11 @@ class Settings:
     finetune: Finetune = field(default_factory=Finetune)
     consistency: Consistency = field(default_factory=Consistency)
 
-    def check(self) -> None:
+    def check(self, step: str) -> None:
         """Refuse what no run can have.
+
+        Args:
+            step: that is to be run, or ``all``.
 
         Raises:
             InputError: for a value out of range, naming its flag.
@@ -182,8 +185,9 @@ class Settings:
                 f"--batch-size {self.pretrain.batch_size} in {self.pretrain.accumulation} parts leaves less than 2 "
                 "images a part, of which a batch norm has no statistics. Lower --accumulation."
             )
-        latents = self.sae.latents or self.pretrain.projector_out
-        if self.sae.k > latents:
+        # without --latents, the step alone asks the encoder that is there
+        latents = self.sae.latents or (self.pretrain.projector_out if step == "all" else self.sae.k)
+        if step in ("sae", "all") and self.sae.k > latents:
             raise InputError(f"--k {self.sae.k} is more than the autoencoder's {latents} latents. Lower --k.")
 
 

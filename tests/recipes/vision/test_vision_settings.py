@@ -131,7 +131,6 @@ def test_configs_that_are_refused(config: Callable[[str], Path], text: str, mess
         ("pretrain", ["--batch-size", "6", "--accumulation", "4"], "leaves less than 2 images a part"),
         ("probe", ["--losses", "mse"], "--losses takes ce, sce, each once; got mse"),
         ("sae", ["--k", "300", "--latents", "200"], "--k 300 is more than the autoencoder's 200 latents. Lower --k"),
-        ("sae", ["--k", "2049"], "--k 2049 is more than the autoencoder's 2048 latents"),
         ("sae", ["--seeds", ""], "--seeds needs at least one number"),
         ("sae", ["--seeds=-1"], "--seeds must be 0 or more, got -1"),
         ("sae", ["--cache-size", "16"], "--cache-size 16 is smaller than --image-size 32"),
@@ -178,3 +177,17 @@ def test_sections_are_all_in_the_settings() -> None:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_configs_that_come_along_are_good(path: Path) -> None:
     assert parse(["--config", str(path)], "all").common.out
+
+
+@pytest.mark.parametrize(("step", "refused"), [("all", True), ("pretrain", False), ("sae", False)])
+def test_latents_kept_are_held_against_the_projector_where_both_are_run(
+    tmp_path: Path, step: str, refused: bool
+) -> None:
+    """A step alone may work on an encoder of another size, or need no autoencoder."""
+    path = tmp_path / "config.yaml"
+    path.write_text("out: x\npretrain: {projector_out: 64}\nsae: {k: 65}\n")
+    if refused:
+        with pytest.raises(InputError, match="--k 65 is more than the autoencoder's 64 latents"):
+            parse(["--config", str(path)], step)
+    else:
+        assert parse(["--config", str(path)], step).sae.k == 65
