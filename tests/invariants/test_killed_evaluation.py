@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import pytest
 import torch
 from evaluated import Evaluated
 from inline import run_inline
+from tqdm import tqdm
 
 from monolora import cli
 
@@ -65,6 +67,8 @@ class Forked:
             sink = os.open(os.devnull, os.O_WRONLY)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
+            # The lock of progress bars is shared with this process: killed while holding it, the copy would stop both.
+            tqdm.set_lock(threading.RLock())
             os._exit(cli.main(words))
 
     def alive(self) -> bool:
