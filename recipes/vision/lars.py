@@ -53,9 +53,9 @@ class ClippedLars(LARS):
         weights = [weight for weight in self._weights if weight.grad is not None]
         if not weights:
             return
-        norms = torch._foreach_norm(tuple(weights))
-        gradients = torch._foreach_norm(tuple(weight.grad for weight in weights if weight.grad is not None))
-        for weight, norm, gradient in zip(weights, norms, gradients, strict=True):
-            group = by_weight[id(weight)]
-            scaled = self._trust / max(group["lr"], 1e-12)
-            group["trust_coefficient"] = ((gradient + self._decay * norm) / norm).clamp(max=scaled)
+        norms = torch.stack(torch._foreach_norm(tuple(weights)))
+        gradients = torch.stack(torch._foreach_norm(tuple(each.grad for each in weights if each.grad is not None)))
+        most = self._trust / max(self.param_groups[0]["lr"], 1e-12)
+        coefficients = ((gradients + self._decay * norms) / norms).clamp(max=most)
+        for weight, coefficient in zip(weights, coefficients.unbind(), strict=True):
+            by_weight[id(weight)]["trust_coefficient"] = coefficient

@@ -119,7 +119,7 @@ def _resume(folder: Path, training: Pretraining, of: dict[str, Any], accelerator
             _refuse_other(folder, done["settings"] | done["inputs"], of)
         return 0.0
     try:
-        found = torch.load(path, map_location=accelerator.device, weights_only=True)
+        found = torch.load(path, map_location=training.device, weights_only=True)
         _refuse_other(folder, json.loads(found["settings"]), of)
         training.load_state(found["state"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:

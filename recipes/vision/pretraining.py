@@ -55,7 +55,7 @@ class Pretraining:
 
     Args:
         settings: of pretraining.
-        encoder: fresh weights; moved to the device.
+        encoder: fresh weights; moved to the images' device.
         images: to train on; the labels are for the online classifier alone.
         seed: of everything that is drawn.
         accelerator: knows the processes; one of them is all that is needed.
@@ -75,7 +75,7 @@ class Pretraining:
         compiled: bool = False,
     ) -> None:
         self.settings, self.images, self.seed, self.dtype = settings, images, seed, dtype
-        self.accelerator, self.device = accelerator, accelerator.device
+        self.accelerator, self.device = accelerator, images.device
         self.encoder = encoder.to(self.device)
         self.encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         network: nn.Module = self.encoder
