@@ -41,6 +41,8 @@ from monolora.recipes.vision.pretrain import _fresh
 from monolora.recipes.vision.pretraining import Pretraining
 from monolora.recipes.vision.settings import Common, Probe, Settings
 
+PARTS = ("pretraining", "views", "probe")
+
 
 def main() -> None:
     parser = flag_parser(__doc__)
@@ -49,17 +51,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="of each part (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=8, help="of pretraining in a round (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of the plain loop (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     flags = parser.parse_args()
     words = ["--config", flags.config, "--out", "unused", *(["--dataset", flags.dataset] if flags.dataset else [])]
     settings = parse(words, "pretrain")
     images = load_images(settings.data, device_of(settings.common)).train
-    report = {
-        "flags": vars(flags),
-        "machine": machine("transformers", "kornia", "pytorch-optimizer"),
-        "pretraining": pretraining(settings, images, flags.rounds, flags.steps, flags.workers),
-        "views": views(settings, images, flags.rounds),
-        "probe": probe(flags.rounds),
+    measure = {
+        "pretraining": lambda: pretraining(settings, images, flags.rounds, flags.steps, flags.workers),
+        "views": lambda: views(settings, images, flags.rounds),
+        "probe": lambda: probe(flags.rounds),
     }
+    report = {"flags": vars(flags), "machine": machine("transformers", "kornia", "pytorch-optimizer")}
+    report |= {part: measure[part]() for part in flags.parts}
     show(report)
     save(report, flags.out)
 
@@ -138,8 +141,8 @@ def views(settings: Settings, images: Images, rounds: int) -> dict[str, Any]:
 
 
 def probe(rounds: int, images: int = 10_000, dim: int = 512, classes: int = 20) -> dict[str, Any]:
-    """All noise rates and label seeds at once, and one classifier alone, plainly: seconds of two epochs."""
-    settings = Probe(epochs=2)
+    """All noise rates and label seeds at once, and one classifier alone, plainly: seconds of ten epochs."""
+    settings = Probe(epochs=10)
     device = device_of(Common())
     generator = torch.Generator().manual_seed(0)
     labels_N = torch.randint(classes, (images,), generator=generator)
@@ -186,12 +189,12 @@ def show(report: dict[str, Any]) -> None:
     table = Table(title=report["machine"]["device"])
     for heading in ("what", "median", "smallest", "largest"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
-    for part in ("pretraining", "views", "probe"):
+    for part in (each for each in PARTS if each in report):
         for name, found in report[part].items():
             of_sides = {"": found} if "median" in found else found
             for side, each in of_sides.items():
                 numbers = [f"{each[key]:,.2f}" for key in ("median", "smallest", "largest")]
-                table.add_row(f"{part}, {name.replace('_', ' ')} {side}", *numbers)
+                table.add_row(f"{part}, {name.replace('_', ' ')}{side and f': {side}'}", *numbers)
     Console().print(table)
 
 
