@@ -37,7 +37,7 @@ from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.label_noise import noisy_labels
 from monolora.recipes.vision.lars import ClippedLars
 from monolora.recipes.vision.plain_probe import plain_probe
-from monolora.recipes.vision.pretrain import _fresh
+from monolora.recipes.vision.pretrain import fresh
 from monolora.recipes.vision.pretraining import Pretraining
 from monolora.recipes.vision.settings import Common, Probe, Settings
 
@@ -72,7 +72,7 @@ def _done(found: object) -> None:
 
 
 def _training(settings: Settings, images: Images) -> Pretraining:
-    return _fresh(settings, "simclr", 0, images, Accelerator(cpu=images.device.type == "cpu"))
+    return fresh(settings, "simclr", 0, images, Accelerator(cpu=images.device.type == "cpu"))
 
 
 def pretraining(settings: Settings, images: Images, rounds: int, steps: int, workers: int) -> dict[str, Any]:

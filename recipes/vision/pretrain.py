@@ -68,7 +68,7 @@ def _pretrain(settings: Settings, method: str, seed: int, images: Images, accele
         if accelerator.is_main_process:
             print(f"{folder.name}: pretrained before", flush=True)
         return
-    training = _fresh(settings, method, seed, images, accelerator)
+    training = fresh(settings, method, seed, images, accelerator)
     seconds = _resume(folder, training, of | inputs, accelerator)
     epochs = settings.pretrain.epochs
     while training.epoch < epochs:
@@ -84,7 +84,16 @@ def _pretrain(settings: Settings, method: str, seed: int, images: Images, accele
     accelerator.wait_for_everyone()
 
 
-def _fresh(settings: Settings, method: str, seed: int, images: Images, accelerator: Accelerator) -> Pretraining:
+def fresh(settings: Settings, method: str, seed: int, images: Images, accelerator: Accelerator) -> Pretraining:
+    """An encoder of ``method`` and seed before its first step.
+
+    Args:
+        settings: all sections; those of pretraining, images and precision count.
+        method: ``simclr`` or ``ncl``.
+        seed: of the first weights, which both methods share, and of everything that is drawn.
+        images: to train on.
+        accelerator: knows the processes.
+    """
     own = settings.pretrain
     config = EncoderConfig(
         non_negative=method == "ncl",
