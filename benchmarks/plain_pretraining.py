@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
+from monolora.recipes.experiments.devices import autocast
 from monolora.recipes.vision.contrastive import nt_xent
-from monolora.recipes.vision.devices import autocast
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import Images
 from monolora.recipes.vision.lars import ClippedLars

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rounds import flag_parser, in_turns, machine, of_groups, save, spread
 
+from monolora.recipes.experiments.devices import device_of, dtype_of
 from monolora.recipes.vision.batched_probe import (
     CROSS_ENTROPY,
     cached_source,
@@ -32,7 +33,6 @@ from monolora.recipes.vision.batched_probe import (
     train_probes,
 )
 from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.devices import device_of, dtype_of
 from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.label_noise import noisy_labels
 from monolora.recipes.vision.lars import ClippedLars
@@ -55,7 +55,7 @@ def main() -> None:
     flags = parser.parse_args()
     words = ["--config", flags.config, "--out", "unused", *(["--dataset", flags.dataset] if flags.dataset else [])]
     settings = parse(words, "pretrain")
-    images = load_images(settings.data, device_of(settings.common)).train
+    images = load_images(settings.data, device_of(settings.common.device)).train
     measure = {
         "pretraining": lambda: pretraining(settings, images, flags.rounds, flags.steps, flags.workers),
         "views": lambda: views(settings, images, flags.rounds),
@@ -88,7 +88,10 @@ def pretraining(settings: Settings, images: Images, rounds: int, steps: int, wor
             own._step(*fixed)
 
     sides = {"monolora": lambda: _done(own.run_epoch()), "network": network}
-    for name, dtype in (("plain", torch.float32), ("plain-precision", dtype_of(settings.common, images.device))):
+    for name, dtype in (
+        ("plain", torch.float32),
+        ("plain-precision", dtype_of(settings.common.precision, images.device)),
+    ):
         sides[name] = partial(_plain, settings, images, steps, workers, dtype)
     seconds = in_turns(sides, rounds)
     return {
@@ -143,7 +146,7 @@ def views(settings: Settings, images: Images, rounds: int) -> dict[str, Any]:
 def probe(rounds: int, images: int = 10_000, dim: int = 512, classes: int = 20) -> dict[str, Any]:
     """All noise rates and label seeds at once, and one classifier alone, plainly: seconds of ten epochs."""
     settings = Probe(epochs=10)
-    device = device_of(Common())
+    device = device_of(Common().device)
     generator = torch.Generator().manual_seed(0)
     labels_N = torch.randint(classes, (images,), generator=generator)
     middles_CD = torch.randn(classes, dim, generator=generator)
@@ -167,7 +170,7 @@ def probe(rounds: int, images: int = 10_000, dim: int = 512, classes: int = 20) 
             scaled, labels_N.to(device), classes, lambda epoch: [each.to(device) for each in orders(epoch)], settings
         )
 
-    fast = dtype_of(Common(), device)
+    fast = dtype_of(Common().precision, device)
     sides = {
         "all": lambda: batched(torch.stack(noisy), fast),
         "all-float32": lambda: batched(torch.stack(noisy), torch.float32),

@@ -23,10 +23,11 @@ from safetensors.torch import load_file
 
 from monolora.errors import InputError, exit_status, in_one_line
 from monolora.fingerprints import fingerprint_files
+from monolora.recipes.experiments.devices import device_of, out_of_memory
+from monolora.recipes.experiments.records import read, results_if_same, write
 from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.devices import device_of, out_of_memory
 from monolora.recipes.vision.images import ImageData, load_images
-from monolora.recipes.vision.records import consistency_file, probe_file, read, results_if_same, write
+from monolora.recipes.vision.places import consistency_file, probe_file
 from monolora.recipes.vision.represent import features_of
 from monolora.recipes.vision.semantic import salient_consistency, semantic_consistency, top_images
 from monolora.recipes.vision.settings import REPRESENTATIONS, Consistency, Settings
@@ -63,7 +64,7 @@ def run(settings: Settings) -> None:
         InputError: if there are no classifiers, none of the noise rate, or they are of other features.
         RunError: if the device's memory is too small; SaveError if the disk is full.
     """
-    device = device_of(settings.common)
+    device = device_of(settings.common.device)
     data = load_images(settings.data, device)
     for seed in settings.common.seeds:
         names = [name for name in REPRESENTATIONS if probe_file(settings.common.out, name, seed).is_file()]

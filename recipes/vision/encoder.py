@@ -15,7 +15,7 @@ from transformers import ResNetConfig, ResNetModel
 
 from monolora.errors import InputError, in_one_line
 from monolora.provenance import write_json
-from monolora.recipes.vision.records import write_aside
+from monolora.recipes.experiments.records import write_aside
 
 WEIGHTS, CONFIG = "encoder.safetensors", "encoder.json"
 _STEM_STRIDE = {"cifar": 1, "cifar-strided": 2}

@@ -15,7 +15,7 @@ import torch
 
 from monolora.errors import SaveError
 from monolora.provenance import write_json
-from monolora.recipes.vision.records import write_aside
+from monolora.recipes.experiments.records import write_aside
 
 FOLDER = "features"
 

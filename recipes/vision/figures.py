@@ -16,7 +16,9 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from monolora.errors import InputError, SaveError, exit_status
+from monolora.errors import InputError, exit_status
+from monolora.recipes.experiments.plots import style
+from monolora.recipes.experiments.plots.saving import save_figure
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.results.comparable import compared
@@ -31,7 +33,6 @@ from monolora.recipes.vision.results.plots import (
     fig4c,
     fig6,
     fig_table1,
-    style,
 )
 from monolora.recipes.vision.results.plots.material import Material, NotThereError
 from monolora.recipes.vision.settings import Settings
@@ -67,22 +68,11 @@ def run(settings: Settings) -> None:
             except NotThereError as missing:
                 print(f"{name}: not drawn: {missing}", flush=True)
                 continue
-            paths = _save(figure, out / "figures", name)
+            paths = save_figure(figure, out / "figures", name)
         drawn += 1
         print(f"{name}: {', '.join(map(str, paths))}", flush=True)
     if not drawn:
         raise InputError(f"{out} has nothing to draw yet. Run the steps first: monolora vision all --out {out}.")
-
-
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], dpi=150)
-        figure.savefig(paths[1], metadata={"Date": None})
-    except OSError as error:
-        raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
-    return paths
 
 
 def _pictures(settings: Settings) -> Callable[[Consistent], Images]:

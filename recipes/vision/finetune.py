@@ -18,15 +18,16 @@ from typing import Any, NamedTuple
 
 from monolora.errors import InputError, RunError, exit_status
 from monolora.fingerprints import fingerprint_files
-from monolora.recipes.vision import records
+from monolora.recipes.experiments import records
+from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
+from monolora.recipes.experiments.generators import generator_of
 from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.vision.encoder import Encoder, load_encoder
 from monolora.recipes.vision.few_shot import stratified
 from monolora.recipes.vision.finetune_training import Classifier, Curves, Training, at_common_lengths
-from monolora.recipes.vision.generators import generator_of
 from monolora.recipes.vision.images import ImageData, load_images
 from monolora.recipes.vision.label_noise import noisy_labels
+from monolora.recipes.vision.places import encoder_folder, finetune_file
 from monolora.recipes.vision.settings import Finetune, Settings
 
 _SIMCLR = "simclr"
@@ -56,8 +57,8 @@ def run(settings: Settings) -> None:
         SaveError: if the disk does not take a record.
     """
     runs = runs_of(settings.finetune)
-    device = device_of(settings.common)
-    folders = [records.encoder_folder(settings.common.out, _SIMCLR, seed) for seed in settings.common.seeds]
+    device = device_of(settings.common.device)
+    folders = [encoder_folder(settings.common.out, _SIMCLR, seed) for seed in settings.common.seeds]
     encoders = [load_encoder(folder, device) for folder in folders]  # all, before hours go into the first
     data = load_images(settings.data, device)
     inputs = {"train": data.train.fingerprint, "val": data.val.fingerprint}
@@ -87,9 +88,9 @@ def _of_seed(
     settings: Settings, seed: int, encoder: Encoder, data: ImageData, runs: list[Run], inputs: dict[str, str]
 ) -> None:
     """Those of ``runs`` that the record does not have; each is in it as soon as it is done."""
-    path = records.finetune_file(settings.common.out, seed)
+    path = finetune_file(settings.common.out, seed)
     about = {name: value for name, value in asdict(settings.finetune).items() if name not in _CHOICES}
-    about["precision"] = str(dtype_of(settings.common, data.train.device))
+    about["precision"] = str(dtype_of(settings.common.precision, data.train.device))
     kept = records.results_if_same(path, about, inputs)
     done: list[dict[str, Any]] = kept["runs"] if kept else []
     there = {Run(*(each[name] for name in Run._fields)) for each in done}
@@ -122,7 +123,7 @@ def _one(settings: Settings, seed: int, each: Run, encoder: Encoder, data: Image
     classes = len(data.train.classes)
     labels_N = noisy_labels(data.train.labels_N, classes, each.noise_rate, labels)
     network = Classifier(encoder, classes, each.objective == "nce", generator_of(weights))
-    dtype = dtype_of(settings.common, data.train.device)
+    dtype = dtype_of(settings.common.precision, data.train.device)
     training = Training(network, data, settings.finetune, dtype, generator_of(orders), settings.common.compile)
     return training.run(places_n, labels_N)
 

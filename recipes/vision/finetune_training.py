@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from monolora.errors import RunError
+from monolora.recipes.experiments.devices import autocast
 from monolora.recipes.vision.augment import Augment
-from monolora.recipes.vision.devices import autocast
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import ImageData, Images
 from monolora.recipes.vision.settings import Finetune

@@ -22,11 +22,12 @@ import torch
 from accelerate import Accelerator
 
 from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_disk_trouble
-from monolora.recipes.vision import records
+from monolora.recipes.experiments import records
+from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.vision.encoder import Encoder, EncoderConfig, save_encoder
 from monolora.recipes.vision.images import Images, load_images
+from monolora.recipes.vision.places import encoder_folder
 from monolora.recipes.vision.pretraining import Pretraining
 from monolora.recipes.vision.settings import Settings
 
@@ -41,8 +42,8 @@ def run(settings: Settings) -> None:
         InputError: if the folder holds encoders of other settings, or the batch does not fit the images.
         RunError: if a loss is not finite, memory runs out, or the disk is full.
     """
-    accelerator = Accelerator(cpu=device_of(settings.common).type == "cpu")
-    device = accelerator.device if accelerator.num_processes > 1 else device_of(settings.common)
+    accelerator = Accelerator(cpu=device_of(settings.common.device).type == "cpu")
+    device = accelerator.device if accelerator.num_processes > 1 else device_of(settings.common.device)
     images = load_images(settings.data, device).train
     _check_batch(settings, len(images.labels_N), accelerator.num_processes)
     for seed in settings.common.seeds:
@@ -60,9 +61,9 @@ def _check_batch(settings: Settings, images: int, processes: int) -> None:
 
 
 def _pretrain(settings: Settings, method: str, seed: int, images: Images, accelerator: Accelerator) -> None:
-    folder = records.encoder_folder(settings.common.out, method, seed)
+    folder = encoder_folder(settings.common.out, method, seed)
     of = {name: value for name, value in asdict(settings.pretrain).items() if name not in _FREE}
-    of |= {"method": method, "seed": seed, "precision": str(dtype_of(settings.common, images.device))}
+    of |= {"method": method, "seed": seed, "precision": str(dtype_of(settings.common.precision, images.device))}
     inputs = {"train": images.fingerprint}
     if records.results_if_same(folder / RECORD, of, inputs) is not None:
         if accelerator.is_main_process:
@@ -114,7 +115,7 @@ def fresh(settings: Settings, method: str, seed: int, images: Images, accelerato
         images,
         seed=seed,
         accelerator=accelerator,
-        dtype=dtype_of(settings.common, images.device),
+        dtype=dtype_of(settings.common.precision, images.device),
         compiled=settings.common.compile,
     )
 

@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from monolora.errors import RunError
+from monolora.recipes.experiments.devices import autocast
+from monolora.recipes.experiments.generators import generator_of
 from monolora.recipes.vision.augment import Augment
 from monolora.recipes.vision.contrastive import nt_xent, of_all_processes
-from monolora.recipes.vision.devices import autocast
 from monolora.recipes.vision.encoder import Encoder
-from monolora.recipes.vision.generators import generator_of
 from monolora.recipes.vision.images import Images
 from monolora.recipes.vision.lars import ClippedLars
 from monolora.recipes.vision.settings import Pretrain

@@ -22,7 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from monolora.errors import InputError, RunError, SaveError, exit_status
-from monolora.recipes.vision import encoder, records, sae_model
+from monolora.recipes.experiments import records
+from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
+from monolora.recipes.experiments.generators import generator_of
+from monolora.recipes.vision import encoder, sae_model
 from monolora.recipes.vision.augment import Augment
 from monolora.recipes.vision.batched_probe import (
     CROSS_ENTROPY,
@@ -36,12 +39,11 @@ from monolora.recipes.vision.batched_probe import (
     train_probes,
 )
 from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.vision.features import Features
-from monolora.recipes.vision.generators import generator_of
 from monolora.recipes.vision.images import ImageData, Images, load_images
 from monolora.recipes.vision.input_noise import noise_accuracies, ood_accuracies, open_ood
 from monolora.recipes.vision.label_noise import noisy_labels
+from monolora.recipes.vision.places import encoder_folder, probe_file
 from monolora.recipes.vision.represent import Representation, features_of, load_representation
 from monolora.recipes.vision.settings import REPRESENTATIONS, Probe, Settings
 
@@ -57,12 +59,12 @@ def run(settings: Settings) -> None:
         RunError: if the classifiers diverge, or the device's memory is too small; SaveError if the disk is full.
     """
     _check(settings.probe)
-    device = device_of(settings.common)
+    device = device_of(settings.common.device)
     present = [
         (name, seed)
         for seed in settings.common.seeds
         for name in REPRESENTATIONS
-        if (records.encoder_folder(settings.common.out, name, seed) / _weights_of(name)).is_file()
+        if (encoder_folder(settings.common.out, name, seed) / _weights_of(name)).is_file()
     ]
     if not present:
         raise InputError(
@@ -95,8 +97,8 @@ def _probe(
 ) -> Iterator[str]:
     """Write the record and the weights of a representation, unless they are there; gives what is to be printed."""
     probe, start = settings.probe, time.perf_counter()
-    file = records.probe_file(settings.common.out, name, seed)
-    dtype = dtype_of(settings.common, device)
+    file = probe_file(settings.common.out, name, seed)
+    dtype = dtype_of(settings.common.precision, device)
     images = {each: getattr(settings.data, each) for each in ("dataset", "classes", "per_class")}
     own = asdict(probe) | {"precision": str(dtype), "data": images}
     try:

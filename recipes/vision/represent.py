@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 
 from monolora.fingerprints import fingerprint_files
-from monolora.recipes.vision.devices import autocast, dtype_of
+from monolora.recipes.experiments.devices import autocast, dtype_of
 from monolora.recipes.vision.encoder import Encoder, load_encoder
 from monolora.recipes.vision.features import Features, cached_features
 from monolora.recipes.vision.images import ImageData, Images
-from monolora.recipes.vision.records import encoder_folder
+from monolora.recipes.vision.places import encoder_folder
 from monolora.recipes.vision.sae_model import TopKAutoencoder, load_sae
 from monolora.recipes.vision.settings import Common
 
@@ -56,7 +56,7 @@ def load_representation(common: Common, name: str, seed: int, device: torch.devi
     """
     sae = load_sae(encoder_folder(common.out, "sae", seed), device) if name == "sae" else None
     encoder = load_encoder(encoder_folder(common.out, "simclr" if name == "sae" else name, seed), device)
-    return Representation(encoder, sae, dtype_of(common, device))
+    return Representation(encoder, sae, dtype_of(common.precision, device))
 
 
 def features_of(common: Common, name: str, seed: int, data: ImageData, device: torch.device) -> Features:

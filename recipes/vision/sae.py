@@ -20,11 +20,12 @@ import torch
 from safetensors import SafetensorError
 
 from monolora.errors import SaveError, exit_status
+from monolora.recipes.experiments.devices import device_of, out_of_memory
+from monolora.recipes.experiments.records import results_if_same, write
 from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.devices import device_of, out_of_memory
 from monolora.recipes.vision.features import Features
 from monolora.recipes.vision.images import load_images
-from monolora.recipes.vision.records import encoder_folder, results_if_same, write
+from monolora.recipes.vision.places import encoder_folder
 from monolora.recipes.vision.represent import features_of
 from monolora.recipes.vision.sae_model import WEIGHTS, TopKAutoencoder, save_sae
 from monolora.recipes.vision.sae_training import quality_of, train_sae
@@ -40,7 +41,7 @@ def run(settings: Settings) -> None:
         InputError: if an encoder is missing, or the settings do not go with its features.
         RunError: if the loss is not finite, or the device's memory is too small; SaveError if the disk is full.
     """
-    device = device_of(settings.common)
+    device = device_of(settings.common.device)
     data = load_images(settings.data, device)
     for seed in settings.common.seeds:
         features = features_of(settings.common, "simclr", seed, data, device)

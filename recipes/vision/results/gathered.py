@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from monolora.errors import InputError, in_one_line
-from monolora.recipes.vision.records import read
-from monolora.recipes.vision.results.intervals import BySeed
+from monolora.recipes.experiments.intervals import BySeed
+from monolora.recipes.experiments.records import read
 from monolora.recipes.vision.settings import METHODS
 
 ORDER = ("simclr", "sae", "ncl")  # in which people read them, as in the paper's Table 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from monolora.recipes.experiments.intervals import Estimate, difference, estimate, in_words
 from monolora.recipes.vision.results import paper_numbers
 from monolora.recipes.vision.results.comparable import Compared
 from monolora.recipes.vision.results.gathered import ORDER, SHORT, TITLES, Gathered
-from monolora.recipes.vision.results.intervals import Estimate, difference, estimate, in_words
 
 DRAWS = "draws of wrong labels"
 

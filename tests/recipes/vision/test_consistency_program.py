@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from monolora.errors import InputError, exit_status
+from monolora.recipes.experiments.records import write
 from monolora.recipes.vision import consistency as program
 from monolora.recipes.vision import probe, sae
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import ImageData
-from monolora.recipes.vision.records import consistency_file, probe_file, write
+from monolora.recipes.vision.places import consistency_file, probe_file
 from monolora.recipes.vision.represent import features_of
 from monolora.recipes.vision.settings import Settings
 

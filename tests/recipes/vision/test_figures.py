@@ -22,19 +22,19 @@ from PIL import Image
 from scipy import stats
 
 from monolora.errors import InputError
+from monolora.recipes.experiments.plots import style
+from monolora.recipes.experiments.plots.lines import _apart
 from monolora.recipes.vision import figures
 from monolora.recipes.vision.figures import FIGURES, main, run
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.results.comparable import compared
 from monolora.recipes.vision.results.gathered import gather
 from monolora.recipes.vision.results.paper_numbers import TABLE1
-from monolora.recipes.vision.results.plots import style
-from monolora.recipes.vision.results.plots.lines import _apart
+from monolora.recipes.vision.results.plots.colours import COLOURS
 from monolora.recipes.vision.results.plots.material import Material
 from monolora.recipes.vision.results.plots.top_images import short_name
 from monolora.recipes.vision.settings import Settings
 
-COLOURS = style.COLOURS
 LONG = ("Staffordshire bullterrier, Staffordshire bull", "great white shark", "sweet_pepper")
 
 

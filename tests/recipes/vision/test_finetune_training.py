@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monolora.errors import RunError
+from monolora.recipes.experiments.generators import generator_of
 from monolora.recipes.vision import finetune_training
 from monolora.recipes.vision.augment import Augment
 from monolora.recipes.vision.encoder import Encoder
@@ -25,7 +26,6 @@ from monolora.recipes.vision.finetune_training import (
     at_common_lengths,
     batches_of,
 )
-from monolora.recipes.vision.generators import generator_of
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.settings import Finetune
 

@@ -18,8 +18,8 @@ from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.label_noise import noisy_labels
+from monolora.recipes.vision.places import encoder_folder, probe_file
 from monolora.recipes.vision.plain_probe import plain_probe
-from monolora.recipes.vision.records import encoder_folder, probe_file
 from monolora.recipes.vision.represent import features_of
 from monolora.recipes.vision.sae_model import TopKAutoencoder, save_sae
 from monolora.recipes.vision.settings import Settings

@@ -10,7 +10,7 @@ import torch
 
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import ImageData
-from monolora.recipes.vision.records import encoder_folder
+from monolora.recipes.vision.places import encoder_folder
 from monolora.recipes.vision.represent import features_of, load_representation
 from monolora.recipes.vision.sae_model import TopKAutoencoder, save_sae
 from monolora.recipes.vision.settings import Settings

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
-from monolora.recipes.vision.results.intervals import Estimate
-from monolora.recipes.vision.results.plots.style import INK
+from monolora.recipes.experiments.intervals import Estimate
+from monolora.recipes.experiments.plots.style import INK
 
 _WIDTH, _BETWEEN = 0.84, 0.9  # of a bar, and between groups, where bars are 1 apart
 _BELOW = 17  # points from the axis to the groups' names, below the bars'

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from monolora.recipes.experiments.intervals import BySeed, estimate, in_words
+from monolora.recipes.experiments.plots.style import titled
 from monolora.recipes.vision.results.gathered import SHORT
-from monolora.recipes.vision.results.intervals import BySeed, estimate, in_words
 from monolora.recipes.vision.results.plots.bars import Bar, draw_bars
+from monolora.recipes.vision.results.plots.colours import COLOURS
 from monolora.recipes.vision.results.plots.material import Material, NotThereError, probed
-from monolora.recipes.vision.results.plots.style import COLOURS, titled
 
 _SCALE = 0.6  # of the paper's Gaussian noise
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from monolora.recipes.experiments.intervals import Estimate, estimate, in_words
+from monolora.recipes.experiments.plots.lines import Line, draw_lines, keep_in_sight, label_ends
+from monolora.recipes.experiments.plots.style import percent_axis, titled
 from monolora.recipes.vision.results.gathered import SHORT, Gathered
-from monolora.recipes.vision.results.intervals import Estimate, estimate, in_words
 from monolora.recipes.vision.results.plots.bars import Bar, draw_bars
-from monolora.recipes.vision.results.plots.lines import Line, draw_lines, keep_in_sight, label_ends
+from monolora.recipes.vision.results.plots.colours import COLOURS, MARKERS
 from monolora.recipes.vision.results.plots.material import Material, NotThereError, probed
-from monolora.recipes.vision.results.plots.style import COLOURS, MARKERS, percent_axis, titled
 
 _KINDS = {"uniform": "uniform noise", "gaussian": "Gaussian noise"}
 

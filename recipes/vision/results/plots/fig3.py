@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from monolora.recipes.vision.results.intervals import Estimate
+from monolora.recipes.experiments.intervals import Estimate
+from monolora.recipes.experiments.plots.lines import draw_lines, keep_in_sight, label_ends
+from monolora.recipes.experiments.plots.style import percent_axis, titled
 from monolora.recipes.vision.results.plots import tuned
-from monolora.recipes.vision.results.plots.lines import draw_lines, keep_in_sight, label_ends
 from monolora.recipes.vision.results.plots.material import Material
-from monolora.recipes.vision.results.plots.style import percent_axis, titled
 
 
 class _Panel(NamedTuple):

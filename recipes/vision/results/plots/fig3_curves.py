@@ -8,12 +8,12 @@ from functools import partial
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from monolora.recipes.experiments.intervals import Estimate, estimate
+from monolora.recipes.experiments.plots.lines import Line, draw_lines, keep_in_sight, label_ends
+from monolora.recipes.experiments.plots.style import percent_axis, titled
 from monolora.recipes.vision.results.gathered import Finetuned, Gathered
-from monolora.recipes.vision.results.intervals import Estimate, estimate
 from monolora.recipes.vision.results.plots import tuned
-from monolora.recipes.vision.results.plots.lines import Line, draw_lines, keep_in_sight, label_ends
 from monolora.recipes.vision.results.plots.material import Material
-from monolora.recipes.vision.results.plots.style import percent_axis, titled
 
 _COLUMNS = 4
 

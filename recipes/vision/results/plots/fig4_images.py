@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from monolora.recipes.experiments.plots.style import titled
 from monolora.recipes.vision.results.gathered import TITLES, SalientDimension
+from monolora.recipes.vision.results.plots.colours import COLOURS
 from monolora.recipes.vision.results.plots.material import Material, first_consistent
-from monolora.recipes.vision.results.plots.style import COLOURS, titled
 from monolora.recipes.vision.results.plots.top_images import (
     COLUMNS,
     consistency_words,

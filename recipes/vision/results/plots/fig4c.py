@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from monolora.recipes.experiments.intervals import Estimate, estimate, in_words
+from monolora.recipes.experiments.plots.style import titled
 from monolora.recipes.vision.results.gathered import DENSE, ORDER, SHORT, TITLES
-from monolora.recipes.vision.results.intervals import Estimate, estimate, in_words
 from monolora.recipes.vision.results.plots.bars import Bar, draw_bars
+from monolora.recipes.vision.results.plots.colours import COLOURS
 from monolora.recipes.vision.results.plots.material import Material, NotThereError, first_consistent
-from monolora.recipes.vision.results.plots.style import COLOURS, titled
 
 
 def draw(material: Material) -> Figure:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from monolora.recipes.experiments.intervals import Estimate, difference, estimate, in_words
+from monolora.recipes.experiments.plots.lines import Line, draw_lines, keep_in_sight, label_ends
+from monolora.recipes.experiments.plots.style import PALE, percent_axis, titled
 from monolora.recipes.vision.results.gathered import SHORT, TITLES, Gathered
-from monolora.recipes.vision.results.intervals import Estimate, difference, estimate, in_words
-from monolora.recipes.vision.results.plots.lines import Line, draw_lines, keep_in_sight, label_ends
+from monolora.recipes.vision.results.plots.colours import COLOURS, MARKERS
 from monolora.recipes.vision.results.plots.material import Material, NotThereError, probed
-from monolora.recipes.vision.results.plots.style import COLOURS, MARKERS, PALE, percent_axis, titled
 from monolora.recipes.vision.results.table_rows import DRAWS
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from PIL import Image
 
+from monolora.recipes.experiments.plots.style import INK
 from monolora.recipes.vision.images import Images
 from monolora.recipes.vision.results.gathered import Dimension
-from monolora.recipes.vision.results.plots.style import INK
 
 COLUMNS = 4
 _SIDE = 96  # pixels of an image; larger ones only make larger files

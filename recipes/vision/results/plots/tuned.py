@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from monolora.recipes.experiments.intervals import BySeed, Estimate, estimate, in_words
+from monolora.recipes.experiments.plots.lines import Line
 from monolora.recipes.vision.results.gathered import Finetuned, Gathered
-from monolora.recipes.vision.results.intervals import BySeed, Estimate, estimate, in_words
-from monolora.recipes.vision.results.plots.lines import Line
+from monolora.recipes.vision.results.plots.colours import COLOURS, MARKERS
 from monolora.recipes.vision.results.plots.material import NotThereError
-from monolora.recipes.vision.results.plots.style import COLOURS, MARKERS
 
 LABELS = {"ce": "CE", "nce": "NCE"}
 # of CL's and NCL's colours: what NCE keeps non-negative, NCL has made so

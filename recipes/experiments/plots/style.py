@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-# Told apart with any colour vision, by lightness too; dark enough for names on white.
-COLOURS: Mapping[str, str] = {"simclr": "#4c6285", "sae": "#1b9e77", "ncl": "#d9730d"}
-MARKERS: Mapping[str, str] = {"simclr": "o", "sae": "s", "ncl": "^"}
 INK, PALE = "#222222", "#767676"
 
 # One hash salt: the same records give the same SVG.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from monolora.errors import InputError, SaveError
-from monolora.recipes.vision import records
+from monolora.recipes.experiments import records
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "rates": (0.1, 0.5), "name": None, "deep": {"on": True}}
 INPUTS = {"train": "abc", "val": "def"}
@@ -98,19 +98,6 @@ def test_numbers_that_are_none_become_null(path: Path) -> None:
     records.write(path, SETTINGS, INPUTS, {"loss": [float("nan"), float("inf"), 1.0]})
     assert records.read(path, "")["results"] == {"loss": [None, None, 1.0]}
     assert "NaN" not in path.read_text()
-
-
-def test_places(tmp_path: Path) -> None:
-    """Every step and seed has a place of its own, below the folder of the runs."""
-    found = [records.encoder_folder(tmp_path, name, seed) for name in ("simclr", "ncl", "sae") for seed in (0, 1)]
-    for seed in (0, 1):
-        found += [records.probe_file(tmp_path, name, seed) for name in ("simclr", "ncl", "sae")]
-        found += [records.consistency_file(tmp_path, name, seed) for name in ("simclr", "ncl", "sae")]
-        found.append(records.finetune_file(tmp_path, seed))
-    assert len(set(found)) == len(found)
-    assert all(tmp_path in each.parents for each in found)
-    assert records.finetune_file("out", 3) == Path("out/finetune/3.json")
-    assert records.encoder_folder("out", "ncl", 2) == Path("out/ncl-2")
 
 
 def test_records_move_with_their_folder(path: Path, tmp_path: Path) -> None:

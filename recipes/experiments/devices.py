@@ -8,21 +8,20 @@ from contextlib import contextmanager
 import torch
 
 from monolora.errors import InputError, RunError
-from monolora.recipes.vision.settings import Common
 
 
-def device_of(common: Common) -> torch.device:
-    """The device that ``--device`` names.
+def device_of(name: str) -> torch.device:
+    """The device that ``--device`` names; ``auto`` is the GPU where there is one.
 
     Raises:
         InputError: if there is no such device here.
     """
-    if common.device == "auto":
+    if name == "auto":
         return _whole(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        return _whole(torch.device(common.device))
+        return _whole(torch.device(name))
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {common.device} cannot be used here. Use cpu, or leave the flag out.") from error
+        raise InputError(f"--device {name} cannot be used here. Use cpu, or leave the flag out.") from error
 
 
 def _whole(device: torch.device) -> torch.device:
@@ -30,9 +29,9 @@ def _whole(device: torch.device) -> torch.device:
     return torch.empty(0, device=device).device
 
 
-def dtype_of(common: Common, device: torch.device) -> torch.dtype:
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     """The precision of products that ``--precision`` names; sums, norms and losses stay float32."""
-    fast = {"auto": _bfloat16_is_fast(device), "bfloat16": True, "float32": False}[common.precision]
+    fast = {"auto": _bfloat16_is_fast(device), "bfloat16": True, "float32": False}[precision]
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from monolora.recipes.vision.results.intervals import Estimate
+from monolora.recipes.experiments.intervals import Estimate
 
 _LABEL_POINTS = 10.5  # from one label to the next
 

@@ -1,0 +1,1 @@
+"""What the vision and the superposition experiments share: devices, random numbers, records, intervals, plots."""
