@@ -20,6 +20,7 @@ COMMANDS = {
     "verify": ("monolora.recipes.verify", "how much of an adapter's effect a merged checkpoint keeps"),
     "serve-check": ("monolora.recipes.serve_check", "whether vLLM answers through an adapter as transformers does"),
     "vision": ("monolora.recipes.vision.__main__", "the paper's vision experiments, from pretraining to its figures"),
+    "superposition": ("monolora.recipes.superposition.__main__", "the paper's toy model and theory, run and checked"),
     "doctor": ("monolora.doctor", "versions, devices and data, and what is missing"),
 }
 
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print("usage: monolora COMMAND [flags]   (monolora COMMAND --help for its flags)\n")
-        print("\n".join(f"  {name:13}{what}" for name, (_, what) in COMMANDS.items()))
+        print("\n".join(f"  {name:14}{what}" for name, (_, what) in COMMANDS.items()))
         return 0 if words else 2
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)

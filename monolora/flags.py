@@ -6,10 +6,17 @@ import argparse
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field, field
-from typing import Any, NoReturn
+from dataclasses import Field, field, fields
+from typing import Any, ClassVar, NoReturn, Protocol, TypeVar
 
 from monolora.errors import InputError
+
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Settings = TypeVar("Settings", bound=_Dataclass)
 
 
 def setting(default: Any, help: str, **options: Any) -> Any:  # noqa: A002 (argparse's own name)
@@ -68,6 +75,17 @@ class FlagParser(argparse.ArgumentParser):
             if options.get("action") == "append":  # argparse appends to a list only
                 options["default"] = list((given or {}).get(each.name, ()))
             self.add_argument(flag_of(each.name), **options)
+
+    def parse_into(self, words: Sequence[str], kind: type[Settings]) -> Settings:
+        """The settings that ``words`` give; the fields of ``kind``, made by :func:`setting`, become flags.
+
+        Raises:
+            InputError: as :meth:`parse`.
+        """
+        self.add_settings(fields(kind))
+        typed = vars(self.parse(words))
+        known = {each.name for each in fields(kind)}
+        return kind(**{name: value for name, value in typed.items() if name in known and value is not None})
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """The flags in ``words``.

@@ -43,13 +43,13 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["docter"]) == 2
     assert capsys.readouterr().err == (
         "error: Unknown command 'docter'; choose one of sft, demo, eval, judge, sparsity, merge, verify, serve-check, "
-        "vision, doctor. Did you mean doctor?\n"
+        "vision, superposition, doctor. Did you mean doctor?\n"
     )
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_unknown_flags_of_every_program(capsys: pytest.CaptureFixture[str], name: str, tmp_path: Path) -> None:
-    words = {"sparsity": [str(tmp_path)], "eval": ["run"], "vision": ["probe"]}.get(name, [])
+    words = {"sparsity": [str(tmp_path)], "eval": ["run"], "vision": ["probe"], "superposition": ["run"]}.get(name, [])
     assert cli.main([name, *words, "--bogus-flag"]) == 2
     assert capsys.readouterr().err.startswith("error: Unknown flag --bogus-flag.")
 

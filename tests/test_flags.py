@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
 from monolora.errors import InputError
-from monolora.flags import FlagParser, unknown_flag
+from monolora.flags import FlagParser, numbers, setting, unknown_flag
 
 
 @pytest.fixture
@@ -21,6 +23,27 @@ def parser() -> FlagParser:
 def test_right_flags(parser: FlagParser) -> None:
     flags = parser.parse(["a", "--batch-size", "4"])
     assert (flags.word, flags.batch_size, flags.json) == ("a", 4, False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Of a program."""
+
+    steps: int = setting(3, "how many", type=int)
+    rates: tuple[float, ...] = setting((0.5,), "which", type=numbers)
+    fast: bool = setting(False, "hurry")
+    careful: bool = setting(True, "take care")
+
+
+def test_into_settings() -> None:
+    def parse(*words: str) -> Settings:
+        return FlagParser("monolora test", None).parse_into(words, Settings)
+
+    assert parse() == Settings()
+    assert parse("--rates", "0,1", "--fast") == Settings(rates=(0.0, 1.0), fast=True)
+    assert parse("--steps=0", "--no-careful") == Settings(steps=0, careful=False)
+    with pytest.raises(InputError, match="Did you mean --steps"):
+        parse("--step", "4")
 
 
 @pytest.mark.parametrize(

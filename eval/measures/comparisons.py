@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from monolora.eval.measures.bootstrap import RESAMPLES, Estimate, bootstrap
 from monolora.eval.measures.columns import Cell, Measured, cell, weights
-from monolora.eval.measures.hypotheses import holm, mcnemar, wilson
+from monolora.eval.measures.hypotheses import mcnemar, wilson
 from monolora.eval.measures.model import Model
+from monolora.holm import holm
 
 Floats = NDArray[np.float64]
 Difference = dict[str, Any]

@@ -1,8 +1,7 @@
-"""Tests for flags, intervals for shares, and the correction for many comparisons."""
+"""Tests for flags, and intervals for shares."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from scipy.stats import binomtest
@@ -33,17 +32,3 @@ def wilson(count: int, n: int) -> Interval:
     """
     found = binomtest(count, n).proportion_ci(method="wilson")
     return Interval(float(found.low), float(found.high))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected by Holm's step-down method (1979): the chance of even one false finding stays below them.
-
-    The family is what the caller passes: here all tested columns of one pair of models.
-    """
-    n = len(p_values)
-    corrected = [1.0] * n
-    largest = 0.0
-    for rank, k in enumerate(sorted(range(n), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (n - rank) * p_values[k]))
-        corrected[k] = largest
-    return corrected

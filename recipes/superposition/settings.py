@@ -35,9 +35,9 @@ class Run:
     noise_scales: tuple[float, ...] = setting(
         (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0), "standard deviations of Gaussian noise on test samples", type=numbers
     )
-    epochs: int = setting(30, "of a classifier, over its samples", type=int)
+    epochs: int = setting(100, "of a classifier, over its samples", type=int)
     batch_size: int = setting(250, "samples a step of a classifier", type=int)
-    learning_rate: float = setting(2.0, "of its SGD with momentum 0.9, at its start; it falls as a cosine", type=float)
+    learning_rate: float = setting(20.0, "of its SGD with momentum 0.9, at its start; it falls as a cosine", type=float)
     weight_decay: float = setting(0.0, "of its weights", type=float)
     device: str = setting("auto", "cpu, cuda, cuda:1 …; auto is the GPU where there is one")
 

@@ -1,6 +1,10 @@
 """The theory of section 4.3 and appendix B for two features, in exact numbers or floats.
 
-    moments ──▶ criteria ──▶ crossover          closed forms, what is made of them, where mono and poly swap places
-    joint, monte_carlo                          the same moments by two other ways, to check them against
-    accuracy                                    what the best threshold on a feature gets right
+    numbers ──▶ moments ──▶ criteria ──▶ crossover ──▶ verdicts     closed forms, and where mono and poly swap places
+    joint, monte_carlo                                              the same moments by two other ways, as checks
+    accuracy                                                        what the best threshold on a feature gets right
+
+Two features x1, x2: each is 0 with probability S, else uniform on [0, 1]. The label is 1 where x1 > x2, 0 where
+x1 < x2, and a fair coin where both are 0. A representation is one number h = a x1 + b x2: the paper's monosemantic one
+is x1, its polysemantic one, an antipodal pair, x1 - x2.
 """

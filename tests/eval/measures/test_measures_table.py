@@ -17,9 +17,9 @@ from synthetic_run import JUDGES, LABELS, MODELS, POLICIES, Run, make
 
 from monolora.eval.judges import shieldgemma
 from monolora.eval.measures import verdicts
-from monolora.eval.measures.hypotheses import holm
 from monolora.eval.measures.table import build
 from monolora.eval.measures.text import repetition
+from monolora.holm import holm
 from monolora.recipes.scoring import first_word, text_overlap
 
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from monolora.recipes.experiments.intervals import BySeed, estimate, in_words
+from monolora.recipes.experiments.plots.bars import Bar, draw_bars
 from monolora.recipes.experiments.plots.style import titled
 from monolora.recipes.vision.results.gathered import SHORT
-from monolora.recipes.vision.results.plots.bars import Bar, draw_bars
 from monolora.recipes.vision.results.plots.colours import COLOURS
 from monolora.recipes.vision.results.plots.material import Material, NotThereError, probed
 

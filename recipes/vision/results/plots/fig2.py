@@ -6,10 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from monolora.recipes.experiments.intervals import Estimate, estimate, in_words
+from monolora.recipes.experiments.plots.bars import Bar, draw_bars
 from monolora.recipes.experiments.plots.lines import Line, draw_lines, keep_in_sight, label_ends
 from monolora.recipes.experiments.plots.style import percent_axis, titled
 from monolora.recipes.vision.results.gathered import SHORT, Gathered
-from monolora.recipes.vision.results.plots.bars import Bar, draw_bars
 from monolora.recipes.vision.results.plots.colours import COLOURS, MARKERS
 from monolora.recipes.vision.results.plots.material import Material, NotThereError, probed
 

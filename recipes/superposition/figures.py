@@ -1,0 +1,81 @@
+"""Draw Figure 5 and more: the toy model from what ``run`` has left, and the theory from its closed forms.
+
+    monolora superposition figures --out runs/superposition
+
+fig5a          encoders without and with superposition                                  section 4.2
+fig5b          accuracy: clean, many wrong labels, Gaussian noise                       section 4.2
+by-noise       accuracy against both noises, at each sparsity
+differences    mono - poly at each sparsity, noise and number of training samples
+geometry       dimensionality of features, antipodal pairs
+theory-label   J against label noise, for each criterion                                theorem 4.2
+theory-input   J against input noise                                                    theorem B.9
+theory-leaders who leads, for every sparsity and noise
+
+Writes OUT/figures/*.png and *.svg. Without a run in OUT, the theory's figures only.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from monolora.errors import InputError, exit_status
+from monolora.flags import FlagParser, setting
+from monolora.recipes.experiments.plots import style
+from monolora.recipes.experiments.plots.saving import save_figure
+from monolora.recipes.superposition.plots import by_noise, criteria, differences, fig5a, fig5b, geometry, leaders
+from monolora.recipes.superposition.plots.material import Material, read_material
+from monolora.recipes.superposition.settings import Run
+
+OF_RUN: Mapping[str, Callable[[Material], Figure]] = {
+    "fig5a": fig5a.draw,
+    "fig5b": fig5b.draw,
+    "by-noise": by_noise.draw,
+    "differences": differences.draw,
+    "geometry": geometry.draw,
+}
+OF_THEORY: Mapping[str, Callable[[], Figure]] = {
+    "theory-label": partial(criteria.draw, "label"),
+    "theory-input": partial(criteria.draw, "input"),
+    "theory-leaders": leaders.draw,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """The settings; each field is a flag."""
+
+    out: str = setting(Run.out, "the folder of a run; the figures go into its figures/", metavar="FOLDER")
+
+
+def main(argv: list[str]) -> int:
+    """Run the program.
+
+    Raises:
+        InputError: if a record in the folder is damaged.
+        SaveError: if the disk does not take a figure.
+    """
+    out = Path(FlagParser("monolora superposition figures", __doc__).parse_into(argv, Figures).out)
+    figures = dict(OF_THEORY)
+    if (out / "encoders.json").is_file():
+        material = read_material(out)
+        figures |= {name: partial(draw, material) for name, draw in OF_RUN.items()}
+    elif out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file. Name the folder of a run with --out.")
+    else:
+        print(f"{', '.join(OF_RUN)}: not drawn, there is no run in {out}: monolora superposition run --out {out}")
+    for name, draw in figures.items():
+        with matplotlib.rc_context(style.SETTINGS):
+            paths = save_figure(draw(), out / "figures", name)
+        print(f"{name}: {', '.join(map(str, paths))}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -1,0 +1,197 @@
+"""What the figures are drawn from: the records of ``monolora superposition run``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from monolora.errors import InputError, in_one_line
+from monolora.recipes.experiments import records
+from monolora.recipes.experiments.intervals import Estimate, difference, estimate
+from monolora.recipes.superposition.settings import MONO, POLY
+from monolora.recipes.superposition.toy.geometry import REPRESENTED
+
+ByNoise = Mapping[float, Sequence[float]]  # by rate or scale, the accuracy of each seed, in [0, 1]
+ByKind = Mapping[str, ByNoise]  # "label", "input"
+_MOST_TYPICAL, _TOO_SPARSE = 0.9, 0.95  # of the sparsities that are shown alone
+
+
+class Geometry(NamedTuple):
+    """Of the encoders of one S; arrays of shape ``(seeds, n)``.
+
+    Attributes:
+        norms: of W's columns, one a feature.
+        dimensionality: ||W_i||^2 / sum_j (W_i . W_j / ||W_i||)^2.
+        paired: whether a feature is in an antipodal pair.
+    """
+
+    norms: np.ndarray
+    dimensionality: np.ndarray
+    paired: np.ndarray
+
+    @property
+    def represented(self) -> np.ndarray:
+        """Whether a feature is, shape ``(seeds, n)``."""
+        return self.norms > REPRESENTED
+
+
+class Material(NamedTuple):
+    """Of one folder of results.
+
+    Attributes:
+        sparsities: ascending, 0 first.
+        W_Ssmn: the encoders, shape ``(S, seeds, m, n)``, in the order of ``sparsities``.
+        geometry: by S.
+        noise: accuracies by training samples, ascending; S; MONO or POLY; kind of noise; and rate or scale.
+    """
+
+    sparsities: tuple[float, ...]
+    W_Ssmn: np.ndarray
+    geometry: Mapping[float, Geometry]
+    noise: Mapping[int, Mapping[float, Mapping[str, ByKind]]]
+
+    @property
+    def most_samples(self) -> int:
+        """The largest training set."""
+        return max(self.noise)
+
+    @property
+    def sparse(self) -> tuple[float, ...]:
+        """The sparsities above 0, where mono and poly are not the same encoder."""
+        return self.sparsities[1:]
+
+    @property
+    def typical(self) -> float:
+        """The S to show where there is room for one: 0.9, or the nearest below; else the lowest above 0."""
+        if _MOST_TYPICAL in self.sparse:
+            return _MOST_TYPICAL
+        return max([S for S in self.sparse if S < _TOO_SPARSE], default=min(self.sparse))
+
+    def noises(self, samples: int, kind: str) -> list[float]:
+        """The rates or scales that were tried, ascending."""
+        return sorted(self.noise[samples][self.sparse[0]][POLY][kind])
+
+    def accuracy(self, samples: int, S: float, representation: str, kind: str, noise: float) -> Estimate:
+        """Over seeds, in %."""
+        found = estimate(_by_seed(self.noise[samples][S][representation][kind][noise]))
+        assert found is not None  # there is at least one seed
+        return found
+
+    def ahead(self, samples: int, S: float, kind: str, noise: float) -> Estimate:
+        """By how many percentage points mono is ahead of poly; paired by seed."""
+        mono, poly = (_by_seed(self.noise[samples][S][name][kind][noise]) for name in (MONO, POLY))
+        found = difference(mono, poly)
+        assert found is not None
+        return found
+
+    def intervals_in_words(self) -> str:
+        """For a caption."""
+        n_seeds = self.W_Ssmn.shape[1]
+        if n_seeds == 1:
+            return "One seed: no intervals."
+        return f"Means and 95 % t-intervals over {n_seeds} seeds; encoder, data and noise are new in each."
+
+
+def read_material(out: Path) -> Material:
+    """Read what the figures are drawn from.
+
+    Args:
+        out: the folder of ``monolora superposition run``.
+
+    Raises:
+        InputError: if a record is missing, damaged, or of other encoders than those that are there.
+    """
+    mend = f"Run: monolora superposition run --out {out}"
+    record = records.read(out / "encoders.json", mend)
+    weights = out / "encoders.safetensors"
+    if not weights.is_file():
+        raise InputError(f"There is no {weights}. {mend}")
+    W_Ssmn, fingerprint = _weights(weights, mend)
+    try:
+        given = [float(S) for S in record["results"]["norms"]]  # in the order of --sparsities, as W is
+        geometry = {S: _geometry(record["results"], S, W_Ssmn.shape) for S in given}
+        if len(given) != len(W_Ssmn) or min(given) != 0:
+            raise ValueError("its sparsities are not those of the encoders.")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(out / "encoders.json", error, mend) from error
+    if len(given) < 2:
+        raise InputError(f"{out} has no sparsity above 0: nothing to compare. {mend} --sparsities 0,0.9")
+    order = np.argsort(given)
+    sparsities = tuple(given[place] for place in order)
+    noise = _noise(out, sparsities, W_Ssmn.shape[1], fingerprint, mend)
+    return Material(sparsities, W_Ssmn[order], {S: geometry[S] for S in sparsities}, noise)
+
+
+def _weights(path: Path, mend: str) -> tuple[np.ndarray, str]:
+    """W and the file's sha256."""
+    try:
+        W_Ssmn = load_file(path)["W"]
+        with path.open("rb") as file:
+            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
+        if W_Ssmn.ndim != 4 or not np.isfinite(W_Ssmn).all():
+            raise ValueError(f"W has shape {W_Ssmn.shape}, or is not finite.")
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise _damaged(path, error, mend) from error
+    return W_Ssmn, fingerprint
+
+
+def _geometry(results: Mapping[str, Any], S: float, shape: tuple[int, ...]) -> Geometry:
+    norms, dimensionality, paired = (
+        np.array(results[key][str(S)], dtype)
+        for key, dtype in (("norms", float), ("dimensionality", float), ("paired", bool))
+    )
+    found = Geometry(norms, dimensionality, paired)
+    if any(each.shape != (shape[1], shape[3]) for each in found):
+        raise ValueError(f"what it says of S = {S:g} is not of {shape[1]} seeds and {shape[3]} features.")
+    return found
+
+
+def _noise(
+    out: Path, sparsities: Sequence[float], n_seeds: int, fingerprint: str, mend: str
+) -> dict[int, dict[float, dict[str, dict[str, dict[float, list[float]]]]]]:
+    found = {}
+    for path in out.glob("noise-*.json"):
+        record = records.read(path, mend)
+        if record["inputs"].get("encoders") != fingerprint:
+            raise InputError(f"{path} is of other encoders than those in {out}. Delete it. {mend}")
+        try:
+            samples = int(path.stem.removeprefix("noise-"))
+            accuracy = record["results"]["accuracy"]
+            found[samples] = {S: _by_representation(accuracy[str(S)], n_seeds) for S in sparsities}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(path, error, mend) from error
+    if not found:
+        raise InputError(f"There is no {out / 'noise-*.json'}. {mend}")
+    return {samples: found[samples] for samples in sorted(found)}
+
+
+def _by_representation(accuracy: Mapping[str, Any], n_seeds: int) -> dict[str, dict[str, dict[float, list[float]]]]:
+    return {
+        name: {
+            kind: {float(noise): _shares(values, n_seeds) for noise, values in accuracy[name][kind].items()}
+            for kind in ("label", "input")
+        }
+        for name in (MONO, POLY)
+    }
+
+
+def _shares(values: Sequence[Any], n_seeds: int) -> list[float]:
+    if len(values) != n_seeds:
+        raise ValueError(f"it has {len(values)} seeds; the encoders have {n_seeds}.")
+    return [float(each) for each in values]
+
+
+def _by_seed(values: Sequence[float]) -> dict[int, list[float]]:
+    """In %."""
+    return {seed: [100 * value] for seed, value in enumerate(values)}
+
+
+def _damaged(path: Path, error: Exception, mend: str) -> InputError:
+    what = f"it has no {error}." if isinstance(error, KeyError) else in_one_line(error)
+    return InputError(f"{path} is damaged: {what} Delete it. {mend}")

@@ -1,0 +1,105 @@
+"""Where mono and poly swap places: exact, and as a plain scan of J finds it."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import sympy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monolora.errors import InputError
+from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
+from monolora.recipes.superposition.theory.crossover import OVERTAKES, Noise, crossover
+from monolora.recipes.superposition.theory.numbers import SAME_LENGTH, Representation
+
+HALF = Fraction(1, 2)
+NOISES: tuple[Noise, Noise] = ("label", "input")
+
+
+def ahead(S: Fraction, name: str, noise: Noise, value: float, poly: Representation) -> float:
+    """J_mono - J_poly in floats."""
+    both = {"eta": value} if noise == "label" else {"epsilon": value}
+    mono_is, poly_is = (separability(float(S), each, name, **both) for each in ("mono", poly))
+    return float(mono_is) - float(poly_is)
+
+
+@pytest.mark.parametrize("name", ["difference", "squared-difference"])
+def test_a_quarter_of_the_labels_at_half_sparsity(name: str) -> None:
+    """Both difference forms cross at eta = 1/4 when S = 1/2."""
+    assert crossover(HALF, name) == (OVERTAKES, (sympy.Rational(1, 4),))
+    assert crossover(0.5, name) == crossover(HALF, name)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("name", ["fisher", "ratio"])
+@given(S=st.fractions(0, Fraction(99, 100), max_denominator=100))
+@settings(deadline=None, max_examples=20)
+def test_never_by_fishers_ratios(name: str, noise: Noise, S: Fraction) -> None:
+    assert crossover(S, name, noise) == (("poly",), ())
+
+
+def test_input_noise_by_hand() -> None:
+    """gap - (v1 + v0): D - 2T + 3D²/2 = 2 epsilon²."""
+    S = Fraction(1, 2)
+    D, T = Fraction(1, 3), Fraction(5, 48)
+    (found,) = crossover(S, "difference", "input").at
+    squared = (D - 2 * T + 3 * D**2 / 2) / 2
+    assert sympy.simplify(found**2) == sympy.Rational(squared.numerator, squared.denominator)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("name", CRITERIA)
+@given(S=st.fractions(0, Fraction(39, 40), max_denominator=40))
+@settings(deadline=None, max_examples=12)
+def test_a_scan_finds_the_same(name: str, noise: Noise, S: Fraction) -> None:
+    found = crossover(S, name, noise)
+    at = [float(each) for each in found.at]
+    assert at == sorted(at)
+    assert len(found.leaders) == len(at) + 1
+    for value in np.linspace(0, 0.499 if noise == "label" else 3, 60):
+        if min((abs(value - each) for each in at), default=1) < 1e-4:
+            continue
+        leader = found.leaders[sum(value > each for each in at)]
+        lead = ahead(S, name, noise, float(value), "poly")
+        assert (lead > 0) == (leader == "mono"), (value, lead, found)
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("name", ["difference", "product", "fisher-geometric"])
+def test_at_a_crossover_both_are_equal(name: str, noise: Noise) -> None:
+    S = Fraction(9, 10) if name == "fisher-geometric" else Fraction(1, 5)
+    (at,) = crossover(S, name, noise).at
+    both = {"eta": at} if noise == "label" else {"epsilon": at}
+    exact_S = sympy.Rational(S.numerator, S.denominator)
+    assert (
+        sympy.simplify(separability(exact_S, "mono", name, **both) - separability(exact_S, "poly", name, **both)) == 0
+    )
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("name", ["difference", "product", "squared-product"])
+def test_features_of_the_same_length(name: str, noise: Noise) -> None:
+    """Weights with a square root in them stay exact; the scan agrees."""
+    for S in (Fraction(1, 5), Fraction(9, 10)):
+        found = crossover(S, name, noise, poly=SAME_LENGTH)
+        assert found.leaders in (("poly",), ("mono", "poly"))
+        for value in (0.0, 0.05, 0.25, 0.45):
+            leader = found.leaders[sum(value > float(each) for each in found.at)]
+            assert (ahead(S, name, noise, value, (0.5**0.5, -(0.5**0.5))) > 0) == (leader == "mono")
+
+
+def test_a_feature_beside_itself_is_tied() -> None:
+    assert crossover(HALF, "difference", poly="mono") == (("tied",), ())
+    assert crossover(HALF, "fisher", mono=(2, -2)) == (("tied",), ())
+
+
+def test_what_cannot_be() -> None:
+    with pytest.raises(InputError, match="criterion"):
+        crossover(HALF, "fischer")
+    with pytest.raises(InputError, match="noise"):
+        crossover(HALF, "fisher", "labels")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="sparsity"):
+        crossover(1, "fisher")
