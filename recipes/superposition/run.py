@@ -1,0 +1,156 @@
+"""Train the toy model's encoders, and linear classifiers on them under label and input noise (section 4.2).
+
+    monolora superposition run --out runs/superposition
+    monolora superposition run --seeds 5 --train-samples 1000 --out runs/quick
+
+Encoders of all sparsities and seeds are trained at once; so are all classifiers of a sparsity. What is done in OUT with
+the same settings is not done again. Writes OUT/encoders.{safetensors,json}, OUT/noise-N.json for each number of
+training samples, and OUT/results.md, which it prints too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from monolora.errors import InputError, SaveError, exit_status, in_one_line
+from monolora.flags import FlagParser
+from monolora.recipes.experiments import records
+from monolora.recipes.experiments.devices import device_of, out_of_memory
+from monolora.recipes.superposition.noise import noise_results
+from monolora.recipes.superposition.results import ENCODERS, WEIGHTS, noise_file, read_results
+from monolora.recipes.superposition.settings import Run
+from monolora.recipes.superposition.tables import as_markdown
+from monolora.recipes.superposition.toy.geometry import dimensionality, in_antipodal_pair
+from monolora.recipes.superposition.toy.training import Encoders, train_encoders
+
+_MEND = "Free space, then give the same command again."
+_OF_ENCODERS = (
+    "features", "dimensions", "sparsities", "seeds", "importance_decay", "encoder_steps", "encoder_batch",
+    "encoder_learning_rate",
+)  # fmt: skip
+_OF_NOISE = (
+    "sparsities", "seeds", "test_samples", "noise_rates", "noise_scales", "epochs", "batch_size", "learning_rate",
+    "weight_decay",
+)  # fmt: skip
+
+
+def run(settings: Run) -> None:
+    """Do what is not done yet, and show all results in the folder.
+
+    Raises:
+        InputError: if a file in the folder is damaged, or there is no such device.
+        RunError: if a training diverges, or the device's memory is too small; SaveError if the disk is full.
+    """
+    out, device = Path(settings.out), device_of(settings.device)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SaveError.of(out, error, "Name another folder with --out.") from error
+    _encoders(settings, out, device)
+    W_Ssmn = _weights(out / WEIGHTS)
+    inputs = {"encoders": hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()}
+    for count in settings.train_samples:
+        _noise(settings, out, count, W_Ssmn, inputs, device)
+    text = as_markdown(read_results(out))
+    try:
+        records.write_aside(out / "results.md", lambda path: path.write_text(text))
+    except OSError as error:
+        raise SaveError.of(out, error, _MEND) from error
+    print(f"\n{text}\nresults: {out / 'results.md'}", flush=True)
+
+
+def _encoders(settings: Run, out: Path, device: torch.device) -> None:
+    """Train and save the encoders, unless they are there."""
+    start, own = time.perf_counter(), _chosen(settings, _OF_ENCODERS)
+    count = len(settings.sparsities) * settings.seeds
+    said = (
+        f"encoders: {count}, {len(settings.sparsities)} sparsities x {settings.seeds} seeds, {settings.features} "
+        f"features in {settings.dimensions} dimensions"
+    )
+    if (out / WEIGHTS).is_file() and records.results_if_same(out / ENCODERS, own, {}) is not None:
+        print(f"{said}: done before", flush=True)
+        return
+    print(f"{said}: training, {settings.encoder_steps} steps …", flush=True)
+    with out_of_memory("Lower --seeds or --encoder-batch, or give fewer --sparsities."):
+        encoders = train_encoders(settings, device)
+    try:
+        # no record in the folder is of the weights that come now
+        for path in (out / ENCODERS, *out.glob(noise_file("*"))):
+            path.unlink(missing_ok=True)
+        tensors = {"W": encoders.W_Kmn.contiguous(), "b": encoders.b_Kn.contiguous()}
+        records.write_aside(out / WEIGHTS, lambda path: save_file(tensors, path))
+    except (OSError, SafetensorError) as error:
+        raise SaveError.of(out, error, _MEND) from error
+    seconds = time.perf_counter() - start
+    records.write(out / ENCODERS, own, {}, _geometry(encoders, settings.sparsities) | {"seconds": seconds})
+    print(f"encoders: {seconds:.0f} s", flush=True)
+
+
+def _geometry(encoders: Encoders, sparsities: Sequence[float]) -> dict[str, Any]:
+    """Of the record: by sparsity, of each seed; of each feature, but for the loss."""
+    W_Ssmn = encoders.W_Kmn
+    found = {
+        "loss": encoders.loss_K,
+        "norms": W_Ssmn.norm(dim=-2),
+        "dimensionality": dimensionality(W_Ssmn),
+        "paired": in_antipodal_pair(W_Ssmn),
+    }
+    return {name: dict(zip(map(str, sparsities), each.tolist(), strict=True)) for name, each in found.items()}
+
+
+def _weights(path: Path) -> torch.Tensor:
+    try:
+        return load_file(path)["W"]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"{path} is damaged: {in_one_line(error)} Delete it, then give the same command again."
+        ) from error
+
+
+def _noise(
+    settings: Run, out: Path, count: int, W_Ssmn: torch.Tensor, inputs: dict[str, str], device: torch.device
+) -> None:
+    """Train and measure classifiers of one number of training samples, unless that is done."""
+    start, file = time.perf_counter(), out / noise_file(count)
+    own = _chosen(settings, _OF_NOISE) | {"train_samples": count}
+    pairs = 2 * len(settings.sparsities) - 1  # at S = 0, mono is poly
+    classifiers = pairs * settings.seeds * len(settings.noise_rates)
+    said = f"noise: {classifiers} classifiers, {count} training samples each"
+    if records.results_if_same(file, own, inputs) is not None:
+        print(f"{said}: done before", flush=True)
+        return
+    print(f"{said}: training, {settings.epochs} epochs …", flush=True)
+    with out_of_memory("Lower --seeds, --train-samples or --test-samples."):
+        results = noise_results(W_Ssmn, settings, count, device)
+    seconds = time.perf_counter() - start
+    records.write(file, own, inputs, results | {"seconds": seconds})
+    print(f"noise: {seconds:.0f} s", flush=True)
+
+
+def _chosen(settings: Run, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in names}
+
+
+def main(argv: list[str]) -> int:
+    """Run the program with the words of its command line."""
+    parser = FlagParser("monolora superposition run", __doc__)
+    parser.add_settings(fields(Run))
+    given = vars(parser.parse(argv))
+    settings = Run(**{name: value for name, value in given.items() if value is not None})
+    settings.check()
+    run(settings)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

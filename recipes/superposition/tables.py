@@ -1,0 +1,144 @@
+"""The results as Markdown: what the encoders learned, and where mono is ahead of poly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from monolora.recipes.experiments.intervals import Estimate
+from monolora.recipes.superposition.results import CLEAN, INPUT, LABEL, Compared, Encoded, Experiment, Results, holm
+from monolora.recipes.superposition.settings import MONO, POLY
+
+_SHOWN_SCALE = 0.5  # of input noise; the nearest there is
+_NOTHING = "–"
+
+
+def as_markdown(results: Results) -> str:
+    """All tables."""
+    seeds = results.settings["seeds"]
+    over = f"Means over {seeds} seeds ± half of the 95 % t-interval." if seeds > 1 else "One seed: no intervals."
+    parts = ["# The toy model of superposition", over, "## Encoders", _encoders(results)]
+    for run in results.experiments:
+        parts += _experiment(run)
+    if results.experiments:
+        parts += ["## Where mono is ahead", *_everywhere(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _encoders(results: Results) -> str:
+    head = ["S", "loss", "features represented", "in antipodal pairs", "mean dimensionality of the represented"]
+    return _piped(head, [_encoder_row(each) for each in results.encoders])
+
+
+def _encoder_row(each: Encoded) -> list[str]:
+    return [
+        f"{each.sparsity:g}",
+        _number(each.loss, 4),
+        _number(each.represented, 1),
+        _number(each.paired, 1),
+        _NOTHING if each.dimensionality is None else _number(each.dimensionality, 2),
+    ]
+
+
+def _experiment(run: Experiment) -> list[str]:
+    settings = run.settings
+    return [
+        f"## {run.train_samples} training samples",
+        f"Accuracy (%) on {settings['test_samples']} test samples; {settings['epochs']} epochs, learning rate "
+        f"{settings['learning_rate']:g}, weight decay {settings['weight_decay']:g}. Differences are paired by seed.",
+        "Both encoders on data of sparsity S (mono: trained on dense data; poly: trained on data of S):",
+        _comparison_table(run.same_data),
+        "Each on its own data (mono on dense data, poly on data of S):",
+        _comparison_table(run.own_data),
+    ]
+
+
+def _comparison_table(compared: Sequence[Compared]) -> str:
+    """Rows are sparsities; columns no noise, the most wrong labels, and the input noise nearest 0.5."""
+    shown: list[tuple[str, Callable[[Compared], bool]]] = [("clean", lambda each: each.kind == CLEAN)]
+    rates = [each.level for each in compared if each.kind == LABEL]
+    if rates:
+        most = max(rates)
+        shown.append((f"{100 * most:g} % wrong labels", lambda each: each.kind == LABEL and each.level == most))
+    scales = [each.level for each in compared if each.kind == INPUT]
+    if scales:
+        scale = min(scales, key=lambda level: abs(level - _SHOWN_SCALE))
+        shown.append((f"input noise {scale:g}", lambda each: each.kind == INPUT and each.level == scale))
+    head = ["S", *(word for title, _ in shown for word in (f"{title}: {MONO}", POLY, f"{MONO} − {POLY}"))]
+    rows = []
+    for sparsity in sorted({each.sparsity for each in compared}):
+        row = [f"{sparsity:g}"]
+        for _, chosen in shown:
+            each = next(each for each in compared if each.sparsity == sparsity and chosen(each))
+            row += [_number(each.mono.times(100), 1), _number(each.poly.times(100), 1), _difference(each)]
+        rows.append(row)
+    return _piped(head, rows)
+
+
+def _difference(each: Compared) -> str:
+    if each.sparsity == 0:
+        return "the same encoder"
+    shown = _number(each.difference.times(100), 1, "+")
+    if each.difference.half_width is None:
+        return shown
+    return f"{shown}, {f'{each.ahead} ahead' if each.ahead else 'not told apart'}"
+
+
+def _everywhere(results: Results) -> list[str]:
+    """A line for each kind of noise, over all rates and scales; and what they may be taken for."""
+    found = results.comparisons()
+    if not found:
+        return ["There is no sparsity above 0: nothing to compare."]
+    p_values = [each.p for _, each in found if each.p is not None]
+    if len(p_values) < len(found):
+        return [f"{len(found)} comparisons of one seed each: nothing can be told apart."]
+    remaining = [place for place, remains in zip(found, holm(p_values), strict=True) if remains]
+    lines = [line for kind in (CLEAN, LABEL, INPUT) if (line := _kind(kind, found, remaining))]
+    remain = {name: sum(_leader(each) == name for _, each in remaining) for name in (MONO, POLY)}
+    return [
+        "\n".join(lines),
+        f"{len(found)} comparisons in all, on the same data, paired by seed. The intervals are not corrected for so "
+        f"many. After Holm's correction at 5 % (paired t-tests), mono remains ahead in {remain[MONO]} and poly in "
+        f"{remain[POLY]}.",
+    ]
+
+
+def _kind(kind: str, found: Sequence[tuple[int, Compared]], remaining: Sequence[tuple[int, Compared]]) -> str | None:
+    own = [(count, each) for count, each in found if each.kind == kind]
+    if not own:
+        return None
+    mono = [(count, each) for count, each in own if each.ahead == MONO]
+    poly = sum(each.ahead == POLY for _, each in own)
+    kept = sum(each.kind == kind and _leader(each) == MONO for _, each in remaining)
+    places = "; ".join(_places(mono))
+    return (
+        f"- {kind}: mono is ahead in {len(mono)} of {len(own)}{f' ({places})' if places else ''}, {kept} after Holm's "
+        f"correction; poly in {poly}; not told apart: {len(own) - len(mono) - poly}."
+    )
+
+
+def _places(ahead: Sequence[tuple[int, Compared]]) -> Iterable[str]:
+    """By number of samples and sparsity, the rates or scales."""
+    for count, sparsity in sorted({(count, each.sparsity) for count, each in ahead}):
+        levels = [each for found, each in ahead if (found, each.sparsity) == (count, sparsity)]
+        shown = ", ".join(f"{each.level:g}" for each in levels)
+        yield f"N = {count}, S = {sparsity:g}" + (f" at {shown}" if levels[0].kind != CLEAN else "")
+
+
+def _leader(each: Compared) -> str:
+    return MONO if each.difference.mean > 0 else POLY
+
+
+def _number(found: Estimate, digits: int, sign: str = "") -> str:
+    half = found.half_width
+    shown = f"{found.mean:{sign}.{digits}f}".replace("-", "−") + ("" if half is None else f" ± {half:.{digits}f}")
+    zero = f"{0:.{digits}f}"
+    return shown[1:] if shown[1:].startswith(zero) and shown[0] in "+−" else shown
+
+
+def _piped(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns stand below each other, to the right."""
+    lines = [head, *rows]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
+    shown = [[text.rjust(width) for text, width in zip(line, widths, strict=True)] for line in lines]
+    rule = ["-" * (width - 1) + ":" for width in widths]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [shown[0], rule, *shown[1:]])

@@ -1,0 +1,251 @@
+"""Means, intervals and tests against scipy; the tables say what the numbers do."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from monolora.errors import InputError
+from monolora.recipes.experiments import records
+from monolora.recipes.superposition.results import CLEAN, INPUT, LABEL, Compared, Results, holm, read_results
+from monolora.recipes.superposition.settings import MONO, POLY
+from monolora.recipes.superposition.tables import as_markdown
+
+SEEDS = 5
+LEVELS = {"label": ("0.0", "0.6", "0.9"), "input": ("0.0", "0.3", "0.6", "2.0")}
+
+
+def write_records(out: Path, seeds: int = SEEDS) -> None:
+    """Made-up ones: at S = 0.5 mono is ahead under label noise only, at 0.9 poly under any noise but input noise 2."""
+    random = np.random.default_rng(0)
+    out.mkdir(exist_ok=True)
+    (out / "encoders.safetensors").write_bytes(b"weights")
+    inputs = {"encoders": hashlib.sha256(b"weights").hexdigest()}
+    norms = {"0.5": [[1.0, 0.9, 0.2]] * seeds, "0.0": [[1.0, 0.0, 0.1]] * seeds, "0.9": [[0.0, 0.1, 0.5]] * seeds}
+    encoders = {
+        "loss": {S: random.uniform(size=seeds).tolist() for S in norms},
+        "norms": norms,
+        "dimensionality": {S: random.uniform(size=(seeds, 3)).tolist() for S in norms},
+        "paired": {S: [[True, True, False]] * (seeds - 1) + [[False] * 3] for S in norms},
+        "seconds": 1.0,
+    }
+    records.write(out / "encoders.json", {"seeds": seeds}, {}, encoders)
+    own = {"test_samples": 70, "epochs": 2, "learning_rate": 2.0, "weight_decay": 0.0}
+    for count in (1000, 90):
+        accuracy = {S: accuracies(random, S, seeds) for S in ("0.5", "0.0", "0.9")}
+        records.write(out / f"noise-{count}.json", own, inputs, {"accuracy": accuracy, "fitted": {}, "seconds": 1.0})
+
+
+def accuracies(random: np.random.Generator, sparsity: str, seeds: int) -> dict[str, Any]:
+    found: dict[str, Any] = {MONO: {}, POLY: {}}
+    for kind, levels in LEVELS.items():
+        for level in levels:
+            shared = random.uniform(0.4, 0.6, seeds)
+            gain = {"0.0": 0.0, "0.5": 0.2 * (level == "0.9"), "0.9": -0.2 if level != "2.0" else 0.1}[sparsity]
+            noise = 0.01 * random.normal(size=seeds) * (sparsity != "0.0")
+            found[MONO].setdefault(kind, {})[level] = (shared + gain + noise).tolist()
+            found[POLY].setdefault(kind, {})[level] = shared.tolist()
+    for of_encoder in found.values():
+        of_encoder["input"]["0.0"] = of_encoder["label"]["0.0"]
+    return found
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    write_records(tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def found(out: Path) -> Results:
+    return read_results(out)
+
+
+def raw(out: Path, train_samples: int, sparsity: str) -> dict[str, Any]:
+    return json.loads((out / f"noise-{train_samples}.json").read_text())["results"]["accuracy"][sparsity]
+
+
+def chosen(compared: list[Compared], sparsity: float, kind: str, level: float) -> Compared:
+    (each,) = [each for each in compared if (each.sparsity, each.kind, each.level) == (sparsity, kind, level)]
+    return each
+
+
+def test_order_and_number(found: Results) -> None:
+    assert [run.train_samples for run in found.experiments] == [90, 1000]
+    assert [each.sparsity for each in found.encoders] == [0.0, 0.5, 0.9]
+    for run in found.experiments:
+        of_sparsity = [(CLEAN, 0), (LABEL, 0.6), (LABEL, 0.9), (INPUT, 0.3), (INPUT, 0.6), (INPUT, 2.0)]
+        assert [(each.sparsity, each.kind, each.level) for each in run.same_data] == [
+            (S, *of) for S in (0.0, 0.5, 0.9) for of in of_sparsity
+        ]
+        assert [each.sparsity for each in run.own_data] == [0.5] * 6 + [0.9] * 6
+    assert len(found.comparisons()) == 2 * 2 * 6
+
+
+@pytest.mark.parametrize("of", [("label", "0.9", LABEL), ("input", "0.3", INPUT), ("label", "0.0", CLEAN)])
+@pytest.mark.parametrize("sparsity", ["0.5", "0.9"])
+def test_means_intervals_and_tests_are_scipys(
+    out: Path, found: Results, of: tuple[str, str, str], sparsity: str
+) -> None:
+    kind_in_file, level, kind = of
+    compared = chosen(found.experiments[1].same_data, float(sparsity), kind, float(level))
+    mono, poly = (np.array(raw(out, 1000, sparsity)[each][kind_in_file][level]) for each in (MONO, POLY))
+    for estimate, values in ((compared.mono, mono), (compared.poly, poly), (compared.difference, mono - poly)):
+        interval = stats.t.interval(0.95, SEEDS - 1, values.mean(), stats.sem(values))
+        assert (estimate.mean, estimate.low, estimate.high) == pytest.approx((values.mean(), *interval))
+        assert estimate.encoders == SEEDS
+    assert compared.p == pytest.approx(stats.ttest_rel(mono, poly).pvalue)
+
+
+def test_own_data_is_mono_on_dense_data(out: Path, found: Results) -> None:
+    compared = chosen(found.experiments[0].own_data, 0.9, LABEL, 0.9)
+    mono, poly = raw(out, 90, "0.0")[MONO]["label"]["0.9"], raw(out, 90, "0.9")[POLY]["label"]["0.9"]
+    assert compared.mono.mean == pytest.approx(np.mean(mono))
+    assert compared.difference.mean == pytest.approx(np.mean(mono) - np.mean(poly))
+    assert compared.p == pytest.approx(stats.ttest_rel(mono, poly).pvalue)
+
+
+def test_who_is_ahead(found: Results) -> None:
+    for run in found.experiments:
+        assert chosen(run.same_data, 0.5, LABEL, 0.9).ahead == MONO
+        assert chosen(run.same_data, 0.9, INPUT, 2.0).ahead == MONO
+        assert chosen(run.same_data, 0.9, CLEAN, 0.0).ahead == POLY
+        for each in run.same_data[:6]:  # at S = 0 the same encoder
+            assert (each.ahead, each.difference.mean, each.p) == (None, 0.0, 1.0)
+
+
+def test_encoders(out: Path, found: Results) -> None:
+    dense, half, sparse = found.encoders
+    assert [each.represented.mean for each in found.encoders] == [1, 2, 0]  # a norm of 0.5 is not above it
+    assert half.paired.mean == pytest.approx(2 * (SEEDS - 1) / SEEDS)
+    of_file = json.loads((out / "encoders.json").read_text())["results"]
+    assert dense.dimensionality is not None
+    assert dense.dimensionality.mean == pytest.approx(np.mean([row[0] for row in of_file["dimensionality"]["0.0"]]))
+    assert half.dimensionality is not None
+    assert half.dimensionality.mean == pytest.approx(np.mean([row[:2] for row in of_file["dimensionality"]["0.5"]]))
+    assert sparse.dimensionality is None
+    interval = stats.t.interval(0.95, SEEDS - 1, np.mean(of_file["loss"]["0.5"]), stats.sem(of_file["loss"]["0.5"]))
+    assert (half.loss.low, half.loss.high) == pytest.approx(interval)
+
+
+@given(st.lists(st.sampled_from([0.001, 0.01, 0.0125, 0.02, 0.025, 0.03, 0.05, 0.2, 1.0]), max_size=6))
+@settings(deadline=None)
+def test_holm_is_the_closed_test_of_bonferronis(p_values: list[float]) -> None:
+    """A hypothesis falls if every intersection that it is in does."""
+    places = range(len(p_values))
+    subsets = [each for size in places for each in itertools.combinations(places, size + 1)]
+    expected = [
+        all(min(p_values[other] for other in each) <= 0.05 / len(each) for each in subsets if place in each)
+        for place in places
+    ]
+    assert holm(p_values) == expected
+
+
+def test_tables(found: Results) -> None:
+    text = as_markdown(found)
+    lines = text.splitlines()
+    assert "Means over 5 seeds ± half of the 95 % t-interval." in lines
+    assert sum("the same encoder" in line for line in lines) == 2
+    # nearest to 0.5 is 0.6
+    (head, *_) = [line for line in lines if "clean: mono" in line]
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    assert columns == [
+        "S", "clean: mono", "poly", "mono − poly", "90 % wrong labels: mono", "poly", "mono − poly",
+        "input noise 0.6: mono", "poly", "mono − poly",
+    ]  # fmt: skip
+    row = next(line for line in lines[lines.index(head) :] if line.startswith("| 0.9"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    each = chosen(found.experiments[0].same_data, 0.9, CLEAN, 0.0)
+    assert each.difference.half_width is not None
+    assert cells[3] == f"−{-100 * each.difference.mean:.1f} ± {100 * each.difference.half_width:.1f}, poly ahead"
+    assert cells[1].split(" ± ")[0] == f"{100 * each.mono.mean:.1f}"
+    assert "| – " in text or "– |" in text  # nothing is represented at S = 0.9
+
+
+def test_where_mono_is_ahead_in_words(found: Results) -> None:
+    text = as_markdown(found)
+    by_hand = {
+        kind: [(N, each) for N, each in found.comparisons() if each.kind == kind] for kind in (CLEAN, LABEL, INPUT)
+    }
+    assert {kind: len(each) for kind, each in by_hand.items()} == {CLEAN: 4, LABEL: 8, INPUT: 12}
+    assert "- label noise: mono is ahead in 2 of 8 (N = 90, S = 0.5 at 0.9; N = 1000, S = 0.5 at 0.9), 2 after" in text
+    for kind, own in by_hand.items():
+        ahead = [sum(each.ahead == name for _, each in own) for name in (MONO, POLY, None)]
+        (line,) = [line for line in text.splitlines() if line.startswith(f"- {kind}: ")]
+        assert line.startswith(f"- {kind}: mono is ahead in {ahead[0]} of {len(own)}")
+        assert line.endswith(f"; poly in {ahead[1]}; not told apart: {ahead[2]}.")
+    remain = holm([each.p for _, each in found.comparisons() if each.p is not None])
+    signs = [each.difference.mean > 0 for _, each in found.comparisons()]
+    mono, poly = (
+        sum(kept and sign == which for kept, sign in zip(remain, signs, strict=True)) for which in (True, False)
+    )
+    assert "24 comparisons in all" in text
+    assert f"mono remains ahead in {mono} and poly in {poly}." in text
+
+
+def test_one_seed_has_no_intervals(tmp_path: Path) -> None:
+    write_records(tmp_path, seeds=1)
+    found = read_results(tmp_path)
+    each = chosen(found.experiments[0].same_data, 0.5, LABEL, 0.9)
+    assert (each.ahead, each.p, each.difference.low) == (None, None, None)
+    text = as_markdown(found)
+    assert "One seed: no intervals." in text
+    assert "±" not in text
+    assert "24 comparisons of one seed each: nothing can be told apart." in text
+
+
+def test_differences_that_are_all_the_same_are_told_apart_without_a_test(tmp_path: Path) -> None:
+    write_records(tmp_path)
+    path = tmp_path / "noise-90.json"
+    record = json.loads(path.read_text())
+    record["results"]["accuracy"]["0.5"][MONO]["label"]["0.9"] = [0.75] * SEEDS
+    record["results"]["accuracy"]["0.5"][POLY]["label"]["0.9"] = [0.5] * SEEDS
+    path.write_text(json.dumps(record))
+    each = chosen(read_results(tmp_path).experiments[0].same_data, 0.5, LABEL, 0.9)
+    assert (each.difference.mean, each.p) == (0.25, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("encoders.json", None, "There is no .*encoders.json. Run it again"),
+        ("encoders.safetensors", None, "There is no .*encoders.safetensors. Run it again"),
+        ("encoders.safetensors", "others", "noise-90.json is damaged: it is of other encoders than the folder's"),
+        ("noise-90.json", "{}", "noise-90.json is damaged: it is no record of a step"),
+        ("noise-90.json", "{", "noise-90.json is damaged"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_named(out: Path, name: str, text: str | None, message: str) -> None:
+    (out / name).unlink()
+    if text is not None:
+        (out / name).write_text(text)
+    with pytest.raises(InputError, match=message) as refused:
+        read_results(out)
+    assert "\n" not in str(refused.value)
+    assert "monolora superposition run --out" in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["loss", "norms", "dimensionality", "paired"])
+def test_records_without_a_key_are_damaged(out: Path, key: str) -> None:
+    record = json.loads((out / "encoders.json").read_text())
+    del record["results"][key]
+    (out / "encoders.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=f"encoders.json is damaged: '{key}' is missing. Delete it."):
+        read_results(out)
+
+
+def test_encoders_alone_are_shown(out: Path) -> None:
+    for path in out.glob("noise-*.json"):
+        path.unlink()
+    text = as_markdown(read_results(out))
+    assert "## Encoders" in text
+    assert "ahead" not in text
