@@ -25,6 +25,7 @@ from rich.table import Table
 from rounds import flag_parser, in_turns, machine, of_groups, save, spread
 
 from monolora.recipes.experiments.devices import device_of, dtype_of
+from monolora.recipes.experiments.label_noise import noisy_labels
 from monolora.recipes.vision.batched_probe import (
     CROSS_ENTROPY,
     cached_source,
@@ -34,7 +35,6 @@ from monolora.recipes.vision.batched_probe import (
 )
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.images import Images, load_images
-from monolora.recipes.vision.label_noise import noisy_labels
 from monolora.recipes.vision.lars import ClippedLars
 from monolora.recipes.vision.plain_probe import plain_probe
 from monolora.recipes.vision.pretrain import fresh

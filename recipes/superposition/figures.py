@@ -30,10 +30,10 @@ from monolora.flags import FlagParser, setting
 from monolora.recipes.experiments.plots import style
 from monolora.recipes.experiments.plots.saving import save_figure
 from monolora.recipes.superposition.plots import by_noise, criteria, differences, fig5a, fig5b, geometry, leaders
-from monolora.recipes.superposition.plots.material import Material, read_material
+from monolora.recipes.superposition.recorded import Recorded, read_recorded
 from monolora.recipes.superposition.settings import Run
 
-OF_RUN: Mapping[str, Callable[[Material], Figure]] = {
+OF_RUN: Mapping[str, Callable[[Recorded], Figure]] = {
     "fig5a": fig5a.draw,
     "fig5b": fig5b.draw,
     "by-noise": by_noise.draw,
@@ -64,8 +64,8 @@ def main(argv: list[str]) -> int:
     out = Path(FlagParser("monolora superposition figures", __doc__).parse_into(argv, Figures).out)
     figures = dict(OF_THEORY)
     if (out / "encoders.json").is_file():
-        material = read_material(out)
-        figures |= {name: partial(draw, material) for name, draw in OF_RUN.items()}
+        recorded = read_recorded(out)
+        figures |= {name: partial(draw, recorded) for name, draw in OF_RUN.items()}
     elif out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file. Name the folder of a run with --out.")
     else:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from monolora.recipes.experiments.generators import generator_of
+from monolora.recipes.experiments.label_noise import noisy_labels
 from monolora.recipes.superposition.classifiers import train_classifiers
 from monolora.recipes.superposition.settings import MONO, POLY, Run
 from monolora.recipes.superposition.toy.sparse_data import Labelled, labelled_samples
-from monolora.recipes.vision.label_noise import noisy_labels
 
 _TRAIN, _TEST, _LABELS, _NOISE = range(10, 14)  # what a seed is of, apart from those of training.py
 

@@ -14,7 +14,6 @@ import hashlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from monolora.flags import FlagParser
 from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, out_of_memory
 from monolora.recipes.superposition.noise import noise_results
-from monolora.recipes.superposition.results import ENCODERS, WEIGHTS, noise_file, read_results
+from monolora.recipes.superposition.recorded import ENCODERS, WEIGHTS, noise_file, read_recorded
+from monolora.recipes.superposition.results import results_of
 from monolora.recipes.superposition.settings import Run
 from monolora.recipes.superposition.tables import as_markdown
 from monolora.recipes.superposition.toy.geometry import dimensionality, in_antipodal_pair
@@ -61,7 +61,7 @@ def run(settings: Run) -> None:
     inputs = {"encoders": hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()}
     for count in settings.train_samples:
         _noise(settings, out, count, W_Ssmn, inputs, device)
-    text = as_markdown(read_results(out))
+    text = as_markdown(results_of(read_recorded(out)))
     try:
         records.write_aside(out / "results.md", lambda path: path.write_text(text))
     except OSError as error:
@@ -143,10 +143,7 @@ def _chosen(settings: Run, names: Sequence[str]) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """Run the program with the words of its command line."""
-    parser = FlagParser("monolora superposition run", __doc__)
-    parser.add_settings(fields(Run))
-    given = vars(parser.parse(argv))
-    settings = Run(**{name: value for name, value in given.items() if value is not None})
+    settings = FlagParser("monolora superposition run", __doc__).parse_into(argv, Run)
     settings.check()
     run(settings)
     return 0

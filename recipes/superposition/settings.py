@@ -59,6 +59,8 @@ class Run:
         for name in ("sparsities", "noise_rates", "noise_scales"):
             if 0 not in getattr(self, name):
                 raise InputError(f"{flag_of(name)} must have 0, what all else is compared with. Add it.")
+        if len(self.sparsities) < 2:
+            raise InputError("--sparsities has only 0, where there is no superposition to compare with. Add one above.")
         if self.dimensions >= self.features:
             raise InputError(
                 f"--dimensions {self.dimensions} must be fewer than --features {self.features}: there is no "

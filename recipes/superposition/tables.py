@@ -4,29 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from monolora.holm import holm
 from monolora.recipes.experiments.intervals import Estimate
-from monolora.recipes.superposition.results import CLEAN, INPUT, LABEL, Compared, Encoded, Experiment, Results, holm
+from monolora.recipes.experiments.markdown import piped
+from monolora.recipes.superposition.results import CLEAN, INPUT, LABEL, Compared, Encoded, Experiment, Results
 from monolora.recipes.superposition.settings import MONO, POLY
 
 _SHOWN_SCALE = 0.5  # of input noise; the nearest there is
 _NOTHING = "–"
+_LEVEL = 0.05  # of Holm's correction
 
 
 def as_markdown(results: Results) -> str:
     """All tables."""
-    seeds = results.settings["seeds"]
+    seeds = results.seeds
     over = f"Means over {seeds} seeds ± half of the 95 % t-interval." if seeds > 1 else "One seed: no intervals."
     parts = ["# The toy model of superposition", over, "## Encoders", _encoders(results)]
     for run in results.experiments:
         parts += _experiment(run)
-    if results.experiments:
-        parts += ["## Where mono is ahead", *_everywhere(results)]
+    parts += ["## Where mono is ahead", *_everywhere(results)]
     return "\n\n".join(parts) + "\n"
 
 
 def _encoders(results: Results) -> str:
     head = ["S", "loss", "features represented", "in antipodal pairs", "mean dimensionality of the represented"]
-    return _piped(head, [_encoder_row(each) for each in results.encoders])
+    return piped(head, [_encoder_row(each) for each in results.encoders])
 
 
 def _encoder_row(each: Encoded) -> list[str]:
@@ -71,7 +73,7 @@ def _comparison_table(compared: Sequence[Compared]) -> str:
             each = next(each for each in compared if each.sparsity == sparsity and chosen(each))
             row += [_number(each.mono.times(100), 1), _number(each.poly.times(100), 1), _difference(each)]
         rows.append(row)
-    return _piped(head, rows)
+    return piped(head, rows)
 
 
 def _difference(each: Compared) -> str:
@@ -86,12 +88,10 @@ def _difference(each: Compared) -> str:
 def _everywhere(results: Results) -> list[str]:
     """A line for each kind of noise, over all rates and scales; and what they may be taken for."""
     found = results.comparisons()
-    if not found:
-        return ["There is no sparsity above 0: nothing to compare."]
     p_values = [each.p for _, each in found if each.p is not None]
     if len(p_values) < len(found):
         return [f"{len(found)} comparisons of one seed each: nothing can be told apart."]
-    remaining = [place for place, remains in zip(found, holm(p_values), strict=True) if remains]
+    remaining = [place for place, p in zip(found, holm(p_values), strict=True) if p <= _LEVEL]
     lines = [line for kind in (CLEAN, LABEL, INPUT) if (line := _kind(kind, found, remaining))]
     remain = {name: sum(_leader(each) == name for _, each in remaining) for name in (MONO, POLY)}
     return [
@@ -133,12 +133,3 @@ def _number(found: Estimate, digits: int, sign: str = "") -> str:
     shown = f"{found.mean:{sign}.{digits}f}".replace("-", "−") + ("" if half is None else f" ± {half:.{digits}f}")
     zero = f"{0:.{digits}f}"
     return shown[1:] if shown[1:].startswith(zero) and shown[0] in "+−" else shown
-
-
-def _piped(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns stand below each other, to the right."""
-    lines = [head, *rows]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
-    shown = [[text.rjust(width) for text, width in zip(line, widths, strict=True)] for line in lines]
-    rule = ["-" * (width - 1) + ":" for width in widths]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [shown[0], rule, *shown[1:]])

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from monolora.errors import InputError, RunError
+from monolora.recipes.experiments.softmax import softmax_into
 from monolora.recipes.vision.settings import Probe
 
 MOMENTUM = 0.9
 LOG_ZERO = math.log(1e-4)  # what symmetric cross entropy takes for log 0
 _CHUNK = 2048  # features classified at a time
-_LOG2_E = math.log2(math.e)
 
 Orders = Callable[[int], Iterable[torch.Tensor]]
 
@@ -227,14 +227,9 @@ class _Classifiers:
         self.weight_there_KD.copy_(self.weight_KD)
 
     def _gradient(self, logits_CMB: torch.Tensor, labels_MB: torch.Tensor, p_CMB: torch.Tensor) -> None:
-        """Of the mean loss with respect to the logits, into ``p_CMB``.
-
-        The softmax is written out, with powers of two: on a CPU they are several times faster than those of e.
-        """
+        """Of the mean loss with respect to the logits, into ``p_CMB``."""
         count, labels_1MB = labels_MB.shape[1], labels_MB.unsqueeze(0)
-        most_1MB = logits_CMB.amax(0, keepdim=True)
-        torch.add(most_1MB.mul_(-_LOG2_E), logits_CMB, alpha=_LOG2_E, out=p_CMB).exp2_()
-        p_CMB.div_(p_CMB.sum(0, keepdim=True).mul_(count))  # from here on p / count
+        softmax_into(p_CMB, logits_CMB, 0, count)
         p_label_1MB = None if self.plain else p_CMB.gather(0, labels_1MB)
         p_CMB.scatter_add_(0, labels_1MB, (self.minus_one / count).expand_as(labels_1MB))
         if p_label_1MB is not None:

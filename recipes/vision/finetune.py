@@ -21,12 +21,12 @@ from monolora.fingerprints import fingerprint_files
 from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.experiments.generators import generator_of
+from monolora.recipes.experiments.label_noise import noisy_labels
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.encoder import Encoder, load_encoder
 from monolora.recipes.vision.few_shot import stratified
 from monolora.recipes.vision.finetune_training import Classifier, Curves, Training, at_common_lengths
 from monolora.recipes.vision.images import ImageData, load_images
-from monolora.recipes.vision.label_noise import noisy_labels
 from monolora.recipes.vision.places import encoder_folder, finetune_file
 from monolora.recipes.vision.settings import Finetune, Settings
 

@@ -25,6 +25,7 @@ from monolora.errors import InputError, RunError, SaveError, exit_status
 from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.experiments.generators import generator_of
+from monolora.recipes.experiments.label_noise import noisy_labels
 from monolora.recipes.vision import encoder, sae_model
 from monolora.recipes.vision.augment import Augment
 from monolora.recipes.vision.batched_probe import (
@@ -42,7 +43,6 @@ from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.features import Features
 from monolora.recipes.vision.images import ImageData, Images, load_images
 from monolora.recipes.vision.input_noise import noise_accuracies, ood_accuracies, open_ood
-from monolora.recipes.vision.label_noise import noisy_labels
 from monolora.recipes.vision.places import encoder_folder, probe_file
 from monolora.recipes.vision.represent import Representation, features_of, load_representation
 from monolora.recipes.vision.settings import REPRESENTATIONS, Probe, Settings

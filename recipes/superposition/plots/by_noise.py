@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from monolora.recipes.experiments.plots.lines import Line, draw_lines, keep_in_sight, label_ends
 from monolora.recipes.experiments.plots.style import PALE, titled
 from monolora.recipes.superposition.plots.colours import COLOURS, MARKERS, WHO
-from monolora.recipes.superposition.plots.material import Material
+from monolora.recipes.superposition.recorded import Recorded
 from monolora.recipes.superposition.settings import MONO, POLY
 
 _ROWS = (  # kind, unit, name of the axis
@@ -17,14 +17,14 @@ _ROWS = (  # kind, unit, name of the axis
 )
 
 
-def draw(material: Material) -> Figure:
+def draw(recorded: Recorded) -> Figure:
     """A column a sparsity above 0: label noise above, input noise below; the largest training set."""
-    samples, sparsities = material.most_samples, material.sparse
-    n_features = material.W_Ssmn.shape[-1]
+    samples, sparsities = recorded.most_samples, recorded.sparse
+    n_features = recorded.W_Ssmn.shape[-1]
     figure = titled(
         f"Accuracy of linear classifiers under noise, {samples:,} training samples",
         f"{WHO} Both see the same samples, labels and noise. Above: noise in the training labels. Below: "
-        f"classifiers trained on clean labels, noise on the test samples. {material.intervals_in_words()} "
+        f"classifiers trained on clean labels, noise on the test samples. {recorded.intervals_in_words()} "
         f"Dotted: chance, 1\u00a0in\u00a0{n_features}.",
         max(6.0, 2.55 * len(sparsities) + 0.5),
         5.8,
@@ -36,7 +36,7 @@ def draw(material: Material) -> Figure:
         for axes, S in zip(row, sparsities, strict=True):
             axes.set(title=f"S = {S:g}", xlabel=xlabel)
             axes.axhline(100 / n_features, color=PALE, linestyle=":", linewidth=1)
-            lines = [_line(material, samples, S, name, kind, unit) for name in (MONO, POLY)]
+            lines = [_line(recorded, samples, S, name, kind, unit) for name in (MONO, POLY)]
             draw_lines(axes, lines)
             panels.append((axes, lines))
     first: Axes = all_axes[0, 0]  # whose scale all share
@@ -46,7 +46,7 @@ def draw(material: Material) -> Figure:
     return figure
 
 
-def _line(material: Material, samples: int, S: float, name: str, kind: str, unit: float) -> Line:
-    noises = material.noises(samples, kind)
-    found = [material.accuracy(samples, S, name, kind, noise) for noise in noises]
+def _line(recorded: Recorded, samples: int, S: float, name: str, kind: str, unit: float) -> Line:
+    noises = recorded.noises(samples, kind)
+    found = [recorded.accuracy(samples, S, name, kind, noise) for noise in noises]
     return Line(name, [unit * noise for noise in noises], found, COLOURS[name], MARKERS[name])

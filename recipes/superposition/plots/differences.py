@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from monolora.recipes.experiments.intervals import Estimate
 from monolora.recipes.experiments.plots.style import INK, titled
 from monolora.recipes.superposition.plots.colours import AHEAD, WHO
-from monolora.recipes.superposition.plots.material import Material
+from monolora.recipes.superposition.recorded import Recorded
 
 _CELL = 0.45, 0.27  # inches
 _FEWEST = 4  # fewer columns are no narrower than so many, for their title
@@ -27,16 +27,16 @@ class _Table(NamedTuple):
     rows: list[list[Estimate | None]]
 
 
-def draw(material: Material) -> Figure:
+def draw(recorded: Recorded) -> Figure:
     """Label noise left, input noise right; a row for each training set and each sparsity above 0."""
-    keys = [(samples, S) for samples in material.noise for S in material.sparse]
-    tables = [_table(material, keys, kind) for kind in ("label", "input")]
+    keys = [(samples, S) for samples in recorded.noise for S in recorded.sparse]
+    tables = [_table(recorded, keys, kind) for kind in ("label", "input")]
     widths = [len(table.noises) for table in tables]
     figure = titled(
         "Accuracy without superposition less that with it: mono − poly, points",
         f"{WHO} Points: of a percentage; N: training samples. Wrong labels in training, Gaussian noise on the test "
         "samples. Orange: mono is ahead; blue: poly is; the colours grow with the square root, to tell small "
-        f"differences from none. {_bold_in_words(material)}",
+        f"differences from none. {_bold_in_words(recorded)}",
         max(7.5, _CELL[0] * sum(widths) + 3.0),
         max(3.6, _CELL[1] * len(keys) + 2.1),
     )
@@ -49,10 +49,10 @@ def draw(material: Material) -> Figure:
         _draw_table(axes, table, norm)
         axes.set_title(title)
         axes.set_xticks(range(len(table.noises)), [f"{unit * noise:g}" for noise in table.noises])
-    _name_rows(all_axes[0], keys, len(material.sparse))
+    _name_rows(all_axes[0], keys, len(recorded.sparse))
     all_axes[1].set_yticks([])
     for axes in all_axes:
-        for place in range(len(material.sparse), len(keys), len(material.sparse)):
+        for place in range(len(recorded.sparse), len(keys), len(recorded.sparse)):
             axes.axhline(place - 0.5, color=INK, linewidth=0.8)
     bar = figure.colorbar(ScalarMappable(norm, AHEAD), ax=list(all_axes), fraction=0.025, pad=0.01)
     bar.set_label("← poly ahead     mono ahead →")
@@ -60,8 +60,8 @@ def draw(material: Material) -> Figure:
     return figure
 
 
-def _bold_in_words(material: Material) -> str:
-    n_seeds = material.W_Ssmn.shape[1]
+def _bold_in_words(recorded: Recorded) -> str:
+    n_seeds = recorded.W_Ssmn.shape[1]
     if n_seeds == 1:
         return "One seed: no intervals, nothing bold."
     return (
@@ -87,10 +87,10 @@ def _name_rows(axes: Axes, keys: list[tuple[int, float]], n_sparse: int) -> None
     beside.spines["left"].set_visible(False)
 
 
-def _table(material: Material, keys: list[tuple[int, float]], kind: str) -> _Table:
-    noises = sorted({noise for samples, _ in keys for noise in material.noises(samples, kind)})
+def _table(recorded: Recorded, keys: list[tuple[int, float]], kind: str) -> _Table:
+    noises = sorted({noise for samples, _ in keys for noise in recorded.noises(samples, kind)})
     rows = [
-        [material.ahead(N, S, kind, noise) if noise in material.noises(N, kind) else None for noise in noises]
+        [recorded.ahead(N, S, kind, noise) if noise in recorded.noises(N, kind) else None for noise in noises]
         for N, S in keys
     ]
     return _Table(noises, rows)

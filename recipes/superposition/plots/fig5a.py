@@ -15,7 +15,7 @@ from matplotlib.image import AxesImage
 from monolora.errors import InputError
 from monolora.recipes.experiments.plots.style import titled
 from monolora.recipes.superposition.plots.colours import COLOURS, WORDS
-from monolora.recipes.superposition.plots.material import Material
+from monolora.recipes.superposition.recorded import Recorded
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.recipes.superposition.toy.geometry import OPPOSITE, REPRESENTED
 from monolora.recipes.superposition.toy.turned import turned
@@ -33,21 +33,21 @@ class _Shown(NamedTuple):
     colour: str
 
 
-def draw(material: Material, sparsity: float | None = None) -> Figure:
+def draw(recorded: Recorded, sparsity: float | None = None) -> Figure:
     """Both encoders of the first seed, on one scale of colours.
 
     Args:
-        material: what was measured.
+        recorded: what was measured.
         sparsity: of the encoder with superposition; 0.9, or the nearest below that is there, unless given.
 
     Raises:
         InputError: if there is no encoder of that sparsity.
     """
-    sparsity = material.typical if sparsity is None else sparsity
-    if sparsity not in material.sparse:
-        there = ", ".join(f"{S:g}" for S in material.sparse)
+    sparsity = recorded.typical if sparsity is None else sparsity
+    if sparsity not in recorded.sparse:
+        there = ", ".join(f"{S:g}" for S in recorded.sparse)
         raise InputError(f"There is no encoder with superposition of S = {sparsity:g}. There are {there}.")
-    shown = [_shown(material, S, name) for S, name in ((0.0, MONO), (sparsity, POLY))]
+    shown = [_shown(recorded, S, name) for S, name in ((0.0, MONO), (sparsity, POLY))]
     m, n = shown[0].W_mn.shape
     figure = titled(
         f"Encoders without and with superposition: {n} features in {m} dimensions",
@@ -68,9 +68,9 @@ def draw(material: Material, sparsity: float | None = None) -> Figure:
     return figure
 
 
-def _shown(material: Material, S: float, name: str) -> _Shown:
-    W_mn = material.W_Ssmn[material.sparsities.index(S), 0]
-    geometry = material.geometry[S]
+def _shown(recorded: Recorded, S: float, name: str) -> _Shown:
+    W_mn = recorded.W_Ssmn[recorded.sparsities.index(S), 0]
+    geometry = recorded.geometry[S]
     n_represented, n_paired = int(geometry.represented[0].sum()), int(geometry.paired[0].sum())
     return _Shown(
         W_mn,

@@ -9,29 +9,29 @@ from matplotlib.figure import Figure
 from monolora.recipes.experiments.plots.bars import Bar, draw_bars
 from monolora.recipes.experiments.plots.style import titled
 from monolora.recipes.superposition.plots.colours import COLOURS, WHO
-from monolora.recipes.superposition.plots.material import Material
+from monolora.recipes.superposition.recorded import Recorded
 from monolora.recipes.superposition.settings import MONO, POLY
 
 _SCALE = 0.5  # of Gaussian noise
 
 
-def draw(material: Material) -> Figure:
+def draw(recorded: Recorded) -> Figure:
     """A panel a sparsity above 0, on one scale; the largest training set."""
-    samples, sparsities = material.most_samples, material.sparse
+    samples, sparsities = recorded.most_samples, recorded.sparse
     n_columns = math.ceil(math.sqrt(len(sparsities)))
     n_rows = math.ceil(len(sparsities) / n_columns)
     figure = titled(
         f"Accuracy without superposition (mono) and with it (poly), {samples:,} training samples",
         f"Linear classifiers. {WHO} Both see the same samples, labels and noise. Label noise is in training only; "
         "Gaussian noise only on the test samples, of classifiers trained on clean labels. "
-        f"{material.intervals_in_words()}",
+        f"{recorded.intervals_in_words()}",
         max(6.5, 4.4 * n_columns + 0.4),
         2.6 * n_rows + 1.2,
     )
     all_axes = list(figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).flat)
     tops: list[float] = []
     for place, (axes, S) in enumerate(zip(all_axes, sparsities, strict=False)):
-        groups = _groups(material, samples, S)
+        groups = _groups(recorded, samples, S)
         draw_bars(axes, groups)
         tops += [bar.estimate.high or bar.estimate.mean for bars in groups.values() for bar in bars]
         axes.set_title(f"S = {S:g}")
@@ -43,8 +43,8 @@ def draw(material: Material) -> Figure:
     return figure
 
 
-def _groups(material: Material, samples: int, S: float) -> dict[str, list[Bar]]:
-    rates, scales = material.noises(samples, "label"), material.noises(samples, "input")
+def _groups(recorded: Recorded, samples: int, S: float) -> dict[str, list[Bar]]:
+    rates, scales = recorded.noises(samples, "label"), recorded.noises(samples, "input")
     shown = {"clean": ("label", 0.0)}
     if rates[-1] > 0:
         shown[f"{100 * rates[-1]:g} % label noise"] = ("label", rates[-1])
@@ -52,6 +52,6 @@ def _groups(material: Material, samples: int, S: float) -> dict[str, list[Bar]]:
         scale = min((each for each in scales if each > 0), key=lambda each: (abs(each - _SCALE), each))
         shown[f"Gaussian noise {scale:g}"] = ("input", scale)
     return {
-        group: [Bar(name, material.accuracy(samples, S, name, *noise), COLOURS[name]) for name in (MONO, POLY)]
+        group: [Bar(name, recorded.accuracy(samples, S, name, *noise), COLOURS[name]) for name in (MONO, POLY)]
         for group, noise in shown.items()
     }

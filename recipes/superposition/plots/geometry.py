@@ -12,7 +12,7 @@ from monolora.recipes.experiments.intervals import Estimate, estimate
 from monolora.recipes.experiments.plots.lines import Line, draw_lines, label_ends
 from monolora.recipes.experiments.plots.style import PALE, titled
 from monolora.recipes.superposition.plots.colours import COLOURS, MARKERS
-from monolora.recipes.superposition.plots.material import Material
+from monolora.recipes.superposition.recorded import Recorded
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.recipes.superposition.toy.geometry import OPPOSITE, REPRESENTED
 
@@ -23,9 +23,9 @@ _HALF_WIDTH = 0.36  # of a cloud of dots, where sparsities are 1 apart
 _GOLDEN = (5**0.5 - 1) / 2  # whose multiples spread evenly, without chance
 
 
-def draw(material: Material) -> Figure:
+def draw(recorded: Recorded) -> Figure:
     """A dot a feature and seed; beside it, shares of the features."""
-    n_seeds, m, n = material.W_Ssmn.shape[1:]
+    n_seeds, m, n = recorded.W_Ssmn.shape[1:]
     figure = titled(
         f"How the encoders hold {n} features in {m} dimensions, by the sparsity of their data",
         "Left: a dot for each feature and seed, spread sideways to be seen; orange: S = 0 (mono); grey: features that "
@@ -36,8 +36,8 @@ def draw(material: Material) -> Figure:
         4.6,
     )
     dots, shares = figure.subplots(1, 2, width_ratios=(1.7, 1))
-    _draw_dots(dots, material)
-    lines = _lines(material)
+    _draw_dots(dots, recorded)
+    lines = _lines(recorded)
     draw_lines(shares, lines)
     shares.axhline(100 * m / n, color=PALE, linestyle=":", linewidth=1)
     shares.annotate(
@@ -47,8 +47,8 @@ def draw(material: Material) -> Figure:
     shares.set(title="Share of the features", ylabel="features, %", ylim=(-2, 102))
     for axes in (dots, shares):
         axes.set_xlabel("sparsity S of the training data")
-        axes.set_xticks(range(len(material.sparsities)), [f"{S:g}" for S in material.sparsities])
-        axes.set_xlim(-0.5, len(material.sparsities) - 0.5)
+        axes.set_xticks(range(len(recorded.sparsities)), [f"{S:g}" for S in recorded.sparsities])
+        axes.set_xlim(-0.5, len(recorded.sparsities) - 0.5)
     label_ends(figure, [(shares, lines[::-1])])  # of equals, the last stands above
     return figure
 
@@ -57,9 +57,9 @@ def _shares_in_words(n_seeds: int) -> str:
     return "one seed." if n_seeds == 1 else f"means and 95 % t-intervals over {n_seeds} seeds."
 
 
-def _draw_dots(axes: Axes, material: Material) -> None:
-    for place, S in enumerate(material.sparsities):
-        geometry, name = material.geometry[S], MONO if S == 0 else POLY
+def _draw_dots(axes: Axes, recorded: Recorded) -> None:
+    for place, S in enumerate(recorded.sparsities):
+        geometry, name = recorded.geometry[S], MONO if S == 0 else POLY
         values, represented = geometry.dimensionality.ravel(), geometry.represented.ravel()
         xs = place + _HALF_WIDTH * (2 * (np.arange(len(values)) * _GOLDEN % 1) - 1)
         for there, colour in ((~represented, "#b8b8b8"), (represented, COLOURS[name])):
@@ -76,9 +76,9 @@ def _draw_dots(axes: Axes, material: Material) -> None:
     axes.set(title="Dimensionality of each feature", ylabel="dimensions for a feature", ylim=(-0.03, 1.06))
 
 
-def _lines(material: Material) -> list[Line]:
-    xs = range(len(material.sparsities))
-    geometries = [material.geometry[S] for S in material.sparsities]
+def _lines(recorded: Recorded) -> list[Line]:
+    xs = range(len(recorded.sparsities))
+    geometries = [recorded.geometry[S] for S in recorded.sparsities]
     represented = [_share(each.represented) for each in geometries]
     paired = [_share(each.paired) for each in geometries]
     return [

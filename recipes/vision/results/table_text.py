@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from monolora.latex import escaped
+from monolora.recipes.experiments.markdown import piped
 from monolora.recipes.vision.results.gathered import DENSE, SHORT, Gathered
 from monolora.recipes.vision.results.table_rows import Block, Cell, Row
 
@@ -20,14 +21,14 @@ def as_markdown(blocks: Sequence[Block], runs: Gathered) -> str:
     for block in blocks:
         head = ["features", *_rates(block)]
         rows = [line for row in block.rows for line in _lines(row)]
-        parts += [f"## {block.title}", _piped(head, rows), block.caption]
+        parts += [f"## {block.title}", piped(head, rows), block.caption]
     known = _representations(runs)
     if known:
         head = ["representation", "seed", "semantic consistency", "live dimensions", "zeros"]
-        parts += ["## Representations, on validation images", _piped(head, known), DENSE]
+        parts += ["## Representations, on validation images", piped(head, known), DENSE]
     autoencoders = [[str(each.seed), f"{each.explained:.1%}", f"{each.dead:.1%}"] for each in runs.autoencoders]
     if autoencoders:
-        parts += ["## Autoencoders", _piped(["seed", "variance explained", "dead latents"], autoencoders)]
+        parts += ["## Autoencoders", piped(["seed", "variance explained", "dead latents"], autoencoders)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -125,15 +126,3 @@ def _number(value: float | None, sign: str) -> str:
         return NOTHING
     shown = f"{value:{sign}.1f}"
     return "0.0" if shown in ("-0.0", "+0.0") else shown.replace("-", "−")
-
-
-def _piped(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns stand below each other: the first to the left, the others to the right."""
-    lines = [head, *rows]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
-    shown = [
-        [line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))]
-        for line in lines
-    ]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [shown[0], rule, *shown[1:]])

@@ -25,7 +25,7 @@ from monolora.recipes.experiments.plots import style
 from monolora.recipes.experiments.plots.saving import save_figure
 from monolora.recipes.superposition.plots import by_noise, differences, fig5a, fig5b, geometry
 from monolora.recipes.superposition.plots.colours import COLOURS
-from monolora.recipes.superposition.plots.material import Material, read_material
+from monolora.recipes.superposition.recorded import Recorded, read_recorded
 
 FIGURES = {module.__name__.rpartition(".")[2]: module for module in (fig5a, fig5b, by_noise, differences, geometry)}
 SMALL = {"seeds": 1, "sparsities": (0.0, 0.5), "train_samples": (300,), "rates": (0.0, 0.6), "scales": (0.0, 0.2)}
@@ -38,12 +38,12 @@ def _style() -> Iterator[None]:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Callable[..., Material]:
+def made(tmp_path: Path) -> Callable[..., Recorded]:
     """``made(seeds=3)``: made-up records, read."""
 
-    def make(**given: Any) -> Material:
+    def make(**given: Any) -> Recorded:
         make_records(tmp_path, **given)
-        return read_material(tmp_path)
+        return read_recorded(tmp_path)
 
     return make
 
@@ -74,7 +74,7 @@ def shown_texts(figure: Figure) -> list[Text]:
 @pytest.mark.parametrize("module", FIGURES.values(), ids=FIGURES)
 @pytest.mark.parametrize("given", [{}, SMALL], ids=["five sparsities", "one"])
 def test_no_text_overlaps_or_is_cut_off(
-    made: Callable[..., Material], module: ModuleType, given: dict[str, Any]
+    made: Callable[..., Recorded], module: ModuleType, given: dict[str, Any]
 ) -> None:
     figure = module.draw(made(**given))
     figure.draw_without_rendering()
@@ -91,7 +91,7 @@ def test_no_text_overlaps_or_is_cut_off(
 
 @pytest.mark.parametrize("module", FIGURES.values(), ids=FIGURES)
 def test_the_same_records_give_the_same_files(
-    made: Callable[..., Material], tmp_path: Path, module: ModuleType
+    made: Callable[..., Recorded], tmp_path: Path, module: ModuleType
 ) -> None:
     first, second = (
         [path.read_bytes() for path in save_figure(module.draw(made()), tmp_path / "figures", "figure")]
@@ -102,7 +102,7 @@ def test_the_same_records_give_the_same_files(
 
 
 @pytest.mark.parametrize("seeds", [3, 1])
-def test_bars_are_means_and_their_ends_intervals(made: Callable[..., Material], tmp_path: Path, seeds: int) -> None:
+def test_bars_are_means_and_their_ends_intervals(made: Callable[..., Recorded], tmp_path: Path, seeds: int) -> None:
     figure = fig5b.draw(made(seeds=seeds, scales=(0.0, 0.4, 0.7)))
     assert [axes.get_title("left") for axes in figure.axes] == [f"S = {S:g}" for S in SPARSITIES[1:]]
     for axes, S in zip(figure.axes, SPARSITIES[1:], strict=True):
@@ -121,13 +121,13 @@ def test_bars_are_means_and_their_ends_intervals(made: Callable[..., Material], 
     assert ("One seed: no intervals." in figure.get_supxlabel().replace("\n", " ")) == (seeds == 1)
 
 
-def test_without_noise_there_are_clean_bars_only(made: Callable[..., Material]) -> None:
+def test_without_noise_there_are_clean_bars_only(made: Callable[..., Recorded]) -> None:
     figure = fig5b.draw(made(rates=(0.0,), scales=(0.0,)))
     assert [each.get_text() for each in figure.axes[0].child_axes[0].get_xticklabels()] == ["clean"]
 
 
 @pytest.mark.parametrize("seeds", [4, 1])
-def test_lines_are_means_and_bands_intervals(made: Callable[..., Material], tmp_path: Path, seeds: int) -> None:
+def test_lines_are_means_and_bands_intervals(made: Callable[..., Recorded], tmp_path: Path, seeds: int) -> None:
     figure = by_noise.draw(made(seeds=seeds))
     panels = [(kind, S) for kind in ("label", "input") for S in SPARSITIES[1:]]
     for axes, (kind, S) in zip(figure.axes, panels, strict=True):
@@ -154,7 +154,7 @@ def table(axes: Axes) -> dict[tuple[int, int], Text]:
 
 
 @pytest.mark.parametrize("seeds", [3, 1])
-def test_differences_are_in_points_bold_where_sure(made: Callable[..., Material], tmp_path: Path, seeds: int) -> None:
+def test_differences_are_in_points_bold_where_sure(made: Callable[..., Recorded], tmp_path: Path, seeds: int) -> None:
     label, noise, _ = differences.draw(made(seeds=seeds)).axes
     bold: list[bool] = []
     for axes, kind, noises in ((label, "label", RATES), (noise, "input", SCALES)):
@@ -177,16 +177,16 @@ def test_differences_are_in_points_bold_where_sure(made: Callable[..., Material]
     assert [each.get_text() for each in noise.get_xticklabels()] == [f"{scale:g}" for scale in SCALES]
 
 
-def test_what_only_one_training_set_saw_leaves_a_gap(made: Callable[..., Material], tmp_path: Path) -> None:
+def test_what_only_one_training_set_saw_leaves_a_gap(made: Callable[..., Recorded], tmp_path: Path) -> None:
     made(train_samples=(100,), rates=(0.0, 0.5))
     label, *_ = differences.draw(made(train_samples=(200,), rates=(0.0, 0.8))).axes
     gaps = {(row, column) for row in range(8) for column in range(3)} - table(label).keys()
     assert gaps == {(row, 2 if row < 4 else 1) for row in range(8)}
 
 
-def test_dots_are_features_and_grey_those_not_represented(made: Callable[..., Material], tmp_path: Path) -> None:
-    material = made(seeds=4)
-    dots, shares = geometry.draw(material).axes
+def test_dots_are_features_and_grey_those_not_represented(made: Callable[..., Recorded], tmp_path: Path) -> None:
+    recorded = made(seeds=4)
+    dots, shares = geometry.draw(recorded).axes
     assert [each.get_text() for each in dots.get_xticklabels()] == [f"{S:g}" for S in SPARSITIES]
     found = json.loads((tmp_path / "encoders.json").read_text())["results"]
     for place, S in enumerate(SPARSITIES):
@@ -218,7 +218,7 @@ def entries(axes: Axes) -> np.ndarray:
     [(SPARSITIES, None, 0.9), (SPARSITIES, 0.5, 0.5), ((0.95, 0.0, 0.7, 0.2), None, 0.7), ((0.0, 0.97), None, 0.97)],
 )
 def test_figure_5a_shows_the_first_seeds_encoders(
-    made: Callable[..., Material], tmp_path: Path, sparsities: tuple[float, ...], asked: float | None, shown: float
+    made: Callable[..., Recorded], tmp_path: Path, sparsities: tuple[float, ...], asked: float | None, shown: float
 ) -> None:
     figure = fig5a.draw(made(seeds=2, sparsities=sparsities), asked)
     W_Ssmn = load_file(tmp_path / "encoders.safetensors")["W"]
@@ -237,6 +237,6 @@ def test_figure_5a_shows_the_first_seeds_encoders(
     assert norm.vmax == pytest.approx(max(np.abs(entries(axes)).max() for axes in figure.axes[:6]))
 
 
-def test_figure_5a_refuses_a_sparsity_that_is_not_there(made: Callable[..., Material]) -> None:
+def test_figure_5a_refuses_a_sparsity_that_is_not_there(made: Callable[..., Recorded]) -> None:
     with pytest.raises(InputError, match=r"no encoder with superposition of S = 0\.7\. There are 0\.5, 0\.8, 0\.9"):
         fig5a.draw(made(), 0.7)

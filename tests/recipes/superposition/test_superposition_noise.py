@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from monolora.recipes.experiments.label_noise import noisy_labels
 from monolora.recipes.superposition import noise
 from monolora.recipes.superposition.classifiers import train_classifiers
 from monolora.recipes.superposition.noise import noise_results
 from monolora.recipes.superposition.settings import MONO, POLY, Run
 from monolora.recipes.superposition.toy.sparse_data import labelled_samples
-from monolora.recipes.vision.label_noise import noisy_labels
 
 CPU = torch.device("cpu")
 COUNT = 150

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from monolora.errors import InputError, RunError
+from monolora.recipes.experiments.label_noise import noisy_labels
 from monolora.recipes.vision.batched_probe import (
     CROSS_ENTROPY,
     LOG_ZERO,
@@ -23,7 +24,6 @@ from monolora.recipes.vision.batched_probe import (
     shuffled,
     train_probes,
 )
-from monolora.recipes.vision.label_noise import noisy_labels
 from monolora.recipes.vision.plain_probe import plain_probe, symmetric_cross_entropy
 from monolora.recipes.vision.settings import Probe
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from monolora.errors import InputError, RunError
+from monolora.recipes.experiments.label_noise import noisy_labels
 from monolora.recipes.vision import probe as program
 from monolora.recipes.vision.batched_probe import shuffled
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import ImageData
-from monolora.recipes.vision.label_noise import noisy_labels
 from monolora.recipes.vision.places import encoder_folder, probe_file
 from monolora.recipes.vision.plain_probe import plain_probe
 from monolora.recipes.vision.represent import features_of

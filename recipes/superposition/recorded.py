@@ -1,4 +1,8 @@
-"""What the figures are drawn from: the records of ``monolora superposition run``."""
+"""What ``monolora superposition run`` has left in a folder.
+
+OUT/encoders.safetensors, encoders.json    the encoders and their geometry
+OUT/noise-N.json                           accuracies of classifiers of N training samples
+"""
 
 from __future__ import annotations
 
@@ -19,18 +23,21 @@ from monolora.recipes.superposition.toy.geometry import REPRESENTED
 
 ByNoise = Mapping[float, Sequence[float]]  # by rate or scale, the accuracy of each seed, in [0, 1]
 ByKind = Mapping[str, ByNoise]  # "label", "input"
+ENCODERS, WEIGHTS = "encoders.json", "encoders.safetensors"
 _MOST_TYPICAL, _TOO_SPARSE = 0.9, 0.95  # of the sparsities that are shown alone
 
 
 class Geometry(NamedTuple):
-    """Of the encoders of one S; arrays of shape ``(seeds, n)``.
+    """Of the encoders of one S; arrays of shape ``(seeds, n)`` but for the first.
 
     Attributes:
+        loss: of reconstruction, weighted; shape ``(seeds,)``.
         norms: of W's columns, one a feature.
         dimensionality: ||W_i||^2 / sum_j (W_i . W_j / ||W_i||)^2.
         paired: whether a feature is in an antipodal pair.
     """
 
+    loss: np.ndarray
     norms: np.ndarray
     dimensionality: np.ndarray
     paired: np.ndarray
@@ -41,20 +48,34 @@ class Geometry(NamedTuple):
         return self.norms > REPRESENTED
 
 
-class Material(NamedTuple):
+class Classified(NamedTuple):
+    """Classifiers of one number of training samples.
+
+    Attributes:
+        settings: of the record.
+        accuracy: by S; MONO or POLY; kind of noise; and rate or scale.
+    """
+
+    settings: Mapping[str, Any]
+    accuracy: Mapping[float, Mapping[str, ByKind]]
+
+
+class Recorded(NamedTuple):
     """Of one folder of results.
 
     Attributes:
+        seeds: of each sparsity.
         sparsities: ascending, 0 first.
         W_Ssmn: the encoders, shape ``(S, seeds, m, n)``, in the order of ``sparsities``.
         geometry: by S.
-        noise: accuracies by training samples, ascending; S; MONO or POLY; kind of noise; and rate or scale.
+        noise: by training samples, ascending.
     """
 
+    seeds: int
     sparsities: tuple[float, ...]
     W_Ssmn: np.ndarray
     geometry: Mapping[float, Geometry]
-    noise: Mapping[int, Mapping[float, Mapping[str, ByKind]]]
+    noise: Mapping[int, Classified]
 
     @property
     def most_samples(self) -> int:
@@ -75,31 +96,30 @@ class Material(NamedTuple):
 
     def noises(self, samples: int, kind: str) -> list[float]:
         """The rates or scales that were tried, ascending."""
-        return sorted(self.noise[samples][self.sparse[0]][POLY][kind])
+        return sorted(self.noise[samples].accuracy[self.sparse[0]][POLY][kind])
 
     def accuracy(self, samples: int, S: float, representation: str, kind: str, noise: float) -> Estimate:
         """Over seeds, in %."""
-        found = estimate(_by_seed(self.noise[samples][S][representation][kind][noise]))
+        found = estimate(_by_seed(self.noise[samples].accuracy[S][representation][kind][noise]))
         assert found is not None  # there is at least one seed
         return found
 
     def ahead(self, samples: int, S: float, kind: str, noise: float) -> Estimate:
         """By how many percentage points mono is ahead of poly; paired by seed."""
-        mono, poly = (_by_seed(self.noise[samples][S][name][kind][noise]) for name in (MONO, POLY))
+        mono, poly = (_by_seed(self.noise[samples].accuracy[S][name][kind][noise]) for name in (MONO, POLY))
         found = difference(mono, poly)
         assert found is not None
         return found
 
     def intervals_in_words(self) -> str:
         """For a caption."""
-        n_seeds = self.W_Ssmn.shape[1]
-        if n_seeds == 1:
+        if self.seeds == 1:
             return "One seed: no intervals."
-        return f"Means and 95 % t-intervals over {n_seeds} seeds; encoder, data and noise are new in each."
+        return f"Means and 95 % t-intervals over {self.seeds} seeds; encoder, data and noise are new in each."
 
 
-def read_material(out: Path) -> Material:
-    """Read what the figures are drawn from.
+def read_recorded(out: Path) -> Recorded:
+    """Read the records of a folder.
 
     Args:
         out: the folder of ``monolora superposition run``.
@@ -108,8 +128,8 @@ def read_material(out: Path) -> Material:
         InputError: if a record is missing, damaged, or of other encoders than those that are there.
     """
     mend = f"Run: monolora superposition run --out {out}"
-    record = records.read(out / "encoders.json", mend)
-    weights = out / "encoders.safetensors"
+    record = records.read(out / ENCODERS, mend)
+    weights = out / WEIGHTS
     if not weights.is_file():
         raise InputError(f"There is no {weights}. {mend}")
     W_Ssmn, fingerprint = _weights(weights, mend)
@@ -119,13 +139,18 @@ def read_material(out: Path) -> Material:
         if len(given) != len(W_Ssmn) or min(given) != 0:
             raise ValueError("its sparsities are not those of the encoders.")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(out / "encoders.json", error, mend) from error
+        raise _damaged(out / ENCODERS, error, mend) from error
     if len(given) < 2:
         raise InputError(f"{out} has no sparsity above 0: nothing to compare. {mend} --sparsities 0,0.9")
     order = np.argsort(given)
     sparsities = tuple(given[place] for place in order)
     noise = _noise(out, sparsities, W_Ssmn.shape[1], fingerprint, mend)
-    return Material(sparsities, W_Ssmn[order], {S: geometry[S] for S in sparsities}, noise)
+    return Recorded(W_Ssmn.shape[1], sparsities, W_Ssmn[order], {S: geometry[S] for S in sparsities}, noise)
+
+
+def noise_file(train_samples: int | str) -> str:
+    """The name of the record of classifiers."""
+    return f"noise-{train_samples}.json"
 
 
 def _weights(path: Path, mend: str) -> tuple[np.ndarray, str]:
@@ -142,32 +167,28 @@ def _weights(path: Path, mend: str) -> tuple[np.ndarray, str]:
 
 
 def _geometry(results: Mapping[str, Any], S: float, shape: tuple[int, ...]) -> Geometry:
-    norms, dimensionality, paired = (
-        np.array(results[key][str(S)], dtype)
-        for key, dtype in (("norms", float), ("dimensionality", float), ("paired", bool))
-    )
-    found = Geometry(norms, dimensionality, paired)
-    if any(each.shape != (shape[1], shape[3]) for each in found):
+    kinds = {"loss": float, "norms": float, "dimensionality": float, "paired": bool}
+    found = Geometry(*(np.array(results[key][str(S)], kind) for key, kind in kinds.items()))
+    if found.loss.shape != shape[1:2] or any(each.shape != (shape[1], shape[3]) for each in found[1:]):
         raise ValueError(f"what it says of S = {S:g} is not of {shape[1]} seeds and {shape[3]} features.")
     return found
 
 
-def _noise(
-    out: Path, sparsities: Sequence[float], n_seeds: int, fingerprint: str, mend: str
-) -> dict[int, dict[float, dict[str, dict[str, dict[float, list[float]]]]]]:
+def _noise(out: Path, sparsities: Sequence[float], n_seeds: int, fingerprint: str, mend: str) -> dict[int, Classified]:
     found = {}
-    for path in out.glob("noise-*.json"):
+    for path in out.glob(noise_file("*")):
         record = records.read(path, mend)
         if record["inputs"].get("encoders") != fingerprint:
             raise InputError(f"{path} is of other encoders than those in {out}. Delete it. {mend}")
         try:
             samples = int(path.stem.removeprefix("noise-"))
             accuracy = record["results"]["accuracy"]
-            found[samples] = {S: _by_representation(accuracy[str(S)], n_seeds) for S in sparsities}
+            by_S = {S: _by_representation(accuracy[str(S)], n_seeds) for S in sparsities}
+            found[samples] = Classified(record["settings"], by_S)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _damaged(path, error, mend) from error
     if not found:
-        raise InputError(f"There is no {out / 'noise-*.json'}. {mend}")
+        raise InputError(f"There is no {out / noise_file('*')}. {mend}")
     return {samples: found[samples] for samples in sorted(found)}
 
 

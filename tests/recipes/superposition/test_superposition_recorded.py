@@ -13,12 +13,12 @@ from made_toy_records import make_records
 from safetensors.numpy import load_file, save_file
 
 from monolora.errors import InputError
-from monolora.recipes.superposition.plots.material import read_material
+from monolora.recipes.superposition.recorded import read_recorded
 
 
 def test_all_is_in_the_order_of_sparsity(tmp_path: Path) -> None:
     make_records(tmp_path, 2, sparsities=(0.9, 0.0, 0.5), train_samples=(2000, 90))
-    found = read_material(tmp_path)
+    found = read_recorded(tmp_path)
     assert found.sparsities == (0.0, 0.5, 0.9)
     written = load_file(tmp_path / "encoders.safetensors")["W"]
     assert np.array_equal(found.W_Ssmn, written[[1, 2, 0]])
@@ -28,7 +28,7 @@ def test_all_is_in_the_order_of_sparsity(tmp_path: Path) -> None:
     assert list(found.noise) == [90, 2000]
     assert found.most_samples == 2000
     record = json.loads((tmp_path / "noise-90.json").read_text())["results"]["accuracy"]
-    assert found.noise[90][0.5]["poly"]["input"][0.3] == record["0.5"]["poly"]["input"]["0.3"]
+    assert found.noise[90].accuracy[0.5]["poly"]["input"][0.3] == record["0.5"]["poly"]["input"]["0.3"]
 
 
 def drop(*keys: str) -> Callable[[dict[str, Any]], object]:
@@ -80,7 +80,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path, name: str, change: Callable
 def refusal(out: Path) -> str:
     """In one line, with the mend."""
     with pytest.raises(InputError) as caught:
-        read_material(out)
+        read_recorded(out)
     message = str(caught.value)
     assert "\n" not in message
     assert f"Run: monolora superposition run --out {out}" in message
@@ -124,6 +124,6 @@ def test_dense_data_alone_are_refused(tmp_path: Path) -> None:
 
 def test_geometry_says_what_is_represented(tmp_path: Path) -> None:
     make_records(tmp_path, 2, sparsities=(0.0, 0.9))
-    found = read_material(tmp_path).geometry
+    found = read_recorded(tmp_path).geometry
     assert found[0.0].represented.tolist() == 2 * [6 * [True] + 6 * [False]]
     assert found[0.9].represented.all()
