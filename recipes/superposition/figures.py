@@ -52,6 +52,7 @@ class Figures:
     """The settings; each field is a flag."""
 
     out: str = setting(Run.out, "the folder of a run; the figures go into its figures/", metavar="FOLDER")
+    sparsity: float | None = setting(None, "that fig5a shows (default: 0.9, or the nearest there is)", type=float)
 
 
 def main(argv: list[str]) -> int:
@@ -61,16 +62,18 @@ def main(argv: list[str]) -> int:
         InputError: if a record in the folder is damaged.
         SaveError: if the disk does not take a figure.
     """
-    out = Path(FlagParser("monolora superposition figures", __doc__).parse_into(argv, Figures).out)
-    figures = dict(OF_THEORY)
+    settings = FlagParser("monolora superposition figures", __doc__).parse_into(argv, Figures)
+    out = Path(settings.out)
+    figures: dict[str, Callable[[], Figure]] = {}
     if (out / "encoders.json").is_file():
         recorded = read_recorded(out)
-        figures |= {name: partial(draw, recorded) for name, draw in OF_RUN.items()}
+        figures = {name: partial(draw, recorded) for name, draw in OF_RUN.items()}
+        figures["fig5a"] = partial(fig5a.draw, recorded, settings.sparsity)
     elif out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file. Name the folder of a run with --out.")
     else:
         print(f"{', '.join(OF_RUN)}: not drawn, there is no run in {out}: monolora superposition run --out {out}")
-    for name, draw in figures.items():
+    for name, draw in (figures | OF_THEORY).items():
         with matplotlib.rc_context(style.SETTINGS):
             paths = save_figure(draw(), out / "figures", name)
         print(f"{name}: {', '.join(map(str, paths))}", flush=True)

@@ -25,7 +25,7 @@ from monolora.recipes.superposition import verdict_table
 from monolora.recipes.superposition.theory.joint import joint_moments
 from monolora.recipes.superposition.theory.moments import Moments, noisy_moments, summed_variances
 from monolora.recipes.superposition.theory.monte_carlo import Noises, estimate_moments
-from monolora.recipes.superposition.theory.numbers import Weights, input_noise, label_noise, sparsity, weights_of
+from monolora.recipes.superposition.theory.numbers import input_noise, label_noise, sparsity, weights_of
 
 PAPERS = ("mono", "poly")
 Z_LIMIT = 4
@@ -148,18 +148,13 @@ def _by_monte_carlo(settings: Verify) -> int:
 
 
 def _checks(S: float, noises: Sequence[Noises], settings: Verify, place: int) -> Iterator[Check]:
-    names = {_floats(weights_of(name)): name for name in PAPERS}
+    names = {weights_of(name, S): name for name in PAPERS}
     seed = [settings.seed, place]
     for weights, noise, found in estimate_moments(S, list(names), noises, settings.samples, seed):
         name = names[weights]
         closed = noisy_moments(S, name, noise.eta, noise.epsilon)
         for quantity in QUANTITIES:
             yield Check(S, noise, name, quantity, float(getattr(closed, quantity)), *getattr(found, quantity))
-
-
-def _floats(weights: Weights) -> tuple[float, float]:
-    a, b = weights
-    return float(a), float(b)
 
 
 if __name__ == "__main__":

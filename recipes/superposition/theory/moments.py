@@ -59,7 +59,7 @@ def conditional_moments(S: Number, representation: Representation) -> Moments:
         InputError: for what cannot be.
     """
     S = numbers.sparsity(S)
-    a, b = weights_of(representation)
+    a, b = weights_of(representation, S)
     q = 1 - S
     # where the label is 1: x1 is the larger feature, x2 the smaller
     larger, smaller = q * (2 + S) / 3, q**2 / 3
@@ -106,7 +106,7 @@ def under_input_noise(moments: Moments, epsilon: Number, representation: Represe
         InputError: for what cannot be.
     """
     epsilon = numbers.input_noise(epsilon)
-    a, b = weights_of(representation)
+    a, b = weights_of(representation, moments.v1)
     more = (a**2 + b**2) * epsilon**2
     return moments._replace(v1=moments.v1 + more, v0=moments.v0 + more)
 
@@ -122,6 +122,6 @@ def summed_variances(S: Number, representation: Representation, eta: Number = 0)
 
     That is 2T - r²D²/2 for mono and 4T - 2r²D² for poly: label noise moves the variance between the classes into them.
     """
-    a, b = weights_of(representation)
+    a, b = weights_of(representation, S)
     r = 1 - 2 * numbers.label_noise(eta)
     return 2 * (a**2 + b**2) * feature_variance(S) - r**2 * (a - b) ** 2 * feature_gap(S) ** 2 / 2

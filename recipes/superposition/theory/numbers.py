@@ -29,21 +29,22 @@ REPRESENTATIONS: Mapping[str, Weights] = {
 }
 
 
-def weights_of(representation: Representation) -> Weights:
+def weights_of(representation: Representation, beside: Number = 0) -> Weights:
     """``(a, b)`` of h = a x1 + b x2.
 
     Args:
         representation: a name in REPRESENTATIONS, or the weights.
+        beside: what they are to be computed with: floats beside a float or an array, else as exact as they are given.
 
     Raises:
         InputError: for another name.
     """
-    if not isinstance(representation, str):
-        a, b = representation
-        return exact(a), exact(b)
-    if representation not in REPRESENTATIONS:
-        raise unknown("representation", representation, REPRESENTATIONS)
-    return REPRESENTATIONS[representation]
+    if isinstance(representation, str):
+        if representation not in REPRESENTATIONS:
+            raise unknown("representation", representation, REPRESENTATIONS)
+        representation = REPRESENTATIONS[representation]
+    a, b = representation
+    return (float(a), float(b)) if isinstance(beside, float | np.ndarray) else (exact(a), exact(b))
 
 
 def exact(value: Number) -> Number:

@@ -23,6 +23,7 @@ from monolora.recipes.superposition.theory.moments import (
     under_input_noise,
     under_label_noise,
 )
+from monolora.recipes.superposition.theory.numbers import REPRESENTATIONS
 
 SPARSITIES = st.fractions(0, Fraction(99, 100), max_denominator=100)
 ETAS = st.fractions(0, 1, max_denominator=50)
@@ -129,7 +130,7 @@ def test_limits_in_sparsity() -> None:
     ] * 2
 
 
-@given(S=SPARSITIES, name=NAMES, eta=ETAS, epsilon=EPSILONS)
+@given(S=SPARSITIES, name=st.sampled_from(list(REPRESENTATIONS)), eta=ETAS, epsilon=EPSILONS)
 @settings(deadline=None)
 def test_floats_give_what_exact_numbers_give(S: Fraction, name: str, eta: Fraction, epsilon: Fraction) -> None:
     in_floats = noisy_moments(float(S), name, float(eta), float(epsilon))

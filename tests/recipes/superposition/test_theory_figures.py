@@ -1,0 +1,72 @@
+"""The theory's figures: what is drawn is what the closed forms say."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+
+import matplotlib
+import numpy as np
+import pytest
+
+from monolora.recipes.experiments.plots import style
+from monolora.recipes.superposition.plots import criteria, leaders
+from monolora.recipes.superposition.plots.colours import COLOURS
+from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
+from monolora.recipes.superposition.theory.crossover import Noise, crossover
+from monolora.recipes.superposition.theory.numbers import SAME_LENGTH
+
+
+@pytest.fixture(autouse=True)
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context(dict(style.SETTINGS)):
+        yield
+
+
+@pytest.mark.parametrize("noise", ["label", "input"])
+def test_lines_are_j(noise: Noise) -> None:
+    figure = criteria.draw(noise)
+    for axes, name in zip(figure.axes, CRITERIA, strict=True):
+        mono, poly, same_length, *rings = axes.lines
+        assert axes.get_title(loc="left").rstrip("*") == name
+        for line, representation in ((mono, "mono"), (poly, "poly"), (same_length, SAME_LENGTH)):
+            for x, y in list(zip(*line.get_data(), strict=True))[::25]:
+                noisy = {"eta": float(x)} if noise == "label" else {"epsilon": float(x)}
+                assert y == pytest.approx(float(separability(0.5, representation, name, **noisy)))
+        assert (mono.get_color(), poly.get_color()) == (COLOURS["mono"], COLOURS["poly"])
+        at = [float(ring.get_xdata()[0]) for ring in rings]
+        assert at == [float(each) for each in crossover(Fraction(1, 2), name, noise).at]
+        for ring, x in zip(rings, at, strict=True):  # on both lines
+            height = ring.get_ydata()[0]
+            for line in (mono, poly):
+                assert np.interp(x, *line.get_data()) == pytest.approx(height, abs=2e-3 * np.ptp(line.get_ydata()))
+
+
+def test_the_map_says_who_leads() -> None:
+    figure = leaders.draw()
+    grid = np.array(figure.axes).reshape(len(CRITERIA), 4)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mono leads", "poly leads"]
+    for row, name in zip(grid, CRITERIA, strict=True):
+        for axes, (noise, poly, end) in zip(
+            row,
+            [("label", "poly", 0.5), ("input", "poly", 1.0), ("label", SAME_LENGTH, 0.5), ("input", SAME_LENGTH, 1.0)],
+            strict=True,
+        ):
+            lead_SX = np.asarray(axes.images[0].get_array())
+            cells = len(lead_SX)
+            for place_S, place_x in ((0, 0), (40, 20), (80, 150), (155, 3), (130, 100)):
+                S, x = (place_S + 0.5) / cells, (place_x + 0.5) / cells * end
+                noisy = {"eta": x} if noise == "label" else {"epsilon": x}
+                mono_is, poly_is = (float(separability(S, each, name, **noisy)) for each in ("mono", poly))
+                assert bool(lead_SX[place_S, place_x]) == (mono_is > poly_is)
+
+
+def test_the_same_bytes_each_time() -> None:
+    assert svg() == svg()
+
+
+def svg() -> bytes:
+    out = io.BytesIO()
+    criteria.draw("label").savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
