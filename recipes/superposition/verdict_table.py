@@ -23,7 +23,7 @@ _WORDS = {
     ("mono", "poly"): "poly overtakes",
 }
 _WIDTH = 118
-_ROW = "  {:<22}{:13}{:13}{:13}{}"
+_ROW = "  {:<22}{:14}{:14}{:15}{}"
 
 ByCriterion = Mapping[str, Sequence[Verdict]]
 
@@ -76,7 +76,7 @@ def _table(poly: str, noise: Noise, by_criterion: ByCriterion) -> Iterator[str]:
 
 def _accuracies() -> Iterator[str]:
     yield "Accuracy of the best threshold on h, %: mono, poly. Label noise below 1/2 leaves the best threshold as it is"
-    yield _ROW.format("input noise, epsilon", *(f"at S = {S}" for S in SHOWN), "")
+    yield _ROW.format("input noise, epsilon", *(f"at S = {S}" for S in SHOWN), "").rstrip()
     for epsilon in EPSILONS:
         pairs = ([100 * best_accuracy(float(S), name, epsilon) for name in ("mono", "poly")] for S in SHOWN)
         yield _ROW.format(epsilon, *(f"{mono:.1f}, {poly:.1f}" for mono, poly in pairs), "").rstrip()
