@@ -8,3 +8,26 @@ Two features x1, x2: each is 0 with probability S, else uniform on [0, 1]. The l
 x1 < x2, and a fair coin where both are 0. A representation is one number h = a x1 + b x2: the paper's monosemantic one
 is x1, its polysemantic one, an antipodal pair, x1 - x2.
 """
+
+from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
+from monolora.recipes.superposition.theory.crossover import Crossover, crossover
+from monolora.recipes.superposition.theory.moments import (
+    Moments,
+    conditional_moments,
+    under_input_noise,
+    under_label_noise,
+)
+from monolora.recipes.superposition.theory.verdicts import Verdict, verdicts
+
+__all__ = [
+    "CRITERIA",
+    "Crossover",
+    "Moments",
+    "Verdict",
+    "conditional_moments",
+    "crossover",
+    "separability",
+    "under_input_noise",
+    "under_label_noise",
+    "verdicts",
+]
