@@ -22,7 +22,7 @@ from monolora.recipes.superposition.settings import Run
 
 MOMENTUM = 0.9
 _CACHED = 2**21  # logits of a step that a CPU takes at once: fewer waste time between threads; a GPU takes all
-_ORDER = 100  # apart from the seeds of runs
+_ORDER = [0, 100]  # apart from what any seed of a run is of
 
 
 class Classifiers(NamedTuple):
@@ -96,7 +96,7 @@ def _train(h_GND: torch.Tensor, labels_GRN: torch.Tensor, classes: int, settings
     steps, step = settings.epochs * math.ceil(count / settings.batch_size), 0
     for epoch in range(settings.epochs):
         # one order for all groups: samples are independent, and so are seeds
-        order_N = torch.randperm(count, generator=generator_of([_ORDER, epoch])).to(h_GND.device)
+        order_N = torch.randperm(count, generator=generator_of([*_ORDER, epoch])).to(h_GND.device)
         x_epoch_GNE, labels_epoch_GRN = x_GNE[:, order_N], labels_GRN[:, :, order_N]
         for start in range(0, count, settings.batch_size):
             batch = slice(start, start + settings.batch_size)

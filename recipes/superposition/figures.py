@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{out} is a file. Name the folder of a run with --out.")
     else:
         print(f"{', '.join(OF_RUN)}: not drawn, there is no run in {out}: monolora superposition run --out {out}")
-    for name, draw in (figures | OF_THEORY).items():
+    for name, draw in (figures | dict(OF_THEORY)).items():
         with matplotlib.rc_context(style.SETTINGS):
             paths = save_figure(draw(), out / "figures", name)
         print(f"{name}: {', '.join(map(str, paths))}", flush=True)

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 from monolora.errors import InputError, in_one_line
 from monolora.recipes.experiments import records
-from monolora.recipes.experiments.intervals import Estimate, difference, estimate
+from monolora.recipes.experiments.intervals import Estimate
+from monolora.recipes.superposition.estimates import lead, percent
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.recipes.superposition.toy.geometry import REPRESENTED
 
@@ -100,16 +101,12 @@ class Recorded(NamedTuple):
 
     def accuracy(self, samples: int, S: float, representation: str, kind: str, noise: float) -> Estimate:
         """Over seeds, in %."""
-        found = estimate(_by_seed(self.noise[samples].accuracy[S][representation][kind][noise]))
-        assert found is not None  # there is at least one seed
-        return found
+        return percent(self.noise[samples].accuracy[S][representation][kind][noise])
 
-    def ahead(self, samples: int, S: float, kind: str, noise: float) -> Estimate:
+    def lead(self, samples: int, S: float, kind: str, noise: float) -> Estimate:
         """By how many percentage points mono is ahead of poly; paired by seed."""
-        mono, poly = (_by_seed(self.noise[samples].accuracy[S][name][kind][noise]) for name in (MONO, POLY))
-        found = difference(mono, poly)
-        assert found is not None
-        return found
+        mono, poly = (self.noise[samples].accuracy[S][name][kind][noise] for name in (MONO, POLY))
+        return lead(mono, poly)
 
     def intervals_in_words(self) -> str:
         """For a caption."""
@@ -129,12 +126,12 @@ def read_recorded(out: Path) -> Recorded:
     """
     mend = f"Run: monolora superposition run --out {out}"
     record = records.read(out / ENCODERS, mend)
-    weights = out / WEIGHTS
-    if not weights.is_file():
-        raise InputError(f"There is no {weights}. {mend}")
-    W_Ssmn, fingerprint = _weights(weights, mend)
+    W_Ssmn = read_weights(out / WEIGHTS, mend)
+    weights = fingerprint(out / WEIGHTS)
     try:
         given = [float(S) for S in record["results"]["norms"]]  # in the order of --sparsities, as W is
+        if record["results"]["weights"] != weights:
+            raise ValueError(f"it is of other weights than those in {WEIGHTS}.")
         geometry = {S: _geometry(record["results"], S, W_Ssmn.shape) for S in given}
         if len(given) != len(W_Ssmn) or min(given) != 0:
             raise ValueError("its sparsities are not those of the encoders.")
@@ -144,7 +141,7 @@ def read_recorded(out: Path) -> Recorded:
         raise InputError(f"{out} has no sparsity above 0: nothing to compare. {mend} --sparsities 0,0.9")
     order = np.argsort(given)
     sparsities = tuple(given[place] for place in order)
-    noise = _noise(out, sparsities, W_Ssmn.shape[1], fingerprint, mend)
+    noise = _noise(out, sparsities, W_Ssmn.shape[1], weights, mend)
     return Recorded(W_Ssmn.shape[1], sparsities, W_Ssmn[order], {S: geometry[S] for S in sparsities}, noise)
 
 
@@ -153,17 +150,27 @@ def noise_file(train_samples: int | str) -> str:
     return f"noise-{train_samples}.json"
 
 
-def _weights(path: Path, mend: str) -> tuple[np.ndarray, str]:
-    """W and the file's sha256."""
+def fingerprint(path: Path) -> str:
+    """A file's sha256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_weights(path: Path, mend: str) -> np.ndarray:
+    """The encoders' W, shape ``(S, seeds, m, n)``, in the order of ``--sparsities``.
+
+    Raises:
+        InputError: if the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no {path}. {mend}")
     try:
         W_Ssmn = load_file(path)["W"]
-        with path.open("rb") as file:
-            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         if W_Ssmn.ndim != 4 or not np.isfinite(W_Ssmn).all():
             raise ValueError(f"W has shape {W_Ssmn.shape}, or is not finite.")
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise _damaged(path, error, mend) from error
-    return W_Ssmn, fingerprint
+    return W_Ssmn
 
 
 def _geometry(results: Mapping[str, Any], S: float, shape: tuple[int, ...]) -> Geometry:
@@ -174,11 +181,11 @@ def _geometry(results: Mapping[str, Any], S: float, shape: tuple[int, ...]) -> G
     return found
 
 
-def _noise(out: Path, sparsities: Sequence[float], n_seeds: int, fingerprint: str, mend: str) -> dict[int, Classified]:
+def _noise(out: Path, sparsities: Sequence[float], n_seeds: int, weights: str, mend: str) -> dict[int, Classified]:
     found = {}
     for path in out.glob(noise_file("*")):
         record = records.read(path, mend)
-        if record["inputs"].get("encoders") != fingerprint:
+        if record["inputs"].get("encoders") != weights:
             raise InputError(f"{path} is of other encoders than those in {out}. Delete it. {mend}")
         try:
             samples = int(path.stem.removeprefix("noise-"))
@@ -189,7 +196,25 @@ def _noise(out: Path, sparsities: Sequence[float], n_seeds: int, fingerprint: st
             raise _damaged(path, error, mend) from error
     if not found:
         raise InputError(f"There is no {out / noise_file('*')}. {mend}")
+    settings = {samples: without_samples(each.settings) for samples, each in found.items()}
+    first, *others = sorted(found)
+    for other in others:
+        if settings[other] != settings[first]:
+            raise InputError(
+                f"{out} has classifiers of different settings: {noise_file(first)} and {noise_file(other)} differ in "
+                f"{differing(settings[first], settings[other])}. Delete one of them."
+            )
     return {samples: found[samples] for samples in sorted(found)}
+
+
+def without_samples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of classifiers: what must be the same where several numbers of training samples are shown together."""
+    return {name: value for name, value in settings.items() if name != "train_samples"}
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The names of the settings that are not the same, for a message."""
+    return ", ".join(sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name)))
 
 
 def _by_representation(accuracy: Mapping[str, Any], n_seeds: int) -> dict[str, dict[str, dict[float, list[float]]]]:
@@ -206,11 +231,6 @@ def _shares(values: Sequence[Any], n_seeds: int) -> list[float]:
     if len(values) != n_seeds:
         raise ValueError(f"it has {len(values)} seeds; the encoders have {n_seeds}.")
     return [float(each) for each in values]
-
-
-def _by_seed(values: Sequence[float]) -> dict[int, list[float]]:
-    """In %."""
-    return {seed: [100 * value] for seed, value in enumerate(values)}
 
 
 def _damaged(path: Path, error: Exception, mend: str) -> InputError:

@@ -1,19 +1,12 @@
-"""What ``monolora superposition run`` has left in a folder, as means over seeds and differences of mono and poly.
-
-Intervals are 95 % t-intervals over seeds, each of which has its own encoder, data and noise. Differences are paired by
-seed: both encoders of a seed see the same data.
-"""
+"""What ``monolora superposition run`` has measured, as its tables show it: encoders, and mono beside poly."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from scipy import stats
-
-from monolora.recipes.experiments.intervals import Estimate, difference, estimate
+from monolora.recipes.experiments.intervals import Estimate
+from monolora.recipes.superposition.estimates import ahead, lead, mean, paired_p, percent
 from monolora.recipes.superposition.recorded import ByKind, Classified, Geometry, Recorded
 from monolora.recipes.superposition.settings import MONO, POLY
 
@@ -37,13 +30,15 @@ class Encoded(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Mono and poly under one noise; accuracies in 0 to 1.
+    """Mono and poly under one noise; accuracies in %.
 
     Attributes:
         kind: CLEAN, LABEL or INPUT.
         level: the rate, or the scale; 0 for CLEAN.
-        difference: mono less poly.
+        difference: mono less poly, in points.
         p: of the paired t-test, two-sided; None for one seed.
+        ahead: MONO or POLY, or None where the interval of the difference has 0 in it, or there is none.
+        reversal: whether mono is ahead where poly is without noise: what the paper claims.
     """
 
     sparsity: float
@@ -53,14 +48,8 @@ class Compared(NamedTuple):
     poly: Estimate
     difference: Estimate
     p: float | None
-
-    @property
-    def ahead(self) -> str | None:
-        """MONO or POLY, or None where the interval has 0 in it, or there is none."""
-        low, high = self.difference.low, self.difference.high
-        if low is None or high is None or low <= 0 <= high:
-            return None
-        return MONO if low > 0 else POLY
+    ahead: str | None
+    reversal: bool
 
 
 class Experiment(NamedTuple):
@@ -103,10 +92,10 @@ def _encoded(S: float, of: Geometry) -> Encoded:
     ]
     return Encoded(
         S,
-        _mean(of.loss.tolist()),
-        _mean(of.represented.sum(1).tolist()),
-        _mean(of.paired.sum(1).tolist()),
-        _mean(shares) if shares else None,
+        mean(of.loss.tolist()),
+        mean(of.represented.sum(1).tolist()),
+        mean(of.paired.sum(1).tolist()),
+        mean(shares) if shares else None,
     )
 
 
@@ -130,25 +119,9 @@ def _compared(sparsity: float, mono: ByKind, poly: ByKind) -> list[Compared]:
             if level == 0 and kind == INPUT:
                 continue
             ours, theirs = mono[of_record][level], poly[of_record][level]
-            less = difference(*(dict(enumerate([value] for value in values)) for values in (ours, theirs)))
-            assert less is not None  # there is a seed
-            p, shown = _p_value(ours, theirs), kind if level else CLEAN
-            found.append(Compared(sparsity, shown, level, _mean(ours), _mean(theirs), less, p))
-    return found
-
-
-def _mean(values: Sequence[float]) -> Estimate:
-    found = estimate({seed: [float(value)] for seed, value in enumerate(values)})
-    assert found is not None  # there is a seed
-    return found
-
-
-def _p_value(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Of the paired t-test; differences that are all the same have no spread to be tested against."""
-    less = [one - other for one, other in zip(ours, theirs, strict=True)]
-    if len(less) < 2:
-        return None
-    spread, mean = stdev(less), fmean(less)
-    if spread == 0:
-        return float(mean == 0)
-    return float(2 * stats.t.sf(abs(mean) / spread * math.sqrt(len(less)), len(less) - 1))
+            less = lead(ours, theirs)
+            shown = kind if level else CLEAN
+            measured = percent(ours), percent(theirs), less, paired_p(ours, theirs), ahead(less)
+            found.append(Compared(sparsity, shown, level, *measured, reversal=False))
+    poly_was_ahead = any(each.kind == CLEAN and each.ahead == POLY for each in found)
+    return [each._replace(reversal=poly_was_ahead and each.ahead == MONO) for each in found]

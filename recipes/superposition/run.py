@@ -10,7 +10,7 @@ training samples, and OUT/results.md, which it prints too.
 
 from __future__ import annotations
 
-import hashlib
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -19,20 +19,30 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from monolora.errors import InputError, SaveError, exit_status, in_one_line
+from monolora.errors import InputError, SaveError, exit_status
 from monolora.flags import FlagParser
 from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, out_of_memory
 from monolora.recipes.superposition.noise import noise_results
-from monolora.recipes.superposition.recorded import ENCODERS, WEIGHTS, noise_file, read_recorded
+from monolora.recipes.superposition.recorded import (
+    ENCODERS,
+    WEIGHTS,
+    differing,
+    fingerprint,
+    noise_file,
+    read_recorded,
+    read_weights,
+    without_samples,
+)
 from monolora.recipes.superposition.results import results_of
 from monolora.recipes.superposition.settings import Run
 from monolora.recipes.superposition.tables import as_markdown
 from monolora.recipes.superposition.toy.geometry import dimensionality, in_antipodal_pair
 from monolora.recipes.superposition.toy.training import Encoders, train_encoders
 
+_AGAIN = "Give the same command again."
 _MEND = "Free space, then give the same command again."
 _OF_ENCODERS = (
     "features", "dimensions", "sparsities", "seeds", "importance_decay", "encoder_steps", "encoder_batch",
@@ -52,13 +62,16 @@ def run(settings: Run) -> None:
         RunError: if a training diverges, or the device's memory is too small; SaveError if the disk is full.
     """
     out, device = Path(settings.out), device_of(settings.device)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file. Name a folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SaveError.of(out, error, "Name another folder with --out.") from error
     _encoders(settings, out, device)
-    W_Ssmn = _weights(out / WEIGHTS)
-    inputs = {"encoders": hashlib.sha256((out / WEIGHTS).read_bytes()).hexdigest()}
+    W_Ssmn = torch.from_numpy(read_weights(out / WEIGHTS, _AGAIN))
+    inputs = {"encoders": fingerprint(out / WEIGHTS)}
+    _check_others(settings, out)
     for count in settings.train_samples:
         _noise(settings, out, count, W_Ssmn, inputs, device)
     text = as_markdown(results_of(read_recorded(out)))
@@ -77,7 +90,8 @@ def _encoders(settings: Run, out: Path, device: torch.device) -> None:
         f"encoders: {count}, {len(settings.sparsities)} sparsities x {settings.seeds} seeds, {settings.features} "
         f"features in {settings.dimensions} dimensions"
     )
-    if (out / WEIGHTS).is_file() and records.results_if_same(out / ENCODERS, own, {}) is not None:
+    kept = records.results_if_same(out / ENCODERS, own, {})
+    if kept is not None and (out / WEIGHTS).is_file() and kept.get("weights") == fingerprint(out / WEIGHTS):
         print(f"{said}: done before", flush=True)
         return
     print(f"{said}: training, {settings.encoder_steps} steps …", flush=True)
@@ -92,7 +106,8 @@ def _encoders(settings: Run, out: Path, device: torch.device) -> None:
     except (OSError, SafetensorError) as error:
         raise SaveError.of(out, error, _MEND) from error
     seconds = time.perf_counter() - start
-    records.write(out / ENCODERS, own, {}, _geometry(encoders, settings.sparsities) | {"seconds": seconds})
+    about = {"weights": fingerprint(out / WEIGHTS), "seconds": seconds}
+    records.write(out / ENCODERS, own, {}, _geometry(encoders, settings.sparsities) | about)
     print(f"encoders: {seconds:.0f} s", flush=True)
 
 
@@ -108,13 +123,21 @@ def _geometry(encoders: Encoders, sparsities: Sequence[float]) -> dict[str, Any]
     return {name: dict(zip(map(str, sparsities), each.tolist(), strict=True)) for name, each in found.items()}
 
 
-def _weights(path: Path) -> torch.Tensor:
-    try:
-        return load_file(path)["W"]
-    except (OSError, KeyError, SafetensorError) as error:
-        raise InputError(
-            f"{path} is damaged: {in_one_line(error)} Delete it, then give the same command again."
-        ) from error
+def _check_others(settings: Run, out: Path) -> None:
+    """Classifiers of other numbers of samples are shown beside these: their settings must be the same.
+
+    Raises:
+        InputError: if they are not.
+    """
+    own = json.loads(json.dumps(_chosen(settings, _OF_NOISE)))
+    redone = {noise_file(count) for count in settings.train_samples}
+    for path in sorted(out.glob(noise_file("*"))):
+        theirs = without_samples(records.read(path, _AGAIN)["settings"])
+        if path.name not in redone and theirs != own:
+            raise InputError(
+                f"{path} is of other settings ({differing(own, theirs)}), and would be shown beside the new results. "
+                "Give another --out, or delete it."
+            )
 
 
 def _noise(

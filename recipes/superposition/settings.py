@@ -80,5 +80,5 @@ def _check_range(name: str, value: float | str) -> None:
         raise InputError(f"{flag} must be above 0, and at most 1, got {value}.")
     if isinstance(value, int) and value < 1:
         raise InputError(f"{flag} must be at least 1, got {value}.")
-    if name.endswith("learning_rate") and value == 0:
-        raise InputError(f"{flag} must be above 0, got {value}.")
+    if name.endswith("learning_rate") and not 0 < value < 1e6:
+        raise InputError(f"{flag} must be above 0, and below a million, got {value}.")

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from monolora.holm import holm
 from monolora.recipes.experiments.intervals import Estimate
 from monolora.recipes.experiments.markdown import piped
+from monolora.recipes.superposition.estimates import shown_scale
 from monolora.recipes.superposition.results import CLEAN, INPUT, LABEL, Compared, Encoded, Experiment, Results
 from monolora.recipes.superposition.settings import MONO, POLY
 
-_SHOWN_SCALE = 0.5  # of input noise; the nearest there is
 _NOTHING = "–"
 _LEVEL = 0.05  # of Holm's correction
 
@@ -61,9 +61,8 @@ def _comparison_table(compared: Sequence[Compared]) -> str:
     if rates:
         most = max(rates)
         shown.append((f"{100 * most:g} % wrong labels", lambda each: each.kind == LABEL and each.level == most))
-    scales = [each.level for each in compared if each.kind == INPUT]
-    if scales:
-        scale = min(scales, key=lambda level: abs(level - _SHOWN_SCALE))
+    scale = shown_scale(each.level for each in compared if each.kind == INPUT)
+    if scale is not None:
         shown.append((f"input noise {scale:g}", lambda each: each.kind == INPUT and each.level == scale))
     head = ["S", *(word for title, _ in shown for word in (f"{title}: {MONO}", POLY, f"{MONO} − {POLY}"))]
     rows = []
@@ -71,7 +70,7 @@ def _comparison_table(compared: Sequence[Compared]) -> str:
         row = [f"{sparsity:g}"]
         for _, chosen in shown:
             each = next(each for each in compared if each.sparsity == sparsity and chosen(each))
-            row += [_number(each.mono.times(100), 1), _number(each.poly.times(100), 1), _difference(each)]
+            row += [_number(each.mono, 1), _number(each.poly, 1), _difference(each)]
         rows.append(row)
     return piped(head, rows)
 
@@ -79,7 +78,7 @@ def _comparison_table(compared: Sequence[Compared]) -> str:
 def _difference(each: Compared) -> str:
     if each.sparsity == 0:
         return "the same encoder"
-    shown = _number(each.difference.times(100), 1, "+")
+    shown = _number(each.difference, 1, "+")
     if each.difference.half_width is None:
         return shown
     return f"{shown}, {f'{each.ahead} ahead' if each.ahead else 'not told apart'}"
@@ -109,10 +108,16 @@ def _kind(kind: str, found: Sequence[tuple[int, Compared]], remaining: Sequence[
     mono = [(count, each) for count, each in own if each.ahead == MONO]
     poly = sum(each.ahead == POLY for _, each in own)
     kept = sum(each.kind == kind and _leader(each) == MONO for _, each in remaining)
-    places = "; ".join(_places(mono))
+    told = ""
+    if mono:
+        told = f" ({'; '.join(_places(mono))}), {kept} after Holm's correction"
+        if kind != CLEAN:
+            turned = [(count, each) for count, each in mono if each.reversal]
+            told += f"; poly is ahead without noise in {len(turned)} of these"
+            told += f" ({'; '.join(_places(turned))})" if turned else ""
     return (
-        f"- {kind}: mono is ahead in {len(mono)} of {len(own)}{f' ({places})' if places else ''}, {kept} after Holm's "
-        f"correction; poly in {poly}; not told apart: {len(own) - len(mono) - poly}."
+        f"- {kind}: mono is ahead in {len(mono)} of {len(own)}{told}; poly in {poly}; not told apart: "
+        f"{len(own) - len(mono) - poly}."
     )
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 
 from monolora.recipes.superposition.theory.accuracy import best_accuracy
+from monolora.recipes.superposition.theory.arithmetic import SAME_LENGTH
 from monolora.recipes.superposition.theory.criteria import CRITERIA
-from monolora.recipes.superposition.theory.crossover import OVERTAKES, Crossover, Noise, crossover
-from monolora.recipes.superposition.theory.numbers import SAME_LENGTH
-from monolora.recipes.superposition.theory.verdicts import Verdict, verdicts
+from monolora.recipes.superposition.theory.crossing import OVERTAKES, Crossover, Noise, crossover
+from monolora.recipes.superposition.theory.every_sparsity import Verdict, verdicts
 
 SHOWN = (Fraction(0), Fraction(1, 2), Fraction(9, 10))
 POLYS = {"poly": "h = x1 - x2, as in the paper", SAME_LENGTH: "h = (x1 - x2)/√2, with weights as long as mono's"}

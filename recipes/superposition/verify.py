@@ -21,14 +21,16 @@ from typing import Any, NamedTuple
 
 from monolora.errors import InputError, RunError, exit_status
 from monolora.flags import FlagParser, numbers, setting
-from monolora.recipes.superposition import verdict_table
+from monolora.recipes.superposition import slope_table, verdict_table
+from monolora.recipes.superposition.settings import MONO, POLY
+from monolora.recipes.superposition.theory.arithmetic import input_noise, label_noise, sparsity, weights_of
 from monolora.recipes.superposition.theory.joint import joint_moments
 from monolora.recipes.superposition.theory.moments import Moments, noisy_moments, summed_variances
 from monolora.recipes.superposition.theory.monte_carlo import Noises, estimate_moments
-from monolora.recipes.superposition.theory.numbers import input_noise, label_noise, sparsity, weights_of
 
-PAPERS = ("mono", "poly")
+PAPERS = (MONO, POLY)
 Z_LIMIT = 4
+_LEAST = 200
 _ROW = "  {:>5} {:>5} {:>5}  {:5} {:8} {:>12} {:>12} {:>11} {:>6}"
 QUANTITIES = ("mu1", "mu0", "v1", "v0", "spread")
 
@@ -79,7 +81,7 @@ def main(argv: list[str]) -> int:
     settings = FlagParser("monolora superposition verify", __doc__).parse_into(argv, Verify)
     _check(settings)
     wrong = _in_rationals() + _by_monte_carlo(settings)
-    for line in verdict_table.lines():
+    for line in (*verdict_table.lines(), "", *slope_table.lines()):
         print(line)
     if wrong:
         raise RunError(f"{wrong:,} checks fail: the lines above marked FAILS. A closed form is wrong, or the check is.")
@@ -87,12 +89,17 @@ def main(argv: list[str]) -> int:
 
 
 def _check(settings: Verify) -> None:
-    if settings.samples < 1000:
-        raise InputError(f"--samples must be at least 1000 for standard errors, got {settings.samples}.")
+    if settings.seed < 0:
+        raise InputError(f"--seed must be 0 or more, got {settings.seed}.")
     if not settings.sparsities:
         raise InputError("--sparsities is empty. Give one at least.")
     for S in settings.sparsities:
-        sparsity(S)
+        both_active = settings.samples * (1 - sparsity(S)) ** 2
+        if both_active < _LEAST:  # the rarest of what the moments are made of: no standard errors from less
+            raise InputError(
+                f"--samples {settings.samples} are too few at S = {S:g}: {both_active:.0f} of them have two active "
+                f"features, and {_LEAST} are needed. Give more samples or a lower S."
+            )
     for eta in settings.label_noise:
         label_noise(eta)
     for epsilon in settings.input_noise:
@@ -136,8 +143,8 @@ def _by_monte_carlo(settings: Verify) -> int:
     checks = [check for place, S in enumerate(settings.sparsities) for check in _checks(S, noises, settings, place)]
     for each in checks:
         quantity = {"spread": "v1 + v0"}.get(each.quantity, each.quantity)
-        numbers_of = (f"{each.closed:.6f}", f"{each.estimate:.6f}", f"{each.error:.2e}", f"{each.z:.2f}")
-        row = _ROW.format(each.S, *each.noise, each.representation, quantity, *numbers_of)
+        shown = (f"{each.closed:.6f}", f"{each.estimate:.6f}", f"{each.error:.2e}", f"{each.z:.2f}")
+        row = _ROW.format(each.S, *each.noise, each.representation, quantity, *shown)
         print(row if each.holds else f"{row}  FAILS")
     wrong = sum(not each.holds for each in checks)
     largest = max(abs(each.z) for each in checks)

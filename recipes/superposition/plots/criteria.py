@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from monolora.recipes.experiments.plots.style import INK, PALE, titled
 from monolora.recipes.superposition.plots.colours import COLOURS
 from monolora.recipes.superposition.settings import MONO, POLY
+from monolora.recipes.superposition.theory.arithmetic import SAME_LENGTH
 from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
-from monolora.recipes.superposition.theory.crossover import Noise, crossover
-from monolora.recipes.superposition.theory.numbers import SAME_LENGTH
+from monolora.recipes.superposition.theory.crossing import Noise, crossover
 
 S = Fraction(1, 2)
 _AXES: Mapping[Noise, tuple[str, float, str]] = {

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from monolora.recipes.experiments.intervals import Estimate
 from monolora.recipes.experiments.plots.style import INK, titled
+from monolora.recipes.superposition.estimates import ahead
 from monolora.recipes.superposition.plots.colours import AHEAD, WHO
 from monolora.recipes.superposition.recorded import Recorded
 
@@ -90,7 +91,7 @@ def _name_rows(axes: Axes, keys: list[tuple[int, float]], n_sparse: int) -> None
 def _table(recorded: Recorded, keys: list[tuple[int, float]], kind: str) -> _Table:
     noises = sorted({noise for samples, _ in keys for noise in recorded.noises(samples, kind)})
     rows = [
-        [recorded.ahead(N, S, kind, noise) if noise in recorded.noises(N, kind) else None for noise in noises]
+        [recorded.lead(N, S, kind, noise) if noise in recorded.noises(N, kind) else None for noise in noises]
         for N, S in keys
     ]
     return _Table(noises, rows)
@@ -113,7 +114,7 @@ def _draw_table(axes: Axes, table: _Table, norm: Normalize) -> None:
 
 
 def _write(axes: Axes, column: int, row: int, found: Estimate) -> None:
-    sure = found.low is not None and found.high is not None and (found.low > 0 or found.high < 0)
+    sure = ahead(found) is not None
     words = f"{found.mean:+.1f}".replace("-", "−")
     axes.text(
         column, row, "0.0" if words[1:] == "0.0" else words, fontsize=8, weight="bold" if sure else "normal",

@@ -8,11 +8,10 @@ from matplotlib.figure import Figure
 
 from monolora.recipes.experiments.plots.bars import Bar, draw_bars
 from monolora.recipes.experiments.plots.style import titled
+from monolora.recipes.superposition.estimates import shown_scale
 from monolora.recipes.superposition.plots.colours import COLOURS, WHO
 from monolora.recipes.superposition.recorded import Recorded
 from monolora.recipes.superposition.settings import MONO, POLY
-
-_SCALE = 0.5  # of Gaussian noise
 
 
 def draw(recorded: Recorded) -> Figure:
@@ -48,8 +47,8 @@ def _groups(recorded: Recorded, samples: int, S: float) -> dict[str, list[Bar]]:
     shown = {"clean": ("label", 0.0)}
     if rates[-1] > 0:
         shown[f"{100 * rates[-1]:g} % label noise"] = ("label", rates[-1])
-    if scales[-1] > 0:
-        scale = min((each for each in scales if each > 0), key=lambda each: (abs(each - _SCALE), each))
+    scale = shown_scale(scales)
+    if scale is not None:
         shown[f"Gaussian noise {scale:g}"] = ("input", scale)
     return {
         group: [Bar(name, recorded.accuracy(samples, S, name, *noise), COLOURS[name]) for name in (MONO, POLY)]

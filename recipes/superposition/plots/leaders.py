@@ -13,9 +13,9 @@ from matplotlib.patches import Patch
 from monolora.recipes.experiments.plots.style import titled
 from monolora.recipes.superposition.plots.colours import COLOURS
 from monolora.recipes.superposition.settings import MONO, POLY
+from monolora.recipes.superposition.theory.arithmetic import SAME_LENGTH
 from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
-from monolora.recipes.superposition.theory.crossover import Noise
-from monolora.recipes.superposition.theory.numbers import SAME_LENGTH
+from monolora.recipes.superposition.theory.crossing import Noise
 
 _CELLS = 160
 _COLUMNS: Mapping[tuple[Noise, str], str] = {

@@ -1,8 +1,11 @@
 """The theory of section 4.3 and appendix B for two features, in exact numbers or floats.
 
-    numbers ──▶ moments ──▶ criteria ──▶ crossover ──▶ verdicts     closed forms, and where mono and poly swap places
-    joint, monte_carlo                                              the same moments by two other ways, as checks
-    accuracy                                                        what the best threshold on a feature gets right
+    arithmetic ──▶ moments ──▶ criteria ──▶ crossing ──▶ every_sparsity
+
+    moments, criteria        closed forms, and what is made of them
+    crossing                 where mono and poly swap places at one S; every_sparsity: at all
+    joint, monte_carlo       the same moments by two other ways, as checks
+    accuracy                 what the best threshold on a feature gets right
 
 Two features x1, x2: each is 0 with probability S, else uniform on [0, 1]. The label is 1 where x1 > x2, 0 where
 x1 < x2, and a fair coin where both are 0. A representation is one number h = a x1 + b x2: the paper's monosemantic one
@@ -10,14 +13,14 @@ is x1, its polysemantic one, an antipodal pair, x1 - x2.
 """
 
 from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
-from monolora.recipes.superposition.theory.crossover import Crossover, crossover
+from monolora.recipes.superposition.theory.crossing import Crossover, crossover
+from monolora.recipes.superposition.theory.every_sparsity import Verdict, verdicts
 from monolora.recipes.superposition.theory.moments import (
     Moments,
     conditional_moments,
     under_input_noise,
     under_label_noise,
 )
-from monolora.recipes.superposition.theory.verdicts import Verdict, verdicts
 
 __all__ = [
     "CRITERIA",

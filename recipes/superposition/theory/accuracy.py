@@ -15,7 +15,7 @@ from scipy import integrate, optimize
 from scipy.special import ndtr
 
 from monolora.errors import unknown
-from monolora.recipes.superposition.theory import numbers
+from monolora.recipes.superposition.theory import arithmetic
 
 Curve = Callable[[float], float]
 
@@ -33,7 +33,7 @@ def best_accuracy(S: float, representation: Literal["mono", "poly"], epsilon: fl
     Raises:
         InputError: for what cannot be.
     """
-    S, epsilon = float(numbers.sparsity(S)), float(numbers.input_noise(epsilon))
+    S, epsilon = float(arithmetic.sparsity(S)), float(arithmetic.input_noise(epsilon))
     if representation == "poly":
         return _poly(S, epsilon)
     if representation != "mono":

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from monolora.errors import unknown
+from monolora.recipes.superposition.theory.arithmetic import Number, Representation
 from monolora.recipes.superposition.theory.moments import noisy_moments
-from monolora.recipes.superposition.theory.numbers import Number, Representation
 
 
 class Criterion(NamedTuple):

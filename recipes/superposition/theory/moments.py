@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from monolora.recipes.superposition.theory import numbers
-from monolora.recipes.superposition.theory.numbers import Number, Representation, weights_of
+from monolora.recipes.superposition.theory import arithmetic
+from monolora.recipes.superposition.theory.arithmetic import Number, Representation, weights_of
 
 
 class Moments(NamedTuple):
@@ -38,13 +38,13 @@ class Moments(NamedTuple):
 
 def feature_gap(S: Number) -> Number:
     """D = q (1 + 2S) / 3: how much larger x1 is, on average, where the label is 1 than where it is 0."""
-    S = numbers.sparsity(S)
+    S = arithmetic.sparsity(S)
     return (1 - S) * (1 + 2 * S) / 3
 
 
 def feature_variance(S: Number) -> Number:
     """T = q/3 - q²/4: the variance of a feature, whatever the label."""
-    q = 1 - numbers.sparsity(S)
+    q = 1 - arithmetic.sparsity(S)
     return q / 3 - q**2 / 4
 
 
@@ -58,7 +58,7 @@ def conditional_moments(S: Number, representation: Representation) -> Moments:
     Raises:
         InputError: for what cannot be.
     """
-    S = numbers.sparsity(S)
+    S = arithmetic.sparsity(S)
     a, b = weights_of(representation, S)
     q = 1 - S
     # where the label is 1: x1 is the larger feature, x2 the smaller
@@ -84,7 +84,7 @@ def under_label_noise(clean: Moments, eta: Number) -> Moments:
     Raises:
         InputError: for another ``eta``.
     """
-    eta = numbers.label_noise(eta)
+    eta = arithmetic.label_noise(eta)
     between = eta * (1 - eta) * clean.gap**2
     return Moments(
         (1 - eta) * clean.mu1 + eta * clean.mu0,
@@ -105,7 +105,7 @@ def under_input_noise(moments: Moments, epsilon: Number, representation: Represe
     Raises:
         InputError: for what cannot be.
     """
-    epsilon = numbers.input_noise(epsilon)
+    epsilon = arithmetic.input_noise(epsilon)
     a, b = weights_of(representation, moments.v1)
     more = (a**2 + b**2) * epsilon**2
     return moments._replace(v1=moments.v1 + more, v0=moments.v0 + more)
@@ -123,5 +123,5 @@ def summed_variances(S: Number, representation: Representation, eta: Number = 0)
     That is 2T - r²D²/2 for mono and 4T - 2r²D² for poly: label noise moves the variance between the classes into them.
     """
     a, b = weights_of(representation, S)
-    r = 1 - 2 * numbers.label_noise(eta)
+    r = 1 - 2 * arithmetic.label_noise(eta)
     return 2 * (a**2 + b**2) * feature_variance(S) - r**2 * (a - b) ** 2 * feature_gap(S) ** 2 / 2

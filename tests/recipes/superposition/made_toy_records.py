@@ -53,6 +53,7 @@ def make_records(
         {
             "loss": {str(S): [0.1] * seeds for S in sparsities},
             "norms": norms, "dimensionality": dimensionality, "paired": paired, "seconds": 1.0,
+            "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
         },
     )  # fmt: skip
     fingerprint = hashlib.sha256(weights.read_bytes()).hexdigest()

@@ -70,7 +70,7 @@ def test_together_is_plain_sgd(h_GND: torch.Tensor, labels_GRN: torch.Tensor) ->
             )  # fmt: skip
             cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 3 * 3)
             for epoch in range(3):
-                for places in torch.randperm(COUNT, generator=generator_of([100, epoch])).split(25):
+                for places in torch.randperm(COUNT, generator=generator_of([0, 100, epoch])).split(25):
                     logits = h_GND[group, places] / scale @ weight.T + bias
                     sgd.zero_grad()
                     F.cross_entropy(logits, labels_GRN[group, rate, places]).backward()

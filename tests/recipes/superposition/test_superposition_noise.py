@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from monolora.recipes.experiments.generators import generator_of
 from monolora.recipes.experiments.label_noise import noisy_labels
 from monolora.recipes.superposition import noise
 from monolora.recipes.superposition.classifiers import train_classifiers
@@ -64,7 +65,7 @@ def test_each_number_is_that_of_one_classifier(
 ) -> None:
     """Both encoders on the same samples, wrong labels and input noise; chosen by the largest logit."""
     train, test = (labelled_samples(*of) for of in ((COUNT, 6, sparsity, seed, 10), (300, 6, sparsity, seed, 11)))
-    z_Nn = noise._gaussian(SETTINGS, seed)
+    z_Nn = torch.randn(300, 6, generator=generator_of([seed, 13]))
     for encoder, W in ((MONO, W_Ssmn[1, seed]), (POLY, W_Ssmn[place, seed])):
         for rate in SETTINGS.noise_rates:
             labels = noisy_labels(train.labels_N, 6, rate, [seed, 12])

@@ -117,6 +117,21 @@ def test_classifiers_of_other_encoders_are_refused(tmp_path: Path) -> None:
     )
 
 
+def test_classifiers_of_different_settings_are_refused(tmp_path: Path) -> None:
+    make_records(tmp_path, 2, train_samples=(1000, 5000))
+    path = tmp_path / "noise-5000.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"train_samples": 5000, "epochs": 3}}))
+    with pytest.raises(InputError, match=r"noise-1000\.json and noise-5000\.json differ in epochs\. Delete one"):
+        read_recorded(tmp_path)
+
+
+def test_encoders_of_another_record_are_refused(tmp_path: Path) -> None:
+    make_records(tmp_path, 2)
+    W_Ssmn = load_file(tmp_path / "encoders.safetensors")["W"]
+    save_file({"W": 2 * W_Ssmn}, tmp_path / "encoders.safetensors")
+    assert "it is of other weights than those in encoders.safetensors" in refusal(tmp_path)
+
+
 def test_dense_data_alone_are_refused(tmp_path: Path) -> None:
     make_records(tmp_path, 2, sparsities=(0.0,))
     assert "has no sparsity above 0: nothing to compare." in refusal(tmp_path)

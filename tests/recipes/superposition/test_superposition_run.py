@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from monolora.errors import InputError, SaveError, exit_status
 from monolora.recipes.superposition import run as program
@@ -73,7 +73,7 @@ def test_files(finished: Path) -> None:
         "b": ((3, 3, 6), torch.float32),
     }
     found = results(finished / "encoders.json")
-    assert set(found) == {"loss", "norms", "dimensionality", "paired", "seconds"}
+    assert set(found) == {"loss", "norms", "dimensionality", "paired", "weights", "seconds"}
     for place, key in enumerate(("0.9", "0.0", "0.5")):  # in the order of --sparsities
         W_smn = tensors["W"][place]
         torch.testing.assert_close(torch.tensor(found["norms"][key]), W_smn.square().sum(1).sqrt())
@@ -174,6 +174,8 @@ def test_more_seeds_have_the_fewer_among_them(finished: Path, tmp_path: Path) ->
     ("changed", "message"),
     [
         ({"sparsities": "0.5"}, "--sparsities must have 0"),
+        ({"sparsities": "0"}, "--sparsities has only 0"),
+        ({"encoder_learning_rate": "1e38"}, "--encoder-learning-rate must be above 0, and below a million"),
         ({"sparsities": "0,1"}, "--sparsities must be below 1, got 1.0."),
         ({"sparsities": "0,0"}, "--sparsities has a number twice"),
         ({"sparsities": "0,half"}, "--sparsities: invalid list of float value"),
@@ -201,21 +203,40 @@ def test_bad_flags_are_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_damaged_files_are_named(done: Path) -> None:
-    weights, record = done / "encoders.safetensors", done / "noise-60.json"
+def test_a_damaged_record_is_named(done: Path) -> None:
+    record = done / "noise-60.json"
     record.write_text(record.read_text()[:100])
     with pytest.raises(InputError, match=r"noise-60\.json is damaged: .* Delete it"):
         program.main(words(done))
-    weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"encoders\.safetensors is damaged: .* Delete it"):
-        program.main(words(done))
-    save_file({"b": torch.zeros(1)}, weights)
-    with pytest.raises(InputError, match=r"encoders\.safetensors is damaged: .* Delete it"):
-        program.main(words(done))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.read_bytes()[:100], lambda _: save({"W": torch.zeros(3, 3, 3, 6)})]
+)
+def test_weights_that_are_not_the_records_are_trained_again(
+    finished: Path, done: Path, trainings: list[str], damage: Callable[[Path], bytes]
+) -> None:
+    weights = done / "encoders.safetensors"
+    weights.write_bytes(damage(weights))
+    program.main(words(done))
+    assert trainings == ["encoders", "30", "60"]
+    assert weights.read_bytes() == (finished / "encoders.safetensors").read_bytes()
+
+
+def test_classifiers_of_other_settings_are_not_shown_together(done: Path, trainings: list[str]) -> None:
+    with pytest.raises(
+        InputError, match=r"noise-30\.json is of other settings \(epochs, learning_rate\).*another --out"
+    ):
+        program.main(words(done, train_samples="60,90", epochs="3", learning_rate="2"))
+    assert trainings == []
+    program.main(words(done, train_samples="30,60", epochs="3", learning_rate="2"))
+    assert trainings == ["30", "60"]
 
 
 def test_a_folder_that_cannot_be(tmp_path: Path, trainings: list[str]) -> None:
     (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--out .*file is a file\. Name a folder\."):
+        program.main(words(tmp_path / "file"))
     with pytest.raises(SaveError, match=r"Cannot save into .*file/run: .* Name another folder with --out"):
         program.main(words(tmp_path / "file" / "run"))
     assert trainings == []

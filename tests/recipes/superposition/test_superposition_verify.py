@@ -11,7 +11,7 @@ from monolora import cli
 from monolora.recipes.superposition import verdict_table, verify
 from monolora.recipes.superposition.theory.moments import Moments
 
-QUICK = ["--samples", "20000", "--sparsities", "0.5,0.9"]
+QUICK = ["--samples", "40000", "--sparsities", "0.5,0.9"]
 
 
 @pytest.fixture
@@ -88,7 +88,9 @@ def test_a_wrong_identity_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--samples", "10"], "--samples must be at least 1000"),
+        (["--samples", "10"], "--samples 10 are too few at S = 0"),
+        (["--sparsities", "0.5,0.995"], "100 of them have two active features, and 200 are needed"),
+        (["--seed", "-1"], "--seed must be 0 or more"),
         (["--sparsities", "1"], "sparsity S must be"),
         (["--sparsities", ""], "--sparsities is empty"),
         (["--label-noise", "1.5"], "label noise must be"),

@@ -47,7 +47,7 @@ def test_no_linear_feature_beats_poly_by_fishers_ratio(
 @settings(deadline=None)
 def test_noise_never_helps(S: Fraction, name: str, etas: tuple[Fraction, Fraction], epsilon: Fraction) -> None:
     less, more = sorted(etas)
-    for criterion in ("fisher", "ratio", "difference", "squared-difference", "maximum-margin"):
+    for criterion in CRITERIA:
         assert separability(S, name, criterion, less) >= separability(S, name, criterion, more)
         assert separability(S, name, criterion, less) >= separability(S, name, criterion, less, epsilon)
 

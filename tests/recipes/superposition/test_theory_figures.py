@@ -13,9 +13,9 @@ import pytest
 from monolora.recipes.experiments.plots import style
 from monolora.recipes.superposition.plots import criteria, leaders
 from monolora.recipes.superposition.plots.colours import COLOURS
+from monolora.recipes.superposition.theory.arithmetic import SAME_LENGTH
 from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
-from monolora.recipes.superposition.theory.crossover import Noise, crossover
-from monolora.recipes.superposition.theory.numbers import SAME_LENGTH
+from monolora.recipes.superposition.theory.crossing import Noise, crossover
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +37,8 @@ def test_lines_are_j(noise: Noise) -> None:
         assert (mono.get_color(), poly.get_color()) == (COLOURS["mono"], COLOURS["poly"])
         at = [float(ring.get_xdata()[0]) for ring in rings]
         assert at == [float(each) for each in crossover(Fraction(1, 2), name, noise).at]
+        if name == "difference" and noise == "label":
+            assert at == [0.25]
         for ring, x in zip(rings, at, strict=True):  # on both lines
             height = ring.get_ydata()[0]
             for line in (mono, poly):

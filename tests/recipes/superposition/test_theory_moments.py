@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monolora.errors import InputError
+from monolora.recipes.superposition.theory.arithmetic import REPRESENTATIONS
 from monolora.recipes.superposition.theory.joint import joint_moments
 from monolora.recipes.superposition.theory.moments import (
     Moments,
@@ -23,12 +24,11 @@ from monolora.recipes.superposition.theory.moments import (
     under_input_noise,
     under_label_noise,
 )
-from monolora.recipes.superposition.theory.numbers import REPRESENTATIONS
 
 SPARSITIES = st.fractions(0, Fraction(99, 100), max_denominator=100)
 ETAS = st.fractions(0, 1, max_denominator=50)
 EPSILONS = st.fractions(0, 5, max_denominator=20)
-WEIGHTS = st.tuples(st.fractions(-3, 3, max_denominator=10), st.fractions(-3, 3, max_denominator=10))
+WEIGHTS = st.tuples(st.fractions(-3, 3, max_denominator=10), st.fractions(-3, 3, max_denominator=10)).filter(any)
 NAMES = st.sampled_from(["mono", "poly"])
 
 

@@ -6,8 +6,8 @@ import pytest
 import sympy
 
 from monolora.recipes.superposition import verdict_table
-from monolora.recipes.superposition.theory.crossover import Crossover
-from monolora.recipes.superposition.theory.verdicts import Verdict, verdicts
+from monolora.recipes.superposition.theory.crossing import Crossover
+from monolora.recipes.superposition.theory.every_sparsity import Verdict, verdicts
 
 QUARTER, HALF = sympy.Rational(1, 4), sympy.Rational(1, 2)
 

@@ -15,10 +15,10 @@ import sympy
 from sympy.polys.fields import field
 
 from monolora.errors import unknown
-from monolora.recipes.superposition.theory import numbers
+from monolora.recipes.superposition.theory import arithmetic
+from monolora.recipes.superposition.theory.arithmetic import Number, Representation, rational, weights_of
 from monolora.recipes.superposition.theory.criteria import criterion_of
 from monolora.recipes.superposition.theory.moments import conditional_moments, under_input_noise, under_label_noise
-from monolora.recipes.superposition.theory.numbers import Number, Representation, rational, weights_of
 
 Noise = Literal["label", "input"]
 
@@ -54,11 +54,12 @@ def crossover(
     Raises:
         InputError: for what cannot be.
     """
-    at_S = numerator(criterion, noise, weights_of(mono), weights_of(poly)).eval(S_SYMBOL, rational(numbers.sparsity(S)))
+    p = numerator(criterion, noise, weights_of(mono), weights_of(poly))
+    at_S = p.eval(S_SYMBOL, rational(arithmetic.sparsity(S)))
     if at_S.is_zero:
         return Crossover((TIED,), ())
     end = sympy.Integer(1) if noise == "label" else sympy.oo
-    roots = sorted({root for root in sympy.roots(at_S, filter="R") if 0 < root < end})
+    roots = sorted(root for root in _real_roots(at_S) if 0 < root < end)
     signs = [sympy.sign(at_S.eval(x)) for x in _between(roots, end)]
     if noise == "label":  # r falls as label noise grows
         roots, signs = roots[::-1], signs[::-1]
@@ -98,17 +99,26 @@ def numerator(criterion: str, noise: Noise, mono: tuple[Number, Number], poly: t
     return sympy.Poly(sign * difference.numer.as_expr(), S_SYMBOL, X_SYMBOL, domain=numbers_of)
 
 
+def _real_roots(poly: sympy.Poly) -> set[sympy.Expr]:
+    """In radicals: for the criteria here the polynomials are of degree 2 in x or x², but for factors of x."""
+    found = sympy.roots(poly)
+    if sum(found.values()) < poly.degree() or any(root.is_real is None for root in found):
+        raise ArithmeticError(f"not all roots of {poly.as_expr()} are found in radicals")
+    return {root for root in found if root.is_real}
+
+
 def _between(roots: list[sympy.Expr], end: sympy.Expr) -> list[sympy.Rational]:
     """A rational in each gap that the ascending ``roots`` leave between 0 and ``end``."""
     last = 2 * roots[-1] + 1 if end == sympy.oo and roots else sympy.Integer(1)
-    edges = [sympy.Integer(0), *roots, last]
-    found = []
-    for low, high in pairwise(edges):
-        middle = sympy.Rational(float((low + high) / 2))
-        if not low < middle < high:
-            raise ArithmeticError(f"{low} and {high} are too near each other to look between them")
-        found.append(middle)
-    return found
+    return [rational_between(low, high) for low, high in pairwise([sympy.Integer(0), *roots, last])]
+
+
+def rational_between(low: sympy.Expr, high: sympy.Expr) -> sympy.Rational:
+    """A rational number between two algebraic ones, ``low < high``, however near they are."""
+    digits = 15
+    while not low < (middle := sympy.Rational(str(sympy.N((low + high) / 2, digits)))) < high:
+        digits *= 2
+    return middle
 
 
 def _leader(sign: sympy.Expr) -> str:

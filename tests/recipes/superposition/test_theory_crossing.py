@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monolora.errors import InputError
+from monolora.recipes.superposition.theory.arithmetic import SAME_LENGTH, Representation
 from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
-from monolora.recipes.superposition.theory.crossover import OVERTAKES, Noise, crossover
-from monolora.recipes.superposition.theory.numbers import SAME_LENGTH, Representation
+from monolora.recipes.superposition.theory.crossing import OVERTAKES, Noise, crossover
+from monolora.recipes.superposition.theory.every_sparsity import verdicts
 
 HALF = Fraction(1, 2)
 NOISES: tuple[Noise, Noise] = ("label", "input")
@@ -91,6 +92,22 @@ def test_features_of_the_same_length(name: str, noise: Noise) -> None:
             assert (ahead(S, name, noise, value, (0.5**0.5, -(0.5**0.5))) > 0) == (leader == "mono")
 
 
+@pytest.mark.parametrize("S", [0.9999, 1e-9, 0.1 + 0.2, Fraction(10**30 - 1, 10**30), Fraction(123456789, 987654321)])
+def test_odd_sparsities(S: float | Fraction) -> None:
+    found = crossover(S, "difference")
+    assert found.leaders == OVERTAKES
+    (at,) = map(float, found.at)
+    assert 0.1 < at < 0.3
+
+
+def test_as_near_as_wanted_to_where_the_pattern_changes() -> None:
+    edge = Fraction(str(sympy.N(verdicts("fisher-geometric")[0].high, 60)))
+    assert crossover(edge - Fraction(1, 10**40), "fisher-geometric").leaders == ("poly",)
+    found = crossover(edge + Fraction(1, 10**40), "fisher-geometric")
+    assert found.leaders == ("mono", "poly")
+    assert 0 < sympy.N(found.at[0], 30) < 1e-40
+
+
 def test_a_feature_beside_itself_is_tied() -> None:
     assert crossover(HALF, "difference", poly="mono") == (("tied",), ())
     assert crossover(HALF, "fisher", mono=(2, -2)) == (("tied",), ())
@@ -103,3 +120,6 @@ def test_what_cannot_be() -> None:
         crossover(HALF, "fisher", "labels")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="sparsity"):
         crossover(1, "fisher")
+    for weights in ((0, 0), (float("nan"), 1)):
+        with pytest.raises(InputError, match="weights of a representation"):
+            crossover(HALF, "fisher", mono=weights)

@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 import sympy
 
-from monolora.recipes.superposition.theory.crossover import (
+from monolora.recipes.superposition.theory.arithmetic import Representation, weights_of
+from monolora.recipes.superposition.theory.crossing import (
     S_SYMBOL,
     X_SYMBOL,
     Noise,
     crossover,
     numerator,
+    rational_between,
 )
-from monolora.recipes.superposition.theory.numbers import Representation, weights_of
 
 
 class Verdict(NamedTuple):
@@ -44,7 +45,7 @@ def verdicts(
     edges = [sympy.Integer(0), *_critical(p, noise), sympy.Integer(1)]
     found: list[Verdict] = []
     for low, high in pairwise(edges):
-        leaders = crossover(_rational_between(low, high), criterion, noise, mono, poly).leaders
+        leaders = crossover(rational_between(low, high), criterion, noise, mono, poly).leaders
         if found and found[-1].leaders == leaders:
             found[-1] = found[-1]._replace(high=high)
         else:
@@ -72,10 +73,3 @@ def _real_roots(condition: sympy.Poly) -> set[sympy.Expr]:
         return set()
     rational = condition if condition.domain.is_QQ or condition.domain.is_ZZ else condition.norm()
     return {root for root, _ in rational.real_roots(multiple=False)}
-
-
-def _rational_between(low: sympy.Expr, high: sympy.Expr) -> sympy.Rational:
-    middle = sympy.Rational(str(round(float((low + high) / 2), 6)))
-    if not low < middle < high:
-        raise ArithmeticError(f"{low} and {high} are too near each other to look between them")
-    return middle

@@ -8,11 +8,11 @@ from itertools import pairwise
 import pytest
 from scipy import optimize
 
+from monolora.recipes.superposition.theory.arithmetic import SAME_LENGTH
 from monolora.recipes.superposition.theory.criteria import CRITERIA
-from monolora.recipes.superposition.theory.crossover import Noise, crossover
+from monolora.recipes.superposition.theory.crossing import Noise, crossover
+from monolora.recipes.superposition.theory.every_sparsity import verdicts
 from monolora.recipes.superposition.theory.moments import feature_gap, feature_variance
-from monolora.recipes.superposition.theory.numbers import SAME_LENGTH
-from monolora.recipes.superposition.theory.verdicts import verdicts
 
 
 @pytest.mark.parametrize("noise", ["label", "input"])

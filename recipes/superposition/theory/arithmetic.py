@@ -6,6 +6,7 @@ expressions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -37,13 +38,15 @@ def weights_of(representation: Representation, beside: Number = 0) -> Weights:
         beside: what they are to be computed with: floats beside a float or an array, else as exact as they are given.
 
     Raises:
-        InputError: for another name.
+        InputError: for another name, and for weights that are no numbers or both 0.
     """
     if isinstance(representation, str):
         if representation not in REPRESENTATIONS:
             raise unknown("representation", representation, REPRESENTATIONS)
         representation = REPRESENTATIONS[representation]
     a, b = representation
+    if (a == 0 and b == 0) or any(isinstance(each, float) and not math.isfinite(each) for each in (a, b)):
+        raise InputError(f"The weights of a representation must be numbers, not both 0; got {a} and {b}.")
     return (float(a), float(b)) if isinstance(beside, float | np.ndarray) else (exact(a), exact(b))
 
 

@@ -1,0 +1,28 @@
+"""How fast J falls, against a scan in floats."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from monolora.recipes.superposition import slope_table
+from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
+from monolora.recipes.superposition.theory.crossing import Noise
+
+
+@pytest.mark.parametrize("noise", ["label", "input"])
+@pytest.mark.parametrize("name", CRITERIA)
+def test_against_a_scan(name: str, noise: Noise) -> None:
+    S, level = np.meshgrid(np.arange(20) / 20, np.arange(1, 10) / 20 if noise == "label" else np.arange(1, 11) / 5)
+    noisy = {"eta": level} if noise == "label" else {"epsilon": level}
+    mono, poly = (separability(S, each, name) - separability(S, each, name, **noisy) for each in ("mono", "poly"))
+    assert (mono > 0).all()
+    assert (poly > 0).all()
+    less = int((mono < poly).sum())
+    words = slope_table.in_words(name, noise)
+    assert words == ({0: "never", less: f"in {less} of {S.size} cases"} | {S.size: "always"})[less]
+
+
+def test_a_line_for_each_criterion() -> None:
+    lines = list(slope_table.lines())
+    assert [line.split()[0] for line in lines[2:]] == list(CRITERIA)
