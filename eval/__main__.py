@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from monolora.errors import InputError, exit_status, unknown
+from monolora.errors import InputError, exit_status
 from monolora.eval import run as runs
 from monolora.eval.command_line import REPORT_FLAGS, SCORE_FLAGS, parse
+from monolora.steps import run_step
 
 STAGES = {
     "run": runs.run,
@@ -29,14 +30,10 @@ _READS = {"score": SCORE_FLAGS, "report": REPORT_FLAGS}  # those that go on with
 
 def main(argv: list[str]) -> int:
     """Run one stage, or all; returns the exit status."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(f"{__doc__}\nFlags: monolora eval run --help")
-        return 0 if argv else 2
-    stage, *words = argv
-    if stage.startswith("-"):
-        raise InputError(f"Which stage? It comes before the flags: monolora eval {' | '.join(STAGES)}.")
-    if stage not in STAGES:
-        raise unknown("stage", stage, STAGES)
+    return run_step(argv, "monolora eval", STAGES, __doc__, _run, "stage")
+
+
+def _run(stage: str, words: list[str]) -> int:
     stored = _stored(words) if stage in _READS else None
     STAGES[stage](parse(words, f"monolora eval {stage}", stored, read=_READS.get(stage)))
     return 0

@@ -12,21 +12,18 @@ import sys
 from collections.abc import Callable
 from typing import cast
 
-from monolora.errors import InputError, exit_status, unknown
+from monolora.errors import exit_status
+from monolora.steps import run_step
 
 STEPS = ("run", "verify", "figures")
 
 
 def main(argv: list[str]) -> int:
     """Run one step; returns the exit status."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(f"{__doc__}\nFlags: monolora superposition STEP --help")
-        return 0 if argv else 2
-    step, *words = argv
-    if step.startswith("-"):
-        raise InputError(f"Which step? It comes before the flags: monolora superposition {' | '.join(STEPS)}.")
-    if step not in STEPS:
-        raise unknown("step", step, STEPS)
+    return run_step(argv, "monolora superposition", STEPS, __doc__, _run)
+
+
+def _run(step: str, words: list[str]) -> int:
     module = importlib.import_module(f"monolora.recipes.superposition.{step}")
     return cast(Callable[[list[str]], int], module.main)(words)
 

@@ -21,23 +21,20 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from monolora.errors import InputError, exit_status, unknown
+from monolora.errors import InputError, exit_status
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.settings import Settings
+from monolora.steps import run_step
 
 STEPS = ("pretrain", "sae", "probe", "finetune", "consistency", "table1", "figures")
 
 
 def main(argv: list[str]) -> int:
     """Run one step, or all; returns the exit status."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(f"{__doc__}\nFlags: monolora vision STEP --help")
-        return 0 if argv else 2
-    step, *words = argv
-    if step.startswith("-"):
-        raise InputError(f"Which step? It comes before the flags: monolora vision {' | '.join((*STEPS, 'all'))}.")
-    if step not in (*STEPS, "all"):
-        raise unknown("step", step, (*STEPS, "all"))
+    return run_step(argv, "monolora vision", (*STEPS, "all"), __doc__, _run)
+
+
+def _run(step: str, words: list[str]) -> int:
     if importlib.util.find_spec("pytorch_optimizer") is None:
         raise InputError("pytorch-optimizer is not installed. Run: pip install 'monolora[vision]'")
     if step != "all":
