@@ -16,6 +16,8 @@ COMMANDS = {
     "eval": ("monolora.eval.__main__", "what finetuning did to alignment: responses, judges, one table"),
     "judge": ("monolora.recipes.judge", "train a small safety judge on BeaverTails"),
     "sparsity": ("monolora.recipes.sparsity", "how sparse an adapter's units are on the prompts of a data set"),
+    "explain": ("monolora.eval.explain.__main__", "what each unit fires on, says and does, in a page to explore"),
+    "prune": ("monolora.recipes.prune", "an adapter without some of its units, exactly"),
     "merge": ("monolora.recipes.merge", "an adapter and its base in one checkpoint, linearly or exactly, verified"),
     "verify": ("monolora.recipes.verify", "how much of an adapter's effect a merged checkpoint keeps"),
     "serve-check": ("monolora.recipes.serve_check", "whether vLLM answers through an adapter as transformers does"),

@@ -82,10 +82,24 @@ class FlagParser(argparse.ArgumentParser):
         Raises:
             InputError: as :meth:`parse`.
         """
+        return self.parse_with(words, None, kind)[1]
+
+    def parse_with(self, words: Sequence[str], name: str | None, kind: type[Settings]) -> tuple[Any, Settings]:
+        """As :meth:`parse_into`, and beside the settings the value of an argument that was added before.
+
+        Args:
+            words: of the command line.
+            name: of that argument; None for none.
+            kind: of the settings.
+
+        Raises:
+            InputError: as :meth:`parse`.
+        """
         self.add_settings(fields(kind))
         typed = vars(self.parse(words))
         known = {each.name for each in fields(kind)}
-        return kind(**{name: value for name, value in typed.items() if name in known and value is not None})
+        settings = kind(**{key: value for key, value in typed.items() if key in known and value is not None})
+        return (typed[name] if name else None), settings
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """The flags in ``words``.

@@ -10,18 +10,16 @@ Shapes: T tokens, R units.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
-from peft.tuners import lora
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from monolora.layer import MonoLoraLayer, monolora_class
+from monolora.units import adapted_layers, inner_model, watch
 
 
 class Sparsity(NamedTuple):
@@ -81,13 +79,12 @@ class SparsityMeter:
     """
 
     def __init__(self, model: nn.Module, *, training_only: bool = False) -> None:
-        # Not the PeftModel: its generate() goes past its own forward.
-        self._model: nn.Module = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._model = inner_model(model)
         if isinstance(self._model, PreTrainedModel) and self._model.config.is_encoder_decoder:
             raise ValueError("SparsityMeter measures decoder-only and encoder-only models, not encoder-decoder ones.")
         self._signature = inspect.signature(self._model.forward)
         self._training_only = training_only
-        self._names = {layer: name for name, layer in self._model.named_modules() if isinstance(layer, LoraLayer)}
+        self._names = adapted_layers(self._model)
         self._keep: torch.Tensor | None = None
         self._counts: dict[tuple[str, str], _Count] = {}
 
@@ -103,32 +100,21 @@ class SparsityMeter:
     @contextmanager
     def measuring(self) -> Iterator[SparsityMeter]:
         """Count during the ``with`` block."""
-        handles = self.attach()
+        ends = self.attach()
         try:
             yield self
         finally:
-            self.detach(handles)
+            self.detach(ends)
 
-    def attach(self) -> list[Any]:
+    def attach(self) -> list[Callable[[], None]]:
         """Start counting; returns what :meth:`detach` wants back."""
-        handles: list[Any] = [self._model.register_forward_pre_hook(self._note_padding, with_kwargs=True)]
-        for layer in self._names:
-            if isinstance(layer, MonoLoraLayer):
-                layer.unit_observer = self._observe
-            elif isinstance(layer, lora.Embedding):
-                handles.append(layer.register_forward_hook(self._observe_plain_embedding))
-            else:
-                for adapter_name, A in layer.lora_A.items():
-                    handles.append(A.register_forward_hook(self._plain_hook(layer, adapter_name)))
-        return handles
+        hook = self._model.register_forward_pre_hook(self._note_padding, with_kwargs=True)
+        return [hook.remove, *watch(self._names, self._observe)]
 
-    def detach(self, handles: list[Any]) -> None:
+    def detach(self, ends: list[Callable[[], None]]) -> None:
         """Stop counting."""
-        for layer in self._names:
-            if isinstance(layer, MonoLoraLayer):
-                layer.unit_observer = None
-        for handle in handles:
-            handle.remove()
+        for end in ends:
+            end()
         self._keep = None
 
     def _note_padding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -136,28 +122,14 @@ class SparsityMeter:
         self._keep = mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
 
     def _observe(self, layer: LoraLayer, adapter_name: str, h: torch.Tensor) -> None:
-        """Count units with their dimension where this kind of layer has it."""
         assert isinstance(layer, nn.Module)  # as every class of LoRA layers is
         if self._training_only and not layer.training:
             return
-        h = h.detach().movedim(monolora_class(type(layer)).unit_dim, -1)
         keep_T = self._keep_of(h.shape[:-1])
         key, units = (self._names[layer], adapter_name), h.shape[-1]
         if key not in self._counts:
             self._counts[key] = _Count(units, h.device)
         self._counts[key].add(h.reshape(-1, units), keep_T)
-
-    def _plain_hook(self, layer: LoraLayer, adapter_name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            self._observe(layer, adapter_name, output)
-
-        return hook
-
-    def _observe_plain_embedding(self, layer: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        """LoRA's embedding keeps A as a bare parameter, where no hook sees its output."""
-        for adapter_name in [] if layer.disable_adapters else layer.active_adapters:
-            if adapter_name in layer.lora_embedding_A:
-                self._observe(layer, adapter_name, layer.lora_embedding_A[adapter_name].T[args[0]])
 
     def _keep_of(self, rows: torch.Size) -> torch.Tensor | None:
         """Which of the rows are tokens and not padding, flat; None for all."""
@@ -206,7 +178,7 @@ class SparsityCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self._meter: SparsityMeter | None = None
-        self._handles: list[Any] = []
+        self._ends: list[Callable[[], None]] = []
 
     def add_to(self, trainer: Any) -> None:
         """Add this callback to a ``transformers.Trainer``, ahead of the reporters, so that they see its numbers too."""
@@ -221,7 +193,7 @@ class SparsityCallback(TrainerCallback):
             return
         if any(isinstance(module, LoraLayer) for module in model.modules()):
             self._meter = SparsityMeter(model, training_only=True)
-            self._handles = self._meter.attach()
+            self._ends = self._meter.attach()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self._meter is None or logs is None or "loss" not in logs or not self._meter.has_counts:
@@ -235,5 +207,5 @@ class SparsityCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._meter is not None:
-            self._meter.detach(self._handles)
+            self._meter.detach(self._ends)
             self._meter = None

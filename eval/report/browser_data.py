@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup
-
 from monolora.eval.records import OK
 from monolora.eval.report.view import View
-
-
-def script_json(value: Any) -> Markup:
-    """JSON that may stand inside a ``<script>``: without ``<`` no markup can end it, and without raw line separators
-    (only ASCII is left) it is the same text to every parser.
-    """
-    return Markup(json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", r"\u003c"))
 
 
 def browser_data(view: View, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

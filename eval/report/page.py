@@ -1,24 +1,17 @@
-"""``report.html``: one page that needs nothing else, no network and no other file.
-
-The texts of models and data sets are never part of its markup: they lie in a block of JSON, from which the page's
-script puts them in as text. Everything else is escaped by the template. A content security policy, which lets run no
-script but the page's own (by its hash) and fetches nothing, stands behind both.
-"""
+"""``report.html``: one page that needs nothing else (see :mod:`monolora.eval.pages.render`)."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-from markupsafe import Markup
-
+from monolora.eval.pages.flat import flat
+from monolora.eval.pages.json_blocks import script_json
+from monolora.eval.pages.render import rendered
 from monolora.eval.report import charts, sentences
-from monolora.eval.report.browser_data import browser_data, script_json
+from monolora.eval.report.browser_data import browser_data
 from monolora.eval.report.numbers import NOTHING, shown, shown_p
 from monolora.eval.report.view import ALPHA, MARK, View, unit
 
@@ -81,15 +74,12 @@ def page(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> st
         entries: prompts with the models' answers and the judgements of them.
     """
     view = View(results)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(
+    return rendered(
+        _FOLDER,
+        "page.html.j2",
+        style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+        script=(_FOLDER / "page.js").read_text(encoding="utf-8"),
+        title=results["title"],
         results=results,
         view=view,
         alpha=ALPHA,
@@ -107,12 +97,9 @@ def page(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> st
         agreement=[{**each, "shown": shown(each["kappa"], 2)} for each in results["agreement"]],
         reasons=sorted(results["invalid"], key=lambda each: -each["count"]),
         colours={model: charts.colour(view, model) for model in view.models},
-        made=[(name, list(_flat(value))) for name, value in results["run"].items()],
+        made=[(name, list(flat(value))) for name, value in results["run"].items()],
         data=script_json(browser_data(view, entries)),
         prompts=len(entries),
-        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -180,17 +167,3 @@ def _grouped(rows: Sequence[Mapping[str, Any]], *keys: str) -> dict[tuple[Any, .
     for row in rows:
         groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     return groups
-
-
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """``("a.b", "1")`` for each leaf of nested JSON; lists of plain values stay together."""
-    if isinstance(value, Mapping) and value:
-        for key, each in value.items():
-            yield from _flat(each, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and any(isinstance(each, (Mapping, list)) for each in value):
-        for place, each in enumerate(value, start=1):
-            yield from _flat(each, f"{path} {place}".strip())
-    elif isinstance(value, list):
-        yield path, ", ".join(map(str, value)) or "none"
-    else:
-        yield path, "none" if value is None or value == {} else str(value)

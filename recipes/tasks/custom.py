@@ -71,10 +71,17 @@ def load_prompts(name: str, split: str | None = None) -> list[Example]:
     Raises:
         InputError: if there is no such split, no rows, or none of the formats.
     """
+    return read(prompt_rows(name, split), name, answers=False)
+
+
+def prompt_rows(name: str, split: str | None = None) -> datasets.Dataset:
+    """The rows that :func:`load_prompts` reads, with all their columns.
+
+    Raises:
+        InputError: if there is no such data set or split.
+    """
     splits = load_dataset(name)
-    return read(
-        _split(splits, split or (next(iter(splits)) if len(splits) == 1 else Source().test_split), name), name, False
-    )
+    return _split(splits, split or (next(iter(splits)) if len(splits) == 1 else Source().test_split), name)
 
 
 def read(rows: datasets.Dataset, name: str, answers: bool = True) -> list[Example]:

@@ -11,16 +11,12 @@ from typing import Any
 from urllib.parse import unquote
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--allow-file-access-from-files",
-    "--virtual-time-budget=20000",
-)
+DARK = "--blink-settings=preferredColorScheme=0"
+_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files")
+_SKIPPING_WAITS = "--virtual-time-budget=20000"
 
 
-def dumped(page: Path, fragment: str = "", flags: Sequence[str] = ()) -> str:
+def dumped(page: Path, fragment: str = "", flags: Sequence[str] = (_SKIPPING_WAITS,)) -> str:
     """The page's document after its scripts have run; ``fragment`` is what comes after ``#``."""
     assert BROWSER is not None
     profile = f"--user-data-dir={page.parent / 'profile'}"
@@ -35,10 +31,13 @@ def dumped(page: Path, fragment: str = "", flags: Sequence[str] = ()) -> str:
     ).stdout
 
 
-def told(page: Path, script: str, fragment: str = "", width: int = 1000) -> Any:
+def told(
+    page: Path, script: str, fragment: str = "", width: int = 1000, flags: Sequence[str] = (), real_time: bool = False
+) -> Any:
     """What an async function's body returns about the page, as JSON; it sees the page as ``doc`` and ``win``.
 
-    The page is in a frame of ``width`` pixels: a window of Chromium's own is never as narrow as a phone.
+    The page is in a frame of ``width`` pixels: a window of Chromium's own is never as narrow as a phone. In
+    ``real_time`` the clock is right, and the function must not wait for anything; otherwise waits are skipped.
     """
     driver = page.parent / "driver.html"
     address = page.name + (f"#{fragment}" if fragment else "")
@@ -56,4 +55,5 @@ frame.addEventListener("load", async () => {{
 </script>""",
         encoding="utf-8",
     )
-    return json.loads(unquote(dumped(driver).partition('data-told="')[2].partition('"')[0]))
+    flags = (*flags, *(() if real_time else (_SKIPPING_WAITS,)))
+    return json.loads(unquote(dumped(driver, flags=flags).partition('data-told="')[2].partition('"')[0]))

@@ -1,0 +1,75 @@
+"""Read an adapter: what each of its units fires on, what it says of labels, what it does, and what is lost without it.
+
+    monolora explain runs/sst2-monolora --dataset sst2 --dataset beavertails --out runs/explained
+    monolora explain --compare lora=runs/sst2-lora mono=runs/sst2-monolora --dataset sst2 --out runs/compared
+
+Writes features.parquet (a row a unit), explorer.html (all units, to be sorted, searched and read) and run.json. With
+--compare, each PATH is an adapter, explained into OUT/NAME, or a folder of an earlier explanation; the first one is the
+reference.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from monolora.errors import InputError, exit_status
+from monolora.eval.explain.compare import compare, write_comparison
+from monolora.eval.explain.compare_terminal import show
+from monolora.eval.explain.run import FEATURES, PAGE, explain
+from monolora.eval.explain.settings import Settings
+from monolora.eval.explain.summary import summary
+from monolora.flags import FlagParser
+
+
+def main(argv: list[str]) -> int:
+    """Explain one adapter, or compare several; returns the exit status."""
+    parser = FlagParser("monolora explain", __doc__)
+    parser.add_argument("adapter", nargs="?", help="an adapter folder, MonoLoRA or LoRA")
+    adapter, settings = parser.parse_with(argv, "adapter", Settings)
+    settings.check()
+    if bool(adapter) == bool(settings.compare):
+        raise InputError("Give one adapter folder to explain, or several with --compare NAME=PATH NAME=PATH.")
+    console = Console()
+    if not settings.compare:
+        summary(explain(adapter, settings), console)
+        print(f"{Path(settings.out) / PAGE}: open it in a browser.")
+        return 0
+    comparison = compare(_explained(_named(settings.compare), settings))
+    write_comparison(Path(settings.out), comparison)
+    show(comparison, console)
+    return 0
+
+
+def _named(words: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise InputError(f"--compare {word} is not NAME=PATH. Write, for example, mono={path or word}")
+        if name in found:
+            raise InputError(f"--compare names {name!r} twice. Take another name.")
+        found[name] = path
+    if len(found) < 2:
+        raise InputError("--compare needs two adapters or more.")
+    return found
+
+
+def _explained(paths: Mapping[str, str], settings: Settings) -> dict[str, Path]:
+    """Folders of explanations, by name; adapters are explained first."""
+    found = {}
+    for name, path in paths.items():
+        if (Path(path) / FEATURES).is_file():
+            found[name] = Path(path)
+        else:
+            found[name] = Path(settings.out) / name
+            explain(path, replace(settings, out=str(found[name])))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -1,0 +1,212 @@
+"""``monolora explain --compare NAME=DIR NAME=DIR``: adapters side by side, by what was found of their units.
+
+Every measure is a mean over an adapter's units on the texts of one data set that all adapters were explained on. What
+the intervals and tests cover, and what not, is said in :mod:`monolora.eval.explain.compare_bootstrap`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from monolora.errors import InputError, SaveError
+from monolora.eval.explain.compare_bootstrap import Clustered, change_of, clustered, mean_of
+from monolora.eval.explain.compare_folders import Features, common_datasets, read
+from monolora.eval.explain.compare_measures import (
+    LARGEST_TITLES,
+    MEASURES,
+    Measure,
+    Values,
+    largest_effects,
+    values,
+)
+from monolora.eval.explain.compare_page.page import page
+from monolora.eval.explain.compare_records import Adapter, Comparison, DatasetRows, Difference, Mean, Row
+from monolora.eval.explain.compare_terminal import show
+from monolora.eval.measures.bootstrap import RESAMPLES, SEED
+from monolora.holm import holm
+from monolora.provenance import write_json
+
+__all__ = ["JSON", "PAGE", "compare", "show", "write_comparison"]
+
+JSON, PAGE = "comparison.json", "comparison.html"
+
+
+def compare(folders: Mapping[str, Path], resamples: int = RESAMPLES, seed: int = SEED) -> Comparison:
+    """Compare adapters.
+
+    Args:
+        folders: what ``monolora explain`` wrote of each, by a name for it; the first named is the reference.
+        resamples: of the bootstrap.
+        seed: of its draws.
+
+    Raises:
+        InputError: for fewer than two folders, ones that are not whole, and ones of no common data set.
+    """
+    if len(folders) < 2:
+        raise InputError("A comparison needs two adapters or more. Write --compare NAME=FOLDER NAME=FOLDER.")
+    all_features = [read(name, folder) for name, folder in folders.items()]
+    common = common_datasets(all_features)
+    names = dict.fromkeys(key for each in all_features for key in each.datasets)
+    datasets = [_dataset(all_features, key, resamples, seed) for key in common]
+    return Comparison(
+        adapters=[_adapter(each) for each in all_features],
+        datasets=_corrected(datasets),
+        left_out=list(dict.fromkeys(name for name, fingerprint in names if (name, fingerprint) not in common)),
+        tests=len(_tested(datasets)),
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def write_comparison(folder: Path, comparison: Comparison) -> None:
+    """Write ``comparison.json`` and ``comparison.html``, each whole or not at all; the folder is made if needed.
+
+    Raises:
+        SaveError: if the disk does not take them.
+    """
+    aside = folder / f".{PAGE}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / JSON, as_json(comparison))
+        try:
+            aside.write_text(page(comparison), encoding="utf-8", errors="replace", newline="\n")
+            aside.replace(folder / PAGE)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise SaveError.of(folder, error, "Free space or give another folder, and compare again.") from error
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """What ``comparison.json`` holds: all but the values of single units, which ``features.parquet`` has."""
+    return {
+        "adapters": [adapter._asdict() for adapter in comparison.adapters],
+        "datasets": [
+            {
+                **{key: value for key, value in vars(dataset).items() if key != "rows"},
+                "measures": [_row_json(row) for row in dataset.rows],
+            }
+            for dataset in comparison.datasets
+        ],
+        **{key: vars(comparison)[key] for key in ("left_out", "tests", "resamples", "seed")},
+    }
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    return {
+        **{key: vars(row)[key] for key in ("id", "title", "unit", "chance")},
+        "means": {name: mean._asdict() for name, mean in row.means.items()},
+        "differences": [difference._asdict() for difference in row.differences],
+    }
+
+
+def _adapter(features: Features) -> Adapter:
+    return Adapter(
+        name=features.name,
+        folder=str(features.folder),
+        adapter=features.run["adapter"],
+        method=features.run["method"],
+        model=features.run["model"],
+        units=len(features.units),
+        modules=features.units["module"].nunique(),
+    )
+
+
+def _dataset(all_features: Sequence[Features], key: tuple[str, str], resamples: int, seed: int) -> DatasetRows:
+    frames = {each.name: each.on(key[0]) for each in all_features}
+    said = {each.name: each.datasets[key] for each in all_features}
+    first = next(iter(said.values()))
+    found = {(measure.id, name): values(frame, measure) for measure in MEASURES for name, frame in frames.items()}
+    draws, place = clustered(list(found.values()), resamples, seed), {each: at for at, each in enumerate(found)}
+    rows = [
+        _row(measure, {name: found[measure.id, name] for name in frames}, first["chance"], draws, place)
+        for measure in MEASURES
+    ]
+    rows += _largest(frames)
+    return DatasetRows(
+        name=key[0],
+        fingerprint=key[1],
+        texts=first["texts"],
+        tokens={name: each["tokens"] for name, each in said.items()},
+        strongest=first["strongest"],
+        # without labels there is none of the consistency and of the information
+        rows=[row for row in rows if not all(math.isnan(mean.value) for mean in row.means.values())],
+    )
+
+
+def _row(
+    measure: Measure,
+    found: Mapping[str, Values],
+    chance: float | None,
+    draws: Clustered,
+    place: Mapping[tuple[str, str], int],
+) -> Row:
+    pairs = [(after, before) for before, after in combinations(found, 2)]
+    changes = {pair: change_of(draws, *(place[measure.id, name] for name in pair)) for pair in pairs}
+    return Row(
+        id=measure.id,
+        title=measure.title,
+        unit=measure.unit,
+        chance=100 * chance if measure.has_chance and chance is not None else np.nan,
+        means={name: mean_of(draws, place[measure.id, name]) for name in found},
+        differences=[
+            Difference(adapter, against, change.value, change.low, change.high, change.p, np.nan, change.pairs)
+            for (adapter, against), change in changes.items()
+        ],
+        values={name: own.value_F for name, own in found.items()} if measure.has_spread else {},
+    )
+
+
+def _largest(frames: Mapping[str, pd.DataFrame]) -> list[Row]:
+    """What is no mean, and is given without interval and test."""
+    found = {name: largest_effects(frame) for name, frame in frames.items()}
+    return [
+        Row(
+            id=key,
+            title=title,
+            unit=unit,
+            chance=np.nan,
+            means={
+                name: Mean(found[name][key], np.nan, np.nan, len(frame), frame["module"].nunique())
+                for name, frame in frames.items()
+            },
+            differences=[],
+            values={},
+        )
+        for key, (title, unit) in LARGEST_TITLES.items()
+    ]
+
+
+def _tested(datasets: Sequence[DatasetRows]) -> list[float]:
+    """The p-values of all tests, in their order."""
+    every = [difference.p for dataset in datasets for row in dataset.rows for difference in row.differences]
+    return [p for p in every if not math.isnan(p)]
+
+
+def _corrected(datasets: Sequence[DatasetRows]) -> list[DatasetRows]:
+    """With Holm's correction for all tests of the comparison."""
+    corrected = iter(holm(_tested(datasets)))
+    return [
+        replace(
+            dataset,
+            rows=[
+                replace(
+                    row,
+                    differences=[
+                        each if math.isnan(each.p) else each._replace(p_holm=next(corrected))
+                        for each in row.differences
+                    ],
+                )
+                for row in dataset.rows
+            ],
+        )
+        for dataset in datasets
+    ]

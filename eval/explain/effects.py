@@ -1,0 +1,165 @@
+"""What units do: the tokens that they make likelier, and what is lost without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from monolora.eval import judges
+from monolora.eval.explain.ablated_responses import ablated_responses, judged_effects
+from monolora.eval.explain.ablations import (
+    Ablation,
+    Effect,
+    ScoredPrompt,
+    next_token_effects,
+    scored_prompt,
+    summarised,
+)
+from monolora.eval.explain.contrasts import Counted
+from monolora.eval.explain.features import TokenTexts, merged_contexts
+from monolora.eval.explain.records import Ablations, DatasetFeatures, UnitLogits
+from monolora.eval.explain.settings import Settings
+from monolora.eval.explain.text_sets import TextSet
+from monolora.eval.judges import Judge, JudgeOptions
+from monolora.eval.progress import tracked
+from monolora.eval.records import Prompt
+from monolora.eval.score import question
+from monolora.explain.layout import Layout
+from monolora.explain.logits import TopTokens, ablation_logits, direct_logits
+from monolora.recipes.inference import Inference, evaluating
+from monolora.units import UnitName
+
+LOGITS = 10  # tokens that are raised, and lowered
+
+
+def unit_logits(
+    inference: Inference, layout: Layout, text_set: TextSet, counted: Counted, settings: Settings
+) -> list[UnitLogits | None]:
+    """The next tokens that each unit raises and lowers: directly where its output reaches them so, else by ablation.
+
+    Args:
+        inference: the adapted model.
+        layout: of its units.
+        text_set: whose strongest contexts are taken.
+        counted: what the pass over it found.
+        settings: how many contexts; none leaves the ablations out.
+    """
+    found: dict[UnitName, TopTokens] = {}
+    for module in layout.layers:
+        direct = direct_logits(inference.model, module, LOGITS, layout.adapter)
+        found |= {UnitName(module, unit): each for unit, each in enumerate(direct or [])}
+    contexts = {
+        unit: [text_set.ids(number, inference.tokenizer)[:end] for number, end in places]
+        for unit, places in zip(
+            layout.units, merged_contexts(counted.found.contexts, settings.logit_contexts), strict=True
+        )
+        if unit not in found and settings.logit_contexts and places
+    }
+    stream = ablation_logits(
+        inference.model, contexts, LOGITS, batch_size=4 * inference.batch_size, adapter=layout.adapter
+    )
+    with evaluating(inference.model), tracked("Logits by ablation", len(contexts)) as step:
+        for unit, top in stream:
+            found[unit] = top
+            step()
+    tokens = TokenTexts(inference.tokenizer)
+    return [_named(found[unit], tokens) if unit in found else None for unit in layout.units]
+
+
+def _named(top: TopTokens, tokens: TokenTexts) -> UnitLogits:
+    raised, lowered = ([(tokens.of(i), value) for i, value in side] for side in (top.raised, top.lowered))
+    return UnitLogits(top.how, raised, lowered)
+
+
+def make_panel(settings: Settings) -> list[Judge]:
+    """The judges of ablated answers; ``refusal`` is always there.
+
+    Raises:
+        InputError: if one cannot be had.
+    """
+    names = dict.fromkeys((*settings.judges, judges.REFUSAL))
+    return [judges.make(name, JudgeOptions()) for name in names]
+
+
+def ablations(
+    inference: Inference,
+    layout: Layout,
+    features: Sequence[DatasetFeatures],
+    text_sets: Mapping[str, TextSet],
+    panel: Sequence[Judge],
+    settings: Settings,
+) -> Ablations:
+    """What is lost without each of the units of the largest effect.
+
+    Args:
+        inference: the adapted model.
+        layout: of its units.
+        features: of the data sets; the largest effect on any of them counts.
+        text_sets: the data sets.
+        panel: judges of answers to safety prompts.
+        settings: how many units and prompts.
+    """
+    if not settings.ablate:
+        return Ablations()
+    effect_U = np.max([each.effect for each in features], axis=0)
+    places = np.argsort(-effect_U, kind="stable")[: settings.ablate].tolist()
+    taken_out: list[Ablation] = [[layout.units[place]] for place in places] + [layout.units]
+    effects: list[Effect] = []
+    for text_set in text_sets.values():
+        if text_set.with_answers:
+            continue
+        effects += _next_token(inference, layout, text_set, taken_out, settings)
+        if text_set.is_safety and settings.safety_prompts:
+            effects += _responses(inference, layout, text_set, taken_out, panel, settings)
+    return summarised(effects, places) if effects else Ablations()
+
+
+def _next_token(
+    inference: Inference, layout: Layout, text_set: TextSet, taken_out: Sequence[Ablation], settings: Settings
+) -> list[Effect]:
+    chosen = _spread(len(text_set.examples), settings.ablation_prompts)
+    if text_set.task_labels:
+        prompts = [
+            scored_prompt(text_set.examples[number], text_set.task_labels, inference.tokenizer) for number in chosen
+        ]
+    else:
+        prompts = [ScoredPrompt(text_set.ids(number, inference.tokenizer)) for number in chosen]
+    return next_token_effects(
+        inference.model,
+        text_set.name,
+        prompts,
+        taken_out,
+        batch_size=4 * inference.batch_size,
+        adapter=layout.adapter,
+    )
+
+
+def _responses(
+    inference: Inference,
+    layout: Layout,
+    text_set: TextSet,
+    taken_out: Sequence[Ablation],
+    panel: Sequence[Judge],
+    settings: Settings,
+) -> list[Effect]:
+    chosen = _spread(len(text_set.examples), settings.safety_prompts)
+    examples = [text_set.examples[number] for number in chosen]
+    responses = ablated_responses(
+        inference.model,
+        inference.tokenizer,
+        text_set.name,
+        [question(Prompt("", each.instruction, each.context)) for each in examples],
+        [text_set.ids(number, inference.tokenizer) for number in chosen],
+        taken_out,
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=4 * inference.batch_size,
+        adapter=layout.adapter,
+    )
+    return judged_effects(responses, panel, Path(settings.out) / "logs")
+
+
+def _spread(texts: int, most: int) -> list[int]:
+    """Places of texts, evenly over all of them: data sets are often sorted."""
+    return np.unique(np.linspace(0, texts - 1, min(most, texts)).round().astype(int)).tolist()

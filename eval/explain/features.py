@@ -1,0 +1,213 @@
+"""From what a pass counted to the features of a data set, as people read them.
+
+Shapes: U units, E bins, S ends, K contexts, W tokens of a context.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from monolora.eval.explain.grouping import Grouping
+from monolora.eval.explain.records import Context, Counts, DatasetFeatures, End, Floats, Partner, TokenMean
+from monolora.eval.explain.text_sets import TextSet
+from monolora.explain.bins import SIZES, edges, zero_bin
+from monolora.explain.collected import Collected
+from monolora.explain.contexts import BEFORE, NO_TOKEN, Contexts
+from monolora.explain.labels import consistency_by_chance, mutual_information, semantic_consistency
+from monolora.explain.rates import false_discovery_rate
+from monolora.explain.tokens import TopTokens
+
+_MERGED = 2  # bins of the pass that are one of the histogram that is shown: half an octave
+
+
+class TokenTexts:
+    """Token ids as text, so that joined they read as the text does.
+
+    Args:
+        tokenizer: of the model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self.of = cache(self._of)
+
+    def _of(self, token_id: int) -> str:
+        piece = self._tokenizer.convert_ids_to_tokens(token_id)
+        if isinstance(piece, str) and "\u2581" in piece:  # SentencePiece's space, which decoding drops at the beginning
+            return piece.replace("\u2581", " ")
+        return str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+
+
+def dataset_features(
+    found: Collected, text_set: TextSet, grouping: Grouping, groups: list[int], tokens: TokenTexts
+) -> DatasetFeatures:
+    """The features of a data set.
+
+    Args:
+        found: of the pass over it.
+        text_set: it.
+        grouping: how its texts were counted apart.
+        groups: of each text.
+        tokens: as text.
+    """
+    signed = len(found.contexts) == 2
+    texts_K = grouping.by_label(found.texts_G, 0)
+    strongest = min(found.strongest_SUM.shape[2], int(texts_K.sum()))
+    nothing = np.full(len(found.firing), np.nan)
+    labelled = bool(text_set.labels) and strongest > 0
+    information = mutual_information(grouping.by_label(found.text_histogram_UGE, 1)) if labelled else None
+    shown_edges, histogram_UE = shown_histogram(found.histogram_UE, signed)
+    return DatasetFeatures(
+        name=text_set.name,
+        is_gated=text_set.is_safety,
+        texts=int(found.texts_G.sum()),
+        tokens=found.tokens,
+        labels=dict(zip(text_set.labels, texts_K.tolist(), strict=True)),
+        unlabelled=int(found.texts_G[-1]),
+        note=text_set.note,
+        strongest=strongest,
+        chance=consistency_by_chance(texts_K, strongest) if labelled else np.nan,
+        firing=found.firing,
+        mean=found.mean,
+        std=found.std,
+        max=found.max,
+        min=found.min,
+        effect=found.effect,
+        edges=shown_edges,
+        histogram_UE=histogram_UE,
+        consistency=semantic_consistency(grouping.by_label(found.fired_UG, 1)) if labelled else nothing,
+        information=nothing if information is None else information.bits_U,
+        information_q=nothing if information is None else false_discovery_rate(information.p_U),
+        partners=_partners(found),
+        ends=[
+            _end(contexts, top, labels_UM, strongest, text_set, grouping, groups, tokens)
+            for contexts, top, labels_UM in zip(
+                found.contexts, found.tokens_by_end, grouping.label_of(found.strongest_SUM), strict=True
+            )
+        ],
+    )
+
+
+def shown_histogram(counts_UE: Counts, signed: bool) -> tuple[Floats, Counts]:
+    """Edges and counts without the bin of zeros, by half octaves, from the first bin to the last that has tokens."""
+    zero = zero_bin(signed)
+    outer = edges(signed)[zero + 2 :: _MERGED]  # of the bins above 0, in pairs from the inside
+    positive = counts_UE[:, zero + 1 :].reshape(len(counts_UE), SIZES // _MERGED, _MERGED).sum(2)
+    shown_edges, merged = np.concatenate([[0.0], outer]), positive
+    if signed:
+        negative = counts_UE[:, :zero].reshape(len(counts_UE), SIZES // _MERGED, _MERGED).sum(2)
+        shown_edges, merged = np.concatenate([-outer[::-1], shown_edges]), np.concatenate([negative, positive], 1)
+    filled = np.flatnonzero(merged.sum(0))
+    if not len(filled):
+        return np.array([0.0, 1.0]), np.zeros((len(counts_UE), 1), np.int64)
+    return shown_edges[filled[0] : filled[-1] + 2], merged[:, filled[0] : filled[-1] + 1]
+
+
+def _partners(found: Collected) -> list[list[Partner]]:
+    return [
+        [Partner(unit, r) for unit, r in zip(units, rs, strict=True) if unit >= 0]
+        for units, rs in zip(found.partner_UP.tolist(), found.correlation_UP.tolist(), strict=True)
+    ]
+
+
+def _end(
+    contexts: Contexts,
+    top: TopTokens,
+    labels_UM: NDArray[np.int64],
+    strongest: int,
+    text_set: TextSet,
+    grouping: Grouping,
+    groups: list[int],
+    tokens: TokenTexts,
+) -> End:
+    consistency, label = strongest_labels(labels_UM[:, :strongest], text_set.labels)
+    label_of_text = grouping.label_of(np.array(groups))
+    names = [None if place < 0 else text_set.labels[place] for place in label_of_text.tolist()]
+    return End(
+        contexts=_contexts(contexts, names, tokens),
+        tokens=_token_means(top, tokens),
+        consistency=consistency,
+        label=label,
+    )
+
+
+def strongest_labels(labels_UM: NDArray[np.int64], names: tuple[str, ...]) -> tuple[Floats, list[str | None]]:
+    """Share and name of the most frequent label of each unit's strongest texts; NaN and None where texts are missing.
+
+    Fewer texts than M would have a higher share by chance alone.
+    """
+    units = len(labels_UM)
+    if not names or not labels_UM.shape[1]:
+        return np.full(units, np.nan), [None] * units
+    counts_UK = (labels_UM[:, :, None] == np.arange(len(names))).sum(1)
+    is_whole_U = (labels_UM >= 0).all(1)
+    share_U = np.where(is_whole_U, counts_UK.max(1) / labels_UM.shape[1], np.nan)
+    most_U = counts_UK.argmax(1)
+    return share_U, [names[k] if whole else None for k, whole in zip(most_U.tolist(), is_whole_U.tolist(), strict=True)]
+
+
+def _token_means(top: TopTokens, tokens: TokenTexts) -> list[list[TokenMean]]:
+    return [
+        [TokenMean(tokens.of(i), mean, times) for i, mean, times in zip(*of_unit, strict=True) if i >= 0]
+        for of_unit in zip(top.ids_UN.tolist(), top.mean_UN.tolist(), top.count_UN.tolist(), strict=True)
+    ]
+
+
+def _contexts(contexts: Contexts, labels: list[str | None], tokens: TokenTexts) -> list[list[Context]]:
+    columns: Any = (
+        contexts.value_UK * contexts.sign,
+        contexts.number_UK,
+        contexts.position_UK,
+        contexts.length_UK,
+        contexts.ids_UKW,
+        contexts.activation_UKW,
+    )
+    of_units = zip(*(column.cpu().tolist() for column in columns), strict=True)
+    return [
+        [_context(*each, labels, tokens) for each in zip(*of_unit, strict=True) if each[1] >= 0] for of_unit in of_units
+    ]
+
+
+def _context(
+    value: float,
+    number: int,
+    position: int,
+    length: int,
+    ids_W: list[int],
+    activation_W: list[float],
+    labels: list[str | None],
+    tokens: TokenTexts,
+) -> Context:
+    there = [place for place, token_id in enumerate(ids_W) if token_id != NO_TOKEN]
+    return Context(
+        text=number,
+        label=labels[number],
+        value=value,
+        peak=BEFORE - there[0],
+        tokens=[tokens.of(ids_W[place]) for place in there],
+        activations=[activation_W[place] for place in there],
+        cut_before=position - (BEFORE - there[0]) > 0,
+        cut_after=position + there[-1] - BEFORE < length - 1,
+    )
+
+
+def context_prefixes(contexts: Contexts, most: int) -> list[list[tuple[int, int]]]:
+    """By unit, number of the text and length of its beginning up to the peak, of its strongest contexts."""
+    numbers, positions = contexts.number_UK[:, :most].tolist(), contexts.position_UK[:, :most].tolist()
+    return [
+        [(number, position + 1) for number, position in zip(*of_unit, strict=True) if number >= 0]
+        for of_unit in zip(numbers, positions, strict=True)
+    ]
+
+
+def merged_contexts(ends: list[Contexts], most: int) -> list[list[tuple[int, int]]]:
+    """:func:`context_prefixes` of the end whose peak is the stronger one, unit by unit."""
+    best = torch.stack([end.value_UK[:, 0] for end in ends]).argmax(0).tolist()
+    found = [context_prefixes(end, most) for end in ends]
+    return [found[end][unit] for unit, end in enumerate(best)]

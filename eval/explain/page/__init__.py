@@ -1,0 +1,1 @@
+"""The page that shows what each unit of an adapter does."""

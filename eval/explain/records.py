@@ -1,0 +1,239 @@
+"""What is known of an adapter's units once all has been measured; the page and ``features.parquet`` are made of it.
+
+Lists "by unit" have an entry for each unit, in the order of ``Explained.units``. Shapes: U units, E bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monolora.units import UnitName
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+
+class Context(NamedTuple):
+    """A text's highest (or lowest) activation of a unit, with the tokens around it.
+
+    Attributes:
+        text: number of the text in its data set, from 0.
+        label: of the text; None where it has none.
+        value: the activation at the peak.
+        peak: place of the peak among ``tokens``.
+        tokens: as text, in their order; joined they read as the text does.
+        activations: of the unit, one a token; NaN for tokens that were not measured (a beginning that all texts share).
+        cut_before: whether the text begins before the first token.
+        cut_after: whether it goes on after the last.
+    """
+
+    text: int
+    label: str | None
+    value: float
+    peak: int
+    tokens: Sequence[str]
+    activations: Sequence[float]
+    cut_before: bool
+    cut_after: bool
+
+
+class TokenMean(NamedTuple):
+    """A token and the mean activation of a unit over the ``times`` that it came."""
+
+    token: str
+    mean: float
+    times: int
+
+
+class Partner(NamedTuple):
+    """Another unit, by place in ``Explained.units``, and the correlation of the two activations over tokens."""
+
+    unit: int
+    correlation: float
+
+
+class End(NamedTuple):
+    """One end of the units' activations: the highest; of signed units there is a second, the lowest.
+
+    Attributes:
+        contexts: by unit, the texts with the strongest peaks, strongest first; may be empty (a dead unit).
+        tokens: by unit, the tokens with the strongest mean activation, strongest first.
+        consistency: by unit, share of the most frequent label among the texts that excite it most (those with the
+            strongest mean activation); NaN where it cannot be had.
+        label: by unit, that label; None likewise.
+    """
+
+    contexts: list[list[Context]]
+    tokens: list[list[TokenMean]]
+    consistency: Floats
+    label: list[str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetFeatures:
+    """The units on the texts of one data set.
+
+    Attributes:
+        name: of the data set.
+        is_gated: whether its texts are shown only after a click (they may be harmful).
+        texts: how many.
+        tokens: how many were counted.
+        labels: names, and how many texts have each; empty for none.
+        unlabelled: texts without one of them.
+        note: what else a reader must know; may be empty.
+        strongest: how many texts ``End.consistency`` is of.
+        chance: what ``End.consistency`` is on average for that many texts drawn at random; NaN without labels.
+        firing: share of tokens on which the unit is not 0.
+        mean, std, max, min: of its activations over all tokens.
+        effect: mean over tokens of the norm of what the unit adds to its module's output, divided by the mean norm of
+            that output.
+        edges: E + 1 edges of the histogram's bins, ascending; exact zeros are in no bin.
+        histogram_UE: tokens by bin.
+        consistency: of labels among the texts on which the unit fires at all (|mean activation| > 1e-5); NaN for a
+            dead one or without labels (semantic consistency, section 4.1 of the paper).
+        information: mutual information of the text's mean activation (in tenths) and its label, in bits; NaN
+            without labels.
+        information_q: false discovery rate of "the activation says something of the label"; NaN without labels.
+        partners: by unit, the units whose activations go most with its own, strongest correlation first.
+        ends: one, or two of signed units (highest, then lowest).
+    """
+
+    name: str
+    is_gated: bool
+    texts: int
+    tokens: int
+    labels: dict[str, int]
+    unlabelled: int
+    note: str
+    strongest: int
+    chance: float
+    firing: Floats
+    mean: Floats
+    std: Floats
+    max: Floats
+    min: Floats
+    effect: Floats
+    edges: Floats
+    histogram_UE: Counts
+    consistency: Floats
+    information: Floats
+    information_q: Floats
+    partners: list[list[Partner]]
+    ends: list[End]
+
+
+class UnitLogits(NamedTuple):
+    """Which next tokens a unit makes likelier and less likely.
+
+    Attributes:
+        how: ``direct`` (its output direction through the unembedding) or ``ablation`` (the mean change of the logits
+            after its strongest contexts when it is taken out, turned round).
+        raised: tokens and by how much, largest first.
+        lowered: likewise, values below 0, most negative first.
+    """
+
+    how: str
+    raised: list[tuple[str, float]]
+    lowered: list[tuple[str, float]]
+
+
+class Measure(NamedTuple):
+    """What changes when a unit is ablated.
+
+    Attributes:
+        id: as ``sst2.accuracy``.
+        title: for people, as ``accuracy``.
+        unit: as ``pp`` or ``nats``; may be empty.
+        dataset: of the prompts.
+        prompts: how many.
+        adapted: the measure of the adapted model with all its units; NaN for a difference from it (KL).
+    """
+
+    id: str
+    title: str
+    unit: str
+    dataset: str
+    prompts: int
+    adapted: float
+
+
+class Change(NamedTuple):
+    """A change, ablated minus adapted, with its 95 % confidence interval (NaN where there is none)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablations:
+    """What taking units out changes.
+
+    Attributes:
+        measures: what was measured.
+        changes: by place in ``Explained.units`` for those ablated one at a time, one change a measure.
+        everything: the changes with all units taken out together.
+    """
+
+    measures: list[Measure] = field(default_factory=list)
+    changes: dict[int, list[Change]] = field(default_factory=dict)
+    everything: list[Change] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """Units in two groups of texts.
+
+    Attributes:
+        a, b: names of the groups, as ``beavertails`` or ``xstest:unsafe``.
+        texts_a, texts_b: how many texts each has.
+        auc: by unit, chance that a text of ``a`` has a higher mean activation than one of ``b`` (ties half).
+        p, q: of the Mann-Whitney test, and its false discovery rate over all units (Benjamini and Hochberg).
+        firing_a, firing_b: share of texts on which the unit fires (|mean activation| > 1e-5).
+    """
+
+    a: str
+    b: str
+    texts_a: int
+    texts_b: int
+    auc: Floats
+    p: Floats
+    q: Floats
+    firing_a: Floats
+    firing_b: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """All of it.
+
+    Attributes:
+        title: of the page.
+        adapter: its folder.
+        method: ``MonoLoRA`` or ``LoRA``.
+        model: the base.
+        is_signed: whether activations can be negative, so that a unit has two ends.
+        units: their names.
+        datasets: at least one.
+        logits: by unit; None where nothing was measured.
+        ablations: empty where none was asked for.
+        contrasts: may be empty.
+        made: settings, versions and fingerprints, for "how it was made".
+    """
+
+    title: str
+    adapter: str
+    method: str
+    model: str
+    is_signed: bool
+    units: list[UnitName]
+    datasets: list[DatasetFeatures]
+    logits: list[UnitLogits | None]
+    ablations: Ablations
+    contrasts: list[Contrast]
+    made: Mapping[str, Any]

@@ -1,0 +1,78 @@
+"""The settings of ``monolora explain``. Each is a flag."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from monolora.errors import InputError
+from monolora.flags import setting, words
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured. Each field is a flag, with hyphens for underscores."""
+
+    out: str = setting("", "folder for features.parquet, explorer.html and run.json", metavar="DIR")
+    dataset: tuple[str, ...] = setting(
+        (),
+        "sst2, dolly, demo, beavertails, beavertails-eval, xstest, beavertails-answers, a hub id or a file; give it "
+        "once each (default: demo)",
+        metavar="NAME",
+        action="append",
+    )
+    split: str | None = setting(None, "of a data set that is no built-in one (default: its only one, or test)")
+    label_column: str = setting("label", "of such a data set")
+    max_texts: int = setting(1000, "texts of each data set", type=int)
+    model: str | None = setting(None, "the base model, if not the one that the adapter names")
+    dtype: str = setting("bfloat16", "of the base weights", choices=DTYPES)
+    batch_size: int = setting(16, "texts at a time", type=int)
+    contexts: int = setting(20, "strongest contexts that are kept of each unit", type=int)
+    contrast: tuple[tuple[str, str], ...] = setting(
+        (),
+        "two groups whose units are compared: a data set, or a label of one as xstest:unsafe xstest:safe; sst2:correct "
+        "and sst2:wrong are the model's own answers (default: the first data set against each other one, and the "
+        "labels of those with two)",
+        metavar=("A", "B"),
+        nargs=2,
+        action="append",
+    )
+    logit_contexts: int = setting(
+        4, "contexts over which a unit's effect on the next token is measured by ablation; 0 leaves it out", type=int
+    )
+    ablate: int = setting(16, "units of the largest effect that are ablated one at a time; 0 leaves it out", type=int)
+    ablation_prompts: int = setting(64, "prompts of each data set for these ablations", type=int)
+    safety_prompts: int = setting(16, "safety prompts of each set answered under each ablation", type=int)
+    max_new_tokens: int = setting(64, "of these answers", type=int)
+    judges: tuple[str, ...] = setting(
+        ("refusal",), "who judges them: refusal, classifier:MODEL, …, as for monolora eval; with commas", type=words
+    )
+    compare: tuple[str, ...] = setting(
+        (),
+        "explain adapters (or take folders of earlier explanations) and set them side by side",
+        metavar="NAME=PATH",
+        nargs="+",
+    )
+
+    def check(self) -> None:
+        """Refuse what cannot be.
+
+        Raises:
+            InputError: naming the flag.
+        """
+        if not self.out:
+            raise InputError("Where to? Give a folder with --out.")
+        for name, least in (
+            ("max_texts", 1), ("batch_size", 1), ("contexts", 1), ("logit_contexts", 0), ("ablate", 0),
+            ("ablation_prompts", 1), ("safety_prompts", 0), ("max_new_tokens", 1),
+        ):  # fmt: skip
+            value = vars(self)[name]
+            if value < least:
+                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+        if len(set(self.datasets())) < len(self.datasets()):
+            raise InputError("A data set is named twice. Leave one out.")
+
+    def datasets(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(self.dataset) or ("demo",)

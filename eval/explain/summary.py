@@ -1,0 +1,64 @@
+"""What ``monolora explain`` prints: the data sets, and the units of the largest effect."""
+
+from __future__ import annotations
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from monolora.eval.explain.page.explorer_data import module_parts
+from monolora.eval.explain.records import DatasetFeatures, Explained
+
+_ROWS = 10
+
+
+def summary(explained: Explained, console: Console) -> None:
+    """Print it. Texts of safety sets are not shown, nor their tokens."""
+    for dataset in explained.datasets:
+        console.print(_table(explained, dataset))
+        console.print(Text(_facts(dataset)))
+        console.print()
+
+
+def _facts(dataset: DatasetFeatures) -> str:
+    dead, always = int((dataset.firing == 0).sum()), int((dataset.firing == 1).sum())
+    facts = (
+        f"{len(dataset.firing)} units on {dataset.tokens:,} tokens of {dataset.texts:,} texts: "
+        f"{1 - dataset.firing.mean():.1%} of activations are 0; {dead} units never fire, {always} on every token."
+    )
+    if not dataset.labels:
+        return f"{facts} {dataset.note}"
+    share = np.nanmean([end.consistency for end in dataset.ends]) if _is_consistent(dataset) else np.nan
+    return (
+        f"{facts} Among the {dataset.strongest} texts that excite a unit most, {share:.1%} have the same label "
+        f"({dataset.chance:.1%} by chance); {int((dataset.information_q < 0.05).sum())} units go with the label "
+        f"(q < 0.05). {dataset.note}".rstrip()
+    )
+
+
+def _is_consistent(dataset: DatasetFeatures) -> bool:
+    return any(np.isfinite(end.consistency).any() for end in dataset.ends)
+
+
+def _table(explained: Explained, dataset: DatasetFeatures) -> Table:
+    table = Table(title=f"Units of the largest effect on {dataset.name}", title_justify="left", box=None)
+    table.add_column("unit")
+    for title in ("effect", "fires on", "bits", "strongest texts"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("tokens", overflow="ellipsis", no_wrap=True)
+    parts = {each.name: each for each in module_parts(dict.fromkeys(unit.module for unit in explained.units))}
+    for unit in np.argsort(-dataset.effect, kind="stable")[:_ROWS].tolist():
+        end = dataset.ends[0]
+        label = "–" if end.label[unit] is None else f"{end.consistency[unit]:.0%} {end.label[unit]}"
+        bits = "–" if np.isnan(dataset.information[unit]) else f"{dataset.information[unit]:.3f}"
+        tokens = "(not shown)" if dataset.is_gated else " ".join(repr(each.token) for each in end.tokens[unit][:4])
+        cells = (
+            f"{parts[explained.units[unit].module].short} {explained.units[unit].unit}",
+            f"{dataset.effect[unit]:.2%}",
+            f"{dataset.firing[unit]:.0%}",
+            bits,
+            label,
+        )
+        table.add_row(*map(Text, (*cells, tokens)))
+    return table

@@ -1,0 +1,200 @@
+"""The texts that units are read on, by name, each with its label where it has one.
+
+sst2, dolly, demo    the held-out rows of the recipes' tasks; labels are the answers of a classification task
+beavertails, beavertails-eval, xstest
+                     the prompts of the alignment suite; labels are their categories, or safe and unsafe
+beavertails-answers  BeaverTails' questions with their answers, of which the answers count; labels are safe and unsafe
+HUB_ID, PATH         any data set that the recipes read, with or without answers; labels from a column
+
+Add ``-answers`` to the name of a task for its prompts with their right answers, of which the answers count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+from trl.data_utils import common_prefix_length
+
+from monolora.errors import InputError
+from monolora.eval.prompt_sources import PUBLISHED, published_rows
+from monolora.eval.prompts import collapse
+from monolora.explain.texts import Text
+from monolora.hub import load_dataset
+from monolora.recipes.prompts import prompt_ids, split_at_answer
+from monolora.recipes.tasks import BUILT_IN, Example
+from monolora.recipes.tasks.custom import prompt_rows, read
+
+ANSWERS = "-answers"
+LONGEST = 1024  # tokens of a text that are read
+MOST_LABELS = 50
+_PREFIX_OF = 256  # texts, in which the beginning that all share is looked for
+_SAFETY = "beavertails"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSet:
+    """Texts and their labels.
+
+    Attributes:
+        name: as given.
+        is_safety: whether the texts may be harmful.
+        examples: prompts, with their answers where these are read.
+        with_answers: whether the answers are read, and only they count.
+        labels: names of the labels; empty for none.
+        groups: place of each example's label; -1 for none.
+        note: why there are no labels, or not for all.
+        task_labels: the possible answers, where the prompts are those of a classification task.
+    """
+
+    name: str
+    is_safety: bool
+    examples: Sequence[Example] = field(repr=False)
+    with_answers: bool = False
+    labels: tuple[str, ...] = ()
+    groups: Sequence[int] = field(default=(), repr=False)
+    note: str = ""
+    task_labels: tuple[str, ...] = ()
+
+    def ids(self, number: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Token ids of a text."""
+        return self._ids_and_answer(number, tokenizer)[0]
+
+    def _ids_and_answer(self, number: int, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
+        """Token ids, and where the answer begins if only that counts."""
+        example = self.examples[number]
+        if not self.with_answers:
+            return prompt_ids(example, tokenizer)[:LONGEST], 0
+        context, answer = split_at_answer(example, tokenizer)
+        start = min(len(context), LONGEST - 1)
+        return [*context[:start], *answer][:LONGEST], start
+
+    def texts(self, tokenizer: PreTrainedTokenizerBase, groups: Sequence[int]) -> Iterator[Text]:
+        """The texts one by one. The beginning that they share is the same in each, so it does not count.
+
+        Args:
+            tokenizer: of the model.
+            groups: of each text.
+        """
+        first = [self.ids(number, tokenizer) for number in range(min(_PREFIX_OF, len(self.examples)))]
+        shared = first[0][: min(common_prefix_length(first[0], other) for other in first)] if len(first) > 1 else []
+        for number in range(len(self.examples)):
+            ids, answer = self._ids_and_answer(number, tokenizer)
+            start = max(answer, common_prefix_length(ids, shared))
+            yield Text(number, ids, min(start, len(ids) - 1), groups[number])
+
+    def fingerprint(self) -> str:
+        """Of the texts, their labels and which part counts; 16 hex digits."""
+        rows = [[*example, group] for example, group in zip(self.examples, self.groups, strict=True)]
+        said = json.dumps([rows, self.labels, self.with_answers], sort_keys=True)
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def load(name: str, most: int, split: str | None = None, label_column: str = "label") -> TextSet:
+    """The first texts of a data set.
+
+    Args:
+        name: see the head of this file.
+        most: texts at most; as many of each category as of the others for ``beavertails-eval`` and ``xstest``.
+        split: of a data set that is neither a task nor one of the alignment suite.
+        label_column: of such a data set.
+
+    Raises:
+        InputError: if there is no such data set, or it has no texts.
+    """
+    if name == _SAFETY + ANSWERS:
+        return _judged_answers(name, most)
+    if name in PUBLISHED:
+        return _published(name, most)
+    task = name.removesuffix(ANSWERS)
+    if task in BUILT_IN:
+        return _task(name, task, most)
+    return _any(name, most, split, label_column)
+
+
+def _task(name: str, task_name: str, most: int) -> TextSet:
+    task = BUILT_IN[task_name]()
+    examples = task.test[:most]
+    return _labelled(
+        name,
+        examples,
+        [example.response if task.labels else None for example in examples],
+        "" if task.labels else f"{task_name} has no labels.",
+        with_answers=name != task_name,
+        task_labels=task.labels,
+    )
+
+
+def _published(name: str, most: int) -> TextSet:
+    prompts = collapse(published_rows(PUBLISHED[name], most, unsafe_only=False), name)
+    by_label = any(prompt.label for prompt in prompts)
+    labels = [
+        prompt.label if by_label else prompt.categories[0] if len(prompt.categories) == 1 else None
+        for prompt in prompts
+    ]
+    examples = [Example(prompt.instruction, "", prompt.context) for prompt in prompts]
+    note = "Only prompts of a single category are labelled." if None in labels else ""
+    return _labelled(name, examples, labels, note, is_safety=True)
+
+
+def _judged_answers(name: str, most: int) -> TextSet:
+    source = PUBLISHED[_SAFETY]
+    splits = load_dataset(source.dataset)
+    if source.split not in splits or not {"prompt", "response", "is_safe"} <= set(splits[source.split].column_names):
+        raise InputError(f"{source.dataset} has no split {source.split} with prompt, response and is_safe.")
+    rows = splits[source.split].select(range(min(most, len(splits[source.split]))))
+    examples = [Example(row["prompt"], row["response"]) for row in rows]
+    labels = ["safe" if is_safe else "unsafe" for is_safe in rows["is_safe"]]
+    return _labelled(name, examples, labels, "", is_safety=True, with_answers=True)
+
+
+def _any(name: str, most: int, split: str | None, label_column: str) -> TextSet:
+    rows = prompt_rows(name, split)
+    rows = rows.select(range(min(most, len(rows))))
+    examples = read(rows, name, answers=False)
+    labels: list[str | None] = [None] * len(examples)
+    if label_column not in rows.column_names:
+        note = f"{name} has no column {label_column!r} (it has {', '.join(rows.column_names)})."
+    elif len(examples) != len(rows):
+        note = "A row of it gives several texts, so the labels are not used."
+    else:
+        labels = [None if value is None else _label_name(rows, label_column, value) for value in rows[label_column]]
+        note = ""
+    return _labelled(name, examples, labels, note)
+
+
+def _label_name(rows: object, column: str, value: object) -> str:
+    feature = rows.features[column]  # type: ignore[attr-defined]
+    return str(feature.int2str(value) if type(feature).__name__ == "ClassLabel" else value)
+
+
+def _labelled(
+    name: str,
+    examples: Sequence[Example],
+    labels: Sequence[str | None],
+    note: str,
+    is_safety: bool = False,
+    with_answers: bool = False,
+    task_labels: tuple[str, ...] = (),
+) -> TextSet:
+    if not examples:
+        raise InputError(f"{name} has no texts.")
+    names = sorted({label for label in labels if label is not None})
+    if len(names) > MOST_LABELS or len(names) < 2:
+        if names:
+            note = f"The label has {len(names)} values; label statistics need 2 to {MOST_LABELS}."
+        names = []
+    place = {label: number for number, label in enumerate(names)}
+    return TextSet(
+        name=name,
+        is_safety=is_safety,
+        examples=examples,
+        with_answers=with_answers,
+        labels=tuple(names),
+        groups=[-1 if label is None else place.get(label, -1) for label in labels],
+        note=note if names or not note else f"{note} Label statistics are left out.",
+        task_labels=task_labels,
+    )

@@ -1,0 +1,102 @@
+"""The units of an adapter: their names, and seeing each of their activations while the model runs.
+
+A unit is one of the r hidden entries of an adapted module: a row of A with the column of B that it feeds.
+
+Shapes: R units of a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from peft.tuners import lora
+from peft.tuners.lora.layer import LoraLayer
+from torch import nn
+
+from monolora.errors import InputError
+from monolora.layer import MonoLoraLayer, monolora_class
+
+# Called with (layer, adapter name, units); the units have their dimension last, ``(..., R)``, and no gradient.
+See = Callable[[LoraLayer, str, torch.Tensor], None]
+
+
+class UnitName(NamedTuple):
+    """Names a unit; written ``model.layers.3.self_attn.q_proj:5``.
+
+    Attributes:
+        module: of the base model.
+        unit: row of A, from 0.
+    """
+
+    module: str
+    unit: int
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.unit}"
+
+    @staticmethod
+    def parse(text: str) -> UnitName:
+        """The unit that a text names.
+
+        Raises:
+            InputError: if it is not ``MODULE:NUMBER``.
+        """
+        module, colon, unit = text.strip().rpartition(":")
+        if not (colon and module and unit.isdecimal()):
+            raise InputError(f"{text!r} names no unit. Write MODULE:NUMBER, as model.layers.3.self_attn.q_proj:5.")
+        return UnitName(module, int(unit))
+
+
+def inner_model(model: nn.Module) -> nn.Module:
+    """The base model, whose forward and module names count: a ``PeftModel``'s generate() goes past its own forward."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def adapted_layers(model: nn.Module) -> dict[LoraLayer, str]:
+    """The LoRA and MonoLoRA layers of a model, with their names in the base model, in its order."""
+    return {layer: name for name, layer in inner_model(model).named_modules() if isinstance(layer, LoraLayer)}
+
+
+def watch(layers: Iterable[LoraLayer], see: See) -> list[Callable[[], None]]:
+    """Show ``see`` the units of the layers' active adapters whenever they are run; plain LoRA's are ``A x``.
+
+    Returns:
+        Functions that end it, to be called once each.
+    """
+    ends: list[Callable[[], None]] = []
+    for layer in layers:
+        if isinstance(layer, MonoLoraLayer):
+            layer.unit_observer = partial(_see_monolora, see)
+            ends.append(partial(_unwatch, layer))
+        elif isinstance(layer, lora.Embedding):
+            ends.append(layer.register_forward_hook(partial(_see_plain_embedding, see)).remove)
+        else:
+            for adapter_name, A in layer.lora_A.items():
+                ends.append(A.register_forward_hook(partial(_see_plain, see, layer, adapter_name)).remove)
+    return ends
+
+
+def _unwatch(layer: MonoLoraLayer) -> None:
+    layer.unit_observer = None
+
+
+def _see_monolora(see: See, layer: MonoLoraLayer, adapter_name: str, h: torch.Tensor) -> None:
+    see(layer, adapter_name, h.movedim(layer.unit_dim, -1))
+
+
+def _see_plain(
+    see: See, layer: LoraLayer, adapter_name: str, module: nn.Module, args: Any, output: torch.Tensor
+) -> None:
+    unit_dim = monolora_class(type(layer)).unit_dim
+    see(layer, adapter_name, output.detach().movedim(unit_dim, -1))
+
+
+def _see_plain_embedding(see: See, layer: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    """LoRA's embedding keeps A as a bare parameter, where no hook sees its output."""
+    for adapter_name in [] if layer.disable_adapters else layer.active_adapters:
+        if adapter_name in layer.lora_embedding_A:
+            see(layer, adapter_name, layer.lora_embedding_A[adapter_name].detach().T[args[0]])

@@ -1,0 +1,231 @@
+"""``monolora prune ADAPTER OUT --units UNIT …``: an adapter folder without some of its units, exactly.
+
+UNIT is MODULE:NUMBER, as model.layers.3.self_attn.q_proj:5; the last parts of the module's name will do where no other
+module has them (3.self_attn.q_proj:5). @FILE stands for the units in a file, one a line. The base model is not loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+from rich.console import Console
+
+from monolora.config import MonoLoraConfig
+from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble, unknown
+from monolora.fingerprints import fingerprint_files
+from monolora.flags import FlagParser
+from monolora.provenance import provenance, write_json
+from monolora.prune import Adapter, Pruned, read_adapter, without_units
+from monolora.recipes.record import no_empty_folder
+from monolora.units import UnitName
+
+JSON = "pruned.json"
+# What beside config and weights belongs to an adapter: its tokenizer, not the records of the run that trained it.
+_COPIED = (
+    "tokenizer*.json",
+    "*.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "additional_chat_templates",
+    "*processor_config.json",
+    "generation_config.json",
+)
+
+
+def main(argv: list[str]) -> int:
+    """Prune and write; returns the exit status."""
+    flags = _flags(argv)
+    source, out = Path(flags.adapter), Path(flags.out)
+    _check_out(out, source, flags.overwrite)
+    adapter = read_adapter(flags.adapter)
+    chosen = find_units(_names(flags.units or flags.keep), adapter.units)
+    if not chosen:
+        raise InputError("There are no units in the file. Name at least one.")
+    everything = {UnitName(module, unit) for module, count in adapter.units.items() for unit in range(count)}
+    gone = chosen if flags.units else everything - chosen
+    if not gone:
+        raise InputError(f"--keep names all {len(everything)} units: there is nothing to take out.")
+    pruned = without_units(adapter, gone)
+    try:
+        with _whole_or_nothing(out) as aside:
+            _write(aside, source, adapter, pruned, gone)
+    except Exception as error:
+        if is_disk_trouble(error) and not isinstance(error, (InputError, SaveError)):
+            raise SaveError.of(out, error, "Nothing new was left there. Free space, then prune again.") from error
+        raise
+    Console().print(_summary(adapter, pruned, gone, out), highlight=False, soft_wrap=True)
+    return 0
+
+
+def _flags(argv: Sequence[str]) -> argparse.Namespace:
+    """Raises: InputError, for flags that are missing or cannot be."""
+    parser = FlagParser("monolora prune", __doc__)
+    parser.usage = "monolora prune ADAPTER OUT (--units | --keep) UNIT … [--overwrite]"
+    parser.add_argument("adapter", help="an adapter folder, MonoLoRA or LoRA")
+    parser.add_argument("out", nargs="?", help="the folder to write (after --units and its units will do too)")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--units", nargs="+", action="extend", metavar="UNIT", help="take these units out")
+    which.add_argument("--keep", nargs="+", action="extend", metavar="UNIT", help="take all other units out")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier pruned adapter in OUT")
+    flags = parser.parse(argv)
+    if flags.out is None:
+        named = flags.units or flags.keep
+        flags.out = named.pop()
+        if not named or flags.out.startswith("@") or re.search(r":\d+$", flags.out):
+            raise InputError("OUT, the folder to write, is missing: monolora prune ADAPTER OUT --units UNIT …")
+    return flags
+
+
+def _names(words: Sequence[str]) -> Iterator[str]:
+    """The units' names, those in files too."""
+    for word in words:
+        if not word.startswith("@"):
+            yield word
+            continue
+        try:
+            lines = Path(word[1:]).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{word[1:]} cannot be read as a text file of units. Give one with a unit a line."
+            ) from error
+        yield from filter(None, map(str.strip, lines))
+
+
+def find_units(names: Iterable[str], units: Mapping[str, int]) -> set[UnitName]:
+    """The units that names mean, whose modules may be given by their last parts (``3.self_attn.q_proj:5``).
+
+    Args:
+        names: in any order; a unit named twice is one.
+        units: of each module, by its whole name.
+
+    Raises:
+        InputError: for what names no unit, no module, several modules, or a unit that the module does not have.
+    """
+    found = set()
+    for name in names:
+        given = UnitName.parse(name)
+        module = _module(given.module, units)
+        if given.unit >= units[module]:
+            last = units[module] - 1
+            raise InputError(f"{module} has no unit {given.unit}. Take one of its {units[module]} units, 0 to {last}.")
+        found.add(UnitName(module, given.unit))
+    return found
+
+
+def _module(name: str, modules: Iterable[str]) -> str:
+    if name in modules:
+        return name
+    ending = [module for module in modules if module.endswith(f".{name}")]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        some = ", ".join(ending[:3]) + (", …" if len(ending) > 3 else "")
+        raise InputError(f"{name!r} is the end of {len(ending)} modules' names: {some}. Write more of the name.")
+    parts = name.count(".") + 1
+    ends = sorted({".".join(module.split(".")[-parts:]) for module in modules})
+    raise unknown("module", name, difflib.get_close_matches(name, ends, n=3, cutoff=0))
+
+
+def _check_out(out: Path, source: Path, overwrite: bool) -> None:
+    """Raises: InputError, where something is in the way."""
+    for inside in (Path.cwd(), source.resolve()):
+        if inside.is_relative_to(out.resolve()):
+            raise InputError(f"{out} holds {inside}, which is needed. Take another folder.")
+    if not out.exists():
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not (out / JSON).is_file()):
+        raise InputError(f"{out} exists and is no pruned adapter. Take another folder.")
+    if any(out.iterdir()) and not overwrite:
+        raise InputError(f"{out} holds another pruned adapter. Take another folder, or replace it with --overwrite.")
+
+
+@contextmanager
+def _whole_or_nothing(out: Path) -> Iterator[Path]:
+    """A folder aside to write into; it takes the place of ``out`` when all of it is written, and else is removed."""
+    out = out.resolve()
+    aside, earlier = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    with no_empty_folder(out.parent):
+        try:
+            aside.mkdir(parents=True)
+        except OSError as error:
+            raise InputError(f"Cannot write to {out.parent}: {error.strerror}. Take another folder.") from error
+        try:
+            yield aside
+            if out.exists():
+                shutil.rmtree(earlier, ignore_errors=True)
+                out.replace(earlier)  # whatever happens now, one of the two is whole
+            aside.replace(out)
+            shutil.rmtree(earlier, ignore_errors=True)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(folder: Path, source: Path, adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -> None:
+    for pattern in _COPIED:
+        for path in source.glob(pattern):
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name)
+            else:
+                shutil.copy(path, folder / path.name)
+    pruned.save(folder)
+    record = {
+        "source": {"folder": str(source.resolve()), "fingerprint": fingerprint_files(source)},
+        "units": sum(adapter.units.values()),
+        "taken_out": [str(unit) for unit in sorted(gone)],
+        "left": pruned.left,
+        **provenance(),
+    }
+    _card(source, adapter, pruned, gone).save(folder / "README.md")
+    write_json(folder / JSON, record)
+
+
+def _card(source: Path, adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -> ModelCard:
+    base = adapter.config.base_model_name_or_path
+    kind = "monolora" if isinstance(adapter.config, MonoLoraConfig) else "lora"
+    data = ModelCardData(base_model=base, library_name="peft", tags=[kind, "pruned"])
+    imports = ["import monolora  # registers the PEFT method"] if kind == "monolora" else []
+    lines = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {source.resolve().name}, {len(gone)} units taken out",
+        "",
+        f"{_counted(adapter, pruned, gone)} Everything else is as it was, bit for bit; nothing was trained anew.",
+        f"`{JSON}` names the units, and the adapter that they were taken from.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        *imports,
+        "from peft import PeftModel",
+        "",
+        f'model = PeftModel.from_pretrained(model, "THIS")  # of {base}',
+        "```",
+    ]
+    return ModelCard("\n".join(lines))
+
+
+def _counted(adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -> str:
+    units, modules = sum(adapter.units.values()), len(adapter.units)
+    left = f"{len(gone)} of {units} units were taken out; {len(pruned.left)} of {modules} modules are left."
+    nulls = sum(kept.count(None) for kept in pruned.left.values())
+    return f"{left} {nulls} null units fill ranks up, to keep their scaling." if nulls else left
+
+
+def _summary(adapter: Adapter, pruned: Pruned, gone: set[UnitName], out: Path) -> str:
+    return f"{_counted(adapter, pruned, gone)}\nWrote {out}."
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

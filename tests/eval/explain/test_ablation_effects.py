@@ -1,0 +1,57 @@
+"""From values by prompt to changes with intervals, and what is run together."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monolora.eval.explain.ablations import Effect, batches_of, summarised
+from monolora.eval.explain.records import Measure
+from monolora.eval.measures.bootstrap import bootstrap
+
+
+def test_one_prompt_without_a_number() -> None:
+    with pytest.warns(UserWarning, match=r"1 of 6 changes of demo.margin"):
+        effect = Effect.of(
+            "demo", "margin", "margin", "nats", np.array([1.0, 2.0, 6.0]), np.array([[1, np.nan, 3], [0, 5, 1.0]])
+        )
+    assert effect.measure == Measure("demo.margin", "margin", "nats", "demo", 3, 3.0)
+    found = summarised([effect], [11])
+    assert found.changes[11][0].value == 2
+    assert found.everything[0].value == 2
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=12),
+    ablations=st.integers(1, 20),
+    batch_size=st.integers(1, 30),
+    sequences=st.integers(1, 3),
+)
+def test_batches_are_of_every_prompt_with_every_ablation_once(
+    lengths: list[int], ablations: int, batch_size: int, sequences: int
+) -> None:
+    seen = []
+    for batch in batches_of(lengths, ablations, batch_size, sequences):
+        of_batch = list(range(ablations))[batch.ablations]
+        assert (len(of_batch) + 1) * len(batch.prompts) * sequences <= max(batch_size, 2 * sequences)
+        seen += [(prompt, ablation) for prompt in batch.prompts for ablation in of_batch]
+    assert sorted(seen) == [(prompt, ablation) for prompt in range(len(lengths)) for ablation in range(ablations)]
+
+
+def test_summary_is_the_bootstrap_of_each_measure() -> None:
+    random = np.random.default_rng(0)
+    effects = [
+        Effect(measure=Measure(f"d.{i}", "t", "nats", "d", 20, 1.0), changes_KP=random.normal(size=(3, 20)))
+        for i in range(2)
+    ]
+    found = summarised(effects, [8, 2])
+    assert found.measures == [effect.measure for effect in effects]
+    assert list(found.changes) == [8, 2]
+    for k, changes in enumerate([*found.changes.values(), found.everything]):
+        for effect, change in zip(effects, changes, strict=True):
+            alone = bootstrap(effect.changes_KP[k : k + 1], np.ones(20))
+            assert change == pytest.approx((alone.mean[0], alone.low[0], alone.high[0]))
+            assert change.low < change.value < change.high

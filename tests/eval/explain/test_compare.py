@@ -1,0 +1,242 @@
+"""The comparison of adapters against pandas, what it refuses and what it writes."""
+
+from __future__ import annotations
+
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from monolora.errors import InputError, SaveError
+from monolora.eval.explain.compare import compare, show, write_comparison
+from monolora.eval.explain.compare_page.distributions import cumulative, panels
+from monolora.eval.explain.compare_records import Comparison, Row
+from monolora.holm import holm
+
+MODULES = [f"model.layers.{layer}.{kind}" for layer in range(6) for kind in ("q_proj", "v_proj")]
+UNITS = 5  # a module
+
+
+def _dataset(rng: np.random.Generator, name: str, units: int, is_signed: bool, is_labelled: bool) -> dict[str, Any]:
+    firing = np.ones(units) if is_signed else rng.choice([0.0, 0.2, 0.7, 1.0], size=units)
+    columns = {"firing_rate": firing, "effect": np.where(firing > 0, rng.exponential(0.01, units), 0.0)}
+    for column in ("mean", "std", "max", "min"):
+        columns[column] = rng.normal(size=units)
+    labelled = ["consistency", "strongest_consistency", "information", "information_q"]
+    for column in [*labelled, *["lowest_consistency"] * is_signed]:
+        columns[column] = np.where((firing > 0) & is_labelled, rng.random(units), np.nan)
+    return {f"{name}.{column}": value for column, value in columns.items()}
+
+
+def _explained(
+    folder: Path, seed: int = 0, is_signed: bool = False, modules: list[str] = MODULES, **run: Any
+) -> pd.DataFrame:
+    """A folder as ``monolora explain`` writes it: sst2 with labels, and plain texts without."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    frame = pd.DataFrame({"module": np.repeat(modules, UNITS), "index": np.tile(range(UNITS), len(modules))})
+    for name, is_labelled in (("sst2", True), ("plain", False)):
+        frame = frame.assign(**_dataset(rng, name, len(frame), is_signed, is_labelled))
+    frame.to_parquet(folder / "features.parquet")
+    about = {"texts": 872, "tokens": 20_000, "strongest": 20}
+    record = {
+        "adapter": f"runs/{folder.name}",
+        "method": "LoRA" if is_signed else "MonoLoRA",
+        "model": "tiny",
+        "datasets": [
+            {"name": "sst2", "fingerprint": "f1", "labels": {"neg": 428, "pos": 444}, "chance": 0.58, **about},
+            {"name": "plain", "fingerprint": "f2", "labels": {}, "chance": None, **about},
+        ],
+    }
+    (folder / "run.json").write_text(json.dumps({**record, **run}))
+    return frame
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    _explained(tmp_path / "lora", 1, is_signed=True)
+    _explained(tmp_path / "mono", 2)
+    return {"lora": tmp_path / "lora", "mono": tmp_path / "mono"}
+
+
+def _rows(comparison: Comparison, dataset: int = 0) -> dict[str, Row]:
+    return {row.id: row for row in comparison.datasets[dataset].rows}
+
+
+def test_means_are_those_of_pandas(folders: dict[str, Path]) -> None:
+    rows = _rows(compare(folders, resamples=100))
+    for name, folder in folders.items():
+        frame = pd.read_parquet(folder / "features.parquet")
+        sst2 = frame[[column for column in frame if column.startswith("sst2.")]].rename(columns=lambda c: c[5:])
+        strongest = [sst2[column] for column in ("strongest_consistency", "lowest_consistency") if column in sst2]
+        expected = {
+            "sparsity": 100 - 100 * sst2.firing_rate.mean(),
+            "dead": 100 * (sst2.firing_rate == 0).mean(),
+            "always_on": 100 * (sst2.firing_rate == 1).mean(),
+            "consistency": 100 * sst2.consistency.mean(),
+            "strongest_consistency": 100 * pd.concat(strongest).mean(),
+            "information": sst2.information.mean(),
+            "informative": 100 * (sst2.information_q.dropna() < 0.05).mean(),
+            "effect": 100 * sst2.effect.mean(),
+            "largest_effect": 100 * sst2.effect.max(),
+            "peak": sst2.effect.max() / sst2.effect.mean(),
+        }
+        assert {key: row.means[name].value for key, row in rows.items()} == pytest.approx(expected, rel=1e-12)
+        assert rows["strongest_consistency"].means[name].features == pd.concat(strongest).notna().sum()
+    assert {key for key, row in rows.items() if not np.isnan(row.chance)} == {"strongest_consistency"}
+    assert rows["strongest_consistency"].chance == pytest.approx(58)
+
+
+def test_without_labels_nothing_is_said_of_them(folders: dict[str, Path]) -> None:
+    rows = _rows(compare(folders, resamples=100), dataset=1)
+    assert list(rows) == ["sparsity", "dead", "always_on", "effect", "largest_effect", "peak"]
+
+
+def test_every_pair_is_compared_and_all_tests_are_one_family(folders: dict[str, Path], tmp_path: Path) -> None:
+    _explained(tmp_path / "third", 3)
+    comparison = compare({**folders, "third": tmp_path / "third"}, resamples=200)
+    differences = [each for dataset in comparison.datasets for row in dataset.rows for each in row.differences]
+    pairs = {(each.adapter, each.against) for each in differences}
+    assert pairs == {("mono", "lora"), ("third", "lora"), ("third", "mono")}
+    assert len(differences) == comparison.tests == 3 * (8 + 4)
+    assert [each.p_holm for each in differences] == holm([each.p for each in differences])
+    for dataset in comparison.datasets:
+        for row in dataset.rows:
+            for each in row.differences:
+                assert each.value == pytest.approx(row.means[each.adapter].value - row.means[each.against].value)
+
+
+def test_the_same_seed_gives_the_same_comparison(folders: dict[str, Path], tmp_path: Path) -> None:
+    texts = []
+    for seed in (0, 0, 1):
+        write_comparison(tmp_path / "out", compare(folders, resamples=100, seed=seed))
+        texts.append((tmp_path / "out" / "comparison.json").read_text())
+    assert texts[0] == texts[1] != texts[2]
+    assert json.loads(texts[0])["datasets"][0]["measures"][0]["id"] == "sparsity"
+
+
+def test_distributions_are_cumulative_over_units(folders: dict[str, Path]) -> None:
+    shown = {panel.title: panel for panel in panels(compare(folders, resamples=10).datasets[0])}
+    assert list(shown) == [
+        "sparsity, %",
+        "consistency, live units, %",
+        "consistency, strongest texts, %",
+        "information on the label, bits",
+        "mean effect, %",
+    ]
+    for panel in shown.values():
+        assert [curve.adapter for curve in panel.curves] == ["lora", "mono"]
+        assert (panel.ticks[0].at, panel.ticks[-1].at) == (0, 100)
+        for curve in panel.curves:
+            corners = np.array([[float(each) for each in point.split(",")] for point in curve.points.split()])
+            assert (np.diff(corners, axis=0) * [1, -1] >= 0).all()  # to the right and up
+            assert corners[-1].tolist() == [100, 0]
+    lora = shown["sparsity, %"].curves[0]
+    assert lora.points == "0,100 0,100 0,0 100,0"  # all of its units are at 0
+    assert cumulative(np.array([3.0, 1.0, 1.0, 7.0]), np.array([0, 1, 2, 7])).tolist() == [0, 0.5, 0.5, 1]
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(folders: dict[str, Path], tmp_path: Path) -> None:
+    comparison = compare({"<b>lora": folders["lora"], "mono": folders["mono"]}, resamples=50)
+    write_comparison(tmp_path / "new" / "out", comparison)
+    text = (tmp_path / "new" / "out" / "comparison.html").read_text(encoding="utf-8")
+    page = _Page()
+    page.feed(text)
+    assert "<b>" not in text
+    assert "&lt;b&gt;lora" in text
+    assert not [tag for tag, attributes in page.tags if tag in ("script", "link", "img") or "src" in attributes]
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+    assert sum(tag == "figure" for tag, _ in page.tags) == 5 + 2
+    assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == ["comparison.html", "comparison.json"]
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_terminal_shows_every_measure(folders: dict[str, Path], width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    comparison = compare({"lora\x1b[31m": folders["lora"], "mono": folders["mono"]}, resamples=50)
+    show(comparison, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= width
+    assert "\x1b" not in text
+    words = " ".join(text.split())
+    for shown in ("sst2: 872 texts, 20,000 tokens", "chance", "dead units", "p (Holm)", "not other texts"):
+        assert shown in words
+    sparsity = _rows(comparison)["sparsity"].means["mono"]
+    assert f"{sparsity.value:.1f}" in words
+
+
+def test_what_only_some_have_is_left_out_and_said(folders: dict[str, Path], tmp_path: Path) -> None:
+    run = json.loads((folders["mono"] / "run.json").read_text())
+    run["datasets"][1]["fingerprint"] = "others"
+    (folders["mono"] / "run.json").write_text(json.dumps(run | {"model": "another"}))
+    comparison = compare(folders, resamples=10)
+    assert [dataset.name for dataset in comparison.datasets] == ["sst2"]
+    assert comparison.left_out == ["plain"]
+    console = Console(file=io.StringIO(), width=100)
+    show(comparison, console)
+    words = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "Left out, as not all adapters have them: plain." in words
+    assert "different base models" in words
+
+
+def test_refuses_folders_that_cannot_be_compared(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="needs two adapters"):
+        compare({"lora": folders["lora"]})
+    with pytest.raises(InputError, match=r"mono: .*nowhere has no features.parquet"):
+        compare({**folders, "mono": tmp_path / "nowhere"})
+    _explained(tmp_path / "other", datasets=[])
+    with pytest.raises(InputError, match=r"no data set in common.*lora has sst2, plain; other has none"):
+        compare({"lora": folders["lora"], "other": tmp_path / "other"})
+    run = json.loads((folders["mono"] / "run.json").read_text())
+    run["datasets"][0]["strongest"] = 50
+    (folders["mono"] / "run.json").write_text(json.dumps(run))
+    with pytest.raises(InputError, match="different numbers of strongest texts: lora 20, mono 50"):
+        compare(folders)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("run.json", b"{", "cannot be read"),
+        ("run.json", b"[]", "is no record of monolora explain"),
+        ("features.parquet", b"PAR1", "cannot be read"),
+    ],
+)
+def test_refuses_broken_files(folders: dict[str, Path], file: str, content: bytes, message: str) -> None:
+    (folders["mono"] / file).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        compare(folders)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"), [("module", "has no units"), ("sst2.information", r"has no column sst2\.information")]
+)
+def test_refuses_features_without_a_column(folders: dict[str, Path], column: str, message: str) -> None:
+    file = folders["mono"] / "features.parquet"
+    pd.read_parquet(file).drop(columns=column).to_parquet(file)
+    with pytest.raises(InputError, match=message):
+        compare(folders)
+
+
+def test_a_folder_that_cannot_be_written_is_said(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match="Cannot save into"):
+        write_comparison(tmp_path / "file", compare(folders, resamples=10))

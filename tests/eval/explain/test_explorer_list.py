@@ -1,0 +1,230 @@
+"""The explorer's list in a real browser: sorting, searching, filtering, marking, keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium_page import BROWSER, told
+from made_features import KEY, UNITS, made, written
+
+from monolora.eval.explain.records import DatasetFeatures, Explained
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+
+STATUS = "doc.getElementById('found').textContent"
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Explained]:
+    explained = made(units=200, contexts=3)
+    return written(tmp_path_factory.mktemp("page"), explained), explained
+
+
+def _ordered(explained: Explained, values: Any, descending: bool) -> list[int]:
+    """Units by value, those without one last, ties as they were."""
+    sign = -1 if descending else 1
+    return sorted(range(200), key=lambda unit: (math.isnan(values[unit]), sign * float(f"{values[unit]:.4g}")))
+
+
+COLUMNS: dict[str, Callable[[Explained], Any]] = {
+    "firing": lambda explained: explained.datasets[0].firing,
+    "max": lambda explained: explained.datasets[0].max,
+    "effect": lambda explained: explained.datasets[0].effect,
+    "consistency": lambda explained: explained.datasets[0].ends[0].consistency,
+    "information": lambda explained: explained.datasets[0].information,
+    "ablation-0": lambda explained: [
+        explained.ablations.changes[unit][0].value if unit % 2 == 0 else math.nan for unit in range(200)
+    ],
+    "contrast-1": lambda explained: explained.contrasts[1].auc,
+    "unit": lambda explained: range(200),
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_click_on_a_head_sorts(usual: Any, column: str) -> None:
+    page, explained = usual
+    script = f"""
+    const seen = [];
+    for (let click = 0; click < 2; click++) {{
+      doc.querySelector('#columns [data-column="{column}"] button').click();
+      const now = doc.querySelector('#columns [data-column="{column}"]');
+      seen.push([now.getAttribute("aria-sort"), {UNITS}, doc.querySelectorAll("[aria-sort]").length]);
+    }}
+    return seen;
+    """
+    values = COLUMNS[column](explained)
+    seen = told(page, script)
+    assert {way for way, _, _ in seen} == {"ascending", "descending"}
+    for way, units, sorted_heads in seen:
+        assert sorted_heads == 1
+        assert 15 < len(units) < 100  # only what is in sight
+        assert units == _ordered(explained, values, way == "descending")[: len(units)]
+
+
+def test_words_are_sorted_too(usual: Any) -> None:
+    page, explained = usual
+    label = [each or "~" for each in explained.datasets[0].ends[0].label]
+    found = told(page, f"return {UNITS};", "sort=label")
+    assert found == sorted(range(200), key=lambda unit: label[unit])[: len(found)]
+    first = [each[0].token.strip().lower() if each else "~" for each in explained.datasets[0].ends[0].tokens]
+    found = told(page, f"return {UNITS};", "sort=tokens")
+    assert found == sorted(range(200), key=lambda unit: first[unit])[: len(found)]
+
+
+def test_scrolling_brings_the_other_rows(usual: Any) -> None:
+    page, _ = usual
+    script = f"""
+    const box = doc.getElementById("box");
+    const scrollTo = (share) => {{ // no frame is drawn here, which would bring the event
+      box.scrollTop = share * box.scrollHeight;
+      box.dispatchEvent(new win.Event("scroll"));
+    }};
+    scrollTo(0.5);
+    const middle = {UNITS}, frame = box.getBoundingClientRect();
+    const at = doc.elementFromPoint(frame.left + 300, frame.top + frame.height / 2).closest("tr").dataset.unit;
+    scrollTo(1);
+    return [middle, at, {UNITS}, doc.querySelector("#rows tr:nth-child(2)").getAttribute("aria-rowindex")];
+    """
+    middle, at, last, index = told(page, script, "sort=unit")
+    assert middle == list(range(middle[0], middle[-1] + 1))
+    assert 80 < int(at) < 120
+    assert last == list(range(last[0], 200))
+    assert int(index) == last[0] + 2
+
+
+def _words(dataset: DatasetFeatures, unit: int, explained: Explained) -> str:
+    logits = explained.logits[unit]
+    lines = [token for token, _ in (*logits.raised, *logits.lowered)] if logits else []
+    for end in dataset.ends:
+        lines += [mean.token for mean in end.tokens[unit]]
+        lines += ["".join(context.tokens) for context in end.contexts[unit]]
+    return "\n\0".join(lines).lower()
+
+
+@pytest.mark.parametrize("q", ["the notebook", "VIOLIN", "q_proj:3", "layer 1", "1", "nowhere to be found", "r begin"])
+def test_search_finds_names_tokens_and_texts(usual: Any, q: str) -> None:
+    page, explained = usual
+    q_lower = q.lower()
+    layer = "layers.1." if q in ("layer 1", "1") else None
+    expected = [
+        unit
+        for unit, name in enumerate(explained.units)
+        if (layer in name.module if layer else q_lower in str(name))
+        or q_lower in _words(explained.datasets[0], unit, explained)
+    ]
+    script = f"""
+    const field = doc.querySelector("[name=q]");
+    field.focus();
+    field.value = {q!r};
+    field.dispatchEvent(new win.Event("input", {{bubbles: true}}));
+    await wait(3000);
+    return [{UNITS}, {STATUS}, win.location.hash, doc.getElementById("nothing").hidden];
+    """
+    units, status, address, is_nothing_hidden = told(page, script, "sort=unit")
+    assert units == expected[: len(units)]
+    assert status == f"{len(expected)} of 200 units"
+    assert is_nothing_hidden == bool(expected)
+    assert f"q={q_lower.replace(' ', '%20')}&sort=unit" in address
+    assert told(page, f"await wait(3000); return {STATUS};", address[1:]) == status
+
+
+def test_what_was_found_is_shown(usual: Any) -> None:
+    page, _ = usual
+    script = (
+        "await wait(3000); return [...doc.querySelectorAll('#rows .snippet mark')].map((each) => each.textContent);"
+    )
+    marks = told(page, script, "q=laughed")
+    assert marks
+    assert set(marks) == {"laughed"}
+
+
+@pytest.mark.parametrize(
+    ("fragment", "wanted"),
+    [
+        ("kind=v_proj", lambda e, unit: e.units[unit].module.endswith("v_proj")),
+        ("layer=1", lambda e, unit: ".layers.1." in e.units[unit].module),
+        ("layer=1&kind=q_proj", lambda e, unit: e.units[unit].module == "model.layers.1.self_attn.q_proj"),
+        ("label=music", lambda e, unit: e.datasets[0].ends[0].label[unit] == "music"),
+        ("show=dead", lambda e, unit: e.datasets[0].firing[unit] == 0),
+        ("show=on", lambda e, unit: e.datasets[0].firing[unit] > 0.99),
+        ("show=sometimes", lambda e, unit: 0 < e.datasets[0].firing[unit] <= 0.99),
+        ("show=marked&marked=3,90,4", lambda e, unit: unit in (3, 4, 90)),
+    ],
+)
+def test_filters(usual: Any, fragment: str, wanted: Any) -> None:
+    page, explained = usual
+    expected = [unit for unit in range(200) if wanted(explained, unit)]
+    assert expected
+    units, status = told(page, f"return [{UNITS}, {STATUS}];", f"{fragment}&sort=unit")
+    assert units == expected[: len(units)]
+    assert status == f"{len(expected)} of 200 units"
+
+
+def test_the_form_filters(usual: Any) -> None:
+    page, explained = usual
+    script = f"""
+    const field = doc.querySelector("[name=show]");
+    field.value = "dead";
+    field.dispatchEvent(new win.Event("input", {{bubbles: true}}));
+    await wait(300);
+    return [{STATUS}, win.location.hash];
+    """
+    dead = int((explained.datasets[0].firing == 0).sum())
+    assert told(page, script) == [f"{dead} of 200 units", "#show=dead"]
+
+
+def test_keys_walk_mark_and_open(usual: Any) -> None:
+    page, _ = usual
+    script = f"""
+    {KEY}
+    const at = () => doc.activeElement.textContent, seen = [];
+    for (const key of ["j", "j", "ArrowDown", "k", "m"]) {{ press(key); seen.push(at()); }}
+    const bar = doc.querySelector("#marked code").textContent;
+    for (let turn = 0; turn < 60; turn++) press("j");
+    const far = [at(), doc.activeElement.getBoundingClientRect().bottom <= 800];
+    press("/");
+    const search = doc.activeElement.name;
+    press("Escape");
+    const back = at();
+    press("?");
+    const open = doc.getElementById("keys").open;
+    doc.getElementById("keys").close();
+    doc.activeElement.click();
+    await wait(500);
+    return {{seen, bar, far, search, back, open, address: win.location.hash, head: doc.activeElement.textContent}};
+    """
+    found = told(page, script, "sort=unit")
+    assert found["seen"] == ["L0 q_proj:0", "L0 q_proj:1", "L0 q_proj:2", "L0 q_proj:1", "L0 q_proj:1"]
+    assert found["bar"] == "monolora prune 'runs/notes monolora' --units model.layers.0.self_attn.q_proj:1 OUT"
+    assert found["far"] == ["L0 o_proj:13", True]
+    assert found["search"] == "q"
+    assert found["back"] == "L0 o_proj:13"
+    assert found["open"]
+    assert found["address"] == "#unit=model.layers.0.self_attn.o_proj:13&marked=1"
+    assert found["head"] == "L0 o_proj:13"
+
+
+def test_marks_make_one_command_and_stay_in_the_address(usual: Any) -> None:
+    page, explained = usual
+    script = """
+    const stars = () => [...doc.querySelectorAll("#rows .star")];
+    const pressed = () => stars().filter((each) => each.getAttribute("aria-pressed") === "true").length;
+    for (const place of [4, 2, 4, 0]) stars()[place].click();
+    const bar = doc.getElementById("marked"), before = pressed(), address = win.location.hash;
+    const shown = [bar.querySelector("strong").textContent, bar.querySelector("code").textContent];
+    bar.querySelector(".quiet").click();
+    return {pressed: before, shown, address, hidden: bar.hidden, after: win.location.hash, left: pressed()};
+    """
+    found = told(page, script, "sort=unit")
+    names = " ".join(str(explained.units[unit]) for unit in (0, 2))
+    assert found["pressed"] == 2
+    assert found["shown"] == ["2 marked", f"monolora prune 'runs/notes monolora' --units {names} OUT"]
+    assert found["address"] == "#sort=unit&marked=2,0"
+    assert found["hidden"]
+    assert found["after"] == "#sort=unit"
+    assert found["left"] == 0
+    assert told(page, "return doc.querySelector('#marked strong').textContent;", "marked=2,0,7") == "3 marked"

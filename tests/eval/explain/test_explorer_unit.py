@@ -1,0 +1,232 @@
+"""The explorer's page of one unit in a real browser."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium_page import BROWSER, told
+from made_features import KEY, made, written
+
+from monolora.eval.explain.records import Explained
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+
+READ = """const read = () => {
+  const view = doc.getElementById("unit-view");
+  const texts = (selector, of = view) => [...of.querySelectorAll(selector)].map((each) => each.textContent);
+  const heads = texts("h3");
+  const of = (title) => view.querySelectorAll("section")[heads.indexOf(title)];
+  return {view, texts, heads, of};
+};"""
+"""JavaScript: what the tests ask a unit's page."""
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Explained]:
+    explained = made(units=60, contexts=5)
+    return written(tmp_path_factory.mktemp("page"), explained), explained
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Explained]:
+    explained = made(units=20, contexts=12, signed=True, gated=(False,))
+    return written(tmp_path_factory.mktemp("signed"), explained), explained
+
+
+def _address(explained: Explained, unit: int) -> str:
+    return f"unit={explained.units[unit]}"
+
+
+def _shown(text: str) -> str:
+    """As the page shows a context's text."""
+    return text.replace("\n", "⏎")
+
+
+def test_a_unit_has_all_that_is_known_of_it(usual: Any) -> None:
+    page, explained = usual
+    script = f"""
+    {READ}
+    const {{view, texts, heads, of}} = read();
+    return {{
+      title: doc.title, head: texts("h2")[0], name: texts(".full code")[0], heads, facts: texts(".facts-of > div"),
+      contexts: texts(".context"), values: texts(".contexts .value"), tags: texts(".contexts .tag"),
+      tokens: texts(".word", of("Tokens that excite it")), next: texts(".word", of("Next tokens")),
+      how: texts(".note", of("Next tokens"))[0],
+      partners: [...view.querySelectorAll(".partners a")].map((each) => each.hash),
+      ablation: texts("tbody tr", of("Ablation")), contrasts: texts("tbody tr", of("Contrasts")),
+      bars: view.querySelectorAll(".histogram span").length, command: texts(".command code")[0],
+      peaks: texts(".token.peak"), titles: [...view.querySelectorAll(".token.peak")].map((each) => each.title),
+    }};
+    """
+    unit = 4
+    dataset, logits = explained.datasets[0], explained.logits[unit]
+    end = dataset.ends[0]
+    found = told(page, script, _address(explained, unit))
+    assert found["title"] == f"L0 q_proj:4 – {explained.title}"
+    assert (found["head"], found["name"]) == ("L0 q_proj:4", "model.layers.0.self_attn.q_proj:4")
+    assert found["facts"][0] == f"fires on{100 * dataset.firing[unit]:.1f} %of tokens"
+    for text, context in zip(found["contexts"], end.contexts[unit], strict=True):
+        assert text == _shown("…" + "".join(context.tokens) + ("…" if context.cut_after else ""))
+    assert [float(value) for value in found["values"]] == pytest.approx(
+        [context.value for context in end.contexts[unit]], rel=0.01
+    )
+    assert found["titles"] == found["values"]
+    assert found["tags"] == [context.label for context in end.contexts[unit]]
+    assert {peak.strip() for peak in found["peaks"]} == {end.contexts[unit][0].tokens[12].strip()}
+    assert [token.replace("·", " ") for token in found["tokens"]] == [_shown(each.token) for each in end.tokens[unit]]
+    assert [token.replace("·", " ") for token in found["next"]] == [
+        token for token, _ in logits.raised + logits.lowered
+    ]
+    assert "unembedding" in found["how"]
+    assert found["partners"] == [f"#unit={explained.units[each.unit]}" for each in dataset.partners[unit]]
+    changes = explained.ablations.changes[unit]
+    for text, change in zip(found["ablation"], changes, strict=True):
+        assert ("yes" if change.low > 0 or change.high < 0 else "no") in text
+    assert found["ablation"][0].startswith("notes accuracy pp40091.2")
+    assert "−38.3[−42.4, −34.1]" in found["ablation"][0]
+    assert found["contrasts"][0].startswith("notes:weather 390 textsnotes:music 388 texts")
+    filled = dataset.histogram_UE[unit].nonzero()[0]
+    assert found["bars"] == filled[-1] - filled[0] + 1
+    assert found["command"] == f"monolora prune 'runs/notes monolora' --units {explained.units[unit]} OUT"
+
+
+def test_colours_follow_activations(signed: Any) -> None:
+    page, explained = signed
+    script = """
+    const sign = ({classList}) => classList.contains("high") - classList.contains("low");
+    const heat = ({style}) => parseInt(style.getPropertyValue("--heat") || "0");
+    const rows = [...doc.querySelectorAll(".contexts li")];
+    return rows.map((row) => [...row.querySelectorAll(".token")].map((token) => [sign(token), heat(token)]));
+    """
+    ends = explained.datasets[0].ends
+    contexts = [context for end in ends for context in end.contexts[2][:8]]
+    largest = max(abs(context.value) for end in ends for context in end.contexts[2])
+    rows = told(page, script, _address(explained, 2))
+    assert len(rows) == 16
+    for row, context in zip(rows, contexts, strict=True):
+        for (sign, heat), value in zip(row, context.activations, strict=True):
+            assert sign == (value > 0) - (value < 0)
+            assert heat == pytest.approx(100 * (abs(value) / largest) ** 0.8, abs=1)
+
+
+def test_both_ends_of_signed_units(signed: Any) -> None:
+    page, _ = signed
+    script = f"""
+    {READ}
+    const {{view, texts, heads}} = read();
+    const rows = view.querySelectorAll(".contexts li").length;
+    view.querySelector(".more").click();
+    return [heads.slice(0, 2), rows, view.querySelectorAll(".contexts li").length, doc.activeElement.tagName,
+            view.querySelectorAll(".histogram .low").length > 2, view.querySelectorAll(".histogram .high").length > 2];
+    """
+    found = told(page, script, "unit=model.layers.0.self_attn.q_proj:2")
+    assert found == [["Highest activations", "Lowest activations"], 16, 20, "LI", True, True]
+
+
+def test_a_dead_unit_has_nothing_to_show(usual: Any) -> None:
+    page, explained = usual
+    assert explained.datasets[0].firing[7] == 0
+    script = f"""{READ} const {{texts, heads}} = read(); return [heads, texts("p"), texts(".facts-of b")];"""
+    heads, texts, numbers = told(page, script, _address(explained, 7))
+    assert heads == ["Strongest activations", "Activations", "Ablation", "Contrasts", "Take it out"]
+    assert "It never fires here: there is no text to show." in texts
+    assert "Exactly 0 on all tokens." in texts
+    assert "This unit was not taken out by itself." in texts
+    assert numbers[:2] == ["0 %", "0.0 %"]
+    assert numbers[4] == "– %"
+
+
+def test_opened_from_the_list_and_back(usual: Any) -> None:
+    page, _ = usual
+    script = """
+    await wait(100); // until the page is loaded a new address takes the old one's place
+    const row = doc.querySelectorAll("#rows tr[data-unit]")[3], unit = row.dataset.unit;
+    row.children[4].click();
+    await wait(500);
+    const open = [doc.getElementById("list-view").hidden, doc.querySelector("h2").textContent];
+    win.history.back();
+    await wait(500);
+    const back = [doc.getElementById("list-view").hidden, doc.activeElement.closest("tr").dataset.unit === unit];
+    return {open, back, address: win.location.hash};
+    """
+    found = told(page, script, "sort=unit")
+    assert found["open"] == [True, "L0 q_proj:3"]
+    assert found["back"] == [False, True]
+    assert found["address"] == "#sort=unit"
+
+
+def test_keys_turn_pages(usual: Any) -> None:
+    page, _ = usual
+    script = f"""
+    {KEY}
+    const seen = [], now = () => doc.activeElement.textContent;
+    for (const key of ["j", "ArrowRight", "k", "m"]) {{ press(key); await wait(100); seen.push(now()); }}
+    const pressed = doc.querySelector("#unit-view .star").getAttribute("aria-pressed"), address = win.location.hash;
+    press("Escape");
+    await wait(500);
+    return [seen, pressed, address, doc.getElementById("unit-view").hidden, now()];
+    """
+    seen, pressed, address, is_list, now = told(page, script, "unit=model.layers.0.self_attn.q_proj:1")
+    assert len(set(seen)) == 2  # forth twice, back once, and then the mark
+    assert seen[0] == seen[2] == seen[3] == now
+    assert pressed == "true"
+    assert re.fullmatch(r"#unit=model\.layers\.0\..*:\d+&marked=\d+", address)
+    assert is_list
+
+
+def test_partners_are_links_to_units(usual: Any) -> None:
+    page, explained = usual
+    script = """
+    await wait(100); // as above
+    doc.querySelector(".partners a").click();
+    await wait(500);
+    const there = doc.querySelector(".full code").textContent;
+    win.history.back();
+    await wait(500);
+    return [there, doc.querySelector(".full code").textContent];
+    """
+    partner = explained.units[explained.datasets[0].partners[4][0].unit]
+    assert told(page, script, _address(explained, 4)) == [str(partner), str(explained.units[4])]
+
+
+def test_a_pointer_reads_a_token(usual: Any) -> None:
+    page, explained = usual
+    script = """
+    const line = doc.querySelector(".context"), value = doc.querySelector(".contexts .value"), peak = value.textContent;
+    const token = [...line.querySelectorAll(".token.high")].find((each) => !each.classList.contains("peak"));
+    token.dispatchEvent(new win.PointerEvent("pointerover", {bubbles: true}));
+    const read = [value.textContent, token.title];
+    line.dispatchEvent(new win.PointerEvent("pointerleave"));
+    return [read, value.textContent === peak, read[0] === peak];
+    """
+    (read, title), is_back, is_same = told(page, script, _address(explained, 4))
+    assert read == title
+    assert is_back
+    assert not is_same
+
+
+def test_an_unknown_unit_leaves_the_list(usual: Any) -> None:
+    page, _ = usual
+    script = "return [doc.getElementById('list-view').hidden, doc.getElementById('found').textContent];"
+    assert told(page, script, "unit=model.layers.99.q:0") == [False, "60 units"]
+
+
+def test_one_unit_without_labels(tmp_path: Path) -> None:
+    page = written(tmp_path, made(units=1, contexts=2, labels=False, gated=(False,), logits=[None], contrasts=[]))
+    script = """
+    const heads = [...doc.querySelectorAll("#columns th")].map((each) => each.dataset.column);
+    doc.querySelector("#rows a").click();
+    await wait(500);
+    const sections = [...doc.querySelectorAll("#unit-view h3")].map((each) => each.textContent);
+    const turns = [...doc.querySelectorAll(".turns button")].map((each) => each.disabled);
+    return [heads, sections, turns, doc.querySelectorAll(".switch").length];
+    """
+    heads, sections, turns, switches = told(page, script)
+    assert "consistency" not in heads
+    assert "label" not in heads
+    assert sections == ["Strongest activations", "Activations", "Tokens that excite it", "Ablation", "Take it out"]
+    assert turns == [True, True, False]
+    assert switches == 0
