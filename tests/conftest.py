@@ -88,6 +88,15 @@ def make_gpt2() -> Callable[..., GPT2LMHeadModel]:
 
 
 @pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The mirror of real data sets; without one the test is skipped."""
+    root = os.environ.get("MONOLORA_DATA")
+    if not root:
+        pytest.skip("MONOLORA_DATA names no mirror with the real data sets")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
 def ids() -> torch.Tensor:
     """Token ids, ``(3, 6)``, none of them special."""
     return torch.randint(3, VOCAB, (3, 6), generator=torch.Generator().manual_seed(7))

@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from monolora.eval.explain.grouping import Grouping
 from monolora.eval.explain.records import Context, Counts, DatasetFeatures, End, Floats, Partner, TokenMean
 from monolora.eval.explain.text_sets import TextSet
-from monolora.explain.bins import SIZES, edges, zero_bin
+from monolora.explain.bins import Bins
 from monolora.explain.collected import Collected
 from monolora.explain.contexts import BEFORE, NO_TOKEN, Contexts
 from monolora.explain.labels import consistency_by_chance, mutual_information, semantic_consistency
+from monolora.explain.moments import BITS
 from monolora.explain.rates import false_discovery_rate
 from monolora.explain.tokens import TopTokens
 
@@ -96,12 +97,13 @@ def dataset_features(
 
 def shown_histogram(counts_UE: Counts, signed: bool) -> tuple[Floats, Counts]:
     """Edges and counts without the bin of zeros, by half octaves, from the first bin to the last that has tokens."""
-    zero = zero_bin(signed)
-    outer = edges(signed)[zero + 2 :: _MERGED]  # of the bins above 0, in pairs from the inside
-    positive = counts_UE[:, zero + 1 :].reshape(len(counts_UE), SIZES // _MERGED, _MERGED).sum(2)
+    bins = Bins(signed, BITS)
+    zero = bins.zero
+    outer = bins.edges()[zero + 2 :: _MERGED]  # of the bins above 0, in pairs from the inside
+    positive = counts_UE[:, zero + 1 :].reshape(len(counts_UE), bins.sizes // _MERGED, _MERGED).sum(2)
     shown_edges, merged = np.concatenate([[0.0], outer]), positive
     if signed:
-        negative = counts_UE[:, :zero].reshape(len(counts_UE), SIZES // _MERGED, _MERGED).sum(2)
+        negative = counts_UE[:, :zero].reshape(len(counts_UE), bins.sizes // _MERGED, _MERGED).sum(2)
         shown_edges, merged = np.concatenate([-outer[::-1], shown_edges]), np.concatenate([negative, positive], 1)
     filled = np.flatnonzero(merged.sum(0))
     if not len(filled):

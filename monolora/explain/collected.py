@@ -39,9 +39,10 @@ class Collected:
         mean, std, max, min: of its activations over tokens, ``(U,)``.
         effect: mean norm of what the unit adds to its module's output, over the mean norm of the base layer's output
             (``‖s B[:, j]‖ mean |h_j| / mean ‖W x‖``), ``(U,)``.
-        histogram_UE: tokens in each of the bins of :mod:`monolora.explain.bins`.
+        histogram_UE: tokens in each of the quarter octaves of :mod:`monolora.explain.bins`.
         fired_UG: texts whose mean activation is above the paper's threshold, 1e-5, in size.
-        text_histogram_UGE: texts by bin of their mean activation.
+        text_histogram_UGE: texts by their mean activation, in bins as fine as there is room for (64 an octave or less);
+            E is not that of the tokens.
         strongest_SUM: labels of the texts with the strongest mean activations; -1 where there are fewer.
         contexts: one of each end.
         tokens_by_end: likewise.

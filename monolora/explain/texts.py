@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from monolora.explain.bins import bin_of, number_of_bins
+from monolora.explain.bins import OCTAVES, Bins
 from monolora.explain.strongest import strongest
 
+ROOM = 2**26  # counts of texts that are kept, at most (268 MB)
+MOST_BITS = 6  # bins of a 64th of an octave; the means of texts are much alike
 THRESHOLD = 1e-5  # of the paper: an activation above it fires
 
 
@@ -32,6 +34,13 @@ class Text(NamedTuple):
     group: int = -1
 
 
+def text_bins(units: int, groups: int, signed: bool) -> Bins:
+    """The finest bins that there is room for."""
+    signs = 2 if signed else 1
+    fitting = (bits for bits in range(MOST_BITS, 2, -1) if units * (groups + 1) * signs * (OCTAVES << bits) <= ROOM)
+    return Bins(signed, next(fitting, 2))
+
+
 class TextMeans:
     """Every unit's mean activation over the counted tokens of a text: histograms by group, and the strongest texts.
 
@@ -44,11 +53,10 @@ class TextMeans:
     """
 
     def __init__(self, units: int, groups: int, signed: bool, most: int, device: torch.device) -> None:
-        self._signed = signed
-        self._bins = number_of_bins(signed)
+        self._bins = text_bins(units, groups, signed)
         self.texts_G = torch.zeros(groups + 1, dtype=torch.int64, device=device)
         self.fired_UG = torch.zeros(units, groups + 1, dtype=torch.int64, device=device)
-        self.histogram_UGE = torch.zeros(units, groups + 1, self._bins, dtype=torch.int32, device=device)
+        self.histogram_UGE = torch.zeros(units, groups + 1, self._bins.number, dtype=torch.int32, device=device)
         ends = 2 if signed else 1
         self.value_SUM = torch.full((ends, units, most), -torch.inf, device=device)
         self.number_SUM = torch.full((ends, units, most), -1, dtype=torch.int64, device=device)
@@ -61,7 +69,7 @@ class TextMeans:
         self.texts_G += torch.bincount(place_B, minlength=groups)
         fired_UB = (mean_BU.abs() > THRESHOLD).T.long()
         self.fired_UG.index_add_(1, place_B, fired_UB)
-        self._count(bin_of(mean_BU, self._signed), place_B)
+        self._count(self._bins.of(mean_BU), place_B)
         labelled = group_B >= 0
         for end, sign in enumerate((1, -1)[: len(self.value_SUM)]):
             self._keep(end, sign * mean_BU[labelled].T, number_B[labelled], group_B[labelled])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -22,15 +21,6 @@ from monolora.eval.records import Prompt, content_key
 from monolora.recipes.tasks import demo, sst2
 
 KINDS = ("fruit", "tools", "birds")
-
-
-@pytest.fixture
-def mirror() -> Path:
-    """The mirror of real data sets; without one the test is skipped."""
-    root = os.environ.get("MONOLORA_DATA")
-    if not root:
-        pytest.skip("MONOLORA_DATA names no mirror with the real data sets")
-    return Path(root)
 
 
 @pytest.fixture

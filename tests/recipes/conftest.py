@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -126,15 +125,6 @@ def write_rows(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
-
-
-@pytest.fixture(scope="session")
-def mirror() -> Path:
-    """The mirror of real data sets; without one the test is skipped."""
-    root = os.environ.get("MONOLORA_DATA")
-    if not root:
-        pytest.skip("MONOLORA_DATA names no mirror with the real data sets")
-    return Path(root)
 
 
 @pytest.fixture

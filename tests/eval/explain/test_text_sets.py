@@ -1,0 +1,115 @@
+"""Texts and labels by name: what counts, what is shared, and what is said where there are no labels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_chat import CHAT_TEMPLATE, train_tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from monolora.errors import InputError
+from monolora.eval.explain.text_sets import LONGEST, load
+from monolora.recipes.prompts import prompt_ids, split_at_answer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    made = train_tokenizer()
+    made.chat_template = CHAT_TEMPLATE
+    return made
+
+
+def _file(folder: Path, rows: list[dict[str, Any]]) -> str:
+    path = folder / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_task_has_its_labels_and_its_held_out_prompts(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = load("demo", 12)
+    assert found.labels == ("negative", "positive")
+    assert found.task_labels == ("negative", "positive")
+    assert [found.labels[group] for group in found.groups] == [example.response for example in found.examples]
+    assert found.ids(3, tokenizer) == prompt_ids(found.examples[3], tokenizer)
+    assert not found.is_safety
+    assert found.note == ""
+
+
+def test_the_beginning_that_all_texts_share_does_not_count(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = load("demo", 40)
+    texts = list(found.texts(tokenizer, found.groups))
+    all_ids = [prompt_ids(example, tokenizer) for example in found.examples]
+    shared = next(place for place in range(99) if len({ids[place] for ids in all_ids}) > 1)
+    assert shared > 5
+    assert {text.start for text in texts} == {shared}
+    assert [text.ids for text in texts] == all_ids
+    assert [text.number for text in texts] == list(range(40))
+
+
+def test_a_text_that_is_its_beginning_alone_counts_with_its_last_token(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    found = load(_file(tmp_path, [{"text": "the same"}, {"text": "the same"}]), 9)
+    for text in found.texts(tokenizer, found.groups):
+        assert text.start == len(text.ids) - 1 > 0
+
+
+def test_answers_count_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    found = load("demo-answers", 5)
+    assert found.with_answers
+    for text, example in zip(found.texts(tokenizer, found.groups), found.examples, strict=True):
+        context, answer = split_at_answer(example, tokenizer)
+        assert text.ids == context + answer
+        # beginning at the token in which two answers differ at the earliest, never before the answer
+        assert len(context) <= text.start < len(text.ids)
+
+
+def test_labels_of_a_column_and_texts_that_are_too_long(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [
+        {"prompt": "word " * (1500 if k == 2 else 3), "label": label} for k, label in enumerate(["b", "a", None, "b"])
+    ]
+    found = load(_file(tmp_path, rows), 9)
+    assert found.labels == ("a", "b")
+    assert list(found.groups) == [1, 0, -1, 1]
+    assert len(found.ids(2, tokenizer)) == LONGEST
+    other = load(_file(tmp_path, [{"prompt": "x", "kind": 1}, {"prompt": "y", "kind": 2}]), 9, label_column="kind")
+    assert other.labels == ("1", "2")
+    assert other.fingerprint() != found.fingerprint() == load(_file(tmp_path, rows), 9).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("rows", "note"),
+    [
+        ([{"prompt": "x"}, {"prompt": "y"}], "has no column 'label' (it has prompt)"),
+        ([{"prompt": "x", "label": "a"}] * 3, "The label has 1 values"),
+        ([{"prompt": "x", "label": f"{k}"} for k in range(60)], "The label has 60 values"),
+    ],
+)
+def test_where_there_are_no_labels_it_is_said(tmp_path: Path, rows: list[dict[str, Any]], note: str) -> None:
+    found = load(_file(tmp_path, rows), 100)
+    assert found.labels == ()
+    assert set(found.groups) == {-1}
+    assert note in found.note
+    assert "eft out" in found.note or "need 2 to 50" in found.note
+
+
+def test_a_data_set_without_texts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="needed are"):
+        load(_file(tmp_path, [{"number": 3}]), 9)
+    with pytest.raises(InputError, match="no data set"):
+        load("./nothing.jsonl", 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [("beavertails-eval", 14), ("xstest", 2), ("beavertails-answers", 2), ("beavertails", None)],
+)
+def test_safety_sets_have_categories_or_verdicts(mirror: Path, name: str, labels: int | None) -> None:
+    found = load(name, 140)
+    assert found.is_safety
+    assert len(found.labels) == labels if labels else len(found.labels) > 5
+    assert found.with_answers == (name == "beavertails-answers")
+    assert not found.task_labels

@@ -1,0 +1,276 @@
+"""A pass over texts against counting every token of every text by hand, one text at a time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from monolora.errors import InputError
+from monolora.explain import Collected, Layout, Text, collect
+from monolora.explain import tokens as token_means
+from monolora.explain.bins import Bins
+from monolora.explain.collected import STRONGEST
+from monolora.explain.contexts import AFTER, BEFORE, NO_TOKEN, Contexts
+from monolora.units import adapted_layers
+
+Make = Callable[..., LlamaForCausalLM]
+
+GROUPS, CONTEXTS, BATCH = 3, 4, 4
+
+
+def _texts() -> list[Text]:
+    """Thirty texts of 3 to 30 tokens, some without a label, some of which the beginning does not count."""
+    random = np.random.default_rng(3)
+    return [
+        Text(
+            number,
+            random.integers(3, 40, int(random.integers(3, 31))).tolist(),
+            start=int(random.integers(0, 3)),
+            group=int(random.integers(-1, GROUPS)),
+        )
+        for number in range(30)
+    ]
+
+
+@pytest.fixture(scope="module", params=["mono", "lora", "softplus"])
+def model(request: pytest.FixtureRequest, make_llama: Make, adapt: Any, fill: Any) -> PeftModel:
+    if request.param == "lora":
+        config = LoraConfig(target_modules=["q_proj", "down_proj"], r=4, task_type="CAUSAL_LM")
+        return fill(get_peft_model(make_llama(), config)).eval()
+    return adapt(make_llama(), activation="softplus" if request.param == "softplus" else "relu")
+
+
+@pytest.fixture(scope="module")
+def found(model: PeftModel) -> Collected:
+    with torch.no_grad():
+        return collect(model, iter(_texts()), groups=GROUPS, pad_token_id=0, batch_size=BATCH, contexts=CONTEXTS)
+
+
+@pytest.fixture(scope="module")
+def by_hand(model: PeftModel) -> list[np.ndarray]:
+    """Activations of each text, ``(L, U)``, from the inputs of the layers."""
+    seen: dict[str, torch.Tensor] = {}
+    handles = []
+    for layer, name in adapted_layers(model).items():
+        assert isinstance(layer, nn.Module)
+
+        def hook(module: Any, args: Any, output: Any, name: str = name) -> None:
+            z = args[0] @ module.lora_A["default"].weight.T
+            activation = vars(module).get("activation", {"default": "identity"})["default"]
+            seen[name] = {"relu": torch.relu, "softplus": nn.functional.softplus, "identity": lambda z: z}[activation](
+                z
+            )
+
+        handles.append(layer.register_forward_hook(hook))
+    rows = []
+    for text in _texts():
+        with torch.no_grad():
+            model(input_ids=torch.tensor([text.ids]))
+        rows.append(torch.cat([h[0] for h in seen.values()], -1).double().numpy())
+    for handle in handles:
+        handle.remove()
+    return rows
+
+
+@pytest.fixture(scope="module")
+def all_tokens(by_hand: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([h[text.start :] for h, text in zip(by_hand, _texts(), strict=True)])
+
+
+def test_sums_over_tokens(found: Collected, all_tokens: np.ndarray) -> None:
+    assert found.tokens == len(all_tokens)
+    assert found.firing == pytest.approx((all_tokens != 0).mean(0))
+    assert found.mean == pytest.approx(all_tokens.mean(0), rel=1e-5, abs=1e-7)
+    assert found.std == pytest.approx(all_tokens.std(0), rel=1e-4, abs=1e-5)
+    assert found.max == pytest.approx(all_tokens.max(0), rel=1e-5)
+    assert found.min == pytest.approx(all_tokens.min(0), rel=1e-5, abs=1e-7)
+
+
+def test_histograms_have_every_token_in_its_bin(model: PeftModel, found: Collected, all_tokens: np.ndarray) -> None:
+    bins = Bins(Layout.of(model).signed, 2)
+    places = bins.of(torch.tensor(all_tokens, dtype=torch.float32)).numpy()
+    expected = np.stack([np.bincount(unit, minlength=bins.number) for unit in places.T])
+    # a value on an edge may fall to either side of it by rounding
+    assert np.abs(found.histogram_UE - expected).sum() <= 4
+    assert found.histogram_UE.sum(1).tolist() == [len(all_tokens)] * len(expected)
+
+
+def test_effect_is_the_mean_norm_of_a_units_part_of_the_output(
+    model: PeftModel, found: Collected, all_tokens: np.ndarray
+) -> None:
+    """Recomputed from columns of B and the outputs of the base layers."""
+    norms: dict[str, list[torch.Tensor]] = defaultdict(list)
+    columns, handles = [], []
+    for layer, name in adapted_layers(model).items():
+        part: Any = layer
+        columns.append((part.lora_B["default"].weight * part.scaling["default"]).norm(dim=0))
+        handles.append(part.base_layer.register_forward_hook(lambda m, a, y, name=name: norms[name].append(y[0])))
+    for text in _texts():
+        with torch.no_grad():
+            model(input_ids=torch.tensor([text.ids]))
+        for rows in norms.values():
+            rows[-1] = rows[-1][text.start :].norm(dim=-1)
+    for handle in handles:
+        handle.remove()
+    base = torch.cat([torch.cat(rows).mean().expand(4) for rows in norms.values()])
+    expected = torch.cat(columns).detach() * torch.tensor(np.abs(all_tokens).mean(0)) / base
+    assert found.effect == pytest.approx(expected.numpy(), rel=1e-4)
+
+
+def test_correlations(found: Collected, all_tokens: np.ndarray) -> None:
+    with np.errstate(invalid="ignore"):
+        r = np.corrcoef(all_tokens.T)
+    np.fill_diagonal(r, 0)
+    order = np.argsort(-np.abs(np.nan_to_num(r)), axis=1)
+    for unit, (places, values) in enumerate(zip(found.partner_UP, found.correlation_UP, strict=True)):
+        there = places >= 0
+        assert places[there].tolist() == order[unit][: there.sum()].tolist()
+        assert values[there] == pytest.approx(r[unit][places[there]], abs=1e-4)
+
+
+def _ends(contexts: Contexts, by_hand: list[np.ndarray], unit: int) -> Iterator[tuple[float, int, int]]:
+    """Peaks above 0 of each text: value, number, position; strongest first."""
+    peaks = []
+    for h, text in zip(by_hand, _texts(), strict=True):
+        counted = contexts.sign * h[text.start :, unit]
+        peaks.append((float(counted.max()), text.number, int(counted.argmax()) + text.start))
+    yield from sorted((peak for peak in peaks if peak[0] > 0), key=lambda peak: (-peak[0], peak[1]))
+
+
+def test_the_strongest_contexts_are_exact(found: Collected, by_hand: list[np.ndarray]) -> None:
+    texts = _texts()
+    for contexts in found.contexts:
+        for unit in range(len(found.firing)):
+            expected = list(_ends(contexts, by_hand, unit))[:CONTEXTS]
+            assert contexts.number_UK[unit].tolist() == [number for _, number, _ in expected] + [-1] * (
+                CONTEXTS - len(expected)
+            )
+            for slot, (value, number, position) in enumerate(expected):
+                assert float(contexts.value_UK[unit, slot]) == pytest.approx(value, rel=1e-5)
+                assert int(contexts.position_UK[unit, slot]) == position
+                assert int(contexts.length_UK[unit, slot]) == len(texts[number].ids)
+                for w, place in enumerate(range(position - BEFORE, position + AFTER + 1)):
+                    is_there = 0 <= place < len(texts[number].ids)
+                    token = int(contexts.ids_UKW[unit, slot, w])
+                    activation = float(contexts.activation_UKW[unit, slot, w])
+                    assert token == (texts[number].ids[place] if is_there else NO_TOKEN)
+                    if is_there and place >= texts[number].start:
+                        assert activation == pytest.approx(by_hand[number][place, unit], rel=1e-4, abs=1e-5)
+                    else:
+                        assert np.isnan(activation)
+
+
+def test_texts_by_label(model: PeftModel, found: Collected, by_hand: list[np.ndarray]) -> None:
+    texts = _texts()
+    means = np.stack([h[text.start :].mean(0) for h, text in zip(by_hand, texts, strict=True)])
+    groups = np.array([GROUPS if text.group < 0 else text.group for text in texts])
+    assert found.texts_G.tolist() == np.bincount(groups, minlength=GROUPS + 1).tolist()
+    for group in range(GROUPS + 1):
+        of_group = means[groups == group]
+        assert found.fired_UG[:, group].tolist() == (np.abs(of_group) > 1e-5).sum(0).tolist()
+        bins = Bins(Layout.of(model).signed, 6)
+        places = bins.of(torch.tensor(of_group, dtype=torch.float32)).numpy()
+        expected = np.stack([np.bincount(unit, minlength=bins.number) for unit in places.T])
+        assert np.abs(found.text_histogram_UGE[:, group] - expected).sum() <= 2
+
+
+def test_labels_of_the_strongest_texts(found: Collected, by_hand: list[np.ndarray]) -> None:
+    texts = [text for text in _texts() if text.group >= 0]
+    for end, sign in enumerate((1, -1)[: len(found.strongest_SUM)]):
+        for unit in range(len(found.firing)):
+            means = [(sign * by_hand[text.number][text.start :, unit].mean(), text) for text in texts]
+            ordered = sorted((each for each in means if each[0] > 0), key=lambda each: (-each[0], each[1].number))
+            expected = [text.group for _, text in ordered][:STRONGEST]
+            assert found.strongest_SUM[end, unit].tolist() == expected + [-1] * (STRONGEST - len(expected))
+
+
+def test_tokens_with_the_highest_means(found: Collected, by_hand: list[np.ndarray]) -> None:
+    seen: dict[int, list[np.ndarray]] = defaultdict(list)
+    for h, text in zip(by_hand, _texts(), strict=True):
+        for place in range(text.start, len(text.ids)):
+            seen[text.ids[place]].append(h[place])
+    often = {token: np.stack(rows) for token, rows in seen.items() if len(rows) >= token_means.FEWEST}
+    for top, sign in zip(found.tokens_by_end, (1, -1), strict=False):
+        for unit in range(len(found.firing)):
+            expected = sorted(((sign * rows[:, unit].mean(), token) for token, rows in often.items()), reverse=True)
+            expected = [each for each in expected if each[0] > 0][: top.ids_UN.shape[1]]
+            ids = top.ids_UN[unit].tolist()
+            assert sorted(ids[: len(expected)]) == sorted(token for _, token in expected)
+            assert set(ids[len(expected) :]) <= {-1}
+            for place, (mean, _) in enumerate(expected):
+                assert float(top.mean_UN[unit, place]) == pytest.approx(sign * mean, rel=1e-4, abs=1e-6)
+                assert int(top.count_UN[unit, place]) == len(often[ids[place]])
+
+
+def test_batches_do_not_matter(model: PeftModel, found: Collected) -> None:
+    alone = collect(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=1, contexts=CONTEXTS)
+    assert alone.mean == pytest.approx(found.mean, rel=1e-5, abs=1e-7)
+    assert (alone.strongest_SUM == found.strongest_SUM).all()
+    for one, other in zip(alone.contexts, found.contexts, strict=True):
+        assert torch.equal(one.number_UK, other.number_UK)
+        assert torch.equal(one.position_UK, other.position_UK)
+
+
+def test_more_units_than_a_block_are_correlated_within_theirs(
+    model: PeftModel, found: Collected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monolora.explain.moments.BLOCK", 5)
+    blocks = collect(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=BATCH)
+    for unit, places in enumerate(blocks.partner_UP):
+        assert {place // 5 for place in places.tolist() if place >= 0} <= {unit // 5}
+    assert blocks.std == pytest.approx(found.std)
+
+
+def test_tokens_without_room_are_passed_over(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_means, "ROOM", 16 * 7)
+    few = collect(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=BATCH)
+    assert len({token for top in few.tokens_by_end for token in top.ids_UN.flatten().tolist()} - {-1}) <= 7
+
+
+def test_nothing_is_left_on_the_model(model: PeftModel, found: Collected) -> None:
+    for layer in adapted_layers(model):
+        part: Any = layer
+        assert vars(part).get("unit_observer") is None
+        assert not part.base_layer._forward_hooks
+        assert not part.lora_A["default"]._forward_hooks
+
+
+def test_what_cannot_be_explained_is_refused(make_llama: Make, adapt: Any) -> None:
+    with pytest.raises(InputError, match="neither MonoLoRA nor LoRA"):
+        collect(make_llama(), _texts(), pad_token_id=0)
+    model = adapt(make_llama())
+    with pytest.raises(InputError, match="no texts"):
+        collect(model, [], pad_token_id=0)
+    with model.disable_adapter(), pytest.raises(ValueError, match="was not run"):
+        collect(model, _texts(), pad_token_id=0)
+    layer = model.base_model.model.model.layers[1].self_attn.q_proj
+    layer.lora_A["default"].weight.data[0, 0] = torch.inf
+    with pytest.raises(InputError, match=r"model\.layers\.1\.self_attn\.q_proj are not finite"):
+        collect(model, _texts(), pad_token_id=0)
+
+
+def test_memory_does_not_grow_with_the_texts(model: PeftModel) -> None:
+    """Texts are asked for as they are read: never more than a window ahead of the last batch that was counted."""
+    asked = counted = 0
+
+    def stream() -> Iterator[Text]:
+        nonlocal asked
+        for number in range(400):
+            asked += 1
+            yield Text(number, [3 + number % 9, 4, 5], group=0)
+
+    def step(texts: int) -> None:
+        nonlocal counted
+        counted += texts
+        assert asked - counted <= 32
+
+    collect(model, stream(), groups=1, pad_token_id=0, batch_size=1, step=step)
+    assert counted == 400
