@@ -108,7 +108,7 @@ def ablations(
     taken_out: list[Ablation] = [[layout.units[place]] for place in places] + [layout.units]
     effects: list[Effect] = []
     for text_set in text_sets.values():
-        if text_set.with_answers:
+        if text_set.part != "text":
             continue
         effects += _next_token(inference, layout, text_set, taken_out, settings)
         if text_set.is_safety and settings.safety_prompts:

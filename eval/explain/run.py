@@ -65,7 +65,7 @@ def plan(settings: Settings) -> Plan:
     by_answer = frozenset(
         name
         for name, text_set in text_sets.items()
-        if text_set.task_labels and not text_set.with_answers and asks_for_answers(pairs, name)
+        if text_set.task_labels and text_set.part != "answers" and asks_for_answers(pairs, name)
     )
     found = Plan(text_sets, pairs, by_answer)
     for each in (each for pair in pairs for each in pair):

@@ -6,6 +6,8 @@ beavertails, beavertails-eval, xstest
 beavertails-answers  BeaverTails' questions with their answers, of which the answers count; labels are safe and unsafe
 HUB_ID, PATH         any data set that the recipes read, with or without answers; labels from a column
 
+What all prompts of a set begin and end with (the instruction, the chat template) is read, but does not count. Add
+``-ending`` to a name to count the tokens that all prompts end with instead: there the model decides what to answer.
 Add ``-answers`` to the name of a task for its prompts with their right answers, of which the answers count.
 """
 
@@ -14,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
@@ -28,10 +31,11 @@ from monolora.recipes.prompts import prompt_ids, split_at_answer
 from monolora.recipes.tasks import BUILT_IN, Example
 from monolora.recipes.tasks.custom import prompt_rows, read
 
-ANSWERS = "-answers"
+ANSWERS, ENDING = "-answers", "-ending"
+Part = Literal["text", "ending", "answers"]
 LONGEST = 1024  # tokens of a text that are read
 MOST_LABELS = 50
-_PREFIX_OF = 256  # texts, in which the beginning that all share is looked for
+_SHARED_BY = 256  # texts, in which the beginning and the ending that all share are looked for
 _SAFETY = "beavertails"
 
 
@@ -43,7 +47,7 @@ class TextSet:
         name: as given.
         is_safety: whether the texts may be harmful.
         examples: prompts, with their answers where these are read.
-        with_answers: whether the answers are read, and only they count.
+        part: what counts; with ``answers``, they are read too.
         labels: names of the labels; empty for none.
         groups: place of each example's label; -1 for none.
         note: why there are no labels, or not for all.
@@ -53,7 +57,7 @@ class TextSet:
     name: str
     is_safety: bool
     examples: Sequence[Example] = field(repr=False)
-    with_answers: bool = False
+    part: Part = "text"
     labels: tuple[str, ...] = ()
     groups: Sequence[int] = field(default=(), repr=False)
     note: str = ""
@@ -66,30 +70,44 @@ class TextSet:
     def _ids_and_answer(self, number: int, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
         """Token ids, and where the answer begins if only that counts."""
         example = self.examples[number]
-        if not self.with_answers:
+        if self.part != "answers":
             return prompt_ids(example, tokenizer)[:LONGEST], 0
         context, answer = split_at_answer(example, tokenizer)
         start = min(len(context), LONGEST - 1)
         return [*context[:start], *answer][:LONGEST], start
 
     def texts(self, tokenizer: PreTrainedTokenizerBase, groups: Sequence[int]) -> Iterator[Text]:
-        """The texts one by one. The beginning that they share is the same in each, so it does not count.
+        """The texts one by one, with the places that count.
 
         Args:
             tokenizer: of the model.
             groups: of each text.
+
+        Raises:
+            InputError: if an ending is asked for and there is none.
         """
-        first = [self.ids(number, tokenizer) for number in range(min(_PREFIX_OF, len(self.examples)))]
-        shared = first[0][: min(common_prefix_length(first[0], other) for other in first)] if len(first) > 1 else []
+        first = [self.ids(number, tokenizer) for number in range(min(_SHARED_BY, len(self.examples)))]
+        beginning = first[0][: min(common_prefix_length(first[0], other) for other in first)] if len(first) > 1 else []
+        backwards = [ids[len(beginning) :][::-1] for ids in first]
+        ending = backwards[0][: min(common_prefix_length(backwards[0], other) for other in backwards)]
+        if self.part == "ending" and (len(first) < 2 or not ending):
+            raise InputError(f"{self.name}: the prompts have no ending in common. Leave {ENDING} out.")
         for number in range(len(self.examples)):
             ids, answer = self._ids_and_answer(number, tokenizer)
-            start = max(answer, common_prefix_length(ids, shared))
-            yield Text(number, ids, min(start, len(ids) - 1), groups[number])
+            start = min(max(answer, common_prefix_length(ids, beginning)), len(ids) - 1)
+            own = common_prefix_length(ids[start:][::-1], ending) if len(first) > 1 else 0
+            yield Text(number, ids, *self._places(start, len(ids) - own, len(ids)), groups[number])
+
+    def _places(self, start: int, ending: int, end: int) -> tuple[int, int]:
+        """From where to where the tokens count: one of them at least."""
+        if self.part == "ending":
+            return min(ending, end - 1), end
+        return start, end if self.part == "answers" else max(ending, start + 1)
 
     def fingerprint(self) -> str:
         """Of the texts, their labels and which part counts; 16 hex digits."""
         rows = [[*example, group] for example, group in zip(self.examples, self.groups, strict=True)]
-        said = json.dumps([rows, self.labels, self.with_answers], sort_keys=True)
+        said = json.dumps([rows, self.labels, self.part], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -105,6 +123,9 @@ def load(name: str, most: int, split: str | None = None, label_column: str = "la
     Raises:
         InputError: if there is no such data set, or it has no texts.
     """
+    if name.endswith(ENDING):
+        of_texts = load(name.removesuffix(ENDING), most, split, label_column)
+        return replace(of_texts, name=name, part="ending")
     if name == _SAFETY + ANSWERS:
         return _judged_answers(name, most)
     if name in PUBLISHED:
@@ -123,7 +144,7 @@ def _task(name: str, task_name: str, most: int) -> TextSet:
         examples,
         [example.response if task.labels else None for example in examples],
         "" if task.labels else f"{task_name} has no labels.",
-        with_answers=name != task_name,
+        part="text" if name == task_name else "answers",
         task_labels=task.labels,
     )
 
@@ -148,7 +169,7 @@ def _judged_answers(name: str, most: int) -> TextSet:
     rows = splits[source.split].select(range(min(most, len(splits[source.split]))))
     examples = [Example(row["prompt"], row["response"]) for row in rows]
     labels = ["safe" if is_safe else "unsafe" for is_safe in rows["is_safe"]]
-    return _labelled(name, examples, labels, "", is_safety=True, with_answers=True)
+    return _labelled(name, examples, labels, "", is_safety=True, part="answers")
 
 
 def _any(name: str, most: int, split: str | None, label_column: str) -> TextSet:
@@ -177,7 +198,7 @@ def _labelled(
     labels: Sequence[str | None],
     note: str,
     is_safety: bool = False,
-    with_answers: bool = False,
+    part: Part = "text",
     task_labels: tuple[str, ...] = (),
 ) -> TextSet:
     if not examples:
@@ -192,7 +213,7 @@ def _labelled(
         name=name,
         is_safety=is_safety,
         examples=examples,
-        with_answers=with_answers,
+        part=part,
         labels=tuple(names),
         groups=[-1 if label is None else place.get(label, -1) for label in labels],
         note=note if names or not note else f"{note} Label statistics are left out.",

@@ -8,6 +8,7 @@ Shapes: B texts of a batch, L tokens of each, T counted tokens of a batch, U uni
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -63,12 +64,13 @@ def collect(
     norms = OutputNorms(layout)
     seen = _Seen(layout)
     with seen.watching():
-        for batch in _batches(texts, batch_size):
-            ids_BL, length_B = _padded(batch, pad_token_id, device)
+        for batch in batches(texts, batch_size):
+            ids_BL, length_B = padded_batch(batch, pad_token_id, device)
             place_L = torch.arange(ids_BL.shape[1], device=device)
             mask_BL = place_L < length_B[:, None]
             start_B = torch.tensor([text.start for text in batch], device=device)
-            counted_BL = mask_BL & (place_L >= start_B[:, None])
+            stop_B = torch.tensor([text.stop for text in batch], device=device)
+            counted_BL = mask_BL & (place_L >= start_B[:, None]) & (place_L < stop_B[:, None])
             with norms.measuring(counted_BL) if norms.tokens < _NORM_TOKENS else norms.resting():
                 model(input_ids=ids_BL, attention_mask=mask_BL.long(), logits_to_keep=1, use_cache=False)
             collector.add(seen.take(ids_BL.shape), ids_BL, counted_BL, length_B, batch)
@@ -78,7 +80,7 @@ def collect(
     return collector.finish(norms.mean())
 
 
-def _batches(texts: Iterable[Text], batch_size: int) -> Iterator[list[Text]]:
+def batches(texts: Iterable[Text], batch_size: int) -> Iterator[list[Text]]:
     """Texts of similar length side by side; the longest of a window first."""
     stream = iter(texts)
     while window := list(islice(stream, batch_size * _WINDOW)):
@@ -87,7 +89,8 @@ def _batches(texts: Iterable[Text], batch_size: int) -> Iterator[list[Text]]:
             yield window[start : start + batch_size]
 
 
-def _padded(batch: Sequence[Text], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def padded_batch(batch: Sequence[Text], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids, padded on the right, ``(B, L)``, and lengths, ``(B,)``."""
     lengths = torch.tensor([len(text.ids) for text in batch])
     ids = torch.full((len(batch), int(lengths.max())), pad_token_id)
     for row, text in enumerate(batch):
@@ -103,14 +106,15 @@ class _Seen:
         self._names = {layer: name for name, layer in layout.layers.items()}
         self._of_module: dict[str, torch.Tensor] = {}
 
-    def watching(self) -> Any:
-        """A context manager, in which the units are seen."""
-        from contextlib import ExitStack
-
-        stack = ExitStack()
-        for end in watch(self._names, self._see):
-            stack.callback(end)
-        return stack
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """In the ``with`` block, the units are seen."""
+        ends = watch(self._names, self._see)
+        try:
+            yield
+        finally:
+            for end in ends:
+                end()
 
     def _see(self, layer: Any, adapter: str, h: torch.Tensor) -> None:
         if adapter == self._layout.adapter:
@@ -125,6 +129,6 @@ class _Seen:
             h = self._of_module[name]
             if h.numel() != shape.numel() * rank:
                 raise ValueError(f"{name} sees rows of its own, not the tokens of the batch; its units are no tokens'.")
-            parts.append(h.reshape(*shape, rank).to(self._of_module[name].device))
+            parts.append(h.reshape(*shape, rank))
         self._of_module = {}
         return torch.cat([part.to(parts[0].device) for part in parts], -1).float()

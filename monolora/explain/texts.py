@@ -25,12 +25,14 @@ class Text(NamedTuple):
         number: in its data set, from 0.
         ids: token ids.
         start: tokens before this place are read but not counted, as when all texts share their beginning.
+        stop: tokens from this place on are not counted either, as when all texts share their ending.
         group: number of its label; -1 for none.
     """
 
     number: int
     ids: Sequence[int]
     start: int = 0
+    stop: int = 2**31
     group: int = -1
 
 

@@ -27,13 +27,14 @@ GROUPS, CONTEXTS, BATCH = 3, 4, 4
 
 
 def _texts() -> list[Text]:
-    """Thirty texts of 3 to 30 tokens, some without a label, some of which the beginning does not count."""
+    """Thirty texts of 3 to 30 tokens, some without a label, of which beginnings and endings may not count."""
     random = np.random.default_rng(3)
     return [
         Text(
             number,
             random.integers(3, 40, int(random.integers(3, 31))).tolist(),
             start=int(random.integers(0, 3)),
+            stop=int(random.integers(3, 40)),
             group=int(random.integers(-1, GROUPS)),
         )
         for number in range(30)
@@ -82,7 +83,7 @@ def by_hand(model: PeftModel) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def all_tokens(by_hand: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([h[text.start :] for h, text in zip(by_hand, _texts(), strict=True)])
+    return np.concatenate([h[text.start : text.stop] for h, text in zip(by_hand, _texts(), strict=True)])
 
 
 def test_sums_over_tokens(found: Collected, all_tokens: np.ndarray) -> None:
@@ -117,7 +118,7 @@ def test_effect_is_the_mean_norm_of_a_units_part_of_the_output(
         with torch.no_grad():
             model(input_ids=torch.tensor([text.ids]))
         for rows in norms.values():
-            rows[-1] = rows[-1][text.start :].norm(dim=-1)
+            rows[-1] = rows[-1][text.start : text.stop].norm(dim=-1)
     for handle in handles:
         handle.remove()
     base = torch.cat([torch.cat(rows).mean().expand(4) for rows in norms.values()])
@@ -140,7 +141,7 @@ def _ends(contexts: Contexts, by_hand: list[np.ndarray], unit: int) -> Iterator[
     """Peaks above 0 of each text: value, number, position; strongest first."""
     peaks = []
     for h, text in zip(by_hand, _texts(), strict=True):
-        counted = contexts.sign * h[text.start :, unit]
+        counted = contexts.sign * h[text.start : text.stop, unit]
         peaks.append((float(counted.max()), text.number, int(counted.argmax()) + text.start))
     yield from sorted((peak for peak in peaks if peak[0] > 0), key=lambda peak: (-peak[0], peak[1]))
 
@@ -162,7 +163,7 @@ def test_the_strongest_contexts_are_exact(found: Collected, by_hand: list[np.nda
                     token = int(contexts.ids_UKW[unit, slot, w])
                     activation = float(contexts.activation_UKW[unit, slot, w])
                     assert token == (texts[number].ids[place] if is_there else NO_TOKEN)
-                    if is_there and place >= texts[number].start:
+                    if is_there and texts[number].start <= place < texts[number].stop:
                         assert activation == pytest.approx(by_hand[number][place, unit], rel=1e-4, abs=1e-5)
                     else:
                         assert np.isnan(activation)
@@ -170,7 +171,7 @@ def test_the_strongest_contexts_are_exact(found: Collected, by_hand: list[np.nda
 
 def test_texts_by_label(model: PeftModel, found: Collected, by_hand: list[np.ndarray]) -> None:
     texts = _texts()
-    means = np.stack([h[text.start :].mean(0) for h, text in zip(by_hand, texts, strict=True)])
+    means = np.stack([h[text.start : text.stop].mean(0) for h, text in zip(by_hand, texts, strict=True)])
     groups = np.array([GROUPS if text.group < 0 else text.group for text in texts])
     assert found.texts_G.tolist() == np.bincount(groups, minlength=GROUPS + 1).tolist()
     for group in range(GROUPS + 1):
@@ -186,7 +187,7 @@ def test_labels_of_the_strongest_texts(found: Collected, by_hand: list[np.ndarra
     texts = [text for text in _texts() if text.group >= 0]
     for end, sign in enumerate((1, -1)[: len(found.strongest_SUM)]):
         for unit in range(len(found.firing)):
-            means = [(sign * by_hand[text.number][text.start :, unit].mean(), text) for text in texts]
+            means = [(sign * by_hand[text.number][text.start : text.stop, unit].mean(), text) for text in texts]
             ordered = sorted((each for each in means if each[0] > 0), key=lambda each: (-each[0], each[1].number))
             expected = [text.group for _, text in ordered][:STRONGEST]
             assert found.strongest_SUM[end, unit].tolist() == expected + [-1] * (STRONGEST - len(expected))
@@ -195,7 +196,7 @@ def test_labels_of_the_strongest_texts(found: Collected, by_hand: list[np.ndarra
 def test_tokens_with_the_highest_means(found: Collected, by_hand: list[np.ndarray]) -> None:
     seen: dict[int, list[np.ndarray]] = defaultdict(list)
     for h, text in zip(by_hand, _texts(), strict=True):
-        for place in range(text.start, len(text.ids)):
+        for place in range(text.start, min(text.stop, len(text.ids))):
             seen[text.ids[place]].append(h[place])
     often = {token: np.stack(rows) for token, rows in seen.items() if len(rows) >= token_means.FEWEST}
     for top, sign in zip(found.tokens_by_end, (1, -1), strict=False):

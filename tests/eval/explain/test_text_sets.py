@@ -46,6 +46,11 @@ def test_the_beginning_that_all_texts_share_does_not_count(tokenizer: PreTrained
     assert shared > 5
     assert {text.start for text in texts} == {shared}
     assert [text.ids for text in texts] == all_ids
+    ending = next(place for place in range(99) if len({ids[-1 - place] for ids in all_ids}) > 1)
+    assert ending > 2
+    assert {len(text.ids) - text.stop for text in texts} == {ending}
+    at_end = list(load("demo-ending", 40).texts(tokenizer, found.groups))
+    assert [(text.start, text.stop) for text in at_end] == [(text.stop, len(text.ids)) for text in texts]
     assert [text.number for text in texts] == list(range(40))
 
 
@@ -54,12 +59,12 @@ def test_a_text_that_is_its_beginning_alone_counts_with_its_last_token(
 ) -> None:
     found = load(_file(tmp_path, [{"text": "the same"}, {"text": "the same"}]), 9)
     for text in found.texts(tokenizer, found.groups):
-        assert text.start == len(text.ids) - 1 > 0
+        assert (text.start, text.stop) == (len(text.ids) - 1, len(text.ids))
 
 
 def test_answers_count_alone(tokenizer: PreTrainedTokenizerFast) -> None:
     found = load("demo-answers", 5)
-    assert found.with_answers
+    assert found.part == "answers"
     for text, example in zip(found.texts(tokenizer, found.groups), found.examples, strict=True):
         context, answer = split_at_answer(example, tokenizer)
         assert text.ids == context + answer
@@ -96,11 +101,14 @@ def test_where_there_are_no_labels_it_is_said(tmp_path: Path, rows: list[dict[st
     assert "eft out" in found.note or "need 2 to 50" in found.note
 
 
-def test_a_data_set_without_texts_is_refused(tmp_path: Path) -> None:
+def test_a_data_set_without_texts_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(InputError, match="needed are"):
         load(_file(tmp_path, [{"number": 3}]), 9)
     with pytest.raises(InputError, match="no data set"):
         load("./nothing.jsonl", 9)
+    found = load(_file(tmp_path, [{"text": "one"}, {"text": "other"}]) + "-ending", 9)
+    with pytest.raises(InputError, match="no ending in common"):
+        list(found.texts(tokenizer, found.groups))
 
 
 @pytest.mark.parametrize(
@@ -111,5 +119,5 @@ def test_safety_sets_have_categories_or_verdicts(mirror: Path, name: str, labels
     found = load(name, 140)
     assert found.is_safety
     assert len(found.labels) == labels if labels else len(found.labels) > 5
-    assert found.with_answers == (name == "beavertails-answers")
+    assert (found.part == "answers") == (name == "beavertails-answers")
     assert not found.task_labels
