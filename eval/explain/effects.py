@@ -105,7 +105,7 @@ def ablations(
         return Ablations()
     effect_U = np.max([each.effect for each in features], axis=0)
     places = np.argsort(-effect_U, kind="stable")[: settings.ablate].tolist()
-    taken_out: list[Ablation] = [[layout.units[place]] for place in places] + [layout.units]
+    taken_out: list[Ablation] = [*([layout.units[place]] for place in places), layout.units]
     effects: list[Effect] = []
     for text_set in text_sets.values():
         if text_set.part != "text":

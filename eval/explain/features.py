@@ -5,6 +5,7 @@ Shapes: U units, E bins, S ends, K contexts, W tokens of a context.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -162,29 +163,29 @@ def _token_means(top: TopTokens, tokens: TokenTexts) -> list[list[TokenMean]]:
 
 
 def _contexts(contexts: Contexts, labels: list[str | None], tokens: TokenTexts) -> list[list[Context]]:
-    columns: Any = (
+    columns = [
         contexts.value_UK * contexts.sign,
         contexts.number_UK,
         contexts.position_UK,
         contexts.length_UK,
         contexts.ids_UKW,
         contexts.activation_UKW,
-    )
-    of_units = zip(*(column.cpu().tolist() for column in columns), strict=True)
+    ]
+    units: Iterator[list[Any]] = map(list, zip(*(column.cpu().tolist() for column in columns), strict=True))
     return [
-        [_context(*each, labels, tokens) for each in zip(*of_unit, strict=True) if each[1] >= 0] for of_unit in of_units
+        [_context(labels, tokens, *each) for each in zip(*of_unit, strict=True) if each[1] >= 0] for of_unit in units
     ]
 
 
 def _context(
+    labels: list[str | None],
+    tokens: TokenTexts,
     value: float,
     number: int,
     position: int,
     length: int,
     ids_W: list[int],
     activation_W: list[float],
-    labels: list[str | None],
-    tokens: TokenTexts,
 ) -> Context:
     there = [place for place, token_id in enumerate(ids_W) if token_id != NO_TOKEN]
     return Context(

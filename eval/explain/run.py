@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,10 +122,15 @@ def _pass(
                 pad_token_id=tokenizer.pad_token_id,
                 batch_size=settings.batch_size,
                 contexts=settings.contexts,
-                step=lambda texts: [step() for _ in range(texts)] and None,
+                step=lambda texts: _steps(step, texts),
             )
     features = dataset_features(found, text_set, grouping, groups, TokenTexts(tokenizer))
     return Counted(found, grouping), features
+
+
+def _steps(step: Callable[[], None], times: int) -> None:
+    for _ in range(times):
+        step()
 
 
 def _right_answers(inference: Inference, text_set: TextSet) -> list[bool]:

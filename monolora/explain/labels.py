@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, xlogy
 from scipy.stats import hypergeom
 
+from monolora.explain.chance import expected_information
+
 COARSE_BINS = 10
 EXACT_UP_TO = 200  # texts drawn: the work grows with their cube
 _DRAWS = 100_000
@@ -41,8 +43,8 @@ def mutual_information(counts_UGE: Counts) -> Information:
     together, so that where many are tied (at zero, of a sparse unit) there are fewer than ten: an own one for the tie,
     and tenths of the rest.
 
-    What counts give is too much on average, the more so the fewer texts there are; the bias is taken off (Miller and
-    Madow, 1955: each entropy gets its non-empty cells, less one, over twice the texts) and what is below 0 then is 0.
+    What counts give is too much on average, the more so the fewer texts there are: what tables of the same margins have
+    by chance (:func:`monolora.explain.chance.expected_information`) is taken off, and what is below 0 then is 0.
     The p-value is that of Pearson's chi-squared test of independence on the same table, with (labels - 1)(coarse
     bins - 1) degrees of freedom. The G-test, which asks the same of the information itself, finds too much where texts
     are few: of units that know nothing of 14 labels with 50 texts each, 12 % are below 0.05 then, and 5 % here.
@@ -75,13 +77,11 @@ def coarsened(counts_UGE: Counts, bins: int = COARSE_BINS) -> Floats:
 def _information(counts_UGK: Floats) -> tuple[Floats, Floats]:
     labels_UG, bins_UK, n_U = counts_UGK.sum(2), counts_UGK.sum(1), counts_UGK.sum((1, 2))
     rows_U, columns_U = (labels_UG > 0).sum(1), (bins_UK > 0).sum(1)
-    cells_U = (counts_UGK > 0).sum((1, 2))
     # n times the information, in nats
     nats_U = _sum_of_logs(counts_UGK) - _sum_of_logs(labels_UG) - _sum_of_logs(bins_UK) + xlogy(n_U, n_U)
-    bias_U = (cells_U - rows_U - columns_U + 1) / 2
     freedom_U = (rows_U - 1) * (columns_U - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        bits_U = np.maximum((nats_U - bias_U) / n_U, 0) / np.log(2)
+        bits_U = np.maximum(nats_U / n_U - expected_information(labels_UG, bins_UK), 0) / np.log(2)
     p_U = np.where(freedom_U > 0, chdtrc(freedom_U, _chi_squared(counts_UGK)), 1.0)
     return np.where(n_U > 0, bits_U, np.nan), np.where(n_U > 0, p_U, np.nan)
 

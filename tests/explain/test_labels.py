@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import chi2_contingency
 from sklearn.metrics import mutual_info_score
+from sklearn.metrics.cluster import expected_mutual_information
 
 from monolora.explain import labels
 from monolora.explain.labels import coarsened, consistency_by_chance, mutual_information, semantic_consistency
@@ -34,11 +35,11 @@ def _merged(counts_GE: np.ndarray, bins: int = 10) -> np.ndarray:
 
 
 def _information(counts_GK: np.ndarray) -> float:
-    """By scikit-learn from every text, the bias taken off as Miller and Madow say, in bits."""
+    """By scikit-learn, what it expects by chance taken off, in bits."""
     pairs = [(g, k) for (g, k), count in np.ndenumerate(counts_GK) for _ in range(count)]
     rows, columns = ([pair[side] for pair in pairs] for side in (0, 1))
-    cells = [len(set(seen)) - 1 for seen in (rows, columns, pairs)]
-    nats = mutual_info_score(rows, columns) + (cells[0] + cells[1] - cells[2]) / (2 * len(pairs))
+    full = counts_GK[counts_GK.any(1)][:, counts_GK.any(0)]
+    nats = mutual_info_score(rows, columns) - expected_mutual_information(full, int(full.sum()))
     return max(0.0, nats / np.log(2))
 
 
@@ -87,10 +88,22 @@ def test_a_unit_that_knows_the_label_and_one_that_does_not() -> None:
     knows = np.zeros((4, 8), dtype=np.int64)
     knows[range(4), range(0, 8, 2)] = 250  # four labels, each in a bin of its own
     found = mutual_information(np.stack([knows, np.full((4, 8), 125)]))
-    assert found.bits_U[0] == pytest.approx(2, abs=0.01)
+    assert found.bits_U[0] == pytest.approx(2, abs=0.02)
     assert found.p_U[0] < 1e-100
     assert found.bits_U[1] == 0
     assert found.p_U[1] == pytest.approx(1)
+
+
+def test_what_chance_gives_is_taken_off_on_average() -> None:
+    """Of units that know nothing of many labels with few texts each."""
+    rng = np.random.default_rng(0)
+    labels_N = rng.integers(14, size=160)
+    counts_UGE = np.zeros((400, 14, 160), dtype=np.int64)
+    for unit in range(400):
+        counts_UGE[unit, labels_N, rng.permutation(160)] = 1
+    found = mutual_information(counts_UGE)
+    assert 0.01 < found.bits_U.mean() < 0.05  # of what is left, half is below 0 and cut off there
+    assert 0.02 < (found.p_U < 0.05).mean() < 0.08
 
 
 def test_nothing_to_test() -> None:
