@@ -7,7 +7,8 @@ Shapes: R units of a module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import difflib
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from peft.tuners import lora
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from monolora.errors import InputError
+from monolora.errors import InputError, unknown
 from monolora.layer import MonoLoraLayer, monolora_class
 
 # Called with (layer, adapter name, units); the units have their dimension last, ``(..., R)``, and no gradient.
@@ -49,6 +50,41 @@ class UnitName(NamedTuple):
         if not (colon and module and unit.isdecimal()):
             raise InputError(f"{text!r} names no unit. Write MODULE:NUMBER, as model.layers.3.self_attn.q_proj:5.")
         return UnitName(module, int(unit))
+
+
+def find_units(names: Iterable[str], units: Mapping[str, int]) -> set[UnitName]:
+    """The units that names mean, whose modules may be given by their last parts (``3.self_attn.q_proj:5``).
+
+    Args:
+        names: in any order; a unit named twice is one.
+        units: of each module, by its whole name.
+
+    Raises:
+        InputError: for what names no unit, no module, several modules, or a unit that the module does not have.
+    """
+    found = set()
+    for name in names:
+        given = UnitName.parse(name)
+        module = _module(given.module, units)
+        if given.unit >= units[module]:
+            last = units[module] - 1
+            raise InputError(f"{module} has no unit {given.unit}. Take one of its {units[module]} units, 0 to {last}.")
+        found.add(UnitName(module, given.unit))
+    return found
+
+
+def _module(name: str, modules: Iterable[str]) -> str:
+    if name in modules:
+        return name
+    ending = [module for module in modules if module.endswith(f".{name}")]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        some = ", ".join(ending[:3]) + (", …" if len(ending) > 3 else "")
+        raise InputError(f"{name!r} is the end of {len(ending)} modules' names: {some}. Write more of the name.")
+    parts = name.count(".") + 1
+    ends = sorted({".".join(module.split(".")[-parts:]) for module in modules})
+    raise unknown("module", name, difflib.get_close_matches(name, ends, n=3, cutoff=0))
 
 
 def inner_model(model: nn.Module) -> nn.Module:

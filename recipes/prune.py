@@ -7,11 +7,10 @@ module has them (3.self_attn.q_proj:5). @FILE stands for the units in a file, on
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,13 +18,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from rich.console import Console
 
 from monolora.config import MonoLoraConfig
-from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble, unknown
+from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
 from monolora.fingerprints import fingerprint_files
 from monolora.flags import FlagParser
 from monolora.provenance import provenance, write_json
 from monolora.prune import Adapter, Pruned, read_adapter, without_units
 from monolora.recipes.record import no_empty_folder
-from monolora.units import UnitName
+from monolora.units import UnitName, find_units
 
 JSON = "pruned.json"
 # What beside config and weights belongs to an adapter: its tokenizer, not the records of the run that trained it.
@@ -101,41 +100,6 @@ def _names(words: Sequence[str]) -> Iterator[str]:
                 f"{word[1:]} cannot be read as a text file of units. Give one with a unit a line."
             ) from error
         yield from filter(None, map(str.strip, lines))
-
-
-def find_units(names: Iterable[str], units: Mapping[str, int]) -> set[UnitName]:
-    """The units that names mean, whose modules may be given by their last parts (``3.self_attn.q_proj:5``).
-
-    Args:
-        names: in any order; a unit named twice is one.
-        units: of each module, by its whole name.
-
-    Raises:
-        InputError: for what names no unit, no module, several modules, or a unit that the module does not have.
-    """
-    found = set()
-    for name in names:
-        given = UnitName.parse(name)
-        module = _module(given.module, units)
-        if given.unit >= units[module]:
-            last = units[module] - 1
-            raise InputError(f"{module} has no unit {given.unit}. Take one of its {units[module]} units, 0 to {last}.")
-        found.add(UnitName(module, given.unit))
-    return found
-
-
-def _module(name: str, modules: Iterable[str]) -> str:
-    if name in modules:
-        return name
-    ending = [module for module in modules if module.endswith(f".{name}")]
-    if len(ending) == 1:
-        return ending[0]
-    if ending:
-        some = ", ".join(ending[:3]) + (", …" if len(ending) > 3 else "")
-        raise InputError(f"{name!r} is the end of {len(ending)} modules' names: {some}. Write more of the name.")
-    parts = name.count(".") + 1
-    ends = sorted({".".join(module.split(".")[-parts:]) for module in modules})
-    raise unknown("module", name, difflib.get_close_matches(name, ends, n=3, cutoff=0))
 
 
 def _check_out(out: Path, source: Path, overwrite: bool) -> None:

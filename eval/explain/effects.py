@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from monolora.errors import InputError
 from monolora.eval import judges
 from monolora.eval.explain.ablated_responses import ablated_responses, judged_effects
 from monolora.eval.explain.ablations import (
@@ -19,7 +20,7 @@ from monolora.eval.explain.ablations import (
 )
 from monolora.eval.explain.contrasts import Counted
 from monolora.eval.explain.features import TokenTexts, merged_contexts
-from monolora.eval.explain.records import Ablations, DatasetFeatures, UnitLogits
+from monolora.eval.explain.records import Ablations, Contrast, DatasetFeatures, UnitLogits
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet
 from monolora.eval.judges import Judge, JudgeOptions
@@ -29,7 +30,7 @@ from monolora.eval.score import question
 from monolora.explain.layout import Layout
 from monolora.explain.logits import TopTokens, ablation_logits, direct_logits
 from monolora.recipes.inference import Inference, evaluating
-from monolora.units import UnitName
+from monolora.units import UnitName, find_units
 
 LOGITS = 10  # tokens that are raised, and lowered
 
@@ -83,28 +84,48 @@ def make_panel(settings: Settings) -> list[Judge]:
     return [judges.make(name, JudgeOptions()) for name in names]
 
 
+def chosen_units(
+    layout: Layout, features: Sequence[DatasetFeatures], contrasts: Sequence[Contrast], settings: Settings
+) -> list[int]:
+    """Places of the units that are ablated: those named, or the first by the ranking that was asked for.
+
+    Raises:
+        InputError: for a name that is none, or a ranking by contrasts where there are none.
+    """
+    if settings.ablate_units:
+        places = layout.places()
+        return sorted(places[unit] for unit in find_units(settings.ablate_units, layout.ranks))
+    if settings.ablate_by == "contrast" and not contrasts:
+        raise InputError("--ablate-by contrast needs a contrast. Give one with --contrast.")
+    columns = {
+        "effect": [each.effect for each in features],
+        "information": [np.nan_to_num(each.information) for each in features],
+        "contrast": [np.nan_to_num(np.abs(each.auc - 0.5)) for each in contrasts],
+    }
+    strength_U = np.max(columns[settings.ablate_by], axis=0)
+    return [int(place) for place in np.argsort(-strength_U, kind="stable")[: settings.ablate]]
+
+
 def ablations(
     inference: Inference,
     layout: Layout,
-    features: Sequence[DatasetFeatures],
+    places: Sequence[int],
     text_sets: Mapping[str, TextSet],
     panel: Sequence[Judge],
     settings: Settings,
 ) -> Ablations:
-    """What is lost without each of the units of the largest effect.
+    """What is lost without each of some units, and without all of the adapter's.
 
     Args:
         inference: the adapted model.
         layout: of its units.
-        features: of the data sets; the largest effect on any of them counts.
+        places: of the units that are taken out one at a time; of none, nothing is measured.
         text_sets: the data sets.
         panel: judges of answers to safety prompts.
-        settings: how many units and prompts.
+        settings: how many prompts.
     """
-    if not settings.ablate:
+    if not places:
         return Ablations()
-    effect_U = np.max([each.effect for each in features], axis=0)
-    places = np.argsort(-effect_U, kind="stable")[: settings.ablate].tolist()
     taken_out: list[Ablation] = [*([layout.units[place]] for place in places), layout.units]
     effects: list[Effect] = []
     for text_set in text_sets.values():

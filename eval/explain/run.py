@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from monolora.adapters import adapter_config, load_adapted
 from monolora.errors import SaveError
 from monolora.eval.explain.contrasts import Counted, Side, asks_for_answers, contrasted, side, usual
-from monolora.eval.explain.effects import ablations, make_panel, unit_logits
+from monolora.eval.explain.effects import ablations, chosen_units, make_panel, unit_logits
 from monolora.eval.explain.features import TokenTexts, dataset_features
 from monolora.eval.explain.grouping import Grouping
 from monolora.eval.explain.page.explorer import explorer_page
@@ -24,6 +24,7 @@ from monolora.fingerprints import fingerprint_files
 from monolora.provenance import provenance, write_json
 from monolora.recipes.inference import Inference, evaluating
 from monolora.recipes.scoring import label_likelihoods
+from monolora.units import find_units
 
 FEATURES, PAGE, RUN = "features.parquet", "explorer.html", "run.json"
 
@@ -84,12 +85,15 @@ def explain(adapter: str, settings: Settings) -> Explained:
     planned, panel = plan(settings), make_panel(settings)
     model, tokenizer = load_adapted(adapter, settings.model, dtype=settings.dtype)
     layout = Layout.of(model)
+    find_units(settings.ablate_units, layout.ranks)  # a wrong name is said before anything is measured
     inference = Inference(model=model, tokenizer=tokenizer, batch_size=settings.batch_size)
     counted, features = {}, []
     for name, text_set in planned.text_sets.items():
         counted[name], of_dataset = _pass(inference, text_set, planned.grouping(name), settings)
         features.append(of_dataset)
     first = next(iter(planned.text_sets.values()))
+    contrasts = [contrasted(pair, counted) for pair in planned.contrasts]
+    places = chosen_units(layout, features, contrasts, settings)
     explained = Explained(
         title=f"The units of {Path(adapter).name}",
         adapter=adapter,
@@ -99,8 +103,8 @@ def explain(adapter: str, settings: Settings) -> Explained:
         units=layout.units,
         datasets=features,
         logits=unit_logits(inference, layout, first, counted[first.name], settings),
-        ablations=ablations(inference, layout, features, planned.text_sets, panel, settings),
-        contrasts=[contrasted(pair, counted) for pair in planned.contrasts],
+        ablations=ablations(inference, layout, places, planned.text_sets, panel, settings),
+        contrasts=contrasts,
         made={"settings": asdict(settings), "adapter_fingerprint": fingerprint_files(adapter), **provenance()},
     )
     write(Path(settings.out), explained, planned.text_sets)

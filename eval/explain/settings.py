@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from monolora.errors import InputError
 from monolora.flags import setting, words
 
+RANKINGS = ("effect", "information", "contrast")
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -41,7 +42,15 @@ class Settings:
     logit_contexts: int = setting(
         4, "contexts over which a unit's effect on the next token is measured by ablation; 0 leaves it out", type=int
     )
-    ablate: int = setting(16, "units of the largest effect that are ablated one at a time; 0 leaves it out", type=int)
+    ablate: int = setting(16, "units that are ablated one at a time; 0 leaves it out", type=int)
+    ablate_by: str = setting(
+        "effect",
+        "which: of the largest effect or information on any data set, or the AUC farthest from 0.5 of any contrast",
+        choices=RANKINGS,
+    )
+    ablate_units: tuple[str, ...] = setting(
+        (), "these units instead, as 3.self_attn.q_proj:5", metavar="UNIT", nargs="+"
+    )
     ablation_prompts: int = setting(64, "prompts of each data set for these ablations", type=int)
     safety_prompts: int = setting(16, "safety prompts of each set answered under each ablation", type=int)
     max_new_tokens: int = setting(64, "of these answers", type=int)

@@ -153,6 +153,30 @@ def test_compare_explains_adapters_and_takes_what_is_explained(
     assert not (tmp_path / "again" / "lora").exists()
 
 
+def test_which_units_are_ablated(explain: Explain, evaluated: Evaluated, tmp_path: Path) -> None:
+    words = ("--dataset", "demo", "--logit-contexts", "0", *QUICK)
+    for number, (choice, column) in enumerate(
+        (
+            (("--ablate-by", "information"), lambda units: units["demo.information"]),
+            (
+                ("--ablate-by", "contrast"),
+                lambda units: (units["contrast.demo:positive~demo:negative.auc"] - 0.5).abs(),
+            ),
+            (
+                ("--ablate-units", "0.self_attn.v_proj:2"),
+                lambda units: units.index.str.endswith("0.self_attn.v_proj:2"),
+            ),
+        )
+    ):
+        out = tmp_path / str(number)
+        assert explain(evaluated.mono, *words, *choice, "--out", out)[0] == 0
+        units = pd.read_parquet(out / "features.parquet").set_index("unit")
+        ablated = units["ablation.demo.kl"].notna()
+        strength = pd.Series(column(units), index=units.index).astype(float)
+        assert ablated.sum() == (1 if "units" in choice[0] else 2)
+        assert strength[ablated].min() >= strength[~ablated].max()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -170,6 +194,7 @@ def test_compare_explains_adapters_and_takes_what_is_explained(
         (("nowhere", "--out", "x"), "holds no adapter"),
         (("MONO", "--out", "x", "--judges", "nobody"), "Unknown judge"),
         (("MONO", "--out", "x", "--datset", "demo"), "--dataset"),
+        (("MONO", "--out", "x", "--ablate-units", "9.self_attn.v_proj:0", *QUICK), "Unknown module"),
     ],
 )
 def test_what_cannot_be_is_one_line(
