@@ -149,7 +149,7 @@ def strongest_labels(labels_UM: NDArray[np.int64], names: tuple[str, ...]) -> tu
     if not names or not labels_UM.shape[1]:
         return np.full(units, np.nan), [None] * units
     counts_UK = (labels_UM[:, :, None] == np.arange(len(names))).sum(1)
-    is_whole_U = (labels_UM >= 0).all(1)
+    is_whole_U = np.asarray((labels_UM >= 0).all(1))
     share_U = np.where(is_whole_U, counts_UK.max(1) / labels_UM.shape[1], np.nan)
     most_U = counts_UK.argmax(1)
     return share_U, [names[k] if whole else None for k, whole in zip(most_U.tolist(), is_whole_U.tolist(), strict=True)]
