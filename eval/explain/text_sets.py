@@ -7,7 +7,7 @@ beavertails-answers  BeaverTails' questions with their answers, of which the ans
 HUB_ID, PATH         any data set that the recipes read, with or without answers; labels from a column
 
 What all prompts of a set begin and end with (the instruction, the chat template) is read, but does not count. Add
-``-ending`` to a name to count the tokens that all prompts end with instead: there the model decides what to answer.
+``-last`` to a name to count the last token of each prompt instead: there the model decides what to answer.
 Add ``-answers`` to the name of a task for its prompts with their right answers, of which the answers count.
 """
 
@@ -31,8 +31,8 @@ from monolora.recipes.prompts import prompt_ids, split_at_answer
 from monolora.recipes.tasks import BUILT_IN, Example
 from monolora.recipes.tasks.custom import prompt_rows, read
 
-ANSWERS, ENDING = "-answers", "-ending"
-Part = Literal["text", "ending", "answers"]
+ANSWERS, LAST = "-answers", "-last"
+Part = Literal["text", "last", "answers"]
 LONGEST = 1024  # tokens of a text that are read
 MOST_LABELS = 50
 _SHARED_BY = 256  # texts, in which the beginning and the ending that all share are looked for
@@ -82,16 +82,11 @@ class TextSet:
         Args:
             tokenizer: of the model.
             groups: of each text.
-
-        Raises:
-            InputError: if an ending is asked for and there is none.
         """
         first = [self.ids(number, tokenizer) for number in range(min(_SHARED_BY, len(self.examples)))]
         beginning = first[0][: min(common_prefix_length(first[0], other) for other in first)] if len(first) > 1 else []
         backwards = [ids[len(beginning) :][::-1] for ids in first]
         ending = backwards[0][: min(common_prefix_length(backwards[0], other) for other in backwards)]
-        if self.part == "ending" and (len(first) < 2 or not ending):
-            raise InputError(f"{self.name}: the prompts have no ending in common. Leave {ENDING} out.")
         for number in range(len(self.examples)):
             ids, answer = self._ids_and_answer(number, tokenizer)
             start = min(max(answer, common_prefix_length(ids, beginning)), len(ids) - 1)
@@ -100,8 +95,8 @@ class TextSet:
 
     def _places(self, start: int, ending: int, end: int) -> tuple[int, int]:
         """From where to where the tokens count: one of them at least."""
-        if self.part == "ending":
-            return min(ending, end - 1), end
+        if self.part == "last":
+            return end - 1, end
         return start, end if self.part == "answers" else max(ending, start + 1)
 
     def fingerprint(self) -> str:
@@ -123,9 +118,9 @@ def load(name: str, most: int, split: str | None = None, label_column: str = "la
     Raises:
         InputError: if there is no such data set, or it has no texts.
     """
-    if name.endswith(ENDING):
-        of_texts = load(name.removesuffix(ENDING), most, split, label_column)
-        return replace(of_texts, name=name, part="ending")
+    if name.endswith(LAST):
+        of_texts = load(name.removesuffix(LAST), most, split, label_column)
+        return replace(of_texts, name=name, part="last")
     if name == _SAFETY + ANSWERS:
         return _judged_answers(name, most)
     if name in PUBLISHED:
