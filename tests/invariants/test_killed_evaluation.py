@@ -4,28 +4,36 @@ not, and nothing is answered or judged twice."""
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from evaluated import Evaluated
 from inline import run_inline
-from tqdm import tqdm
 
 from monolora import cli
 
 # In the program itself each start takes seconds: MONOLORA_KILLS=20 for the whole law.
 KILLS_OF_THE_PROGRAM = int(os.environ.get("MONOLORA_KILLS", "2"))
+IMPORTED = [
+    "monolora.eval.generate",
+    "monolora.eval.score",
+    "monolora.eval.engines.hf",
+    "monolora.eval.judges.hf_backend",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.gemma2.modeling_gemma2",
+    "transformers.models.llama.modeling_llama",
+]
 FILES = ("responses.jsonl", "scores.jsonl", "measurements.jsonl")
 
 
@@ -57,46 +65,29 @@ def wait_for(folder: Path, lines: int, alive: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-class Forked:
-    """A copy of this process, with everything imported, that runs the program."""
-
-    def __init__(self, words: list[str]) -> None:
-        self._pid = os.fork()
-        self._ended = False
-        if self._pid == 0:
-            sink = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(sink, 1)
-            os.dup2(sink, 2)
-            # The lock of progress bars is shared with this process: killed while holding it, the copy would stop both.
-            tqdm.set_lock(threading.RLock())
-            os._exit(cli.main(words))
-
-    def alive(self) -> bool:
-        """Whether it has not ended by itself."""
-        self._ended = self._ended or os.waitpid(self._pid, os.WNOHANG)[0] != 0
-        return not self._ended
-
-    def kill(self) -> bool:
-        """Kill it; whether it was still alive."""
-        if not self.alive():
-            return False
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-        return True
+def run_quietly(words: list[str]) -> None:
+    """The program, in this process; nothing is undone, as the process is a copy made for it."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    run_inline(pytest.MonkeyPatch())
+    sys.exit(cli.main(words))
 
 
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    """A fork has none of the threads that PyTorch computes with, and would wait for them for ever."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="module")
+def copies() -> ForkServerContext:
+    """Makes processes with all imported. Not copies of this one: it has threads, whose locks a fork can take along."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    return context
 
 
-@pytest.mark.usefixtures("_one_thread")
 def test_killed_at_random_moments(
-    evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    evaluated: Evaluated,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    copies: ForkServerContext,
 ) -> None:
     run_inline(monkeypatch)
     words = ["eval", "run", *evaluated.run_flags()]
@@ -105,10 +96,15 @@ def test_killed_at_random_moments(
     for run in range(5):
         folder = tmp_path / f"killed-{run}"
         for moment in sorted(moments.randrange(total) for _ in range(4)):
-            child = Forked([*words, "--out", str(folder)])
-            wait_for(folder, moment, child.alive)
-            time.sleep(moments.random() * 0.03)
-            kills += child.kill()
+            child = copies.Process(target=run_quietly, args=([*words, "--out", str(folder)],))
+            child.start()
+            try:
+                wait_for(folder, moment, child.is_alive)
+                time.sleep(moments.random() * 0.03)
+            finally:
+                child.kill()
+                child.join()
+            kills += child.exitcode == -signal.SIGKILL
         assert cli.main([*words, "--out", str(folder)]) == 0
         assert records(folder) == records(tmp_path / "whole")
         assert table(folder) == table(tmp_path / "whole")
@@ -126,9 +122,11 @@ def test_the_program_killed_at_random_moments(evaluated: Evaluated, tmp_path: Pa
     targets = sorted(moments.randint(0, total - 1) for _ in range(KILLS_OF_THE_PROGRAM))
     for target in targets:
         process = subprocess.Popen([*words, "--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_for(folder, target, lambda process=process: process.poll() is None)
-        time.sleep(moments.random() * 0.05)  # longer, and all that is left would be done
-        process.kill()
+        try:
+            wait_for(folder, target, lambda process=process: process.poll() is None)
+            time.sleep(moments.random() * 0.05)  # longer, and all that is left would be done
+        finally:
+            process.kill()
         killed += process.wait() == -signal.SIGKILL
     assert killed > 0
     subprocess.run([*words, "--out", str(folder)], check=True, capture_output=True)
