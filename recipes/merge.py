@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from monolora.merge.unload import active_units, dequantized
 from monolora.recipes import merge_report
 from monolora.recipes import subject as subjects
 from monolora.recipes.inference import PROGRESS, input_device
-from monolora.recipes.record import no_empty_folder
+from monolora.recipes.output_folder import check_apart, check_free, whole_or_nothing
 from monolora.recipes.subject import Subject
 from monolora.recipes.texts import Rows, batches
 from monolora.recipes.verify import CALIBRATION_TOKENS, add_flags, check_flags, task_of, texts_of, verify
@@ -50,14 +49,14 @@ def main(argv: list[str]) -> int:
     flags = _parser().parse(argv)
     check_flags(flags)
     out = Path(flags.out)
-    _check_out(out, flags.overwrite)
+    check_free(out, record=merge_report.JSON, what="merge", overwrite=flags.overwrite)
     subject = subjects.from_flags(flags.adapter, flags)
-    _check_apart(out, (*subject.adapters, subject.model))
+    check_apart(out, (*subject.adapters, subject.model), "merge")
     _check_method(subject, flags)
     task = task_of(subject, flags)
     console = Console()
     started = time.monotonic()
-    with _whole_or_nothing(out) as aside, subject.loaded() as (model, tokenizer):
+    with whole_or_nothing(out) as aside, subject.loaded() as (model, tokenizer):
         calibration = _calibration(subject, flags, model)
         texts = texts_of(task, calibration, tokenizer, flags)
         merge = {**subject.described(), "method": flags.method, "form": flags.form, "calibration": calibration}
@@ -102,25 +101,6 @@ def _parser() -> FlagParser:
     subjects.add_flags(parser)
     add_flags(parser)
     return parser
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    """Raises: InputError, where something is in the way."""
-    if Path.cwd().is_relative_to(out.resolve()):
-        raise InputError(f"{out} is the working directory, or holds it. Take another folder.")
-    if not out.exists():
-        return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / merge_report.JSON).is_file()):
-        raise InputError(f"{out} exists and is no merge. Take another folder.")
-    if any(out.iterdir()) and not overwrite:
-        raise InputError(f"{out} holds another merge. Take another folder, or replace it with --overwrite.")
-
-
-def _check_apart(out: Path, inputs: Iterable[str]) -> None:
-    """Raises: InputError, where the merge would take the place of what it is made from."""
-    for path in map(Path, inputs):
-        if path.exists() and path.resolve().is_relative_to(out.resolve()):
-            raise InputError(f"{out} holds {path}, which the merge is made from. Take another folder.")
 
 
 def _check_method(subject: Subject, flags: argparse.Namespace) -> None:
@@ -241,28 +221,6 @@ def _described(linear_map: LinearMap) -> dict[str, Any]:
         "tokens": linear_map.tokens,
         "intercept": linear_map.intercept is not None,
     }
-
-
-@contextmanager
-def _whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder aside to write into; it takes the place of ``out`` when all of it is written, and else is removed."""
-    out = out.resolve()
-    aside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)  # of a merge that was killed
-    with no_empty_folder(out.parent):
-        try:
-            aside.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(f"Cannot write to {out.parent}: {error.strerror}. Take another folder.") from error
-        try:
-            yield aside
-            earlier = out.with_name(f".{out.name}.old")
-            if out.exists():
-                out.replace(earlier)  # whatever happens now, one of the two is whole
-            aside.replace(out)
-            shutil.rmtree(earlier, ignore_errors=True)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

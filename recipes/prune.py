@@ -11,7 +11,6 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -23,7 +22,7 @@ from monolora.fingerprints import fingerprint_files
 from monolora.flags import FlagParser
 from monolora.provenance import provenance, write_json
 from monolora.prune import Adapter, Pruned, read_adapter, without_units
-from monolora.recipes.record import no_empty_folder
+from monolora.recipes.output_folder import check_apart, check_free, whole_or_nothing
 from monolora.units import UnitName, find_units
 
 JSON = "pruned.json"
@@ -47,7 +46,8 @@ def main(argv: list[str]) -> int:
     """Prune and write; returns the exit status."""
     flags = _flags(argv)
     source, out = Path(flags.adapter), Path(flags.out)
-    _check_out(out, source, flags.overwrite)
+    check_apart(out, (source,), "pruned adapter")
+    check_free(out, record=JSON, what="pruned adapter", overwrite=flags.overwrite)
     adapter = read_adapter(flags.adapter)
     chosen = find_units(_names(flags.units or flags.keep), adapter.units)
     if not chosen:
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--keep names all {len(everything)} units: there is nothing to take out.")
     pruned = without_units(adapter, gone)
     try:
-        with _whole_or_nothing(out) as aside:
+        with whole_or_nothing(out) as aside:
             _write(aside, source, adapter, pruned, gone)
     except Exception as error:
         if is_disk_trouble(error) and not isinstance(error, (InputError, SaveError)):
@@ -100,41 +100,6 @@ def _names(words: Sequence[str]) -> Iterator[str]:
                 f"{word[1:]} cannot be read as a text file of units. Give one with a unit a line."
             ) from error
         yield from filter(None, map(str.strip, lines))
-
-
-def _check_out(out: Path, source: Path, overwrite: bool) -> None:
-    """Raises: InputError, where something is in the way."""
-    for inside in (Path.cwd(), source.resolve()):
-        if inside.is_relative_to(out.resolve()):
-            raise InputError(f"{out} holds {inside}, which is needed. Take another folder.")
-    if not out.exists():
-        return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / JSON).is_file()):
-        raise InputError(f"{out} exists and is no pruned adapter. Take another folder.")
-    if any(out.iterdir()) and not overwrite:
-        raise InputError(f"{out} holds another pruned adapter. Take another folder, or replace it with --overwrite.")
-
-
-@contextmanager
-def _whole_or_nothing(out: Path) -> Iterator[Path]:
-    """A folder aside to write into; it takes the place of ``out`` when all of it is written, and else is removed."""
-    out = out.resolve()
-    aside, earlier = out.with_name(f".{out.name}.part"), out.with_name(f".{out.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    with no_empty_folder(out.parent):
-        try:
-            aside.mkdir(parents=True)
-        except OSError as error:
-            raise InputError(f"Cannot write to {out.parent}: {error.strerror}. Take another folder.") from error
-        try:
-            yield aside
-            if out.exists():
-                shutil.rmtree(earlier, ignore_errors=True)
-                out.replace(earlier)  # whatever happens now, one of the two is whole
-            aside.replace(out)
-            shutil.rmtree(earlier, ignore_errors=True)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(folder: Path, source: Path, adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -> None:

@@ -16,6 +16,8 @@ from monolora.errors import InputError, in_one_line
 FEATURES, RUN = "features.parquet", "run.json"
 _COLUMNS = ("firing_rate", "effect", "consistency", "strongest_consistency", "information", "information_q")
 _ALIKE = ("texts", "strongest")
+_RUN_KEYS = {"adapter", "datasets", "method", "model"}
+_DATASET_KEYS = {"chance", "fingerprint", "name", "tokens", *_ALIKE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ def read(name: str, folder: Path) -> Features:
         units = pd.read_parquet(folder / FEATURES)
     except (ValueError, OSError, ArrowException) as error:
         raise InputError(f"{name}: {folder} cannot be read: {in_one_line(error)} {_again(folder)}") from error
-    if not isinstance(run, dict) or not {"datasets", "adapter", "method", "model"} <= run.keys():
+    if not (_has(run, _RUN_KEYS) and all(_has(each, _DATASET_KEYS) for each in run["datasets"])):
         raise InputError(f"{folder / RUN} is no record of monolora explain. {_again(folder)}")
     if "module" not in units or units.empty:
         raise InputError(f"{folder / FEATURES} has no units. {_again(folder)}")
@@ -99,6 +101,10 @@ def common_datasets(all_features: Sequence[Features]) -> list[tuple[str, str]]:
                     "Run monolora explain on all adapters with the same settings."
                 )
     return common
+
+
+def _has(entry: Any, keys: set[str]) -> bool:
+    return isinstance(entry, dict) and keys <= entry.keys()
 
 
 def _again(folder: Path) -> str:

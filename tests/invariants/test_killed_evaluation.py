@@ -13,11 +13,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from evaluated import Evaluated
 from inline import run_inline
 
@@ -70,34 +71,41 @@ def run_quietly(words: list[str]) -> None:
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
+    torch.set_num_threads(1)
     run_inline(pytest.MonkeyPatch())
     sys.exit(cli.main(words))
 
 
 @pytest.fixture(scope="module")
-def copies() -> ForkServerContext:
-    """Makes processes with all imported. Not copies of this one: it has threads, whose locks a fork can take along."""
+def start() -> Callable[[list[str]], ForkServerProcess]:
+    """Starts the program, with all imported already. Not in a fork of this process: its threads may hold locks."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
-    return context
+
+    def start_(words: list[str]) -> ForkServerProcess:
+        process = context.Process(target=run_quietly, args=(words,))
+        process.start()
+        return process
+
+    return start_
+
+
+def end(process: ForkServerProcess) -> None:
+    """Wait for its end, without errors."""
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_killed_at_random_moments(
-    evaluated: Evaluated,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-    copies: ForkServerContext,
+    evaluated: Evaluated, tmp_path: Path, start: Callable[[list[str]], ForkServerProcess]
 ) -> None:
-    run_inline(monkeypatch)
-    words = ["eval", "run", *evaluated.run_flags()]
-    assert cli.main([*words, "--out", str(tmp_path / "whole")]) == 0
+    words = ["eval", "run", *evaluated.run_flags(), "--out"]
+    end(start([*words, str(tmp_path / "whole")]))
     total, moments, kills = progress(tmp_path / "whole"), random.Random(8), 0
     for run in range(5):
         folder = tmp_path / f"killed-{run}"
         for moment in sorted(moments.randrange(total) for _ in range(4)):
-            child = copies.Process(target=run_quietly, args=([*words, "--out", str(folder)],))
-            child.start()
+            child = start([*words, str(folder)])
             try:
                 wait_for(folder, moment, child.is_alive)
                 time.sleep(moments.random() * 0.03)
@@ -105,11 +113,10 @@ def test_killed_at_random_moments(
                 child.kill()
                 child.join()
             kills += child.exitcode == -signal.SIGKILL
-        assert cli.main([*words, "--out", str(folder)]) == 0
+        end(start([*words, str(folder)]))
         assert records(folder) == records(tmp_path / "whole")
         assert table(folder) == table(tmp_path / "whole")
     assert kills >= 15  # the others had ended by then
-    capfd.readouterr()
 
 
 @pytest.mark.slow

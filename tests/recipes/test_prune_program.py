@@ -185,8 +185,8 @@ def test_bad_flags(refused: Refused, adapter: Path, tmp_path: Path) -> None:
 def test_bad_folders(refused: Refused, adapter: Path, chat_model: Path, tmp_path: Path) -> None:
     words = ("--units", f"{Q0}:1", "--overwrite")
     assert "holds no adapter" in refused(chat_model, tmp_path / "out", *words)
-    assert "which is needed" in refused(adapter, adapter, *words)
-    assert "which is needed" in refused(adapter, tmp_path, *words)
+    assert "which the pruned adapter is made from" in refused(adapter, adapter, *words)
+    assert "which the pruned adapter is made from" in refused(adapter, tmp_path, *words)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
     assert "exists and is no pruned adapter" in refused(adapter, tmp_path / "other", *words)

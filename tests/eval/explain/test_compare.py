@@ -216,6 +216,11 @@ def test_refuses_folders_that_cannot_be_compared(folders: dict[str, Path], tmp_p
     [
         ("run.json", b"{", "cannot be read"),
         ("run.json", b"[]", "is no record of monolora explain"),
+        (
+            "run.json",
+            b'{"adapter": "", "method": "", "model": "", "datasets": [{"name": "sst2"}]}',
+            "is no record of monolora explain",
+        ),
         ("features.parquet", b"PAR1", "cannot be read"),
     ],
 )
