@@ -1,59 +1,67 @@
-"""A page opened in headless Chromium."""
+"""Pages opened in headless Chromium, driven by Playwright."""
 
 from __future__ import annotations
 
-import json
 import shutil
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+
+from playwright.sync_api import Browser, sync_playwright
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DARK = "--blink-settings=preferredColorScheme=0"
-_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files")
-_SKIPPING_WAITS = "--virtual-time-budget=20000"
 
-
-def dumped(page: Path, fragment: str = "", flags: Sequence[str] = (_SKIPPING_WAITS,)) -> str:
-    """The page's document after its scripts have run; ``fragment`` is what comes after ``#``."""
-    assert BROWSER is not None
-    profile = f"--user-data-dir={page.parent / 'profile'}"
-    address = page.as_uri() + (f"#{fragment}" if fragment else "")
-    return subprocess.run(
-        [BROWSER, *_FLAGS, profile, *flags, "--dump-dom", address],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=True,
-    ).stdout
-
-
-def told(
-    page: Path, script: str, fragment: str = "", width: int = 1000, flags: Sequence[str] = (), real_time: bool = False
-) -> Any:
-    """What an async function's body returns about the page, as JSON; it sees the page as ``doc`` and ``win``.
-
-    The page is in a frame of ``width`` pixels: a window of Chromium's own is never as narrow as a phone. In
-    ``real_time`` the clock is right, and the function must not wait for anything; otherwise waits are skipped.
-    """
-    driver = page.parent / "driver.html"
-    address = page.name + (f"#{fragment}" if fragment else "")
-    driver.write_text(
-        f"""<!doctype html><meta charset="utf-8">
-<iframe width="{width}" height="800" src="{address}"></iframe><pre></pre>
-<script>
-const frame = document.querySelector("iframe");
+_HELPERS = """
+const win = window, doc = document;
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-frame.addEventListener("load", async () => {{
-  const win = frame.contentWindow, doc = frame.contentDocument;
-  const told = await (async () => {{ {script} }})();
-  document.querySelector("pre").dataset.told = encodeURIComponent(JSON.stringify(told));
-}});
-</script>""",
-        encoding="utf-8",
-    )
-    flags = (*flags, *(() if real_time else (_SKIPPING_WAITS,)))
-    return json.loads(unquote(dumped(driver, flags=flags).partition('data-told="')[2].partition('"')[0]))
+const until = async (holds) => {
+  for (const end = performance.now() + 30000; !holds(); await wait(10)) {
+    if (performance.now() > end) throw new Error(`for 30 seconds this has not held: ${holds}`);
+  }
+};
+"""
+
+
+class Told:
+    """Asks pages about themselves.
+
+    Args:
+        browser: in which each page is opened anew, without a network.
+    """
+
+    def __init__(self, browser: Browser) -> None:
+        self._browser = browser
+
+    def __call__(self, page: Path, script: str, fragment: str = "", width: int = 1000, dark: bool = False) -> Any:
+        """What an async function's body returns about a page, once that is loaded.
+
+        The function sees the page as ``doc`` and ``win``. What the page does later (after a key, a click, a new
+        address) is waited for by ``await until(() => …)``: however busy the machine is, it is there then. ``await
+        wait(0)`` lets what was begun at once come to its end; other times are for what must not happen.
+
+        Args:
+            page: an HTML file.
+            script: the function's body.
+            fragment: what comes after ``#`` in the address.
+            width: of the screen, in pixels.
+            dark: whether the reader prefers dark colours.
+        """
+        context = self._browser.new_context(
+            viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light", offline=True
+        )
+        try:
+            opened = context.new_page()
+            opened.goto(page.as_uri() + (f"#{fragment}" if fragment else ""))
+            return opened.evaluate(f"(async () => {{ {_HELPERS} {script} }})()")
+        finally:
+            context.close()
+
+
+@contextmanager
+def browser_open() -> Iterator[Told]:
+    """A browser for the ``with`` block. Playwright has an event loop running meanwhile; others can't start theirs."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER)
+        yield Told(browser)
+        browser.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium_page import BROWSER, told
+from chromium_page import BROWSER, Told
 from made_features import KEY, UNITS, made, written
 
 from monolora.eval.explain.records import DatasetFeatures, Explained
@@ -16,6 +16,8 @@ from monolora.eval.explain.records import DatasetFeatures, Explained
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 
 STATUS = "doc.getElementById('found').textContent"
+READ = f"await until(() => !{STATUS}.includes('reading'));"
+"""JavaScript: wait for the search in all texts."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ COLUMNS: dict[str, Callable[[Explained], Any]] = {
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_a_click_on_a_head_sorts(usual: Any, column: str) -> None:
+def test_a_click_on_a_head_sorts(told: Told, usual: Any, column: str) -> None:
     page, explained = usual
     script = f"""
     const seen = [];
@@ -65,7 +67,7 @@ def test_a_click_on_a_head_sorts(usual: Any, column: str) -> None:
         assert units == _ordered(explained, values, way == "descending")[: len(units)]
 
 
-def test_words_are_sorted_too(usual: Any) -> None:
+def test_words_are_sorted_too(told: Told, usual: Any) -> None:
     page, explained = usual
     label = [each or "~" for each in explained.datasets[0].ends[0].label]
     found = told(page, f"return {UNITS};", "sort=label")
@@ -75,18 +77,19 @@ def test_words_are_sorted_too(usual: Any) -> None:
     assert found == sorted(range(200), key=lambda unit: first[unit])[: len(found)]
 
 
-def test_scrolling_brings_the_other_rows(usual: Any) -> None:
+def test_scrolling_brings_the_other_rows(told: Told, usual: Any) -> None:
     page, _ = usual
     script = f"""
     const box = doc.getElementById("box");
-    const scrollTo = (share) => {{ // no frame is drawn here, which would bring the event
+    const scrollTo = async (share) => {{
+      const before = String({UNITS});
       box.scrollTop = share * box.scrollHeight;
-      box.dispatchEvent(new win.Event("scroll"));
+      await until(() => String({UNITS}) !== before);
     }};
-    scrollTo(0.5);
+    await scrollTo(0.5);
     const middle = {UNITS}, frame = box.getBoundingClientRect();
     const at = doc.elementFromPoint(frame.left + 300, frame.top + frame.height / 2).closest("tr").dataset.unit;
-    scrollTo(1);
+    await scrollTo(1);
     return [middle, at, {UNITS}, doc.querySelector("#rows tr:nth-child(2)").getAttribute("aria-rowindex")];
     """
     middle, at, last, index = told(page, script, "sort=unit")
@@ -106,7 +109,7 @@ def _words(dataset: DatasetFeatures, unit: int, explained: Explained) -> str:
 
 
 @pytest.mark.parametrize("q", ["the notebook", "VIOLIN", "q_proj:3", "layer 1", "1", "nowhere to be found", "r begin"])
-def test_search_finds_names_tokens_and_texts(usual: Any, q: str) -> None:
+def test_search_finds_names_tokens_and_texts(told: Told, usual: Any, q: str) -> None:
     page, explained = usual
     q_lower = q.lower()
     layer = "layers.1." if q in ("layer 1", "1") else None
@@ -121,7 +124,8 @@ def test_search_finds_names_tokens_and_texts(usual: Any, q: str) -> None:
     field.focus();
     field.value = {q!r};
     field.dispatchEvent(new win.Event("input", {{bubbles: true}}));
-    await wait(3000);
+    await until(() => win.location.hash.includes("q="));
+    {READ}
     return [{UNITS}, {STATUS}, win.location.hash, doc.getElementById("nothing").hidden];
     """
     units, status, address, is_nothing_hidden = told(page, script, "sort=unit")
@@ -129,14 +133,12 @@ def test_search_finds_names_tokens_and_texts(usual: Any, q: str) -> None:
     assert status == f"{len(expected)} of 200 units"
     assert is_nothing_hidden == bool(expected)
     assert f"q={q_lower.replace(' ', '%20')}&sort=unit" in address
-    assert told(page, f"await wait(3000); return {STATUS};", address[1:]) == status
+    assert told(page, f"{READ} return {STATUS};", address[1:]) == status
 
 
-def test_what_was_found_is_shown(usual: Any) -> None:
+def test_what_was_found_is_shown(told: Told, usual: Any) -> None:
     page, _ = usual
-    script = (
-        "await wait(3000); return [...doc.querySelectorAll('#rows .snippet mark')].map((each) => each.textContent);"
-    )
+    script = f"{READ} return [...doc.querySelectorAll('#rows .snippet mark')].map((each) => each.textContent);"
     marks = told(page, script, "q=laughed")
     assert marks
     assert set(marks) == {"laughed"}
@@ -155,7 +157,7 @@ def test_what_was_found_is_shown(usual: Any) -> None:
         ("show=marked&marked=3,90,4", lambda e, unit: unit in (3, 4, 90)),
     ],
 )
-def test_filters(usual: Any, fragment: str, wanted: Any) -> None:
+def test_filters(told: Told, usual: Any, fragment: str, wanted: Any) -> None:
     page, explained = usual
     expected = [unit for unit in range(200) if wanted(explained, unit)]
     assert expected
@@ -164,20 +166,20 @@ def test_filters(usual: Any, fragment: str, wanted: Any) -> None:
     assert status == f"{len(expected)} of 200 units"
 
 
-def test_the_form_filters(usual: Any) -> None:
+def test_the_form_filters(told: Told, usual: Any) -> None:
     page, explained = usual
     script = f"""
     const field = doc.querySelector("[name=show]");
     field.value = "dead";
     field.dispatchEvent(new win.Event("input", {{bubbles: true}}));
-    await wait(300);
+    await until(() => {STATUS} !== '200 units');
     return [{STATUS}, win.location.hash];
     """
     dead = int((explained.datasets[0].firing == 0).sum())
     assert told(page, script) == [f"{dead} of 200 units", "#show=dead"]
 
 
-def test_keys_walk_mark_and_open(usual: Any) -> None:
+def test_keys_walk_mark_and_open(told: Told, usual: Any) -> None:
     page, _ = usual
     script = f"""
     {KEY}
@@ -194,7 +196,7 @@ def test_keys_walk_mark_and_open(usual: Any) -> None:
     const open = doc.getElementById("keys").open;
     doc.getElementById("keys").close();
     doc.activeElement.click();
-    await wait(500);
+    await until(() => doc.activeElement.id === "unit-title");
     return {{seen, bar, far, search, back, open, address: win.location.hash, head: doc.activeElement.textContent}};
     """
     found = told(page, script, "sort=unit")
@@ -208,7 +210,7 @@ def test_keys_walk_mark_and_open(usual: Any) -> None:
     assert found["head"] == "L0 o_proj:13"
 
 
-def test_marks_make_one_command_and_stay_in_the_address(usual: Any) -> None:
+def test_marks_make_one_command_and_stay_in_the_address(told: Told, usual: Any) -> None:
     page, explained = usual
     script = """
     const stars = () => [...doc.querySelectorAll("#rows .star")];

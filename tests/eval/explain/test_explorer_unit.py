@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium_page import BROWSER, told
+from chromium_page import BROWSER, Told
 from made_features import KEY, made, written
 
 from monolora.eval.explain.records import Explained
@@ -45,7 +45,7 @@ def _shown(text: str) -> str:
     return text.replace("\n", "⏎")
 
 
-def test_a_unit_has_all_that_is_known_of_it(usual: Any) -> None:
+def test_a_unit_has_all_that_is_known_of_it(told: Told, usual: Any) -> None:
     page, explained = usual
     script = f"""
     {READ}
@@ -93,7 +93,7 @@ def test_a_unit_has_all_that_is_known_of_it(usual: Any) -> None:
     assert found["command"] == f"monolora prune 'runs/notes monolora' --units {explained.units[unit]} OUT"
 
 
-def test_colours_follow_activations(signed: Any) -> None:
+def test_colours_follow_activations(told: Told, signed: Any) -> None:
     page, explained = signed
     script = """
     const sign = ({classList}) => classList.contains("high") - classList.contains("low");
@@ -112,7 +112,7 @@ def test_colours_follow_activations(signed: Any) -> None:
             assert heat == pytest.approx(100 * (abs(value) / largest) ** 0.8, abs=1)
 
 
-def test_both_ends_of_signed_units(signed: Any) -> None:
+def test_both_ends_of_signed_units(told: Told, signed: Any) -> None:
     page, _ = signed
     script = f"""
     {READ}
@@ -126,7 +126,7 @@ def test_both_ends_of_signed_units(signed: Any) -> None:
     assert found == [["Highest activations", "Lowest activations"], 16, 20, "LI", True, True]
 
 
-def test_a_dead_unit_has_nothing_to_show(usual: Any) -> None:
+def test_a_dead_unit_has_nothing_to_show(told: Told, usual: Any) -> None:
     page, explained = usual
     assert explained.datasets[0].firing[7] == 0
     script = f"""{READ} const {{texts, heads}} = read(); return [heads, texts("p"), texts(".facts-of b")];"""
@@ -139,16 +139,15 @@ def test_a_dead_unit_has_nothing_to_show(usual: Any) -> None:
     assert numbers[4] == "– %"
 
 
-def test_opened_from_the_list_and_back(usual: Any) -> None:
+def test_opened_from_the_list_and_back(told: Told, usual: Any) -> None:
     page, _ = usual
     script = """
-    await wait(100); // until the page is loaded a new address takes the old one's place
     const row = doc.querySelectorAll("#rows tr[data-unit]")[3], unit = row.dataset.unit;
     row.children[4].click();
-    await wait(500);
+    await until(() => doc.getElementById("unit-title"));
     const open = [doc.getElementById("list-view").hidden, doc.querySelector("h2").textContent];
     win.history.back();
-    await wait(500);
+    await until(() => !doc.getElementById("list-view").hidden);
     const back = [doc.getElementById("list-view").hidden, doc.activeElement.closest("tr").dataset.unit === unit];
     return {open, back, address: win.location.hash};
     """
@@ -158,15 +157,15 @@ def test_opened_from_the_list_and_back(usual: Any) -> None:
     assert found["address"] == "#sort=unit"
 
 
-def test_keys_turn_pages(usual: Any) -> None:
+def test_keys_turn_pages(told: Told, usual: Any) -> None:
     page, _ = usual
     script = f"""
     {KEY}
     const seen = [], now = () => doc.activeElement.textContent;
-    for (const key of ["j", "ArrowRight", "k", "m"]) {{ press(key); await wait(100); seen.push(now()); }}
+    for (const key of ["j", "ArrowRight", "k", "m"]) {{ press(key); await wait(0); seen.push(now()); }}
     const pressed = doc.querySelector("#unit-view .star").getAttribute("aria-pressed"), address = win.location.hash;
     press("Escape");
-    await wait(500);
+    await until(() => !doc.getElementById("list-view").hidden);
     return [seen, pressed, address, doc.getElementById("unit-view").hidden, now()];
     """
     seen, pressed, address, is_list, now = told(page, script, "unit=model.layers.0.self_attn.q_proj:1")
@@ -177,22 +176,22 @@ def test_keys_turn_pages(usual: Any) -> None:
     assert is_list
 
 
-def test_partners_are_links_to_units(usual: Any) -> None:
+def test_partners_are_links_to_units(told: Told, usual: Any) -> None:
     page, explained = usual
     script = """
-    await wait(100); // as above
+    const name = () => doc.querySelector(".full code").textContent, first = name();
     doc.querySelector(".partners a").click();
-    await wait(500);
-    const there = doc.querySelector(".full code").textContent;
+    await until(() => name() !== first);
+    const there = name();
     win.history.back();
-    await wait(500);
-    return [there, doc.querySelector(".full code").textContent];
+    await until(() => name() !== there);
+    return [there, name()];
     """
     partner = explained.units[explained.datasets[0].partners[4][0].unit]
     assert told(page, script, _address(explained, 4)) == [str(partner), str(explained.units[4])]
 
 
-def test_a_pointer_reads_a_token(usual: Any) -> None:
+def test_a_pointer_reads_a_token(told: Told, usual: Any) -> None:
     page, explained = usual
     script = """
     const line = doc.querySelector(".context"), value = doc.querySelector(".contexts .value"), peak = value.textContent;
@@ -208,18 +207,18 @@ def test_a_pointer_reads_a_token(usual: Any) -> None:
     assert not is_same
 
 
-def test_an_unknown_unit_leaves_the_list(usual: Any) -> None:
+def test_an_unknown_unit_leaves_the_list(told: Told, usual: Any) -> None:
     page, _ = usual
     script = "return [doc.getElementById('list-view').hidden, doc.getElementById('found').textContent];"
     assert told(page, script, "unit=model.layers.99.q:0") == [False, "60 units"]
 
 
-def test_one_unit_without_labels(tmp_path: Path) -> None:
+def test_one_unit_without_labels(told: Told, tmp_path: Path) -> None:
     page = written(tmp_path, made(units=1, contexts=2, labels=False, gated=(False,), logits=[None], contrasts=[]))
     script = """
     const heads = [...doc.querySelectorAll("#columns th")].map((each) => each.dataset.column);
     doc.querySelector("#rows a").click();
-    await wait(500);
+    await until(() => doc.getElementById("unit-title"));
     const sections = [...doc.querySelectorAll("#unit-view h3")].map((each) => each.textContent);
     const turns = [...doc.querySelectorAll(".turns button")].map((each) => each.disabled);
     return [heads, sections, turns, doc.querySelectorAll(".switch").length];

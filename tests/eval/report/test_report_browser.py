@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium_page import BROWSER, dumped, told
+from chromium_page import BROWSER, Told
 from synthetic_report import EVIL, evil_judge, make, poisoned
 
 from monolora.eval.report import PAGE, write
@@ -49,13 +49,14 @@ def _is_changed(entry: dict[str, Any], judges: tuple[str, ...]) -> bool:
 
 
 @pytest.mark.parametrize("policy", [True, False], ids=["as written", "without its security policy"])
-def test_hostile_texts_are_shown_and_not_run(tmp_path: Path, policy: bool) -> None:
+def test_hostile_texts_are_shown_and_not_run(told: Told, tmp_path: Path, policy: bool) -> None:
     write(tmp_path, *poisoned())
     page = tmp_path / PAGE
     if not policy:  # then only the escaping is between the texts and the browser
         page.write_text(page.read_text().replace("Content-Security-Policy", "x"))
     script = """
     for (const each of doc.querySelectorAll("button.more")) each.click();
+    await wait(100); // a script or a missing picture would have had its turn
     return {title: doc.title, text: doc.body.textContent, images: doc.images.length};
     """
     shown = told(page, script, "page=1")
@@ -64,10 +65,9 @@ def test_hostile_texts_are_shown_and_not_run(tmp_path: Path, policy: bool) -> No
     for name in POISONED:
         assert f"{name} {EVIL}" in shown["text"], name
     assert evil_judge(EVIL) in shown["text"]
-    assert "<title>pwned" not in dumped(page, "page=1")
 
 
-def test_texts_lie_behind_the_content_note(usual: Any) -> None:
+def test_texts_lie_behind_the_content_note(told: Told, usual: Any) -> None:
     page, entries = usual
     for fragment in ("", "browse"):
         shown = told(page, f"return [{NUMBERS}, doc.getElementById('gate').hidden, doc.body.innerText];", fragment)
@@ -76,7 +76,7 @@ def test_texts_lie_behind_the_content_note(usual: Any) -> None:
         assert entries[0]["prompt"] not in shown[2]
 
 
-def test_the_button_opens_the_list_and_the_pages_turn(usual: Any) -> None:
+def test_the_button_opens_the_list_and_the_pages_turn(told: Told, usual: Any) -> None:
     page, _ = usual
     script = f"""
     const turn = (by) => doc.querySelector(`[data-turn="${{by}}"]`);
@@ -118,7 +118,7 @@ def test_the_button_opens_the_list_and_the_pages_turn(usual: Any) -> None:
         ("q=nowhere+to+be+found", 0, lambda entry: False),
     ],
 )
-def test_the_address_filters_the_list(usual: Any, fragment: str, start: int, wanted: Any) -> None:
+def test_the_address_filters_the_list(told: Told, usual: Any, fragment: str, start: int, wanted: Any) -> None:
     page, entries = usual
     expected = [place for place, entry in enumerate(entries, start=1) if wanted(entry)]
     found, said = told(page, f"return [{NUMBERS}, doc.getElementById('found').textContent];", fragment)
@@ -129,7 +129,7 @@ def test_the_address_filters_the_list(usual: Any, fragment: str, start: int, wan
         assert said == "No prompt fits these filters."
 
 
-def test_the_form_filters_and_is_kept_in_the_address(usual: Any) -> None:
+def test_the_form_filters_and_is_kept_in_the_address(told: Told, usual: Any) -> None:
     page, entries = usual
     script = f"""
     doc.getElementById("open").click();
@@ -137,10 +137,10 @@ def test_the_form_filters_and_is_kept_in_the_address(usual: Any) -> None:
     form.elements.set.value = "xstest";
     form.elements.q.value = "kettle";
     form.elements.q.dispatchEvent(new win.Event("input", {{bubbles: true}}));
-    await wait(1000);
+    await until(() => win.location.hash.includes("q="));
     const typed = {NUMBERS}, address = win.location.hash;
     win.location.hash = "set=beavertails&page=1";
-    await wait(1000);
+    await until(() => !form.elements.q.value);
     return {{typed, address, followed: {NUMBERS}, q: form.elements.q.value}};
     """
     shown = told(page, script)
@@ -159,7 +159,7 @@ def test_the_form_filters_and_is_kept_in_the_address(usual: Any) -> None:
     assert shown["q"] == ""
 
 
-def test_an_entry_has_all_answers_verdicts_and_remarks(usual: Any) -> None:
+def test_an_entry_has_all_answers_verdicts_and_remarks(told: Told, usual: Any) -> None:
     page, entries = usual
     texts = told(page, "return [...doc.querySelectorAll('.entry')].map((each) => each.textContent);", "page=1")
     for number, (text, entry) in enumerate(zip(texts[:12], entries, strict=False), start=1):
@@ -181,7 +181,7 @@ def test_an_entry_has_all_answers_verdicts_and_remarks(usual: Any) -> None:
     assert "in the set 2 times" in texts[7]
 
 
-def test_long_responses_are_opened_by_a_click(usual: Any) -> None:
+def test_long_responses_are_opened_by_a_click(told: Told, usual: Any) -> None:
     page, entries = usual
     place = next(k for k, entry in enumerate(entries[:25]) if len(entry["answers"]["base"]["text"]) > 300)
     script = f"""
@@ -202,7 +202,9 @@ def test_long_responses_are_opened_by_a_click(usual: Any) -> None:
 
 @pytest.mark.parametrize("is_poisoned", [False, True], ids=["usual", "long words"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_the_page_is_never_wider_than_the_screen(usual: Any, tmp_path: Path, width: int, is_poisoned: bool) -> None:
+def test_the_page_is_never_wider_than_the_screen(
+    told: Told, usual: Any, tmp_path: Path, width: int, is_poisoned: bool
+) -> None:
     page = usual[0]
     if is_poisoned:
         write(tmp_path, *poisoned())
@@ -213,14 +215,14 @@ def test_the_page_is_never_wider_than_the_screen(usual: Any, tmp_path: Path, wid
     assert told(page, script, "page=1", width) <= width
 
 
-def test_the_page_runs_without_complaint(usual: Any) -> None:
+def test_the_page_runs_without_complaint(told: Told, usual: Any) -> None:
     page, _ = usual
     script = """
     const broken = [];
     doc.addEventListener("securitypolicyviolation", (event) => broken.push(event.violatedDirective));
     win.addEventListener("error", (event) => broken.push(event.message));
     doc.getElementById("open").click();
-    await wait(500);
+    await wait(100);
     return [broken, getComputedStyle.call(win, doc.body).maxWidth];
     """
     broken, max_width = told(page, script)
