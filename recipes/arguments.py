@@ -40,6 +40,13 @@ class AdapterArguments:
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Held-out examples scored. Default: the task's."}
     )
+    validation_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "The last training examples, held out: the loss of their answers is measured at the end, for "
+            "choosing between runs. Default: none."
+        },
+    )
     eval_max_new_tokens: int | None = field(
         default=None, metadata={"help": "Length of scored answers. Default: the task's."}
     )

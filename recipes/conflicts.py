@@ -33,7 +33,7 @@ NOT_HERE = {
     "assistant_only_loss": "every assistant turn is an example of its own, and only its answer is trained on",
 }
 _AT_LEAST_ONE = (
-    "max_train_samples", "max_eval_samples", "eval_max_new_tokens", "max_length", "lora_r",
+    "max_train_samples", "max_eval_samples", "validation_samples", "eval_max_new_tokens", "max_length", "lora_r",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
 _AT_LEAST_ZERO = ("weight_decay", "max_grad_norm")

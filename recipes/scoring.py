@@ -105,14 +105,22 @@ def _before_end(split: Split, tokenizer: PreTrainedTokenizerBase) -> Split:
 
 
 def _score_text(inference: Inference, rows: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
-    splits = [split_at_answer(row, inference.tokenizer) for row in rows]
-    log_probs = inference.answer_log_probs(splits, "perplexity")
-    tokens = sum(len(split.answer) for split in splits)
     return {
         "n": len(rows),
         **text_overlap(answers, [row.response for row in rows]),
-        "perplexity": math.exp(-sum(log_probs) / tokens),
+        "perplexity": math.exp(_answer_loss(inference, rows, "perplexity")),
     }
+
+
+def validation_loss(inference: Inference, rows: Sequence[Example]) -> dict[str, Any]:
+    """``n`` and ``loss``, the mean over the tokens of the right answers, end tokens included, in nats."""
+    with evaluating(inference.model):
+        return {"n": len(rows), "loss": _answer_loss(inference, rows, "validation")}
+
+
+def _answer_loss(inference: Inference, rows: Sequence[Example], what: str) -> float:
+    splits = [split_at_answer(row, inference.tokenizer) for row in rows]
+    return -sum(inference.answer_log_probs(splits, what)) / sum(len(split.answer) for split in splits)
 
 
 def text_overlap(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:

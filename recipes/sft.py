@@ -38,7 +38,7 @@ from monolora.recipes.models import is_sharded, load_model, load_tokenizer, make
 from monolora.recipes.prompts import render_all
 from monolora.recipes.report import result_table
 from monolora.recipes.resume import Resumed
-from monolora.recipes.scoring import prompt_sparsity, score
+from monolora.recipes.scoring import prompt_sparsity, score, validation_loss
 from monolora.recipes.tasks import Example, Task, load_task
 from monolora.recipes.tasks.custom import Source
 from monolora.recipes.trainer import SftTrainer
@@ -53,6 +53,7 @@ class Run:
     resumed: Resumed | None
     task: Task
     test: list[Example]
+    validation: list[Example]
     tokenizer: PreTrainedTokenizerBase
     trainer: SftTrainer
     hub_repo: str | None
@@ -115,9 +116,11 @@ def prepare(arguments: Arguments) -> Run:
     source = Source(script.dataset_config, script.dataset_train_split, script.dataset_test_split)
     task = load_task(flags.dataset, source)
     train, test = task.chosen(flags.max_train_samples, flags.max_eval_samples)
+    validation = task.validation(flags.validation_samples, flags.max_train_samples) if flags.validation_samples else []
     folder = resolve_model(flags.model, arguments.model.model_revision)
     fingerprints = {"model": fingerprint_files(folder)}
-    fingerprints |= {name: fingerprint_rows(map(str, rows)) for name, rows in (("train", train), ("test", test))}
+    parts = {"train": train, "test": test} | ({"validation": validation} if validation else {})
+    fingerprints |= {name: fingerprint_rows(map(str, part)) for name, part in parts.items()}
     if resumed:
         resumed.check_same_inputs(fingerprints)
     tokenizer = load_tokenizer(folder, training)
@@ -131,6 +134,7 @@ def prepare(arguments: Arguments) -> Run:
         resumed=resumed,
         task=task,
         test=test,
+        validation=validation,
         tokenizer=tokenizer,
         trainer=trainer,
         hub_repo=hub_repo,
@@ -141,6 +145,7 @@ def prepare(arguments: Arguments) -> Run:
             "packed": training.packing,
             "end_token_trained": ended,
             "test": len(test),
+            "validation": len(validation),
         },
     )
 
@@ -180,11 +185,13 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
     check_finite(model, trainer.state.log_history)
     after = this.score("after training")
     sparsity = prompt_sparsity(this.inference("after training"), this.test) if after and adapter != "none" else None
+    is_validated = this.validation and not is_sharded(trainer)
     if sparsity:
         check_alive(sparsity)
     results = {
         "before": record["results"]["before"],
         "after": after,
+        "validation": validation_loss(this.inference("after training"), this.validation) if is_validated else None,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "sparsity": sparsity._asdict() if sparsity else None,
         "seconds": {"train": train_seconds, "total": time.monotonic() - started},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from monolora.errors import InputError
+
 
 class Example(NamedTuple):
     """One instruction and its answer.
@@ -49,3 +51,17 @@ class Task:
     def chosen(self, max_train: int | None = None, max_test: int | None = None) -> tuple[list[Example], list[Example]]:
         """The examples of a run: the first of the fixed order, so that runs of every seed share them."""
         return self.train[: max_train or self.train_samples], self.test[: max_test or self.test_samples]
+
+    def validation(self, samples: int, max_train: int | None = None) -> list[Example]:
+        """The last training examples, none of which a run with ``max_train`` trains on.
+
+        Raises:
+            InputError: if there are not so many.
+        """
+        left = len(self.train) - (max_train or self.train_samples)
+        if samples > left:
+            raise InputError(
+                f"--validation-samples {samples}: {self.name} has {len(self.train)} training examples, so "
+                f"{max(0, left)} are not trained on. Take fewer, or set --max-train-samples lower."
+            )
+        return self.train[-samples:]

@@ -12,7 +12,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from monolora.recipes.inference import Inference
 from monolora.recipes.prompts import prompt_ids
-from monolora.recipes.scoring import first_word, label_likelihoods, score, score_and_answers, text_overlap
+from monolora.recipes.scoring import (
+    first_word,
+    label_likelihoods,
+    score,
+    score_and_answers,
+    text_overlap,
+    validation_loss,
+)
 from monolora.recipes.tasks import Example, demo
 
 ROWS = demo.load().test[:7]
@@ -93,6 +100,13 @@ def test_free_text(inference: Inference) -> None:
     each = [_likelihood(inference, row, row.response, inference.tokenizer.eos_token) for row in rows]
     nll = -sum(value for value, _ in each) / sum(count for _, count in each)
     assert found["perplexity"] == pytest.approx(math.exp(nll), rel=1e-5)
+
+
+def test_validation_loss_is_over_the_tokens_of_all_answers(inference: Inference) -> None:
+    rows = [row._replace(response=f"it is {'so ' * k}{row.response}") for k, row in enumerate(ROWS)]
+    each = [_likelihood(inference, row, row.response, inference.tokenizer.eos_token) for row in rows]
+    expected = -sum(value for value, _ in each) / sum(count for _, count in each)
+    assert validation_loss(inference, rows) == {"n": 7, "loss": pytest.approx(expected, rel=1e-5)}
 
 
 @pytest.mark.parametrize("labels", [demo.LABELS, ()])

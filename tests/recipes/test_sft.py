@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from monolora.recipes import sft
 from monolora.recipes.arguments import parse
-from monolora.recipes.scoring import score
+from monolora.recipes.scoring import score, validation_loss
 from monolora.recipes.tasks import demo
 
 Run = Callable[..., Any]
@@ -42,7 +42,14 @@ def test_record(run_sft: Run, chat_model: Path) -> None:
     assert record["seeds"] == {"seed": 42, "data_seed": None}
     assert record["versions"].keys() >= {"torch", "transformers", "peft", "trl", "monolora", "python"}
     assert all(len(print_) == 16 for print_ in record["fingerprints"].values())
-    assert record["rows"] == {"examples": 16, "train": 16, "packed": False, "end_token_trained": 1.0, "test": 6}
+    assert record["rows"] == {
+        "examples": 16,
+        "train": 16,
+        "packed": False,
+        "end_token_trained": 1.0,
+        "test": 6,
+        "validation": 0,
+    }
     results = record["results"]
     for scores in (results["before"], results["after"]):
         assert scores.keys() == {"n", "accuracy", "unparsed", "likelihood_accuracy"}
@@ -89,6 +96,26 @@ def test_saved_adapter_gives_the_recorded_scores(
     base = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
     inference = sft.Inference(model=base, tokenizer=chat_tokenizer, batch_size=3)
     assert score(inference, demo.LABELS, rows, 5) == outcome.record["results"]["before"]
+
+
+def test_validation_chooses_between_runs(
+    run_sft: Run, chat_tokenizer: PreTrainedTokenizerBase, refused: Callable[..., str]
+) -> None:
+    """The held-out loss is that of the saved adapter on training rows that no run of this length sees."""
+    outcome = run_sft("--validation-samples", "9", "--skip-eval")
+    task = demo.load()
+    rows = task.validation(9, 16)
+    assert rows == task.train[-9:]
+    model = AutoPeftModelForCausalLM.from_pretrained(outcome.folder, dtype=torch.float32)
+    inference = sft.Inference(model=model, tokenizer=chat_tokenizer, batch_size=9)
+    found = outcome.record["results"]
+    assert found["after"] is None
+    assert found["validation"] == {"n": 9, "loss": pytest.approx(validation_loss(inference, rows)["loss"], rel=1e-5)}
+    assert "validation" in outcome.record["fingerprints"]
+    assert outcome.record["rows"]["validation"] == 9
+    most = len(task.train) - 16
+    assert f"so {most} are not trained on" in refused("--validation-samples", str(most + 1), name="refused")
+    assert "at least 1" in refused("--validation-samples", "0", name="refused")
 
 
 def test_model_card_has_the_measured_numbers(run_sft: Run, chat_model: Path) -> None:
