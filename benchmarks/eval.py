@@ -201,7 +201,7 @@ def reporting(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     seconds = []
     for _ in range(flags.rounds):
         start = time.perf_counter()
-        results = build({}, models, [prompts], panel, {prompts.name: responses}, judged, {})
+        results = build({}, models, [prompts], panel, {prompts.name: responses}, judged, {}, {})
         listed = list(entries(models, [prompts], panel, {prompts.name: responses}, judged))
         report.write(scratch, results, listed)
         seconds.append(time.perf_counter() - start)

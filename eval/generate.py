@@ -15,13 +15,14 @@ from monolora.eval.plan import Plan, PlannedModel
 from monolora.eval.process import results_of
 from monolora.eval.progress import kept, tracked
 from monolora.eval.prompts import PromptSet
-from monolora.eval.records import Measurement, Response, content_key
+from monolora.eval.records import OK, Measurement, Response, content_key
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store
 from monolora.serving.versions import check_vllm
 
 LOG = Path("logs", "generate.log")
 SPARSITY_LOG = Path("logs", "sparsity.log")
+DRIFT_LOG = Path("logs", "drift.log")
 
 
 class Item(NamedTuple):
@@ -127,8 +128,15 @@ def planned(settings: Settings, models: Sequence[Subject], sets: Sequence[Prompt
         for each in sets
         if each.name == safety or each.purpose == "task"
     }
+    base = models[0].name
+    followed = keys[safety][base][: settings.drift] if safety and settings.drift else []
+    drift = {
+        subject.name: content_key("drift", subject.identity, settings.dtype, followed)
+        for subject in models[1:]
+        if followed
+    }
     listed = [PlannedModel(each.name, each.kind, each.path, each.identity, each.step) for each in models]
-    return Plan(list(sets), listed, keys, sparsity), [
+    return Plan(list(sets), listed, keys, sparsity, drift), [
         item for rows in items.values() for row in rows.values() for item in row
     ]
 
@@ -214,5 +222,34 @@ def measure_sparsity(settings: Settings, store: Store, plan: Plan, items: Sequen
     job = {"jobs": jobs, "dtype": settings.dtype, "batch_size": settings.batch_size}
     with tracked("Sparsity", len(jobs)) as step:
         for row in results_of("monolora.eval.sparsity:measured", job, Path(settings.out) / SPARSITY_LOG):
+            store.measurements.add(Measurement(**row))
+            step()
+
+
+def measure_drift(
+    settings: Settings, store: Store, plan: Plan, models: Sequence[Subject], items: Sequence[Item]
+) -> None:
+    """Measure how far each model is from the base along the base's own answers, where that is not known yet."""
+    base, *others = models
+    jobs = [
+        {"key": plan.drift[each.name], "identity": each.identity, "model": each.folder, "adapter": each.adapter}
+        for each in others
+        if each.name in plan.drift and plan.drift[each.name] not in store.measurements
+    ]
+    if not jobs:
+        return
+    safety = next(each.name for each in plan.sets if each.purpose == "safety")
+    by_key = {item.key: item for item in items}
+    answers = [store.responses[key] for key in plan.keys[safety][base.name][: settings.drift]]
+    rows = [
+        {"key": each.key, "token_ids": by_key[each.key].token_ids, "text": each.text, "is_ended": each.finish == "stop"}
+        for each in answers
+        if each.status == OK
+    ]
+    job = {
+        "jobs": jobs, "base": base.folder, "rows": rows, "dtype": settings.dtype, "batch_size": settings.batch_size,
+    }  # fmt: skip
+    with tracked("Drift", len(jobs)) as step:
+        for row in results_of("monolora.eval.drift:measured", job, Path(settings.out) / DRIFT_LOG):
             store.measurements.add(Measurement(**row))
             step()

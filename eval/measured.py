@@ -49,6 +49,7 @@ def measured(
         responses,
         judgements,
         _sparsity(plan, store),
+        _drift(plan, store),
         seed,
     )
     return results, list(entries(models, plan.sets, judges, responses, judgements))
@@ -68,6 +69,18 @@ def _sparsity(plan: Plan, store: Store) -> dict[tuple[str, str], dict[str, Any]]
         for model, key in keys.items():
             if key in store.measurements and store.measurements[key].values:
                 found[model, what] = store.measurements[key].values
+    return found
+
+
+def _drift(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
+    """By model, and prompt of the first safety set that the base's answer was to."""
+    found: dict[str, dict[str, float]] = {}
+    safety = next((each for each in plan.sets if each.purpose == "safety"), None)
+    for model, key in plan.drift.items():
+        if safety is not None and key in store.measurements:
+            kl = store.measurements[key].values["kl"]
+            answers = zip(safety.prompts, plan.keys[safety.name][plan.models[0].name], strict=True)
+            found[model] = {prompt.key: kl[answer] for prompt, answer in answers if answer in kl}
     return found
 
 

@@ -41,12 +41,14 @@ class Plan(NamedTuple):
         models: the base first.
         keys: of the responses, by set and model, in the order of the set's prompts.
         sparsity: keys of the measurements, by set and model.
+        drift: keys of the measurements, by model; none where it is not measured.
     """
 
     sets: list[PromptSet]
     models: list[PlannedModel]
     keys: dict[str, dict[str, list[str]]]
     sparsity: dict[str, dict[str, str]]
+    drift: dict[str, str]
 
     def responses(self) -> Iterator[tuple[PromptSet, PlannedModel, Prompt, str]]:
         """Every response that there should be: its set, model, prompt and key."""
@@ -67,6 +69,7 @@ def write(folder: Path, plan: Plan) -> None:
         "models": [each._asdict() for each in plan.models],
         "keys": plan.keys,
         "sparsity": plan.sparsity,
+        "drift": plan.drift,
     }
     try:
         write_json(folder / FILE, content)
@@ -92,6 +95,7 @@ def read(folder: Path) -> Plan:
             [PlannedModel(**each) for each in found["models"]],
             found["keys"],
             found["sparsity"],
+            found["drift"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(

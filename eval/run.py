@@ -52,7 +52,7 @@ def generate_stage(settings: Settings) -> None:
 
 def _generate(settings: Settings, with_judges: bool) -> None:
     # Imported here: they bring transformers and TRL, and a report needs neither.
-    from monolora.eval.generate import check_can_answer, engine_of, generate, measure_sparsity, planned
+    from monolora.eval.generate import check_can_answer, engine_of, generate, measure_drift, measure_sparsity, planned
     from monolora.eval.models import subjects
 
     settings = replace(settings, engine=engine_of(settings))
@@ -75,10 +75,12 @@ def _generate(settings: Settings, with_judges: bool) -> None:
         plans.write(folder, plan)
         if settings.retry_invalid:
             store.responses.drop(is_invalid)
+            store.measurements.drop(lambda each: each.kind == "drift")  # of the answers that were there
         started = time.monotonic()
         generate(settings, store, items)
         if not settings.skip_sparsity:
             measure_sparsity(settings, store, plan, items)
+        measure_drift(settings, store, plan, models, items)
         write(folder, _ended(record, "generate", started))
 
 

@@ -63,6 +63,9 @@ class Settings:
     tensor_parallel_size: int = setting(1, "as for vllm serve", type=int)
     batch_invariant: bool = setting(False, "vLLM's mode whose answers do not depend on the batch (some GPUs)")
     skip_canary: bool = setting(False, "do not ask first whether vLLM answers as transformers does")
+    drift: int | None = setting(
+        None, "of how many of the base's answers to the first safety set each model's drift is measured", type=int
+    )
     skip_sparsity: bool = setting(False, "do not measure sparsity, for which transformers loads the base here")
     judge_engine: str = setting(
         "auto",
@@ -113,7 +116,7 @@ class Settings:
         if not self.out:
             raise InputError("Where to? Give the run's folder with --out.")
         for name in (
-            "limit", "task_limit", "max_new_tokens", "batch_size", "judge_batch_size", "max_num_seqs",
+            "limit", "task_limit", "drift", "max_new_tokens", "batch_size", "judge_batch_size", "max_num_seqs",
             "tensor_parallel_size", "max_model_len", "concurrency",
             "judge_tensor_parallel_size", "judge_max_model_len",
         ):  # fmt: skip

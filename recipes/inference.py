@@ -80,7 +80,7 @@ class Inference:
 
         def log_probs(batch: list[int]) -> list[list[float]]:
             ends = [[len(prompts[i]) - 1] for i in batch]
-            rows_TV = self._log_probs_after([prompts[i] for i in batch], ends)
+            rows_TV = self.log_probs_after([prompts[i] for i in batch], ends)
             return [row_TV[0, tokens[i]].tolist() for i, row_TV in zip(batch, rows_TV, strict=True)]
 
         return self._by_length(log_probs, [len(prompt) for prompt in prompts], "label likelihoods")
@@ -91,7 +91,7 @@ class Inference:
 
         def log_probs(rows: Sequence[Split]) -> list[float]:
             places = [range(len(row.context) - 1, len(row.context) + len(row.answer) - 1) for row in rows]
-            rows_TV = self._log_probs_after([row.context + row.answer for row in rows], places)
+            rows_TV = self.log_probs_after([row.context + row.answer for row in rows], places)
             answers = [torch.tensor(row.answer, dtype=torch.long, device=input_device(self.model)) for row in rows]
             return [
                 float(row_TV.gather(-1, answer_T[:, None]).sum())
@@ -105,7 +105,7 @@ class Inference:
 
         return self._by_length(in_parts, [len(split.context) + len(split.answer) for split in splits], what)
 
-    def _log_probs_after(self, sequences: Sequence[list[int]], places: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    def log_probs_after(self, sequences: Sequence[list[int]], places: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Log-probabilities of the next token after the given places of each sequence, ``(T, V)`` a row.
 
         Padding is on the right, where every kind of causal model passes over it; logits are made at the places only.

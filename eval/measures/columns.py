@@ -30,6 +30,7 @@ class Column(NamedTuple):
         unit: of value, interval and differences: ``%``, ``tokens`` or nothing.
         test: of two models' difference: ``mcnemar`` for flags, ``bootstrap`` for means, or None.
         headline: whether it is one of the columns of the paper's table 2.
+        of_base: whether the base has a value of its own; a drift from it has none.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Column(NamedTuple):
     unit: str = PERCENT
     test: str | None = None
     headline: bool = False
+    of_base: bool = True
 
 
 class Measured(NamedTuple):

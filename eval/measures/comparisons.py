@@ -120,7 +120,8 @@ def _difference(column: Measured, pair: Pair, found: _Row, models: Sequence[Mode
     ours_P, theirs_P = column.values[pair.model], column.values[pair.against]
     valid_P = ~np.isnan(ours_P) & ~np.isnan(theirs_P)
     gained, lost = int((ours_P[valid_P] > theirs_P[valid_P]).sum()), int((ours_P[valid_P] < theirs_P[valid_P]).sum())
-    tested = column.column.test is not None and bool(valid_P.any())
+    has_other = column.column.of_base or pair.against > 0
+    tested = column.column.test is not None and has_other and bool(valid_P.any())
     p = (mcnemar(gained, lost) if column.is_flag else found.p) if tested else None
     return {
         "column": column.column.id,

@@ -9,6 +9,7 @@ from monolora.eval.judges.base import Judge
 from monolora.eval.measures.columns import Cell, Column, Measured, Whole
 from monolora.eval.measures.comparisons import compare
 from monolora.eval.measures.details import agreement_rows, category_rows, count_rows, cut_rows, invalid_rows, label_rows
+from monolora.eval.measures.drift import Drifts, drift_columns
 from monolora.eval.measures.gathered import Gathered
 from monolora.eval.measures.model import Model
 from monolora.eval.measures.sparse import ALIGNMENT, Sparsities, sparsity_columns
@@ -19,7 +20,7 @@ from monolora.eval.prompts import PromptSet
 from monolora.eval.records import Judgement, Response
 
 FORMAT = 1
-_ALONG_STEPS = ("/flagged", "/refusal", "/over-refusal")
+_ALONG_STEPS = ("/flagged", "/refusal", "/over-refusal", "/drift")
 
 
 def build(
@@ -30,6 +31,7 @@ def build(
     responses: Mapping[str, Mapping[str, Mapping[str, Response]]],
     judgements: Mapping[str, Mapping[str, Judgement]],
     sparsity: Sparsities,
+    drift: Drifts,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The results of a run, as JSON.
@@ -42,13 +44,14 @@ def build(
         responses: by set, model name and prompt key; what is missing counts as invalid.
         judgements: by judge name and response key; likewise.
         sparsity: by model name and ``alignment`` or the task's set; models without units are not in it.
+        drift: by model name and prompt key of the first safety set; empty where it was not measured.
         seed: of the bootstrap.
     """
     found = [
         Gathered(set=each, models=models, responses=responses.get(each.name, {}), judgements=judgements)
         for each in sets
     ]
-    columns = [*_columns(found, models, judges, sparsity)]
+    columns = [*_columns(found, models, judges, sparsity, drift)]
     measured = [each for each in columns if isinstance(each, Measured)]
     compared = compare(measured, models, seed)
     cells = _cells(columns, compared.cells, models)
@@ -76,7 +79,11 @@ def build(
 
 
 def _columns(
-    found: Sequence[Gathered], models: Sequence[Model], judges: Sequence[Judge], sparsity: Sparsities
+    found: Sequence[Gathered],
+    models: Sequence[Model],
+    judges: Sequence[Judge],
+    sparsity: Sparsities,
+    drift: Drifts,
 ) -> list[Measured | Whole]:
     """All columns in their order: those of table 2 in its order, then the others."""
     safety = [each for each in found if each.set.purpose == "safety"]
@@ -93,6 +100,7 @@ def _columns(
         *(flag_columns(each, _judges_of(each, judges), each.set.name == first) for each in safety + over_refusal),
         *(task_columns(each, f"{short[name]} perf.") for name, each in tasks.items()),
         *(refusal_columns(each, _judges_of(each, judges)) for each in safety + over_refusal),
+        *(drift_columns(each, drift) for each in safety[:1] if drift),
         *(writing_columns(each) for each in safety),
     ]
     kept = [each for group in columns for each in group if isinstance(each, Whole) or each.prompts]
@@ -107,13 +115,19 @@ def _judges_of(found: Gathered, judges: Sequence[Judge]) -> list[Judge]:
 
 
 def _cells(
-    columns: Iterable[Measured | Whole], compared: Mapping[str, Mapping[str, Cell]], models: Iterable[Model]
+    columns: Sequence[Measured | Whole], compared: Mapping[str, Mapping[str, Cell]], models: Iterable[Model]
 ) -> dict[str, dict[str, Cell | None]]:
     """By model and column; None where there is nothing to measure."""
     by_column = {
         each.column.id: each.cells if isinstance(each, Whole) else compared[each.column.id] for each in columns
     }
-    return {model.name: {name: cells[model.name] for name, cells in by_column.items()} for model in models}
+    ownless = {each.column.id for each in columns if not each.column.of_base}
+    return {
+        model.name: {
+            name: None if name in ownless and not place else cells[model.name] for name, cells in by_column.items()
+        }
+        for place, model in enumerate(models)
+    }
 
 
 def _steps(

@@ -42,6 +42,7 @@ class Run(NamedTuple):
     responses: dict[str, dict[str, dict[str, Response]]]
     judgements: dict[str, dict[str, Judgement]]
     sparsity: dict[tuple[str, str], dict[str, Any]]
+    drift: dict[str, dict[str, float]]
 
 
 def judge(name: str, scores: tuple[str, ...], kind: Any = "harm", **more: Any) -> Judge:
@@ -98,7 +99,7 @@ def make(prompts: int = 40, seed: int = 0, models: list[Model] = MODELS, sets: S
         if model.kind == "adapter"
         for text in ("alignment", "task:colours")
     }
-    return Run({"seed": 0}, models, chosen, list(JUDGES), responses, judgements, sparsity)
+    return Run({"seed": 0}, models, chosen, list(JUDGES), responses, judgements, sparsity, {})
 
 
 def _set(random: np.random.Generator, name: str, purpose: Any, size: int, labels: tuple[str, ...] = ()) -> PromptSet:

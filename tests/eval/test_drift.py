@@ -1,0 +1,118 @@
+"""Drift against distributions worked out answer by answer; resumed with the rest of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from evaluated import Evaluated
+from inline import run_inline
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from monolora import cli
+from monolora.adapters import load_adapted
+from monolora.eval.drift import measured
+
+FLAGS = ("--drift", "5", "--skip-sparsity")
+
+
+@pytest.fixture(scope="module")
+def rows(evaluated: Evaluated) -> list[dict[str, Any]]:
+    tokenizer = AutoTokenizer.from_pretrained(evaluated.base)
+    texts = ["a boat of paper", "", "soup", "tea and bread and a song", "a kite", "no answer"]
+    return [
+        {
+            "key": f"k{number}",
+            "token_ids": tokenizer(f"How do I make {number}?")["input_ids"],
+            "text": text,
+            "is_ended": number != 5,
+        }
+        for number, text in enumerate(texts)
+    ]
+
+
+def _job(evaluated: Evaluated, rows: list[dict[str, Any]], **job: Any) -> dict[str, Any]:
+    each = {"key": "m", "identity": "i", "model": str(evaluated.base), "adapter": None} | job
+    return {"jobs": [each], "base": str(evaluated.base), "rows": rows, "dtype": "float32", "batch_size": 4}
+
+
+@torch.no_grad()
+def _kl(base: Any, tuned: Any, tokenizer: Any, row: dict[str, Any]) -> float:
+    """One answer, its places one by one, in float64."""
+    answer = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+    answer += [tokenizer.eos_token_id] * row["is_ended"]
+    ids = torch.tensor([[*row["token_ids"], *answer]])
+    p, q = (torch.log_softmax(model(input_ids=ids).logits[0].double(), -1) for model in (base, tuned))
+    places = range(len(row["token_ids"]) - 1, ids.shape[1] - 1)
+    return sum(float(torch.nn.functional.kl_div(q[t], p[t], reduction="sum", log_target=True)) for t in places) / len(
+        answer
+    )
+
+
+@pytest.mark.parametrize("name", ["lora", "mono"])
+def test_an_adapter_against_its_base(evaluated: Evaluated, rows: list[dict[str, Any]], name: str) -> None:
+    adapter = str(getattr(evaluated, name))
+    (found,) = measured(_job(evaluated, rows, adapter=adapter))
+    base = AutoModelForCausalLM.from_pretrained(evaluated.base, dtype=torch.float32).eval()
+    tuned, tokenizer = load_adapted(adapter, dtype="float32")
+    expected = {row["key"]: _kl(base, tuned, tokenizer, row) for row in rows}
+    assert min(expected.values()) > 0.01
+    assert found["values"]["kl"] == pytest.approx(expected, rel=1e-3)
+    assert (found["key"], found["kind"], found["model"]) == ("m", "drift", "i")
+
+
+def test_a_whole_model_against_the_base(evaluated: Evaluated, rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    shutil.copytree(evaluated.base, tmp_path / "whole")
+    model = LlamaForCausalLM.from_pretrained(evaluated.base)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    model.save_pretrained(tmp_path / "whole")
+    (found,) = measured(_job(evaluated, rows, model=str(tmp_path / "whole")))
+    base = AutoModelForCausalLM.from_pretrained(evaluated.base, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(evaluated.base)
+    assert found["values"]["kl"] == pytest.approx(
+        {row["key"]: _kl(base, model.eval(), tokenizer, row) for row in rows}, rel=1e-3
+    )
+    (none,) = measured(_job(evaluated, rows))
+    assert set(none["values"]["kl"].values()) == {0.0}  # the base from itself
+
+
+def test_an_answer_without_tokens_is_left_out(evaluated: Evaluated, rows: list[dict[str, Any]]) -> None:
+    silent = rows[1] | {"is_ended": False}
+    (found,) = measured(_job(evaluated, [rows[0], silent], adapter=str(evaluated.mono)))
+    assert found["values"]["kl"].keys() == {"k0"}
+
+
+def test_memory_bounds_a_batch(
+    evaluated: Evaluated, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (usual,) = measured(_job(evaluated, rows, adapter=str(evaluated.mono)))
+    monkeypatch.setattr("monolora.eval.drift.MOST_PLACES", 1)
+    (single,) = measured(_job(evaluated, rows, adapter=str(evaluated.mono)))
+    assert single["values"]["kl"] == pytest.approx(usual["values"]["kl"], rel=1e-4)
+
+
+def test_a_run_measures_it_once(
+    evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_inline(monkeypatch)
+    words = ["eval", "run", *evaluated.run_flags(), *FLAGS, "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    records = [json.loads(line) for line in (tmp_path / "out" / "measurements.jsonl").read_text().splitlines()]
+    assert [record["kind"] for record in records] == ["drift", "drift"]
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    for model, record in zip(("lora", "mono"), records, strict=True):
+        values = record["values"]["kl"].values()
+        cell = results["cells"][model]["questions/drift"]
+        assert cell["value"] == pytest.approx(sum(values) / 5)
+        assert cell["n"] == len(values) == 5
+        assert cell["low"] < cell["value"] < cell["high"]
+    assert results["cells"]["base"]["questions/drift"] is None
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "drift" in page
+    monkeypatch.setattr("monolora.eval.generate.results_of", None)  # nobody is asked again
+    assert cli.main(words) == 0
