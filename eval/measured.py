@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from monolora.eval.judges import Judge
 from monolora.eval.measures.bootstrap import RESAMPLES
+from monolora.eval.measures.columns import Measured, Whole
+from monolora.eval.measures.drift import Drifts
 from monolora.eval.measures.entries import entries
 from monolora.eval.measures.model import Model
-from monolora.eval.measures.table import build
+from monolora.eval.measures.sparse import Sparsities
+from monolora.eval.measures.table import build, columns_of, gathered
 from monolora.eval.plan import Plan
 from monolora.eval.records import Judgement, Response
 from monolora.eval.score import judgement_key
 from monolora.eval.store import Store
 from monolora.serving.verdict import Share
+
+
+class Known(NamedTuple):
+    """What the records say, as :func:`monolora.eval.measures.table.build` takes it."""
+
+    models: list[Model]
+    responses: dict[str, dict[str, dict[str, Response]]]
+    judgements: dict[str, dict[str, Judgement]]
+    sparsity: Sparsities
+    drift: Drifts
 
 
 def measured(
@@ -29,6 +42,29 @@ def measured(
         store: the records.
         seed: of the bootstrap.
     """
+    models, responses, judgements, sparsity, drift = _known(plan, judges, store)
+    results = build(
+        _kept(record) | {"bootstrap": {"resamples": RESAMPLES, "seed": seed}},
+        models,
+        plan.sets,
+        judges,
+        responses,
+        judgements,
+        sparsity,
+        drift,
+        seed,
+    )
+    return results, list(entries(models, plan.sets, judges, responses, judgements))
+
+
+def columns(plan: Plan, judges: Sequence[Judge], store: Store) -> tuple[list[Model], list[Measured | Whole]]:
+    """The models of a run and all its columns, value by value, for statistics of one's own."""
+    models, responses, judgements, sparsity, drift = _known(plan, judges, store)
+    found = gathered(models, plan.sets, responses, judgements)
+    return models, columns_of(found, models, judges, sparsity, drift)
+
+
+def _known(plan: Plan, judges: Sequence[Judge], store: Store) -> Known:
     models = [Model(each.name, each.kind, each.path, each.step, _notes(each.identity, store)) for each in plan.models]
     responses: dict[str, dict[str, dict[str, Response]]] = {
         prompts.name: {model.name: {} for model in plan.models} for prompts in plan.sets
@@ -41,18 +77,7 @@ def measured(
                 judgement = judgement_key(judge, store.responses[key])
                 if judgement in store.judgements:
                     judgements[judge.name][key] = store.judgements[judgement]
-    results = build(
-        _kept(record) | {"bootstrap": {"resamples": RESAMPLES, "seed": seed}},
-        models,
-        plan.sets,
-        judges,
-        responses,
-        judgements,
-        _sparsity(plan, store),
-        _drift(plan, store),
-        seed,
-    )
-    return results, list(entries(models, plan.sets, judges, responses, judgements))
+    return Known(models, responses, judgements, _sparsity(plan, store), _drift(plan, store))
 
 
 def _kept(record: Mapping[str, Any]) -> dict[str, Any]:

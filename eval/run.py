@@ -20,7 +20,10 @@ from monolora.eval import plan as plans
 from monolora.eval import prompts, report
 from monolora.eval.command_line import SCORE_FLAGS
 from monolora.eval.judges import Judge
+from monolora.eval.measured import columns as measured_columns
 from monolora.eval.measured import measured
+from monolora.eval.measures.columns import Measured, Whole
+from monolora.eval.measures.model import Model
 from monolora.eval.plan import Plan
 from monolora.eval.prompts import PromptSet
 from monolora.eval.score import judge_identity, make_judges, score
@@ -111,6 +114,17 @@ def report_stage(settings: Settings) -> None:
     report.write(folder, results, entries)
     report.show(results, Console())
     print(f"Report: {folder / 'report.html'}; also results.json, table.csv, table.tex")
+
+
+def columns(folder: Path) -> tuple[list[Model], list[Measured | Whole]]:
+    """The models of the run in a folder and all its columns, value by value, for statistics of one's own.
+
+    Raises:
+        InputError: if there is none, or it is damaged.
+    """
+    record, plan = read(folder), plans.read(folder)
+    with opened(folder) as store:
+        return measured_columns(plan, [_judge(each) for each in record["judges"]], store)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -47,11 +47,8 @@ def build(
         drift: by model name and prompt key of the first safety set; empty where it was not measured.
         seed: of the bootstrap.
     """
-    found = [
-        Gathered(set=each, models=models, responses=responses.get(each.name, {}), judgements=judgements)
-        for each in sets
-    ]
-    columns = [*_columns(found, models, judges, sparsity, drift)]
+    found = gathered(models, sets, responses, judgements)
+    columns = columns_of(found, models, judges, sparsity, drift)
     measured = [each for each in columns if isinstance(each, Measured)]
     compared = compare(measured, models, seed)
     cells = _cells(columns, compared.cells, models)
@@ -78,7 +75,20 @@ def build(
     }
 
 
-def _columns(
+def gathered(
+    models: Sequence[Model],
+    sets: Sequence[PromptSet],
+    responses: Mapping[str, Mapping[str, Mapping[str, Response]]],
+    judgements: Mapping[str, Mapping[str, Judgement]],
+) -> list[Gathered]:
+    """Set by set; arguments as for :func:`build`."""
+    return [
+        Gathered(set=each, models=models, responses=responses.get(each.name, {}), judgements=judgements)
+        for each in sets
+    ]
+
+
+def columns_of(
     found: Sequence[Gathered],
     models: Sequence[Model],
     judges: Sequence[Judge],
