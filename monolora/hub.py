@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import gc
+import glob
 import importlib.util
 import os
 import re
@@ -177,9 +178,8 @@ def _load_file(path: Path) -> datasets.DatasetDict:
         raise InputError(f"The data set {path} is empty.")
     if path.suffix == ".csv":
         return _reading(str(path), "csv", lambda: datasets.DatasetDict(train=_load_csv(path)))
-    return _reading(
-        str(path), path.suffix[1:], lambda: datasets.load_dataset(kinds[path.suffix], data_files={"train": str(path)})
-    )
+    files = {"train": glob.escape(str(path))}  # datasets takes a name for a pattern
+    return _reading(str(path), path.suffix[1:], lambda: datasets.load_dataset(kinds[path.suffix], data_files=files))
 
 
 def _load_csv(path: Path) -> datasets.Dataset:

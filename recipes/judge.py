@@ -52,8 +52,7 @@ from monolora.recipes.judge_training import train
 
 def main(argv: list[str]) -> int:
     """Train, measure and save; returns the exit status."""
-    flags = _parser().parse(argv)
-    _check_numbers(flags)
+    flags = parse(argv)
     out = Path(flags.output_dir)
     with run_record.no_empty_folder(out):
         _check_out(out, flags.overwrite)
@@ -63,6 +62,17 @@ def main(argv: list[str]) -> int:
     console.print(table(record["results"]["test"]))
     console.print(f"Saved to {out} after {record['results']['seconds']['total']:.0f} s.", highlight=False)
     return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags of a command line.
+
+    Raises:
+        InputError: for flags that are unknown, and values that cannot be.
+    """
+    flags = _parser().parse(argv)
+    _check_numbers(flags)
+    return flags
 
 
 def run(flags: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -99,6 +99,11 @@ def test_data_files(tmp_path: Path, suffix: str) -> None:
     assert list(hub.load_dataset(str(path))["train"]) == ROWS
 
 
+def test_a_file_name_is_no_pattern(tmp_path: Path) -> None:
+    path = _write_rows(tmp_path / "rows [ab]*.jsonl")
+    assert hub.load_dataset(str(path))["train"].to_list() == ROWS
+
+
 def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
     """`datasets` caches by name and time; a run must see what is in the file."""
     path = _write_rows(tmp_path / "rows.jsonl")

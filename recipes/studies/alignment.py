@@ -1,0 +1,70 @@
+"""Does MonoLoRA keep alignment, and gain on the task? The paper's table 2 on a real chat model, with error bars.
+
+    python recipes/studies/alignment.py --config recipes/studies/smollm2.yaml
+    python recipes/studies/alignment.py --config recipes/studies/smollm2.yaml --preset gpu --dry-run
+
+Trains every adapter on every data set at several learning rates, chooses the rate on held-out training examples, trains
+the other seeds, evaluates base and adapters together, and writes OUT/report/report.md. What is done is not done again:
+a study that was interrupted goes on with the same command, and one whose folder lost a cell makes that one anew.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from monolora.errors import InputError, exit_status
+from monolora.flags import FlagParser
+from monolora.recipes.studies import cells
+from monolora.recipes.studies.budget import dry_run
+from monolora.recipes.studies.checks import check_commands
+from monolora.recipes.studies.chosen import rates
+from monolora.recipes.studies.report import REPORT, write_report
+from monolora.recipes.studies.running import Runner
+from monolora.recipes.studies.settings import Study, load
+from monolora.yaml_config import split_config
+
+
+def main(argv: list[str]) -> int:
+    """Run what is not done, and report; returns the exit status."""
+    path, words = split_config(argv)
+    parser = FlagParser("alignment.py", __doc__)
+    parser.add_argument("--config", metavar="FILE", help="the study")
+    parser.add_argument("--preset", help="of the study (default: its first)")
+    parser.add_argument("--out", help="another folder than the study's own")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print every command, tokens, memory and hours; do nothing"
+    )
+    flags = parser.parse(words)
+    if path is None:
+        raise InputError("Which study? Give its file with --config, such as recipes/studies/smollm2.yaml.")
+    study = load(path, flags.preset, flags.out)
+    check_commands(study)
+    if flags.dry_run:
+        dry_run(study)
+        return 0
+    run(study)
+    print(write_report(study))
+    print(f"{study.folder / 'report' / REPORT}: the same, with figures and table.csv beside it.")
+    return 0
+
+
+def run(study: Study) -> list[str]:
+    """Do all cells that are not done; returns the names of those that were done now."""
+    runner = Runner(study.folder, len(cells.planned(study)))
+    judge = cells.judge_cell(study)
+    if judge is not None:
+        runner.run(judge)
+    for dataset in study.datasets:
+        for cell in cells.sweep(study, dataset):
+            runner.run(cell)
+        found = rates(study, dataset)
+        for cell in cells.repeated(study, dataset, found):
+            runner.run(cell)
+        runner.run(cells.evaluation(study, dataset, found))
+        for cell in cells.curves(study, dataset, found):
+            runner.run(cell)
+    return runner.done_now
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

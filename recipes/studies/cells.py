@@ -1,0 +1,137 @@
+"""The cells of a study: each is a command that fills one folder, and can be typed by hand."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monolora.recipes.studies.settings import Study
+
+JUDGE = "JUDGE"  # in an evaluation's `judges`, stands for the folder of the judge that the study trains
+
+
+class Cell(NamedTuple):
+    """A part of a study that is done or not.
+
+    Attributes:
+        name: in words, distinct within the study.
+        folder: that it fills.
+        words: after ``monolora``.
+        inputs: folders of models that it takes from other cells.
+    """
+
+    name: str
+    folder: Path
+    words: tuple[str, ...]
+    inputs: tuple[Path, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """To be typed."""
+        return shlex.join(["monolora", *self.words])
+
+
+def judge_cell(study: Study) -> Cell | None:
+    """The training of the study's own judge, if it has one."""
+    if study.judge is None:
+        return None
+    folder = study.folder / "judge"
+    return Cell("judge", folder, ("judge", *_words({**study.judge, "output_dir": folder}, ",")))
+
+
+def training(study: Study, dataset: str, adapter: str, rate: float, seed: int) -> Cell:
+    """One adapter, trained at one learning rate with one seed."""
+    folder = study.folder / dataset / adapter / f"lr-{rate:g}" / f"seed-{seed}"
+    flags = {
+        **study.sft,
+        **study.datasets[dataset].sft,
+        **study.adapters[adapter],
+        "model": study.model,
+        "dataset": dataset,
+        "learning_rate": f"{rate:g}",
+        "seed": seed,
+        "skip_eval": True,
+        "output_dir": folder,
+    }
+    return Cell(f"{dataset}, {adapter}, lr {rate:g}, seed {seed}", folder, ("sft", *_words(flags, " ")))
+
+
+def sweep(study: Study, dataset: str) -> Iterator[Cell]:
+    """All adapters at all learning rates, with the first seed."""
+    for adapter in study.adapters:
+        for rate in study.learning_rates:
+            yield training(study, dataset, adapter, rate, study.seeds[0])
+
+
+def repeated(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
+    """All adapters at the rates that were chosen, with the other seeds."""
+    for adapter, rate in rates.items():
+        for seed in study.seeds[1:]:
+            yield training(study, dataset, adapter, rate, seed)
+
+
+def row_name(adapter: str, seed: int) -> str:
+    """How an adapter of one seed is called in an evaluation."""
+    return f"{adapter}-seed{seed}"
+
+
+def evaluation(study: Study, dataset: str, rates: Mapping[str, float]) -> Cell:
+    """Base and all adapters of a data set, at the learning rates that were chosen."""
+    trained = {
+        row_name(adapter, seed): training(study, dataset, adapter, rate, seed).folder
+        for adapter, rate in rates.items()
+        for seed in study.seeds
+    }
+    folder = study.folder / dataset / "eval"
+    flags = {**_eval_flags(study, study.datasets[dataset].eval), "tasks": [dataset], "out": folder}
+    adapters = [word for name, path in trained.items() for word in ("--adapter", f"{name}={path}")]
+    return Cell(f"{dataset}, evaluation", folder, ("eval", "run", *_words(flags, ","), *adapters), (*trained.values(),))
+
+
+def curves(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
+    """The checkpoints of the first seed's training, one evaluation an adapter."""
+    if study.curve is None:
+        return
+    for adapter in study.curve.adapters:
+        trained = training(study, dataset, adapter, rates[adapter], study.seeds[0]).folder
+        folder = study.folder / dataset / "curves" / adapter
+        flags = {**_eval_flags(study, study.curve.eval), "out": folder}
+        words = ("eval", "run", *_words(flags, ","), "--checkpoints", f"{trained}/checkpoint-*")
+        yield Cell(f"{dataset}, {adapter}, along the training", folder, words, (trained,))
+
+
+def _eval_flags(study: Study, own: Mapping[str, Any]) -> dict[str, Any]:
+    flags = {**study.eval, **own, "model": study.model}
+    judges = flags.get("judges", [])
+    flags["judges"] = [str(each).replace(JUDGE, str(study.folder / "judge")) for each in judges]
+    return flags
+
+
+def _words(flags: Mapping[str, Any], between: str) -> Iterator[str]:
+    """Flags and values; the items of a list are words of their own, or one word with commas."""
+    for name, value in flags.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            yield flag
+        elif isinstance(value, (list, tuple)):
+            yield from (flag, *map(str, value)) if between == " " else (flag, between.join(map(str, value)))
+        elif value is not None and value is not False:
+            yield from (flag, str(value))
+
+
+def planned(study: Study, rates: Mapping[str, Mapping[str, float]] | None = None) -> Sequence[Cell]:
+    """All cells in their order; without rates, the middle one stands for what the sweep would choose."""
+    found = [cell for cell in (judge_cell(study),) if cell is not None]
+    middle = sorted(study.learning_rates)[len(study.learning_rates) // 2]
+    for dataset in study.datasets:
+        chosen = rates[dataset] if rates else dict.fromkeys(study.adapters, middle)
+        found += sweep(study, dataset)
+        found += [
+            training(study, dataset, adapter, rate, seed)
+            for adapter, rate in chosen.items()
+            for seed in study.seeds[1:]
+        ]
+        found += [evaluation(study, dataset, chosen), *curves(study, dataset, chosen)]
+    return found

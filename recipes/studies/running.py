@@ -1,0 +1,135 @@
+"""Doing what is not done yet, cell by cell, each in a process of its own; when killed, the next call goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from monolora.errors import RunError, SaveError
+from monolora.eval.progress import NOTES
+from monolora.fingerprints import fingerprint_files
+from monolora.provenance import write_json
+from monolora.recipes.studies.cells import Cell
+
+_LAST_LINES = 8
+
+
+class Runner:
+    """Runs the cells of a study, and knows which are done.
+
+    A cell is done if its command was the very same, on the same weights, and its folder still has what it made.
+
+    Args:
+        folder: of the study.
+        total: how many cells there are, for what is said.
+    """
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self._folder = folder
+        self._total = total
+        self._reached = 0
+        self.done_now: list[str] = []
+
+    def run(self, cell: Cell) -> None:
+        """Do a cell, unless it is done.
+
+        Raises:
+            RunError: if its command fails, with the last lines of its log.
+            SaveError: if the disk does not take the record.
+        """
+        self._reached += 1
+        where = f"[{self._reached}/{self._total}] {cell.name}"
+        if self.is_done(cell):
+            _say(f"{where}: done before")
+            return
+        _say(f"{where} …")
+        began = time.monotonic()
+        going_on = self._going_on(cell)
+        self._write(cell, "begun", {})
+        self._command([*cell.words, *going_on], cell)
+        seconds = round(time.monotonic() - began, 1)
+        self._write(cell, "done", {"seconds": seconds, "inputs": _inputs(cell)})
+        self.done_now.append(cell.name)
+        _say(f"{where}: {seconds:.0f} s")
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether there is nothing to do."""
+        record = self._read(cell)
+        return (
+            record.get("status") == "done"
+            and record["command"] == cell.command
+            and (cell.folder / "run.json").is_file()
+            and record["inputs"] == _inputs(cell)
+        )
+
+    def _going_on(self, cell: Cell) -> list[str]:
+        """The flag with which a training goes on, or takes the place of what is there. An evaluation needs none."""
+        if cell.words[0] == "eval" or not cell.folder.is_dir() or not any(cell.folder.iterdir()):
+            return []
+        begun = self._read(cell)
+        same = begun.get("status") == "begun" and begun["command"] == cell.command
+        if same and cell.words[0] == "sft" and any(cell.folder.glob("checkpoint-*")):
+            return ["--resume-from-checkpoint"]
+        return ["--overwrite"]
+
+    def _command(self, words: Sequence[str], cell: Cell) -> None:
+        log = self._folder / "logs" / f"{_slug(cell.name)}.log"
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "monolora.cli", *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+                try:
+                    status = process.wait()
+                finally:  # Ctrl-C ends both
+                    with suppress(ProcessLookupError):
+                        process.terminate()
+                    process.wait()
+        except OSError as error:
+            raise SaveError.of(log, error, "Free space, then give the same command again.") from error
+        if status != 0:
+            lines = [line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
+            last = next(
+                (line for line in reversed(lines) if line.startswith("error: ")), " | ".join(lines[-_LAST_LINES:])
+            )
+            raise RunError(f"{cell.name} ended with status {status}. {last} See {log}. Its command: {cell.command}")
+
+    def _record(self, cell: Cell) -> Path:
+        return self._folder / "cells" / f"{_slug(cell.name)}.json"
+
+    def _read(self, cell: Cell) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._record(cell).read_text()))
+        except (OSError, ValueError):  # never begun, or its record is damaged: it is done again
+            return {}
+
+    def _write(self, cell: Cell, status: str, more: dict[str, Any]) -> None:
+        path = self._record(cell)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"command": cell.command, "status": status, **more})
+        except OSError as error:
+            raise SaveError.of(path, error, "Free space, then give the same command again.") from error
+
+
+def _inputs(cell: Cell) -> dict[str, str]:
+    return {str(path): fingerprint_files(path) for path in cell.inputs}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)
+
+
+def _say(text: str) -> None:
+    NOTES.print(text, markup=False, highlight=False)

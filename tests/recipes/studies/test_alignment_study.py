@@ -1,0 +1,241 @@
+"""The whole study on tiny models: what it leaves, what a second call does, and what a lost cell costs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from inline import run_inline
+
+from monolora import cli
+from monolora.errors import RunError
+from monolora.recipes.studies import alignment
+from monolora.recipes.studies.cells import Cell, planned, training
+from monolora.recipes.studies.chosen import chosen, rates
+from monolora.recipes.studies.gathered import of_dataset
+from monolora.recipes.studies.running import Runner
+from monolora.recipes.studies.settings import Study, load
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def done(
+    write_study: Callable[..., Path],
+    tmp_path: Path,
+    commands: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., int]:
+    """``done(*flags)``: the program, engines and judges in this process."""
+    run_inline(monkeypatch)
+    monkeypatch.delenv("MONOLORA_DATA", raising=False)
+    path = write_study()
+
+    def run(*flags: str) -> int:
+        commands.clear()
+        return alignment.main(["--config", str(path), "--out", str(tmp_path / "out"), *flags])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(study_content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study that is done; to be read only."""
+    root = tmp_path_factory.mktemp("study")
+    (root / "study.yaml").write_text(yaml.safe_dump(study_content, sort_keys=False))
+    with pytest.MonkeyPatch.context() as patch:
+        run_inline(patch)
+        patch.delenv("MONOLORA_DATA", raising=False)
+        patch.setattr(Runner, "_command", lambda self, words, cell: _must(cli.main(list(words))))
+        assert alignment.main(["--config", str(root / "study.yaml"), "--out", str(root / "out")]) == 0
+    return load(root / "study.yaml", out=str(root / "out"))
+
+
+def _must(status: int) -> None:
+    assert status == 0
+
+
+def test_a_study_from_nothing_twice_and_without_a_cell(
+    done: Callable[..., int], study: Study, commands: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert done() == 0
+    assert len(commands) == len(planned(study)) == 4 + 2 + 2
+    report = study.folder / "report"
+    first = {path.name: path.read_bytes() for path in report.iterdir()}
+    assert {"report.md", "table.csv", "verdicts.json", "standing.png", "standing.svg", "curves.png"} <= first.keys()
+    _check_report(study, first)
+
+    printed = capsys.readouterr().out
+    assert done() == 0
+    assert commands == []
+    assert {path.name: path.read_bytes() for path in report.iterdir()} == first
+    assert printed.endswith(capsys.readouterr().out)
+
+    lost = training(study, "demo", "MonoLoRA", chosen(study, "demo", "MonoLoRA").rate, 2)
+    shutil.rmtree(lost.folder)
+    assert done() == 0
+    assert [words[0] for words in commands] == ["sft"]
+    assert str(lost.folder) in commands[0]
+    # the same weights again: the evaluation has nothing to do
+    assert {path.name: path.read_bytes() for path in report.iterdir()} == first
+
+    shutil.rmtree(study.folder / "demo" / "eval")
+    assert done() == 0
+    assert [words[:2] for words in commands] == [["eval", "run"]]
+    assert (report / "report.md").read_bytes() == first["report.md"]
+
+
+def _check_report(study: Study, files: dict[str, bytes]) -> None:
+    text = files["report.md"].decode()
+    verdicts = json.loads(files["verdicts.json"])
+    assert f"Of {len(verdicts)} claims" in text
+    for each in verdicts:
+        assert f"- demo: {each['claim']} ({each['source']}): **{each['answer']}**. " in text
+    for link in re.findall(r"\]\((.*?)\)", text):
+        assert (study.folder / "report" / link).is_file(), link
+    assert text.count("run.json)") >= len(study.adapters) * len(study.seeds)
+    rows = list(csv.DictReader(files["table.csv"].decode().splitlines()))
+    columns = {each.column.id: each for each in of_dataset(study, "demo")}
+    results = json.loads((study.folder / "demo" / "eval" / "results.json").read_text())
+    for row in rows:
+        values = columns[row["column"]]
+        models = [row["model"]] if row["model"] == "base" else [f"{row['model']}-seed{seed}" for seed in study.seeds]
+        of_seeds = [results["cells"][model][row["column"]]["value"] for model in models]
+        # the mean over seeds of what the evaluation says of each, where no prompt is invalid
+        assert float(row["mean"]) == pytest.approx(np.mean(of_seeds)), row
+        assert int(row["seeds"]) == len(models)
+        assert values.column.title == row["title"]
+
+
+def test_differences_are_paired(whole: Study) -> None:
+    results = json.loads((whole.folder / "demo" / "eval" / "results.json").read_text())
+    for each in of_dataset(whole, "demo"):
+        found = each.difference("MonoLoRA", "LoRA")
+        if found is not None and each.column.test is not None:
+            of_seeds = [
+                results["cells"][f"MonoLoRA-seed{seed}"][each.column.id]["value"]
+                - results["cells"][f"LoRA-seed{seed}"][each.column.id]["value"]
+                for seed in whole.seeds
+            ]
+            assert found.mean == pytest.approx(np.mean(of_seeds))
+
+
+def test_rates_are_those_of_the_lowest_validation_loss(whole: Study) -> None:
+    for adapter in whole.adapters:
+        losses = {}
+        for rate in whole.learning_rates:
+            run = json.loads((training(whole, "demo", adapter, rate, 1).folder / "run.json").read_text())
+            losses[rate] = run["results"]["validation"]["loss"]
+            assert run["config"]["seed"] == 1
+            assert run["config"]["learning_rate"] == rate
+        found = chosen(whole, "demo", adapter)
+        assert found.losses == losses
+        assert found.rate == min(losses, key=losses.__getitem__) == rates(whole, "demo")[adapter]
+        assert found.is_edge  # of two, each is one
+
+
+def test_adapters_of_a_seed_see_the_same_examples_in_the_same_order(whole: Study) -> None:
+    for seed in whole.seeds:
+        runs = [
+            json.loads((training(whole, "demo", adapter, rate, seed).folder / "run.json").read_text())
+            for adapter, rate in rates(whole, "demo").items()
+        ]
+        own = {"adapter", "activation", "output_dir", "learning_rate", "logging_dir"}
+        configs = [{key: value for key, value in run["config"].items() if key not in own} for run in runs]
+        assert configs[0] == configs[1]
+        assert runs[0]["fingerprints"]["train"] == runs[1]["fingerprints"]["train"]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_an_interrupted_training_goes_on(
+    study: Study, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, checkpoint: bool
+) -> None:
+    """From its last checkpoint; anew if it had none. The result is that of one that was not."""
+    cell = training(study, "demo", "MonoLoRA", 0.02, 1)
+    Runner(study.folder, 1).run(cell)
+    weights = (cell.folder / "adapter_model.safetensors").read_bytes()
+    for name in ("adapter_model.safetensors", "run.json"):
+        (cell.folder / name).unlink()
+    shutil.rmtree(cell.folder / "checkpoint-4")
+    record = json.loads((cell.folder / "checkpoint-2" / "trainer_state.json").read_text())
+    assert record["global_step"] == 2
+    if not checkpoint:
+        shutil.rmtree(cell.folder / "checkpoint-2")
+    running = json.loads((study.folder / "cells" / "demo-MonoLoRA-lr-0.02-seed-1.json").read_text())
+    (study.folder / "cells" / "demo-MonoLoRA-lr-0.02-seed-1.json").write_text(
+        json.dumps({"command": running["command"], "status": "begun"})
+    )
+    _write_running_record(study, cell)
+    commands.clear()
+    Runner(study.folder, 1).run(cell)
+    assert commands[0][-1] == ("--resume-from-checkpoint" if checkpoint else "--overwrite")
+    assert (cell.folder / "adapter_model.safetensors").read_bytes() == weights
+
+
+def _write_running_record(study: Study, cell: Cell) -> None:
+    """As a training leaves it that was killed: begun, and not done."""
+    other = training(study, "demo", "MonoLoRA", 0.02, 1)._replace(folder=cell.folder.parent / "whole")
+    words = [str(other.folder) if word == str(cell.folder) else word for word in cell.words]
+    Runner(study.folder, 1).run(other._replace(name="whole", words=tuple(words)))
+    record = json.loads((other.folder / "run.json").read_text())
+    record["config"]["output_dir"] = str(cell.folder)
+    (cell.folder / "run.json").write_text(json.dumps(record | {"status": "running"}))
+
+
+def test_another_command_is_another_cell(study: Study, commands: list[list[str]]) -> None:
+    cell = training(study, "demo", "LoRA", 0.02, 1)
+    runner = Runner(study.folder, 9)
+    runner.run(cell)
+    runner.run(cell)
+    assert runner.done_now == [cell.name]
+    longer = cell._replace(words=(*cell.words, "--num-train-epochs", "2"))
+    assert not runner.is_done(longer)
+    runner.run(longer)
+    assert commands[-1][-1] == "--overwrite"
+    assert not runner.is_done(cell)
+
+
+def test_a_cell_that_fails_says_why(study: Study, tmp_path: Path) -> None:
+    """In a process of its own, as it is run outside of tests."""
+    cell = training(study, "demo", "LoRA", 0.02, 1)
+    broken = cell._replace(words=tuple("nowhere" if word == study.model else word for word in cell.words))
+    with pytest.raises(RunError, match=r"ended with status 2\. error: .*nowhere.* See .*\.log\. Its command: monolora"):
+        Runner(study.folder, 1).run(broken)
+    assert not Runner(study.folder, 1).is_done(broken)
+
+
+def test_dry_run_prints_every_command_and_runs_none(
+    done: Callable[..., int], study: Study, commands: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert done("--dry-run") == 0
+    out = capsys.readouterr().out
+    assert commands == []
+    assert not study.folder.exists()
+    for cell in planned(study):
+        assert cell.command in out
+    assert "demo: training" in out
+    assert "a toy" in out
+
+
+@pytest.mark.parametrize("name", ["smollm2.yaml", "llama2.yaml"])
+def test_the_studies_that_come_with_the_project_are_whole(
+    name: str, mirror: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Each preset's commands are read by their programs, and counted on the real data."""
+    config = str(Path(alignment.__file__).with_name(name))
+    presets: tuple[Any, ...] = ("cpu", "gpu") if name == "smollm2.yaml" else ("paper",)
+    for preset in presets:
+        assert alignment.main(["--config", config, "--preset", preset, "--out", str(tmp_path / "x"), "--dry-run"]) == 0
+        out = capsys.readouterr().out
+        assert out.count("monolora sft") == 2 * 4 * (3 + 2)
+        assert out.count("monolora eval run") == 2 * (1 + 2)
+        assert "dolly: answers" in out
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,123 @@
+"""Verdicts follow from intervals: made-up differences, large, small and none, on either side."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from monolora.eval.measures.columns import Column
+from monolora.recipes.studies.claims import Claim, Verdict, claims, counted, verdicts
+from monolora.recipes.studies.crossed import crossed
+from monolora.recipes.studies.gathered import BASE, Values
+from monolora.recipes.studies.settings import Study
+
+PROMPTS = 200
+
+
+def _values(shift: float, column: str = "beavertails/judge/flagged", noise: float = 3, unit: str = "%") -> Values:
+    """MonoLoRA is ``shift`` above LoRA, which is as the base."""
+    random = np.random.default_rng(0)
+    base = random.normal(30, 5, (1, PROMPTS))
+    lora = base + noise * random.normal(size=(3, PROMPTS))
+    mono = base + shift + noise * random.normal(size=(3, PROMPTS))
+    headline = not column.endswith(("/drift", "/refusal"))
+    found = Column(column, "judge flagged", "", "beavertails", better="lower", unit=unit, headline=headline)
+    return Values(found, np.ones(PROMPTS), {BASE: base, "LoRA": lora, "MonoLoRA": mono})
+
+
+def _claim(shift: float, margin: float | None = None, better: str = "lower", noise: float = 3) -> Claim:
+    values = _values(shift, noise=noise)
+    return Claim("c", "s", "demo", values, "MonoLoRA", "LoRA", better, margin)  # type: ignore[arg-type]
+
+
+def _only(claim: Claim) -> Verdict:
+    (found,) = verdicts([claim])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shift", "better", "answer"),
+    [
+        (-4, "lower", "holds"), (4, "lower", "does not hold"), (0, "lower", "cannot be told"),
+        (4, "higher", "holds"), (-4, "higher", "does not hold"),
+    ],
+)  # fmt: skip
+def test_a_side(shift: float, better: str, answer: str) -> None:
+    found = _only(_claim(shift, better=better))
+    assert found.answer == answer
+    assert found.estimate is not None
+    expected = crossed(_values(shift).by_model["MonoLoRA"] - _values(shift).by_model["LoRA"])
+    assert found.estimate == expected
+    assert f"{expected.mean:+.1f}".replace("-", "−")[:3] in found.text
+    assert ("the other way round" in found.text) == (answer == "does not hold")
+    assert ("do not show" in found.text) == (answer == "cannot be told")
+
+
+@pytest.mark.parametrize(
+    ("shift", "better", "answer"),
+    [
+        (0, "lower", "holds"), (-9, "lower", "holds"), (9, "lower", "does not hold"), (2, "lower", "cannot be told"),
+        (0, "higher", "holds"), (9, "higher", "holds"), (-9, "higher", "does not hold"),
+        (-2, "higher", "cannot be told"),
+    ],
+)  # fmt: skip
+def test_a_margin(shift: float, better: str, answer: str) -> None:
+    found = _only(_claim(shift, margin=2, better=better))
+    assert found.answer == answer
+    assert math.isnan(found.p_holm)
+    assert "2 points" in found.text
+
+
+def test_many_claims_are_corrected_together() -> None:
+    """A difference that would do alone is none among twenty."""
+    random = np.random.default_rng(3)
+    weak = next(
+        claim
+        for noise in random.uniform(5, 60, 200)
+        if 0.01 < _only(claim := _claim(-4, noise=float(noise))).p_holm < 0.04
+    )
+    alone, *_ = verdicts([weak])
+    among, *_ = verdicts([weak, *[_claim(0)] * 19])
+    assert alone.answer == "holds"
+    assert among.answer == "cannot be told"
+    assert among.p_holm == pytest.approx(min(1, 20 * alone.p_holm))
+    assert verdicts([weak, *[_claim(0, margin=1)] * 19])[0] == alone  # those with a margin are no tests
+
+
+def test_what_does_not_vary() -> None:
+    def same(value: float) -> Claim:
+        values = _values(0)._replace(by_model={"LoRA": np.zeros((3, 5)), "MonoLoRA": np.full((3, 5), value)})
+        return Claim("c", "s", "demo", values._replace(weights_P=np.ones(5)), "MonoLoRA", "LoRA", "lower")
+
+    assert [_only(same(value)).answer for value in (0, -1, 1)] == ["cannot be told", "holds", "does not hold"]
+    assert "no interval" in _only(same(1)).text
+    missing = same(0)._replace(against="nobody")
+    assert _only(missing).answer == "cannot be told"
+    assert _only(missing).text == "It was not measured."
+
+
+def test_what_is_asked_of_columns(study: Study) -> None:
+    columns = [
+        _values(-4),
+        _values(0, "task:demo/accuracy"),
+        _values(30, "sparsity/alignment"),
+        _values(-1, "beavertails/drift", unit="nats/token"),
+        _values(1, "beavertails/refusal"),
+        _values(0, "beavertails/length"),
+    ]
+    asked = list(claims(study, "demo", columns))
+    assert [claim.text.partition(" (")[0] for claim in asked] == [
+        "MonoLoRA has less flagged answers than LoRA",
+        "LoRA has more flagged answers than the base",
+        "MonoLoRA has no more flagged answers than the base",
+        "MonoLoRA is as good at the task as LoRA",
+        "MonoLoRA's units are sparser than LoRA's",
+        "MonoLoRA drifts less from the base than LoRA",
+        "MonoLoRA keeps more refusals of harmful prompts than LoRA",
+    ]
+    assert [claim.margin for claim in asked] == [None, None, 3, 2, None, None, None]
+    decided = verdicts(asked)
+    assert [each.answer for each in decided[:3]] == ["holds", "cannot be told", "holds"]
+    assert sum(counted(decided).values()) == len(asked)

@@ -1,0 +1,95 @@
+"""A study's file: what presets lay over it, and what is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monolora.errors import InputError
+from monolora.recipes.studies.cells import curves, evaluation, judge_cell, planned, training
+from monolora.recipes.studies.checks import check_commands
+from monolora.recipes.studies.settings import Study, load
+
+
+def test_a_preset_is_laid_over_what_is_shared(write_study: Callable[..., Path], study_content: dict[str, Any]) -> None:
+    path = write_study(sft={"lora_r": 4, "bf16": "false"})
+    assert load(path).out == "runs/quick"
+    presets = study_content["presets"]
+    both = {"quick": presets["quick"], "other": presets["quick"] | {"seeds": [5], "sft": {"lora_r": 9}}}
+    other = load(write_study(presets=both, sft={"lora_r": 4, "bf16": "false"}), "other")
+    assert other.sft == {"lora_r": 9, "bf16": "false"}
+    assert (other.seeds, other.out) == ((5,), "runs/other")
+    assert other.datasets["demo"].eval == {"task_limit": 4, "drift": 6}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adapters": {"LoRA": {}}}, "compares two or more"),
+        ({"seeds": [1, 1]}, "seeds: give one or more, each once"),
+        ({"learning_rates": []}, "learning_rates: give"),
+        ({"seds": [1]}, "Did you mean seeds"),
+        ({"presets": {}}, "has no presets"),
+        ({"adapters": ["lora", "mono"]}, "must be a mapping"),
+        ({"adapters": {"a/b": {}, "c": {}}}, "a/b cannot be a folder's name"),
+        ({"margin": {"sst3": 1}}, "Unknown key in margin 'sst3'"),
+    ],
+)
+def test_what_cannot_be(write_study: Callable[..., Path], changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load(write_study(**changes))
+
+
+def test_presets_and_curves_that_are_none(write_study: Callable[..., Path], study_content: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="Did you mean quick"):
+        load(write_study(), "qick")
+    quick = study_content["presets"]["quick"]
+    with pytest.raises(InputError, match="Unknown adapter of curve 'Mono'"):
+        load(write_study(presets={"quick": quick | {"curve": {"adapters": ["Mono"]}}}))
+    with pytest.raises(InputError, match="datasets is missing"):
+        load(write_study(presets={"quick": {}}))
+
+
+def test_a_flag_that_its_program_does_not_know_is_named(write_study: Callable[..., Path], tmp_path: Path) -> None:
+    for changes, said in (
+        ({"sft": {"lora_rank": 8}}, "demo, LoRA, .*: Unknown flag --lora-rank. Did you mean"),
+        (
+            {"eval": {"suite": ["beavertails"], "limt": 5}},
+            "demo, evaluation: Unknown flag --limt. Did you mean --limit",
+        ),
+        ({"judge": {"epoch": 2}}, "judge: Unknown flag --epoch. Did you mean --epochs"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_commands(load(write_study(**changes), out=str(tmp_path / "out")))
+
+
+def test_commands(study: Study) -> None:
+    cell = training(study, "demo", "MonoLoRA", 0.02, 2)
+    assert cell.folder == study.folder / "demo" / "MonoLoRA" / "lr-0.02" / "seed-2"
+    flags = dict(zip(cell.words[1::2], cell.words[2::2], strict=False))
+    assert flags["--seed"] == "2"
+    assert "--skip-eval" in cell.words
+    found = evaluation(study, "demo", {"LoRA": 0.002, "MonoLoRA": 0.02})
+    assert [word for word in found.words if "=" in word] == [
+        f"{name}-seed{seed}={training(study, 'demo', name, rate, seed).folder}"
+        for name, rate in (("LoRA", 0.002), ("MonoLoRA", 0.02))
+        for seed in (1, 2)
+    ]
+    (curve,) = curves(study, "demo", {"LoRA": 0.002, "MonoLoRA": 0.02})
+    assert curve.words[-1] == f"{training(study, 'demo', 'MonoLoRA', 0.02, 1).folder}/checkpoint-*"
+    assert judge_cell(study) is None
+    folders = [cell.folder for cell in planned(study)]
+    assert len(set(folders)) == len(folders)
+
+
+def test_the_own_judge_judges(write_study: Callable[..., Path], tmp_path: Path) -> None:
+    changes = {"judge": {"epochs": 1}, "eval": {"judges": ["classifier:JUDGE", "refusal"]}}
+    study = load(write_study(**changes), out=str(tmp_path / "out"))
+    cell = judge_cell(study)
+    assert cell is not None
+    assert cell.words == ("judge", "--epochs", "1", "--output-dir", str(tmp_path / "out" / "judge"))
+    words = evaluation(study, "demo", {"LoRA": 0.02}).words
+    assert words[words.index("--judges") + 1] == f"classifier:{tmp_path / 'out' / 'judge'},refusal"
