@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Iterator, Sequence
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from rounds import flag_parser, in_turns, machine, of_groups, save, spread
 from monolora.adapters import load_adapted
 from monolora.eval.explain.text_sets import load
 from monolora.explain import Text, collect
-from monolora.explain.collect import batches, padded_batch
+from monolora.explain.collect import padded_batch, windows
 from monolora.recipes.inference import evaluating
 
 
@@ -61,7 +61,7 @@ def main() -> None:
 @torch.inference_mode()
 def plain(model: Any, texts: Sequence[Text], pad_token_id: int, batch_size: int) -> None:
     """The forwards of a pass, with nothing watching."""
-    for batch in batches(texts, batch_size):
+    for batch in chain.from_iterable(windows(texts, batch_size)):
         ids_BL, length_B = padded_batch(batch, pad_token_id, model.device)
         mask_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device) < length_B[:, None]
         model(input_ids=ids_BL, attention_mask=mask_BL.long(), logits_to_keep=1, use_cache=False)

@@ -37,13 +37,13 @@ def measured(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     splits = {row["key"]: answer for row in job["rows"] if (answer := _split(row, tokenizer)).answer}
     for each in job["jobs"]:
         base, tuned, without = _pair(each, job["base"], job["dtype"])
-        inferences = [
+        of_base, of_tuned = (
             Inference(model=model, tokenizer=tokenizer, batch_size=job["batch_size"]) for model in (base, tuned)
-        ]
+        )
         with evaluating(tuned), evaluating(base):
-            kl = dict(_by_answer(*inferences, without, splits))
+            kl = dict(_by_answer(of_base, of_tuned, without, splits))
         yield {"key": each["key"], "kind": "drift", "model": each["identity"], "values": {"kl": kl}}
-        del base, tuned, inferences, without
+        del base, tuned, of_base, of_tuned, without
         gc.collect()
 
 

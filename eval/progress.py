@@ -21,7 +21,7 @@ def kept(what: str, there: int, total: int) -> None:
 def tracked(what: str, total: int) -> Iterator[Callable[[], None]]:
     """Show how many of ``total`` steps are done; the function that it gives is called for each."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -15,11 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from peft import PeftModel
 from peft.tuners import lora
+from peft.tuners.lora import layer as lora_layers
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from monolora.errors import InputError, unknown
-from monolora.layer import MonoLoraLayer, monolora_class
+from monolora.layer import MonoLoraLayer, UnitObserver, monolora_class
+
+# They merge the adapter into the base weight at every call, so that there never are any units.
+MERGING = (lora_layers.ParamWrapper, lora_layers.MultiheadAttention)
 
 # Called with (layer, adapter name, units); the units have their dimension last, ``(..., R)``, and no gradient.
 See = Callable[[LoraLayer, str, torch.Tensor], None]
@@ -92,6 +96,13 @@ def inner_model(model: nn.Module) -> nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def input_device(model: nn.Module) -> torch.device:
+    """Where a language model's token ids go: where its input embeddings are, or to the CPU if these are on disk."""
+    base: Any = inner_model(model)
+    device: torch.device = base.get_input_embeddings().weight.device
+    return torch.device("cpu") if device.type == "meta" else device
+
+
 def adapted_layers(model: nn.Module) -> dict[LoraLayer, str]:
     """The LoRA and MonoLoRA layers of a model, with their names in the base model, in its order."""
     return {layer: name for name, layer in inner_model(model).named_modules() if isinstance(layer, LoraLayer)}
@@ -100,14 +111,15 @@ def adapted_layers(model: nn.Module) -> dict[LoraLayer, str]:
 def watch(layers: Iterable[LoraLayer], see: See) -> list[Callable[[], None]]:
     """Show ``see`` the units of the layers' active adapters whenever they are run; plain LoRA's are ``A x``.
 
+    Several may watch the same layers, and end in any order.
+
     Returns:
         Functions that end it, to be called once each.
     """
     ends: list[Callable[[], None]] = []
     for layer in layers:
         if isinstance(layer, MonoLoraLayer):
-            layer.unit_observer = partial(_see_monolora, see)
-            ends.append(partial(_unwatch, layer))
+            ends.append(_watch_monolora(layer, see))
         elif isinstance(layer, lora.Embedding):
             ends.append(layer.register_forward_hook(partial(_see_plain_embedding, see)).remove)
         else:
@@ -116,12 +128,32 @@ def watch(layers: Iterable[LoraLayer], see: See) -> list[Callable[[], None]]:
     return ends
 
 
-def _unwatch(layer: MonoLoraLayer) -> None:
-    layer.unit_observer = None
+class _Watchers:
+    """The observer of a layer that is watched; one that was there before goes on seeing, and is back in the end."""
+
+    def __init__(self, before: UnitObserver | None) -> None:
+        self.before = before
+        self.all: list[See] = []
+
+    def __call__(self, layer: MonoLoraLayer, adapter_name: str, h: torch.Tensor) -> None:
+        if self.before is not None:
+            self.before(layer, adapter_name, h)
+        for see in self.all:
+            see(layer, adapter_name, h.movedim(layer.unit_dim, -1))
 
 
-def _see_monolora(see: See, layer: MonoLoraLayer, adapter_name: str, h: torch.Tensor) -> None:
-    see(layer, adapter_name, h.movedim(layer.unit_dim, -1))
+def _watch_monolora(layer: MonoLoraLayer, see: See) -> Callable[[], None]:
+    there = layer.unit_observer
+    watchers = there if isinstance(there, _Watchers) else _Watchers(there)
+    watchers.all.append(see)
+    layer.unit_observer = watchers
+    return partial(_unwatch, layer, watchers, see)
+
+
+def _unwatch(layer: MonoLoraLayer, watchers: _Watchers, see: See) -> None:
+    watchers.all.remove(see)
+    if not watchers.all:
+        layer.unit_observer = watchers.before
 
 
 def _see_plain(

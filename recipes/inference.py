@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.recipes.prompts import Split
 from monolora.sparsity import Sparsity, SparsityMeter
+from monolora.units import input_device
 
 _T = TypeVar("_T")
 PROGRESS = Console(stderr=True)  # stdout is for results
@@ -159,12 +160,6 @@ class Inference:
         ids, mask = padded(rows, self.tokenizer.pad_token_id, left)
         device = input_device(self.model)
         return ids.to(device), mask.to(device)
-
-
-def input_device(model: Any) -> torch.device:
-    """Where to put a model's inputs; one whose first weights are on disk takes them from the CPU."""
-    device: torch.device = model.device
-    return torch.device("cpu") if device.type == "meta" else device
 
 
 def padded(rows: Sequence[list[int]], pad_token_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

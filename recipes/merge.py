@@ -32,11 +32,12 @@ from monolora.merge.linearize import TOKENS_PER_INPUT
 from monolora.merge.unload import active_units, dequantized
 from monolora.recipes import merge_report
 from monolora.recipes import subject as subjects
-from monolora.recipes.inference import PROGRESS, input_device
+from monolora.recipes.inference import PROGRESS
 from monolora.recipes.output_folder import check_apart, check_free, whole_or_nothing
 from monolora.recipes.subject import Subject
 from monolora.recipes.texts import Rows, batches
 from monolora.recipes.verify import CALIBRATION_TOKENS, add_flags, check_flags, task_of, texts_of, verify
+from monolora.units import input_device
 
 WITHOUT_CALIBRATION = (
     "Without calibration text the activation is replaced by its mean slope for Gaussian inputs of mean zero, and real "

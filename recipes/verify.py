@@ -26,11 +26,12 @@ from monolora.merge.verify import Comparison, compare
 from monolora.provenance import provenance
 from monolora.recipes import merge_report
 from monolora.recipes import subject as subjects
-from monolora.recipes.inference import PROGRESS, Inference, input_device
+from monolora.recipes.inference import PROGRESS, Inference
 from monolora.recipes.scoring import score_and_answers
 from monolora.recipes.subject import Subject
 from monolora.recipes.tasks import Task
 from monolora.recipes.texts import Rows, Texts, batches, choose, run_task, sources
+from monolora.units import input_device
 
 # Tokens that a merge is verified on, and is fitted to unless its layers are wide.
 HELD_OUT_TOKENS = 8192

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -24,7 +24,7 @@ const until = async (holds) => {
 
 
 class Told:
-    """Asks pages about themselves.
+    """Asks pages about themselves, and lets none pass that complains or asks for anything else than itself.
 
     Args:
         browser: in which each page is opened anew, without a network.
@@ -46,16 +46,45 @@ class Told:
             fragment: what comes after ``#`` in the address.
             width: of the screen, in pixels.
             dark: whether the reader prefers dark colours.
+
+        Raises:
+            AssertionError: if, from its first line on, the page has thrown an error, had one written to the console (as
+                a breach of its security policy is), or requested another file.
         """
+        with self._tab(width, dark) as tab:
+            complaints = _complaints(tab, page.as_uri())
+            tab.goto(page.as_uri() + (f"#{fragment}" if fragment else ""))
+            found = tab.evaluate(f"(async () => {{ {_HELPERS} {script} }})()")
+            assert not complaints, complaints
+            return found
+
+    def seconds(self, page: Path) -> float:
+        """What a page takes until it is loaded, of a CPU: no more on a busy machine."""
+        with self._tab() as tab:
+            session = tab.context.new_cdp_session(tab)
+            session.send("Performance.enable")
+            tab.goto(page.as_uri())
+            metrics = session.send("Performance.getMetrics")["metrics"]
+            return next(float(each["value"]) for each in metrics if each["name"] == "ProcessTime")
+
+    @contextmanager
+    def _tab(self, width: int = 1000, dark: bool = False) -> Iterator[Page]:
         context = self._browser.new_context(
             viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light", offline=True
         )
         try:
-            opened = context.new_page()
-            opened.goto(page.as_uri() + (f"#{fragment}" if fragment else ""))
-            return opened.evaluate(f"(async () => {{ {_HELPERS} {script} }})()")
+            yield context.new_page()
         finally:
             context.close()
+
+
+def _complaints(tab: Page, address: str) -> list[str]:
+    """What goes wrong on a page from now on."""
+    found: list[str] = []
+    tab.on("pageerror", lambda error: found.append(f"error: {error}"))
+    tab.on("console", lambda said: said.type == "error" and found.append(f"console: {said.text}"))
+    tab.on("request", lambda asked: asked.url.partition("#")[0] != address and found.append(f"request: {asked.url}"))
+    return found
 
 
 @contextmanager

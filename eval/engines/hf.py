@@ -19,7 +19,8 @@ from monolora.adapters import load_adapted
 from monolora.eval.batches import fixed_batches
 from monolora.eval.records import own_seed
 from monolora.hub import load_causal_lm, load_tokenizer
-from monolora.recipes.inference import GREEDY, evaluating, input_device, padded
+from monolora.recipes.inference import GREEDY, evaluating, padded
+from monolora.units import input_device
 
 
 def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -18,11 +18,12 @@ from pathlib import Path
 from rich.console import Console
 
 from monolora.errors import InputError, exit_status
-from monolora.eval.explain.compare import compare, write_comparison
+from monolora.eval.explain.compare import JSON, compare, write_comparison
 from monolora.eval.explain.compare_terminal import show
-from monolora.eval.explain.run import FEATURES, PAGE, explain
+from monolora.eval.explain.run import explain
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.summary import summary
+from monolora.eval.explain.written import FEATURES, PAGE
 from monolora.flags import FlagParser
 
 
@@ -39,8 +40,11 @@ def main(argv: list[str]) -> int:
         summary(explain(adapter, settings), console)
         print(f"{Path(settings.out) / PAGE}: open it in a browser.")
         return 0
+    out = Path(settings.out)
+    if (out / JSON).is_file() and not settings.overwrite:
+        raise InputError(f"{out} holds another comparison. Take another folder, or replace it with --overwrite.")
     comparison = compare(_explained(_named(settings.compare), settings))
-    write_comparison(Path(settings.out), comparison)
+    write_comparison(out, comparison)
     show(comparison, console)
     return 0
 
@@ -51,6 +55,8 @@ def _named(words: tuple[str, ...]) -> dict[str, str]:
         name, equals, path = word.partition("=")
         if not (name and equals and path):
             raise InputError(f"--compare {word} is not NAME=PATH. Write, for example, mono={path or word}")
+        if "/" in name or "\\" in name or name.startswith("."):
+            raise InputError(f"--compare {word}: {name} cannot be a folder's name. Take letters and digits.")
         if name in found:
             raise InputError(f"--compare names {name!r} twice. Take another name.")
         found[name] = path

@@ -24,7 +24,8 @@ from monolora.eval.process import results_of, rows_of
 from monolora.eval.progress import tracked
 from monolora.eval.records import OK
 from monolora.explain.ablation import ablated
-from monolora.recipes.inference import GREEDY, evaluating, input_device, padded
+from monolora.recipes.inference import GREEDY, evaluating, padded
+from monolora.units import input_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,31 +5,37 @@ and each of these prompts with all units too: both sides of a difference are row
 and the same kernels, so that the rounding of bfloat16 does not look like an effect.
 
 Shapes: N rows of a batch, S distinct sequences of it, A ablations of it and one row of all units before them; T tokens,
-V vocabulary; K ablations, P prompts, L labels.
+V vocabulary, H hidden size, C vocabulary at a time; K ablations, P prompts, L labels, M measures.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from monolora.eval.explain.records import Ablations, Change, Floats, Measure
 from monolora.eval.measures.bootstrap import bootstrap
 from monolora.eval.progress import tracked
 from monolora.explain.ablation import ablated
-from monolora.recipes.inference import evaluating, input_device, padded
+from monolora.explain.rates import false_discovery_rate
+from monolora.recipes.inference import evaluating, padded
 from monolora.recipes.prompts import split_at_answer
 from monolora.recipes.tasks.base import Example
-from monolora.units import UnitName
+from monolora.units import UnitName, input_device
 
 Ablation = Collection[UnitName]
+
+_MEASURES = (("kl", "KL", "nats"), ("accuracy", "accuracy", "pp"), ("margin", "margin", "nats"))
+_AT_A_TIME = 16_384  # of the vocabulary, in float32
 
 
 class ScoredPrompt(NamedTuple):
@@ -59,7 +65,15 @@ class Effect:
     changes_KP: Floats
 
     @staticmethod
-    def of(dataset: str, key: str, title: str, unit: str, adapted_P: Floats, changes_KP: Floats) -> Effect:
+    def of(
+        dataset: str,
+        key: str,
+        title: str,
+        unit: str,
+        adapted_P: Floats,
+        changes_KP: Floats,
+        is_tested: bool = True,
+    ) -> Effect:
         """From values by prompt; what could not be measured is counted in a warning.
 
         Args:
@@ -68,6 +82,7 @@ class Effect:
             title, unit: of the measure.
             adapted_P: of the adapted model with all its units.
             changes_KP: as above.
+            is_tested: whether "no change on average" can be.
         """
         missing = int(np.isnan(changes_KP).sum())
         if missing:
@@ -78,7 +93,8 @@ class Effect:
         there_P = adapted_P[~np.isnan(adapted_P)]
         prompts = int((~np.isnan(changes_KP)).any(0).sum())
         mean = float(there_P.mean()) if there_P.size else np.nan
-        return Effect(measure=Measure(f"{dataset}.{key}", title, unit, dataset, prompts, mean), changes_KP=changes_KP)
+        measure = Measure(f"{dataset}.{key}", title, unit, dataset, prompts, mean, is_tested)
+        return Effect(measure=measure, changes_KP=changes_KP)
 
 
 def scored_prompt(example: Example, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> ScoredPrompt:
@@ -125,23 +141,46 @@ def next_token_effects(
     batches = batches_of(
         [max(map(len, each)) for each in sequences], len(ablations), batch_size, max(map(len, sequences))
     )
-    kl_KP, *changes_KP = np.full((3, len(ablations), len(prompts)), np.nan)
-    adapted_P = np.full((2, len(prompts)), np.nan)
-    with evaluating(model), tracked(f"Ablations on {name}", len(batches)) as step:
+    adapted_MP = np.full((len(_MEASURES), len(prompts)), np.nan)
+    changes_MKP = np.full((len(_MEASURES), len(ablations), len(prompts)), np.nan)
+    with evaluating(model), _precise_logits(model), tracked(f"Ablations on {name}", len(batches)) as step:
         for batch in batches:
             rows = [[], *ablations[batch.ablations]]
             scores = _scores(model, [prompts[place] for place in batch.prompts], rows, adapter)
-            for place, (kl, accuracy, margin) in zip(batch.prompts, scores, strict=True):
-                kl_KP[batch.ablations, place] = kl[1:]
-                for k, values in enumerate((accuracy, margin)):
-                    adapted_P[k, place] = values[0]
-                    changes_KP[k][batch.ablations, place] = values[1:] - values[0]
+            for place, scores_MA in zip(batch.prompts, scores, strict=True):
+                adapted_MP[:, place] = scores_MA[:, 0]
+                changes_MKP[:, batch.ablations, place] = scores_MA[:, 1:] - scores_MA[:, :1]
             step()
-    effects = [Effect.of(name, "kl", "KL", "nats", np.full(len(prompts), np.nan), kl_KP)]
-    if prompts[0].answers:
-        effects.append(Effect.of(name, "accuracy", "accuracy", "pp", adapted_P[0], changes_KP[0]))
-        effects.append(Effect.of(name, "margin", "margin", "nats", adapted_P[1], changes_KP[1]))
-    return effects
+    adapted_MP[0] = np.nan  # KL is a difference already
+    return [
+        Effect.of(name, *_MEASURES[m], adapted_MP[m], changes_MKP[m], is_tested=m > 0)
+        for m in range(len(_MEASURES) if prompts[0].answers else 1)
+    ]
+
+
+@contextmanager
+def _precise_logits(model: Any) -> Iterator[None]:
+    """Logits in float32: bfloat16 has 8 bits for a logit, which hide the small changes of single units.
+
+    The output layer is computed anew; what a model does to logits after it (caps, scales) is done to these. One that
+    is no plain layer in memory (quantized, adapted, offloaded) gives what it gives.
+    """
+    head = model.get_output_embeddings()
+    is_plain = type(head) is nn.Linear and not head.weight.is_meta
+    if not is_plain or head.weight.dtype not in (torch.bfloat16, torch.float16):
+        yield
+        return
+
+    def precise(head: nn.Linear, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        x_NTH = args[0].to(output.device, torch.float32)
+        logits = torch.cat([F.linear(x_NTH, weight_CH.float()) for weight_CH in head.weight.split(_AT_A_TIME)], -1)
+        return logits if head.bias is None else logits + head.bias.float()
+
+    handle = head.register_forward_hook(precise)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class Batch(NamedTuple):
@@ -170,10 +209,12 @@ def _sequences(prompt: ScoredPrompt) -> list[tuple[int, ...]]:
 
 
 @torch.inference_mode()
-def _scores(
-    model: Any, prompts: Sequence[ScoredPrompt], ablations: Sequence[Ablation], adapter: str
-) -> list[tuple[Floats, Floats, Floats]]:
-    """For each prompt KL to the first row, accuracy in percent and margin of every row; NaN where not to be had."""
+def _scores(model: Any, prompts: Sequence[ScoredPrompt], ablations: Sequence[Ablation], adapter: str) -> list[Floats]:
+    """For each prompt KL to the first row, accuracy in percent and margin of every row; NaN where not to be had.
+
+    Returns:
+        shape ``(M, A)`` each.
+    """
     sequences = [each for prompt in prompts for each in _sequences(prompt)]
     kept = max([1, *(len(answer) for prompt in prompts for answer in prompt.answers)])
     ids_NT, mask_NT = padded([list(each) for each in sequences for _ in ablations], 0, left=True)
@@ -191,9 +232,7 @@ def _scores(
     return [_of_prompt(prompt, place, logits_SATV) for prompt in prompts]
 
 
-def _of_prompt(
-    prompt: ScoredPrompt, place: Mapping[tuple[int, ...], int], logits_SATV: torch.Tensor
-) -> tuple[Floats, Floats, Floats]:
+def _of_prompt(prompt: ScoredPrompt, place: Mapping[tuple[int, ...], int], logits_SATV: torch.Tensor) -> Floats:
     log_p_ATV = {
         sequence[len(prompt.prompt) :]: F.log_softmax(
             logits_SATV[place[sequence], :, len(prompt.prompt) - len(sequence) - 1 :].double(), -1
@@ -203,14 +242,14 @@ def _of_prompt(
     kl_A = _kl(next(iter(log_p_ATV.values()))[:, 0])  # every answer begins where the prompt ends
     if not prompt.answers:
         nothing_A = np.full(len(kl_A), np.nan)
-        return kl_A, nothing_A, nothing_A
+        return np.stack([kl_A, nothing_A, nothing_A])
     found = [log_p_ATV[tuple(answer[:-1])][:, range(len(answer)), answer].sum(-1) for answer in prompt.answers]
     log_p_AL = torch.stack(found, -1).cpu().numpy()
     with np.errstate(invalid="ignore"):
         margin_A = log_p_AL[:, prompt.truth] - np.delete(log_p_AL, prompt.truth, 1).max(1)
     margin_A = np.where(np.isfinite(margin_A), margin_A, np.nan)
     right_A = 100.0 * (log_p_AL.argmax(1) == prompt.truth)
-    return kl_A, np.where(np.isnan(margin_A), np.nan, right_A), margin_A
+    return np.stack([kl_A, np.where(np.isnan(margin_A), np.nan, right_A), margin_A])
 
 
 def _kl(log_p_AV: torch.Tensor) -> Floats:
@@ -222,15 +261,15 @@ def _kl(log_p_AV: torch.Tensor) -> Floats:
 
 
 def summarised(effects: Sequence[Effect], places: Sequence[int]) -> Ablations:
-    """Mean changes with 95 % intervals of the bootstrap over prompts, all of which weigh 1.
+    """Mean changes with 95 % intervals and p-values of the bootstrap over prompts, all of which weigh 1.
+
+    The false discovery rates are, measure by measure, over the units that were taken out alone.
 
     Args:
         effects: of the same ablations: one for each of ``places``, and last all units together.
         places: in ``Explained.units``, of the units that were taken out alone.
     """
-    by_measure = [_changes(effect.changes_KP) for effect in effects]
-    by_ablation = [list(changes) for changes in zip(*by_measure, strict=True)]
-    *alone, everything = by_ablation
+    *alone, everything = (list(changes) for changes in zip(*map(_changes, effects), strict=True))
     return Ablations(
         measures=[effect.measure for effect in effects],
         changes=dict(zip(places, alone, strict=True)),
@@ -238,6 +277,9 @@ def summarised(effects: Sequence[Effect], places: Sequence[int]) -> Ablations:
     )
 
 
-def _changes(changes_KP: Floats) -> list[Change]:
-    found = bootstrap(changes_KP, np.ones(changes_KP.shape[1]))
-    return [Change(*each) for each in zip(*(values.tolist() for values in found[:3]), strict=True)]
+def _changes(effect: Effect) -> list[Change]:
+    found = bootstrap(effect.changes_KP, np.ones(effect.changes_KP.shape[1]))
+    p_K = found.p if effect.measure.is_tested else np.full(len(found.p), np.nan)
+    q_K = np.append(false_discovery_rate(p_K[:-1]), np.nan)
+    columns = (values.tolist() for values in (found.mean, found.low, found.high, p_K, q_K))
+    return [Change(*each) for each in zip(*columns, strict=True)]

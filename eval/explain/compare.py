@@ -29,12 +29,10 @@ from monolora.eval.explain.compare_measures import (
 )
 from monolora.eval.explain.compare_page.page import page
 from monolora.eval.explain.compare_records import Adapter, Comparison, DatasetRows, Difference, Mean, Row
-from monolora.eval.explain.compare_terminal import show
 from monolora.eval.measures.bootstrap import RESAMPLES, SEED
 from monolora.holm import holm
 from monolora.provenance import write_json
-
-__all__ = ["JSON", "PAGE", "compare", "show", "write_comparison"]
+from monolora.recipes.experiments.records import write_aside
 
 JSON, PAGE = "comparison.json", "comparison.html"
 
@@ -72,15 +70,11 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
     Raises:
         SaveError: if the disk does not take them.
     """
-    aside = folder / f".{PAGE}.part"
+    text = page(comparison).encode("utf-8", errors="replace")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / JSON, as_json(comparison))
-        try:
-            aside.write_text(page(comparison), encoding="utf-8", errors="replace", newline="\n")
-            aside.replace(folder / PAGE)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_aside(folder / PAGE, lambda path: path.write_bytes(text))
     except OSError as error:
         raise SaveError.of(folder, error, "Free space or give another folder, and compare again.") from error
 
@@ -175,7 +169,7 @@ def _largest(frames: Mapping[str, pd.DataFrame]) -> list[Row]:
             unit=unit,
             chance=np.nan,
             means={
-                name: Mean(found[name][key], np.nan, np.nan, len(frame), frame["module"].nunique())
+                name: Mean(found[name][key], np.nan, np.nan, len(frame), frame["module"].nunique(), len(frame))
                 for name, frame in frames.items()
             },
             differences=[],

@@ -45,11 +45,13 @@ class Clustered(NamedTuple):
         mean_KP: means of the values in each module; NaN where there is none.
         weight_KP: how many values that is of.
         resampled_KR: means over units in each resample; NaN where it has no value.
+        total_K: how many values there are, NaN among them.
     """
 
     mean_KP: Floats
     weight_KP: Floats
     resampled_KR: Floats
+    total_K: list[int]
 
 
 def clustered(rows: Sequence[Values], resamples: int = RESAMPLES, seed: int = SEED) -> Clustered:
@@ -67,14 +69,14 @@ def clustered(rows: Sequence[Values], resamples: int = RESAMPLES, seed: int = SE
         resampled_means(np.concatenate([sum_KP, weight_KP]), np.ones(len(modules)), resamples, seed), 2
     )
     with np.errstate(invalid="ignore"):
-        return Clustered(sum_KP / weight_KP, weight_KP, sums / weights)
+        return Clustered(sum_KP / weight_KP, weight_KP, sums / weights, [len(row.value_F) for row in rows])
 
 
 def mean_of(found: Clustered, k: int) -> Mean:
     """A row's mean over units; no interval where all modules are alike, of which every resample is a copy."""
     mean_P, weight_P = found.mean_KP[k], found.weight_KP[k]
     low, high = (np.nan, np.nan) if _is_same(mean_P) else _interval(found.resampled_KR[k])
-    return Mean(_mean(mean_P, weight_P), low, high, int(weight_P.sum()), int((weight_P > 0).sum()))
+    return Mean(_mean(mean_P, weight_P), low, high, int(weight_P.sum()), int((weight_P > 0).sum()), found.total_K[k])
 
 
 def change_of(found: Clustered, a: int, b: int) -> Change:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pyarrow import ArrowException
+from pyarrow import ArrowException, parquet
 
 from monolora.errors import InputError, in_one_line
 
 FEATURES, RUN = "features.parquet", "run.json"
 _COLUMNS = ("firing_rate", "effect", "consistency", "strongest_consistency", "information", "information_q")
+_OF_SIGNED = ("lowest_consistency",)
 _ALIKE = ("texts", "strongest")
 _RUN_KEYS = {"adapter", "datasets", "method", "model"}
 _DATASET_KEYS = {"chance", "fingerprint", "name", "tokens", *_ALIKE}
@@ -28,7 +29,7 @@ class Features:
         name: of the adapter in the comparison.
         folder: it.
         run: what ``run.json`` holds.
-        units: what ``features.parquet`` holds, a row a unit.
+        units: what is compared of ``features.parquet``, a row a unit.
     """
 
     name: str
@@ -66,7 +67,7 @@ def read(name: str, folder: Path) -> Features:
             raise InputError(f"{name}: {folder} has no {file}. Give the folder that monolora explain wrote.")
     try:
         run = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        units = pd.read_parquet(folder / FEATURES)
+        units = pd.read_parquet(folder / FEATURES, columns=_compared(parquet.read_schema(folder / FEATURES).names))
     except (ValueError, OSError, ArrowException) as error:
         raise InputError(f"{name}: {folder} cannot be read: {in_one_line(error)} {_again(folder)}") from error
     if not (_has(run, _RUN_KEYS) and all(_has(each, _DATASET_KEYS) for each in run["datasets"])):
@@ -101,6 +102,12 @@ def common_datasets(all_features: Sequence[Features]) -> list[tuple[str, str]]:
                     "Run monolora explain on all adapters with the same settings."
                 )
     return common
+
+
+def _compared(columns: Sequence[str]) -> list[str]:
+    """The columns that a comparison needs; others hold texts, and are larger by far."""
+    endings = tuple(f".{column}" for column in (*_COLUMNS, *_OF_SIGNED))
+    return [column for column in columns if column == "module" or column.endswith(endings)]
 
 
 def _has(entry: Any, keys: set[str]) -> bool:

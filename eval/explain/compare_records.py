@@ -42,6 +42,7 @@ class Mean(NamedTuple):
         low, high: ends of the interval.
         features: units with a value that it is of; an end of a signed unit counts as one where both are measured.
         modules: how many modules these are in.
+        total: how many there are, with a value or without.
     """
 
     value: float
@@ -49,6 +50,7 @@ class Mean(NamedTuple):
     high: float
     features: int
     modules: int
+    total: int
 
 
 class Difference(NamedTuple):

@@ -45,8 +45,8 @@ def _means(comparison: Comparison, dataset: DatasetRows) -> Table:
     for row in dataset.rows:
         cells = []
         for adapter in comparison.adapters:
-            value, interval = mean_text(row, row.means[adapter.name])
-            cells.append(Text(value) + Text(f"\n{interval}" if interval else "", style="dim"))
+            value, *more = mean_text(row, row.means[adapter.name])
+            cells.append(Text(value) + Text("".join(f"\n{line}" for line in more if line), style="dim"))
         table.add_row(Text(heading(row)), *cells, *[Text(chance_text(row))] * has_chance)
     return table
 

@@ -23,6 +23,14 @@ class DifferenceText(NamedTuple):
     p_holm: str
 
 
+class MeanText(NamedTuple):
+    """A mean, as it is shown; ``interval`` is empty where there is none, ``units`` where it is of all of them."""
+
+    value: str
+    interval: str
+    units: str
+
+
 def heading(row: Row) -> str:
     """``sparsity, %``."""
     return f"{row.title}, {row.unit}" if row.unit else row.title
@@ -33,10 +41,14 @@ def difference_heading(row: Row) -> str:
     return heading(replace(row, unit="pp") if row.unit == "%" else row)
 
 
-def mean_text(row: Row, mean: Mean) -> tuple[str, str]:
-    """Value and interval; empty for none. All values of a row have the same number of decimals."""
+def mean_text(row: Row, mean: Mean) -> MeanText:
+    """A mean with its interval. All values of a row have the same number of decimals."""
     places = _places(*(each.value for each in row.means.values()))
-    return shown(_known(mean.value), places), shown_interval(_known(mean.low), _known(mean.high), places)
+    return MeanText(
+        shown(_known(mean.value), places),
+        shown_interval(_known(mean.low), _known(mean.high), places),
+        f"n = {mean.features:,} of {mean.total:,}" if mean.features < mean.total else "",
+    )
 
 
 def chance_text(row: Row) -> str:
@@ -82,6 +94,14 @@ def remarks(comparison: Comparison) -> list[str]:
         "does: compare the consistency of live units together with the sparsity, or that of the strongest texts with "
         "chance.",
     ]
+    means = [mean for dataset in comparison.datasets for row in dataset.rows for mean in row.means.values()]
+    if any(mean.features < mean.total for mean in means):
+        strongest = " or ".join(map(str, sorted({dataset.strongest for dataset in comparison.datasets})))
+        said.append(
+            "n is how many units have a value (of signed units, how many of their ends), where not all do. One that "
+            f"never fires has no consistency, and one that excites fewer than {strongest} texts none of the strongest "
+            "texts: the means leave these, the sparsest units, out."
+        )
     if any(adapter.model != first.model for adapter in others):
         said.append("The adapters are of different base models: modules of the same name were taken as pairs.")
     if comparison.left_out:

@@ -10,6 +10,8 @@ import numpy as np
 from monolora.errors import InputError, unknown
 from monolora.eval.explain.grouping import CORRECT, WRONG, Grouping
 from monolora.eval.explain.records import Contrast, Counts
+from monolora.eval.explain.text_sets import TextSet
+from monolora.explain.bins import merged
 from monolora.explain.collected import Collected
 from monolora.explain.contrast import contrast
 from monolora.explain.rates import false_discovery_rate
@@ -51,16 +53,18 @@ def asks_for_answers(sides: Sequence[tuple[Side, Side]], dataset: str) -> bool:
     return any(each.dataset == dataset and each.group in (CORRECT, WRONG) for pair in sides for each in pair)
 
 
-def usual(labels: Mapping[str, tuple[str, ...]]) -> list[tuple[Side, Side]]:
+def usual(text_sets: Mapping[str, TextSet]) -> list[tuple[Side, Side]]:
     """The contrasts that are made unless others are asked for.
 
-    Args:
-        labels: by data set, its labels.
+    The first data set against each other one, if the same part of both is counted: prompts differ from answers, and
+    last tokens from all tokens, whatever they are about. And the two labels of those with two.
     """
-    first, *others = labels
-    pairs = [(Side(other, None), Side(first, None)) for other in others]
+    (first, of_first), *others = text_sets.items()
+    pairs = [(Side(name, None), Side(first, None)) for name, other in others if other.part == of_first.part]
     return pairs + [
-        (Side(dataset, names[-1]), Side(dataset, names[0])) for dataset, names in labels.items() if len(names) == 2
+        (Side(name, each.labels[-1]), Side(name, each.labels[0]))
+        for name, each in text_sets.items()
+        if len(each.labels) == 2
     ]
 
 
@@ -70,7 +74,8 @@ def contrasted(pair: tuple[Side, Side], counted: Mapping[str, Counted]) -> Contr
     Raises:
         InputError: if a group is no label of its data set, or has no texts.
     """
-    counts_a_UE, counts_b_UE = (_counts(each, counted[each.dataset]) for each in pair)
+    bits = min(counted[each.dataset].found.text_bins.bits for each in pair)  # data sets of fewer labels have more
+    counts_a_UE, counts_b_UE = (_counts(each, counted[each.dataset], bits) for each in pair)
     for each, counts_UE in zip(pair, (counts_a_UE, counts_b_UE), strict=True):
         if not counts_UE[0].sum():
             raise InputError(f"--contrast {each}: it has no texts. Take more with --max-texts, or another group.")
@@ -88,9 +93,9 @@ def contrasted(pair: tuple[Side, Side], counted: Mapping[str, Counted]) -> Contr
     )
 
 
-def _counts(each: Side, counted: Counted) -> Counts:
+def _counts(each: Side, counted: Counted, bits: int) -> Counts:
     members = counted.grouping.members(each.group, each.dataset)
-    return np.asarray(counted.found.text_histogram_UGE[:, members].sum(1))
+    return merged(np.asarray(counted.found.text_histogram_UGE[:, members].sum(1)), counted.found.text_bins, bits)
 
 
 def _fired(each: Side, counted: Counted) -> np.ndarray:

@@ -5,9 +5,10 @@ Shapes: U units, E bins, S ends, K contexts, W tokens of a context.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,13 +59,12 @@ def dataset_features(
         groups: of each text.
         tokens: as text.
     """
-    signed = len(found.contexts) == 2
     texts_K = grouping.by_label(found.texts_G, 0)
     strongest = min(found.strongest_SUM.shape[2], int(texts_K.sum()))
-    nothing = np.full(len(found.firing), np.nan)
-    labelled = bool(text_set.labels) and strongest > 0
-    information = mutual_information(grouping.by_label(found.text_histogram_UGE, 1)) if labelled else None
-    shown_edges, histogram_UE = shown_histogram(found.histogram_UE, signed)
+    edges, histogram_UE = shown_histogram(found.histogram_UE, len(found.contexts) == 2)
+    label_of_text = [
+        None if place < 0 else text_set.labels[place] for place in grouping.label_of(np.array(groups)).tolist()
+    ]
     return DatasetFeatures(
         name=text_set.name,
         is_gated=text_set.is_safety,
@@ -74,21 +74,22 @@ def dataset_features(
         unlabelled=int(found.texts_G[-1]),
         note=text_set.note,
         strongest=strongest,
-        chance=consistency_by_chance(texts_K, strongest) if labelled else np.nan,
         firing=found.firing,
         mean=found.mean,
         std=found.std,
         max=found.max,
         min=found.min,
         effect=found.effect,
-        edges=shown_edges,
+        edges=edges,
         histogram_UE=histogram_UE,
-        consistency=semantic_consistency(grouping.by_label(found.fired_UG, 1)) if labelled else nothing,
-        information=nothing if information is None else information.bits_U,
-        information_q=nothing if information is None else false_discovery_rate(information.p_U),
+        **_of_labels(found, grouping, texts_K, strongest),
         partners=_partners(found),
         ends=[
-            _end(contexts, top, labels_UM, strongest, text_set, grouping, groups, tokens)
+            End(
+                _contexts(contexts, label_of_text, tokens),
+                _token_means(top, tokens),
+                *strongest_labels(labels_UM[:, :strongest], text_set.labels),
+            )
             for contexts, top, labels_UM in zip(
                 found.contexts, found.tokens_by_end, grouping.label_of(found.strongest_SUM), strict=True
             )
@@ -96,11 +97,25 @@ def dataset_features(
     )
 
 
+def _of_labels(found: Collected, grouping: Grouping, texts_K: Counts, strongest: int) -> dict[str, Any]:
+    """The fields of :class:`DatasetFeatures` that say something of labels; NaN where no text has one."""
+    if not strongest:
+        nothing_U = np.full(len(found.firing), np.nan)
+        return {"chance": np.nan, "consistency": nothing_U, "information": nothing_U, "information_q": nothing_U}
+    information = mutual_information(grouping.by_label(found.text_histogram_UGE, 1))
+    return {
+        "chance": consistency_by_chance(texts_K, strongest),
+        "consistency": semantic_consistency(grouping.by_label(found.fired_UG, 1)),
+        "information": information.bits_U,
+        "information_q": false_discovery_rate(information.p_U),
+    }
+
+
 def shown_histogram(counts_UE: Counts, signed: bool) -> tuple[Floats, Counts]:
     """Edges and counts without the bin of zeros, by half octaves, from the first bin to the last that has tokens."""
     bins = Bins(signed, BITS)
     zero = bins.zero
-    outer = bins.edges()[zero + 2 :: _MERGED]  # of the bins above 0, in pairs from the inside
+    outer = bins.edges()[zero + 1 + _MERGED :: _MERGED]  # of the bins above 0, in pairs from the inside
     positive = counts_UE[:, zero + 1 :].reshape(len(counts_UE), bins.sizes // _MERGED, _MERGED).sum(2)
     shown_edges, merged = np.concatenate([[0.0], outer]), positive
     if signed:
@@ -117,27 +132,6 @@ def _partners(found: Collected) -> list[list[Partner]]:
         [Partner(unit, r) for unit, r in zip(units, rs, strict=True) if unit >= 0]
         for units, rs in zip(found.partner_UP.tolist(), found.correlation_UP.tolist(), strict=True)
     ]
-
-
-def _end(
-    contexts: Contexts,
-    top: TopTokens,
-    labels_UM: NDArray[np.int64],
-    strongest: int,
-    text_set: TextSet,
-    grouping: Grouping,
-    groups: list[int],
-    tokens: TokenTexts,
-) -> End:
-    consistency, label = strongest_labels(labels_UM[:, :strongest], text_set.labels)
-    label_of_text = grouping.label_of(np.array(groups))
-    names = [None if place < 0 else text_set.labels[place] for place in label_of_text.tolist()]
-    return End(
-        contexts=_contexts(contexts, names, tokens),
-        tokens=_token_means(top, tokens),
-        consistency=consistency,
-        label=label,
-    )
 
 
 def strongest_labels(labels_UM: NDArray[np.int64], names: tuple[str, ...]) -> tuple[Floats, list[str | None]]:
@@ -162,41 +156,42 @@ def _token_means(top: TopTokens, tokens: TokenTexts) -> list[list[TokenMean]]:
     ]
 
 
+class _Peak(NamedTuple):
+    """A text's strongest activation of a unit, as a pass keeps it."""
+
+    value: float
+    number: int
+    position: int
+    length: int
+    ids_W: list[int]
+    activation_W: list[float]
+
+
 def _contexts(contexts: Contexts, labels: list[str | None], tokens: TokenTexts) -> list[list[Context]]:
-    columns = [
+    columns = (
         contexts.value_UK * contexts.sign,
         contexts.number_UK,
         contexts.position_UK,
         contexts.length_UK,
         contexts.ids_UKW,
         contexts.activation_UKW,
-    ]
+    )
     units: Iterator[list[Any]] = map(list, zip(*(column.cpu().tolist() for column in columns), strict=True))
-    return [
-        [_context(labels, tokens, *each) for each in zip(*of_unit, strict=True) if each[1] >= 0] for of_unit in units
-    ]
+    peaks = (itertools.starmap(_Peak, zip(*of_unit, strict=True)) for of_unit in units)
+    return [[_context(peak, labels, tokens) for peak in of_unit if peak.number >= 0] for of_unit in peaks]
 
 
-def _context(
-    labels: list[str | None],
-    tokens: TokenTexts,
-    value: float,
-    number: int,
-    position: int,
-    length: int,
-    ids_W: list[int],
-    activation_W: list[float],
-) -> Context:
-    there = [place for place, token_id in enumerate(ids_W) if token_id != NO_TOKEN]
+def _context(peak: _Peak, labels: list[str | None], tokens: TokenTexts) -> Context:
+    there = [place for place, token_id in enumerate(peak.ids_W) if token_id != NO_TOKEN]
     return Context(
-        text=number,
-        label=labels[number],
-        value=value,
+        text=peak.number,
+        label=labels[peak.number],
+        value=peak.value,
         peak=BEFORE - there[0],
-        tokens=[tokens.of(ids_W[place]) for place in there],
-        activations=[activation_W[place] for place in there],
-        cut_before=position - (BEFORE - there[0]) > 0,
-        cut_after=position + there[-1] - BEFORE < length - 1,
+        tokens=[tokens.of(peak.ids_W[place]) for place in there],
+        activations=[peak.activation_W[place] for place in there],
+        cut_before=peak.position - (BEFORE - there[0]) > 0,
+        cut_after=peak.position + there[-1] - BEFORE < peak.length - 1,
     )
 
 

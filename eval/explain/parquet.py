@@ -1,7 +1,20 @@
-"""``features.parquet``: a row a unit, a column a fact; those of a data set begin with its name."""
+"""``features.parquet``: a row a unit, a column a fact; those of a data set begin with its name.
+
+    units = pd.read_parquet("features.parquet")
+    units["sst2.histogram"]  # tokens by bin; the bins' edges, the same for all units, are in sst2.histogram_edges
+    about = units.attrs["monolora"]  # what is not of single units
+    about["datasets"]["sst2"]["chance"], about["measures"]["sst2.accuracy"]["adapted"]
+
+Without pandas, ``about`` is the JSON in the schema's metadata under ``PANDAS_ATTRS``. It has ``adapter``, ``method``,
+``model`` and how it was ``made``; by name, ``datasets`` (texts, tokens, labels, the number of ``strongest`` texts and
+their consistency by ``chance``), ``measures`` of the ablations (prompts, the ``adapted`` model's score, and the change
+with ``everything`` taken out together) and ``contrasts`` (number of texts). What is not known is null.
+"""
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,25 +23,48 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from monolora.eval.explain.page.explorer_data import module_parts
-from monolora.eval.explain.records import DatasetFeatures, End, Explained
+from monolora.eval.explain.records import Change, Contrast, DatasetFeatures, End, Explained
 
 # The ends of signed units have other names than "strongest", which is the only end that there is without a sign.
 _ENDS = ("strongest", "lowest")
+_ATTRS = "PANDAS_ATTRS"  # where pandas looks for DataFrame.attrs
 
 
 def write_parquet(path: Path, explained: Explained) -> None:
-    """Write the table, whole or not at all.
+    """Write the table.
 
     Raises:
         OSError: if the disk does not take it.
     """
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        parquet.write_table(pa.table(dict(_columns(explained))), aside, compression="zstd")
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    about = json.loads(json.dumps(_about(explained)), parse_constant=lambda name: None)  # JSON has no NaN
+    table = pa.table(dict(_columns(explained)), metadata={_ATTRS: json.dumps({"monolora": about})})
+    parquet.write_table(table, path, compression="zstd")
+
+
+def _about(explained: Explained) -> dict[str, Any]:
+    """What is not of single units."""
+    ablations = explained.ablations
+    said = ("texts", "tokens", "labels", "unlabelled", "note", "strongest", "chance")
+    together = itertools.zip_longest(ablations.measures, ablations.everything)
+    return {
+        "adapter": explained.adapter,
+        "method": explained.method,
+        "model": explained.model,
+        "datasets": {each.name: {key: vars(each)[key] for key in said} for each in explained.datasets},
+        "measures": {
+            measure.id: {**measure._asdict(), "everything": None if change is None else change._asdict()}
+            for measure, change in together
+        },
+        "contrasts": {
+            _name(each): {"a": each.a, "b": each.b, "texts_a": each.texts_a, "texts_b": each.texts_b}
+            for each in explained.contrasts
+        },
+        "made": dict(explained.made),
+    }
+
+
+def _name(contrast: Contrast) -> str:
+    return f"{contrast.a}~{contrast.b}"
 
 
 def _columns(explained: Explained) -> Iterator[tuple[str, Any]]:
@@ -44,18 +80,20 @@ def _columns(explained: Explained) -> Iterator[tuple[str, Any]]:
     yield from _logits(explained)
     for place, measure in enumerate(explained.ablations.measures):
         changes = [explained.ablations.changes.get(unit) for unit in range(len(explained.units))]
-        for field in ("value", "low", "high"):
+        for field in Change._fields:
             values = [None if each is None else each[place]._asdict()[field] for each in changes]
             yield f"ablation.{measure.id}" + ("" if field == "value" else f".{field}"), pa.array(values, pa.float64())
     for each in explained.contrasts:
-        for name in ("auc", "p", "q"):
-            yield f"contrast.{each.a}~{each.b}.{name}", vars(each)[name]
+        for name in ("auc", "p", "q", "firing_a", "firing_b"):
+            yield f"contrast.{_name(each)}.{name}", vars(each)[name]
 
 
 def _of_dataset(dataset: DatasetFeatures, explained: Explained) -> Iterator[tuple[str, Any]]:
     yield "firing_rate", dataset.firing
     for name in ("mean", "std", "max", "min", "effect", "consistency", "information", "information_q"):
         yield name, vars(dataset)[name]
+    yield "histogram", list(dataset.histogram_UE)
+    yield "histogram_edges", [dataset.edges] * len(explained.units)
     for name, end in zip(_ENDS, dataset.ends, strict=False):
         yield f"{name}_consistency", end.consistency
         yield f"{name}_label", pa.array(end.label, pa.string())

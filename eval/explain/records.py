@@ -5,6 +5,7 @@ Lists "by unit" have an entry for each unit, in the order of ``Explained.units``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -152,6 +153,7 @@ class Measure(NamedTuple):
         dataset: of the prompts.
         prompts: how many.
         adapted: the measure of the adapted model with all its units; NaN for a difference from it (KL).
+        is_tested: whether "no change on average" can be tested. KL is never below 0: it has nothing to be tested.
     """
 
     id: str
@@ -160,14 +162,25 @@ class Measure(NamedTuple):
     dataset: str
     prompts: int
     adapted: float
+    is_tested: bool = True
 
 
 class Change(NamedTuple):
-    """A change, ablated minus adapted, with its 95 % confidence interval (NaN where there is none)."""
+    """A change, ablated minus adapted.
+
+    Attributes:
+        value: the mean over prompts.
+        low, high: its 95 % confidence interval; NaN where there is none.
+        p: two-sided, of no change on average (bootstrap over prompts); NaN where it cannot be tested.
+        q: false discovery rate (Benjamini and Hochberg) over the units that were taken out one at a time; NaN where
+            there is no ``p``, and for all units together, which is one test and not one of many.
+    """
 
     value: float
     low: float
     high: float
+    p: float = math.nan
+    q: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +190,7 @@ class Ablations:
     Attributes:
         measures: what was measured.
         changes: by place in ``Explained.units`` for those ablated one at a time, one change a measure.
-        everything: the changes with all units taken out together.
+        everything: the changes with all units taken out together; empty where these were not.
     """
 
     measures: list[Measure] = field(default_factory=list)
@@ -224,6 +237,7 @@ class Explained:
         ablations: empty where none was asked for.
         contrasts: may be empty.
         made: settings, versions and fingerprints, for "how it was made".
+        is_prunable: whether ``monolora prune`` can take single units out.
     """
 
     title: str
@@ -237,3 +251,4 @@ class Explained:
     ablations: Ablations
     contrasts: list[Contrast]
     made: Mapping[str, Any]
+    is_prunable: bool = True

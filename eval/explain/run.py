@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from monolora.adapters import adapter_config, load_adapted
-from monolora.errors import SaveError
+from monolora.errors import InputError
 from monolora.eval.explain.contrasts import Counted, Side, asks_for_answers, contrasted, side, usual
-from monolora.eval.explain.effects import ablations, chosen_units, make_panel, unit_logits
+from monolora.eval.explain.effects import ablations, check_ablations, chosen_units, make_panel, unit_logits
 from monolora.eval.explain.features import TokenTexts, dataset_features
 from monolora.eval.explain.grouping import Grouping
-from monolora.eval.explain.page.explorer import explorer_page
-from monolora.eval.explain.parquet import write_parquet
 from monolora.eval.explain.records import DatasetFeatures, Explained
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet, load
+from monolora.eval.explain.written import FEATURES, LOGS, whole_explanation, write
 from monolora.eval.progress import NOTES, tracked
 from monolora.explain import Layout, collect
+from monolora.explain.ablation import why_not_ablated
 from monolora.fingerprints import fingerprint_files
-from monolora.provenance import provenance, write_json
+from monolora.hub import resolve_model
+from monolora.provenance import provenance
+from monolora.prune import read_adapter
 from monolora.recipes.inference import Inference, evaluating
+from monolora.recipes.output_folder import check_apart, check_free
 from monolora.recipes.scoring import label_likelihoods
-from monolora.units import find_units
-
-FEATURES, PAGE, RUN = "features.parquet", "explorer.html", "run.json"
 
 
 class Plan(NamedTuple):
@@ -51,18 +51,20 @@ def plan(settings: Settings) -> Plan:
     """Read the data sets.
 
     Raises:
-        InputError: if one cannot be had, or a contrast names what is not there.
+        InputError: if one cannot be had, a contrast names what is not there, or a flag has nothing to work on.
     """
     text_sets = {
         name: load(name, settings.max_texts, settings.split, settings.label_column) for name in settings.datasets()
     }
+    if settings.content_note:
+        text_sets = {name: replace(each, is_safety=True) for name, each in text_sets.items()}
     for text_set in text_sets.values():
         if text_set.note:
             NOTES.print(f"{text_set.name}: {text_set.note}", markup=False, highlight=False)
     if settings.contrast:
         pairs = [(side(a, list(text_sets)), side(b, list(text_sets))) for a, b in settings.contrast]
     else:
-        pairs = usual({name: text_set.labels for name, text_set in text_sets.items()})
+        pairs = usual(text_sets)
     by_answer = frozenset(
         name
         for name, text_set in text_sets.items()
@@ -71,7 +73,16 @@ def plan(settings: Settings) -> Plan:
     found = Plan(text_sets, pairs, by_answer)
     for each in (each for pair in pairs for each in pair):
         found.grouping(each.dataset).members(each.group, each.dataset)
+    _check_ranking(found, settings)
     return found
+
+
+def _check_ranking(planned: Plan, settings: Settings) -> None:
+    ranked = settings.ablate > 0 and not settings.ablate_units
+    if ranked and settings.ablate_by == "information" and not any(each.labels for each in planned.text_sets.values()):
+        raise InputError("--ablate-by information needs a data set with labels. Name one with --dataset.")
+    if ranked and settings.ablate_by == "contrast" and not planned.contrasts:
+        raise InputError("--ablate-by contrast needs a contrast. Give one with --contrast.")
 
 
 def explain(adapter: str, settings: Settings) -> Explained:
@@ -81,11 +92,14 @@ def explain(adapter: str, settings: Settings) -> Explained:
         InputError: for what cannot be read or explained.
         SaveError: if the disk does not take the files.
     """
+    out = Path(settings.out)
+    check_apart(out, (adapter,), "explanation")
+    check_free(out, record=FEATURES, what="explanation", overwrite=settings.overwrite)
     config = adapter_config(adapter)
     planned, panel = plan(settings), make_panel(settings)
     model, tokenizer = load_adapted(adapter, settings.model, dtype=settings.dtype)
-    layout = Layout.of(model)
-    find_units(settings.ablate_units, layout.ranks)  # a wrong name is said before anything is measured
+    layout, fixed = Layout.of(model), why_not_ablated(model)
+    check_ablations(fixed, layout, planned.text_sets, settings)
     inference = Inference(model=model, tokenizer=tokenizer, batch_size=settings.batch_size)
     counted, features = {}, []
     for name, text_set in planned.text_sets.items():
@@ -93,22 +107,40 @@ def explain(adapter: str, settings: Settings) -> Explained:
         features.append(of_dataset)
     first = next(iter(planned.text_sets.values()))
     contrasts = [contrasted(pair, counted) for pair in planned.contrasts]
-    places = chosen_units(layout, features, contrasts, settings)
-    explained = Explained(
-        title=f"The units of {Path(adapter).name}",
-        adapter=adapter,
-        method="MonoLoRA" if config.peft_type == "MONOLORA" else "LoRA",
-        model=model.name_or_path if settings.model is None else settings.model,
-        is_signed=layout.signed,
-        units=layout.units,
-        datasets=features,
-        logits=unit_logits(inference, layout, first, counted[first.name], settings),
-        ablations=ablations(inference, layout, places, planned.text_sets, panel, settings),
-        contrasts=contrasts,
-        made={"settings": asdict(settings), "adapter_fingerprint": fingerprint_files(adapter), **provenance()},
-    )
-    write(Path(settings.out), explained, planned.text_sets)
+    places = chosen_units(layout, fixed, features, contrasts, settings)
+    with whole_explanation(out) as folder:
+        explained = Explained(
+            title=f"The units of {Path(adapter).name}",
+            adapter=adapter,
+            method="MonoLoRA" if config.peft_type == "MONOLORA" else "LoRA",
+            model=model.name_or_path if settings.model is None else settings.model,
+            is_signed=layout.signed,
+            units=layout.units,
+            datasets=features,
+            logits=unit_logits(inference, layout, fixed, first, counted[first.name], settings),
+            ablations=ablations(inference, layout, fixed, places, planned.text_sets, panel, settings, folder / LOGS),
+            contrasts=contrasts,
+            is_prunable=_is_prunable(adapter),
+            made={
+                "settings": asdict(settings),
+                "adapter_fingerprint": fingerprint_files(adapter),
+                "model_fingerprint": fingerprint_files(
+                    resolve_model(settings.model or str(config.base_model_name_or_path))
+                ),
+                **provenance(),
+            },
+        )
+        write(folder, explained, planned.text_sets)
     return explained
+
+
+def _is_prunable(adapter: str) -> bool:
+    """Whether ``monolora prune`` takes units out of it."""
+    try:
+        read_adapter(adapter)
+    except InputError:
+        return False
+    return True
 
 
 def _pass(
@@ -144,47 +176,3 @@ def _right_answers(inference: Inference, text_set: TextSet) -> list[bool]:
         max(of_labels, key=of_labels.__getitem__) == example.response
         for of_labels, example in zip(likelihoods, text_set.examples, strict=True)
     ]
-
-
-def write(folder: Path, explained: Explained, text_sets: Mapping[str, TextSet]) -> None:
-    """Write ``features.parquet``, ``explorer.html`` and ``run.json``, each whole or not at all.
-
-    Raises:
-        SaveError: if the disk does not take them.
-    """
-    aside = folder / f".{PAGE}.part"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_parquet(folder / FEATURES, explained)
-        # half a surrogate pair, as a cut token may be, has no UTF-8
-        aside.write_text(explorer_page(explained), encoding="utf-8", errors="replace", newline="\n")
-        aside.replace(folder / PAGE)
-        write_json(folder / RUN, record(explained, list(text_sets.values())))
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise SaveError.of(folder, error, "Free space or give another folder with --out, and run it again.") from error
-
-
-def record(explained: Explained, text_sets: Sequence[TextSet]) -> dict[str, Any]:
-    """What ``run.json`` holds."""
-    return {
-        "adapter": explained.adapter,
-        "method": explained.method,
-        "model": explained.model,
-        "units": len(explained.units),
-        "datasets": [
-            {
-                "name": found.name,
-                "fingerprint": text_set.fingerprint(),
-                "texts": found.texts,
-                "tokens": found.tokens,
-                "labels": found.labels,
-                "unlabelled": found.unlabelled,
-                "chance": found.chance,
-                "strongest": found.strongest,
-                "note": found.note,
-            }
-            for found, text_set in zip(explained.datasets, text_sets, strict=True)
-        ],
-        "made": dict(explained.made),
-    }

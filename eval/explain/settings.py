@@ -23,6 +23,10 @@ class Settings:
         metavar="NAME",
         action="append",
     )
+    overwrite: bool = setting(False, "replace what an earlier call wrote into DIR")
+    content_note: bool = setting(
+        False, "keep the texts of all data sets behind a content note, as those of the safety sets are"
+    )
     split: str | None = setting(None, "of a data set that is no built-in one (default: its only one, or test)")
     label_column: str = setting("label", "of such a data set")
     max_texts: int = setting(1000, "texts of each data set", type=int)
@@ -33,14 +37,17 @@ class Settings:
     contrast: tuple[tuple[str, str], ...] = setting(
         (),
         "two groups whose units are compared: a data set, or a label of one as xstest:unsafe xstest:safe; sst2:correct "
-        "and sst2:wrong are the model's own answers (default: the first data set against each other one, and the "
-        "labels of those with two)",
+        "and sst2:wrong go by the label that the model finds likelier (default: the first data set against each other "
+        "one of the same kind, and the labels of those with two)",
         metavar=("A", "B"),
         nargs=2,
         action="append",
     )
     logit_contexts: int = setting(
-        4, "contexts over which a unit's effect on the next token is measured by ablation; 0 leaves it out", type=int
+        4,
+        "of the strongest contexts, how many a unit's effect on the next token is measured over where that takes "
+        "ablation; 0 leaves it out",
+        type=int,
     )
     ablate: int = setting(16, "units that are ablated one at a time; 0 leaves it out", type=int)
     ablate_by: str = setting(

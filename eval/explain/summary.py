@@ -9,6 +9,7 @@ from rich.text import Text
 
 from monolora.eval.explain.page.explorer_data import module_parts
 from monolora.eval.explain.records import DatasetFeatures, Explained
+from monolora.eval.report.numbers import plain
 
 _ROWS = 10
 
@@ -27,22 +28,26 @@ def _facts(dataset: DatasetFeatures) -> str:
         f"{len(dataset.firing)} units on {dataset.tokens:,} tokens of {dataset.texts:,} texts: "
         f"{1 - dataset.firing.mean():.1%} of activations are 0; {dead} units never fire, {always} on every token."
     )
-    if not dataset.labels:
-        return f"{facts} {dataset.note}"
-    share = np.nanmean([end.consistency for end in dataset.ends]) if _is_consistent(dataset) else np.nan
+    if dataset.labels:
+        facts += _of_labels(dataset)
+    return plain(f"{facts} {dataset.note}".rstrip())
+
+
+def _of_labels(dataset: DatasetFeatures) -> str:
+    found = np.concatenate([end.consistency for end in dataset.ends])
+    whole = found[~np.isnan(found)]
+    said = f" {int((dataset.information_q < 0.05).sum())} units go with the label (q < 0.05)."
+    if not len(whole):
+        return f" No unit is excited by {dataset.strongest} texts or more.{said}"
     return (
-        f"{facts} Among the {dataset.strongest} texts that excite a unit most, {share:.1%} have the same label "
-        f"({dataset.chance:.1%} by chance); {int((dataset.information_q < 0.05).sum())} units go with the label "
-        f"(q < 0.05). {dataset.note}".rstrip()
+        f" Of the {dataset.strongest} texts that excite a unit most, {whole.mean():.1%} have the same label "
+        f"({dataset.chance:.1%} by chance).{said}"
     )
 
 
-def _is_consistent(dataset: DatasetFeatures) -> bool:
-    return any(np.isfinite(end.consistency).any() for end in dataset.ends)
-
-
 def _table(explained: Explained, dataset: DatasetFeatures) -> Table:
-    table = Table(title=f"Units of the largest effect on {dataset.name}", title_justify="left", box=None)
+    heading = Text(f"Units of the largest effect on {plain(dataset.name)}")
+    table = Table(title=heading, title_justify="left", box=None)
     table.add_column("unit")
     for title in ("effect", "fires on", "bits", "strongest texts"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -50,7 +55,7 @@ def _table(explained: Explained, dataset: DatasetFeatures) -> Table:
     parts = {each.name: each for each in module_parts(dict.fromkeys(unit.module for unit in explained.units))}
     for unit in np.argsort(-dataset.effect, kind="stable")[:_ROWS].tolist():
         end = dataset.ends[0]
-        label = "–" if end.label[unit] is None else f"{end.consistency[unit]:.0%} {end.label[unit]}"
+        label = "–" if end.label[unit] is None else f"{end.consistency[unit]:.0%} {plain(str(end.label[unit]))}"
         bits = "–" if np.isnan(dataset.information[unit]) else f"{dataset.information[unit]:.3f}"
         tokens = "(not shown)" if dataset.is_gated else " ".join(repr(each.token) for each in end.tokens[unit][:4])
         cells = (

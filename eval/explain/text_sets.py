@@ -9,6 +9,7 @@ HUB_ID, PATH         any data set that the recipes read, with or without answers
 What all prompts of a set begin and end with (the instruction, the chat template) is read, but does not count. Add
 ``-last`` to a name to count the last token of each prompt instead: there the model decides what to answer.
 Add ``-answers`` to the name of a task for its prompts with their right answers, of which the answers count.
+A prompt that is too long is cut from the left, as for the alignment suite.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -27,7 +29,7 @@ from monolora.eval.prompt_sources import PUBLISHED, published_rows
 from monolora.eval.prompts import collapse
 from monolora.explain.texts import Text
 from monolora.hub import load_dataset
-from monolora.recipes.prompts import prompt_ids, split_at_answer
+from monolora.recipes.prompts import Split, prompt_ids, split_at_answer
 from monolora.recipes.tasks import BUILT_IN, Example
 from monolora.recipes.tasks.custom import prompt_rows, read
 
@@ -64,17 +66,24 @@ class TextSet:
     task_labels: tuple[str, ...] = ()
 
     def ids(self, number: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Token ids of a text."""
+        """Token ids of a text.
+
+        Raises:
+            InputError: if it has none.
+        """
         return self._ids_and_answer(number, tokenizer)[0]
 
     def _ids_and_answer(self, number: int, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
         """Token ids, and where the answer begins if only that counts."""
         example = self.examples[number]
-        if self.part != "answers":
-            return prompt_ids(example, tokenizer)[:LONGEST], 0
-        context, answer = split_at_answer(example, tokenizer)
-        start = min(len(context), LONGEST - 1)
-        return [*context[:start], *answer][:LONGEST], start
+        context, answer = (
+            split_at_answer(example, tokenizer) if self.part == "answers" else Split(prompt_ids(example, tokenizer), [])
+        )
+        answer = answer[: LONGEST - 1]
+        kept = context[-(LONGEST - len(answer)) :]
+        if not (kept or answer):
+            raise InputError(f"{self.name}: text {number + 1} has no tokens. Leave it out.")
+        return [*kept, *answer], len(kept) if answer else 0
 
     def texts(self, tokenizer: PreTrainedTokenizerBase, groups: Sequence[int]) -> Iterator[Text]:
         """The texts one by one, with the places that count.
@@ -118,8 +127,11 @@ def load(name: str, most: int, split: str | None = None, label_column: str = "la
     Raises:
         InputError: if there is no such data set, or it has no texts.
     """
-    if name.endswith(LAST):
-        of_texts = load(name.removesuffix(LAST), most, split, label_column)
+    if name.endswith(LAST) and not Path(name).exists():
+        source = name.removesuffix(LAST)
+        of_texts = load(source, most, split, label_column)
+        if of_texts.part == "answers":
+            raise InputError(f"{name}: {LAST} counts where prompts end, and {source} counts answers. Take one of them.")
         return replace(of_texts, name=name, part="last")
     if name == _SAFETY + ANSWERS:
         return _judged_answers(name, most)
@@ -179,7 +191,8 @@ def _any(name: str, most: int, split: str | None, label_column: str) -> TextSet:
     else:
         labels = [None if value is None else _label_name(rows, label_column, value) for value in rows[label_column]]
         note = ""
-    return _labelled(name, examples, labels, note)
+    is_safety = name in {source.dataset for source in PUBLISHED.values()}
+    return _labelled(name, examples, labels, note, is_safety)
 
 
 def _label_name(rows: object, column: str, value: object) -> str:

@@ -18,7 +18,8 @@ from monolora.eval.judges.padding import padding_token, unpadded
 from monolora.eval.judges.reading import Readable
 from monolora.eval.judges.running import Logits
 from monolora.hub import load_causal_lm
-from monolora.recipes.inference import evaluating, input_device, padded
+from monolora.recipes.inference import evaluating, padded
+from monolora.units import input_device
 
 _Forward = Callable[[Sequence[list[int]]], torch.Tensor]
 

@@ -6,7 +6,8 @@ Example:
     >>> found.firing[layout.units.index(UnitName("model.layers.3.self_attn.q_proj", 5))]
 """
 
-from monolora.explain.collect import Collected, Collector, collect
+from monolora.explain.collect import collect
+from monolora.explain.collected import Collected, Collector
 from monolora.explain.layout import Layout
 from monolora.explain.texts import Text
 

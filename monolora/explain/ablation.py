@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from peft.tuners import lora
-from peft.tuners.lora import layer as lora_layers
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from monolora.errors import InputError
 from monolora.layer import monolora_class
-from monolora.units import UnitName, adapted_layers, inner_model
+from monolora.units import MERGING, UnitName, adapted_layers, inner_model
 
 
 @contextmanager
@@ -56,11 +55,24 @@ def ablated(model: nn.Module, rows: Sequence[Collection[UnitName]], adapter: str
             _check(layer, name, adapter, max(unit for _, unit in places))
             of_class: type[LoraLayer] = type(layer)
             B, unit_dim = layer.lora_B[adapter], monolora_class(of_class).unit_dim
-            missing_NR = torch.zeros(len(rows), layer.r[adapter], dtype=torch.bool, device=B.weight.device)
+            missing_NR = torch.zeros(len(rows), layer.r[adapter], dtype=torch.bool)
             missing_NR[tuple(zip(*places, strict=True))] = True
             hook = _Without(name, missing_NR, unit_dim, least or 1 - unit_dim)
             handles.callback(B.register_forward_pre_hook(hook).remove)
         yield
+
+
+def why_not_ablated(model: nn.Module, adapter: str = "default") -> dict[str, str]:
+    """Modules whose units :func:`ablated` refuses to take out, each with the reason; empty if it takes all.
+
+    Modules that only turn out to see something else than the rows of a batch (a routed expert) are not among them.
+
+    Args:
+        model: with LoRA or MonoLoRA layers, wrapped in a ``PeftModel`` or not.
+        adapter: whose units.
+    """
+    reasons = {name: _why_not(layer, adapter) for layer, name in adapted_layers(model).items() if adapter in layer.r}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 class _Without:
@@ -87,6 +99,7 @@ class _Without:
             )
         between = (1,) * (h.dim() + self._unit_dim - 1)  # of the dimensions of h, those that come before the units'
         after = (1,) * (-self._unit_dim - 1)
+        self._missing_NR = self._missing_NR.to(h.device)  # which B's weight need not say: it may be on disk
         return h.masked_fill(self._missing_NR.view(rows, *between, units, *after), 0)
 
 
@@ -106,7 +119,7 @@ def _why_not(layer: LoraLayer, adapter: str) -> str | None:
     """Why this layer's units cannot be taken out; None if they can."""
     if isinstance(layer, lora.Embedding):
         return "an embedding keeps its B where its input cannot be changed"
-    if isinstance(layer, (lora_layers.ParamWrapper, lora_layers.MultiheadAttention)):
+    if isinstance(layer, MERGING):
         return f"{type(layer).__name__} merges the adapter into the base weight at every call"
     if adapter in layer.lora_variant:
         return "the adapter is a variant of LoRA that does more than add B A x"

@@ -69,6 +69,10 @@ class Bins(NamedTuple):
         upper = np.concatenate([[tiny], bits.view(np.float32).astype(np.float64), [np.inf]])
         return np.concatenate([-upper[::-1], upper]) if self.signed else np.concatenate([[0.0], upper])
 
+    def coarser(self, bits: int) -> Bins:
+        """Bins that each hold some of these, whole: octaves cut into ``2**bits`` parts, at most as many as here."""
+        return self._replace(bits=bits)
+
     @property
     def _shift(self) -> int:
         return _FRACTION - self.bits
@@ -76,3 +80,17 @@ class Bins(NamedTuple):
     @property
     def _first(self) -> int:
         return int(np.float32(LOWEST).view(np.int32)) >> self._shift
+
+
+def merged(counts_UE: NDArray[np.int64], bins: Bins, bits: int) -> NDArray[np.int64]:
+    """Counts in coarser bins, from counts in finer ones: the same as if they had been counted so.
+
+    Args:
+        counts_UE: counts by bin, shape ``(…, E)``.
+        bins: their bins.
+        bits: of :meth:`Bins.coarser`; at most those of ``bins``.
+    """
+    of_side = np.arange(0, bins.sizes, 1 << (bins.bits - bits))  # the first bin of each coarser one
+    above = bins.zero + 1 + of_side
+    starts = np.concatenate([of_side, [bins.zero], above]) if bins.signed else np.concatenate([[0], above])
+    return np.asarray(np.add.reduceat(counts_UE, starts, axis=-1))

@@ -8,7 +8,7 @@ Shapes: B texts of a batch, L tokens of each, T counted tokens of a batch, U uni
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -16,15 +16,12 @@ import torch
 
 from monolora.errors import InputError
 from monolora.explain.collected import Collected, Collector
-from monolora.explain.layout import Layout
+from monolora.explain.layout import Layout, not_of_tokens
 from monolora.explain.output_norms import OutputNorms
 from monolora.explain.texts import Text
-from monolora.units import inner_model, watch
-
-__all__ = ["Collected", "Collector", "collect"]
+from monolora.units import inner_model, input_device, watch
 
 _WINDOW = 32  # batches whose texts are sorted by length, so that little is padding
-_NORM_TOKENS = 4096  # over so many tokens, or a few more, the norms of the base layers' outputs are measured
 
 
 @torch.inference_mode()
@@ -41,10 +38,13 @@ def collect(
 ) -> Collected:
     """Run a model over texts and count what its units do.
 
+    Units of an embedding and of the head are read like others, though those of an embedding cannot be ablated. For an
+    adapted head, the logits of all tokens are made.
+
     Args:
         model: a causal language model with MonoLoRA or LoRA layers, wrapped in a ``PeftModel`` or not, in evaluation
             mode.
-        texts: any number of them; they are read once, a few batches ahead.
+        texts: any number of them; they are read once, a few batches ahead. Some token of each counts.
         groups: how many labels there are; ``Text.group`` is below it.
         pad_token_id: for the ends of shorter texts.
         batch_size: texts at a time.
@@ -53,40 +53,57 @@ def collect(
         step: called with the number of texts after each batch.
 
     Raises:
-        InputError: if the model has no units, there are no texts, or a unit is not finite (with its module).
-        ValueError: if a module sees other rows than the tokens of the batch, as a routed expert does.
+        InputError: if the model has no units, there are no texts, or a text has no token that counts (with its number);
+            with the module, if its units are never computed, are no tokens' (of a routed expert), or are not finite.
     """
     layout = Layout.of(model, adapter)
     inner: Any = inner_model(model)
-    device = inner.device
-    vocabulary = inner.get_input_embeddings().weight.shape[0]
-    collector = Collector(layout, groups, vocabulary, contexts, device)
+    device = input_device(inner)
+    collector = Collector(layout, groups, inner.get_input_embeddings().weight.shape[0], contexts, device)
     norms = OutputNorms(layout)
     seen = _Seen(layout)
+    logits_to_keep = 0 if inner.get_output_embeddings() in layout.layers.values() else 1  # 0: of all tokens
     with seen.watching():
-        for batch in batches(texts, batch_size):
-            ids_BL, length_B = padded_batch(batch, pad_token_id, device)
-            place_L = torch.arange(ids_BL.shape[1], device=device)
-            mask_BL = place_L < length_B[:, None]
-            start_B = torch.tensor([text.start for text in batch], device=device)
-            stop_B = torch.tensor([text.stop for text in batch], device=device)
-            counted_BL = mask_BL & (place_L >= start_B[:, None]) & (place_L < stop_B[:, None])
-            with norms.measuring(counted_BL) if norms.tokens < _NORM_TOKENS else norms.resting():
-                model(input_ids=ids_BL, attention_mask=mask_BL.long(), logits_to_keep=1, use_cache=False)
-            collector.add(seen.take(ids_BL.shape), ids_BL, counted_BL, length_B, batch)
-            step(len(batch))
+        for window in windows(texts, batch_size):
+            measured = norms.places([sum(len(text.counted) for text in batch) for batch in window])
+            for place, batch in enumerate(window):
+                ids_BL, length_B = padded_batch(batch, pad_token_id, device)
+                mask_BL = torch.arange(ids_BL.shape[1], device=device) < length_B[:, None]
+                counted_BL = _counted(batch, ids_BL)
+                with norms.measuring(counted_BL) if place in measured else nullcontext():
+                    model(
+                        input_ids=ids_BL,
+                        attention_mask=mask_BL.long(),
+                        logits_to_keep=logits_to_keep,
+                        use_cache=False,
+                    )
+                collector.add(seen.take(ids_BL), ids_BL, counted_BL, length_B, batch)
+                norms.check_finite()
+                step(len(batch))
     if collector.texts == 0:
         raise InputError("There are no texts to read the units on.")
     return collector.finish(norms.mean())
 
 
-def batches(texts: Iterable[Text], batch_size: int) -> Iterator[list[Text]]:
-    """Texts of similar length side by side; the longest of a window first."""
-    stream = iter(texts)
+def windows(texts: Iterable[Text], batch_size: int) -> Iterator[list[list[Text]]]:
+    """Batches of texts of similar length, some batches at a time; the longest texts of these come first.
+
+    Raises:
+        InputError: for a text without any token that counts.
+    """
+    stream = map(_checked, texts)
     while window := list(islice(stream, batch_size * _WINDOW)):
         window.sort(key=lambda text: -len(text.ids))
-        for start in range(0, len(window), batch_size):
-            yield window[start : start + batch_size]
+        yield [window[start : start + batch_size] for start in range(0, len(window), batch_size)]
+
+
+def _checked(text: Text) -> Text:
+    if not text.counted:
+        raise InputError(
+            f"Text {text.number} has no token that counts: it has {len(text.ids)} tokens, of which those from "
+            f"{text.start} up to {text.stop} would. Leave it out, or let more of it count."
+        )
+    return text
 
 
 def padded_batch(batch: Sequence[Text], pad_token_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,6 +113,14 @@ def padded_batch(batch: Sequence[Text], pad_token_id: int, device: torch.device)
     for row, text in enumerate(batch):
         ids[row, : len(text.ids)] = torch.tensor(text.ids)
     return ids.to(device), lengths.to(device)
+
+
+def _counted(batch: Sequence[Text], ids_BL: torch.Tensor) -> torch.Tensor:
+    """Which tokens count, ``(B, L)``."""
+    place_L = torch.arange(ids_BL.shape[1], device=ids_BL.device)
+    start_B1 = torch.tensor([[text.counted.start] for text in batch], device=ids_BL.device)
+    stop_B1 = torch.tensor([[text.counted.stop] for text in batch], device=ids_BL.device)
+    return (place_L >= start_B1) & (place_L < stop_B1)
 
 
 class _Seen:
@@ -120,15 +145,18 @@ class _Seen:
         if adapter == self._layout.adapter:
             self._of_module[self._names[layer]] = h
 
-    def take(self, shape: torch.Size) -> torch.Tensor:
-        """The units of all modules side by side, float32 ``(B, L, U)``; they are forgotten here."""
+    def take(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        """The units of all modules side by side, float32 ``(B, L, U)``, where the ids are; they are forgotten here."""
         parts = []
         for name, rank in self._layout.ranks.items():
             if name not in self._of_module:
-                raise ValueError(f"{name} was not run: is the adapter {self._layout.adapter!r} active?")
+                raise InputError(
+                    f"{name} was not run, or not its adapter {self._layout.adapter!r}: activate it, unmerge it, or, if "
+                    "the module sees no text (as an image encoder does), train an adapter on other modules."
+                )
             h = self._of_module[name]
-            if h.numel() != shape.numel() * rank:
-                raise ValueError(f"{name} sees rows of its own, not the tokens of the batch; its units are no tokens'.")
-            parts.append(h.reshape(*shape, rank))
+            if h.numel() != ids_BL.numel() * rank:
+                raise not_of_tokens(name)
+            parts.append(h.reshape(*ids_BL.shape, rank).to(ids_BL.device))
         self._of_module = {}
-        return torch.cat([part.to(parts[0].device) for part in parts], -1).float()
+        return torch.cat(parts, -1).float()

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from monolora.errors import InputError
+from monolora.explain.bins import Bins
 from monolora.explain.contexts import Contexts
 from monolora.explain.layout import Layout
 from monolora.explain.moments import Moments
@@ -38,14 +39,17 @@ class Collected:
         firing: share of tokens on which a unit is not 0, ``(U,)``.
         mean, std, max, min: of its activations over tokens, ``(U,)``.
         effect: mean norm of what the unit adds to its module's output, over the mean norm of the base layer's output
-            (``‖s B[:, j]‖ mean |h_j| / mean ‖W x‖``), ``(U,)``.
+            (``‖s B[:, j]‖ mean |h_j| / mean ‖W x‖``), ``(U,)``. The latter is over a part of the tokens, see
+            :class:`monolora.explain.output_norms.OutputNorms`.
         histogram_UE: tokens in each of the quarter octaves of :mod:`monolora.explain.bins`.
         fired_UG: texts whose mean activation is above the paper's threshold, 1e-5, in size.
-        text_histogram_UGE: texts by their mean activation, in bins as fine as there is room for (64 an octave or less);
-            E is not that of the tokens.
+        text_histogram_UGE: texts by their mean activation, in ``text_bins``; E is not that of the tokens.
+        text_bins: as fine as there is room for, 64 an octave or less, down to whole octaves; two texts in one bin are
+            a tie. The more units and labels, the coarser: those of two data sets may differ, and
+            :func:`monolora.explain.bins.merged` makes them the same.
         strongest_SUM: labels of the texts with the strongest mean activations; -1 where there are fewer.
         contexts: one of each end.
-        tokens_by_end: likewise.
+        tokens_by_end: likewise; of the tokens that there is room for, see :mod:`monolora.explain.tokens`.
         partner_UP, correlation_UP: the units that go most with each, by place; -1 for none.
     """
 
@@ -60,6 +64,7 @@ class Collected:
     histogram_UE: Ints
     fired_UG: Ints
     text_histogram_UGE: Ints
+    text_bins: Bins
     strongest_SUM: Ints
     contexts: list[Contexts]
     tokens_by_end: list[TopTokens]
@@ -96,7 +101,7 @@ class Collector:
         length_B: torch.Tensor,
         batch: Sequence[Text],
     ) -> None:
-        """Count a batch, padded on the right.
+        """Count a batch, padded on the right, of texts with one counted token or more.
 
         Raises:
             InputError: if a unit is not finite on a counted token.
@@ -107,7 +112,7 @@ class Collector:
         self._tokens.add(h_TU, ids_BL[counted_BL])
         number_B = torch.tensor([text.number for text in batch], device=h_BLU.device)
         group_B = torch.tensor([text.group for text in batch], device=h_BLU.device)
-        self._means.add(_text_means(h_BLU, counted_BL), number_B, group_B)
+        self._means.add(_text_means(h_TU, counted_BL), number_B, group_B)
         for contexts in self._contexts:
             contexts.add(h_BLU, ids_BL, counted_BL, length_B, number_B)
         self.texts += len(batch)
@@ -142,6 +147,7 @@ class Collector:
             histogram_UE=_ints(moments.histogram_UE),
             fired_UG=_ints(means.fired_UG),
             text_histogram_UGE=_ints(means.histogram_UGE),
+            text_bins=means.bins,
             strongest_SUM=_ints(means.group_SUM),
             contexts=self._contexts,
             tokens_by_end=[self._tokens.top(TOKENS, sign) for sign in self._signs],
@@ -150,9 +156,12 @@ class Collector:
         )
 
 
-def _text_means(h_BLU: torch.Tensor, counted_BL: torch.Tensor) -> torch.Tensor:
-    weight_B1L = (counted_BL / counted_BL.sum(1, keepdim=True))[:, None].to(h_BLU.dtype)
-    return torch.bmm(weight_B1L, h_BLU)[:, 0]
+def _text_means(h_TU: torch.Tensor, counted_BL: torch.Tensor) -> torch.Tensor:
+    """Mean activations of each text, ``(B, U)``, from those of the counted tokens, text after text.
+
+    Those of other tokens have no part in it, not even times 0: they may be infinite.
+    """
+    return torch.stack([of_text.mean(0) for of_text in h_TU.split(counted_BL.sum(1).tolist())])
 
 
 def _floats(values: torch.Tensor) -> Floats:

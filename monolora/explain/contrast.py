@@ -25,13 +25,11 @@ class GroupContrast(NamedTuple):
 
     Attributes:
         auc_U: area under the ROC curve: chance that a text of ``a`` has a higher activation than one of ``b``, ties
-            half; 0.5 where the unit does not tell them apart.
-        delta_U: Cliff's delta (1993), ``2 auc - 1``: from -1 to 1.
+            half; 0.5 where the unit does not tell them apart. Cliff's delta is ``2 auc - 1``.
         p_U: two-sided p-value of the Mann-Whitney test; 1 where all texts are tied.
     """
 
     auc_U: Floats
-    delta_U: Floats
     p_U: Floats
 
 
@@ -42,24 +40,26 @@ def contrast(counts_a_UE: Counts, counts_b_UE: Counts) -> GroupContrast:
     some ten texts a group on. Each unit is tested by itself: see :func:`monolora.explain.rates.false_discovery_rate`.
 
     Args:
-        counts_a_UE: texts of group ``a`` by bin, shape ``(U, E)``; at most two million texts in both groups.
-        counts_b_UE: of group ``b``, in the same bins.
+        counts_a_UE: texts of group ``a`` by bin, shape ``(U, E)``; at most two thousand million texts.
+        counts_b_UE: of group ``b``, in the same bins; likewise.
     """
     auc_U, p_U = np.empty(len(counts_a_UE)), np.empty(len(counts_a_UE))
     for start in range(0, len(counts_a_UE), _AT_A_TIME):
         at = slice(start, start + _AT_A_TIME)
         auc_U[at], p_U[at] = _contrast(counts_a_UE[at], counts_b_UE[at])
-    return GroupContrast(auc_U, 2 * auc_U - 1, p_U)
+    return GroupContrast(auc_U, p_U)
 
 
 def _contrast(a_UE: Counts, b_UE: Counts) -> tuple[Floats, Floats]:
-    """AUC and p-value. Whole numbers as long as it goes, so that a tie of all texts is exactly one."""
+    """AUC and p-value; a tie of all texts is exactly one, however many they are."""
     a_U, b_U, ties_UE = a_UE.sum(1), b_UE.sum(1), a_UE + b_UE
     n_U = a_U + b_U
     wins_U = (a_UE * (2 * b_UE.cumsum(1) - b_UE)).sum(1)  # twice Mann and Whitney's U
-    untied_U = n_U**3 - n_U - (ties_UE**3 - ties_UE).sum(1)
+    # n³ - n less the sum of t³ - t over ties of t texts: as a sum of products, without a difference that rounds, and
+    # with cubes as floats, since they soon are too large for int64.
+    untied_U = (ties_UE.astype(np.float64) * (n_U[:, None] - ties_UE) * (n_U[:, None] + ties_UE)).sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         auc_U = wins_U / (2 * a_U * b_U)
-        deviation_U = np.sqrt(a_U * b_U / 12 * untied_U / (n_U * (n_U - 1)))
+        deviation_U = np.sqrt(a_U * b_U / 12 * untied_U / n_U / (n_U - 1))
         z_U = (np.abs(wins_U - a_U * b_U) / 2 - 0.5) / deviation_U  # -inf where all are tied
     return auc_U, np.where(np.isnan(auc_U), np.nan, np.minimum(2 * ndtr(-z_U), 1))

@@ -12,7 +12,7 @@ from torch import nn
 
 from monolora.errors import InputError
 from monolora.layer import MonoLoraLayer
-from monolora.units import UnitName, adapted_layers
+from monolora.units import MERGING, UnitName, adapted_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +36,19 @@ class Layout:
         """The units of a model's adapter.
 
         Raises:
-            InputError: if it has none.
+            InputError: if it has none, or some that are never computed (with their module).
         """
         layers = {name: layer for layer, name in adapted_layers(model).items() if adapter in layer.r}
         ranks = {name: layer.r[adapter] for name, layer in layers.items()}
         if not ranks:
             raise InputError("The adapter is neither MonoLoRA nor LoRA, or has no units left: nothing to explain.")
+        for name, layer in layers.items():
+            if isinstance(layer, MERGING):
+                raise InputError(
+                    f"The units of {name} are never computed, so they cannot be explained: its {type(layer).__name__} "
+                    "merges the adapter into the base weight at every call. Train one with target_modules that are "
+                    "linear layers."
+                )
         return Layout(layers, ranks, adapter, any(_is_signed(layer, adapter) for layer in layers.values()))
 
     @cached_property
@@ -60,6 +67,14 @@ class Layout:
     def output_direction_norms(self) -> torch.Tensor:
         """``‖s B[:, j]‖`` of every unit, float32 ``(U,)``: what an activation of 1 adds to the output, in length."""
         return torch.cat([_direction_norms(layer, self.adapter) for layer in self.layers.values()])
+
+
+def not_of_tokens(module: str) -> InputError:
+    """What to say of a module that sees other rows than the tokens of the batch."""
+    return InputError(
+        f"{module} sees rows of its own, not the tokens of the batch, as a routed expert does: its units are no "
+        "tokens' and cannot be explained. Train an adapter on other modules."
+    )
 
 
 def _is_signed(layer: LoraLayer, adapter: str) -> bool:

@@ -15,7 +15,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 from monolora.explain.ablation import ablated
-from monolora.units import UnitName, inner_model
+from monolora.units import UnitName, inner_model, input_device
 
 Contexts = Sequence[Sequence[int]]
 
@@ -260,10 +260,10 @@ def _last_logits(model: Any, rows: Sequence[Sequence[int]]) -> torch.Tensor:
 
     Rows are padded on the left, so that the last position is the same for all and only its logits are computed.
     """
-    width = max(map(len, rows))
-    ids_NT = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=model.device)
-    lengths_N = torch.tensor([[len(row)] for row in rows], device=model.device)
-    positions_NT = torch.arange(width, device=model.device) - (width - lengths_N)
+    width, device = max(map(len, rows)), input_device(model)
+    ids_NT = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=device)
+    lengths_N1 = torch.tensor([[len(row)] for row in rows], device=device)
+    positions_NT = torch.arange(width, device=device) - (width - lengths_N1)
     output = model(
         input_ids=ids_NT,
         attention_mask=(positions_NT >= 0).long(),

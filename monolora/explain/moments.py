@@ -11,6 +11,7 @@ from monolora.explain.bins import Bins
 
 BITS = 2  # of the histogram: a quarter of an octave a bin
 BLOCK = 4096  # units whose co-activation is counted together; a matrix of 134 MB
+CONSTANT = 1e-6  # a standard deviation that is less of the mean is none, but the rounding of float32
 
 
 class Moments:
@@ -46,8 +47,8 @@ class Moments:
             # Near the means, so that little is lost where products of float32 are added up and means taken off.
             self._pivot_U = h_TU.mean(0)
         shifted_TU = h_TU - self._pivot_U
-        self.sum_U += h_TU.sum(0)
-        self.absolute_U += h_TU.abs().sum(0) if self._signed else 0
+        self.sum_U += h_TU.sum(0, dtype=torch.float64)
+        self.absolute_U += h_TU.abs().sum(0, dtype=torch.float64) if self._signed else 0
         self.max_U = torch.maximum(self.max_U, h_TU.amax(0))
         self.min_U = torch.minimum(self.min_U, h_TU.amin(0))
         self.fired_U += (h_TU != 0).sum(0)
@@ -63,12 +64,13 @@ class Moments:
         return (self.absolute_U if self._signed else self.sum_U) / self.tokens
 
     def std(self) -> torch.Tensor:
-        """Standard deviation over all tokens."""
+        """Standard deviation over all tokens; 0 of an activation that is constant but for rounding."""
         return self._variance().sqrt()
 
     def _variance(self) -> torch.Tensor:
         squares_U = torch.cat([product_PP.diagonal() for product_PP in self._products])
-        return (squares_U / self.tokens - self._shifted_mean() ** 2).clamp(min=0)
+        variance_U = squares_U / self.tokens - self._shifted_mean() ** 2
+        return variance_U.where(variance_U > (CONSTANT * self.sum_U / self.tokens) ** 2, 0)
 
     def _shifted_mean(self) -> torch.Tensor:
         assert self._pivot_U is not None  # tokens were counted
@@ -79,7 +81,7 @@ class Moments:
 
         Returns:
             Places of the units and the correlations, ``(U, most)`` each; place -1 where there are no more, or where an
-            activation never changes.
+            activation never changes (:meth:`std` is 0).
         """
         mean_U, std_U = self._shifted_mean(), self.std()
         places, correlations = [], []

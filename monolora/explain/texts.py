@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from monolora.explain.bins import OCTAVES, Bins
+from monolora.explain.bins import Bins
 from monolora.explain.strongest import strongest
 
-ROOM = 2**26  # counts of texts that are kept, at most (268 MB)
+ROOM = 2**26  # counts of texts by unit, group and bin: 268 MB in a pass, and 537 MB in what comes out of it
 MOST_BITS = 6  # bins of a 64th of an octave; the means of texts are much alike
 THRESHOLD = 1e-5  # of the paper: an activation above it fires
 
@@ -35,12 +35,20 @@ class Text(NamedTuple):
     stop: int = 2**31
     group: int = -1
 
+    @property
+    def counted(self) -> range:
+        """The places of the tokens that count."""
+        return range(max(self.start, 0), min(self.stop, len(self.ids)))
+
 
 def text_bins(units: int, groups: int, signed: bool) -> Bins:
-    """The finest bins that there is room for."""
-    signs = 2 if signed else 1
-    fitting = (bits for bits in range(MOST_BITS, 2, -1) if units * (groups + 1) * signs * (OCTAVES << bits) <= ROOM)
-    return Bins(signed, next(fitting, 2))
+    """The finest bins that there is room for.
+
+    Whole octaves are the coarsest, 25 bins or 49 of signed units: they are taken even where that is more than
+    ``ROOM``, as with more than 50 labels and 26,000 signed units.
+    """
+    every = (Bins(signed, bits) for bits in range(MOST_BITS, 0, -1))
+    return next((bins for bins in every if units * (groups + 1) * bins.number <= ROOM), Bins(signed, 0))
 
 
 class TextMeans:
@@ -55,10 +63,10 @@ class TextMeans:
     """
 
     def __init__(self, units: int, groups: int, signed: bool, most: int, device: torch.device) -> None:
-        self._bins = text_bins(units, groups, signed)
+        self.bins = text_bins(units, groups, signed)
         self.texts_G = torch.zeros(groups + 1, dtype=torch.int64, device=device)
         self.fired_UG = torch.zeros(units, groups + 1, dtype=torch.int64, device=device)
-        self.histogram_UGE = torch.zeros(units, groups + 1, self._bins.number, dtype=torch.int32, device=device)
+        self.histogram_UGE = torch.zeros(units, groups + 1, self.bins.number, dtype=torch.int32, device=device)
         ends = 2 if signed else 1
         self.value_SUM = torch.full((ends, units, most), -torch.inf, device=device)
         self.number_SUM = torch.full((ends, units, most), -1, dtype=torch.int64, device=device)
@@ -71,7 +79,7 @@ class TextMeans:
         self.texts_G += torch.bincount(place_B, minlength=groups)
         fired_UB = (mean_BU.abs() > THRESHOLD).T.long()
         self.fired_UG.index_add_(1, place_B, fired_UB)
-        self._count(self._bins.of(mean_BU), place_B)
+        self._count(self.bins.of(mean_BU), place_B)
         labelled = group_B >= 0
         for end, sign in enumerate((1, -1)[: len(self.value_SUM)]):
             self._keep(end, sign * mean_BU[labelled].T, number_B[labelled], group_B[labelled])

@@ -1,5 +1,9 @@
 """Which tokens excite a unit: its mean activation over all the times that each token came.
 
+There is room for ``ROOM`` divided by the number of units: for all of a vocabulary of 49,152 with up to 682 units, for
+2,340 tokens with 14,336. Which those are then is settled as the batches come: the tokens of the first batches, and of
+the batch with which the room ends, the lowest ids.
+
 Shapes: T tokens of a batch, U units, V distinct tokens, N tokens that are reported.
 """
 
@@ -9,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-ROOM = 2**25  # sums that are kept, at most (134 MB): of the tokens that come first
+ROOM = 2**25  # sums that are kept, at most (268 MB)
 FEWEST = 5  # times that a token must have come
 
 
@@ -22,7 +26,7 @@ class TopTokens(NamedTuple):
 
 
 class TokenMeans:
-    """Sums of activations by token id.
+    """Sums of activations by token id, in float64: float32 would soon be too coarse for what a frequent token adds.
 
     Args:
         units: U.
@@ -34,7 +38,7 @@ class TokenMeans:
         self._room = max(1, min(vocabulary, ROOM // units))
         self._row_of_id = torch.full((vocabulary,), -1, dtype=torch.int64, device=device)
         self._ids = torch.empty(0, dtype=torch.int64, device=device)
-        self._sum_VU = torch.zeros(self._room, units, device=device)
+        self._sum_VU = torch.zeros(self._room, units, dtype=torch.float64, device=device)
         self._count_V = torch.zeros(self._room, dtype=torch.int64, device=device)
 
     def add(self, h_TU: torch.Tensor, ids_T: torch.Tensor) -> None:
@@ -46,7 +50,7 @@ class TokenMeans:
         if len(self._ids) == self._room:
             has_room_T = row_T >= 0
             h_TU, row_T = h_TU[has_room_T], row_T[has_room_T]
-        self._sum_VU.index_add_(0, row_T, h_TU)
+        self._sum_VU.index_add_(0, row_T, h_TU.double())
         self._count_V += torch.bincount(row_T, minlength=self._room)
 
     def top(self, most: int, sign: int) -> TopTokens:
@@ -55,8 +59,8 @@ class TokenMeans:
         Only means on that side of 0 are given.
         """
         often_V = (self._count_V[: len(self._ids)] >= FEWEST).nonzero()[:, 0]
-        mean_VU = self._sum_VU[often_V] / self._count_V[often_V, None]
-        found = (sign * mean_VU).topk(min(most, len(often_V)), dim=0)
+        signed_VU = self._sum_VU[often_V].div_(sign * self._count_V[often_V, None])
+        found = signed_VU.topk(min(most, len(often_V)), dim=0)
         row_NU = often_V[found.indices]
         is_there_NU = found.values > 0
         ids_NU = self._ids[row_NU].masked_fill(~is_there_NU, -1)

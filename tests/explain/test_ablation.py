@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import disk_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,7 +18,7 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM, MixtralConfig, Mi
 
 from monolora import MonoLoraConfig, SparsityMeter
 from monolora.errors import InputError
-from monolora.explain.ablation import ablated
+from monolora.explain.ablation import ablated, why_not_ablated
 from monolora.units import UnitName
 
 Make = Callable[..., LlamaForCausalLM]
@@ -148,6 +149,16 @@ def test_quantized(bits: str, make_llama: Make, adapt: Adapt, ids: torch.Tensor,
         torch.testing.assert_close(found[row], expected, atol=2e-2, rtol=2e-2)
 
 
+@torch.no_grad()
+def test_weights_on_disk(make_llama: Make, adapt: Adapt, ids: torch.Tensor, tmp_path: Path) -> None:
+    model = adapt(make_llama(**LARGE))
+    with ablated(model, ROWS):
+        in_memory = model(input_ids=ids).logits
+    disk_offload(model.get_base_model(), str(tmp_path))
+    with ablated(model, ROWS):
+        assert torch.equal(model(input_ids=ids).logits, in_memory)
+
+
 def test_no_hooks_stay_after_exceptions(make_llama: Make, adapt: Adapt, ids: torch.Tensor) -> None:
     model = adapt(make_llama())
     before = hooks(model)
@@ -227,8 +238,17 @@ def _mixtral() -> MixtralForCausalLM:
 )
 def test_layers_whose_units_cannot_be_taken_out(make: Callable[..., Any], why: str, make_llama: Make) -> None:
     model, name = make(make_llama)
+    assert why in why_not_ablated(model)[name]
     with pytest.raises(ValueError, match=why), ablated(model, [[UnitName(name, 0)]]):
         pass
+
+
+def test_only_those_that_cannot_are_named(make_llama: Make, adapt: Adapt) -> None:
+    assert why_not_ablated(adapt(make_llama())) == {}
+    mixed = adapt(make_llama(), target_modules=["embed_tokens", "q_proj"])
+    assert list(why_not_ablated(mixed)) == ["model.embed_tokens"]
+    mixed.add_adapter("second", MonoLoraConfig(target_modules=["q_proj"], r=2))
+    assert why_not_ablated(mixed, "second") == {}
 
 
 class _Routed(nn.Module):

@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.explain.bins import HIGHEST, LOWEST, Bins
+from monolora.explain.bins import HIGHEST, LOWEST, Bins, merged
 
 FLOATS = st.lists(st.floats(-3000, 3000, width=32), min_size=1, max_size=50)
+ALL_FLOATS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50)
 
 
 @settings(deadline=None)
-@given(FLOATS, st.integers(2, 6))
+@given(FLOATS, st.integers(0, 6))
 def test_a_value_lies_between_the_edges_of_its_bin(values: list[float], bits: int) -> None:
     for signed in (True, False):
         tensor = torch.tensor(values if signed else [abs(value) for value in values], dtype=torch.float32)
@@ -45,3 +46,18 @@ def test_what_is_too_small_or_too_large_is_in_the_outer_bins(signed: bool) -> No
     bins = Bins(signed, 2)
     found = bins.of(torch.tensor([1e-30, LOWEST / 2, HIGHEST * 2, 1e30])) - bins.zero
     assert found.tolist() == [1, 1, 96, 96]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@settings(deadline=None)
+@given(st.one_of(FLOATS, ALL_FLOATS), st.integers(0, 6), st.integers(0, 6))
+def test_merging_is_counting_in_coarser_bins(signed: bool, values: list[float], one: int, other: int) -> None:
+    """Also zeros, subnormals, and what is out of range."""
+    bits, fine = sorted((one, other))
+    tensor = torch.tensor([*values, 0.0, 1e-40, LOWEST, HIGHEST, 3e38], dtype=torch.float32)
+    tensor = torch.cat([tensor, -tensor]) if signed else tensor.abs()
+    bins = Bins(signed, fine)
+    coarser = bins.coarser(bits)
+    counts, expected = (np.bincount(each.of(tensor), minlength=each.number) for each in (bins, coarser))
+    assert merged(np.stack([counts, 0 * counts]), bins, bits).tolist() == [expected.tolist(), [0] * coarser.number]
+    assert set(coarser.edges()) <= set(bins.edges())

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from evaluated import Evaluated
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
+from monolora import MonoLoraConfig
+from monolora.adapters import load_adapted
 from monolora.errors import InputError
 from monolora.explain import Collected, Layout, Text, collect
 from monolora.explain import tokens as token_means
 from monolora.explain.bins import Bins
-from monolora.explain.collected import STRONGEST
+from monolora.explain.collected import PARTNERS, STRONGEST, Collector
 from monolora.explain.contexts import AFTER, BEFORE, NO_TOKEN, Contexts
 from monolora.units import adapted_layers
 
 Make = Callable[..., LlamaForCausalLM]
+
+collect_module = importlib.import_module("monolora.explain.collect")  # the package has a function of this name
 
 GROUPS, CONTEXTS, BATCH = 3, 4, 4
 
@@ -41,12 +48,14 @@ def _texts() -> list[Text]:
     ]
 
 
-@pytest.fixture(scope="module", params=["mono", "lora", "softplus"])
+@pytest.fixture(scope="module", params=["mono", "lora", "softplus", "head"])
 def model(request: pytest.FixtureRequest, make_llama: Make, adapt: Any, fill: Any) -> PeftModel:
     if request.param == "lora":
         config = LoraConfig(target_modules=["q_proj", "down_proj"], r=4, task_type="CAUSAL_LM")
         return fill(get_peft_model(make_llama(), config)).eval()
-    return adapt(make_llama(), activation="softplus" if request.param == "softplus" else "relu")
+    targets = ["down_proj", "lm_head"] if request.param == "head" else ["q_proj", "down_proj"]
+    activation = "softplus" if request.param == "softplus" else "relu"
+    return adapt(make_llama(), activation=activation, target_modules=targets)
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +139,13 @@ def test_correlations(found: Collected, all_tokens: np.ndarray) -> None:
     with np.errstate(invalid="ignore"):
         r = np.corrcoef(all_tokens.T)
     np.fill_diagonal(r, 0)
-    order = np.argsort(-np.abs(np.nan_to_num(r)), axis=1)
+    r = np.nan_to_num(r)  # of units that are never active
+    assert r.any()
+    order = np.argsort(-np.abs(r), axis=1)
     for unit, (places, values) in enumerate(zip(found.partner_UP, found.correlation_UP, strict=True)):
         there = places >= 0
+        assert there.sum() == min(PARTNERS, np.count_nonzero(r[unit]))
+        assert not values[~there].any()
         assert places[there].tolist() == order[unit][: there.sum()].tolist()
         assert values[there] == pytest.approx(r[unit][places[there]], abs=1e-4)
 
@@ -231,9 +244,23 @@ def test_more_units_than_a_block_are_correlated_within_theirs(
 
 
 def test_tokens_without_room_are_passed_over(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_means, "ROOM", 16 * 7)
+    monkeypatch.setattr(token_means, "ROOM", len(Layout.of(model).units) * 7)
     few = collect(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=BATCH)
     assert len({token for top in few.tokens_by_end for token in top.ids_UN.flatten().tolist()} - {-1}) <= 7
+
+
+@pytest.mark.parametrize("config_class", [MonoLoraConfig, LoraConfig])
+def test_units_of_an_embedding(make_llama: Make, fill: Any, config_class: type) -> None:
+    model = fill(get_peft_model(make_llama(), config_class(target_modules=["embed_tokens"], r=3))).eval()
+    found = collect(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=BATCH)
+    layer = model.get_base_model().model.embed_tokens
+    ids = [token for text in _texts() for token in text.ids[text.start : text.stop]]
+    z_TU = layer.lora_embedding_A["default"].detach().T[ids].double()
+    h_TU = z_TU.relu() if config_class is MonoLoraConfig else z_TU
+    assert found.mean == pytest.approx(h_TU.mean(0).numpy())
+    columns = (layer.lora_embedding_B["default"].detach() * layer.scaling["default"]).norm(dim=0)
+    norm = layer.base_layer.weight.detach()[ids].norm(dim=-1).mean()
+    assert found.effect == pytest.approx((columns * h_TU.abs().mean(0) / norm).numpy(), rel=1e-5)
 
 
 def test_nothing_is_left_on_the_model(model: PeftModel, found: Collected) -> None:
@@ -250,7 +277,7 @@ def test_what_cannot_be_explained_is_refused(make_llama: Make, adapt: Any) -> No
     model = adapt(make_llama())
     with pytest.raises(InputError, match="no texts"):
         collect(model, [], pad_token_id=0)
-    with model.disable_adapter(), pytest.raises(ValueError, match="was not run"):
+    with model.disable_adapter(), pytest.raises(InputError, match="was not run"):
         collect(model, _texts(), pad_token_id=0)
     layer = model.base_model.model.model.layers[1].self_attn.q_proj
     layer.lora_A["default"].weight.data[0, 0] = torch.inf
@@ -258,13 +285,131 @@ def test_what_cannot_be_explained_is_refused(make_llama: Make, adapt: Any) -> No
         collect(model, _texts(), pad_token_id=0)
 
 
-def test_memory_does_not_grow_with_the_texts(model: PeftModel) -> None:
+@pytest.mark.parametrize(
+    "text", [Text(7, [3, 4], start=2), Text(7, [3, 4], start=1, stop=1), Text(7, [], stop=4), Text(7, [], start=-1)]
+)
+@pytest.mark.parametrize("others", [0, 5])
+def test_a_text_of_which_nothing_counts_is_refused(model: PeftModel, text: Text, others: int) -> None:
+    with pytest.raises(InputError, match="Text 7 has no token that counts"):
+        collect(model, [*_texts()[:others], text], groups=GROUPS, pad_token_id=0)
+
+
+def test_units_that_are_never_computed_are_refused() -> None:
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, num_local_experts=2, pad_token_id=0,
+    )  # fmt: skip
+    experts = "model.layers.0.mlp.experts"
+    lora = LoraConfig(target_modules=["q_proj"], target_parameters=[f"{experts}.down_proj"], r=2)
+    with pytest.raises(InputError, match=rf"units of {experts} are never computed.*ParamWrapper"):
+        Layout.of(get_peft_model(MixtralForCausalLM(config), lora))
+
+
+class _Expert(nn.Module):
+    """Stands for an MLP whose expert sees some of the tokens, or none."""
+
+    def __init__(self, down_proj: nn.Module, tokens: int) -> None:
+        super().__init__()
+        self.down_proj, self.tokens = down_proj, tokens
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        chosen = x.flatten(0, 1)[: self.tokens]
+        if len(chosen):
+            self.down_proj(torch.cat([chosen, chosen[:, :8]], 1))
+        return x
+
+
+@pytest.mark.parametrize("enough", [4096, 0], ids=["with norms", "without"])
+@pytest.mark.parametrize(("tokens", "why"), [(2, "sees rows of its own"), (0, "was not run")])
+def test_routed_experts_are_refused(
+    make_llama: Make, adapt: Any, monkeypatch: pytest.MonkeyPatch, enough: int, tokens: int, why: str
+) -> None:
+    monkeypatch.setattr("monolora.explain.output_norms.TOKENS", enough)
+    model = adapt(make_llama())
+    layer = model.get_base_model().model.layers[1]
+    layer.mlp = _Expert(layer.mlp.down_proj, tokens)
+    with pytest.raises(InputError, match=rf"model\.layers\.1\.mlp\.down_proj {why}"):
+        collect(model, _texts(), groups=GROUPS, pad_token_id=0)
+
+
+def test_tokens_that_do_not_count_may_be_infinite(model: PeftModel) -> None:
+    """As the first token's activations may be in float16."""
+    layout = Layout.of(model)
+    texts = [Text(number, [5, 6, 7, 8, 9], start=2, group=0) for number in range(3)]
+    h_BLU, counted_BL = torch.rand(3, 5, len(layout.units)), torch.arange(5).expand(3, 5) >= 2
+
+    def counted(uncounted: float) -> Collected:
+        collector = Collector(layout, 1, 64, CONTEXTS, torch.device("cpu"))
+        h_BLU[:, :2] = uncounted
+        collector.add(h_BLU, torch.tensor([text.ids for text in texts]), counted_BL, torch.full((3,), 5), texts)
+        return collector.finish(torch.ones(len(layout.units)))
+
+    expected = counted(1.0)
+    for uncounted in (torch.inf, -torch.inf, torch.nan):
+        found = counted(uncounted)
+        assert (found.mean == expected.mean).all()
+        assert (found.text_histogram_UGE == expected.text_histogram_UGE).all()
+        assert (found.strongest_SUM == expected.strongest_SUM).all()
+        for one, other in zip(found.contexts, expected.contexts, strict=True):
+            assert torch.equal(one.value_UK, other.value_UK)
+            torch.testing.assert_close(one.activation_UKW, other.activation_UKW, rtol=0, atol=0, equal_nan=True)
+
+
+def test_weights_on_disk(evaluated: Evaluated, tmp_path: Path) -> None:
+    def found(**options: Any) -> Collected:
+        model, _ = load_adapted(str(evaluated.mono), dtype=torch.float32, **options)
+        assert (model.device.type == "meta") == bool(options)
+        return collect(model, _texts(), groups=GROUPS, pad_token_id=0)
+
+    on_disk = found(device_map="auto", max_memory={"cpu": "200KB"}, offload_folder=str(tmp_path))
+    in_memory = found()
+    assert (on_disk.mean == in_memory.mean).all()
+    assert (on_disk.effect == in_memory.effect).all()
+
+
+def test_units_come_to_where_the_ids_are(model: PeftModel) -> None:
+    """Of modules on several devices; for another one stands that without memory."""
+    layout = Layout.of(model)
+    seen = collect_module._Seen(layout)
+    for place, layer in enumerate(layout.layers.values()):
+        seen._see(layer, "default", torch.zeros(2, 3, 4, device="meta" if place % 2 else "cpu"))
+    units_BLU = seen.take(torch.zeros(2, 3, dtype=torch.int64, device="meta"))
+    assert units_BLU.device.type == "meta"
+    assert units_BLU.shape == (2, 3, len(layout.units))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All that a collector keeps."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _tensors(each)
+    elif type(value).__module__.startswith("monolora.explain") and not isinstance(value, Layout):
+        yield from _tensors(list(vars(value).values()))
+
+
+def test_memory_does_not_grow_with_the_texts(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, finish = [], Collector.finish
+
+    def measured(collector: Collector, norm_U: torch.Tensor) -> Collected:
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in _tensors(collector)))
+        return finish(collector, norm_U)
+
+    monkeypatch.setattr(Collector, "finish", measured)
+    for times in (1, 10):
+        collect(model, _texts() * times, groups=GROUPS, pad_token_id=0)
+    assert sizes[0] == sizes[1]
+    assert sizes[0] > 4 * len(Layout.of(model).units) * (GROUPS + 1) * Bins(False, 6).number
+
+
+def test_texts_are_read_no_further_ahead_than_a_window(model: PeftModel) -> None:
     """Texts are asked for as they are read: never more than a window ahead of the last batch that was counted."""
     asked = counted = 0
 
     def stream() -> Iterator[Text]:
         nonlocal asked
-        for number in range(400):
+        for number in range(100):
             asked += 1
             yield Text(number, [3 + number % 9, 4, 5], group=0)
 
@@ -274,4 +419,4 @@ def test_memory_does_not_grow_with_the_texts(model: PeftModel) -> None:
         assert asked - counted <= 32
 
     collect(model, stream(), groups=1, pad_token_id=0, batch_size=1, step=step)
-    assert counted == 400
+    assert counted == 100

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import disk_offload
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
@@ -280,6 +281,13 @@ def test_a_unit_that_does_nothing_changes_no_token(ids: torch.Tensor) -> None:
     found = dict(ablation_logits(model, {unit: ids.tolist() for unit in UNITS}, 3, batch_size=20))
     assert found[UNITS[5]] == TopTokens("ablation", [], [])
     assert found[UNITS[0]].raised
+
+
+def test_weights_on_disk(ids: torch.Tensor, tmp_path: Path) -> None:
+    model, contexts = made(LlamaConfig(**SIZES), TARGETS), {unit: ids.tolist() for unit in UNITS[:3]}
+    in_memory = dict(ablation_logits(model, contexts, 3, batch_size=15))
+    disk_offload(model.get_base_model(), str(tmp_path))
+    assert dict(ablation_logits(model, contexts, 3, batch_size=15)) == in_memory
 
 
 def test_shared_contexts_are_run_once_a_batch(ids: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from monolora.eval.explain.compare_page.distributions import Panel, panels
 from monolora.eval.explain.compare_records import Comparison, DatasetRows
 from monolora.eval.explain.compare_text import (
     DifferenceText,
+    MeanText,
     about,
     chance_text,
     difference_heading,
@@ -28,7 +29,7 @@ class Part(NamedTuple):
     Attributes:
         name: of it.
         about: how many texts and tokens.
-        means: heading, value and interval by adapter, and level of chance, of each measure.
+        means: heading, means by adapter, and level of chance, of each measure.
         has_chance: whether any of them has one.
         differences: heading and difference of each measure, by pair of adapters.
         panels: distributions over units.
@@ -36,7 +37,7 @@ class Part(NamedTuple):
 
     name: str
     about: str
-    means: list[tuple[str, list[tuple[str, str]], str]]
+    means: list[tuple[str, list[MeanText], str]]
     has_chance: bool
     differences: dict[tuple[str, str], list[tuple[str, DifferenceText]]]
     panels: list[Panel]

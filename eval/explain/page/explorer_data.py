@@ -29,7 +29,8 @@ class ExplorerData(NamedTuple):
 
     Attributes:
         head: for the list; see :func:`explorer_data`.
-        common: a line a unit: logits ``l`` (how, raised, lowered), changes ``a`` and contrasts ``c``.
+        common: a line a unit: logits ``l`` (how, raised, lowered), changes ``a`` (value, low, high, p, q) and contrasts
+            ``c``.
         datasets: by data set, a line a unit; see :func:`_unit_on_dataset`.
     """
 
@@ -55,6 +56,7 @@ def explorer_data(explained: Explained) -> ExplorerData:
     head = {
         "adapter": explained.adapter,
         "signed": explained.is_signed,
+        "prunable": explained.is_prunable,
         "strings": list(strings),
         "modules": module_parts(modules),
         "module": [place[name.module] for name in explained.units],
@@ -100,6 +102,11 @@ def numbers(values: Iterable[float]) -> list[float | None]:
     return list(map(number, values))
 
 
+def share(value: float) -> float | None:
+    """:func:`number` of a share; 1 only where it is all."""
+    return number(value if value == 1 else min(value, 0.9999))
+
+
 def _all_strings(explained: Explained) -> Counter[str]:
     counted: Counter[str] = Counter()
     for dataset in explained.datasets:
@@ -120,7 +127,7 @@ def _all_strings(explained: Explained) -> Counter[str]:
 def _dataset_head(dataset: DatasetFeatures, strings: Strings) -> dict[str, Any]:
     strongest = dataset.ends[0]
     columns = {
-        "firing": numbers(dataset.firing),
+        "firing": list(map(share, dataset.firing)),
         "max": numbers(dataset.max),
         "min": numbers(dataset.min),
         "effect": numbers(dataset.effect),
@@ -221,8 +228,12 @@ def _change(change: Change) -> list[float | None]:
 
 
 def _contrast(contrast: Contrast, unit: int) -> list[float | None]:
-    of_unit = (contrast.p, contrast.q, contrast.firing_a, contrast.firing_b)
-    return numbers([values[unit] for values in of_unit])
+    return [
+        number(contrast.p[unit]),
+        number(contrast.q[unit]),
+        share(contrast.firing_a[unit]),
+        share(contrast.firing_b[unit]),
+    ]
 
 
 def _change_columns(explained: Explained) -> list[list[float | None]]:

@@ -77,7 +77,11 @@ function barList(pairs, describe) { // [token, value, …]
 
 function histogram([first, ...counts], edges, tokens) {
   const largest = Math.max(...counts);
-  const between = (bin) => `${edge(edges, first + bin)} to ${edge(edges, first + bin + 1)}`;
+  const between = (bin) => {
+    const ends = [first + bin, first + bin + 1];
+    const open = ends.find((place) => edges[place] === null);
+    return open === undefined ? ends.map((place) => edge(edges, place)).join(" to ") : edge(edges, open);
+  };
   const bars = counts.map((count, bin) => {
     const isLow = edges[first + bin + 1] !== null && edges[first + bin + 1] <= 0;
     const bar = make("i", isLow ? "low" : "high");

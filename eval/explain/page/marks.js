@@ -21,5 +21,5 @@ function showMarked() {
     if (state.show === "marked") state.show = "";
     refresh();
   });
-  bar.replaceChildren(make("strong", "", `${WHOLE.format(units.length)} marked`), commandLine(units), clear);
+  bar.replaceChildren(make("strong", "", `${WHOLE.format(units.length)} marked`), data.prunable ? commandLine(units) : "", clear);
 }

@@ -29,7 +29,7 @@ const commonLine = (unit) => line("common", unit);
 const unitLine = (unit) => line(`units-${state.dataset}`, unit);
 
 const isDead = (unit) => dataset().columns.firing[unit] === 0;
-const isAlwaysOn = (unit) => dataset().columns.firing[unit] > 0.99;
+const isAlwaysOn = (unit) => dataset().columns.firing[unit] === 1;
 
 // For a shell: a plain word as it is, anything else in single quotes.
 const shellWord = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, `'"'"'`)}'`);

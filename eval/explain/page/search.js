@@ -1,6 +1,6 @@
 // Search: names and the list's tokens at once, the texts of units as they are read, a little at a time.
 const SLICE = 12; // milliseconds of reading before the page may answer again
-const lowered = data.modules.map(([name]) => name.toLowerCase());
+const moduleNames = data.modules.map(([name]) => name.toLowerCase());
 let texts = []; // by unit, all its words in lower case
 let textsOf = null; // the data set and whether it is open: what they were read for
 
@@ -40,7 +40,7 @@ function nameMatches(unit, q) {
   const layer = q.match(/^(?:layer ?|l)?(\d+)$/); // "3", "L3" and "layer 3" are the layer and not a part of 31
   if (layer) return layerOf(unit) === Number(layer[1]);
   const module = data.module[unit];
-  return `${lowered[module]}:${data.number[unit]}`.includes(q) || data.modules[module][3].toLowerCase() === q;
+  return `${moduleNames[module]}:${data.number[unit]}`.includes(q) || data.modules[module][3].toLowerCase() === q;
 }
 
 const hasTopToken = (unit, q) =>
@@ -54,6 +54,7 @@ function fits(unit) {
   if (show === "marked" && !marked.has(unit)) return false;
   if (show === "dead" && !isDead(unit)) return false;
   if (show === "on" && !isAlwaysOn(unit)) return false;
+  if (show === "mostly" && !(dataset().columns.firing[unit] > 0.99)) return false;
   if ((show === "alive" || show === "sometimes") && isDead(unit)) return false;
   if (show === "sometimes" && isAlwaysOn(unit)) return false;
   return !q || nameMatches(unit, q) || hasTopToken(unit, q) || (unit < texts.length && texts[unit].includes(q));

@@ -1,6 +1,6 @@
 // A unit's page.
 const HOW = {
-  direct: "Its output direction, read through the unembedding as if nothing came in between.",
+  direct: "Its output direction, read through the unembedding as if nothing came in between: logits for each unit of activation, before the final norm divides by the size of the whole stream.",
   ablation: "Mean change of the logits after its strongest contexts, with the unit against without it.",
 };
 
@@ -77,28 +77,30 @@ function tableOf(heads, lines, label) {
   return node;
 }
 
-const excludesZero = ([, low, high]) => low !== null && high !== null && (low > 0 || high < 0);
+const isSmall = (p) => p !== null && p < 0.05;
 
-function changeCell(change) {
-  if (!change) return make("td", "pale", NOTHING);
-  const [value, low, high] = change;
-  const cell = make("td", excludesZero(change) ? "clear" : "", shortChange(value));
+function changeCell([value, low, high], isClear) {
+  const cell = make("td", isClear ? "clear" : "", shortChange(value));
   if (low !== null && high !== null) cell.append(make("small", "", `[${shortChange(low)}, ${shortChange(high)}]`));
   return cell;
 }
 
-const zeroWord = (change) =>
-  make("td", "words", !change || change[1] === null ? NOTHING : excludesZero(change) ? "yes" : "no");
-
 function ablations(changes) {
   const heads = [
     ["measure"], ["prompts"], ["adapted"], ["unit taken out", "", "change, ablated minus adapted, and its 95 % confidence interval"],
-    ["interval excludes 0", "words"], ["all units taken out", "", "the same change with every unit of the adapter taken out"],
+    ["q", "", "false discovery rate of a change, over all units that were taken out one at a time"],
   ];
-  const lines = data.measures.map(([title, unit, of, prompts, adapted], place) => [
-    [`${of} ${title}`, ...(unit ? [" ", make("small", "", unit)] : [])], WHOLE.format(prompts), short(adapted),
-    changeCell(changes[place]), zeroWord(changes[place]), changeCell(data.everything[place]),
-  ]);
+  if (data.everything.length) {
+    heads.push(["all units taken out", "", "the same change with every unit of the adapter taken out"], ["p", "", "of no change, with every unit taken out: bootstrap over prompts"]);
+  }
+  const lines = data.measures.map(([title, unit, of, prompts, adapted], place) => {
+    const [change, together] = [changes[place], data.everything[place]];
+    const [, , , , q] = change;
+    return [
+      [`${of} ${title}`, ...(unit ? [" ", make("small", "", unit)] : [])], WHOLE.format(prompts), short(adapted),
+      changeCell(change, isSmall(q)), probability(q), ...(together ? [changeCell(together, isSmall(together[3])), probability(together[3])] : []),
+    ];
+  });
   return tableOf(heads, lines, "Ablation");
 }
 
@@ -111,7 +113,7 @@ function contrasts(unit, lines) {
     const [p, q, firingA, firingB] = lines[place];
     return [
       [a, " ", make("small", "", `${WHOLE.format(inA)} texts`)], make("td", "words", b, " ", make("small", "", `${WHOLE.format(inB)} texts`)),
-      make("td", q !== null && q < 0.05 ? "clear" : "", fixed(3)(auc[unit])), probability(p), probability(q), `${percent(firingA)} %`, `${percent(firingB)} %`,
+      make("td", isSmall(q) ? "clear" : "", fixed(3)(auc[unit])), probability(p), probability(q), `${percent(firingA)} %`, `${percent(firingB)} %`,
     ];
   });
   return tableOf(heads, rowsOf, "Contrasts");
@@ -208,11 +210,11 @@ function drawUnit() {
   if (data.measures.length) {
     const changes = common.a;
     tables.push(changes
-      ? section("Ablation", "Ablated minus adapted. In brackets: 95 % confidence intervals; bold where they exclude 0.", ablations(changes))
+      ? section("Ablation", "Ablated minus adapted. In brackets: 95 % confidence intervals. Bold where q is below 0.05; of all units together, where p is. KL, which is never below 0, has neither.", ablations(changes))
       : section("Ablation", "This unit was not taken out by itself."));
   }
   if (data.contrasts.length) tables.push(section("Contrasts", "Bold where q is below 0.05.", contrasts(unit, common.c)));
-  const prune = section("Take it out", "Writes the adapter without this unit to OUT.", commandLine([unit]));
+  const prune = data.prunable ? section("Take it out", "Writes the adapter without this unit to OUT.", commandLine([unit])) : "";
   const article = make("article", "", unitHead(unit), facts(unit, line), columnsOfPage, ...tables, prune);
   article.setAttribute("aria-labelledby", "unit-title");
   byId("unit-view").replaceChildren(unitBar(unit), make("main", "", article));

@@ -124,6 +124,7 @@ def _dataset(
     alive = np.array([word is not None for word in liked])
     firing = np.where(alive, 1.0 if signed else rng.beta(0.6, 2, units), 0.0)
     firing[3::17] = np.where(alive[3::17], 0.9987, 0.0)
+    firing[6::17] = np.where(alive[6::17], 1.0, 0.0)
     highest = np.where(alive, rng.lognormal(0.5, 1, units), 0.0)
     lowest = -highest * rng.uniform(0.4, 1, units) if signed else np.zeros(units)
     edges = SIGNED_EDGES if signed else EDGES
@@ -223,19 +224,18 @@ def _logits(word: str, words: list[str], rng: Any) -> UnitLogits:
 def _ablations(units: int, rng: Any) -> Ablations:
     measures = [
         Measure("notes.accuracy", "accuracy", "pp", "notes", 400, 91.2),
-        Measure("letters.kl", "KL", "nats", "letters", 200, float("nan")),
+        Measure("letters.kl", "KL", "nats", "letters", 200, float("nan"), is_tested=False),
     ]
     changes = {
-        unit: [_change(rng.normal(-0.2, 0.6), 0.5), _change(abs(rng.normal(0, 0.01)), 0.006)]
+        unit: [_change(rng.normal(-0.2, 0.6), 0.5, rng.beta(0.2, 1)), _change(0.01 + abs(rng.normal(0, 0.01)), 0.006)]
         for unit in range(0, units, 2)
     }
-    return Ablations(
-        measures=measures, changes=changes, everything=[_change(-38.25, 4.1), Change(1.31, np.nan, np.nan)]
-    )
+    everything = [_change(-38.25, 4.1, 0.0002)._replace(q=np.nan), Change(1.31, np.nan, np.nan)]
+    return Ablations(measures=measures, changes=changes, everything=everything)
 
 
-def _change(value: float, half: float) -> Change:
-    return Change(value, value - half, value + half)
+def _change(value: float, half: float, p: float = np.nan) -> Change:
+    return Change(value, value - half, value + half, p, float(np.minimum(1, 2 * p)))
 
 
 def _contrast(a: str, b: str, units: int, rng: Any) -> Contrast:

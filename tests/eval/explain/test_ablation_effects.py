@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import false_discovery_control
 
 from monolora.eval.explain.ablations import Effect, batches_of, summarised
 from monolora.eval.explain.records import Measure
@@ -53,5 +54,34 @@ def test_summary_is_the_bootstrap_of_each_measure() -> None:
     for k, changes in enumerate([*found.changes.values(), found.everything]):
         for effect, change in zip(effects, changes, strict=True):
             alone = bootstrap(effect.changes_KP[k : k + 1], np.ones(20))
-            assert change == pytest.approx((alone.mean[0], alone.low[0], alone.high[0]))
+            assert change[:4] == pytest.approx((alone.mean[0], alone.low[0], alone.high[0], alone.p[0]))
             assert change.low < change.value < change.high
+
+
+def test_false_discoveries_are_counted_measure_by_measure_over_single_units() -> None:
+    random = np.random.default_rng(0)
+    effects = [
+        Effect(
+            measure=Measure(f"d.{i}", "t", "nats", "d", 20, 1.0),
+            changes_KP=random.normal(size=(9, 20)) + random.choice([0, 0.7], size=(9, 1)),
+        )
+        for i in range(2)
+    ]
+    found = summarised(effects, list(range(8)))
+    for place in range(2):
+        of_measure = [changes[place] for changes in found.changes.values()]
+        expected = false_discovery_control([change.p for change in of_measure])
+        assert [change.q for change in of_measure] == pytest.approx(expected)
+        assert 0 < sum(change.q < 0.05 for change in of_measure) < 8
+        together = found.everything[place]
+        assert 0 < together.p <= 1
+        assert np.isnan(together.q)
+
+
+def test_what_is_never_below_0_is_not_tested() -> None:
+    kl_KP = np.random.default_rng(0).exponential(size=(3, 20))
+    effect = Effect.of("d", "kl", "KL", "nats", np.full(20, np.nan), kl_KP, is_tested=False)
+    found = summarised([effect], [0, 1])
+    for (change,) in (*found.changes.values(), found.everything):
+        assert 0 < change.low < change.value < change.high
+        assert np.isnan([change.p, change.q]).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Collection
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from evaluated import Evaluated
-from peft import PeftModel
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM, PreTrainedTokenizerBase
 
 import monolora  # noqa: F401 - PEFT loads its adapters
 from monolora.eval import judges
 from monolora.eval.explain import ablated_responses as responses_module
+from monolora.eval.explain import ablations as ablations_module
 from monolora.eval.explain.ablated_responses import Responses, ablated_responses, judged_effects
 from monolora.eval.explain.ablations import (
     ScoredPrompt,
@@ -125,6 +127,7 @@ def test_one_by_one(loaded: Loaded, rows: list[ScoredPrompt], kind: str, batch_s
         if key != "kl":
             assert effect.measure.adapted == pytest.approx(adapted[key].mean(), abs=1e-4)
     assert math.isnan(effects[0].measure.adapted)
+    assert [effect.measure.is_tested for effect in effects] == [False, True, True]
     assert (effects[0].changes_KP[:3].max(1) > 1e-4).sum() >= 2  # there was something to see
 
 
@@ -157,6 +160,53 @@ def test_a_unit_that_does_nothing_changes_nothing(loaded: Loaded, rows: list[Sco
     assert effects[0].changes_KP[3].all()
     ablations = summarised(effects, [4, 7, 9])
     assert ablations.changes[4][0][0] == 0
+
+
+def test_bfloat16_does_not_hide_what_a_unit_changes(
+    loaded: Loaded, rows: list[ScoredPrompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where logits lie far from 0, as those of large models do, bfloat16 would round them to eighths."""
+    head = loaded.model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(20 + torch.randn(head.out_features))
+    for name, parameter in loaded.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= 0.1
+    rounded = loaded.model.to(torch.bfloat16)
+    exact = copy.deepcopy(rounded).float()
+
+    def measured(model: Any) -> list[np.ndarray]:
+        found = next_token_effects(model, "demo", rows, loaded.ablations, batch_size=40)
+        return [effect.changes_KP for effect in found]
+
+    (kl, _, margin), (kl_found, _, margin_found) = measured(exact), measured(rounded)
+    monkeypatch.setattr(ablations_module, "_precise_logits", lambda model: contextlib.nullcontext())
+    kl_before, _, margin_before = measured(rounded)
+    for true, found, before in ((kl, kl_found, kl_before), (margin, margin_found, margin_before)):
+        assert np.abs(found - true).mean() < np.abs(before - true).mean() / 3
+
+
+def test_what_a_model_does_to_its_logits_is_done_in_float32_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 2 caps them."""
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.5,
+    )  # fmt: skip
+    settings = LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False)
+    model = get_peft_model(Gemma2ForCausalLM(config).eval(), settings).to(torch.bfloat16)
+    (kl,), (exact,) = (
+        next_token_effects(
+            each, "demo", [ScoredPrompt([1, 9, 8])], [[UnitName("model.layers.0.self_attn.v_proj", 0)]], batch_size=2
+        )
+        for each in (model, copy.deepcopy(model).float())
+    )
+    np.testing.assert_allclose(kl.changes_KP, exact.changes_KP, rtol=0.2)
+
+
+def test_units_of_the_head_count_too(make_llama: Callable[..., LlamaForCausalLM]) -> None:
+    settings = LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    model = get_peft_model(make_llama(), settings).to(torch.bfloat16)
+    (kl,) = next_token_effects(model, "demo", [ScoredPrompt([1, 9])], [[UnitName("lm_head", 0)]], batch_size=2)
+    assert kl.changes_KP > 0
 
 
 @pytest.mark.parametrize("prompts", ["labelled", "bare"])

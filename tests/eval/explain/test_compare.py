@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import pytest
 from rich.console import Console
 
 from monolora.errors import InputError, SaveError
-from monolora.eval.explain.compare import compare, show, write_comparison
+from monolora.eval.explain.compare import compare, write_comparison
+from monolora.eval.explain.compare_folders import read
 from monolora.eval.explain.compare_page.distributions import cumulative, panels
 from monolora.eval.explain.compare_records import Comparison, Row
+from monolora.eval.explain.compare_terminal import show
 from monolora.holm import holm
 
 MODULES = [f"model.layers.{layer}.{kind}" for layer in range(6) for kind in ("q_proj", "v_proj")]
@@ -89,6 +92,7 @@ def test_means_are_those_of_pandas(folders: dict[str, Path]) -> None:
         }
         assert {key: row.means[name].value for key, row in rows.items()} == pytest.approx(expected, rel=1e-12)
         assert rows["strongest_consistency"].means[name].features == pd.concat(strongest).notna().sum()
+        assert rows["strongest_consistency"].means[name].total == len(pd.concat(strongest))
     assert {key for key, row in rows.items() if not np.isnan(row.chance)} == {"strongest_consistency"}
     assert rows["strongest_consistency"].chance == pytest.approx(58)
 
@@ -180,6 +184,35 @@ def test_the_terminal_shows_every_measure(folders: dict[str, Path], width: int) 
         assert shown in words
     sparsity = _rows(comparison)["sparsity"].means["mono"]
     assert f"{sparsity.value:.1f}" in words
+
+
+def test_units_that_are_left_out_of_a_mean_are_counted(folders: dict[str, Path], tmp_path: Path) -> None:
+    comparison = compare(folders, resamples=10)
+    mean = _rows(comparison)["strongest_consistency"].means["mono"]
+    assert 0 < mean.features < mean.total == 60
+    console = Console(file=io.StringIO(), width=100)
+    show(comparison, console)
+    write_comparison(tmp_path / "out", comparison)
+    texts = (console.file.getvalue(), (tmp_path / "out" / "comparison.html").read_text())  # type: ignore[attr-defined]
+    for text in texts:
+        assert set(re.findall(r"n = .* of \d+", text)) == {f"n = {mean.features} of 60"}  # of all units of lora
+        words = " ".join(text.split())
+        assert "one that excites fewer than 20 texts none of the strongest texts" in words
+
+
+def test_nothing_is_said_of_units_left_out_where_none_is(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        _explained(tmp_path / name, seed, is_signed=True)
+    console = Console(file=io.StringIO(), width=100)
+    show(compare({name: tmp_path / name for name in ("a", "b")}, resamples=10), console)
+    assert "n = " not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "n is how many" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_texts_are_not_read(folders: dict[str, Path]) -> None:
+    columns = read("lora", folders["lora"]).units.columns
+    assert {"module", "sst2.lowest_consistency", "plain.effect"} <= set(columns)
+    assert not {"sst2.mean", "plain.max", "index"} & set(columns)
 
 
 def test_what_only_some_have_is_left_out_and_said(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -65,10 +65,10 @@ def test_equal_adapters_do_not_differ_and_copies_have_no_interval() -> None:
     change = change_of(clustered([same, same]), 0, 1)
     assert change[:4] == (0.0, 0.0, 0.0, 1.0)
     mean = mean_of(clustered([_values(list("ab"), [1.0, 1.0])]), 0)
-    np.testing.assert_equal(mean, Mean(1.0, np.nan, np.nan, 2, 2))
+    np.testing.assert_equal(mean, Mean(1.0, np.nan, np.nan, 2, 2, 2))
 
 
 def test_a_row_without_values_is_not_tested() -> None:
     found = clustered([_values(list("ab"), [1.0, 2.0]), _values(list("ab"), [np.nan, np.nan])])
-    np.testing.assert_equal(mean_of(found, 1), Mean(np.nan, np.nan, np.nan, 0, 0))
+    np.testing.assert_equal(mean_of(found, 1), Mean(np.nan, np.nan, np.nan, 0, 0, 2))
     np.testing.assert_equal(change_of(found, 0, 1)[:4], (np.nan,) * 4)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,15 @@ import pandas as pd
 import pytest
 import torch
 from evaluated import Evaluated
+from made_features import made
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 from monolora import cli
 from monolora.adapters import load_adapted
+from monolora.eval.explain.summary import summary
 from monolora.eval.explain.text_sets import load
 from monolora.explain import Layout, collect
 from monolora.recipes.inference import Inference
@@ -133,6 +140,10 @@ def test_the_records_and_the_page_are_there(folder: Path, questions: Path, units
     assert units["logits.how"].notna().any()
     assert units["ablation.demo.accuracy"].notna().sum() == 2
     assert units[f"ablation.{questions}.kl.low"].notna().sum() == 2
+    assert [len(changes) for changes in record["ablations"]["units"].values()] == [4, 4]
+    assert [each["id"] for each in record["ablations"]["measures"]][:2] == ["demo.kl", "demo.accuracy"]
+    assert {len(record["made"][key]) for key in ("adapter_fingerprint", "model_fingerprint")} == {16}
+    assert not (folder / "logs").exists()
 
 
 def test_compare_explains_adapters_and_takes_what_is_explained(
@@ -151,6 +162,9 @@ def test_compare_explains_adapters_and_takes_what_is_explained(
     both = explain("--compare", f"lora={out / 'lora'}", f"mono={folder}", "--out", tmp_path / "again")
     assert both[0] == 0
     assert not (tmp_path / "again" / "lora").exists()
+    again = explain("--compare", f"lora={out / 'lora'}", f"mono={folder}", "--out", tmp_path / "again")
+    assert again[0] == 2
+    assert "--overwrite" in again[2][0]
 
 
 def test_which_units_are_ablated(explain: Explain, evaluated: Evaluated, tmp_path: Path) -> None:
@@ -189,6 +203,12 @@ def test_which_units_are_ablated(explain: Explain, evaluated: Evaluated, tmp_pat
         (("MONO", "--out", "x", "--contrast", "dem", "demo"), "Did you mean"),
         (("MONO", "--out", "x", "--compare", "a=b", "c=d"), "Give one adapter folder"),
         (("--out", "x", "--compare", "a"), "is not NAME=PATH"),
+        (("--out", "x", "--compare", "../a=MONO", "b=MONO"), "cannot be a folder's name"),
+        (("MONO", "--out", "x", "--dataset", "demo-answers-last"), "Take one of them"),
+        (("MONO", "--out", "x", "--dataset", "dolly.jsonl", "--ablate-by", "information"), "dolly.jsonl"),
+        (("MONO", "--out", "x", "--dataset", "QUESTIONS", "--label-column", "no", "--ablate-by", "information"), "lab"),
+        (("MONO", "--out", "x", "--dataset", "QUESTIONS", "--label-column", "no", "--ablate-by", "contrast"), "contr"),
+        (("MONO", "--out", "MONO"), "which the explanation is made from"),
         (("--out", "x", "--compare", "a=MONO"), "two adapters or more"),
         (("--out", "x", "--compare", "a=MONO", "a=MONO"), "twice"),
         (("nowhere", "--out", "x"), "holds no adapter"),
@@ -198,10 +218,19 @@ def test_which_units_are_ablated(explain: Explain, evaluated: Evaluated, tmp_pat
     ],
 )
 def test_what_cannot_be_is_one_line(
-    explain: Explain, evaluated: Evaluated, words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: Any
+    explain: Explain,
+    evaluated: Evaluated,
+    questions: Path,
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: Any,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    status, _, errors = explain(*(word.replace("MONO", str(evaluated.mono)) for word in words))
+    paths = {"MONO": evaluated.mono, "QUESTIONS": questions}
+    for name, path in paths.items():
+        words = tuple(word.replace(name, str(path)) for word in words)
+    status, _, errors = explain(*words)
     assert status == 2
     assert len(errors) == 1
     assert said in errors[0]
@@ -234,4 +263,96 @@ def test_a_full_disk_leaves_nothing_half(
     assert status == 1
     assert "No space left" in errors[0]
     assert "--out" in errors[0]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["features.parquet"]
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_folder_is_looked_at_before_anything_is_read(explain: Explain, evaluated: Evaluated, folder: Path) -> None:
+    status, _, errors = explain(evaluated.mono, *QUICK, "--out", folder)
+    assert (status, len(errors)) == (2, 1)
+    assert "--overwrite" in errors[0]
+    status, _, errors = explain(evaluated.mono, *QUICK, "--out", folder / "explorer.html")
+    assert (status, len(errors)) == (2, 1)
+    assert "Take another folder" in errors[0]
+    # what trained the adapter has a run.json too
+    status, _, errors = explain(evaluated.mono, *QUICK, "--overwrite", "--out", evaluated.mono.parent)
+    assert (status, len(errors)) == (2, 1)
+    assert (evaluated.mono / "adapter_config.json").is_file()
+
+
+def test_an_explanation_is_replaced_whole(explain: Explain, evaluated: Evaluated, tmp_path: Path) -> None:
+    words = (*QUICK, "--ablate", "0", "--logit-contexts", "0", "--out", tmp_path / "out")
+    assert explain(evaluated.mono, *words, "--dataset", "demo")[0] == 0
+    (tmp_path / "out" / "note").write_text("of the earlier one")
+    assert explain(evaluated.lora, *words, "--dataset", "demo", "--overwrite")[0] == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"features.parquet", "explorer.html", "run.json"}
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["method"] == "LoRA"
+
+
+def test_data_sets_with_other_numbers_of_labels_are_contrasted(
+    explain: Explain, evaluated: Evaluated, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bins differ where there is little room; the contrast is then made in the coarser ones."""
+    rows = [{"prompt": f"Write about {what} {k}.", "label": what} for k in range(4) for what in "abcdefgh"]
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ("--dataset", questions, "--dataset", many, *QUICK, "--ablate", "0", "--logit-contexts", "0")
+    auc = {}
+    for room in (2**26, 2**15):
+        monkeypatch.setattr("monolora.explain.texts.ROOM", room)
+        assert explain(evaluated.mono, *words, "--out", tmp_path / str(room))[0] == 0
+        units = pd.read_parquet(tmp_path / str(room) / "features.parquet")
+        auc[room] = units[f"contrast.{many}~{questions}.auc"].to_numpy()
+    assert auc[2**15] == pytest.approx(auc[2**26], abs=0.1)
+    assert np.abs(auc[2**26] - 0.5).max() > 0.2
+
+
+@pytest.mark.parametrize("kind", ["embedding", "dora"])
+def test_units_that_cannot_be_taken_out_are_read_all_the_same(
+    evaluated: Evaluated, fill: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    options = {"use_dora": True} if kind == "dora" else {}
+    modules = ["q_proj", "embed_tokens"] if kind == "embedding" else ["q_proj"]
+    config = LoraConfig(r=2, target_modules=modules, task_type="CAUSAL_LM", **options)
+    adapted = get_peft_model(LlamaForCausalLM.from_pretrained(evaluated.base), config)
+    fill(adapted)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
+        adapted.save_pretrained(tmp_path / "adapter")
+    status = cli.main(["explain", str(tmp_path / "adapter"), *QUICK, "--out", str(tmp_path / "out")])
+    err = capsys.readouterr().err
+    assert status == 0
+    assert "not ablated" in err
+    units = pd.read_parquet(tmp_path / "out" / "features.parquet").set_index("unit")
+    assert (units["demo.effect"] > 0).all()
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["ablations"]["everything"] == []
+    ablated = list(record["ablations"]["units"])
+    assert (len(ablated) == 2 and not any("embed" in name for name in ablated)) if kind == "embedding" else not ablated
+    fixed = next(name for name in units.index if ("embed" in name) == (kind == "embedding"))
+    words = ["--ablate-units", fixed, "--out", str(tmp_path / "another")]
+    assert cli.main(["explain", str(tmp_path / "adapter"), *QUICK, *words]) == 2
+    assert f"{fixed} cannot be ablated" in capsys.readouterr().err
+
+
+def test_what_is_not_ablated_is_said(evaluated: Evaluated, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dataset", "demo-last", *QUICK, "--out", str(tmp_path / "out")]
+    assert cli.main(["explain", str(evaluated.mono), *words]) == 0
+    assert "Nothing is ablated on demo-last" in capsys.readouterr().err
+    units = pd.read_parquet(tmp_path / "out" / "features.parquet")
+    assert not [column for column in units if column.startswith("ablation")]
+
+
+def test_names_are_shown_as_they_are() -> None:
+    """Square brackets are no markup, and what a terminal would obey is not sent to it."""
+    explained = made(units=3, contexts=2, gated=(True,))
+    dataset = explained.datasets[0]
+    nothing = [end._replace(consistency=np.full(3, np.nan), label=[None] * 3) for end in dataset.ends]
+    named = replace(dataset, name="a[b]c[/red]", note="\x1b[31mred", ends=nothing)
+    console = Console(record=True, width=200)
+    summary(replace(explained, datasets=[named]), console)
+    out = console.export_text()
+    assert "a[b]c[/red]" in out
+    assert "\x1b" not in out
+    assert "[31mred" in out
+    assert "(not shown)" in out
+    assert "nan" not in out

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_features import made
 
-from monolora.eval.explain.page.explorer_data import LEVELS, explorer_data, level, module_parts, number
+from monolora.eval.explain.page.explorer_data import LEVELS, explorer_data, level, module_parts, number, share
 from monolora.eval.explain.records import Ablations, Explained
 from monolora.eval.pages.flat import flat
 from monolora.eval.pages.json_blocks import script_json, script_lines
@@ -81,6 +81,9 @@ def test_numbers_of_units_come_back() -> None:
         assert (line["a"] is None) == (changes is None)
         for place, column in enumerate(head["changes"]):
             assert column[unit] == (None if changes is None else pytest.approx(changes[place].value, rel=1e-3))
+            if changes is not None:
+                change = [math.nan if value is None else value for value in line["a"][place]]
+                assert change == pytest.approx(list(changes[place]), rel=1e-3, nan_ok=True)
         assert [each[1] for each in line["c"]] == pytest.approx(
             [each.q[unit] for each in explained.contrasts], rel=1e-3
         )
@@ -137,6 +140,25 @@ def test_numbers_have_four_digits_that_count(value: float) -> None:
     else:
         assert found == pytest.approx(value, rel=6e-4)
         assert len(f"{found:e}".split("e")[0].strip("-").replace(".", "").rstrip("0")) <= 4
+
+
+@given(st.floats(0, 1))
+@settings(deadline=None)
+def test_only_all_and_none_are_said_to_be(value: float) -> None:
+    found = share(value)
+    assert found is not None
+    assert (found == 1) == (value == 1)
+    assert (found == 0) == (value == 0)
+    assert found == pytest.approx(value, rel=6e-4)
+
+
+def test_shares_of_nearly_all_are_not_all() -> None:
+    explained = made(units=2, gated=(False,))
+    dataset = replace(explained.datasets[0], firing=np.array([0.99996, 1]))
+    contrast = replace(explained.contrasts[0], firing_a=np.array([0.99996, 1]), firing_b=np.array([1, 0.99996]))
+    data = explorer_data(replace(explained, datasets=[dataset], contrasts=[contrast]))
+    assert data.head["datasets"][0]["columns"]["firing"] == [0.9999, 1]
+    assert [line["c"][0][2:] for line in data.common] == [[0.9999, 1], [1, 0.9999]]
 
 
 def test_parts_of_module_names() -> None:

@@ -152,8 +152,9 @@ def test_what_was_found_is_shown(told: Told, usual: Any) -> None:
         ("layer=1&kind=q_proj", lambda e, unit: e.units[unit].module == "model.layers.1.self_attn.q_proj"),
         ("label=music", lambda e, unit: e.datasets[0].ends[0].label[unit] == "music"),
         ("show=dead", lambda e, unit: e.datasets[0].firing[unit] == 0),
-        ("show=on", lambda e, unit: e.datasets[0].firing[unit] > 0.99),
-        ("show=sometimes", lambda e, unit: 0 < e.datasets[0].firing[unit] <= 0.99),
+        ("show=on", lambda e, unit: e.datasets[0].firing[unit] == 1),
+        ("show=mostly", lambda e, unit: e.datasets[0].firing[unit] > 0.99),
+        ("show=sometimes", lambda e, unit: 0 < e.datasets[0].firing[unit] < 1),
         ("show=marked&marked=3,90,4", lambda e, unit: unit in (3, 4, 90)),
     ],
 )
@@ -164,6 +165,21 @@ def test_filters(told: Told, usual: Any, fragment: str, wanted: Any) -> None:
     units, status = told(page, f"return [{UNITS}, {STATUS}];", f"{fragment}&sort=unit")
     assert units == expected[: len(units)]
     assert status == f"{len(expected)} of 200 units"
+
+
+def test_adapters_that_cannot_be_pruned_have_no_command(told: Told, tmp_path: Path) -> None:
+    page = written(tmp_path, made(is_prunable=False))
+    script = """
+    const bar = doc.getElementById("marked");
+    const list = [bar.querySelector("strong").textContent, bar.querySelectorAll("code").length];
+    doc.querySelector("#rows a").click();
+    await until(() => doc.getElementById("unit-title"));
+    return [list, [...doc.querySelectorAll("#unit-view h3")].map((each) => each.textContent)];
+    """
+    bar, sections = told(page, script, "marked=2,0")
+    assert bar == ["2 marked", 0]
+    assert "Contrasts" in sections
+    assert "Take it out" not in sections
 
 
 def test_the_form_filters(told: Told, usual: Any) -> None:

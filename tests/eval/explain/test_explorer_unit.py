@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chromium_page import BROWSER, Told
 from made_features import KEY, made, written
 
-from monolora.eval.explain.records import Explained
+from monolora.eval.explain.records import Ablations, Explained
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 
@@ -56,7 +58,8 @@ def test_a_unit_has_all_that_is_known_of_it(told: Told, usual: Any) -> None:
       tokens: texts(".word", of("Tokens that excite it")), next: texts(".word", of("Next tokens")),
       how: texts(".note", of("Next tokens"))[0],
       partners: [...view.querySelectorAll(".partners a")].map((each) => each.hash),
-      ablation: texts("tbody tr", of("Ablation")), contrasts: texts("tbody tr", of("Contrasts")),
+      ablation: [...of("Ablation").querySelectorAll("tbody tr")].map((row) => texts("th, td", row)),
+      contrasts: texts("tbody tr", of("Contrasts")),
       bars: view.querySelectorAll(".histogram span").length, command: texts(".command code")[0],
       peaks: texts(".token.peak"), titles: [...view.querySelectorAll(".token.peak")].map((each) => each.title),
     }};
@@ -83,14 +86,73 @@ def test_a_unit_has_all_that_is_known_of_it(told: Told, usual: Any) -> None:
     assert "unembedding" in found["how"]
     assert found["partners"] == [f"#unit={explained.units[each.unit]}" for each in dataset.partners[unit]]
     changes = explained.ablations.changes[unit]
-    for text, change in zip(found["ablation"], changes, strict=True):
-        assert ("yes" if change.low > 0 or change.high < 0 else "no") in text
-    assert found["ablation"][0].startswith("notes accuracy pp40091.2")
-    assert "−38.3[−42.4, −34.1]" in found["ablation"][0]
+    accuracy, kl = found["ablation"]
+    assert accuracy[:3] == ["notes accuracy pp", "400", "91.2"]
+    assert float(accuracy[4]) == pytest.approx(changes[0].q, abs=0.005)
+    assert accuracy[5:] == ["−38.3[−42.4, −34.1]", "<0.001"]
+    assert [kl[4], kl[6]] == ["–", "–"]
     assert found["contrasts"][0].startswith("notes:weather 390 textsnotes:music 388 texts")
     filled = dataset.histogram_UE[unit].nonzero()[0]
     assert found["bars"] == filled[-1] - filled[0] + 1
     assert found["command"] == f"monolora prune 'runs/notes monolora' --units {explained.units[unit]} OUT"
+
+
+def test_changes_are_bold_by_their_false_discovery_rate(told: Told, usual: Any) -> None:
+    page, explained = usual
+    script = f"""
+    {READ}
+    const {{of}} = read();
+    const rows = [...of("Ablation").querySelectorAll("tbody tr")];
+    return rows.map((row) => [3, 5].map((place) => row.children[place].className));
+    """
+    seen = set()
+    for unit in range(0, 20, 2):
+        q = explained.ablations.changes[unit][0].q
+        accuracy, kl = told(page, script, _address(explained, unit))
+        assert accuracy == ["clear" if q < 0.05 else "", "clear"]
+        assert kl == ["", ""]  # though its interval is above 0
+        seen.add(accuracy[0])
+    assert seen == {"", "clear"}
+
+
+def test_not_all_units_were_taken_out_together(told: Told, tmp_path: Path) -> None:
+    given = made().ablations
+    page = written(tmp_path, made(ablations=Ablations(measures=given.measures, changes=given.changes)))
+    script = f"""
+    {READ}
+    const {{texts, of}} = read();
+    return [texts("thead th", of("Ablation")), of("Ablation").querySelectorAll("tbody tr").length];
+    """
+    heads, rows = told(page, script, "unit=model.layers.0.self_attn.q_proj:4")
+    assert heads == ["measure", "prompts", "adapted", "unit taken out", "q"]
+    assert rows == 2
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_the_last_bin_may_be_open(told: Told, tmp_path: Path, signed: bool) -> None:
+    edges, counts_E = np.array([96.0, 128, 192, np.inf]), np.array([5, 0, 3])
+    if signed:
+        edges, counts_E = np.concatenate([-edges[::-1], edges]), np.concatenate([counts_E[::-1], [0], counts_E])
+    explained = made(units=1, gated=(False,), signed=signed)
+    dataset = replace(explained.datasets[0], edges=edges, histogram_UE=counts_E[None])
+    page = written(tmp_path, replace(explained, datasets=[dataset]))
+    script = """
+    const bars = [...doc.querySelectorAll(".histogram span")], ticks = [...doc.querySelectorAll(".axis span")];
+    return {
+      titles: bars.map((each) => each.title.split(":")[0]), ticks: ticks.map((each) => each.textContent),
+      heights: bars.map((each) => Math.round(each.firstChild.getBoundingClientRect().height / 6.5 / 16 * 100)),
+      low: doc.querySelectorAll(".histogram .low").length,
+      label: doc.querySelector(".histogram").getAttribute("aria-label"),
+    };
+    """
+    found = told(page, script, "unit=model.layers.0.self_attn.q_proj:0")
+    above = ["96.0 to 128", "128 to 192", "over 192"]
+    below = ["under −192", "−192 to −128", "−128 to −96.0", "−96.0 to 96.0"] if signed else []
+    assert found["titles"] == below + above
+    assert found["heights"] == pytest.approx(100 * counts_E / 5, abs=2)
+    assert found["low"] == (3 if signed else 0)
+    assert (found["ticks"][0], found["ticks"][-1]) == ("under −192" if signed else "96.0", "over 192")
+    assert f"from {'under −192' if signed else '96.0'} to over 192" in found["label"]
 
 
 def test_colours_follow_activations(told: Told, signed: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,42 @@ def test_labels_of_a_column_and_texts_that_are_too_long(tmp_path: Path, tokenize
     other = load(_file(tmp_path, [{"prompt": "x", "kind": 1}, {"prompt": "y", "kind": 2}]), 9, label_column="kind")
     assert other.labels == ("1", "2")
     assert other.fingerprint() != found.fingerprint() == load(_file(tmp_path, rows), 9).fingerprint()
+
+
+def test_a_long_prompt_is_cut_from_the_left(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Its end is where the model decides; with answers, as much of the prompt as leaves room for them."""
+    path = _file(tmp_path, [{"prompt": "word " * 1500 + "end", "response": "yes"}, {"prompt": "x", "response": "no"}])
+    whole = prompt_ids(load(path, 9).examples[0], tokenizer)
+    assert len(whole) > LONGEST
+    assert load(path, 9).ids(0, tokenizer) == whole[-LONGEST:]
+    last = next(load(f"{path}-last", 9).texts(tokenizer, [-1, -1]))
+    assert (last.ids, last.start, last.stop) == (whole[-LONGEST:], LONGEST - 1, LONGEST)
+    example = load("demo", 1).examples[0]
+    found = replace(load("demo-answers", 1), examples=[example._replace(context="word " * 1500)])
+    context, answer = split_at_answer(found.examples[0], tokenizer)
+    (text,) = found.texts(tokenizer, [-1])
+    assert text.ids == (context + answer)[-LONGEST:]
+    assert text.start == LONGEST - len(answer)
+
+
+def test_a_name_that_ends_like_a_part_is_found(tmp_path: Path) -> None:
+    path = Path(_file(tmp_path, [{"text": "a"}, {"text": "b"}]))
+    moved = path.rename(tmp_path / "texts-last.jsonl")
+    assert load(str(moved), 9).part == "text"
+    assert load(str(moved) + "-last", 9).part == "last"
+
+
+def test_a_text_without_tokens_is_refused(tmp_path: Path) -> None:
+    bare = train_tokenizer()
+    bare.chat_template = "{{ messages[0]['content'] }}"
+    found = load(_file(tmp_path, [{"prompt": "x"}, {"prompt": " "}]), 9)
+    blank = replace(found, examples=[found.examples[0], found.examples[1]._replace(instruction="")])
+    with pytest.raises(InputError, match="text 2 has no tokens"):
+        list(blank.texts(bare, [-1, -1]))
+
+
+def test_safety_sets_are_known_by_their_ids_too(mirror: Path) -> None:
+    assert load("walledai/XSTest", 4).is_safety
 
 
 @pytest.mark.parametrize(
