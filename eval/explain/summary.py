@@ -46,24 +46,28 @@ def _of_labels(dataset: DatasetFeatures) -> str:
 
 
 def _table(explained: Explained, dataset: DatasetFeatures) -> Table:
+    rows = _rows(explained, dataset)
     heading = Text(f"Units of the largest effect on {plain(dataset.name)}")
     table = Table(title=heading, title_justify="left", box=None)
-    table.add_column("unit")
-    for title in ("effect", "fires on", "bits", "strongest texts"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("tokens", overflow="ellipsis", no_wrap=True)
+    for place, title in enumerate(("unit", "effect", "fires on", "bits")):
+        # on a narrow terminal, only the columns after these give way
+        width = max(len(title), *(len(row[place]) for row in rows))
+        table.add_column(title, justify="right" if place else "left", no_wrap=True, min_width=width)
+    for title in ("strongest texts", "tokens"):
+        table.add_column(title, overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _rows(explained: Explained, dataset: DatasetFeatures) -> list[tuple[str, ...]]:
     parts = {each.name: each for each in module_parts(dict.fromkeys(unit.module for unit in explained.units))}
+    end = dataset.ends[0]
+    rows = []
     for unit in np.argsort(-dataset.effect, kind="stable")[:_ROWS].tolist():
-        end = dataset.ends[0]
         label = "–" if end.label[unit] is None else f"{end.consistency[unit]:.0%} {plain(str(end.label[unit]))}"
         bits = "–" if np.isnan(dataset.information[unit]) else f"{dataset.information[unit]:.3f}"
         tokens = "(not shown)" if dataset.is_gated else " ".join(repr(each.token) for each in end.tokens[unit][:4])
-        cells = (
-            f"{parts[explained.units[unit].module].short} {explained.units[unit].unit}",
-            f"{dataset.effect[unit]:.2%}",
-            f"{dataset.firing[unit]:.0%}",
-            bits,
-            label,
-        )
-        table.add_row(*map(Text, (*cells, tokens)))
-    return table
+        short = f"{parts[explained.units[unit].module].short} {explained.units[unit].unit}"
+        rows.append((short, f"{dataset.effect[unit]:.2%}", f"{dataset.firing[unit]:.0%}", bits, label, tokens))
+    return rows

@@ -356,3 +356,15 @@ def test_names_are_shown_as_they_are() -> None:
     assert "[31mred" in out
     assert "(not shown)" in out
     assert "nan" not in out
+
+
+def test_a_narrow_terminal_shows_which_units() -> None:
+    explained = made(units=3, contexts=2, gated=(False,))
+    labels = [end._replace(label=["violence,aiding_and_abetting,incitement"] * 3) for end in explained.datasets[0].ends]
+    console = Console(record=True, width=80)
+    summary(replace(explained, datasets=[replace(explained.datasets[0], ends=labels)]), console)
+    out = console.export_text()
+    for unit in range(3):
+        assert f"L0 q_proj {unit}" in out
+    assert f"{explained.datasets[0].effect.max():.2%}" in out
+    assert "violence" in out
