@@ -27,7 +27,7 @@ from monolora.yaml_config import split_config
 def main(argv: list[str]) -> int:
     """Run what is not done, and report; returns the exit status."""
     path, words = split_config(argv)
-    parser = FlagParser("alignment.py", __doc__)
+    parser = FlagParser("monolora study", __doc__)
     parser.add_argument("--config", metavar="FILE", help="the study")
     parser.add_argument("--preset", help="of the study (default: its first)")
     parser.add_argument("--out", help="another folder than the study's own")

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monolora import cli
 from monolora.errors import RunError, SaveError
+from monolora.eval.process import results_of
 from monolora.eval.progress import NOTES
 from monolora.fingerprints import fingerprint_files
 from monolora.provenance import write_json
 from monolora.recipes.studies.cells import Cell
-
-_LAST_LINES = 8
 
 
 class Runner:
@@ -81,28 +78,10 @@ class Runner:
 
     def _command(self, words: Sequence[str], cell: Cell) -> None:
         log = self._folder / "logs" / f"{_slug(cell.name)}.log"
-        try:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "monolora.cli", *words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-                try:
-                    status = process.wait()
-                finally:  # Ctrl-C ends both
-                    with suppress(ProcessLookupError):
-                        process.terminate()
-                    process.wait()
-        except OSError as error:
-            raise SaveError.of(log, error, "Free space, then give the same command again.") from error
+        (status,) = [row["status"] for row in results_of(f"{__name__}:ended", {"words": list(words)}, log)]
         if status != 0:
-            lines = [line for line in log.read_text(errors="replace").replace("\r", "\n").splitlines() if line.strip()]
-            last = next(
-                (line for line in reversed(lines) if line.startswith("error: ")), " | ".join(lines[-_LAST_LINES:])
-            )
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
             raise RunError(f"{cell.name} ended with status {status}. {last} See {log}. Its command: {cell.command}")
 
     def _record(self, cell: Cell) -> Path:
@@ -121,6 +100,11 @@ class Runner:
             write_json(path, {"command": cell.command, "status": status, **more})
         except OSError as error:
             raise SaveError.of(path, error, "Free space, then give the same command again.") from error
+
+
+def ended(job: Mapping[str, Any]) -> Iterator[dict[str, int]]:
+    """How a command ended; run in a process of its own, which does not outlive this one."""
+    yield {"status": cli.main(list(job["words"]))}
 
 
 def _inputs(cell: Cell) -> dict[str, str]:
