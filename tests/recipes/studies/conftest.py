@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from evaluated import Evaluated
+from studied import run_cells_here
 
-from monolora import cli
-from monolora.recipes.studies.running import Runner
 from monolora.recipes.studies.settings import Study, load
 
 
@@ -70,10 +69,5 @@ def study(write_study: Callable[..., Path], tmp_path: Path) -> Study:
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that cells gave; they are run in this process."""
     given: list[list[str]] = []
-
-    def run(self: Runner, words: list[str], cell: Any) -> None:
-        given.append(list(words))
-        assert cli.main(list(words)) == 0
-
-    monkeypatch.setattr(Runner, "_command", run)
+    run_cells_here(monkeypatch, given)
     return given

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import yaml
 from inline import run_inline
+from studied import run_cells_here
 
-from monolora import cli
 from monolora.errors import RunError
 from monolora.recipes.studies import alignment
 from monolora.recipes.studies.cells import Cell, planned, training
+from monolora.recipes.studies.checks import check_commands
 from monolora.recipes.studies.chosen import chosen, rates
 from monolora.recipes.studies.gathered import of_dataset
 from monolora.recipes.studies.running import Runner
@@ -27,70 +28,65 @@ from monolora.recipes.studies.settings import Study, load
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def done(
-    write_study: Callable[..., Path],
-    tmp_path: Path,
-    commands: list[list[str]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Callable[..., int]:
-    """``done(*flags)``: the program, engines and judges in this process."""
-    run_inline(monkeypatch)
-    monkeypatch.delenv("MONOLORA_DATA", raising=False)
-    path = write_study()
+def _program(root: Path) -> Callable[..., int]:
+    """``program(*flags)``: the study in ``root``."""
 
     def run(*flags: str) -> int:
-        commands.clear()
-        return alignment.main(["--config", str(path), "--out", str(tmp_path / "out"), *flags])
+        return alignment.main(["--config", str(root / "study.yaml"), "--out", str(root / "out"), *flags])
 
     return run
 
 
 @pytest.fixture(scope="module")
 def whole(study_content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """A study that is done; to be read only."""
+    """A study that is done, in its folder beside its file; leave it as it is."""
     root = tmp_path_factory.mktemp("study")
     (root / "study.yaml").write_text(yaml.safe_dump(study_content, sort_keys=False))
+    given: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:
         run_inline(patch)
         patch.delenv("MONOLORA_DATA", raising=False)
-        patch.setattr(Runner, "_command", lambda self, words, cell: _must(cli.main(list(words))))
-        assert alignment.main(["--config", str(root / "study.yaml"), "--out", str(root / "out")]) == 0
-    return load(root / "study.yaml", out=str(root / "out"))
+        run_cells_here(patch, given)
+        assert _program(root)() == 0
+    study = load(root / "study.yaml", out=str(root / "out"))
+    assert len(given) == len(planned(study)) == 4 + 2 + 2
+    return study
 
 
-def _must(status: int) -> None:
-    assert status == 0
+def test_what_a_study_leaves(whole: Study) -> None:
+    files = _report(whole)
+    assert {"report.md", "table.csv", "verdicts.json", "standing.png", "standing.svg", "curves.png"} <= files.keys()
+    _check_report(whole, files)
 
 
-def test_a_study_from_nothing_twice_and_without_a_cell(
-    done: Callable[..., int], study: Study, commands: list[list[str]], capsys: pytest.CaptureFixture[str]
+def test_a_second_call_and_one_without_a_cell(
+    whole: Study, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert done() == 0
-    assert len(commands) == len(planned(study)) == 4 + 2 + 2
-    report = study.folder / "report"
-    first = {path.name: path.read_bytes() for path in report.iterdir()}
-    assert {"report.md", "table.csv", "verdicts.json", "standing.png", "standing.svg", "curves.png"} <= first.keys()
-    _check_report(study, first)
-
-    printed = capsys.readouterr().out
-    assert done() == 0
+    run_inline(monkeypatch)
+    monkeypatch.delenv("MONOLORA_DATA", raising=False)
+    again, first = _program(whole.folder.parent), _report(whole)
+    assert again() == 0
     assert commands == []
-    assert {path.name: path.read_bytes() for path in report.iterdir()} == first
-    assert printed.endswith(capsys.readouterr().out)
+    assert _report(whole) == first
+    assert capsys.readouterr().out.startswith(first["report.md"].decode())
 
-    lost = training(study, "demo", "MonoLoRA", chosen(study, "demo", "MonoLoRA").rate, 2)
+    lost = training(whole, "demo", "MonoLoRA", chosen(whole, "demo", "MonoLoRA").rate, 2)
     shutil.rmtree(lost.folder)
-    assert done() == 0
+    assert again() == 0
     assert [words[0] for words in commands] == ["sft"]
     assert str(lost.folder) in commands[0]
     # the same weights again: the evaluation has nothing to do
-    assert {path.name: path.read_bytes() for path in report.iterdir()} == first
+    assert _report(whole) == first
 
-    shutil.rmtree(study.folder / "demo" / "eval")
-    assert done() == 0
+    commands.clear()
+    shutil.rmtree(whole.folder / "demo" / "eval")
+    assert again() == 0
     assert [words[:2] for words in commands] == [["eval", "run"]]
-    assert (report / "report.md").read_bytes() == first["report.md"]
+    assert _report(whole)["report.md"] == first["report.md"]
+
+
+def _report(study: Study) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (study.folder / "report").iterdir()}
 
 
 def _check_report(study: Study, files: dict[str, bytes]) -> None:
@@ -213,9 +209,9 @@ def test_a_cell_that_fails_says_why(study: Study, tmp_path: Path) -> None:
 
 
 def test_dry_run_prints_every_command_and_runs_none(
-    done: Callable[..., int], study: Study, commands: list[list[str]], capsys: pytest.CaptureFixture[str]
+    write_study: Callable[..., Path], study: Study, commands: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert done("--dry-run") == 0
+    assert alignment.main(["--config", str(write_study()), "--out", study.out, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert commands == []
     assert not study.folder.exists()
@@ -225,17 +221,21 @@ def test_dry_run_prints_every_command_and_runs_none(
     assert "a toy" in out
 
 
-@pytest.mark.parametrize("name", ["smollm2.yaml", "llama2.yaml"])
-def test_the_studies_that_come_with_the_project_are_whole(
-    name: str, mirror: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Each preset's commands are read by their programs, and counted on the real data."""
-    config = str(Path(alignment.__file__).with_name(name))
-    presets: tuple[Any, ...] = ("cpu", "gpu") if name == "smollm2.yaml" else ("paper",)
-    for preset in presets:
-        assert alignment.main(["--config", config, "--preset", preset, "--out", str(tmp_path / "x"), "--dry-run"]) == 0
-        out = capsys.readouterr().out
-        assert out.count("monolora sft") == 2 * 4 * (3 + 2)
-        assert out.count("monolora eval run") == 2 * (1 + 2)
-        assert "dolly: answers" in out
-    assert not (tmp_path / "x").exists()
+@pytest.mark.parametrize(("name", "preset"), [("smollm2.yaml", "cpu"), ("smollm2.yaml", "gpu"), ("llama2.yaml", None)])
+def test_the_studies_that_come_with_the_project_are_whole(name: str, preset: str | None, tmp_path: Path) -> None:
+    """Their commands are read by the programs that they are for."""
+    study = load(Path(alignment.__file__).with_name(name), preset, str(tmp_path))
+    check_commands(study)
+    words = [cell.words[0] for cell in planned(study)]
+    assert words.count("sft") == 2 * 4 * (3 + 2)
+    assert words.count("eval") == 2 * (1 + 2)
+    assert len(study.seeds) >= 3
+    assert len(study.learning_rates) >= 3
+
+
+def test_the_laptops_study_is_reckoned_on_the_real_data(mirror: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(Path(alignment.__file__).with_name("smollm2.yaml"))
+    assert alignment.main(["--config", config, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "dolly: answers" in out
+    assert "two CPU cores" in out
