@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +69,17 @@ class Runner:
         )
 
     def _going_on(self, cell: Cell) -> list[str]:
-        """The flag with which a training goes on, or takes the place of what is there. An evaluation needs none."""
-        if cell.words[0] == "eval" or not cell.folder.is_dir() or not any(cell.folder.iterdir()):
+        """The flag with which a command goes on with what is in its folder, or takes its place.
+
+        An evaluation goes on by itself, with other adapters too; with other settings, what is there is no use to it.
+        """
+        if not cell.folder.is_dir() or not any(cell.folder.iterdir()):
             return []
         begun = self._read(cell)
+        if cell.words[0] == "eval":
+            if begun.get("settings") != _settings(cell):
+                shutil.rmtree(cell.folder)
+            return []
         same = begun.get("status") == "begun" and begun["command"] == cell.command
         if same and cell.words[0] == "sft" and any(cell.folder.glob("checkpoint-*")):
             return ["--resume-from-checkpoint"]
@@ -97,7 +106,8 @@ class Runner:
         path = self._record(cell)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"command": cell.command, "status": status, **more})
+            settings = _settings(cell)
+            write_json(path, {"command": cell.command, "settings": settings, "status": status, **more})
         except OSError as error:
             raise SaveError.of(path, error, "Free space, then give the same command again.") from error
 
@@ -105,6 +115,12 @@ class Runner:
 def ended(job: Mapping[str, Any]) -> Iterator[dict[str, int]]:
     """How a command ended; run in a process of its own, which does not outlive this one."""
     yield {"status": cli.main(list(job["words"]))}
+
+
+def _settings(cell: Cell) -> list[str]:
+    """The command's words but for the models that it is given."""
+    named = ("--adapter", "--checkpoints")
+    return [word for before, word in pairwise(("", *cell.words)) if before not in named and word not in named]
 
 
 def _inputs(cell: Cell) -> dict[str, str]:

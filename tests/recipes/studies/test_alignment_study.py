@@ -18,7 +18,7 @@ from studied import run_cells_here
 
 from monolora.errors import RunError
 from monolora.recipes.studies import alignment
-from monolora.recipes.studies.cells import Cell, planned, training
+from monolora.recipes.studies.cells import Cell, evaluation, planned, training
 from monolora.recipes.studies.checks import check_commands
 from monolora.recipes.studies.chosen import chosen, rates
 from monolora.recipes.studies.gathered import of_dataset
@@ -197,6 +197,22 @@ def test_another_command_is_another_cell(study: Study, commands: list[list[str]]
     runner.run(longer)
     assert commands[-1][-1] == "--overwrite"
     assert not runner.is_done(cell)
+
+
+def test_an_evaluation_with_other_settings_begins_anew(study: Study, commands: list[list[str]]) -> None:
+    """With other adapters it goes on: what was answered is kept."""
+    cell = evaluation(study, "demo", {"LoRA": 0.02})
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "responses.jsonl").write_text("")
+    runner = Runner(study.folder, 1)
+    runner._write(cell, "begun", {})
+    more = evaluation(study, "demo", {"LoRA": 0.02, "MonoLoRA": 0.002})
+    assert more.command != cell.command
+    assert runner._going_on(more) == []
+    assert (cell.folder / "responses.jsonl").is_file()
+    longer = cell._replace(words=(*cell.words, "--limit", "2"))
+    assert runner._going_on(longer) == []
+    assert not cell.folder.exists()
 
 
 def test_a_cell_that_fails_says_why(study: Study, tmp_path: Path) -> None:
