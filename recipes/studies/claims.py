@@ -98,7 +98,7 @@ def claims(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[Cl
             yield Claim(
                 f"{tested} drifts less from the base than {control}", "ours", dataset, each, tested, control, "lower"
             )
-        elif column.id.endswith("/refusal"):
+        elif column.id.endswith("/refusal/flagged"):
             yield Claim(
                 f"{tested} keeps more refusals of harmful prompts than {control}", "ours", dataset, each, tested,
                 control, "higher",

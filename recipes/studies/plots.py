@@ -16,11 +16,12 @@ from monolora.recipes.experiments.plots.saving import save_figure
 from monolora.recipes.experiments.plots.style import INK, PALE, SETTINGS, titled
 from monolora.recipes.studies.gathered import BASE, Values
 from monolora.recipes.studies.settings import Study
+from monolora.recipes.studies.tables import within_bounds
 
 # Told apart with colour blindness too (Okabe and Ito 2008), in the order of the rows.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_ENDS = ("/flagged", "/average", "/refusal", "/over-refusal", "/drift")
-_ALONG = ("/flagged", "/average", "/refusal", "/drift")
+_ENDS = ("/flagged", "/average", "/over-refusal", "/drift")
+_ALONG = ("/flagged", "/average", "/drift")
 _PANEL = 3.1  # inches
 
 
@@ -67,6 +68,7 @@ def _panel(axes: Axes, study: Study, dataset: str, each: Values) -> None:
         found = each.mean(model)
         if found is None:
             continue
+        found = within_bounds(found, each.column.unit)
         colour = PALE if model == BASE else _COLOURS[(y - 1) % len(_COLOURS)]
         axes.plot(found.mean, y, "o", color=colour, markersize=5)
         if not np.isnan(found.low):
@@ -108,7 +110,7 @@ def curves(study: Study) -> Figure | None:
     for row, dataset in zip(panels, steps, strict=True):
         for axes, column in zip(row, columns[dataset], strict=False):
             _lines(axes, study, steps[dataset], column)
-            axes.set_title(f"{dataset}: {column.rpartition('/')[2]}")
+            axes.set_title(f"{dataset}: {' '.join(column.split('/')[1:])}")
             axes.set_xlabel("step")
         for axes in row[len(columns[dataset]) :]:
             axes.set_axis_off()

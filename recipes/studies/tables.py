@@ -18,7 +18,7 @@ from monolora.recipes.studies.gathered import BASE, Values
 from monolora.recipes.studies.paper_rows import TABLE_2
 from monolora.recipes.studies.settings import Study
 
-_BESIDE = ("/refusal", "/over-refusal", "/under-refusal", "/drift", "/length", "/empty")
+_BESIDE = ("/refusal/flagged", "/refusal", "/over-refusal", "/drift", "/length", "/empty")
 
 
 def shown_columns(columns: Sequence[Values]) -> list[Values]:
@@ -52,8 +52,16 @@ def _cell(each: Values, found: Estimate | None) -> str:
     if found is None:
         return NOTHING
     places = _places(each)
+    found = within_bounds(found, each.column.unit)
     low, high = (None if np.isnan(end) else end for end in (found.low, found.high))
     return f"{shown(found.mean, places)} {shown_interval(low, high, places)}".strip()
+
+
+def within_bounds(found: Estimate, unit: str) -> Estimate:
+    """A mean's interval where the mean can be: shares are no less than none and no more than all."""
+    if unit != "%":
+        return found
+    return found._replace(low=float(np.clip(found.low, 0, 100)), high=float(np.clip(found.high, 0, 100)))
 
 
 def _places(each: Values) -> int:

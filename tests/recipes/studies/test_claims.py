@@ -22,7 +22,7 @@ def _values(shift: float, column: str = "beavertails/judge/flagged", noise: floa
     base = random.normal(30, 5, (1, PROMPTS))
     lora = base + noise * random.normal(size=(3, PROMPTS))
     mono = base + shift + noise * random.normal(size=(3, PROMPTS))
-    headline = not column.endswith(("/drift", "/refusal"))
+    headline = not column.endswith(("/drift", "/refusal/flagged"))
     found = Column(column, "judge flagged", "", "beavertails", better="lower", unit=unit, headline=headline)
     return Values(found, np.ones(PROMPTS), {BASE: base, "LoRA": lora, "MonoLoRA": mono})
 
@@ -104,7 +104,7 @@ def test_what_is_asked_of_columns(study: Study) -> None:
         _values(0, "task:demo/accuracy"),
         _values(30, "sparsity/alignment"),
         _values(-1, "beavertails/drift", unit="nats/token"),
-        _values(1, "beavertails/refusal"),
+        _values(1, "beavertails/refusal/flagged"),
         _values(0, "beavertails/length"),
     ]
     asked = list(claims(study, "demo", columns))
