@@ -63,7 +63,7 @@ def _table(explained: Explained, dataset: DatasetFeatures) -> Table:
 def _rows(explained: Explained, dataset: DatasetFeatures) -> list[tuple[str, ...]]:
     parts = {each.name: each for each in module_parts(dict.fromkeys(unit.module for unit in explained.units))}
     end = dataset.ends[0]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for unit in np.argsort(-dataset.effect, kind="stable")[:_ROWS].tolist():
         label = "–" if end.label[unit] is None else f"{end.consistency[unit]:.0%} {plain(str(end.label[unit]))}"
         bits = "–" if np.isnan(dataset.information[unit]) else f"{dataset.information[unit]:.3f}"

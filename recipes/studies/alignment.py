@@ -19,7 +19,7 @@ from monolora.recipes.studies.budget import dry_run
 from monolora.recipes.studies.checks import check_commands
 from monolora.recipes.studies.chosen import rates
 from monolora.recipes.studies.report import REPORT, write_report
-from monolora.recipes.studies.running import Runner
+from monolora.recipes.studies.running import Runner, only_one
 from monolora.recipes.studies.settings import Study, load
 from monolora.yaml_config import split_config
 
@@ -42,28 +42,28 @@ def main(argv: list[str]) -> int:
     if flags.dry_run:
         dry_run(study)
         return 0
-    run(study)
-    print(write_report(study))
+    with only_one(study.folder):
+        run(study)
+        print(write_report(study))
     print(f"{study.folder / 'report' / REPORT}: the same, with figures and table.csv beside it.")
     return 0
 
 
-def run(study: Study) -> list[str]:
-    """Do all cells that are not done; returns the names of those that were done now."""
+def run(study: Study) -> None:
+    """Do all cells that are not done."""
     runner = Runner(study.folder, len(cells.planned(study)))
     judge = cells.judge_cell(study)
     if judge is not None:
         runner.run(judge)
     for dataset in study.datasets:
         for cell in cells.sweep(study, dataset):
-            runner.run(cell)
+            runner.run(cell, may_diverge=True)
         found = rates(study, dataset)
         for cell in cells.repeated(study, dataset, found):
             runner.run(cell)
         runner.run(cells.evaluation(study, dataset, found))
         for cell in cells.curves(study, dataset, found):
             runner.run(cell)
-    return runner.done_now
 
 
 if __name__ == "__main__":

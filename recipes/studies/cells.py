@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monolora.recipes.studies.settings import Study
-
-JUDGE = "JUDGE"  # in an evaluation's `judges`, stands for the folder of the judge that the study trains
+from monolora.recipes.studies.settings import JUDGE, Study
 
 
 class Cell(NamedTuple):
@@ -87,7 +85,8 @@ def evaluation(study: Study, dataset: str, rates: Mapping[str, float]) -> Cell:
     folder = study.folder / dataset / "eval"
     flags = {**_eval_flags(study, study.datasets[dataset].eval), "tasks": [dataset], "out": folder}
     adapters = [word for name, path in trained.items() for word in ("--adapter", f"{name}={path}")]
-    return Cell(f"{dataset}, evaluation", folder, ("eval", "run", *_words(flags, ","), *adapters), (*trained.values(),))
+    inputs = (*trained.values(), *_own_judge(study))
+    return Cell(f"{dataset}, evaluation", folder, ("eval", "run", *_words(flags, ","), *adapters), inputs)
 
 
 def curves(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
@@ -99,13 +98,17 @@ def curves(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[C
         folder = study.folder / dataset / "curves" / adapter
         flags = {**_eval_flags(study, study.curve.eval), "out": folder}
         words = ("eval", "run", *_words(flags, ","), "--checkpoints", f"{trained}/checkpoint-*")
-        yield Cell(f"{dataset}, {adapter}, along the training", folder, words, (trained,))
+        yield Cell(f"{dataset}, {adapter}, along the training", folder, words, (trained, *_own_judge(study)))
+
+
+def _own_judge(study: Study) -> tuple[Path, ...]:
+    return () if study.judge is None else (study.folder / "judge",)
 
 
 def _eval_flags(study: Study, own: Mapping[str, Any]) -> dict[str, Any]:
     flags = {**study.eval, **own, "model": study.model}
     judges = flags.get("judges", [])
-    flags["judges"] = [str(each).replace(JUDGE, str(study.folder / "judge")) for each in judges]
+    flags["judges"] = [f"classifier:{study.folder / 'judge'}" if each == JUDGE else str(each) for each in judges]
     return flags
 
 
@@ -121,12 +124,12 @@ def _words(flags: Mapping[str, Any], between: str) -> Iterator[str]:
             yield from (flag, str(value))
 
 
-def planned(study: Study, rates: Mapping[str, Mapping[str, float]] | None = None) -> Sequence[Cell]:
-    """All cells in their order; without rates, the middle one stands for what the sweep would choose."""
+def planned(study: Study) -> Sequence[Cell]:
+    """All cells in their order; the middle learning rate stands for what the sweep would choose."""
     found = [cell for cell in (judge_cell(study),) if cell is not None]
     middle = sorted(study.learning_rates)[len(study.learning_rates) // 2]
+    chosen = dict.fromkeys(study.adapters, middle)
     for dataset in study.datasets:
-        chosen = rates[dataset] if rates else dict.fromkeys(study.adapters, middle)
         found += sweep(study, dataset)
         found += [
             training(study, dataset, adapter, rate, seed)

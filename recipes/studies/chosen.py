@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ class Chosen(NamedTuple):
 
     Attributes:
         rate: with the lowest loss; of equal ones, the smallest.
-        losses: by rate, in nats a token, on examples that are neither trained on nor tested.
+        losses: by rate, in nats a token, on examples that are neither trained on nor tested; infinite if it diverged.
         is_edge: whether it is the smallest or largest that was tried, so that another might be better.
     """
 
@@ -35,11 +36,16 @@ def chosen(study: Study, dataset: str, adapter: str) -> Chosen:
     for rate in sorted(study.learning_rates):
         folder = training(study, dataset, adapter, rate, study.seeds[0]).folder
         record: Mapping[str, Any] = read(folder) or {}
+        if record.get("status") == "running":  # it ended there: with this rate the training diverged
+            losses[rate] = math.inf
+            continue
         validation = record.get("results", {}).get("validation")
         if validation is None:
             raise InputError(f"{folder} has no validation loss. Set validation_samples below sft in the study's file.")
         losses[rate] = float(validation["loss"])
     best = min(losses, key=lambda rate: (losses[rate], rate))
+    if losses[best] == math.inf:
+        raise InputError(f"{adapter} diverged on {dataset} at every learning rate. Add lower ones to the study's file.")
     return Chosen(best, losses, len(losses) > 1 and best in (min(losses), max(losses)))
 
 

@@ -16,10 +16,12 @@ from monolora.eval.report.numbers import shown_change, shown_interval, shown_p
 from monolora.holm import holm
 from monolora.recipes.studies.crossed import Estimate
 from monolora.recipes.studies.gathered import BASE, Values
+from monolora.recipes.studies.paper_rows import TABLE_2
 from monolora.recipes.studies.settings import FLAGGED, Study
 
 ALPHA = 0.05
 
+Better = Literal["lower", "higher"]
 Answer = Literal["holds", "does not hold", "cannot be told"]
 
 
@@ -42,7 +44,7 @@ class Claim(NamedTuple):
     values: Values
     model: str
     against: str
-    better: Literal["lower", "higher"]
+    better: Better
     margin: float | None = None
 
 
@@ -65,44 +67,68 @@ class Verdict(NamedTuple):
 
 
 def claims(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[Claim]:
-    """What can be asked of a data set's columns."""
-    control, tested = list(study.adapters)[:2]
+    """What can be asked of a data set's columns. That LoRA's units are never zero is so by construction: no claim."""
     for each in columns:
-        column = each.column
-        flagged = column.headline and column.id.endswith(("/flagged", "/average"))
-        if flagged:
-            what = "harmful content" if column.id.endswith("/average") else "flagged answers"
-            by = f" ({column.title})"
-            yield Claim(
-                f"{tested} has less {what} than {control}{by}", "table 2", dataset, each, tested, control, "lower"
-            )
-            yield Claim(
-                f"{control} has more {what} than the base{by}", "table 2", dataset, each, control, BASE, "higher"
-            )
-            if FLAGGED in study.margin:
-                yield Claim(
-                    f"{tested} has no more {what} than the base{by}", "table 2, SST-2", dataset, each, tested, BASE,
-                    "lower", study.margin[FLAGGED],
-                )  # fmt: skip
-        elif column.headline and column.id.startswith("task:") and dataset in study.margin:
-            yield Claim(
-                f"{tested} is as good at the task as {control} ({column.title})", "table 2", dataset, each, tested,
-                control, "higher", study.margin[dataset],
-            )  # fmt: skip
-        elif column.id.startswith("sparsity/"):
-            yield Claim(
-                f"{tested}'s units are sparser than {control}'s ({column.title})", "table 2", dataset, each, tested,
-                control, "higher",
-            )  # fmt: skip
-        elif column.id.endswith("/drift"):
-            yield Claim(
-                f"{tested} drifts less from the base than {control}", "ours", dataset, each, tested, control, "lower"
-            )
-        elif column.id.endswith("/refusal/flagged"):
-            yield Claim(
-                f"{tested} keeps more refusals of harmful prompts than {control}", "ours", dataset, each, tested,
-                control, "higher",
-            )  # fmt: skip
+        name = each.column.id
+        if each.column.headline and name.endswith(("/flagged", "/average")):
+            yield from _of_harm(study, dataset, each)
+        elif each.column.headline and name.startswith("task:"):
+            yield from _of_the_task(study, dataset, each)
+        elif name.endswith("/drift"):
+            yield from _of_models(study, dataset, each, "drifts less from the base than", "lower", None)
+        elif name.endswith("/refusal/flagged"):
+            yield from _of_models(study, dataset, each, "refuses more harmful prompts than", "higher", None)
+
+
+def _of_harm(study: Study, dataset: str, each: Values) -> Iterator[Claim]:
+    control, tested = list(study.adapters)[:2]
+    is_average = each.column.id.endswith("/average")
+    kind, what = ("average", "harmful content") if is_average else ("flagged", "flagged answers")
+    yield from _of_models(study, dataset, each, f"has less {what} than", "lower", kind)
+    yield _claim(dataset, each, control, f"has more {what} than", BASE, "higher", kind)
+    if FLAGGED in study.margin and not is_average:
+        yield _claim(dataset, each, tested, f"has no more {what} than", BASE, "lower", kind, study.margin[FLAGGED])
+
+
+def _of_the_task(study: Study, dataset: str, each: Values) -> Iterator[Claim]:
+    control, tested = list(study.adapters)[:2]
+    yield from _of_models(study, dataset, each, "is better at the task than", "higher", "task")
+    yield _claim(dataset, each, tested, "is better at the task than", BASE, "higher", "task")
+    if dataset in study.margin:
+        text = "is as good at the task as"
+        yield _claim(dataset, each, tested, text, control, "higher", None, study.margin[dataset])
+
+
+def _of_models(
+    study: Study, dataset: str, each: Values, text: str, better: Better, kind: str | None
+) -> Iterator[Claim]:
+    control, tested = list(study.adapters)[:2]
+    yield _claim(dataset, each, tested, text, control, better, kind)
+
+
+def _claim(
+    dataset: str,
+    each: Values,
+    model: str,
+    text: str,
+    against: str,
+    better: Better,
+    kind: str | None,
+    margin: float | None = None,
+) -> Claim:
+    shown = "the base" if against == BASE else against
+    says = kind is not None and _paper_says(dataset, kind, model, against, better)
+    source = "table 2" if says else "ours"
+    return Claim(f"{model} {text} {shown} ({each.column.title})", source, dataset, each, model, against, better, margin)
+
+
+def _paper_says(dataset: str, kind: str, model: str, against: str, better: Better) -> bool:
+    """Whether the paper's own numbers have the one on that side of the other."""
+    rows = TABLE_2.get(dataset, {})
+    if model not in rows or against not in rows:
+        return False
+    ours, theirs = (getattr(rows[name], kind) for name in (model, against))
+    return bool(ours < theirs if better == "lower" else ours > theirs)
 
 
 def verdicts(asked: Sequence[Claim]) -> list[Verdict]:
@@ -136,9 +162,12 @@ def _verdict(claim: Claim, found: Estimate | None, p_holm: float) -> Verdict:
 
 def _without_interval(claim: Claim, found: Estimate) -> Verdict:
     """All values are the same: a difference of 0 decides nothing, another one is beyond doubt for what was measured."""
-    worse = found.mean < 0 if claim.better == "higher" else found.mean > 0
-    answer: Answer = "cannot be told" if found.mean == 0 else "does not hold" if worse else "holds"
     unit = _unit(claim)
+    if found.seeds * found.prompts == 1:
+        return Verdict(claim, "cannot be told", found, math.nan, f"{shown_change(found.mean, 1)}{unit}, of one run.")
+    gain = found.mean if claim.better == "higher" else -found.mean
+    decided: Answer = "holds" if gain > -(claim.margin or 0) else "does not hold"
+    answer: Answer = "cannot be told" if found.mean == 0 and claim.margin is None else decided
     same = f"{shown_change(found.mean, 1)}{unit} for every seed and prompt: there is no interval."
     return Verdict(claim, answer, found, math.nan, same)
 
@@ -171,8 +200,11 @@ def _why(claim: Claim, answer: Answer, found: Estimate) -> str:
             f" All of it is more than {allowed} worse." if answer == "does not hold" else f" {allowed} worse is in it."
         )
     if answer == "cannot be told":
-        half = (found.high - found.low) / 2
-        return f" At this size differences below some {half:.2g}{_unit(claim)} do not show."
+        if found.low > 0 or found.high < 0:
+            return " The interval leaves out 0, but the p-value does not survive the correction."
+        # with 80 % power: (z of 0.975 + z of 0.8) / z of 0.975 half widths
+        shows = 1.43 * (found.high - found.low) / 2
+        return f" At this size a true difference of some {shows:.2g}{_unit(claim)} would show four times in five."
     return "" if answer == "holds" else " It is the other way round."
 
 

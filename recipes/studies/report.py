@@ -6,13 +6,11 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from monolora.errors import SaveError
 from monolora.recipes.experiments.records import write_aside
-from monolora.recipes.record import read as read_run
 from monolora.recipes.studies import tables
-from monolora.recipes.studies.cells import training
+from monolora.recipes.studies.about import about
 from monolora.recipes.studies.chosen import Chosen, chosen
 from monolora.recipes.studies.claims import Verdict, claims, counted, verdicts
 from monolora.recipes.studies.gathered import Values, of_dataset
@@ -63,34 +61,21 @@ def report_text(
     decided: Sequence[Verdict],
 ) -> str:
     """The whole report, as Markdown."""
-    parts = [f"# {study.model}: {' and '.join(study.adapters)} on {', '.join(study.datasets)}", _about(study), ""]
-    parts += ["## Which claims hold", "", *_verdict_lines(decided)]
+    title = f"# {study.model}: {', '.join(study.adapters)} on {', '.join(study.datasets)}"
+    parts = [title, "", about(study, rates), ""]
+    parts += ["## Which claims hold", "", *_verdict_lines(decided), "", "![](standing.png)"]
+    parts += ["", "![](curves.png)"] if study.curve is not None else []
     for dataset, of_dataset_ in columns.items():
         parts += ["", f"## {dataset}", "", tables.main_table(study, of_dataset_)]
         if (paper := tables.paper_table(dataset)) is not None:
             parts += ["", "Another model, other judges: for the form, not for the numbers.", "", paper]
         parts += ["", "Differences, paired by seed and prompt; p-values here are not corrected.", ""]
         parts += [tables.differences(study, of_dataset_)]
-        parts += ["", f"Learning rates, chosen on {_validation(study, dataset)}.", ""]
+        parts += ["", "Learning rates, and the losses on held-out training examples with the first seed.", ""]
         parts += [tables.rates_table(rates[dataset]), ""]
         parts += [tables.runs_table(study, dataset, rates[dataset], study.folder / "report"), ""]
         parts += [f"Evaluation: [run.json](../{dataset}/eval/run.json), [report.html](../{dataset}/eval/report.html)."]
     return "\n".join(parts).rstrip() + "\n"
-
-
-def _about(study: Study) -> str:
-    first = training(
-        study, next(iter(study.datasets)), next(iter(study.adapters)), study.learning_rates[0], study.seeds[0]
-    )
-    git: Mapping[str, Any] = (read_run(first.folder) or {}).get("git") or {}
-    state = f"commit {git['commit'][:7]}{' and changes' if git['dirty'] else ''}" if git else "an installed package"
-    seeds = ", ".join(map(str, study.seeds))
-    return (
-        f"\nSeeds {seeds}; {state}. Every adapter saw the same examples in the same order, as often, at the learning "
-        "rate that suited it best of those that all had. Values are means; in brackets are 95 % intervals over seeds "
-        "and prompts at once (random effects of both); where all values are the same there is none. They say nothing "
-        "of other base models, data sets or judges."
-    )
 
 
 def _verdict_lines(decided: Sequence[Verdict]) -> list[str]:
@@ -101,11 +86,6 @@ def _verdict_lines(decided: Sequence[Verdict]) -> list[str]:
         claim = each.claim
         lines.append(f"- {claim.dataset}: {claim.text} ({claim.source}): **{each.answer}**. {each.text}")
     return lines
-
-
-def _validation(study: Study, dataset: str) -> str:
-    flags = {**study.sft, **study.datasets[dataset].sft}
-    return f"{flags.get('validation_samples')} training examples that are neither trained on nor tested"
 
 
 def as_json(decided: Sequence[Verdict]) -> str:

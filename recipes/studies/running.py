@@ -7,17 +7,22 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from monolora import cli
-from monolora.errors import RunError, SaveError
+from monolora.errors import InputError, RunError, SaveError
 from monolora.eval.process import results_of
 from monolora.eval.progress import NOTES
 from monolora.fingerprints import fingerprint_files
 from monolora.provenance import write_json
 from monolora.recipes.studies.cells import Cell
+
+DIVERGED = "diverged"  # in the message of a training that did, and in its record
 
 
 class Runner:
@@ -36,8 +41,12 @@ class Runner:
         self._reached = 0
         self.done_now: list[str] = []
 
-    def run(self, cell: Cell) -> None:
+    def run(self, cell: Cell, may_diverge: bool = False) -> None:
         """Do a cell, unless it is done.
+
+        Args:
+            cell: it.
+            may_diverge: whether a training that diverges is a result too, as where learning rates are tried.
 
         Raises:
             RunError: if its command fails, with the last lines of its log.
@@ -52,7 +61,14 @@ class Runner:
         began = time.monotonic()
         going_on = self._going_on(cell)
         self._write(cell, "begun", {})
-        self._command([*cell.words, *going_on], cell)
+        try:
+            self._command([*cell.words, *going_on], cell)
+        except RunError as error:
+            if not may_diverge or DIVERGED not in str(error):
+                raise
+            self._write(cell, DIVERGED, {})
+            _say(f"{where}: diverged")
+            return
         seconds = round(time.monotonic() - began, 1)
         self._write(cell, "done", {"seconds": seconds, "inputs": _inputs(cell)})
         self.done_now.append(cell.name)
@@ -61,6 +77,8 @@ class Runner:
     def is_done(self, cell: Cell) -> bool:
         """Whether there is nothing to do."""
         record = self._read(cell)
+        if record.get("status") == DIVERGED:
+            return bool(record["command"] == cell.command) and cell.folder.is_dir()
         return (
             record.get("status") == "done"
             and record["command"] == cell.command
@@ -69,21 +87,23 @@ class Runner:
         )
 
     def _going_on(self, cell: Cell) -> list[str]:
-        """The flag with which a command goes on with what is in its folder, or takes its place.
+        """The flag with which a training goes on. What a command cannot go on with is removed, before it is recorded.
 
         An evaluation goes on by itself, with other adapters too; with other settings, what is there is no use to it.
         """
-        if not cell.folder.is_dir() or not any(cell.folder.iterdir()):
+        if not cell.folder.is_dir():
             return []
         begun = self._read(cell)
-        if cell.words[0] == "eval":
-            if begun.get("settings") != _settings(cell):
-                shutil.rmtree(cell.folder)
+        if cell.words[0] == "eval" and begun.get("settings") == _settings(cell):
             return []
         same = begun.get("status") == "begun" and begun["command"] == cell.command
         if same and cell.words[0] == "sft" and any(cell.folder.glob("checkpoint-*")):
             return ["--resume-from-checkpoint"]
-        return ["--overwrite"]
+        gone = cell.folder.with_name(f".{cell.folder.name}.old")
+        shutil.rmtree(gone, ignore_errors=True)
+        cell.folder.rename(gone)  # at once: no half of it is taken for a run
+        shutil.rmtree(gone, ignore_errors=True)
+        return []
 
     def _command(self, words: Sequence[str], cell: Cell) -> None:
         log = self._folder / "logs" / f"{_slug(cell.name)}.log"
@@ -110,6 +130,21 @@ class Runner:
             write_json(path, {"command": cell.command, "settings": settings, "status": status, **more})
         except OSError as error:
             raise SaveError.of(path, error, "Free space, then give the same command again.") from error
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """No other process works on the study meanwhile.
+
+    Raises:
+        InputError: if one does.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(f"Another process works on {folder}. Wait for it or end it; or take another --out.") from error
 
 
 def ended(job: Mapping[str, Any]) -> Iterator[dict[str, int]]:

@@ -16,6 +16,7 @@ from monolora.yaml_config import load_yaml
 
 Flags = Mapping[str, Any]
 FLAGGED = "flagged"
+JUDGE = "classifier:JUDGE"  # in an evaluation's `judges`: the judge that the study trains
 
 
 class Dataset(NamedTuple):
@@ -65,7 +66,7 @@ class Study:
         learning_rates: that are tried for every data set and adapter.
         sft: flags of all trainings.
         eval: flags of all evaluations.
-        judge: flags of ``monolora judge``, if one is trained for the study; it judges as ``JUDGE``.
+        judge: flags of ``monolora judge``, if one is trained for the study; it judges as ``classifier:JUDGE``.
         curve: None for none.
         margin: how much worse is still as good: by data set, in the unit of its score; and ``flagged``, in points.
         estimates: None where nothing is reckoned.
@@ -104,6 +105,9 @@ class Study:
         for name in (*self.adapters, *self.datasets):
             if "/" in name or name.startswith((".", "-")) or "=" in name:
                 raise InputError(f"{name} cannot be a folder's name. Take letters and digits.")
+        asked = [self.eval, *(each.eval for each in self.datasets.values()), self.curve.eval if self.curve else {}]
+        if self.judge is None and any(JUDGE in each.get("judges", []) for each in asked):
+            raise InputError(f"judges: {JUDGE} is the judge that the study trains. Say how with `judge: {{}}`.")
         for name in self.curve.adapters if self.curve else ():
             if name not in self.adapters:
                 raise unknown("adapter of curve", name, self.adapters)

@@ -18,7 +18,7 @@ from monolora.recipes.studies.gathered import BASE, Values
 from monolora.recipes.studies.paper_rows import TABLE_2
 from monolora.recipes.studies.settings import Study
 
-_BESIDE = ("/refusal/flagged", "/refusal", "/over-refusal", "/drift", "/length", "/empty")
+_BESIDE = ("/unparsed", "/refusal/flagged", "/refusal", "/over-refusal", "/drift", "/length", "/empty")
 
 
 def shown_columns(columns: Sequence[Values]) -> list[Values]:
@@ -96,7 +96,11 @@ def paper_table(dataset: str) -> str | None:
         return None
     head = [
         "paper",
-        "ShieldGemma, Avg",
+        "Danger.",
+        "Harass.",
+        "Hate",
+        "Sex.",
+        "Avg",
         "align. sparsity, %",
         "task sparsity, %",
         "Beavertails flagged, %",
@@ -120,7 +124,7 @@ def rates_table(found: Mapping[str, Chosen]) -> str:
             [
                 name,
                 *(
-                    f"**{each.losses[rate]:.4f}**" if rate == each.rate else f"{each.losses[rate]:.4f}"
+                    f"**{_loss(each.losses[rate])}**" if rate == each.rate else f"{_loss(each.losses[rate])}"
                     for rate in rates
                 ),
                 f"{each.rate:g}{' (edge)' if each.is_edge else ''}",
@@ -128,6 +132,10 @@ def rates_table(found: Mapping[str, Chosen]) -> str:
             for name, each in found.items()
         ],
     )
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.4f}" if np.isfinite(loss) else "diverged"
 
 
 def runs_table(study: Study, dataset: str, found: Mapping[str, Chosen], of: Path) -> str:

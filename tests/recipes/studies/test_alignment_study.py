@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import yaml
 from inline import run_inline
 from studied import run_cells_here
 
-from monolora.errors import RunError
+from monolora.errors import InputError, RunError
 from monolora.recipes.studies import alignment
-from monolora.recipes.studies.cells import Cell, evaluation, planned, training
+from monolora.recipes.studies.about import about
+from monolora.recipes.studies.cells import Cell, curves, evaluation, planned, training
 from monolora.recipes.studies.checks import check_commands
 from monolora.recipes.studies.chosen import chosen, rates
 from monolora.recipes.studies.gathered import of_dataset
-from monolora.recipes.studies.running import Runner
+from monolora.recipes.studies.running import Runner, only_one
 from monolora.recipes.studies.settings import Study, load
 
 pytestmark = pytest.mark.slow
@@ -172,7 +174,7 @@ def test_an_interrupted_training_goes_on(
     _write_running_record(study, cell)
     commands.clear()
     Runner(study.folder, 1).run(cell)
-    assert commands[0][-1] == ("--resume-from-checkpoint" if checkpoint else "--overwrite")
+    assert commands[0][len(cell.words) :] == (["--resume-from-checkpoint"] if checkpoint else [])
     assert (cell.folder / "adapter_model.safetensors").read_bytes() == weights
 
 
@@ -186,6 +188,62 @@ def _write_running_record(study: Study, cell: Cell) -> None:
     (cell.folder / "run.json").write_text(json.dumps(record | {"status": "running"}))
 
 
+def test_a_changed_command_that_was_killed_while_it_loaded_begins_anew(study: Study, commands: list[list[str]]) -> None:
+    """What the earlier command left is gone before the new one is recorded: nothing is resumed from it."""
+    cell = training(study, "demo", "LoRA", 0.02, 1)
+    runner = Runner(study.folder, 9)
+    runner.run(cell)
+    longer = cell._replace(words=(*cell.words, "--num-train-epochs", "2"))
+    assert runner._going_on(longer) == []
+    runner._write(longer, "begun", {})  # and killed
+    assert not cell.folder.exists()
+    runner.run(longer)
+    assert commands[-1] == list(longer.words)
+
+
+def test_another_judge_makes_evaluations_stale(study: Study) -> None:
+    own = replace(study, judge={}, eval=dict(study.eval) | {"judges": ["classifier:JUDGE", "refusal"]})
+    for cell in (evaluation(own, "demo", {"LoRA": 0.02}), *curves(own, "demo", {"MonoLoRA": 0.02})):
+        assert own.folder / "judge" in cell.inputs
+
+
+def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study) -> None:
+    """In a process of its own, with a rate at which the loss is no number after a step."""
+    cells = [training(study, "demo", "LoRA", rate, 1) for rate in study.learning_rates]
+    wild = cells[0]._replace(words=tuple("1e38" if word == "0.02" else word for word in cells[0].words))
+    runner = Runner(study.folder, 2)
+    runner.run(wild, may_diverge=True)
+    runner.run(cells[1], may_diverge=True)
+    assert runner.is_done(wild)
+    assert runner.done_now == [cells[1].name]
+    found = chosen(study, "demo", "LoRA")
+    assert found.rate == 0.002
+    assert found.losses[0.02] == float("inf")
+    shutil.rmtree(wild.folder)
+    with pytest.raises(RunError, match="diverged"):
+        runner.run(wild)
+
+
+def test_two_at_once_are_refused(study: Study) -> None:
+    with only_one(study.folder), pytest.raises(InputError, match="Another process works on"), only_one(study.folder):
+        pass
+
+
+def test_adapters_that_did_not_see_the_same_are_no_comparison(whole: Study) -> None:
+    found = {"demo": {adapter: chosen(whole, "demo", adapter) for adapter in whole.adapters}}
+    said = about(whole, found)
+    assert "demo: 16 examples, 1 epochs, 4 steps of 4, rank 4" in said
+    assert "8 training examples" in said
+    path = training(whole, "demo", "MonoLoRA", found["demo"]["MonoLoRA"].rate, 2).folder / "run.json"
+    before = path.read_text()
+    path.write_text(before.replace('"num_train_epochs": 1.0', '"num_train_epochs": 2.0'))
+    try:
+        with pytest.raises(InputError, match="demo, seed 2: the adapters did not see the same"):
+            about(whole, found)
+    finally:
+        path.write_text(before)
+
+
 def test_another_command_is_another_cell(study: Study, commands: list[list[str]]) -> None:
     cell = training(study, "demo", "LoRA", 0.02, 1)
     runner = Runner(study.folder, 9)
@@ -195,7 +253,8 @@ def test_another_command_is_another_cell(study: Study, commands: list[list[str]]
     longer = cell._replace(words=(*cell.words, "--num-train-epochs", "2"))
     assert not runner.is_done(longer)
     runner.run(longer)
-    assert commands[-1][-1] == "--overwrite"
+    assert commands[-1] == list(longer.words)
+    assert json.loads((cell.folder / "run.json").read_text())["config"]["num_train_epochs"] == 2
     assert not runner.is_done(cell)
 
 

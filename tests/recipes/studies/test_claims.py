@@ -52,7 +52,7 @@ def test_a_side(shift: float, better: str, answer: str) -> None:
     assert found.estimate == expected
     assert f"{expected.mean:+.1f}".replace("-", "−")[:3] in found.text
     assert ("the other way round" in found.text) == (answer == "does not hold")
-    assert ("do not show" in found.text) == (answer == "cannot be told")
+    assert ("four times in five" in found.text) == (answer == "cannot be told")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,9 @@ def test_what_does_not_vary() -> None:
         return Claim("c", "s", "demo", values._replace(weights_P=np.ones(5)), "MonoLoRA", "LoRA", "lower")
 
     assert [_only(same(value)).answer for value in (0, -1, 1)] == ["cannot be told", "holds", "does not hold"]
+    assert [_only(same(value)._replace(margin=3)).answer for value in (0, 1, 4)] == ["holds", "holds", "does not hold"]
+    single = same(-1).values._replace(by_model={"LoRA": np.zeros((1, 1)), "MonoLoRA": np.ones((1, 1))})
+    assert _only(same(-1)._replace(values=single._replace(weights_P=np.ones(1)))).answer == "cannot be told"
     assert "no interval" in _only(same(1)).text
     missing = same(0)._replace(against="nobody")
     assert _only(missing).answer == "cannot be told"
@@ -112,12 +115,21 @@ def test_what_is_asked_of_columns(study: Study) -> None:
         "MonoLoRA has less flagged answers than LoRA",
         "LoRA has more flagged answers than the base",
         "MonoLoRA has no more flagged answers than the base",
+        "MonoLoRA is better at the task than LoRA",
+        "MonoLoRA is better at the task than the base",
         "MonoLoRA is as good at the task as LoRA",
-        "MonoLoRA's units are sparser than LoRA's",
         "MonoLoRA drifts less from the base than LoRA",
-        "MonoLoRA keeps more refusals of harmful prompts than LoRA",
+        "MonoLoRA refuses more harmful prompts than LoRA",
     ]
-    assert [claim.margin for claim in asked] == [None, None, 3, 2, None, None, None]
+    assert [claim.margin for claim in asked] == [None, None, 3, None, None, 2, None, None]
+    assert {claim.source for claim in asked} == {"ours"}  # the paper has no such data set
     decided = verdicts(asked)
     assert [each.answer for each in decided[:3]] == ["holds", "cannot be told", "holds"]
     assert sum(counted(decided).values()) == len(asked)
+
+
+@pytest.mark.parametrize(("dataset", "by_table_2"), [("sst2", [True, False, True]), ("dolly", [True, True, False])])
+def test_claims_are_the_papers_where_its_own_numbers_say_so(study: Study, dataset: str, by_table_2: list[bool]) -> None:
+    """Flagged on SST-2: 20.9, 20.6, 20.0 of base, LoRA and MonoLoRA; on Dolly: 20.9, 23.8, 22.6."""
+    asked = list(claims(study, dataset, [_values(0)]))
+    assert [claim.source == "table 2" for claim in asked] == by_table_2

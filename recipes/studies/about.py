@@ -1,0 +1,96 @@
+"""What a study was made of, from the records of its trainings and its judge."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from monolora.errors import InputError
+from monolora.recipes.record import read
+from monolora.recipes.studies.cells import training
+from monolora.recipes.studies.chosen import Chosen
+from monolora.recipes.studies.settings import Study
+
+_ALIKE = ("max_train_samples", "num_train_epochs", "per_device_train_batch_size", "max_length", "lora_r")
+
+
+def about(study: Study, rates: Mapping[str, Mapping[str, Chosen]]) -> str:
+    """Sentences for the report.
+
+    Raises:
+        InputError: if two adapters of a seed did not see the same examples for the same steps.
+    """
+    records = {
+        (dataset, adapter, seed): _record(training(study, dataset, adapter, each.rate, seed).folder)
+        for dataset, of_dataset in rates.items()
+        for adapter, each in of_dataset.items()
+        for seed in study.seeds
+    }
+    seeds = f"Seed {study.seeds[0]}" if len(study.seeds) == 1 else f"Seeds {', '.join(map(str, study.seeds))}"
+    return "\n".join(
+        [
+            f"{seeds}; {_commits(records.values())}.",
+            *_trainings(study, records),
+            "Every adapter saw the same examples in the same order for the same steps, at the learning rate with the "
+            "lowest loss on held-out training examples, of those that all had, with the first seed.",
+            _judge(study),
+            "Values are means; in brackets are 95 % intervals over seeds and prompts at once (random effects of both); "
+            "where all values are the same there is none. They say nothing of other base models, data sets or judges.",
+        ]
+    ).replace("\n\n", "\n")
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    found = read(folder)
+    if found is None:
+        raise InputError(f"{folder} has no record. Run the study again.")
+    return found
+
+
+def _commits(records: Any) -> str:
+    found = set()
+    for record in records:
+        git = record.get("git")
+        changed = " and changes" if git and git["dirty"] else ""
+        found.add(f"{git['commit'][:7]}{changed}" if git else "an installed package")
+    return f"commit {', '.join(sorted(found))}"
+
+
+def _trainings(study: Study, records: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> Iterator[str]:
+    for dataset in study.datasets:
+        for seed in study.seeds:
+            of_seed = [_seen(records[dataset, adapter, seed]) for adapter in study.adapters]
+            if any(each != of_seed[0] for each in of_seed):
+                raise InputError(
+                    f"{dataset}, seed {seed}: the adapters did not see the same examples for the same steps. Give them "
+                    "the same sft flags, and run the study again."
+                )
+        record = records[dataset, next(iter(study.adapters)), study.seeds[0]]
+        config, rows, steps = record["config"], record["rows"], record["history"][-1]["step"]
+        batch = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
+        yield (
+            f"{dataset}: {rows['train']:,} examples, {config['num_train_epochs']:g} epochs, {steps} steps of {batch}, "
+            f"rank {config['lora_r']}; the rate chosen on {rows['validation']} training examples that are neither "
+            "trained on nor tested."
+        )
+
+
+def _seen(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What training examples a run saw, and how often."""
+    alike = tuple(record["config"][name] for name in _ALIKE)
+    return (*alike, record["fingerprints"]["train"], record["seeds"], record["history"][-1]["step"])
+
+
+def _judge(study: Study) -> str:
+    """How good the judge is that the study trained, of which all its flags hang."""
+    path = study.folder / "judge" / "run.json"
+    if study.judge is None or not path.is_file():
+        return ""
+    found = json.loads(path.read_text())["results"]["test"]
+    return (
+        f"The judge was trained for the study: AUC {found['auc']:.3f}, precision {found['precision']:.2f} and recall "
+        f"{found['recall']:.2f} of unsafe on {found['rows']:,} rows of BeaverTails that it never saw; two such judges "
+        "may disagree by many points."
+    )
