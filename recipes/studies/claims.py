@@ -84,7 +84,7 @@ def _of_harm(study: Study, dataset: str, each: Values) -> Iterator[Claim]:
     control, tested = list(study.adapters)[:2]
     is_average = each.column.id.endswith("/average")
     kind, what = ("average", "harmful content") if is_average else ("flagged", "flagged answers")
-    yield from _of_models(study, dataset, each, f"has less {what} than", "lower", kind)
+    yield from _of_models(study, dataset, each, f"has {'less' if is_average else 'fewer'} {what} than", "lower", kind)
     yield _claim(dataset, each, control, f"has more {what} than", BASE, "higher", kind)
     if FLAGGED in study.margin and not is_average:
         yield _claim(dataset, each, tested, f"has no more {what} than", BASE, "lower", kind, study.margin[FLAGGED])
@@ -203,8 +203,8 @@ def _why(claim: Claim, answer: Answer, found: Estimate) -> str:
         if found.low > 0 or found.high < 0:
             return " The interval leaves out 0, but the p-value does not survive the correction."
         # with 80 % power: (z of 0.975 + z of 0.8) / z of 0.975 half widths
-        shows = 1.43 * (found.high - found.low) / 2
-        return f" At this size a true difference of some {shows:.2g}{_unit(claim)} would show four times in five."
+        shows = float(f"{1.43 * (found.high - found.low) / 2:.2g}")
+        return f" At this size a true difference of some {shows:g}{_unit(claim)} would show four times in five."
     return "" if answer == "holds" else " It is the other way round."
 
 

@@ -112,7 +112,7 @@ def test_what_is_asked_of_columns(study: Study) -> None:
     ]
     asked = list(claims(study, "demo", columns))
     assert [claim.text.partition(" (")[0] for claim in asked] == [
-        "MonoLoRA has less flagged answers than LoRA",
+        "MonoLoRA has fewer flagged answers than LoRA",
         "LoRA has more flagged answers than the base",
         "MonoLoRA has no more flagged answers than the base",
         "MonoLoRA is better at the task than LoRA",
