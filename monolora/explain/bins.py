@@ -69,10 +69,6 @@ class Bins(NamedTuple):
         upper = np.concatenate([[tiny], bits.view(np.float32).astype(np.float64), [np.inf]])
         return np.concatenate([-upper[::-1], upper]) if self.signed else np.concatenate([[0.0], upper])
 
-    def coarser(self, bits: int) -> Bins:
-        """Bins that each hold some of these, whole: octaves cut into ``2**bits`` parts, at most as many as here."""
-        return self._replace(bits=bits)
-
     @property
     def _shift(self) -> int:
         return _FRACTION - self.bits
@@ -88,7 +84,7 @@ def merged(counts_UE: NDArray[np.int64], bins: Bins, bits: int) -> NDArray[np.in
     Args:
         counts_UE: counts by bin, shape ``(…, E)``.
         bins: their bins.
-        bits: of :meth:`Bins.coarser`; at most those of ``bins``.
+        bits: of the coarser ones; at most those of ``bins``.
     """
     of_side = np.arange(0, bins.sizes, 1 << (bins.bits - bits))  # the first bin of each coarser one
     above = bins.zero + 1 + of_side

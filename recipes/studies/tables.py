@@ -13,6 +13,7 @@ from monolora.eval.report.numbers import NOTHING, decimals, shown, shown_change,
 from monolora.recipes.experiments.markdown import piped
 from monolora.recipes.studies.cells import training
 from monolora.recipes.studies.chosen import Chosen
+from monolora.recipes.studies.claims import decimals_of
 from monolora.recipes.studies.crossed import Estimate
 from monolora.recipes.studies.gathered import BASE, Values
 from monolora.recipes.studies.paper_rows import TABLE_2
@@ -85,7 +86,7 @@ def _difference(found: Estimate | None) -> str:
         return NOTHING
     if np.isnan(found.low):
         return f"{shown_change(found.mean, 2)} always"
-    places = 1 if max(abs(found.low), abs(found.high)) >= 5 else 3
+    places = decimals_of(found)
     interval = shown_interval(found.low, found.high, places, changes=True)
     return f"{shown_change(found.mean, places)} {interval}, p {shown_p(found.p)}".replace("p <", "p < ")
 

@@ -57,7 +57,7 @@ def test_merging_is_counting_in_coarser_bins(signed: bool, values: list[float], 
     tensor = torch.tensor([*values, 0.0, 1e-40, LOWEST, HIGHEST, 3e38], dtype=torch.float32)
     tensor = torch.cat([tensor, -tensor]) if signed else tensor.abs()
     bins = Bins(signed, fine)
-    coarser = bins.coarser(bits)
+    coarser = Bins(signed, bits)
     counts, expected = (np.bincount(each.of(tensor), minlength=each.number) for each in (bins, coarser))
     assert merged(np.stack([counts, 0 * counts]), bins, bits).tolist() == [expected.tolist(), [0] * coarser.number]
     assert set(coarser.edges()) <= set(bins.edges())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +13,10 @@ import pandas as pd
 import pytest
 import torch
 from evaluated import Evaluated
-from made_features import made
-from peft import LoraConfig, get_peft_model
-from rich.console import Console
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
 
 from monolora import cli
 from monolora.adapters import load_adapted
-from monolora.eval.explain.summary import summary
 from monolora.eval.explain.text_sets import load
 from monolora.explain import Layout, collect
 from monolora.recipes.inference import Inference
@@ -304,67 +297,3 @@ def test_data_sets_with_other_numbers_of_labels_are_contrasted(
         auc[room] = units[f"contrast.{many}~{questions}.auc"].to_numpy()
     assert auc[2**15] == pytest.approx(auc[2**26], abs=0.1)
     assert np.abs(auc[2**26] - 0.5).max() > 0.2
-
-
-@pytest.mark.parametrize("kind", ["embedding", "dora"])
-def test_units_that_cannot_be_taken_out_are_read_all_the_same(
-    evaluated: Evaluated, fill: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
-    options = {"use_dora": True} if kind == "dora" else {}
-    modules = ["q_proj", "embed_tokens"] if kind == "embedding" else ["q_proj"]
-    config = LoraConfig(r=2, target_modules=modules, task_type="CAUSAL_LM", **options)
-    adapted = get_peft_model(LlamaForCausalLM.from_pretrained(evaluated.base), config)
-    fill(adapted)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Setting `save_embedding_layers`")
-        adapted.save_pretrained(tmp_path / "adapter")
-    status = cli.main(["explain", str(tmp_path / "adapter"), *QUICK, "--out", str(tmp_path / "out")])
-    err = capsys.readouterr().err
-    assert status == 0
-    assert "not ablated" in err
-    units = pd.read_parquet(tmp_path / "out" / "features.parquet").set_index("unit")
-    assert (units["demo.effect"] > 0).all()
-    record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["ablations"]["everything"] == []
-    ablated = list(record["ablations"]["units"])
-    assert (len(ablated) == 2 and not any("embed" in name for name in ablated)) if kind == "embedding" else not ablated
-    fixed = next(name for name in units.index if ("embed" in name) == (kind == "embedding"))
-    words = ["--ablate-units", fixed, "--out", str(tmp_path / "another")]
-    assert cli.main(["explain", str(tmp_path / "adapter"), *QUICK, *words]) == 2
-    assert f"{fixed} cannot be ablated" in capsys.readouterr().err
-
-
-def test_what_is_not_ablated_is_said(evaluated: Evaluated, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--dataset", "demo-last", *QUICK, "--out", str(tmp_path / "out")]
-    assert cli.main(["explain", str(evaluated.mono), *words]) == 0
-    assert "Nothing is ablated on demo-last" in capsys.readouterr().err
-    units = pd.read_parquet(tmp_path / "out" / "features.parquet")
-    assert not [column for column in units if column.startswith("ablation")]
-
-
-def test_names_are_shown_as_they_are() -> None:
-    """Square brackets are no markup, and what a terminal would obey is not sent to it."""
-    explained = made(units=3, contexts=2, gated=(True,))
-    dataset = explained.datasets[0]
-    nothing = [end._replace(consistency=np.full(3, np.nan), label=[None] * 3) for end in dataset.ends]
-    named = replace(dataset, name="a[b]c[/red]", note="\x1b[31mred", ends=nothing)
-    console = Console(record=True, width=200)
-    summary(replace(explained, datasets=[named]), console)
-    out = console.export_text()
-    assert "a[b]c[/red]" in out
-    assert "\x1b" not in out
-    assert "[31mred" in out
-    assert "(not shown)" in out
-    assert "nan" not in out
-
-
-def test_a_narrow_terminal_shows_which_units() -> None:
-    explained = made(units=3, contexts=2, gated=(False,))
-    labels = [end._replace(label=["violence,aiding_and_abetting,incitement"] * 3) for end in explained.datasets[0].ends]
-    console = Console(record=True, width=80)
-    summary(replace(explained, datasets=[replace(explained.datasets[0], ends=labels)]), console)
-    out = console.export_text()
-    for unit in range(3):
-        assert f"L0 q_proj {unit}" in out
-    assert f"{explained.datasets[0].effect.max():.2%}" in out
-    assert "violence" in out

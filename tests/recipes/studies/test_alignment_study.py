@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ import yaml
 from inline import run_inline
 from studied import run_cells_here
 
-from monolora.errors import InputError, RunError
+from monolora.errors import InputError
 from monolora.recipes.studies import alignment
 from monolora.recipes.studies.about import about
-from monolora.recipes.studies.cells import Cell, curves, evaluation, planned, training
+from monolora.recipes.studies.cells import planned, training
 from monolora.recipes.studies.checks import check_commands
 from monolora.recipes.studies.chosen import chosen, rates
 from monolora.recipes.studies.gathered import of_dataset
-from monolora.recipes.studies.running import Runner, only_one
 from monolora.recipes.studies.settings import Study, load
 
 pytestmark = pytest.mark.slow
@@ -152,83 +150,6 @@ def test_adapters_of_a_seed_see_the_same_examples_in_the_same_order(whole: Study
         assert runs[0]["fingerprints"]["train"] == runs[1]["fingerprints"]["train"]
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_an_interrupted_training_goes_on(
-    study: Study, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, checkpoint: bool
-) -> None:
-    """From its last checkpoint; anew if it had none. The result is that of one that was not."""
-    cell = training(study, "demo", "MonoLoRA", 0.02, 1)
-    Runner(study.folder, 1).run(cell)
-    weights = (cell.folder / "adapter_model.safetensors").read_bytes()
-    for name in ("adapter_model.safetensors", "run.json"):
-        (cell.folder / name).unlink()
-    shutil.rmtree(cell.folder / "checkpoint-4")
-    record = json.loads((cell.folder / "checkpoint-2" / "trainer_state.json").read_text())
-    assert record["global_step"] == 2
-    if not checkpoint:
-        shutil.rmtree(cell.folder / "checkpoint-2")
-    running = json.loads((study.folder / "cells" / "demo-MonoLoRA-lr-0.02-seed-1.json").read_text())
-    (study.folder / "cells" / "demo-MonoLoRA-lr-0.02-seed-1.json").write_text(
-        json.dumps({"command": running["command"], "status": "begun"})
-    )
-    _write_running_record(study, cell)
-    commands.clear()
-    Runner(study.folder, 1).run(cell)
-    assert commands[0][len(cell.words) :] == (["--resume-from-checkpoint"] if checkpoint else [])
-    assert (cell.folder / "adapter_model.safetensors").read_bytes() == weights
-
-
-def _write_running_record(study: Study, cell: Cell) -> None:
-    """As a training leaves it that was killed: begun, and not done."""
-    other = training(study, "demo", "MonoLoRA", 0.02, 1)._replace(folder=cell.folder.parent / "whole")
-    words = [str(other.folder) if word == str(cell.folder) else word for word in cell.words]
-    Runner(study.folder, 1).run(other._replace(name="whole", words=tuple(words)))
-    record = json.loads((other.folder / "run.json").read_text())
-    record["config"]["output_dir"] = str(cell.folder)
-    (cell.folder / "run.json").write_text(json.dumps(record | {"status": "running"}))
-
-
-def test_a_changed_command_that_was_killed_while_it_loaded_begins_anew(study: Study, commands: list[list[str]]) -> None:
-    """What the earlier command left is gone before the new one is recorded: nothing is resumed from it."""
-    cell = training(study, "demo", "LoRA", 0.02, 1)
-    runner = Runner(study.folder, 9)
-    runner.run(cell)
-    longer = cell._replace(words=(*cell.words, "--num-train-epochs", "2"))
-    assert runner._going_on(longer) == []
-    runner._write(longer, "begun", {})  # and killed
-    assert not cell.folder.exists()
-    runner.run(longer)
-    assert commands[-1] == list(longer.words)
-
-
-def test_another_judge_makes_evaluations_stale(study: Study) -> None:
-    own = replace(study, judge={}, eval=dict(study.eval) | {"judges": ["classifier:JUDGE", "refusal"]})
-    for cell in (evaluation(own, "demo", {"LoRA": 0.02}), *curves(own, "demo", {"MonoLoRA": 0.02})):
-        assert own.folder / "judge" in cell.inputs
-
-
-def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study) -> None:
-    """In a process of its own, with a rate at which the loss is no number after a step."""
-    cells = [training(study, "demo", "LoRA", rate, 1) for rate in study.learning_rates]
-    wild = cells[0]._replace(words=tuple("1e38" if word == "0.02" else word for word in cells[0].words))
-    runner = Runner(study.folder, 2)
-    runner.run(wild, may_diverge=True)
-    runner.run(cells[1], may_diverge=True)
-    assert runner.is_done(wild)
-    assert runner.done_now == [cells[1].name]
-    found = chosen(study, "demo", "LoRA")
-    assert found.rate == 0.002
-    assert found.losses[0.02] == float("inf")
-    shutil.rmtree(wild.folder)
-    with pytest.raises(RunError, match="diverged"):
-        runner.run(wild)
-
-
-def test_two_at_once_are_refused(study: Study) -> None:
-    with only_one(study.folder), pytest.raises(InputError, match="Another process works on"), only_one(study.folder):
-        pass
-
-
 def test_adapters_that_did_not_see_the_same_are_no_comparison(whole: Study) -> None:
     found = {"demo": {adapter: chosen(whole, "demo", adapter) for adapter in whole.adapters}}
     said = about(whole, found)
@@ -242,45 +163,6 @@ def test_adapters_that_did_not_see_the_same_are_no_comparison(whole: Study) -> N
             about(whole, found)
     finally:
         path.write_text(before)
-
-
-def test_another_command_is_another_cell(study: Study, commands: list[list[str]]) -> None:
-    cell = training(study, "demo", "LoRA", 0.02, 1)
-    runner = Runner(study.folder, 9)
-    runner.run(cell)
-    runner.run(cell)
-    assert runner.done_now == [cell.name]
-    longer = cell._replace(words=(*cell.words, "--num-train-epochs", "2"))
-    assert not runner.is_done(longer)
-    runner.run(longer)
-    assert commands[-1] == list(longer.words)
-    assert json.loads((cell.folder / "run.json").read_text())["config"]["num_train_epochs"] == 2
-    assert not runner.is_done(cell)
-
-
-def test_an_evaluation_with_other_settings_begins_anew(study: Study, commands: list[list[str]]) -> None:
-    """With other adapters it goes on: what was answered is kept."""
-    cell = evaluation(study, "demo", {"LoRA": 0.02})
-    cell.folder.mkdir(parents=True)
-    (cell.folder / "responses.jsonl").write_text("")
-    runner = Runner(study.folder, 1)
-    runner._write(cell, "begun", {})
-    more = evaluation(study, "demo", {"LoRA": 0.02, "MonoLoRA": 0.002})
-    assert more.command != cell.command
-    assert runner._going_on(more) == []
-    assert (cell.folder / "responses.jsonl").is_file()
-    longer = cell._replace(words=(*cell.words, "--limit", "2"))
-    assert runner._going_on(longer) == []
-    assert not cell.folder.exists()
-
-
-def test_a_cell_that_fails_says_why(study: Study, tmp_path: Path) -> None:
-    """In a process of its own, as it is run outside of tests."""
-    cell = training(study, "demo", "LoRA", 0.02, 1)
-    broken = cell._replace(words=tuple("nowhere" if word == study.model else word for word in cell.words))
-    with pytest.raises(RunError, match=r"ended with status 2\. error: .*nowhere.* See .*\.log\. Its command: monolora"):
-        Runner(study.folder, 1).run(broken)
-    assert not Runner(study.folder, 1).is_done(broken)
 
 
 def test_dry_run_prints_every_command_and_runs_none(
