@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monolora.explain.bins import Bins
 from monolora.explain.texts import MOST_BITS, ROOM, Text, text_bins
 
 
@@ -14,7 +15,7 @@ def test_bins_are_as_fine_as_there_is_room_for(units: int, groups: int, signed: 
     bins = text_bins(units, groups, signed)
     counts = units * (groups + 1)
     assert bins.bits == 0 or counts * bins.number <= ROOM
-    assert bins.bits == MOST_BITS or counts * bins.coarser(bins.bits + 1).number > ROOM
+    assert bins.bits == MOST_BITS or counts * Bins(signed, bins.bits + 1).number > ROOM
 
 
 def test_a_large_adapter_and_many_labels_fit() -> None:
