@@ -71,6 +71,23 @@ def set_name(word: str) -> str:
     return word if word in PUBLISHED else _short(word)
 
 
+def suite(
+    words: Iterable[str], limit: int | None = None, xstest_limit: int | None = None, unsafe_only: bool = False
+) -> list[PromptSet]:
+    """The sets of a suite.
+
+    Args:
+        words: of which :func:`names` makes names.
+        limit, unsafe_only: as of :func:`load`, for each.
+        xstest_limit: another limit for XSTest; None for the same.
+
+    Raises:
+        InputError: as :func:`names` and :func:`load`.
+    """
+    limits = {} if xstest_limit is None else {"xstest": xstest_limit}
+    return [load(name, limits.get(name, limit), unsafe_only) for name in names(words)]
+
+
 def load(name: str, limit: int | None = None, unsafe_only: bool = False) -> PromptSet:
     """A set of prompts.
 

@@ -35,8 +35,8 @@ FILE = "run.json"
 # What a response depends on, the model's weights aside. A run has one value of each; adapters, tasks and judges may
 # come and go.
 _FIXED = (
-    "model", "suite", "limit", "task_limit", "unsafe_only", "max_new_tokens", "temperature", "top_p", "seed", "engine",
-    "dtype", "max_model_len", "batch_invariant",
+    "model", "suite", "limit", "xstest_limit", "task_limit", "unsafe_only", "max_new_tokens", "temperature", "top_p",
+    "seed", "engine", "dtype", "max_model_len", "batch_invariant",
 )  # fmt: skip
 _OF_JUDGES = frozenset(SCORE_FLAGS) - {"out", "keep_going", "retry_invalid"}
 
@@ -183,7 +183,7 @@ def _shown(value: Any) -> str:
 
 
 def _prompt_sets(settings: Settings) -> list[PromptSet]:
-    sets = [prompts.load(name, settings.limit, settings.unsafe_only) for name in prompts.names(settings.suite)]
+    sets = prompts.suite(settings.suite, settings.limit, settings.xstest_limit, settings.unsafe_only)
     tasks = prompts.names(f"task:{name}" for name in settings.tasks)
     return sets + [prompts.load(name, settings.task_limit) for name in tasks]
 

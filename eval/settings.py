@@ -39,6 +39,7 @@ class Settings:
         type=words,
     )
     limit: int | None = setting(None, "prompts of each safety set", type=int)
+    xstest_limit: int | None = setting(None, "prompts of XSTest (default: --limit)", type=int)
     task_limit: int | None = setting(None, "rows of each task", type=int)
     unsafe_only: bool = setting(False, "of beavertails, only the rows that its people called unsafe")
     max_new_tokens: int = setting(512, "of each response", type=int)
@@ -116,8 +117,8 @@ class Settings:
         if not self.out:
             raise InputError("Where to? Give the run's folder with --out.")
         for name in (
-            "limit", "task_limit", "drift", "max_new_tokens", "batch_size", "judge_batch_size", "max_num_seqs",
-            "tensor_parallel_size", "max_model_len", "concurrency",
+            "limit", "xstest_limit", "task_limit", "drift", "max_new_tokens", "batch_size", "judge_batch_size",
+            "max_num_seqs", "tensor_parallel_size", "max_model_len", "concurrency",
             "judge_tensor_parallel_size", "judge_max_model_len",
         ):  # fmt: skip
             value = getattr(self, name)

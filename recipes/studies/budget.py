@@ -134,9 +134,9 @@ def _prompt_lengths(
     flags: Mapping[str, Any], dataset: str, tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[list[int], int | None, bool]]:
     """Of each set: tokens of its prompts; how long its answers may be, None for the run's own; whether it is judged."""
-    suite = flags.get("suite", ["alignment"])
-    names = prompts.names(suite if isinstance(suite, list) else [suite])
-    sets = [prompts.load(name, flags.get("limit"), bool(flags.get("unsafe_only"))) for name in names]
+    words = flags.get("suite", ["alignment"])
+    suite = words if isinstance(words, list) else [words]
+    sets = prompts.suite(suite, flags.get("limit"), flags.get("xstest_limit"), bool(flags.get("unsafe_only")))
     sets.append(prompts.load(f"task:{dataset}", flags.get("task_limit")))
     return [
         (

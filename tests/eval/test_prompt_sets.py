@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from monolora.errors import InputError
 from monolora.eval.prompt_sources import PUBLISHED, evenly
-from monolora.eval.prompts import PromptSet, collapse, fingerprint, load, names
+from monolora.eval.prompts import PromptSet, collapse, fingerprint, load, names, suite
 from monolora.eval.records import Prompt, content_key
 from monolora.recipes.tasks import demo, sst2
 
@@ -89,6 +89,14 @@ def test_unsafe_only_counts_rows_whose_response_was_found_unsafe(synthetic: Path
     assert found.spec["sha256"] != load("beavertails").spec["sha256"]
     # the limit counts rows that are left, not rows that there were
     assert instructions(load("beavertails", limit=3, unsafe_only=True)) == ["Question 1", "Question 3", "Question 5"]
+
+
+@pytest.mark.parametrize(("xstest_limit", "of_xstest"), [(None, 6), (4, 4)])
+def test_a_suite_has_a_limit_for_all_and_one_for_xstest(
+    synthetic: Path, xstest_limit: int | None, of_xstest: int
+) -> None:
+    found = suite(["alignment"], 6, xstest_limit)
+    assert found == [load("beavertails", 6), load("xstest", of_xstest)]
 
 
 def test_unsafe_only_says_nothing_to_other_sets(synthetic: Path) -> None:
