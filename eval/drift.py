@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from monolora.adapters import adapter_tokenizer, load_adapted
-from monolora.hub import load_causal_lm
+from monolora.hub import load_causal_lm, on_gpus
 from monolora.recipes.inference import MOST_PLACES, Inference, evaluating
 from monolora.recipes.prompts import Split
 
@@ -58,7 +58,8 @@ def _pair(each: Mapping[str, Any], base_folder: str, dtype: str) -> tuple[Any, A
     if each["adapter"] is not None:
         model, _ = load_adapted(each["adapter"], each["model"], dtype=dtype)
         return model, model, model.disable_adapter
-    return load_causal_lm(base_folder, dtype=dtype), load_causal_lm(each["model"], dtype=dtype), nullcontext
+    base, tuned = (load_causal_lm(folder, dtype=dtype, **on_gpus()) for folder in (base_folder, each["model"]))
+    return base, tuned, nullcontext
 
 
 def _by_answer(

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from monolora.checkpoint import check_finite, check_weights_file, is_adapter_tensor
 from monolora.errors import InputError, in_one_line
-from monolora.hub import load_causal_lm, load_tokenizer, resolve_model
+from monolora.hub import load_causal_lm, load_tokenizer, on_gpus, resolve_model
 
 SUM = "sum"  # the name that a weighted sum of adapters gets
 
@@ -43,9 +43,7 @@ def load_adapted(
     if not named:
         raise InputError(f"{folder}/adapter_config.json names no base model. Give it with --model.")
     path = resolve_model(named)
-    if torch.cuda.is_available():
-        options = {"device_map": "auto"} | options
-    model = load_causal_lm(path, dtype=dtype, **options)
+    model = load_causal_lm(path, dtype=dtype, **on_gpus() | options)
     model.name_or_path = named
     adapted = _fitting(folder, named, partial(_attached, model, folder))
     check_finite({name: p for name, p in adapted.named_parameters() if is_adapter_tensor(name, "default")})

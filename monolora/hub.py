@@ -128,6 +128,11 @@ def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
     return model
 
 
+def on_gpus() -> dict[str, Any]:
+    """Options of :func:`load_causal_lm` for inference: over the GPUs, where there are any."""
+    return {"device_map": "auto"} if torch.cuda.is_available() else {}
+
+
 def load_tokenizer(folder: str, **options: Any) -> PreTrainedTokenizerBase:
     """The tokenizer in ``folder``.
 

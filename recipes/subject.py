@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
@@ -24,7 +23,7 @@ from trl.trainer.utils import get_quantization_config
 from monolora.adapters import adapter_config, adapter_tokenizer, load_adapted, load_sum
 from monolora.errors import InputError
 from monolora.fingerprints import fingerprint_files
-from monolora.hub import load_causal_lm, resolve_model
+from monolora.hub import load_causal_lm, on_gpus, resolve_model
 from monolora.recipes import record as run_record
 
 _QUANTIZATION = (
@@ -92,9 +91,7 @@ class Subject:
             if (Path(folder) / "adapter_config.json").is_file():
                 yield load_adapted(folder, self.model, dtype=self.dtype, **self._quantized(), **options)[0]
             else:
-                if torch.cuda.is_available():
-                    options = {"device_map": "auto"} | options
-                yield load_causal_lm(folder, dtype="auto", **options).eval()
+                yield load_causal_lm(folder, dtype="auto", **on_gpus() | options).eval()
 
     def _quantized(self) -> dict[str, Any]:
         if not self.quantization:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from monolora.adapters import load_adapted
 from monolora.eval.batches import fixed_batches
 from monolora.eval.records import own_seed
-from monolora.hub import load_causal_lm, load_tokenizer
+from monolora.hub import load_causal_lm, load_tokenizer, on_gpus
 from monolora.recipes.inference import GREEDY, evaluating, padded
 from monolora.units import input_device
 
@@ -43,8 +43,7 @@ def _of_one_model(
 ) -> Iterator[dict[str, Any]]:
     model: Any
     if adapter is None:
-        device_map = {"device_map": "auto"} if torch.cuda.is_available() else {}
-        model = load_causal_lm(base, dtype=settings["dtype"], **device_map).eval()
+        model = load_causal_lm(base, dtype=settings["dtype"], **on_gpus()).eval()
         tokenizer = load_tokenizer(base)
     else:
         model, tokenizer = load_adapted(adapter, base, dtype=settings["dtype"])

@@ -11,6 +11,7 @@ a study that was interrupted goes on with the same command, and one whose folder
 from __future__ import annotations
 
 import sys
+from itertools import chain
 
 from monolora.errors import InputError, exit_status
 from monolora.flags import FlagParser
@@ -32,38 +33,36 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--preset", help="of the study (default: its first)")
     parser.add_argument("--out", help="another folder than the study's own")
     parser.add_argument(
+        "--jobs", type=int, default=1, help="trainings and evaluations at a time, where one does not fill the GPU"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print every command, tokens, memory and hours; do nothing"
     )
     flags = parser.parse(words)
     if path is None:
         raise InputError("Which study? Give its file with --config, such as recipes/studies/smollm2.yaml.")
+    if flags.jobs < 1:
+        raise InputError(f"--jobs is {flags.jobs}; it must be 1 or more.")
     study = load(path, flags.preset, flags.out)
     check_commands(study)
     if flags.dry_run:
         dry_run(study)
         return 0
     with only_one(study.folder):
-        run(study)
+        run(study, flags.jobs)
         print(write_report(study))
     print(f"{study.folder / 'report' / REPORT}: the same, with figures and table.csv beside it.")
     return 0
 
 
-def run(study: Study) -> None:
-    """Do all cells that are not done."""
-    runner = Runner(study.folder, len(cells.planned(study)))
-    judge = cells.judge_cell(study)
-    if judge is not None:
-        runner.run(judge)
-    for dataset in study.datasets:
-        for cell in cells.sweep(study, dataset):
-            runner.run(cell, may_diverge=True)
-        found = rates(study, dataset)
-        for cell in cells.repeated(study, dataset, found):
-            runner.run(cell)
-        runner.run(cells.evaluation(study, dataset, found))
-        for cell in cells.curves(study, dataset, found):
-            runner.run(cell)
+def run(study: Study, jobs: int = 1) -> None:
+    """Do all cells that are not done, ``jobs`` at a time."""
+    runner = Runner(study.folder, len(cells.planned(study)), jobs)
+    runner.run_all((cell for dataset in study.datasets for cell in cells.sweep(study, dataset)), may_diverge=True)
+    found = {dataset: rates(study, dataset) for dataset in study.datasets}
+    others = (cell for dataset in study.datasets for cell in cells.repeated(study, dataset, found[dataset]))
+    runner.run_all(chain(cells.judge(study), others))
+    runner.run_all(cell for dataset in study.datasets for cell in cells.measured(study, dataset, found[dataset]))
 
 
 if __name__ == "__main__":

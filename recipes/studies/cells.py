@@ -31,12 +31,11 @@ class Cell(NamedTuple):
         return shlex.join(["monolora", *self.words])
 
 
-def judge_cell(study: Study) -> Cell | None:
+def judge(study: Study) -> Iterator[Cell]:
     """The training of the study's own judge, if it has one."""
-    if study.judge is None:
-        return None
-    folder = study.folder / "judge"
-    return Cell("judge", folder, ("judge", *_words({**study.judge, "output_dir": folder}, ",")))
+    if study.judge is not None:
+        folder = study.folder / "judge"
+        yield Cell("judge", folder, ("judge", *_words({**study.judge, "output_dir": folder}, ",")))
 
 
 def training(study: Study, dataset: str, adapter: str, rate: float, seed: int) -> Cell:
@@ -101,6 +100,12 @@ def curves(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[C
         yield Cell(f"{dataset}, {adapter}, along the training", folder, words, (trained, *_own_judge(study)))
 
 
+def measured(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
+    """All that is measured of a data set's adapters."""
+    yield evaluation(study, dataset, rates)
+    yield from curves(study, dataset, rates)
+
+
 def _own_judge(study: Study) -> tuple[Path, ...]:
     return () if study.judge is None else (study.folder / "judge",)
 
@@ -126,15 +131,11 @@ def _words(flags: Mapping[str, Any], between: str) -> Iterator[str]:
 
 def planned(study: Study) -> Sequence[Cell]:
     """All cells in their order; the middle learning rate stands for what the sweep would choose."""
-    found = [cell for cell in (judge_cell(study),) if cell is not None]
     middle = sorted(study.learning_rates)[len(study.learning_rates) // 2]
     chosen = dict.fromkeys(study.adapters, middle)
-    for dataset in study.datasets:
-        found += sweep(study, dataset)
-        found += [
-            training(study, dataset, adapter, rate, seed)
-            for adapter, rate in chosen.items()
-            for seed in study.seeds[1:]
-        ]
-        found += [evaluation(study, dataset, chosen), *curves(study, dataset, chosen)]
-    return found
+    return [
+        *(cell for dataset in study.datasets for cell in sweep(study, dataset)),
+        *judge(study),
+        *(cell for dataset in study.datasets for cell in repeated(study, dataset, chosen)),
+        *(cell for dataset in study.datasets for cell in measured(study, dataset, chosen)),
+    ]

@@ -6,9 +6,10 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from functools import partial
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from monolora.eval.process import results_of
 from monolora.eval.progress import NOTES
 from monolora.fingerprints import fingerprint_files
 from monolora.provenance import write_json
+from monolora.recipes.studies.at_once import at_once
 from monolora.recipes.studies.cells import Cell
 
 DIVERGED = "diverged"  # in the message of a training that did, and in its record
@@ -33,13 +35,19 @@ class Runner:
     Args:
         folder: of the study.
         total: how many cells there are, for what is said.
+        jobs: how many cells are done at a time where they do not wait for one another.
     """
 
-    def __init__(self, folder: Path, total: int) -> None:
+    def __init__(self, folder: Path, total: int, jobs: int = 1) -> None:
         self._folder = folder
         self._total = total
-        self._reached = 0
+        self._jobs = jobs
+        self._places = count(1)
         self.done_now: list[str] = []
+
+    def run_all(self, cells: Iterable[Cell], may_diverge: bool = False) -> None:
+        """Do cells that do not wait for one another; as :meth:`run`."""
+        at_once((partial(self.run, cell, may_diverge) for cell in cells), self._jobs)
 
     def run(self, cell: Cell, may_diverge: bool = False) -> None:
         """Do a cell, unless it is done.
@@ -52,8 +60,7 @@ class Runner:
             RunError: if its command fails, with the last lines of its log.
             SaveError: if the disk does not take the record.
         """
-        self._reached += 1
-        where = f"[{self._reached}/{self._total}] {cell.name}"
+        where = f"[{next(self._places)}/{self._total}] {cell.name}"
         if self.is_done(cell):
             _say(f"{where}: done before")
             return

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from monolora.errors import InputError
-from monolora.recipes.studies.cells import curves, evaluation, judge_cell, planned, training
+from monolora.recipes.studies.cells import curves, evaluation, judge, planned, training
 from monolora.recipes.studies.checks import check_commands
 from monolora.recipes.studies.settings import Study, load
 
@@ -80,7 +80,7 @@ def test_commands(study: Study) -> None:
     ]
     (curve,) = curves(study, "demo", {"LoRA": 0.002, "MonoLoRA": 0.02})
     assert curve.words[-1] == f"{training(study, 'demo', 'MonoLoRA', 0.02, 1).folder}/checkpoint-*"
-    assert judge_cell(study) is None
+    assert list(judge(study)) == []
     folders = [cell.folder for cell in planned(study)]
     assert len(set(folders)) == len(folders)
 
@@ -88,7 +88,7 @@ def test_commands(study: Study) -> None:
 def test_the_own_judge_judges(write_study: Callable[..., Path], tmp_path: Path) -> None:
     changes = {"judge": {"epochs": 1}, "eval": {"judges": ["classifier:JUDGE", "refusal"]}}
     study = load(write_study(**changes), out=str(tmp_path / "out"))
-    cell = judge_cell(study)
+    (cell,) = judge(study)
     assert cell is not None
     assert cell.words == ("judge", "--epochs", "1", "--output-dir", str(tmp_path / "out" / "judge"))
     words = evaluation(study, "demo", {"LoRA": 0.02}).words
