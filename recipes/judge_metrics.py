@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 from monolora.beaverdam import LABELS, THRESHOLD
@@ -83,7 +82,7 @@ def auc_interval(
     _, prompt_of = np.unique(np.asarray(prompts), return_inverse=True)
     count = int(prompt_of.max()) + 1
     order = np.argsort(scores, kind="stable")
-    places = rankdata(scores[order], method="dense") - 1  # of ties the same
+    _, places = np.unique(scores[order], return_inverse=True)  # of ties the same
     random = np.random.default_rng(seed)
     found = []
     for _ in range(RESAMPLES):

@@ -24,6 +24,12 @@ QUANTIZATIONS = {
 }
 
 
+@pytest.fixture
+def ids(ids: torch.Tensor) -> torch.Tensor:
+    """Where bitsandbytes puts the models."""
+    return ids.cuda() if torch.cuda.is_available() else ids
+
+
 @pytest.fixture(params=QUANTIZATIONS)
 def load(request: pytest.FixtureRequest, make_llama: Callable[..., LlamaForCausalLM], tmp_path: Path) -> Callable:
     """Loads one and the same small Llama, quantized; ``load.base_class`` and ``load.class_name`` say how."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from itertools import chain
+from pathlib import Path
 
 from monolora.errors import InputError, exit_status
 from monolora.flags import FlagParser
@@ -19,6 +20,7 @@ from monolora.recipes.studies import cells
 from monolora.recipes.studies.budget import dry_run
 from monolora.recipes.studies.checks import check_commands
 from monolora.recipes.studies.chosen import rates
+from monolora.recipes.studies.kept import keep_records
 from monolora.recipes.studies.report import REPORT, write_report
 from monolora.recipes.studies.running import Runner, only_one
 from monolora.recipes.studies.settings import Study, load
@@ -36,6 +38,9 @@ def main(argv: list[str]) -> int:
         "--jobs", type=int, default=1, help="trainings and evaluations at a time, where one does not fill the GPU"
     )
     parser.add_argument(
+        "--records", metavar="FOLDER", help="copy report and records there, for publishing: no weights, no texts"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print every command, tokens, memory and hours; do nothing"
     )
     flags = parser.parse(words)
@@ -51,6 +56,8 @@ def main(argv: list[str]) -> int:
     with only_one(study.folder):
         run(study, flags.jobs)
         print(write_report(study))
+        if flags.records:
+            keep_records(study, Path(flags.records))
     print(f"{study.folder / 'report' / REPORT}: the same, with figures and table.csv beside it.")
     return 0
 

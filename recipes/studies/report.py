@@ -74,7 +74,7 @@ def report_text(
         parts += ["", "Learning rates, and the losses on held-out training examples with the first seed.", ""]
         parts += [tables.rates_table(rates[dataset]), ""]
         parts += [tables.runs_table(study, dataset, rates[dataset], study.folder / "report"), ""]
-        parts += [f"Evaluation: [run.json](../{dataset}/eval/run.json), [report.html](../{dataset}/eval/report.html)."]
+        parts += [f"Evaluation: [run.json](../{dataset}/eval/run.json); the answers are in `report.html` beside it."]
     return "\n".join(parts).rstrip() + "\n"
 
 

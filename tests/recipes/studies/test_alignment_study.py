@@ -23,6 +23,7 @@ from monolora.recipes.studies.cells import planned, training
 from monolora.recipes.studies.checks import check_commands
 from monolora.recipes.studies.chosen import chosen, rates
 from monolora.recipes.studies.gathered import of_dataset
+from monolora.recipes.studies.kept import keep_records
 from monolora.recipes.studies.settings import Study, load
 
 pytestmark = pytest.mark.slow
@@ -111,6 +112,21 @@ def _check_report(study: Study, files: dict[str, bytes]) -> None:
         assert values.column.title == row["title"]
 
 
+def test_records_are_kept_without_weights_and_texts(whole: Study, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    for _ in range(2):  # the second copy replaces the first
+        keep_records(whole, kept)
+        for link in re.findall(r"\]\((.*?)\)", (kept / "report" / "report.md").read_text()):
+            assert (kept / "report" / link).is_file(), link
+        files = [path for path in kept.rglob("*") if path.is_file()]
+        assert {path.suffix for path in files} == {".md", ".csv", ".json", ".png", ".svg"}
+        assert all(path.read_bytes() == (whole.folder / path.relative_to(kept)).read_bytes() for path in files)
+        assert len([path for path in files if path.name == "run.json"]) == len(planned(whole))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="is no copy of a study's records"):
+        keep_records(whole, tmp_path / "other")
+
+
 def test_differences_are_paired(whole: Study) -> None:
     results = json.loads((whole.folder / "demo" / "eval" / "results.json").read_text())
     for each in of_dataset(whole, "demo"):
@@ -188,11 +204,3 @@ def test_the_studies_that_come_with_the_project_are_whole(name: str, preset: str
     assert words.count("eval") == 2 * (1 + 2)
     assert len(study.seeds) >= 3
     assert len(study.learning_rates) >= 3
-
-
-def test_the_laptops_study_is_reckoned_on_the_real_data(mirror: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = str(Path(alignment.__file__).with_name("smollm2.yaml"))
-    assert alignment.main(["--config", config, "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    assert "dolly: answers" in out
-    assert "two CPU cores" in out

@@ -74,12 +74,11 @@ def test_another_judge_makes_evaluations_stale(study: Study) -> None:
 
 
 def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study) -> None:
-    """In a process of its own, with a rate at which the loss is no number after a step."""
+    """Both at the same time, in processes of their own; with the one the loss is no number after a step."""
     cells = [training(study, "demo", "LoRA", rate, 1) for rate in study.learning_rates]
     wild = cells[0]._replace(words=tuple("1e38" if word == "0.02" else word for word in cells[0].words))
-    runner = Runner(study.folder, 2)
-    runner.run(wild, may_diverge=True)
-    runner.run(cells[1], may_diverge=True)
+    runner = Runner(study.folder, 2, jobs=2)
+    runner.run_all([wild, cells[1]], may_diverge=True)
     assert runner.is_done(wild)
     assert runner.done_now == [cells[1].name]
     found = chosen(study, "demo", "LoRA")

@@ -1,0 +1,162 @@
+"""What the cells of a study take: tokens, counted on the very examples and prompts, and from them memory and hours.
+
+Hours are tokens divided by the speeds that the study's file names for its device; they are assumptions, not
+measurements. A forward pass alone is taken to be three times as fast as a training step, which is a forward and twice
+that backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import ceil
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from monolora.eval import prompts
+from monolora.eval.judges.shieldgemma import POLICIES
+from monolora.recipes import judge_data
+from monolora.recipes.prompts import prompt_ids, split_at_answer
+from monolora.recipes.studies.settings import Estimates, Study
+from monolora.recipes.tasks import Example, load_task
+from monolora.recipes.tasks.custom import Source
+
+_ACTIVATIONS = 34  # bytes a token, layer and hidden unit in 16 bits (Korthikanti et al. 2022, eq. 1, flash attention)
+_KEPT = 2  # with gradient checkpointing
+_FORWARD = 3  # as fast as a training step
+
+Flags = Mapping[str, Any]
+
+
+class Load(NamedTuple):
+    """What a kind of cell takes, all of them together; None where the study's file has no estimates."""
+
+    what: str
+    cells: int
+    tokens: float
+    gigabytes: float | None
+    hours: float | None
+
+
+class Asked(NamedTuple):
+    """A set of prompts: tokens of each; how long its answers may be, None for the run's own; whether it is judged."""
+
+    lengths: list[int]
+    limit: int | None
+    is_judged: bool
+
+
+def loads(study: Study, tokenizer: PreTrainedTokenizerBase) -> Iterator[Load]:
+    """Of everything that the study runs, at most: no answer is taken to end by itself."""
+    if study.judge is not None:
+        yield _judge(study, tokenizer)
+    for dataset in study.datasets:
+        steps, training = _training(study, dataset, tokenizer)
+        yield training
+        trained = len(study.adapters) * len(study.seeds)
+        flags = {**study.eval, **study.datasets[dataset].eval, "tasks": [dataset]}
+        yield from _evaluation(study, f"{dataset}:", 1, 1, trained, flags, tokenizer)
+        if study.curve is not None:
+            checkpoints = _checkpoints({**study.sft, **study.datasets[dataset].sft}, steps)
+            flags = {**study.eval, **study.curve.eval}
+            along = len(study.curve.adapters)
+            yield from _evaluation(study, f"{dataset}, along:", along, along, along * checkpoints, flags, tokenizer)
+
+
+def _judge(study: Study, tokenizer: PreTrainedTokenizerBase) -> Load:
+    """Its texts are counted by the model's tokenizer, and its speed follows from its size."""
+    assert study.judge is not None
+    rows = judge_data.load(study.judge.get("dataset", judge_data.DATASET), None, judge_data.TEST_SPLIT, 0.15, 42)
+    texts = [f"{row.prompt} {row.response}" for row in rows.splits.train]
+    tokens = sum(map(len, tokenizer(texts)["input_ids"])) * float(study.judge.get("epochs", 4))
+    size = _size(study.estimates, "classifier")
+    speed = None if study.estimates is None or not size else study.estimates.train * study.estimates.parameters / size
+    return Load("judge: training", 1, tokens, None if size is None else 16 * size / 1e9, _hours(tokens, speed))
+
+
+def _training(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, Load]:
+    """The steps of one, and all of them."""
+    flags = {**study.sft, **study.datasets[dataset].sft}
+    train, _ = load_task(dataset, Source()).chosen(flags.get("max_train_samples"))
+    most = flags.get("max_length") or 1024
+    kept = [min(sum(map(len, split_at_answer(row, tokenizer))), most) for row in train]
+    cells = len(study.adapters) * (len(study.learning_rates) + len(study.seeds) - 1)
+    epochs, batch = float(flags.get("num_train_epochs", 1)), int(flags.get("per_device_train_batch_size", 16))
+    tokens = cells * sum(kept) * epochs
+    memory = _gigabytes(study.estimates, batch * max(kept), bool(flags.get("gradient_checkpointing")))
+    hours = _hours(tokens, study.estimates and study.estimates.train)
+    return ceil(len(kept) / batch * epochs), Load(f"{dataset}: training", cells, tokens, memory, hours)
+
+
+def _checkpoints(flags: Flags, steps: int) -> int:
+    """How many a training leaves."""
+    if flags.get("save_strategy") == "epoch":
+        return ceil(float(flags.get("num_train_epochs", 1)))
+    return ceil(steps / int(flags.get("save_steps", 500)))
+
+
+def _gigabytes(estimates: Estimates | None, batch_tokens: int, is_checkpointed: bool) -> float | None:
+    """Weights in 16 bits and what a step keeps; the adapter and its optimizer are small beside them."""
+    if estimates is None:
+        return None
+    layer = batch_tokens * estimates.hidden * _ACTIVATIONS
+    kept = (
+        estimates.layers * batch_tokens * estimates.hidden * _KEPT + layer
+        if is_checkpointed
+        else estimates.layers * layer
+    )
+    return (2 * estimates.parameters + kept) / 1e9
+
+
+def _evaluation(
+    study: Study, what: str, cells: int, bases: int, tuned: int, flags: Flags, tokenizer: Any
+) -> Iterator[Load]:
+    """Evaluations of so many models, the bases among them counted once a cell."""
+    estimates, models = study.estimates, bases + tuned
+    most = int(flags.get("max_new_tokens", 512))
+    asked = _asked(flags, tokenizer)
+    weights = None if estimates is None else 2 * estimates.parameters / 1e9
+    generated = models * sum(len(each.lengths) * (each.limit or most) for each in asked)
+    yield Load(f"{what} answers", cells, generated, weights, _hours(generated, estimates and estimates.generate))
+    judged = [each.lengths for each in asked if each.is_judged]
+    read = 0 if flags.get("skip_sparsity") else tuned * sum(sum(each.lengths) for each in asked)
+    if drift := flags.get("drift"):  # base and finetuned, on the base's answers
+        read += 2 * tuned * sum(sum(lengths[:drift]) + most * len(lengths[:drift]) for lengths in judged)
+    speed = estimates and _FORWARD * estimates.train
+    if read:
+        yield Load(f"{what} sparsity and drift", cells, read, weights, _hours(read, speed))
+    for judge in flags.get("judges", []):
+        if judge != "refusal":
+            tokens = models * _calls(judge) * sum(sum(lengths) + most * len(lengths) for lengths in judged)
+            name = judge.partition(":")[0]
+            size = _size(estimates, name)
+            memory = None if size is None else 2 * size / 1e9
+            yield Load(f"{what} {name}", cells, tokens, memory, _hours(tokens, estimates and estimates.read))
+
+
+def _size(estimates: Estimates | None, judge: str) -> float | None:
+    return None if estimates is None else estimates.judges.get(judge)
+
+
+def _calls(judge: str) -> int:
+    """ShieldGemma is asked once a policy."""
+    return len(POLICIES) if judge.startswith("shieldgemma") else 1
+
+
+def _asked(flags: Flags, tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
+    words = flags.get("suite", ["alignment"])
+    suite = words if isinstance(words, list) else [words]
+    sets = prompts.suite(suite, flags.get("limit"), flags.get("xstest_limit"), bool(flags.get("unsafe_only")))
+    sets += [prompts.load(f"task:{name}", flags.get("task_limit")) for name in flags.get("tasks", [])]
+    return [
+        Asked(
+            [len(prompt_ids(Example(each.instruction, "", each.context), tokenizer)) for each in found.prompts],
+            found.max_new_tokens,
+            found.purpose == "safety",
+        )
+        for found in sets
+    ]
+
+
+def _hours(tokens: float, speed: float | None) -> float | None:
+    return None if speed is None else tokens / speed / 3600

@@ -1,0 +1,82 @@
+"""What a study takes, against counts made by hand; and the studies that come with the project, on the real data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from monolora.eval import prompts
+from monolora.hub import load_tokenizer
+from monolora.recipes.prompts import prompt_ids, split_at_answer
+from monolora.recipes.studies import alignment
+from monolora.recipes.studies.loads import Load, loads
+from monolora.recipes.studies.settings import Study, load
+from monolora.recipes.tasks import Example, load_task
+from monolora.recipes.tasks.custom import Source
+
+
+def _by_name(study: Study) -> dict[str, Load]:
+    return {each.what: each for each in loads(study, load_tokenizer(study.model))}
+
+
+def test_tokens_of_a_small_study(study: Study) -> None:
+    """Two adapters, two seeds, two rates: six trainings of 16 rows; five models asked; one adapter's 2 checkpoints."""
+    tokenizer = load_tokenizer(study.model)
+    rows = load_task("demo", Source()).train[:16]
+    asked = [prompts.load(study.eval["suite"][0]), prompts.load("task:demo", 4)]
+    lengths = [[len(prompt_ids(Example(p.instruction, "", p.context), tokenizer)) for p in of.prompts] for of in asked]
+    safety, task = lengths
+    assert asked[1].max_new_tokens is not None
+    found = _by_name(study)
+    assert found["demo: training"].tokens == 6 * sum(
+        len(part) for row in rows for part in split_at_answer(row, tokenizer)
+    )
+    assert found["demo: training"].cells == 6
+    assert found["demo: answers"].tokens == 5 * (6 * len(safety) + asked[1].max_new_tokens * len(task))
+    drifted = safety[:6]  # base and tuned read prompts and the base's answers; sparsity is read of prompts alone
+    assert found["demo: sparsity and drift"].tokens == 4 * (sum(safety + task) + 2 * sum(n + 6 for n in drifted))
+    assert found["demo: classifier"].tokens == 5 * sum(n + 6 for n in safety)
+    assert found["demo, along: answers"].tokens == (1 + 2) * 6 * 4
+    assert found["demo: training"].hours == pytest.approx(found["demo: training"].tokens / 100 / 3600)
+    assert found["demo: answers"].hours == pytest.approx(found["demo: answers"].tokens / 10 / 3600)
+    assert found["demo: sparsity and drift"].hours == pytest.approx(
+        found["demo: sparsity and drift"].tokens / 300 / 3600
+    )
+
+
+def test_without_estimates_tokens_alone(study: Study) -> None:
+    found = _by_name(replace(study, estimates=None)).values()
+    assert all(each.hours is None and each.gigabytes is None and each.tokens > 0 for each in found)
+
+
+@pytest.mark.parametrize("saved", [{"save_steps": 3}, {"save_strategy": "epoch", "num_train_epochs": 2}])
+def test_checkpoints_that_are_measured(study: Study, saved: dict[str, object]) -> None:
+    """16 rows in steps of 4: after 3 and 4 steps, or at the end of both epochs."""
+    demo = study.datasets["demo"]
+    other = replace(study, datasets={"demo": demo._replace(sft={"max_train_samples": 16, **saved})})
+    assert _by_name(other)["demo, along: answers"].tokens == (1 + 2) * 6 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "judges"), [("smollm2.yaml", ["classifier"]), ("llama2.yaml", ["shieldgemma", "beaverdam"])]
+)
+def test_the_projects_own_studies_on_the_real_data(
+    mirror: Path, capsys: pytest.CaptureFixture[str], name: str, judges: list[str]
+) -> None:
+    """The paper's, whose weights are gated, is counted by another tokenizer, and says so."""
+    config = Path(alignment.__file__).with_name(name)
+    assert alignment.main(["--config", str(config), "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    device = load(config).estimates
+    assert device is not None
+    assert device.device in out
+    for dataset in ("sst2", "dolly"):
+        for what in ("training", "answers", "sparsity and drift", *judges):
+            (row,) = (line.split() for line in out.splitlines() if line.strip().startswith(f"{dataset}: {what}"))
+            tokens, hours = float(row[-3]), float(row[-1])
+            assert tokens > 0
+            assert hours >= 0
+    assert ("tokens are counted by" in err) == (name == "llama2.yaml")
