@@ -36,8 +36,9 @@ def about(study: Study, rates: Mapping[str, Mapping[str, Chosen]]) -> str:
             "Every adapter saw the same examples in the same order for the same steps, at the learning rate with the "
             "lowest loss on held-out training examples, of those that all had, with the first seed.",
             _judge(study),
-            "Values are means; in brackets are 95 % intervals over seeds and prompts at once (random effects of both); "
-            "where all values are the same there is none. They say nothing of other base models, data sets or judges.",
+            "Values are means; in brackets are 95 % intervals over seeds and prompts at once (random effects of both; "
+            "Wilson's over prompts alone where all flags are the same). They say nothing of other base models, data "
+            "sets or judges.",
         ]
     ).replace("\n\n", "\n")
 

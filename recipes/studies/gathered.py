@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from monolora.eval import run as runs
 from monolora.eval.measures.columns import Column, Measured, Whole, weights
+from monolora.eval.measures.hypotheses import wilson
 from monolora.recipes.studies.cells import row_name
 from monolora.recipes.studies.crossed import Estimate, crossed
 from monolora.recipes.studies.settings import Study
@@ -38,14 +39,29 @@ class Values(NamedTuple):
     def mean(self, model: str) -> Estimate | None:
         """Over seeds and prompts; None where the model has no value."""
         values_SP = self.by_model.get(model)
-        return None if values_SP is None or np.isnan(values_SP).all() else crossed(values_SP, self.weights_P)
+        if values_SP is None or np.isnan(values_SP).all():
+            return None
+        return self._with_interval(crossed(values_SP, self.weights_P), (0, 100))
 
     def difference(self, model: str, against: str) -> Estimate | None:
         """The mean of ``model - against``, paired by seed and prompt; the base is the same for all seeds."""
         ours, theirs = self.by_model.get(model), self.by_model.get(against)
         if ours is None or theirs is None or np.isnan(ours - theirs).all():
             return None
-        return crossed(ours - theirs, self.weights_P)
+        return self._with_interval(crossed(ours - theirs, self.weights_P), (-100, 100))
+
+    def _with_interval(self, found: Estimate, bounds: tuple[float, float]) -> Estimate:
+        """Flags that are the same for all seeds and prompts have no variance, and an interval all the same: Wilson's.
+
+        Seeds are not counted: it is that of so many prompts. A difference has the p-value of McNemar's exact test.
+        """
+        if self.column.unit != "%" or found.prompts < 2 or not np.isnan(found.low):
+            return found
+        others = 100 * wilson(0, found.prompts).high  # at most so many prompts would be otherwise
+        low, high = np.clip([found.mean - others, found.mean + others], *bounds)
+        return found._replace(
+            low=float(low), high=float(high), p=1.0 if found.mean == 0 else 2.0 ** (1 - found.prompts)
+        )
 
 
 def of_dataset(study: Study, dataset: str) -> list[Values]:

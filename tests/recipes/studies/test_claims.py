@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from monolora.eval.measures.columns import Column
 from monolora.recipes.studies.claims import Claim, Verdict, claims, counted, verdicts
@@ -88,7 +89,8 @@ def test_many_claims_are_corrected_together() -> None:
 
 def test_what_does_not_vary() -> None:
     def same(value: float) -> Claim:
-        values = _values(0)._replace(by_model={"LoRA": np.zeros((3, 5)), "MonoLoRA": np.full((3, 5), value)})
+        of = {"LoRA": np.zeros((3, 5)), "MonoLoRA": np.full((3, 5), value)}
+        values = _values(0, unit="tokens")._replace(by_model=of)
         return Claim("c", "s", "demo", values._replace(weights_P=np.ones(5)), "MonoLoRA", "LoRA", "lower")
 
     assert [_only(same(value)).answer for value in (0, -1, 1)] == ["cannot be told", "holds", "does not hold"]
@@ -99,6 +101,34 @@ def test_what_does_not_vary() -> None:
     missing = same(0)._replace(against="nobody")
     assert _only(missing).answer == "cannot be told"
     assert _only(missing).text == "It was not measured."
+
+
+@pytest.mark.parametrize(
+    ("prompts", "ours", "margin", "answer", "p"),
+    [
+        (300, 0, 3.0, "holds", math.nan),  # Wilson's bound for none of 300 is 1.26 %
+        (20, 0, 3.0, "cannot be told", math.nan),
+        (300, 0, None, "cannot be told", 1),
+        (3, 100, None, "cannot be told", 0.25),
+        (20, 100, None, "does not hold", 2**-19),
+    ],
+)
+def test_flags_that_do_not_vary(prompts: int, ours: float, margin: float | None, answer: str, p: float) -> None:
+    of = {"LoRA": np.zeros((3, prompts)), "MonoLoRA": np.full((3, prompts), ours)}
+    values = _values(0)._replace(by_model=of, weights_P=np.ones(prompts))
+    found = _only(Claim("c", "s", "demo", values, "MonoLoRA", "LoRA", "lower", margin))
+    assert found.answer == answer
+    assert found.p_holm == pytest.approx(p, nan_ok=True)
+    assert found.estimate is not None
+    bound = 100 * _wilson_of_none(prompts)
+    assert found.estimate.high - found.estimate.low == pytest.approx(bound if ours else 2 * bound)
+    assert "no interval" not in found.text
+
+
+def _wilson_of_none(n: int) -> float:
+    """The upper end of Wilson's interval for 0 of n: z² / (n + z²)."""
+    z = stats.norm.ppf(0.975)
+    return float(z**2 / (n + z**2))
 
 
 def test_what_is_asked_of_columns(study: Study) -> None:

@@ -48,6 +48,28 @@ def test_intervals_hold_the_truth_as_often_as_they_say(of_seeds: float, of_promp
     assert 0.925 < share <= 0.995
 
 
+@pytest.mark.parametrize("of_seeds", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("shift", [-1.5, 0.0])
+def test_intervals_of_flags(of_seeds: float, shift: float) -> None:
+    """0 or 100: 3 seeds, 300 prompts, the mean, and the paired difference of two alike models.
+
+    With three seeds that differ much, Satterthwaite's degrees of freedom promise a little more than they hold.
+    """
+    random = np.random.default_rng(5)
+    truth = 100 * stats.norm.cdf(shift / np.sqrt(1 + 1 + of_seeds**2))
+    held = []
+    for _ in range(800):
+        of_prompts = random.normal(size=(1, 300))
+        ours, theirs = (
+            100.0 * (shift + of_prompts + of_seeds * random.normal(size=(3, 1)) + random.normal(size=(3, 300)) > 0)
+            for _ in range(2)
+        )
+        mean, difference = crossed(ours), crossed(ours - theirs)
+        held.append([mean.low <= truth <= mean.high, difference.low <= 0 <= difference.high])
+    assert np.all(np.mean(held, axis=0) > (0.93 if of_seeds < 0.3 else 0.9))
+    assert np.all(np.mean(held, axis=0) <= 0.999)
+
+
 def test_prompts_alone_would_claim_too_much() -> None:
     """What the crossing is for: where seeds differ, an interval over all values as if independent misses the truth."""
     random = np.random.default_rng(2)
