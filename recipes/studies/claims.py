@@ -185,7 +185,7 @@ def _by_margin(claim: Claim, found: Estimate) -> Answer:
 
 
 def _numbers(claim: Claim, found: Estimate, p_holm: float) -> str:
-    places = decimals_of(found)
+    places = decimals_of(found, claim.values.column.unit)
     interval = shown_interval(found.low, found.high, places, changes=True)
     p = "" if math.isnan(p_holm) else f", p = {shown_p(p_holm)} after Holm's correction".replace("= <", "< ")
     return f"{shown_change(found.mean, places)}{_unit(claim)} {interval}{p}."
@@ -213,9 +213,9 @@ def _unit(claim: Claim) -> str:
     return " points" if unit == "%" else f" {unit}" if unit else ""
 
 
-def decimals_of(found: Estimate) -> int:
-    """With how many a difference is shown."""
-    return 1 if max(abs(found.low), abs(found.high)) >= 5 else 3
+def decimals_of(found: Estimate, unit: str) -> int:
+    """With how many a difference is shown: shares are of hundreds of flags at best."""
+    return 1 if unit == "%" or max(abs(found.low), abs(found.high)) >= 5 else 3
 
 
 def counted(decided: Sequence[Verdict]) -> Mapping[Answer, int]:

@@ -75,18 +75,18 @@ def differences(study: Study, columns: Sequence[Values]) -> str:
     pairs = [(name, BASE) for name in study.adapters] + [(name, control) for name in study.adapters if name != control]
     rows = []
     for each in shown_columns(columns):
-        cells = [_difference(each.difference(*pair)) for pair in pairs]
+        cells = [_difference(each.difference(*pair), each.column.unit) for pair in pairs]
         if any(cell != NOTHING for cell in cells):
             rows.append([_head(each), *cells])
     return piped(["", *(f"{model} − {against}" for model, against in pairs)], rows)
 
 
-def _difference(found: Estimate | None) -> str:
+def _difference(found: Estimate | None, unit: str) -> str:
     if found is None:
         return NOTHING
     if np.isnan(found.low):
         return f"{shown_change(found.mean, 2)} always"
-    places = decimals_of(found)
+    places = decimals_of(found, unit)
     interval = shown_interval(found.low, found.high, places, changes=True)
     return f"{shown_change(found.mean, places)} {interval}, p {shown_p(found.p)}".replace("p <", "p < ")
 
