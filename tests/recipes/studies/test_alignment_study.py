@@ -194,7 +194,10 @@ def test_dry_run_prints_every_command_and_runs_none(
     assert "a toy" in out
 
 
-@pytest.mark.parametrize(("name", "preset"), [("smollm2.yaml", "cpu"), ("smollm2.yaml", "gpu"), ("llama2.yaml", None)])
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [("smollm2.yaml", "cpu"), ("smollm2.yaml", "gpu"), ("smollm2.yaml", "gpu-quick"), ("llama2.yaml", None)],
+)
 def test_the_studies_that_come_with_the_project_are_whole(name: str, preset: str | None, tmp_path: Path) -> None:
     """Their commands are read by the programs that they are for."""
     study = load(Path(alignment.__file__).with_name(name), preset, str(tmp_path))
