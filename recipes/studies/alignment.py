@@ -68,7 +68,7 @@ def run(study: Study, jobs: int = 1) -> None:
     runner.run_all((cell for dataset in study.datasets for cell in cells.sweep(study, dataset)), may_diverge=True)
     found = {dataset: rates(study, dataset) for dataset in study.datasets}
     others = (cell for dataset in study.datasets for cell in cells.repeated(study, dataset, found[dataset]))
-    runner.run_all(chain(cells.judge(study), others))
+    runner.run_all(chain(cells.judges(study), others))
     runner.run_all(cell for dataset in study.datasets for cell in cells.measured(study, dataset, found[dataset]))
 
 

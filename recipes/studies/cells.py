@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monolora.recipes.studies.settings import JUDGE, Study
+from monolora.recipes.studies.settings import Study
 
 
 class Cell(NamedTuple):
@@ -31,11 +31,11 @@ class Cell(NamedTuple):
         return shlex.join(["monolora", *self.words])
 
 
-def judge(study: Study) -> Iterator[Cell]:
-    """The training of the study's own judge, if it has one."""
-    if study.judge is not None:
-        folder = study.folder / "judge"
-        yield Cell("judge", folder, ("judge", *_words({**study.judge, "output_dir": folder}, ",")))
+def judges(study: Study) -> Iterator[Cell]:
+    """The trainings of the study's own judges."""
+    for name, flags in study.judges.items():
+        folder = study.folder / name
+        yield Cell(name, folder, ("judge", *_words({**flags, "output_dir": folder}, ",")))
 
 
 def training(study: Study, dataset: str, adapter: str, rate: float, seed: int) -> Cell:
@@ -82,10 +82,11 @@ def evaluation(study: Study, dataset: str, rates: Mapping[str, float]) -> Cell:
         for seed in study.seeds
     }
     folder = study.folder / dataset / "eval"
-    flags = {**_eval_flags(study, study.datasets[dataset].eval), "tasks": [dataset], "out": folder}
+    given, judged_by = _eval_flags(study, study.datasets[dataset].eval)
+    flags = {**given, "tasks": [dataset], "out": folder}
     adapters = [word for name, path in trained.items() for word in ("--adapter", f"{name}={path}")]
-    inputs = (*trained.values(), *_own_judge(study))
-    return Cell(f"{dataset}, evaluation", folder, ("eval", "run", *_words(flags, ","), *adapters), inputs)
+    words = ("eval", "run", *_words(flags, ","), *adapters)
+    return Cell(f"{dataset}, evaluation", folder, words, (*trained.values(), *judged_by))
 
 
 def curves(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
@@ -95,9 +96,9 @@ def curves(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[C
     for adapter in study.curve.adapters:
         trained = training(study, dataset, adapter, rates[adapter], study.seeds[0]).folder
         folder = study.folder / dataset / "curves" / adapter
-        flags = {**_eval_flags(study, study.curve.eval), "out": folder}
-        words = ("eval", "run", *_words(flags, ","), "--checkpoints", f"{trained}/checkpoint-*")
-        yield Cell(f"{dataset}, {adapter}, along the training", folder, words, (trained, *_own_judge(study)))
+        given, judged_by = _eval_flags(study, study.curve.eval)
+        words = ("eval", "run", *_words({**given, "out": folder}, ","), "--checkpoints", f"{trained}/checkpoint-*")
+        yield Cell(f"{dataset}, {adapter}, along the training", folder, words, (trained, *judged_by))
 
 
 def measured(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
@@ -106,15 +107,12 @@ def measured(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator
     yield from curves(study, dataset, rates)
 
 
-def _own_judge(study: Study) -> tuple[Path, ...]:
-    return () if study.judge is None else (study.folder / "judge",)
-
-
-def _eval_flags(study: Study, own: Mapping[str, Any]) -> dict[str, Any]:
+def _eval_flags(study: Study, own: Mapping[str, Any]) -> tuple[dict[str, Any], list[Path]]:
+    """The flags of an evaluation, and the folders of the study's own judges among them."""
     flags = {**study.eval, **own, "model": study.model}
-    judges = flags.get("judges", [])
-    flags["judges"] = [f"classifier:{study.folder / 'judge'}" if each == JUDGE else str(each) for each in judges]
-    return flags
+    folders = {str(word): study.own_judge(str(word)) for word in flags.get("judges", [])}
+    flags["judges"] = [f"classifier:{folder}" if folder else word for word, folder in folders.items()]
+    return flags, [folder for folder in folders.values() if folder]
 
 
 def _words(flags: Mapping[str, Any], between: str) -> Iterator[str]:
@@ -135,7 +133,7 @@ def planned(study: Study) -> Sequence[Cell]:
     chosen = dict.fromkeys(study.adapters, middle)
     return [
         *(cell for dataset in study.datasets for cell in sweep(study, dataset)),
-        *judge(study),
+        *judges(study),
         *(cell for dataset in study.datasets for cell in repeated(study, dataset, chosen)),
         *(cell for dataset in study.datasets for cell in measured(study, dataset, chosen)),
     ]

@@ -48,8 +48,7 @@ class Asked(NamedTuple):
 
 def loads(study: Study, tokenizer: PreTrainedTokenizerBase) -> Iterator[Load]:
     """Of everything that the study runs, at most: no answer is taken to end by itself."""
-    if study.judge is not None:
-        yield _judge(study, tokenizer)
+    yield from (_judge(study, name, flags, tokenizer) for name, flags in study.judges.items())
     for dataset in study.datasets:
         steps, training = _training(study, dataset, tokenizer)
         yield training
@@ -63,15 +62,14 @@ def loads(study: Study, tokenizer: PreTrainedTokenizerBase) -> Iterator[Load]:
             yield from _evaluation(study, f"{dataset}, along:", along, along, along * checkpoints, flags, tokenizer)
 
 
-def _judge(study: Study, tokenizer: PreTrainedTokenizerBase) -> Load:
+def _judge(study: Study, name: str, flags: Flags, tokenizer: PreTrainedTokenizerBase) -> Load:
     """Its texts are counted by the model's tokenizer, and its speed follows from its size."""
-    assert study.judge is not None
-    rows = judge_data.load(study.judge.get("dataset", judge_data.DATASET), None, judge_data.TEST_SPLIT, 0.15, 42)
+    rows = judge_data.load(flags.get("dataset", judge_data.DATASET), None, judge_data.TEST_SPLIT, 0.15, 42)
     texts = [f"{row.prompt} {row.response}" for row in rows.splits.train]
-    tokens = sum(map(len, tokenizer(texts)["input_ids"])) * float(study.judge.get("epochs", 4))
+    tokens = sum(map(len, tokenizer(texts)["input_ids"])) * float(flags.get("epochs", 4))
     size = _size(study.estimates, "classifier")
     speed = None if study.estimates is None or not size else study.estimates.train * study.estimates.parameters / size
-    return Load("judge: training", 1, tokens, None if size is None else 16 * size / 1e9, _hours(tokens, speed))
+    return Load(f"{name}: training", 1, tokens, None if size is None else 16 * size / 1e9, _hours(tokens, speed))
 
 
 def _training(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, Load]:
@@ -128,10 +126,9 @@ def _evaluation(
     for judge in flags.get("judges", []):
         if judge != "refusal":
             tokens = models * _calls(judge) * sum(sum(lengths) + most * len(lengths) for lengths in judged)
-            name = judge.partition(":")[0]
-            size = _size(estimates, name)
+            size = _size(estimates, judge.partition(":")[0])
             memory = None if size is None else 2 * size / 1e9
-            yield Load(f"{what} {name}", cells, tokens, memory, _hours(tokens, estimates and estimates.read))
+            yield Load(f"{what} {judge.replace(':', ' ')}", cells, tokens, memory, _hours(tokens, estimates and estimates.read))
 
 
 def _size(estimates: Estimates | None, judge: str) -> float | None:

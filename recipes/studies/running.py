@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -96,12 +97,13 @@ class Runner:
     def _going_on(self, cell: Cell) -> list[str]:
         """The flag with which a training goes on. What a command cannot go on with is removed, before it is recorded.
 
-        An evaluation goes on by itself, with other adapters too; with other settings, what is there is no use to it.
+        An evaluation goes on by itself, with other adapters and judges too; with other settings, what is there is no
+        use to it.
         """
         if not cell.folder.is_dir():
             return []
         begun = self._read(cell)
-        if cell.words[0] == "eval" and begun.get("settings") == _settings(cell):
+        if cell.words[0] == "eval" and _settings(begun.get("command", "")) == _settings(cell.command):
             return []
         same = begun.get("status") == "begun" and begun["command"] == cell.command
         if same and cell.words[0] == "sft" and any(cell.folder.glob("checkpoint-*")):
@@ -133,8 +135,7 @@ class Runner:
         path = self._record(cell)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            settings = _settings(cell)
-            write_json(path, {"command": cell.command, "settings": settings, "status": status, **more})
+            write_json(path, {"command": cell.command, "status": status, **more})
         except OSError as error:
             raise SaveError.of(path, error, "Free space, then give the same command again.") from error
 
@@ -159,10 +160,10 @@ def ended(job: Mapping[str, Any]) -> Iterator[dict[str, int]]:
     yield {"status": cli.main(list(job["words"]))}
 
 
-def _settings(cell: Cell) -> list[str]:
-    """The command's words but for the models that it is given."""
-    named = ("--adapter", "--checkpoints")
-    return [word for before, word in pairwise(("", *cell.words)) if before not in named and word not in named]
+def _settings(command: str) -> list[str]:
+    """A command's words but for the models that it is given, and the judges."""
+    named = ("--adapter", "--checkpoints", "--judges")
+    return [word for before, word in pairwise(("", *shlex.split(command))) if before not in named and word not in named]
 
 
 def _inputs(cell: Cell) -> dict[str, str]:

@@ -16,7 +16,7 @@ from monolora.yaml_config import load_yaml
 
 Flags = Mapping[str, Any]
 FLAGGED = "flagged"
-JUDGE = "classifier:JUDGE"  # in an evaluation's `judges`: the judge that the study trains
+_OWN = "classifier:"  # in an evaluation's `judges`, before the name of one that the study trains
 
 
 class Dataset(NamedTuple):
@@ -66,7 +66,8 @@ class Study:
         learning_rates: that are tried for every data set and adapter.
         sft: flags of all trainings.
         eval: flags of all evaluations.
-        judge: flags of ``monolora judge``, if one is trained for the study; it judges as ``classifier:JUDGE``.
+        judges: flags of ``monolora judge`` by the name of a judge that is trained for the study, which judges as
+            ``classifier:NAME``. Two of them say how much of what is flagged is the judge's own.
         curve: None for none.
         margin: how much worse is still as good: by data set, in the unit of its score; and ``flagged``, in points.
         estimates: None where nothing is reckoned.
@@ -80,7 +81,7 @@ class Study:
     learning_rates: tuple[float, ...]
     sft: Flags = field(default_factory=dict)
     eval: Flags = field(default_factory=dict)
-    judge: Flags | None = None
+    judges: Mapping[str, Flags] = field(default_factory=dict)
     curve: Curve | None = None
     margin: Mapping[str, float] = field(default_factory=dict)
     estimates: Estimates | None = None
@@ -89,6 +90,11 @@ class Study:
     def folder(self) -> Path:
         """Where everything is."""
         return Path(self.out)
+
+    def own_judge(self, word: str) -> Path | None:
+        """The folder of a judge of an evaluation, if the study trains it; else None."""
+        name = word.removeprefix(_OWN)
+        return self.folder / name if word.startswith(_OWN) and name in self.judges else None
 
     def check(self) -> None:
         """Refuse what cannot be.
@@ -102,12 +108,12 @@ class Study:
             values = getattr(self, key)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"{key}: give one or more, each once; got {list(values)}.")
-        for name in (*self.adapters, *self.datasets):
+        for name in (*self.adapters, *self.datasets, *self.judges):
             if "/" in name or name.startswith((".", "-")) or "=" in name:
                 raise InputError(f"{name} cannot be a folder's name. Take letters and digits.")
-        asked = [self.eval, *(each.eval for each in self.datasets.values()), self.curve.eval if self.curve else {}]
-        if self.judge is None and any(JUDGE in each.get("judges", []) for each in asked):
-            raise InputError(f"judges: {JUDGE} is the judge that the study trains. Say how with `judge: {{}}`.")
+        for name in self.judges:
+            if name in (*self.datasets, "cells", "logs", "report"):
+                raise InputError(f"judges: {name} is a folder of the study already. Give the judge another name.")
         for name in self.curve.adapters if self.curve else ():
             if name not in self.adapters:
                 raise unknown("adapter of curve", name, self.adapters)
@@ -148,6 +154,10 @@ def load(path: Path, preset: str | None = None, out: str | None = None) -> Study
             "datasets": {
                 str(name): _part(Dataset, {"sft": {}, "eval": {}} | _mapping(each, f"{where}, {name}"), where)
                 for name, each in _mapping(given["datasets"], f"{where}, datasets").items()
+            },
+            "judges": {
+                str(name): _mapping(flags, f"{where}, judges, {name}")
+                for name, flags in _mapping(given.get("judges"), f"{where}, judges").items()
             },
             "seeds": tuple(_list(given["seeds"], f"{where}, seeds")),
             "learning_rates": tuple(map(float, _list(given["learning_rates"], f"{where}, learning_rates"))),

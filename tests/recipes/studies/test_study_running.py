@@ -68,9 +68,9 @@ def test_a_changed_command_that_was_killed_while_it_loaded_begins_anew(study: St
 
 
 def test_another_judge_makes_evaluations_stale(study: Study) -> None:
-    own = replace(study, judge={}, eval=dict(study.eval) | {"judges": ["classifier:JUDGE", "refusal"]})
+    own = replace(study, judges={"own": {}}, eval=dict(study.eval) | {"judges": ["classifier:own", "refusal"]})
     for cell in (evaluation(own, "demo", {"LoRA": 0.02}), *curves(own, "demo", {"MonoLoRA": 0.02})):
-        assert own.folder / "judge" in cell.inputs
+        assert own.folder / "own" in cell.inputs
 
 
 def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study) -> None:
@@ -109,7 +109,7 @@ def test_another_command_is_another_cell(study: Study, commands: list[list[str]]
 
 
 def test_an_evaluation_with_other_settings_begins_anew(study: Study, commands: list[list[str]]) -> None:
-    """With other adapters it goes on: what was answered is kept."""
+    """With other adapters, and other judges, it goes on: what was answered is kept."""
     cell = evaluation(study, "demo", {"LoRA": 0.02})
     cell.folder.mkdir(parents=True)
     (cell.folder / "responses.jsonl").write_text("")
@@ -118,6 +118,10 @@ def test_an_evaluation_with_other_settings_begins_anew(study: Study, commands: l
     more = evaluation(study, "demo", {"LoRA": 0.02, "MonoLoRA": 0.002})
     assert more.command != cell.command
     assert runner._going_on(more) == []
+    assert (cell.folder / "responses.jsonl").is_file()
+    judged = cell._replace(words=tuple("refusal" if "classifier:" in word else word for word in cell.words))
+    assert judged.command != cell.command
+    assert runner._going_on(judged) == []
     assert (cell.folder / "responses.jsonl").is_file()
     longer = cell._replace(words=(*cell.words, "--limit", "2"))
     assert runner._going_on(longer) == []

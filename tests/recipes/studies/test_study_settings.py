@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from monolora.errors import InputError
-from monolora.recipes.studies.cells import curves, evaluation, judge, planned, training
+from monolora.recipes.studies.cells import curves, evaluation, judges, planned, training
 from monolora.recipes.studies.checks import check_commands
 from monolora.recipes.studies.settings import Study, load
 
@@ -60,7 +60,7 @@ def test_a_flag_that_its_program_does_not_know_is_named(write_study: Callable[..
             {"eval": {"suite": ["beavertails"], "limt": 5}},
             "demo, evaluation: Unknown flag --limt. Did you mean --limit",
         ),
-        ({"judge": {"epoch": 2}}, "judge: Unknown flag --epoch. Did you mean --epochs"),
+        ({"judges": {"own": {"epoch": 2}}}, "own: Unknown flag --epoch. Did you mean --epochs"),
     ):
         with pytest.raises(InputError, match=said):
             check_commands(load(write_study(**changes), out=str(tmp_path / "out")))
@@ -80,16 +80,22 @@ def test_commands(study: Study) -> None:
     ]
     (curve,) = curves(study, "demo", {"LoRA": 0.002, "MonoLoRA": 0.02})
     assert curve.words[-1] == f"{training(study, 'demo', 'MonoLoRA', 0.02, 1).folder}/checkpoint-*"
-    assert list(judge(study)) == []
+    assert list(judges(study)) == []
     folders = [cell.folder for cell in planned(study)]
     assert len(set(folders)) == len(folders)
 
 
 def test_the_own_judge_judges(write_study: Callable[..., Path], tmp_path: Path) -> None:
-    changes = {"judge": {"epochs": 1}, "eval": {"judges": ["classifier:JUDGE", "refusal"]}}
-    study = load(write_study(**changes), out=str(tmp_path / "out"))
-    (cell,) = judge(study)
-    assert cell is not None
-    assert cell.words == ("judge", "--epochs", "1", "--output-dir", str(tmp_path / "out" / "judge"))
-    words = evaluation(study, "demo", {"LoRA": 0.02}).words
-    assert words[words.index("--judges") + 1] == f"classifier:{tmp_path / 'out' / 'judge'},refusal"
+    asked = ["classifier:own", "classifier:elsewhere/own", "classifier:second", "refusal"]
+    changes = {"judges": {"own": {"epochs": 1}, "second": None}, "eval": {"judges": asked}}
+    out = tmp_path / "out"
+    study = load(write_study(**changes), out=str(out))
+    own, second = judges(study)
+    assert own.words == ("judge", "--epochs", "1", "--output-dir", str(out / "own"))
+    assert second.words == ("judge", "--output-dir", str(out / "second"))
+    cell = evaluation(study, "demo", {"LoRA": 0.02})
+    given = cell.words[cell.words.index("--judges") + 1]
+    assert given == f"classifier:{out / 'own'},classifier:elsewhere/own,classifier:{out / 'second'},refusal"
+    assert {own.folder, second.folder} < set(cell.inputs)
+    with pytest.raises(InputError, match="demo is a folder of the study already"):
+        load(write_study(judges={"demo": {}}))
