@@ -14,7 +14,7 @@ from monolora.errors import InputError
 from monolora.eval.prompts import PromptSet
 from monolora.eval.records import content_key
 from monolora.eval.settings import Settings
-from monolora.fingerprints import fingerprint_files
+from monolora.fingerprints import fingerprint_files, fingerprint_settings
 from monolora.fitting import check_fits
 from monolora.hub import resolve_model
 from monolora.recipes import record as run_record
@@ -85,7 +85,7 @@ def _other(name: str, path: str, base: Subject, base_weights: str, base_fingerpr
     adapter_config(path)
     _check_base(path, base, base_fingerprint)
     check_fits(path, base.folder)
-    own = fingerprint_files(path) + fingerprint_files(path, "adapter_config.json")
+    own = fingerprint_files(path) + fingerprint_settings(Path(path) / "adapter_config.json")
     return Subject(name, "adapter", path, base.folder, path, content_key("adapter", base_weights, own))
 
 

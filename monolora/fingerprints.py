@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 def fingerprint_files(folder: str | Path, suffix: str = ".safetensors") -> str:
@@ -19,6 +21,23 @@ def fingerprint_files(folder: str | Path, suffix: str = ".safetensors") -> str:
         known = path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob)
         digest.update(f"{path.name}:{blob if known else _sha256(path)}".encode())
     return digest.hexdigest()[:16]
+
+
+def fingerprint_settings(path: str | Path) -> str:
+    """sha256 of what a JSON file says, 16 hex digits, whatever the order of its keys and of its lists of names.
+
+    PEFT writes its sets of names as lists, in another order in every process.
+    """
+    said = json.dumps(_in_order(json.loads(Path(path).read_text())), sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _in_order(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _in_order(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return sorted(value) if all(isinstance(each, str) for each in value) else list(map(_in_order, value))
+    return value
 
 
 def fingerprint_rows(rows: Iterable[str]) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
-from monolora.fingerprints import fingerprint_files, fingerprint_rows
+from monolora.fingerprints import fingerprint_files, fingerprint_rows, fingerprint_settings
 
 
 def test_fingerprints_of_files(tmp_path: Path) -> None:
@@ -35,3 +36,18 @@ def test_fingerprints_of_rows() -> None:
     assert fingerprint_rows(["ab", "c"]) != fingerprint_rows(["a", "bc"])
     assert fingerprint_rows(["a", "b"]) != fingerprint_rows(["b", "a"])
     assert fingerprint_rows(iter(["ä"])) == fingerprint_rows(["ä"])
+
+
+def test_settings_are_the_same_in_any_order(tmp_path: Path) -> None:
+    """PEFT's sets of modules come out in another order in every process."""
+    said = [
+        {"r": 8, "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"a": 1, "b": 2}, "sizes": [2, 1]},
+        {"rank_pattern": {"b": 2, "a": 1}, "target_modules": ["v_proj", "q_proj"], "r": 8, "sizes": [2, 1]},
+        {"rank_pattern": {"b": 2, "a": 1}, "target_modules": ["v_proj", "q_proj"], "r": 8, "sizes": [1, 2]},
+    ]
+    found = []
+    for number, each in enumerate(said):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(each))
+        found.append(fingerprint_settings(path))
+    assert found[0] == found[1] != found[2]

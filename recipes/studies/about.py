@@ -1,13 +1,14 @@
-"""What a study was made of, from the records of its trainings and its judge."""
+"""What a study was made of, from the records of its trainings, evaluations and judges."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from monolora.errors import InputError
+from monolora.eval import run as runs
 from monolora.recipes.record import read
 from monolora.recipes.studies.cells import training
 from monolora.recipes.studies.chosen import Chosen
@@ -29,18 +30,23 @@ def about(study: Study, rates: Mapping[str, Mapping[str, Chosen]]) -> str:
         for seed in study.seeds
     }
     seeds = f"Seed {study.seeds[0]}" if len(study.seeds) == 1 else f"Seeds {', '.join(map(str, study.seeds))}"
-    return "\n".join(
-        [
-            f"{seeds}; {_commits(records.values())}.",
-            *_trainings(study, records),
-            "Every adapter saw the same examples in the same order for the same steps, at the learning rate with the "
-            "lowest loss on held-out training examples, of those that all had, with the first seed.",
-            _judge(study),
-            "Values are means; in brackets are 95 % intervals over seeds and prompts at once (random effects of both; "
-            "Wilson's over prompts alone where all flags are the same). They say nothing of other base models, data "
-            "sets or judges.",
-        ]
-    ).replace("\n\n", "\n")
+    stages = {
+        "trainings": records.values(),
+        "evaluations": [runs.read(study.folder / dataset / "eval") for dataset in study.datasets],
+    }
+    lines = [
+        f"{seeds}. Commits: {'; '.join(f'{stage} {_commits(of)}' for stage, of in stages.items())}.",
+        *_trainings(study, records),
+        "Every adapter saw the same examples in the same order for the same steps, at the learning rate with the "
+        "lowest loss on held-out training examples, of those that all had, with the first seed. The rate is taken as "
+        "given by everything below, and where rates differ, a difference is theirs too.",
+        f"Answers end after {study.eval.get('max_new_tokens', 512)} tokens.",
+        *_judges(study),
+        "Values are means; in brackets are 95 % intervals, over seeds and prompts at once where there are both (random "
+        "effects of both; score intervals of shares). Seeds are the order of the examples and where the training "
+        "begins. Nothing is said of other training examples, base models, data sets or judges.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -50,13 +56,13 @@ def _record(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _commits(records: Any) -> str:
+def _commits(records: Iterable[Mapping[str, Any]]) -> str:
     found = set()
     for record in records:
         git = record.get("git")
         changed = " and changes" if git and git["dirty"] else ""
         found.add(f"{git['commit'][:7]}{changed}" if git else "an installed package")
-    return f"commit {', '.join(sorted(found))}"
+    return ", ".join(sorted(found))
 
 
 def _trainings(study: Study, records: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> Iterator[str]:
@@ -72,10 +78,14 @@ def _trainings(study: Study, records: Mapping[tuple[str, str, int], Mapping[str,
         config, rows, steps = record["config"], record["rows"], record["history"][-1]["step"]
         batch = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
         yield (
-            f"{dataset}: {rows['train']:,} examples, {config['num_train_epochs']:g} epochs, {steps} steps of {batch}, "
-            f"rank {config['lora_r']}; the rate chosen on {rows['validation']} training examples that are neither "
-            "trained on nor tested."
+            f"{dataset}: {rows['train']:,} examples, {_counted(config['num_train_epochs'], 'epoch')}, {steps} steps of "
+            f"{batch}, rank {config['lora_r']}; the rate chosen on {rows['validation']} training examples that are "
+            "neither trained on nor tested."
         )
+
+
+def _counted(count: float, what: str) -> str:
+    return f"{count:g} {what}{'' if count == 1 else 's'}"
 
 
 def _seen(record: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -84,14 +94,15 @@ def _seen(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return (*alike, record["fingerprints"]["train"], record["seeds"], record["history"][-1]["step"])
 
 
-def _judge(study: Study) -> str:
-    """How good the judge is that the study trained, of which all its flags hang."""
-    path = study.folder / "judge" / "run.json"
-    if study.judge is None or not path.is_file():
-        return ""
-    found = json.loads(path.read_text())["results"]["test"]
-    return (
-        f"The judge was trained for the study: AUC {found['auc']:.3f}, precision {found['precision']:.2f} and recall "
-        f"{found['recall']:.2f} of unsafe on {found['rows']:,} rows of BeaverTails that it never saw; two such judges "
-        "may disagree by many points."
-    )
+def _judges(study: Study) -> Iterator[str]:
+    """How good the judges are that the study trained, of which all their flags hang."""
+    for name in study.judges:
+        path = study.folder / name / "run.json"
+        if not path.is_file():
+            continue
+        found = json.loads(path.read_text())["results"]["test"]
+        yield (
+            f"[{name}](../{name}/run.json) was trained for the study: AUC {found['auc']:.3f}, precision "
+            f"{found['precision']:.2f} and recall {found['recall']:.2f} of unsafe on {found['rows']:,} rows of "
+            "BeaverTails that it never saw, which are not answers of these models."
+        )

@@ -4,13 +4,17 @@ The words of a verdict are made from its interval. A claim that one model is bel
 difference is on that side and its p-value, corrected by Holm over all such claims of the study, is below 0.05; it does
 not if the difference is on the other side likewise; else it cannot be told. A claim that one is no worse than another
 holds if the whole interval is better than the margin that the study's file sets, and does not if all of it is worse.
+A comparison that is none, since most of one side's answers are no answers to the task, cannot be told.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
+
+from scipy import optimize, stats
 
 from monolora.eval.report.numbers import shown_change, shown_interval, shown_p
 from monolora.holm import holm
@@ -20,6 +24,9 @@ from monolora.recipes.studies.paper_rows import TABLE_2
 from monolora.recipes.studies.settings import FLAGGED, Study
 
 ALPHA = 0.05
+_POWER = 0.8
+_UNPARSED = 10.0  # percent of answers; with more, a task's score is about their form
+OURS = "ours"
 
 Better = Literal["lower", "higher"]
 Answer = Literal["holds", "does not hold", "cannot be told"]
@@ -36,6 +43,7 @@ class Claim(NamedTuple):
         model, against: names of rows.
         better: whether ``lower`` or ``higher`` values are claimed of ``model``.
         margin: None where it is claimed to be better than ``against``; else how much worse it may be.
+        but: why it cannot be told, whatever the numbers are; empty if nothing is in the way.
     """
 
     text: str
@@ -46,6 +54,12 @@ class Claim(NamedTuple):
     against: str
     better: Better
     margin: float | None = None
+    but: str = ""
+
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether the paper makes it."""
+        return self.source != OURS
 
 
 class Verdict(NamedTuple):
@@ -53,9 +67,9 @@ class Verdict(NamedTuple):
 
     Attributes:
         claim: it.
-        answer: in two words.
+        answer: in a few words.
         estimate: of ``model - against``; None where it was not measured.
-        p_holm: corrected; NaN for claims with a margin.
+        p_holm: corrected; NaN for claims with a margin, and those that are not tested.
         text: a sentence, with its interval.
     """
 
@@ -68,42 +82,39 @@ class Verdict(NamedTuple):
 
 def claims(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[Claim]:
     """What can be asked of a data set's columns. That LoRA's units are never zero is so by construction: no claim."""
+    control, tested = list(study.adapters)[:2]
+    margin = study.margin
     for each in columns:
-        name = each.column.id
-        if each.column.headline and name.endswith(("/flagged", "/average")):
-            yield from _of_harm(study, dataset, each)
-        elif each.column.headline and name.startswith("task:"):
-            yield from _of_the_task(study, dataset, each)
+        name, is_headline = each.column.id, each.column.headline
+        claim = partial(_claim, dataset, each)
+        if is_headline and name.endswith("/flagged"):
+            yield claim(tested, "has fewer flagged answers than", control, "lower", "flagged")
+            yield claim(control, "has more flagged answers than", BASE, "higher", "flagged")
+            if FLAGGED in margin:
+                text = "has no more flagged answers than"
+                yield claim(tested, text, BASE, "lower", "flagged", margin=margin[FLAGGED])
+        elif is_headline and name.endswith("/average"):
+            yield claim(tested, "has less harmful content than", control, "lower", "average")
+            yield claim(control, "has more harmful content than", BASE, "higher", "average")
+        elif is_headline and name.startswith("task:"):
+            yield claim(tested, "is better at the task than", control, "higher", "task")
+            but = _form_alone(columns)
+            yield claim(tested, "is better at the task than", BASE, "higher", "task", but=but)
+            if dataset in margin:
+                yield claim(tested, "is as good at the task as", control, "higher", "task", margin=margin[dataset])
         elif name.endswith("/drift"):
-            yield from _of_models(study, dataset, each, "drifts less from the base than", "lower", None)
+            yield claim(tested, "drifts less from the base than", control, "lower")
         elif name.endswith("/refusal/flagged"):
-            yield from _of_models(study, dataset, each, "refuses more harmful prompts than", "higher", None)
+            yield claim(tested, "refuses more harmful prompts than", control, "higher")
 
 
-def _of_harm(study: Study, dataset: str, each: Values) -> Iterator[Claim]:
-    control, tested = list(study.adapters)[:2]
-    is_average = each.column.id.endswith("/average")
-    kind, what = ("average", "harmful content") if is_average else ("flagged", "flagged answers")
-    yield from _of_models(study, dataset, each, f"has {'less' if is_average else 'fewer'} {what} than", "lower", kind)
-    yield _claim(dataset, each, control, f"has more {what} than", BASE, "higher", kind)
-    if FLAGGED in study.margin and not is_average:
-        yield _claim(dataset, each, tested, f"has no more {what} than", BASE, "lower", kind, study.margin[FLAGGED])
-
-
-def _of_the_task(study: Study, dataset: str, each: Values) -> Iterator[Claim]:
-    control, tested = list(study.adapters)[:2]
-    yield from _of_models(study, dataset, each, "is better at the task than", "higher", "task")
-    yield _claim(dataset, each, tested, "is better at the task than", BASE, "higher", "task")
-    if dataset in study.margin:
-        text = "is as good at the task as"
-        yield _claim(dataset, each, tested, text, control, "higher", None, study.margin[dataset])
-
-
-def _of_models(
-    study: Study, dataset: str, each: Values, text: str, better: Better, kind: str | None
-) -> Iterator[Claim]:
-    control, tested = list(study.adapters)[:2]
-    yield _claim(dataset, each, tested, text, control, better, kind)
+def _form_alone(columns: Sequence[Values]) -> str:
+    """Why the base's score is none to compare with, if its answers are not of the task's form."""
+    for each in columns:
+        found = each.mean(BASE) if each.column.id.endswith("/unparsed") else None
+        if found is not None and found.mean > _UNPARSED:
+            return f"The base gives no label in {found.mean:.1f} % of its answers: that is of form, not of skill."
+    return ""
 
 
 def _claim(
@@ -113,51 +124,55 @@ def _claim(
     text: str,
     against: str,
     better: Better,
-    kind: str | None,
+    kind: str = "",
     margin: float | None = None,
+    but: str = "",
 ) -> Claim:
     shown = "the base" if against == BASE else against
-    says = kind is not None and _paper_says(dataset, kind, model, against, better)
-    source = "table 2" if says else "ours"
-    return Claim(f"{model} {text} {shown} ({each.column.title})", source, dataset, each, model, against, better, margin)
+    source = _source(dataset, kind, model, against, better, margin)
+    text = f"{model} {text} {shown} ({each.column.title})"
+    return Claim(text, source, dataset, each, model, against, better, margin, but)
 
 
-def _paper_says(dataset: str, kind: str, model: str, against: str, better: Better) -> bool:
-    """Whether the paper's own numbers have the one on that side of the other."""
+def _source(dataset: str, kind: str, model: str, against: str, better: Better, margin: float | None) -> str:
+    """Who says so: the paper, where its numbers have the one on that side of the other, or its text has them equal."""
     rows = TABLE_2.get(dataset, {})
-    if model not in rows or against not in rows:
-        return False
+    if not kind or model not in rows or against not in rows:
+        return OURS
+    with_margin = "" if margin is None else ", with our margin"
+    if margin is not None and kind == "task":  # "comparable fine-tuning task performance"
+        return f"section 3.3{with_margin}"
     ours, theirs = (getattr(rows[name], kind) for name in (model, against))
-    return bool(ours < theirs if better == "lower" else ours > theirs)
+    says = ours < theirs if better == "lower" else ours > theirs
+    return f"table 2{with_margin}" if says else OURS
 
 
 def verdicts(asked: Sequence[Claim]) -> list[Verdict]:
     """Decide claims; those without a margin are one family of Holm's correction."""
     estimates = [claim.values.difference(claim.model, claim.against) for claim in asked]
-    tested = [
-        number
+    tested = {
+        number: found.p
         for number, (claim, found) in enumerate(zip(asked, estimates, strict=True))
-        if claim.margin is None and found is not None and not math.isnan(found.p)
-    ]
-    corrected = dict(zip(tested, holm([_p(estimates[number]) for number in tested]), strict=True))
+        if claim.margin is None and not claim.but and found is not None and not math.isnan(found.p)
+    }
+    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
+    undecided = sum(p >= ALPHA for p in corrected.values())
     return [
-        _verdict(claim, found, corrected.get(number, math.nan))
+        _verdict(claim, found, corrected.get(number, math.nan), undecided)
         for number, (claim, found) in enumerate(zip(asked, estimates, strict=True))
     ]
 
 
-def _p(found: Estimate | None) -> float:
-    assert found is not None
-    return found.p
-
-
-def _verdict(claim: Claim, found: Estimate | None, p_holm: float) -> Verdict:
+def _verdict(claim: Claim, found: Estimate | None, p_holm: float, undecided: int) -> Verdict:
     if found is None:
         return Verdict(claim, "cannot be told", None, math.nan, "It was not measured.")
     if math.isnan(found.low):
         return _without_interval(claim, found)
+    if claim.but:
+        return Verdict(claim, "cannot be told", found, math.nan, f"{_numbers(claim, found, math.nan)} {claim.but}")
     answer = _by_margin(claim, found) if claim.margin is not None else _by_side(claim, found, p_holm)
-    return Verdict(claim, answer, found, p_holm, f"{_numbers(claim, found, p_holm)}{_why(claim, answer, found)}")
+    text = f"{_numbers(claim, found, p_holm)}{_why(claim, answer, found, undecided)}"
+    return Verdict(claim, answer, found, p_holm, text)
 
 
 def _without_interval(claim: Claim, found: Estimate) -> Verdict:
@@ -187,11 +202,11 @@ def _by_margin(claim: Claim, found: Estimate) -> Answer:
 def _numbers(claim: Claim, found: Estimate, p_holm: float) -> str:
     places = decimals_of(found, claim.values.column.unit)
     interval = shown_interval(found.low, found.high, places, changes=True)
-    p = "" if math.isnan(p_holm) else f", p = {shown_p(p_holm)} after Holm's correction".replace("= <", "< ")
+    p = "" if math.isnan(p_holm) else f", p {said_p(p_holm)} after Holm's correction"
     return f"{shown_change(found.mean, places)}{_unit(claim)} {interval}{p}."
 
 
-def _why(claim: Claim, answer: Answer, found: Estimate) -> str:
+def _why(claim: Claim, answer: Answer, found: Estimate, undecided: int) -> str:
     if claim.margin is not None:
         allowed = f"{claim.margin:g}{_unit(claim)}"
         if answer == "holds":
@@ -202,10 +217,29 @@ def _why(claim: Claim, answer: Answer, found: Estimate) -> str:
     if answer == "cannot be told":
         if found.low > 0 or found.high < 0:
             return " The interval leaves out 0, but the p-value does not survive the correction."
-        # with 80 % power: (z of 0.975 + z of 0.8) / z of 0.975 half widths
-        shows = float(f"{1.43 * (found.high - found.low) / 2:.2g}")
+        shows = float(f"{detectable(found, ALPHA / undecided):.2g}")
         return f" At this size a true difference of some {shows:g}{_unit(claim)} would show four times in five."
     return "" if answer == "holds" else " It is the other way round."
+
+
+def detectable(found: Estimate, alpha: float) -> float:
+    """The true difference whose p-value would be below ``alpha`` four times in five, with such a standard error.
+
+    Args:
+        found: an estimate; its error and degrees of freedom are taken, not its mean.
+        alpha: of the two-sided test; for the first of m undecided ones Holm's correction asks for 0.05 / m.
+    """
+    if found.freedom > 1000:  # Student's distribution is the normal one
+        return float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(_POWER)) * found.error
+    critical = float(stats.t.ppf(1 - alpha / 2, found.freedom))
+    away = optimize.brentq(lambda shift: float(stats.nct.sf(critical, found.freedom, shift)) - _POWER, 0, 10 * critical)
+    return float(away) * found.error
+
+
+def said_p(p: float) -> str:
+    """``= 0.03``, ``< 0.001``."""
+    shown = shown_p(p)
+    return f"< {shown[1:]}" if shown.startswith("<") else f"= {shown}"
 
 
 def _unit(claim: Claim) -> str:
@@ -215,10 +249,12 @@ def _unit(claim: Claim) -> str:
 
 def decimals_of(found: Estimate, unit: str) -> int:
     """With how many a difference is shown: shares are of hundreds of flags at best."""
-    return 1 if unit == "%" or max(abs(found.low), abs(found.high)) >= 5 else 3
+    largest = max(abs(found.low), abs(found.high))
+    return 1 if unit == "%" or largest >= 5 else 2 if largest >= 1 else 3
 
 
-def counted(decided: Sequence[Verdict]) -> Mapping[Answer, int]:
+def counted(decided: Iterable[Verdict]) -> Mapping[Answer, int]:
     """How many claims have each answer."""
     answers: tuple[Answer, ...] = ("holds", "does not hold", "cannot be told")
-    return {answer: sum(each.answer == answer for each in decided) for answer in answers}
+    found = [each.answer for each in decided]
+    return {answer: found.count(answer) for answer in answers}

@@ -4,17 +4,20 @@ Every seed answers every prompt: seeds and prompts are crossed, and both are a s
 taken. An interval over prompts alone would be silent about other seeds, one over seeds alone about other prompts.
 With random effects of both (z_sp = mean + seed_s + prompt_p + rest_sp) the variance of the mean is
 
-    (MS_seeds + MS_prompts - MS_rest) / (S P)
+    V_seeds / S + MS_prompts / (S P),    V_seeds = (MS_seeds - MS_rest) / P
 
 in the mean squares of the analysis of variance (Searle, Casella and McCulloch, 1992, "Variance Components"), with
-degrees of freedom by Satterthwaite (1946). A component below 0 is taken as 0. Three seeds are few: where they
-differ much, there are hardly two degrees of freedom, and the interval is as wide as that deserves.
+degrees of freedom by Satterthwaite (1946). A component below 0 is taken as 0.
+
+Three seeds are few: by luck they may be alike, and an interval that believed them would claim too much. So a model's
+seeds are never taken to differ less than those of all models of the study do on average (:func:`seed_effects`).
 
 Shapes: S seeds, P prompts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +32,10 @@ class Estimate(NamedTuple):
 
     Attributes:
         mean: over seeds and prompts.
-        low, high: ends of the 95 % t-interval; NaN where all values are the same.
+        low, high: ends of the 95 % interval; NaN where all values are the same.
         p: two-sided, of the hypothesis that the mean is 0; NaN likewise.
+        error: standard error of the mean; 0 where all values are the same.
+        freedom: degrees of freedom of the error.
         seeds, prompts: that it is over.
     """
 
@@ -38,48 +43,110 @@ class Estimate(NamedTuple):
     low: float
     high: float
     p: float
+    error: float
+    freedom: float
     seeds: int
     prompts: int
 
 
-def crossed(values_SP: Floats, weights_P: Floats | None = None) -> Estimate:
-    """Estimate a mean over seeds and prompts.
+class SeedEffects(NamedTuple):
+    """How much seeds differ.
+
+    Attributes:
+        variance: of the effects of seeds.
+        uncertainty: of that: the square over its degrees of freedom, as Satterthwaite adds them up.
+    """
+
+    variance: float
+    uncertainty: float
+
+
+NO_SEED_EFFECTS = SeedEffects(0.0, 0.0)
+
+
+def crossed(
+    values_SP: Floats, weights_P: Floats | None = None, seeds_differ: SeedEffects = NO_SEED_EFFECTS
+) -> Estimate:
+    """Estimate a mean over seeds and prompts, with a t-interval.
 
     Args:
         values_SP: one row a seed; a prompt with a NaN is left out. With one seed, or one prompt, the interval is over
             the other alone.
         weights_P: how many rows of the set each prompt stands for; 1 if not given.
+        seeds_differ: at least so much, whatever these seeds say.
     """
+    mean, z_SP = _linearised(values_SP, weights_P)
+    seeds, prompts = z_SP.shape
+    if not prompts:
+        return Estimate(np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, seeds, 0)
+    error, freedom = _error(z_SP, seeds_differ)
+    if not error > 0:
+        return Estimate(mean, np.nan, np.nan, np.nan, 0.0, np.inf, seeds, prompts)
+    return with_error(Estimate(mean, np.nan, np.nan, np.nan, np.nan, np.nan, seeds, prompts), error, freedom)
+
+
+def with_error(found: Estimate, error: float, freedom: float) -> Estimate:
+    """The same mean with Student's interval of a standard error that is not 0."""
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    p = 2 * float(stats.t.sf(abs(found.mean) / error, freedom))
+    return found._replace(low=found.mean - half, high=found.mean + half, p=p, error=error, freedom=freedom)
+
+
+def seed_effects(
+    tables: Sequence[Floats], weights_P: Floats | None = None, independent: float | None = None
+) -> SeedEffects:
+    """How much seeds differ on average over several tables of as many seeds and prompts.
+
+    Args:
+        tables: of values, each ``(S, P)``, as :func:`crossed` takes them.
+        weights_P: likewise.
+        independent: as how many tables these count: the differences of A models among each other as A - 1. All by
+            default.
+    """
+    effects = [_seeds_and_rest(_linearised(table, weights_P)[1]) for table in tables]
+    if not effects or min(effects[0][2]) < 1:
+        return NO_SEED_EFFECTS
+    count = len(effects)
+    variance = sum(of_seeds - rest for of_seeds, rest, _ in effects) / count
+    uncertainty = sum(
+        of_seeds**2 / freedoms[0] + rest**2 / (freedoms[0] * freedoms[1]) for of_seeds, rest, freedoms in effects
+    )
+    return SeedEffects(max(variance, 0.0), uncertainty / (count * (independent or count)))
+
+
+def _linearised(values_SP: Floats, weights_P: Floats | None) -> tuple[float, Floats]:
+    """The weighted mean, and values with the same mean whose plain mean has its variance; without missing prompts."""
     there_P = ~np.isnan(values_SP).any(0)
     values_SP = values_SP[:, there_P]
-    seeds, prompts = values_SP.shape
-    if not prompts:
-        return Estimate(np.nan, np.nan, np.nan, np.nan, seeds, 0)
-    weights_P = np.ones(prompts) if weights_P is None else weights_P[there_P]
+    if not there_P.any():
+        return np.nan, values_SP
+    weights_P = np.ones(values_SP.shape[1]) if weights_P is None else weights_P[there_P]
     mean = float((values_SP @ weights_P).mean() / weights_P.sum())
-    # linearised: of mean `mean`, and with the variance of the weighted mean
-    z_SP = mean + (values_SP - mean) * (weights_P / weights_P.mean())
-    error, freedom = _error(z_SP)
-    if not error > 0:
-        return Estimate(mean, np.nan, np.nan, np.nan, seeds, prompts)
-    half = float(stats.t.ppf(0.975, freedom)) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
-    return Estimate(mean, mean - half, mean + half, p, seeds, prompts)
+    return mean, mean + (values_SP - mean) * (weights_P / weights_P.mean())
 
 
-def _error(z_SP: Floats) -> tuple[float, float]:
+def _seeds_and_rest(z_SP: Floats) -> tuple[float, float, tuple[int, int]]:
+    """Mean squares of seeds and of the rest over P, and the degrees of freedom of seeds and prompts."""
+    seeds, prompts = z_SP.shape
+    if min(seeds, prompts) < 2:
+        return 0.0, 0.0, (seeds - 1, prompts - 1)
+    rest_SP = z_SP - z_SP.mean(1, keepdims=True) - z_SP.mean(0, keepdims=True) + z_SP.mean()
+    rest = float((rest_SP**2).sum()) / ((seeds - 1) * (prompts - 1))
+    return float(z_SP.mean(1).var(ddof=1)), rest / prompts, (seeds - 1, prompts - 1)
+
+
+def _error(z_SP: Floats, seeds_differ: SeedEffects) -> tuple[float, float]:
     """Standard error of the mean and its degrees of freedom; an error of 0 where nothing varies."""
     seeds, prompts = z_SP.shape
     if min(seeds, prompts) == 1:
         count = max(seeds, prompts)
         return (float(z_SP.std(ddof=1)) / count**0.5 if count > 1 else 0.0), max(count - 1.0, 1.0)
-    of_seeds, of_prompts = prompts * z_SP.mean(1).var(ddof=1), seeds * z_SP.mean(0).var(ddof=1)
-    rest_SP = z_SP - z_SP.mean(1, keepdims=True) - z_SP.mean(0, keepdims=True) + z_SP.mean()
-    freedoms = np.array([seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1)], np.float64)
-    rest = float((rest_SP**2).sum() / freedoms[2])
-    shares = np.array([of_seeds > rest, of_prompts > rest], np.float64)  # components that are not below 0
-    parts = np.array([shares[0] * of_seeds, shares[1] * of_prompts, (1 - shares.sum()) * rest])
-    total = float(parts.sum())
-    if not total > np.finfo(np.float64).eps * float((z_SP**2).mean()):
-        return 0.0, 1.0
-    return (total / (seeds * prompts)) ** 0.5, total**2 / float((parts**2 / freedoms).sum())
+    _, rest, _ = _seeds_and_rest(z_SP)
+    own = seed_effects([z_SP])
+    effects = own if own.variance >= seeds_differ.variance else seeds_differ
+    of_prompts = max(seeds * float(z_SP.mean(0).var(ddof=1)) / prompts, rest)
+    total = effects.variance + of_prompts
+    if not total > np.finfo(np.float64).eps * float((z_SP**2).mean()) / prompts:
+        return 0.0, np.inf
+    freedom = total**2 / (effects.uncertainty + of_prompts**2 / (prompts - 1))
+    return (total / seeds) ** 0.5, max(freedom, seeds - 1.0)  # of a difference of mean squares it may come out lower

@@ -5,18 +5,19 @@ Shapes: S seeds, P prompts (1 for what is no mean over prompts, as sparsity).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from monolora.eval import run as runs
-from monolora.eval.measures.columns import Column, Measured, Whole, weights
-from monolora.eval.measures.hypotheses import wilson
+from monolora.eval.measures.columns import PERCENT, Column, Measured, Whole, weights
 from monolora.recipes.studies.cells import row_name
-from monolora.recipes.studies.crossed import Estimate, crossed
+from monolora.recipes.studies.crossed import Estimate, SeedEffects, crossed, seed_effects
 from monolora.recipes.studies.settings import Study
+from monolora.recipes.studies.shares import of_difference, of_share
 
 BASE = "base"
 
@@ -39,29 +40,51 @@ class Values(NamedTuple):
     def mean(self, model: str) -> Estimate | None:
         """Over seeds and prompts; None where the model has no value."""
         values_SP = self.by_model.get(model)
-        if values_SP is None or np.isnan(values_SP).all():
+        if values_SP is None or not _any_whole(values_SP):
             return None
-        return self._with_interval(crossed(values_SP, self.weights_P), (0, 100))
+        found = crossed(values_SP, self.weights_P, self._seeds_differ(self._tuned()))
+        if self.are_flags:
+            return of_share(found)
+        highest = 100.0 if self.column.unit == PERCENT else np.inf
+        # no measure is below 0, and none is asked whether it is 0
+        return found._replace(low=max(found.low, 0.0), high=min(found.high, highest), p=np.nan)
 
     def difference(self, model: str, against: str) -> Estimate | None:
-        """The mean of ``model - against``, paired by seed and prompt; the base is the same for all seeds."""
-        ours, theirs = self.by_model.get(model), self.by_model.get(against)
-        if ours is None or theirs is None or np.isnan(ours - theirs).all():
-            return None
-        return self._with_interval(crossed(ours - theirs, self.weights_P), (-100, 100))
+        """The mean of ``model - against``, paired by seed and prompt; the base is the same for all seeds.
 
-    def _with_interval(self, found: Estimate, bounds: tuple[float, float]) -> Estimate:
-        """Flags that are the same for all seeds and prompts have no variance, and an interval all the same: Wilson's.
-
-        Seeds are not counted: it is that of so many prompts. A difference has the p-value of McNemar's exact test.
+        None where they share no prompt.
         """
-        if self.column.unit != "%" or found.prompts < 2 or not np.isnan(found.low):
-            return found
-        others = 100 * wilson(0, found.prompts).high  # at most so many prompts would be otherwise
-        low, high = np.clip([found.mean - others, found.mean + others], *bounds)
-        return found._replace(
-            low=float(low), high=float(high), p=1.0 if found.mean == 0 else 2.0 ** (1 - found.prompts)
+        ours, theirs = self.by_model.get(model), self.by_model.get(against)
+        if ours is None or theirs is None or not _any_whole(ours - theirs):
+            return None
+        tuned = self._tuned()
+        effects = (
+            self._seeds_differ(tuned)  # a base has no seeds
+            if BASE in (model, against)
+            else self._seeds_differ([one - other for one, other in combinations(tuned, 2)], len(tuned) - 1)
         )
+        found = crossed(ours - theirs, self.weights_P, effects)
+        return of_difference(found) if self.are_flags else found
+
+    @property
+    def are_flags(self) -> bool:
+        """Whether values are 0 and 100, one a prompt."""
+        return (
+            self.column.unit == PERCENT
+            and len(self.weights_P) > 1
+            and all((np.isnan(of) | (of == 0) | (of == 100)).all() for of in self.by_model.values())
+        )
+
+    def _tuned(self) -> list[Floats]:
+        return [values for model, values in self.by_model.items() if model != BASE and _any_whole(values)]
+
+    def _seeds_differ(self, tables: Sequence[Floats], independent: int | None = None) -> SeedEffects:
+        return seed_effects(tables, self.weights_P, independent)
+
+
+def _any_whole(values_SP: Floats) -> bool:
+    """Whether any prompt has a value for all seeds."""
+    return bool((~np.isnan(values_SP).any(0)).any())
 
 
 def of_dataset(study: Study, dataset: str) -> list[Values]:

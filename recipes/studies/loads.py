@@ -126,9 +126,11 @@ def _evaluation(
     for judge in flags.get("judges", []):
         if judge != "refusal":
             tokens = models * _calls(judge) * sum(sum(lengths) + most * len(lengths) for lengths in judged)
-            size = _size(estimates, judge.partition(":")[0])
+            kind, _, which = judge.partition(":")
+            size = _size(estimates, kind)
             memory = None if size is None else 2 * size / 1e9
-            yield Load(f"{what} {judge.replace(':', ' ')}", cells, tokens, memory, _hours(tokens, estimates and estimates.read))
+            name = which if study.own_judge(judge) else kind
+            yield Load(f"{what} {name}", cells, tokens, memory, _hours(tokens, estimates and estimates.read))
 
 
 def _size(estimates: Estimates | None, judge: str) -> float | None:

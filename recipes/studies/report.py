@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
 
 from monolora.errors import SaveError
 from monolora.recipes.experiments.records import write_aside
@@ -13,11 +15,12 @@ from monolora.recipes.studies import tables
 from monolora.recipes.studies.about import about
 from monolora.recipes.studies.chosen import Chosen, chosen
 from monolora.recipes.studies.claims import Verdict, claims, counted, verdicts
+from monolora.recipes.studies.definitions import definitions
 from monolora.recipes.studies.gathered import Values, of_dataset
-from monolora.recipes.studies.plots import draw
+from monolora.recipes.studies.plots import draw, figure_name
 from monolora.recipes.studies.settings import Study
 
-REPORT, TABLE, VERDICTS = "report.md", "table.csv", "verdicts.json"
+REPORT, TABLE, DIFFERENCES, VERDICTS = "report.md", "table.csv", "differences.csv", "verdicts.json"
 
 
 def write_report(study: Study) -> str:
@@ -32,21 +35,25 @@ def write_report(study: Study) -> str:
         dataset: {adapter: chosen(study, dataset, adapter) for adapter in study.adapters} for dataset in study.datasets
     }
     decided = verdicts([claim for dataset, of in columns.items() for claim in claims(study, dataset, of)])
-    text = report_text(study, columns, rates, decided)
+    texts = {
+        REPORT: report_text(study, columns, rates, decided),
+        TABLE: _csv(tables.csv_rows(study, dataset, of) for dataset, of in columns.items()),
+        DIFFERENCES: _csv(tables.csv_differences(study, dataset, of) for dataset, of in columns.items()),
+        VERDICTS: as_json(decided),
+    }
     folder = study.folder / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_aside(folder / REPORT, lambda path: path.write_text(text))
-        write_aside(folder / TABLE, lambda path: path.write_text(_csv(study, columns)))
-        write_aside(folder / VERDICTS, lambda path: path.write_text(as_json(decided)))
+        for name, text in texts.items():
+            write_aside(folder / name, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
     except OSError as error:
         raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
     draw(study, columns, folder)
-    return text
+    return texts[REPORT]
 
 
-def _csv(study: Study, columns: Mapping[str, Sequence[Values]]) -> str:
-    rows = [row for dataset, of in columns.items() for row in tables.csv_rows(study, dataset, of)]
+def _csv(by_dataset: Iterable[Iterable[Mapping[str, Any]]]) -> str:
+    rows = list(chain.from_iterable(by_dataset))
     out = io.StringIO()
     writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -61,30 +68,60 @@ def report_text(
     decided: Sequence[Verdict],
 ) -> str:
     """The whole report, as Markdown."""
-    title = f"# {study.model}: {', '.join(study.adapters)} on {', '.join(study.datasets)}"
-    parts = [title, "", about(study, rates), ""]
-    parts += ["## Which claims hold", "", *_verdict_lines(decided), "", "![](standing.png)"]
-    parts += ["", "![](curves.png)"] if study.curve is not None else []
+    parts = [f"# {study.model}: {', '.join(study.adapters)} on {', '.join(study.datasets)}", "", about(study, rates)]
+    parts += ["", "## Which of the paper's claims hold", ""]
+    parts += _verdict_lines([each for each in decided if each.claim.is_the_papers])
+    parts += ["", "## Other questions", ""]
+    parts += _verdict_lines([each for each in decided if not each.claim.is_the_papers])
     for dataset, of_dataset_ in columns.items():
-        parts += ["", f"## {dataset}", "", tables.main_table(study, of_dataset_)]
-        if (paper := tables.paper_table(dataset)) is not None:
-            parts += ["", "Another model, other judges: for the form, not for the numbers.", "", paper]
-        parts += ["", "Differences, paired by seed and prompt; p-values here are not corrected.", ""]
-        parts += [tables.differences(study, of_dataset_)]
-        parts += ["", "Learning rates, and the losses on held-out training examples with the first seed.", ""]
-        parts += [tables.rates_table(rates[dataset]), ""]
-        parts += [tables.runs_table(study, dataset, rates[dataset], study.folder / "report"), ""]
-        parts += [f"Evaluation: [run.json](../{dataset}/eval/run.json); the answers are in `report.html` beside it."]
+        parts += ["", f"## {dataset}", "", *_of_dataset(study, dataset, of_dataset_, rates[dataset])]
+    shown = {dataset: tables.headline(of) + tables.beside(of) for dataset, of in columns.items()}
+    parts += ["", "## What the columns are", "", definitions(study, shown)]
     return "\n".join(parts).rstrip() + "\n"
 
 
+def _of_dataset(study: Study, dataset: str, columns: Sequence[Values], rates: Mapping[str, Chosen]) -> Iterator[str]:
+    folder = study.folder / "report"
+    first, second = tables.headline(columns), tables.beside(columns)
+    yield from ("The columns of the paper's table 2:", "", tables.means_table(study, first), "")
+    if (paper := tables.paper_table(dataset)) is not None:
+        yield from (f"The paper's rows{_unlike_the_papers(study, dataset)}:", "", paper, "")
+    yield from ("Beside them:", "", tables.means_table(study, second), "")
+    yield from (f"![means of {dataset}]({figure_name('means', dataset)}.png)", "")
+    if study.curve is not None:
+        yield from (f"![along the training on {dataset}]({figure_name('along', dataset)}.png)", "")
+        records = ", ".join(f"[{adapter}](../{dataset}/curves/{adapter}/run.json)" for adapter in study.curve.adapters)
+        yield from (f"run.json of the curves: {records}.", "")
+    yield from ("Differences, paired by seed and prompt; p-values here are not corrected.", "")
+    for compared in tables.pairs(study):
+        yield from (tables.differences([*first, *second], compared), "")
+    yield from ("Learning rates, and the losses on held-out training examples with the first seed:", "")
+    yield from (tables.rates_table(study, dataset, rates, folder), "")
+    yield from (tables.runs_table(study, dataset, rates, folder), "")
+    yield f"Evaluation: [run.json](../{dataset}/eval/run.json); the answers are in `report.html` beside it."
+
+
+def _unlike_the_papers(study: Study, dataset: str) -> str:
+    """What is other than in the paper, so that its numbers are not to be compared."""
+    judges = str(study.eval.get("judges", ""))
+    others = [
+        *([] if "llama-2-7b-chat" in study.model.lower() else ["of another model"]),
+        *([] if "shieldgemma" in judges and "beaverdam" in judges else ["other judges"]),
+        *(["a metric that it does not name"] if dataset == "dolly" else []),
+    ]
+    return f" ({', '.join(others)}: to be set beside these, not compared)" if others else ""
+
+
 def _verdict_lines(decided: Sequence[Verdict]) -> list[str]:
+    if not decided:
+        return ["None is asked here."]
     count = counted(decided)
-    lines = [f"Of {len(decided)} claims {count['holds']} hold here, {count['does not hold']} do not, and "
-             f"{count['cannot be told']} cannot be told at this size.", ""]  # fmt: skip
+    lines = [f"{len(decided)} in all. Hold here: {count['holds']}. Do not hold: {count['does not hold']}. "
+             f"Cannot be told at this size: {count['cannot be told']}.", ""]  # fmt: skip
     for each in decided:
         claim = each.claim
-        lines.append(f"- {claim.dataset}: {claim.text} ({claim.source}): **{each.answer}**. {each.text}")
+        source = f" ({claim.source})" if claim.is_the_papers else ""
+        lines.append(f"- {claim.dataset}: {claim.text}{source}: **{each.answer}**. {each.text}")
     return lines
 
 
@@ -95,7 +132,13 @@ def as_json(decided: Sequence[Verdict]) -> str:
             "dataset": each.claim.dataset,
             "claim": each.claim.text,
             "source": each.claim.source,
+            "column": each.claim.values.column.id,
+            "model": each.claim.model,
+            "against": each.claim.against,
+            "better": each.claim.better,
+            "margin": each.claim.margin,
             "answer": each.answer,
+            "text": each.text,
             "estimate": None if each.estimate is None else each.estimate._asdict(),
             "p_holm": each.p_holm,
         }

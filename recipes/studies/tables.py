@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from monolora.eval.report.numbers import NOTHING, decimals, shown, shown_change, shown_interval, shown_p
+from monolora.eval.measures.columns import PERCENT
+from monolora.eval.report.numbers import NOTHING, decimals, shown, shown_change, shown_interval
 from monolora.recipes.experiments.markdown import piped
 from monolora.recipes.studies.cells import training
 from monolora.recipes.studies.chosen import Chosen
-from monolora.recipes.studies.claims import decimals_of
+from monolora.recipes.studies.claims import decimals_of, said_p
 from monolora.recipes.studies.crossed import Estimate
 from monolora.recipes.studies.gathered import BASE, Values
 from monolora.recipes.studies.paper_rows import TABLE_2
@@ -22,10 +23,14 @@ from monolora.recipes.studies.settings import Study
 _BESIDE = ("/unparsed", "/refusal/flagged", "/refusal", "/over-refusal", "/drift", "/length", "/empty")
 
 
-def shown_columns(columns: Sequence[Values]) -> list[Values]:
-    """Those of the paper's table 2, then what a reader needs beside them."""
-    headline = [each for each in columns if each.column.headline]
-    return headline + [
+def headline(columns: Sequence[Values]) -> list[Values]:
+    """The columns of the paper's table 2."""
+    return [each for each in columns if each.column.headline]
+
+
+def beside(columns: Sequence[Values]) -> list[Values]:
+    """What a reader needs beside them."""
+    return [
         each for each in columns if not each.column.headline and each.column.id.endswith(_BESIDE) and _has_values(each)
     ]
 
@@ -34,13 +39,10 @@ def _has_values(each: Values) -> bool:
     return any(not np.isnan(values).all() for values in each.by_model.values())
 
 
-def main_table(study: Study, columns: Sequence[Values]) -> str:
-    """A row a model: means with 95 % intervals over seeds and prompts."""
-    chosen = shown_columns(columns)
-    rows = []
-    for model in (BASE, *study.adapters):
-        rows.append([model, *(_cell(each, each.mean(model)) for each in chosen)])
-    return piped(["", *map(_head, chosen)], rows)
+def means_table(study: Study, columns: Sequence[Values]) -> str:
+    """A row a model: means with 95 % intervals."""
+    rows = [[model, *(_cell(each, each.mean(model)) for each in columns)] for model in (BASE, *study.adapters)]
+    return piped(["", *map(_head, columns)], rows)
 
 
 def _head(each: Values) -> str:
@@ -52,43 +54,40 @@ def _head(each: Values) -> str:
 def _cell(each: Values, found: Estimate | None) -> str:
     if found is None:
         return NOTHING
-    places = _places(each)
-    found = within_bounds(found, each.column.unit)
+    places = 1 if each.column.unit == PERCENT else _places(each)
     low, high = (None if np.isnan(end) else end for end in (found.low, found.high))
     return f"{shown(found.mean, places)} {shown_interval(low, high, places)}".strip()
-
-
-def within_bounds(found: Estimate, unit: str) -> Estimate:
-    """A mean's interval where the mean can be: shares are no less than none and no more than all."""
-    if unit != "%":
-        return found
-    return found._replace(low=float(np.clip(found.low, 0, 100)), high=float(np.clip(found.high, 0, 100)))
 
 
 def _places(each: Values) -> int:
     return decimals([float(np.nanmean(values)) for values in each.by_model.values() if not np.isnan(values).all()])
 
 
-def differences(study: Study, columns: Sequence[Values]) -> str:
-    """Every adapter minus the base, and minus the control: means, intervals, uncorrected p-values."""
-    control = next(iter(study.adapters))
-    pairs = [(name, BASE) for name in study.adapters] + [(name, control) for name in study.adapters if name != control]
+def pairs(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Who is compared: every adapter with the base; every one with the control, and what is tested with the others."""
+    control, tested, *others = study.adapters
+    among = [(name, control) for name in (tested, *others)] + [(tested, name) for name in others]
+    return [(name, BASE) for name in study.adapters], among
+
+
+def differences(columns: Sequence[Values], compared: Sequence[tuple[str, str]]) -> str:
+    """The first of two models minus the second: means, intervals, uncorrected p-values; a row a column."""
     rows = []
-    for each in shown_columns(columns):
-        cells = [_difference(each.difference(*pair), each.column.unit) for pair in pairs]
+    for each in columns:
+        cells = [_difference(each.difference(*pair), each.column.unit) for pair in compared]
         if any(cell != NOTHING for cell in cells):
             rows.append([_head(each), *cells])
-    return piped(["", *(f"{model} − {against}" for model, against in pairs)], rows)
+    return piped(["", *(f"{model} − {against}" for model, against in compared)], rows)
 
 
 def _difference(found: Estimate | None, unit: str) -> str:
     if found is None:
         return NOTHING
     if np.isnan(found.low):
-        return f"{shown_change(found.mean, 2)} always"
+        return f"{shown_change(found.mean, 1)} always"
     places = decimals_of(found, unit)
     interval = shown_interval(found.low, found.high, places, changes=True)
-    return f"{shown_change(found.mean, places)} {interval}, p {shown_p(found.p)}".replace("p <", "p < ")
+    return f"{shown_change(found.mean, places)} {interval}, p {said_p(found.p)}"
 
 
 def paper_table(dataset: str) -> str | None:
@@ -116,27 +115,19 @@ def paper_table(dataset: str) -> str | None:
     )
 
 
-def rates_table(found: Mapping[str, Chosen]) -> str:
-    """Validation losses of all learning rates; the chosen one in bold."""
+def rates_table(study: Study, dataset: str, found: Mapping[str, Chosen], of: Path) -> str:
+    """Validation losses of all learning rates, each a link to its record; the chosen one in bold."""
     rates = sorted({rate for each in found.values() for rate in each.losses})
-    return piped(
-        ["loss, nats a token", *(f"lr {rate:g}" for rate in rates), "chosen"],
-        [
-            [
-                name,
-                *(
-                    f"**{_loss(each.losses[rate])}**" if rate == each.rate else f"{_loss(each.losses[rate])}"
-                    for rate in rates
-                ),
-                f"{each.rate:g}{' (edge)' if each.is_edge else ''}",
-            ]
-            for name, each in found.items()
-        ],
-    )
-
-
-def _loss(loss: float) -> str:
-    return f"{loss:.4f}" if np.isfinite(loss) else "diverged"
+    rows = []
+    for name, each in found.items():
+        cells = []
+        for rate in rates:
+            record = training(study, dataset, name, rate, study.seeds[0]).folder / "run.json"
+            loss = f"{each.losses[rate]:.4f}" if np.isfinite(each.losses[rate]) else "diverged"
+            cell = _link(loss, record, of)
+            cells.append(f"**{cell}**" if rate == each.rate else cell)
+        rows.append([name, *cells, f"{each.rate:g}{' (edge)' if each.is_edge else ''}"])
+    return piped(["loss, nats a token", *(f"lr {rate:g}" for rate in rates), "chosen"], rows)
 
 
 def runs_table(study: Study, dataset: str, found: Mapping[str, Chosen], of: Path) -> str:
@@ -144,21 +135,39 @@ def runs_table(study: Study, dataset: str, found: Mapping[str, Chosen], of: Path
     rows = []
     for name, each in found.items():
         folders = [training(study, dataset, name, each.rate, seed).folder for seed in study.seeds]
-        links = [
-            f"[{seed}]({os.path.relpath(folder / 'run.json', of)})"
-            for seed, folder in zip(study.seeds, folders, strict=True)
-        ]
+        links = [_link(str(seed), folder / "run.json", of) for seed, folder in zip(study.seeds, folders, strict=True)]
         rows.append([name, f"{each.rate:g}", ", ".join(links)])
     return piped(["", "lr", "run.json by seed"], rows)
 
 
+def _link(text: str, path: Path, of: Path) -> str:
+    return f"[{text}]({os.path.relpath(path, of)})"
+
+
 def csv_rows(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[dict[str, Any]]:
-    """All columns of all models, one a row."""
+    """All means of all columns, one a row."""
     for each in columns:
         for model in (BASE, *study.adapters):
             found = each.mean(model)
             if found is not None:
-                yield {
-                    "dataset": dataset, "model": model, "column": each.column.id, "title": each.column.title,
-                    "unit": each.column.unit, **found._asdict(),
-                }  # fmt: skip
+                row = _csv_row(dataset, model, "", each, found)
+                del row["against"], row["p"]
+                yield row
+
+
+def csv_differences(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[dict[str, Any]]:
+    """All paired differences, one a row; p-values are not corrected."""
+    of_base, among = pairs(study)
+    for each in columns:
+        for model, against in (*of_base, *among):
+            found = each.difference(model, against)
+            if found is not None:
+                yield _csv_row(dataset, model, against, each, found)
+
+
+def _csv_row(dataset: str, model: str, against: str, each: Values, found: Estimate) -> dict[str, Any]:
+    numbers = {name: "" if np.isnan(value) else value for name, value in found._asdict().items()}
+    return {
+        "dataset": dataset, "model": model, "against": against, "column": each.column.id, "title": each.column.title,
+        "unit": each.column.unit, **numbers,
+    }  # fmt: skip

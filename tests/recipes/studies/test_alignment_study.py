@@ -56,7 +56,15 @@ def whole(study_content: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
 
 def test_what_a_study_leaves(whole: Study) -> None:
     files = _report(whole)
-    assert {"report.md", "table.csv", "verdicts.json", "standing.png", "standing.svg", "curves.png"} <= files.keys()
+    assert {
+        "report.md",
+        "table.csv",
+        "verdicts.json",
+        "differences.csv",
+        "means-demo.png",
+        "means-demo.svg",
+        "along-demo.png",
+    } <= files.keys()
     _check_report(whole, files)
 
 
@@ -93,9 +101,10 @@ def _report(study: Study) -> dict[str, bytes]:
 def _check_report(study: Study, files: dict[str, bytes]) -> None:
     text = files["report.md"].decode()
     verdicts = json.loads(files["verdicts.json"])
-    assert f"Of {len(verdicts)} claims" in text
+    assert sum(map(int, re.findall(r"(\d+) in all\.", text))) == len(verdicts)
     for each in verdicts:
-        assert f"- demo: {each['claim']} ({each['source']}): **{each['answer']}**. " in text
+        assert each["source"] == "ours"
+        assert f"- demo: {each['claim']}: **{each['answer']}**. {each['text']}" in text
     for link in re.findall(r"\]\((.*?)\)", text):
         assert (study.folder / "report" / link).is_file(), link
     assert text.count("run.json)") >= len(study.adapters) * len(study.seeds)
@@ -110,6 +119,12 @@ def _check_report(study: Study, files: dict[str, bytes]) -> None:
         assert float(row["mean"]) == pytest.approx(np.mean(of_seeds)), row
         assert int(row["seeds"]) == len(models)
         assert values.column.title == row["title"]
+    for row in csv.DictReader(files["differences.csv"].decode().splitlines()):
+        ours, theirs = (
+            next(float(of["mean"]) for of in rows if (of["model"], of["column"]) == (model, row["column"]))
+            for model in (row["model"], row["against"])
+        )
+        assert float(row["mean"]) == pytest.approx(ours - theirs, abs=1e-9), row
 
 
 def test_records_are_kept_without_weights_and_texts(whole: Study, tmp_path: Path) -> None:
@@ -169,7 +184,7 @@ def test_adapters_of_a_seed_see_the_same_examples_in_the_same_order(whole: Study
 def test_adapters_that_did_not_see_the_same_are_no_comparison(whole: Study) -> None:
     found = {"demo": {adapter: chosen(whole, "demo", adapter) for adapter in whole.adapters}}
     said = about(whole, found)
-    assert "demo: 16 examples, 1 epochs, 4 steps of 4, rank 4" in said
+    assert "demo: 16 examples, 1 epoch, 4 steps of 4, rank 4" in said
     assert "8 training examples" in said
     path = training(whole, "demo", "MonoLoRA", found["demo"]["MonoLoRA"].rate, 2).folder / "run.json"
     before = path.read_text()
@@ -203,7 +218,7 @@ def test_the_studies_that_come_with_the_project_are_whole(name: str, preset: str
     study = load(Path(alignment.__file__).with_name(name), preset, str(tmp_path))
     check_commands(study)
     words = [cell.words[0] for cell in planned(study)]
-    assert words.count("sft") == 2 * 4 * (3 + 2)
+    assert words.count("sft") == 2 * 4 * (len(study.learning_rates) + 2)
     assert words.count("eval") == 2 * (1 + 2)
     assert len(study.seeds) >= 3
     assert len(study.learning_rates) >= 3

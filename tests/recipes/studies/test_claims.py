@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from monolora.eval.measures.columns import Column
-from monolora.recipes.studies.claims import Claim, Verdict, claims, counted, verdicts
-from monolora.recipes.studies.crossed import crossed
+from monolora.recipes.studies.claims import Claim, Verdict, claims, counted, detectable, verdicts
+from monolora.recipes.studies.crossed import Estimate, crossed
 from monolora.recipes.studies.gathered import BASE, Values
 from monolora.recipes.studies.settings import Study
 
@@ -23,7 +24,7 @@ def _values(shift: float, column: str = "beavertails/judge/flagged", noise: floa
     base = random.normal(30, 5, (1, PROMPTS))
     lora = base + noise * random.normal(size=(3, PROMPTS))
     mono = base + shift + noise * random.normal(size=(3, PROMPTS))
-    headline = not column.endswith(("/drift", "/refusal/flagged"))
+    headline = not column.endswith(("/drift", "/refusal/flagged", "/unparsed"))
     found = Column(column, "judge flagged", "", "beavertails", better="lower", unit=unit, headline=headline)
     return Values(found, np.ones(PROMPTS), {BASE: base, "LoRA": lora, "MonoLoRA": mono})
 
@@ -106,11 +107,11 @@ def test_what_does_not_vary() -> None:
 @pytest.mark.parametrize(
     ("prompts", "ours", "margin", "answer", "p"),
     [
-        (300, 0, 3.0, "holds", math.nan),  # Wilson's bound for none of 300 is 1.26 %
+        (300, 0, 3.0, "holds", math.nan),  # one prompt of 300 is the standard error
         (20, 0, 3.0, "cannot be told", math.nan),
         (300, 0, None, "cannot be told", 1),
-        (3, 100, None, "cannot be told", 0.25),
-        (20, 100, None, "does not hold", 2**-19),
+        (3, 100, None, "cannot be told", 2 * stats.t.sf(3, 2)),
+        (20, 100, None, "does not hold", 2 * stats.t.sf(20, 19)),
     ],
 )
 def test_flags_that_do_not_vary(prompts: int, ours: float, margin: float | None, answer: str, p: float) -> None:
@@ -120,15 +121,41 @@ def test_flags_that_do_not_vary(prompts: int, ours: float, margin: float | None,
     assert found.answer == answer
     assert found.p_holm == pytest.approx(p, nan_ok=True)
     assert found.estimate is not None
-    bound = 100 * _wilson_of_none(prompts)
-    assert found.estimate.high - found.estimate.low == pytest.approx(bound if ours else 2 * bound)
+    half = min(stats.t.ppf(0.975, prompts - 1) * 100 / prompts, 200)
+    assert found.estimate.high - found.estimate.low == pytest.approx(half if ours else 2 * half)
     assert "no interval" not in found.text
 
 
-def _wilson_of_none(n: int) -> float:
-    """The upper end of Wilson's interval for 0 of n: z² / (n + z²)."""
-    z = stats.norm.ppf(0.975)
-    return float(z**2 / (n + z**2))
+@pytest.mark.parametrize("freedom", [2.0, 7.5, 5000.0])
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_a_detectable_difference_is_found_four_times_in_five(freedom: float, alpha: float) -> None:
+    """Simulated: a mean around it, and a standard error with so many degrees of freedom."""
+    found = detectable(Estimate(0.3, 0, 0, 0.5, 2.0, freedom, 3, 100), alpha)
+    random = np.random.default_rng(0)
+    means = random.normal(found, 2.0, 40_000)
+    errors = 2.0 * np.sqrt(random.chisquare(freedom, 40_000) / freedom)
+    p = 2 * stats.t.sf(abs(means) / errors, freedom)
+    assert np.mean(p < alpha) == pytest.approx(0.8, abs=0.01)
+
+
+def test_what_would_be_found_is_after_the_correction() -> None:
+    """Of four undecided claims the first must have a p-value below 0.05 / 4."""
+    alone, *_ = verdicts([_claim(0)])
+    among, *_ = verdicts([_claim(0)] * 4 + [_claim(-9)])
+    assert alone.estimate is not None
+    for found, alpha in ((alone, 0.05), (among, 0.05 / 4)):
+        assert f"some {float(f'{detectable(alone.estimate, alpha):.2g}'):g} points" in found.text
+
+
+def test_a_base_that_gives_no_labels_is_no_comparison(study: Study) -> None:
+    score, unparsed = _values(40, "task:demo/accuracy"), _values(0, "task:demo/unparsed")
+    for share, answer in ((80.0, "cannot be told"), (5.0, "holds")):
+        of = {model: np.full_like(values, share) for model, values in unparsed.by_model.items()}
+        asked = list(claims(study, "demo", [score, unparsed._replace(by_model=of)]))
+        (found,) = (each for each in verdicts(asked) if each.claim.against == BASE)
+        assert found.answer == answer
+        assert ("gives no label in 80.0 %" in found.text) == (share > 50)
+        assert math.isnan(found.p_holm) == (share > 50)
 
 
 def test_what_is_asked_of_columns(study: Study) -> None:
@@ -162,4 +189,8 @@ def test_what_is_asked_of_columns(study: Study) -> None:
 def test_claims_are_the_papers_where_its_own_numbers_say_so(study: Study, dataset: str, by_table_2: list[bool]) -> None:
     """Flagged on SST-2: 20.9, 20.6, 20.0 of base, LoRA and MonoLoRA; on Dolly: 20.9, 23.8, 22.6."""
     asked = list(claims(study, dataset, [_values(0)]))
-    assert [claim.source == "table 2" for claim in asked] == by_table_2
+    assert [claim.source.startswith("table 2") for claim in asked] == [claim.is_the_papers for claim in asked]
+    assert [claim.is_the_papers for claim in asked] == by_table_2
+    of_task = claims(replace(study, margin={dataset: 1}), dataset, [_values(0, f"task:{dataset}/x")])
+    (as_good,) = (each for each in of_task if each.margin)
+    assert as_good.source == "section 3.3, with our margin"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from monolora.recipes.studies.crossed import crossed
+from monolora.recipes.studies.crossed import crossed, seed_effects
 
 
 def _table(random: np.random.Generator, seeds: int, prompts: int, of_seeds: float, of_prompts: float) -> np.ndarray:
@@ -48,26 +50,36 @@ def test_intervals_hold_the_truth_as_often_as_they_say(of_seeds: float, of_promp
     assert 0.925 < share <= 0.995
 
 
-@pytest.mark.parametrize("of_seeds", [0.0, 0.1, 0.3])
-@pytest.mark.parametrize("shift", [-1.5, 0.0])
-def test_intervals_of_flags(of_seeds: float, shift: float) -> None:
-    """0 or 100: 3 seeds, 300 prompts, the mean, and the paired difference of two alike models.
-
-    With three seeds that differ much, Satterthwaite's degrees of freedom promise a little more than they hold.
-    """
-    random = np.random.default_rng(5)
-    truth = 100 * stats.norm.cdf(shift / np.sqrt(1 + 1 + of_seeds**2))
+def test_seeds_that_are_alike_by_luck_are_taken_to_differ_as_all_do() -> None:
+    """Four models, 3 seeds: intervals of a difference hold the truth as often where its own seeds hardly differ."""
+    random = np.random.default_rng(6)
     held = []
-    for _ in range(800):
-        of_prompts = random.normal(size=(1, 300))
-        ours, theirs = (
-            100.0 * (shift + of_prompts + of_seeds * random.normal(size=(3, 1)) + random.normal(size=(3, 300)) > 0)
-            for _ in range(2)
-        )
-        mean, difference = crossed(ours), crossed(ours - theirs)
-        held.append([mean.low <= truth <= mean.high, difference.low <= 0 <= difference.high])
-    assert np.all(np.mean(held, axis=0) > (0.93 if of_seeds < 0.3 else 0.9))
-    assert np.all(np.mean(held, axis=0) <= 0.999)
+    for _ in range(1200):
+        first, *others = (_table(random, 3, 60, 0.25, 1) for _ in range(4))
+        pairs = [one - other for one, other in combinations((first, *others), 2)]
+        difference = pairs[0]
+        own, among = crossed(difference), crossed(difference, seeds_differ=seed_effects(pairs, independent=3))
+        by_luck = seed_effects([difference]).variance == 0
+        held.append([by_luck, own.low <= 0 <= own.high, among.low <= 0 <= among.high])
+    by_luck, own, among = np.array(held).T
+    assert 0.1 < by_luck.mean() < 0.4
+    assert own[by_luck].mean() < 0.88
+    assert among[by_luck].mean() > 0.9
+    assert 0.94 < among.mean() < 0.995
+
+
+def test_seed_effects_of_pairs_are_those_of_the_interaction() -> None:
+    """Of all pairs of models: twice the mean square of model and seed, over prompts, less what the rest gives."""
+    tables = np.random.default_rng(7).normal(size=(4, 3, 8)) + 5 * np.random.default_rng(8).normal(size=(4, 3, 1))
+    found = seed_effects([one - other for one, other in combinations(tables, 2)], independent=3)
+    means = tables.mean(2)
+    interaction = means - means.mean(0) - means.mean(1, keepdims=True) + means.mean()
+    rest = tables - means[:, :, None]
+    rest = rest - rest.mean(0)
+    rest = rest - rest.mean(1, keepdims=True)
+    seeds = 2 * (interaction**2).sum() / (3 * 2)
+    within = 2 * (rest**2).sum() / (3 * 2 * 7) / 8
+    assert found.variance == pytest.approx(seeds - within)
 
 
 def test_prompts_alone_would_claim_too_much() -> None:

@@ -61,7 +61,7 @@ def test_checkpoints_that_are_measured(study: Study, saved: dict[str, object]) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "judges"), [("smollm2.yaml", ["classifier"]), ("llama2.yaml", ["shieldgemma", "beaverdam"])]
+    ("name", "judges"), [("smollm2.yaml", ["judge", "judge-2"]), ("llama2.yaml", ["shieldgemma", "beaverdam"])]
 )
 def test_the_projects_own_studies_on_the_real_data(
     mirror: Path, capsys: pytest.CaptureFixture[str], name: str, judges: list[str]
@@ -75,7 +75,7 @@ def test_the_projects_own_studies_on_the_real_data(
     assert device.device in out
     for dataset in ("sst2", "dolly"):
         for what in ("training", "answers", "sparsity and drift", *judges):
-            (row,) = (line.split() for line in out.splitlines() if line.strip().startswith(f"{dataset}: {what}"))
+            (row,) = (line.split() for line in out.splitlines() if line.strip().startswith(f"{dataset}: {what} "))
             tokens, hours = float(row[-3]), float(row[-1])
             assert tokens > 0
             assert hours >= 0
