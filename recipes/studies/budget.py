@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from monolora.errors import InputError
 from monolora.eval.progress import NOTES
 from monolora.hub import SMOLLM2, load_tokenizer, resolve_model
-from monolora.recipes.studies.cells import planned
+from monolora.recipes.studies.cells import middle_rate, planned
 from monolora.recipes.studies.loads import Load, loads
 from monolora.recipes.studies.settings import Study
 
@@ -20,8 +20,9 @@ def dry_run(study: Study) -> None:
     """Print the commands and what they take; nothing is run."""
     for cell in planned(study):
         print(cell.command)
+    middle = middle_rate(study)
     rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
-    said = f"Seeds after the first take the best of the learning rates {rates}; the middle one stands for it here."
+    said = f"Seeds after the first take the best of the learning rates {rates}; {middle:g} stands for it here."
     NOTES.print(said, markup=False, highlight=False, soft_wrap=True)
     Console().print(_table(study, list(loads(study, _tokenizer(study)))))
 
@@ -36,7 +37,7 @@ def _tokenizer(study: Study) -> PreTrainedTokenizerBase:
 
 def _table(study: Study, found: Sequence[Load]) -> Table:
     device = "no estimates in the study's file" if study.estimates is None else study.estimates.device
-    table = Table(title=f"At most, {device}", box=None)
+    table = Table(title=f"If no answer ends by itself, {device}", box=None)
     for title in ("", "cells", "million tokens", "GB", "hours"):
         table.add_column(title, justify="right" if title else "left")
     for each in found:

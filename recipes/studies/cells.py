@@ -127,10 +127,14 @@ def _words(flags: Mapping[str, Any], between: str) -> Iterator[str]:
             yield from (flag, str(value))
 
 
+def middle_rate(study: Study) -> float:
+    """Of the study's learning rates."""
+    return sorted(study.learning_rates)[len(study.learning_rates) // 2]
+
+
 def planned(study: Study) -> Sequence[Cell]:
-    """All cells in their order; the middle learning rate stands for what the sweep would choose."""
-    middle = sorted(study.learning_rates)[len(study.learning_rates) // 2]
-    chosen = dict.fromkeys(study.adapters, middle)
+    """All cells in their order; a middle learning rate stands for what the sweep would choose."""
+    chosen = dict.fromkeys(study.adapters, middle_rate(study))
     return [
         *(cell for dataset in study.datasets for cell in sweep(study, dataset)),
         *judges(study),

@@ -1,8 +1,7 @@
 """What the cells of a study take: tokens, counted on the very examples and prompts, and from them memory and hours.
 
-Hours are tokens divided by the speeds that the study's file names for its device; they are assumptions, not
-measurements. A forward pass alone is taken to be three times as fast as a training step, which is a forward and twice
-that backward.
+Hours are tokens divided by the speeds that the study's file names for its device. A forward pass alone is taken to be
+three times as fast as a training step, which is a forward and twice that backward.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.eval import prompts
 from monolora.eval.judges.shieldgemma import POLICIES
+from monolora.eval.settings import Settings
 from monolora.recipes import judge_data
 from monolora.recipes.prompts import prompt_ids, split_at_answer
 from monolora.recipes.studies.settings import Estimates, Study
@@ -115,7 +115,9 @@ def _evaluation(
     asked = _asked(flags, tokenizer)
     weights = None if estimates is None else 2 * estimates.parameters / 1e9
     generated = models * sum(len(each.lengths) * (each.limit or most) for each in asked)
-    yield Load(f"{what} answers", cells, generated, weights, _hours(generated, estimates and estimates.generate))
+    longest = max(max(each.lengths) + (each.limit or most) for each in asked)
+    memory = _answering(estimates, int(flags.get("batch_size", Settings.batch_size)) * longest)
+    yield Load(f"{what} answers", cells, generated, memory, _hours(generated, estimates and estimates.generate))
     judged = [each.lengths for each in asked if each.is_judged]
     read = 0 if flags.get("skip_sparsity") else tuned * sum(sum(each.lengths) for each in asked)
     if drift := flags.get("drift"):  # base and finetuned, on the base's answers
@@ -131,6 +133,13 @@ def _evaluation(
             memory = None if size is None else 2 * size / 1e9
             name = which if study.own_judge(judge) else kind
             yield Load(f"{what} {name}", cells, tokens, memory, _hours(tokens, estimates and estimates.read))
+
+
+def _answering(estimates: Estimates | None, batch_tokens: int) -> float | None:
+    """Weights, and keys and values of a batch at its end; fewer with grouped queries."""
+    if estimates is None:
+        return None
+    return (2 * estimates.parameters + 4 * estimates.layers * estimates.hidden * batch_tokens) / 1e9
 
 
 def _size(estimates: Estimates | None, judge: str) -> float | None:

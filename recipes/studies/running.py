@@ -25,7 +25,8 @@ from monolora.provenance import write_json
 from monolora.recipes.studies.at_once import at_once
 from monolora.recipes.studies.cells import Cell
 
-DIVERGED = "diverged"  # in the message of a training that did, and in its record
+DIVERGED = "diverged"  # of a training, in its record
+_SAYS_DIVERGED = "error: Training diverged"  # its last line
 
 
 class Runner:
@@ -71,8 +72,8 @@ class Runner:
         self._write(cell, "begun", {})
         try:
             self._command([*cell.words, *going_on], cell)
-        except RunError as error:
-            if not may_diverge or DIVERGED not in str(error):
+        except RunError:
+            if not may_diverge or not self._last_line(cell).startswith(_SAYS_DIVERGED):
                 raise
             self._write(cell, DIVERGED, {})
             _say(f"{where}: diverged")
@@ -115,12 +116,19 @@ class Runner:
         return []
 
     def _command(self, words: Sequence[str], cell: Cell) -> None:
-        log = self._folder / "logs" / f"{_slug(cell.name)}.log"
+        log = self._log(cell)
         (status,) = [row["status"] for row in results_of(f"{__name__}:ended", {"words": list(words)}, log)]
         if status != 0:
-            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+            last = self._last_line(cell)
             raise RunError(f"{cell.name} ended with status {status}. {last} See {log}. Its command: {cell.command}")
+
+    def _log(self, cell: Cell) -> Path:
+        return self._folder / "logs" / f"{_slug(cell.name)}.log"
+
+    def _last_line(self, cell: Cell) -> str:
+        """What its program said when it ended: its error, if it has one."""
+        lines = [line for line in self._log(cell).read_text(errors="replace").splitlines() if line.strip()]
+        return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
 
     def _record(self, cell: Cell) -> Path:
         return self._folder / "cells" / f"{_slug(cell.name)}.json"

@@ -35,6 +35,9 @@ def test_tokens_of_a_small_study(study: Study) -> None:
     )
     assert found["demo: training"].cells == 6
     assert found["demo: answers"].tokens == 5 * (6 * len(safety) + asked[1].max_new_tokens * len(task))
+    longest = max(max(safety) + 6, max(task) + asked[1].max_new_tokens)
+    cached = 4 * longest * 2 * 2 * 2 * 16  # rows of a batch; keys and values in 16 bits, of 2 layers 16 wide
+    assert found["demo: answers"].gigabytes == pytest.approx((2 * 1e5 + cached) / 1e9)
     drifted = safety[:6]  # base and tuned read prompts and the base's answers; sparsity is read of prompts alone
     assert found["demo: sparsity and drift"].tokens == 4 * (sum(safety + task) + 2 * sum(n + 6 for n in drifted))
     assert found["demo: classifier"].tokens == 5 * sum(n + 6 for n in safety)

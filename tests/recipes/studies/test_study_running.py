@@ -89,6 +89,15 @@ def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study) -> None:
         runner.run(wild)
 
 
+def test_a_training_that_fails_otherwise_is_no_result(study: Study) -> None:
+    """Whatever its folder is called."""
+    cell = training(study, "demo", "LoRA", 0.02, 1)
+    words = tuple("nowhere" if word == study.model else word for word in cell.words)
+    broken = cell._replace(name="diverged", folder=study.folder / "diverged", words=words)
+    with pytest.raises(RunError, match="nowhere"):
+        Runner(study.folder, 1).run(broken, may_diverge=True)
+
+
 def test_two_at_once_are_refused(study: Study) -> None:
     with only_one(study.folder), pytest.raises(InputError, match="Another process works on"), only_one(study.folder):
         pass
