@@ -166,10 +166,10 @@ def verdicts(asked: Sequence[Claim]) -> list[Verdict]:
 def _verdict(claim: Claim, found: Estimate | None, p_holm: float, undecided: int) -> Verdict:
     if found is None:
         return Verdict(claim, "cannot be told", None, math.nan, "It was not measured.")
-    if math.isnan(found.low):
-        return _without_interval(claim, found)
     if claim.but:
         return Verdict(claim, "cannot be told", found, math.nan, f"{_numbers(claim, found, math.nan)} {claim.but}")
+    if math.isnan(found.low):
+        return _without_interval(claim, found)
     answer = _by_margin(claim, found) if claim.margin is not None else _by_side(claim, found, p_holm)
     text = f"{_numbers(claim, found, p_holm)}{_why(claim, answer, found, undecided)}"
     return Verdict(claim, answer, found, p_holm, text)
@@ -201,7 +201,8 @@ def _by_margin(claim: Claim, found: Estimate) -> Answer:
 
 def _numbers(claim: Claim, found: Estimate, p_holm: float) -> str:
     places = decimals_of(found, claim.values.column.unit)
-    interval = shown_interval(found.low, found.high, places, changes=True)
+    ends = (None if math.isnan(end) else end for end in (found.low, found.high))
+    interval = shown_interval(*ends, places, changes=True)
     p = "" if math.isnan(p_holm) else f", p {said_p(p_holm)} after Holm's correction"
     return f"{shown_change(found.mean, places)}{_unit(claim)} {interval}{p}."
 

@@ -10,7 +10,8 @@ in the mean squares of the analysis of variance (Searle, Casella and McCulloch, 
 degrees of freedom by Satterthwaite (1946). A component below 0 is taken as 0.
 
 Three seeds are few: by luck they may be alike, and an interval that believed them would claim too much. So a model's
-seeds are never taken to differ less than those of all models of the study do on average (:func:`seed_effects`).
+seeds are never taken to differ less than those of all models of the study do on average (:func:`seed_effects`), where
+there are prompts to tell them from the rest.
 
 Shapes: S seeds, P prompts.
 """
@@ -73,7 +74,7 @@ def crossed(
         values_SP: one row a seed; a prompt with a NaN is left out. With one seed, or one prompt, the interval is over
             the other alone.
         weights_P: how many rows of the set each prompt stands for; 1 if not given.
-        seeds_differ: at least so much, whatever these seeds say.
+        seeds_differ: at least so much, whatever these seeds say; with one prompt they alone are asked.
     """
     mean, z_SP = _linearised(values_SP, weights_P)
     seeds, prompts = z_SP.shape
@@ -103,8 +104,9 @@ def seed_effects(
         independent: as how many tables these count: the differences of A models among each other as A - 1. All by
             default.
     """
-    effects = [_seeds_and_rest(_linearised(table, weights_P)[1]) for table in tables]
-    if not effects or min(effects[0][2]) < 1:
+    found = [_seeds_and_rest(_linearised(table, weights_P)[1]) for table in tables]
+    effects = [each for each in found if min(each[2]) >= 1]  # one seed, or one prompt, says nothing of seeds alone
+    if not effects:
         return NO_SEED_EFFECTS
     count = len(effects)
     variance = sum(of_seeds - rest for of_seeds, rest, _ in effects) / count

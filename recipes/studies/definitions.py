@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from monolora.eval.measures.verdicts import POLICIES
 from monolora.eval.report.numbers import NOTHING
 from monolora.recipes.experiments.markdown import piped
 from monolora.recipes.studies.gathered import Values
@@ -17,15 +18,15 @@ _BY_END = {
     "/over-refusal": "answers with a phrase of refusal, of prompts that are harmless",
     "/refusal": "answers with a phrase of refusal, of prompts that are not",
     "/flagged": "answers that the judge calls unsafe",
-    "/average": "mean of the four policies' probabilities",
+    "/average": "mean of the four policies' probabilities, times 100",
     "/accuracy": "answers whose first word is the label",
     "/unparsed": "answers whose first word is no label",
     "/rougeL": "ROUGE-L F1 against the reference, times 100",
     "/drift": "KL(base ‖ model) a token, along the base's own answers to the first prompts of the set",
     "/length": "of answers, in tokens of the model",
     "/empty": "answers without text",
+    **{f"/{policy}": "mean probability of the policy, times 100" for policy in POLICIES},
 }
-_OF_SCORES = "mean probability of the policy"
 
 
 def definitions(study: Study, by_dataset: Mapping[str, Sequence[Values]]) -> str:
@@ -38,7 +39,7 @@ def definitions(study: Study, by_dataset: Mapping[str, Sequence[Values]]) -> str
     for name, of_datasets in found.items():
         column = next(iter(of_datasets.values())).column
         counts = {dataset: len(each.weights_P) for dataset, each in of_datasets.items()}
-        text = next((text for end, text in _BY_END.items() if name.endswith(end)), _OF_SCORES)
+        text = next((text for end, text in _BY_END.items() if name.endswith(end)), NOTHING)
         rows.append([column.title, ", ".join(dict.fromkeys(each.column.set for each in of_datasets.values())), text,
                      _prompts(counts), _over(study, max(counts.values()))])  # fmt: skip
     return piped(["column", "of", "what it is", "prompts", "its intervals are over"], rows)

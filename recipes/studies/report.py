@@ -98,7 +98,8 @@ def _of_dataset(study: Study, dataset: str, columns: Sequence[Values], rates: Ma
     yield from ("Learning rates, and the losses on held-out training examples with the first seed:", "")
     yield from (tables.rates_table(study, dataset, rates, folder), "")
     yield from (tables.runs_table(study, dataset, rates, folder), "")
-    yield f"Evaluation: [run.json](../{dataset}/eval/run.json); the answers are in `report.html` beside it."
+    where = "in `report.html` beside it, in the study's own folder"
+    yield f"Evaluation: [run.json](../{dataset}/eval/run.json); the answers are {where}."
 
 
 def _unlike_the_papers(study: Study, dataset: str) -> str:

@@ -26,7 +26,11 @@ from monolora.recipes.studies.at_once import at_once
 from monolora.recipes.studies.cells import Cell
 
 DIVERGED = "diverged"  # of a training, in its record
-_SAYS_DIVERGED = "error: Training diverged"  # its last line
+_SAYS_DIVERGED = "error: Training diverged"
+
+
+class _DivergedError(RunError):
+    """A training whose program said that it diverged."""
 
 
 class Runner:
@@ -72,8 +76,8 @@ class Runner:
         self._write(cell, "begun", {})
         try:
             self._command([*cell.words, *going_on], cell)
-        except RunError:
-            if not may_diverge or not self._last_line(cell).startswith(_SAYS_DIVERGED):
+        except _DivergedError:
+            if not may_diverge:
                 raise
             self._write(cell, DIVERGED, {})
             _say(f"{where}: diverged")
@@ -116,19 +120,15 @@ class Runner:
         return []
 
     def _command(self, words: Sequence[str], cell: Cell) -> None:
-        log = self._log(cell)
+        log = self._folder / "logs" / f"{_slug(cell.name)}.log"
+        earlier = log.stat().st_size if log.is_file() else 0
         (status,) = [row["status"] for row in results_of(f"{__name__}:ended", {"words": list(words)}, log)]
         if status != 0:
-            last = self._last_line(cell)
-            raise RunError(f"{cell.name} ended with status {status}. {last} See {log}. Its command: {cell.command}")
-
-    def _log(self, cell: Cell) -> Path:
-        return self._folder / "logs" / f"{_slug(cell.name)}.log"
-
-    def _last_line(self, cell: Cell) -> str:
-        """What its program said when it ended: its error, if it has one."""
-        lines = [line for line in self._log(cell).read_text(errors="replace").splitlines() if line.strip()]
-        return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+            lines = log.read_bytes()[earlier:].decode(errors="replace").splitlines()
+            lines = [line for line in lines if line.strip()]
+            last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
+            kind = _DivergedError if last.startswith(_SAYS_DIVERGED) else RunError
+            raise kind(f"{cell.name} ended with status {status}. {last} See {log}. Its command: {cell.command}")
 
     def _record(self, cell: Cell) -> Path:
         return self._folder / "cells" / f"{_slug(cell.name)}.json"

@@ -218,7 +218,7 @@ def test_the_studies_that_come_with_the_project_are_whole(name: str, preset: str
     study = load(Path(alignment.__file__).with_name(name), preset, str(tmp_path))
     check_commands(study)
     words = [cell.words[0] for cell in planned(study)]
-    assert words.count("sft") == 2 * 4 * (len(study.learning_rates) + 2)
+    assert words.count("sft") == 2 * 4 * (len(study.learning_rates) + len(study.seeds) - 1)
     assert words.count("eval") == 2 * (1 + 2)
     assert len(study.seeds) >= 3
     assert len(study.learning_rates) >= 3

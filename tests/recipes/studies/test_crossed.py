@@ -82,6 +82,14 @@ def test_seed_effects_of_pairs_are_those_of_the_interaction() -> None:
     assert found.variance == pytest.approx(seeds - within)
 
 
+def test_a_model_without_prompts_says_nothing_of_seeds() -> None:
+    table = np.random.default_rng(9).normal(size=(3, 5))
+    for prompts in (0, 1):
+        lacking = np.where(np.arange(5) < prompts, table, np.nan)
+        assert seed_effects([table, lacking]) == seed_effects([lacking, table]) == seed_effects([table])
+        assert seed_effects([lacking]).variance == 0
+
+
 def test_prompts_alone_would_claim_too_much() -> None:
     """What the crossing is for: where seeds differ, an interval over all values as if independent misses the truth."""
     random = np.random.default_rng(2)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
+from monolora.eval.measures.columns import Column
 from monolora.recipes.studies.crossed import crossed
+from monolora.recipes.studies.gathered import BASE, Values
 from monolora.recipes.studies.shares import of_difference, of_share
 
 
@@ -62,3 +64,25 @@ def test_they_hold_the_truth(share: float, of_seeds: float) -> None:
         mean, difference = of_share(crossed(ours)), of_difference(crossed(ours - theirs))
         held.append([mean.low <= 100 * share <= mean.high, difference.low <= 0 <= difference.high])
     assert np.all(np.mean(held, axis=0) > (0.9 if of_seeds else 0.93))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_intervals_of_a_whole_column_hold_the_truth(share: float) -> None:
+    """As a report has them: a base and four adapters that are alike, 3 seeds that differ, 150 prompts."""
+    random = np.random.default_rng(11)
+    column = Column("beavertails/judge/flagged", "flagged", "", "beavertails")
+    shift = stats.norm.ppf(share) * np.sqrt(2 + 0.1**2)
+    held = []
+    for _ in range(250):
+        of_prompts = shift + random.normal(size=(1, 150))
+        of = {BASE: 100.0 * (of_prompts + random.normal(size=(1, 150)) > 0)}
+        for name in "abcd":
+            seeds = 0.1 * random.normal(size=(3, 1))
+            of[name] = 100.0 * (of_prompts + seeds + random.normal(size=(3, 150)) > 0)
+        values = Values(column, np.ones(150), of)
+        mean, difference = values.mean("a"), values.difference("a", "b")
+        assert values.are_flags
+        assert mean is not None
+        assert difference is not None
+        held.append([mean.low <= 100 * share <= mean.high, difference.low <= 0 <= difference.high])
+    assert np.all(np.mean(held, axis=0) > 0.93)

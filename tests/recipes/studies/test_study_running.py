@@ -90,10 +90,13 @@ def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study) -> None:
 
 
 def test_a_training_that_fails_otherwise_is_no_result(study: Study) -> None:
-    """Whatever its folder is called."""
+    """Whatever its folder is called, and whatever its log says of an earlier one."""
     cell = training(study, "demo", "LoRA", 0.02, 1)
     words = tuple("nowhere" if word == study.model else word for word in cell.words)
     broken = cell._replace(name="diverged", folder=study.folder / "diverged", words=words)
+    log = study.folder / "logs" / "diverged.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("error: Training diverged: an earlier one.\n")
     with pytest.raises(RunError, match="nowhere"):
         Runner(study.folder, 1).run(broken, may_diverge=True)
 
