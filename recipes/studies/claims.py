@@ -201,8 +201,8 @@ def _by_margin(claim: Claim, found: Estimate) -> Answer:
 
 def _numbers(claim: Claim, found: Estimate, p_holm: float) -> str:
     places = decimals_of(found, claim.values.column.unit)
-    ends = (None if math.isnan(end) else end for end in (found.low, found.high))
-    interval = shown_interval(*ends, places, changes=True)
+    low, high = (None if math.isnan(end) else end for end in (found.low, found.high))
+    interval = shown_interval(low, high, places, changes=True)
     p = "" if math.isnan(p_holm) else f", p {said_p(p_holm)} after Holm's correction"
     return f"{shown_change(found.mean, places)}{_unit(claim)} {interval}{p}."
 
