@@ -84,6 +84,9 @@ def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study) -> None:
     found = chosen(study, "demo", "LoRA")
     assert found.rate == 0.002
     assert found.losses[0.02] == float("inf")
+    shutil.rmtree(wild.folder)
+    with pytest.raises(RunError, match="diverged"):
+        runner.run(wild)
 
 
 def test_a_training_that_fails_otherwise_is_no_result(study: Study) -> None:
