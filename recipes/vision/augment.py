@@ -16,7 +16,8 @@ import torch.nn.functional as F
 _RATIOS = (math.log(3 / 4), math.log(4 / 3))  # of a crop's width to its height
 _ATTEMPTS = 10  # at a crop that fits into the image; then the whole image is taken
 _GREY = (0.299, 0.587, 0.114)
-_BLUR = (0.1, 2.0)  # standard deviations, in pixels
+_BLUR = (0.1, 2.0)  # standard deviations, in pixels, whatever the size of the image
+_BLUR_REACH = 8  # pixels on either side: four of the largest deviation
 
 
 class Augment(NamedTuple):
@@ -132,24 +133,25 @@ _COLOURS = (_brightness, _contrast, _saturation, _hue)
 
 
 def _blur_kernels(batch: int, size: int, probability: float, generator: torch.Generator) -> torch.Tensor:
-    """Gaussian weights, ``(B, k)``, k odd and about a tenth of the size; 1 in the middle for images not blurred."""
-    half = max(1, size // 20)
+    """Gaussian weights, ``(B, 2 reach + 1)``; 1 in the middle for images not blurred."""
+    reach = min(_BLUR_REACH, size - 1)
     drawn = torch.rand(2, batch, 1, generator=generator)
     deviation = _BLUR[0] + (_BLUR[1] - _BLUR[0]) * drawn[0]
-    places = torch.arange(-half, half + 1.0)
-    weights = torch.exp(-0.5 * (places / deviation).square())
-    weights = torch.where(drawn[1] < probability, weights, (places == 0).float())
+    offsets = torch.arange(-reach, reach + 1.0)
+    weights = torch.exp(-0.5 * (offsets / deviation).square())
+    weights = torch.where(drawn[1] < probability, weights, (offsets == 0).float())
     return weights / weights.sum(1, keepdim=True)
 
 
 def _blurred(x: torch.Tensor, kernels_BK: torch.Tensor) -> torch.Tensor:
+    """Each image filtered along both axes by its kernel; beyond its edges, the pixels at them (as in PIL)."""
     batch, channels, height, width = x.shape
     weights = kernels_BK.repeat_interleave(channels, 0)
-    half = weights.shape[1] // 2
+    reach = weights.shape[1] // 2
     x = x.reshape(1, batch * channels, height, width)
     for shape, padding in (
-        ((-1, 1, 1, 2 * half + 1), (half, half, 0, 0)),
-        ((-1, 1, 2 * half + 1, 1), (0, 0, half, half)),
+        ((-1, 1, 1, 2 * reach + 1), (reach, reach, 0, 0)),
+        ((-1, 1, 2 * reach + 1, 1), (0, 0, reach, reach)),
     ):
-        x = F.conv2d(F.pad(x, padding, mode="reflect"), weights.view(shape), groups=batch * channels)
+        x = F.conv2d(F.pad(x, padding, mode="replicate"), weights.view(shape), groups=batch * channels)
     return x.view(batch, channels, height, width)

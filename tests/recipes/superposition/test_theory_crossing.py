@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monolora.errors import InputError
-from monolora.recipes.superposition.theory.arithmetic import SAME_LENGTH, Representation
+from monolora.recipes.superposition.theory.arithmetic import SAME_LENGTH, Representation, weights_of
 from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
-from monolora.recipes.superposition.theory.crossing import OVERTAKES, Noise, crossover
+from monolora.recipes.superposition.theory.crossing import OVERTAKES, S_SYMBOL, X_SYMBOL, Noise, crossover, numerator
 from monolora.recipes.superposition.theory.every_sparsity import verdicts
 
 HALF = Fraction(1, 2)
@@ -32,6 +32,19 @@ def test_a_quarter_of_the_labels_at_half_sparsity(name: str) -> None:
     """Both difference forms cross at eta = 1/4 when S = 1/2."""
     assert crossover(HALF, name) == (OVERTAKES, (sympy.Rational(1, 4),))
     assert crossover(0.5, name) == crossover(HALF, name)
+
+
+def test_no_other_criterion_says_a_quarter() -> None:
+    """Of all, with the pair as in the paper or as long as mono: which let mono overtake at 1/4, and at which S."""
+    quarter = {X_SYMBOL: sympy.Rational(1, 2)}  # r = 1 - 2 eta
+    at = {}
+    for poly in ("poly", SAME_LENGTH):
+        for name in CRITERIA:
+            p = numerator(name, "label", weights_of("mono"), weights_of(poly)).as_expr().subs(quarter)
+            roots = {root for root in sympy.roots(sympy.Poly(p, S_SYMBOL)) if root.is_real and 0 <= root < 1}
+            at[poly, name] = {S for S in roots if crossover(S, name, poly=poly).leaders == OVERTAKES}
+    assert {key for key, where in at.items() if where} == {("poly", "difference"), ("poly", "squared-difference")}
+    assert at["poly", "difference"] == at["poly", "squared-difference"] == {sympy.Rational(1, 2)}
 
 
 @pytest.mark.parametrize("noise", NOISES)
