@@ -61,14 +61,17 @@ def test_warnings_take_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("prints", ["print('x' * 100_000)", "__import__('rich.console').console.Console().print('x')"])
 def test_closed_pipe(prints: str) -> None:
     """The reader is gone before the program prints, by Python or by rich."""
-    code = f"import sys, time; sys.path.insert(0, {str(_here())!r})\n"
+    code = f"import sys; sys.path.insert(0, {str(_here())!r})\n"
     code += "from errors import exit_status\n"
-    code += f"def program():\n    time.sleep(0.2)\n    {prints}\n    return 0\n"
+    code += f"def program():\n    sys.stdin.read()\n    {prints}\n    return 0\n"
     code += "sys.exit(exit_status(program))"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe)
+    assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
+    process.stdin.close()  # what it waits for
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait() == 141

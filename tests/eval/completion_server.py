@@ -14,8 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, NamedTuple
 
-HANG_S = 30
-
 
 class Reply(NamedTuple):
     """What is sent back.
@@ -23,12 +21,19 @@ class Reply(NamedTuple):
     Attributes:
         status: HTTP's.
         body: JSON, or text that is none.
-        after_s: how long to wait first.
+        until: what must hold first; the end of the server ends the wait too.
+        after_s: how long to wait then, for what must not happen meanwhile.
     """
 
     status: int
     body: Any
+    until: Callable[[], bool] = lambda: True
     after_s: float = 0.0
+
+
+def never() -> bool:
+    """What a request that hangs waits for."""
+    return False
 
 
 def completion(request: dict[str, Any], finish: str = "stop", **changed: Any) -> Reply:
@@ -147,6 +152,8 @@ class CompletionServer:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
         reply = self.answer(request, before)
+        while not reply.until() and not self.stopping.wait(0.005):
+            pass
         self.stopping.wait(reply.after_s)
         with self._lock:
             self._now -= 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from completion_server import HANG_S, CompletionServer, Reply, completion, refusal, text_of
+from completion_server import CompletionServer, Reply, completion, never, refusal, text_of
+from limits import HANG_S
 
 from monolora.errors import InputError, RunError
 from monolora.eval.engines.client import Reply as Answered
@@ -29,7 +31,7 @@ def job(
         {"key": f"k{n}", "token_ids": [n, 7, 9], "model": names[n % len(names)], "max_new_tokens": 4 + n}
         for n in range(rows)
     ]
-    usual = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "concurrency": 3, "retries": 1, "timeout_s": 5.0}
+    usual = {"temperature": 0.0, "top_p": 1.0, "seed": 0, "concurrency": 3, "retries": 1, "timeout_s": HANG_S}
     return {
         "endpoints": [server if isinstance(server, str) else server.url for server in servers],
         "models": models,
@@ -95,30 +97,38 @@ def test_what_is_done_is_not_asked() -> None:
 
 
 def test_concurrency_is_bounded_and_used() -> None:
-    def slowly(request: dict[str, Any], before: int) -> Reply:
-        return completion(request)._replace(after_s=0.1)
+    def together(request: dict[str, Any], before: int) -> Reply:
+        return completion(request)._replace(until=lambda: min(one.most_at_once, two.most_at_once) >= 4, after_s=0.05)
 
-    with CompletionServer(slowly) as one, CompletionServer(slowly) as two:
+    with CompletionServer(together) as one, CompletionServer(together) as two:
         assert len(list(answers(job(one, two, rows=24, concurrency=4)))) == 24
         assert (one.most_at_once, two.most_at_once) == (4, 4)
         assert asked(one, two) == dict.fromkeys(range(24), 1)
 
 
 def test_the_faster_endpoint_answers_more() -> None:
-    def slowly(request: dict[str, Any], before: int) -> Reply:
-        return completion(request)._replace(after_s=0.5)
+    """All but what the other has begun, with a concurrency of 3."""
 
-    with CompletionServer(slowly) as slow, CompletionServer() as fast:
+    def at_last(request: dict[str, Any], before: int) -> Reply:
+        return completion(request)._replace(until=lambda: len(fast.requests) >= 37)
+
+    with CompletionServer(at_last) as slow, CompletionServer() as fast:
         assert by_number(answers(job(slow, fast, rows=40))) == [ok(number) for number in range(40)]
-        assert len(slow.requests) < 10 < len(fast.requests)
+        assert (len(slow.requests), len(fast.requests)) == (3, 37)
 
 
 def test_answers_come_as_they_finish() -> None:
+    others_came = threading.Event()
+
     def first_late(request: dict[str, Any], before: int) -> Reply:
-        return completion(request)._replace(after_s=1.0 if request["prompt"][0] == 0 else 0.0)
+        reply = completion(request)
+        return reply._replace(until=others_came.is_set) if request["prompt"][0] == 0 else reply
 
     with CompletionServer(first_late) as server:
-        assert [row["key"] for row in answers(job(server))][-1] == "k0"
+        rows = answers(job(server))
+        assert sorted(next(rows)["key"] for _ in range(11)) == sorted(f"k{number}" for number in range(1, 12))
+        others_came.set()
+        assert [row["key"] for row in rows] == ["k0"]
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
@@ -156,12 +166,17 @@ def test_one_row_that_the_server_refuses_is_invalid_at_once() -> None:
 
 def test_one_row_that_hangs_is_invalid() -> None:
     def not_the_second(request: dict[str, Any], before: int) -> Reply:
-        return completion(request)._replace(after_s=HANG_S if request["prompt"][0] == 1 else 0)
+        reply = completion(request)
+        return reply._replace(until=never) if request["prompt"][0] == 1 else reply
 
+    with CompletionServer() as server:  # what the rows take that do not hang, on this machine
+        start = time.perf_counter()
+        assert len(list(answers(job(server, rows=3)))) == 3
+        timeout_s = max(0.4, 10 * (time.perf_counter() - start))
     with CompletionServer(not_the_second) as server:
-        rows = by_number(answers(job(server, rows=3, timeout_s=0.4)))
+        rows = by_number(answers(job(server, rows=3, timeout_s=timeout_s)))
         assert asked(server) == {0: 1, 1: 2, 2: 1}
-    assert [row["reason"] for row in rows] == [None, "server: no answer within 0.4 s.", None]
+    assert [row["reason"] for row in rows] == [None, f"server: no answer within {timeout_s:g} s.", None]
 
 
 def test_any_request_goes_through_the_queue() -> None:
@@ -170,7 +185,7 @@ def test_any_request_goes_through_the_queue() -> None:
     def echo(request: dict[str, Any], before: int) -> Reply:
         return refusal(400, "Not that.") if request["input"] == [9] else Reply(200, f"got {request['input']}")
 
-    settings = {"concurrency": 2, "retries": 0, "timeout_s": 5.0, "api_key_env": None}
+    settings = {"concurrency": 2, "retries": 0, "timeout_s": HANG_S, "api_key_env": None}
     bodies = {number: {"model": "base", "input": [number]} for number in (7, 8, 9)}
     requests = [Request(("a", number), "/v2/rank" if number == 8 else "score", body) for number, body in bodies.items()]
     with CompletionServer(echo) as server:
@@ -225,10 +240,7 @@ def test_an_answer_as_long_as_it_may_be(tokens: int, status: str, reason: str | 
 
 
 def test_when_one_endpoint_goes_down_the_other_takes_over(caplog: pytest.LogCaptureFixture) -> None:
-    def slowly(request: dict[str, Any], before: int) -> Reply:
-        return completion(request)._replace(after_s=0.05)
-
-    with CompletionServer(slowly) as one, CompletionServer(slowly) as two:
+    with CompletionServer() as one, CompletionServer() as two:
         rows = answers(job(one, two, rows=40))
         found = [next(rows) for _ in range(6)]
         one.stop()
@@ -360,7 +372,8 @@ def test_closed_in_the_middle_leaves_nothing_behind(taken: int, caplog: pytest.L
     """No task is left pending (asyncio would log it), no connection unclosed (warnings are errors here)."""
 
     def the_first_five(request: dict[str, Any], before: int) -> Reply:
-        return completion(request)._replace(after_s=0 if request["prompt"][0] < 5 else HANG_S)
+        reply = completion(request)
+        return reply if request["prompt"][0] < 5 else reply._replace(until=never)
 
     with CompletionServer(the_first_five) as server:
         rows = answers(job(server, rows=30))

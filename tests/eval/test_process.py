@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from limits import HANG_S
 
 from monolora.errors import InputError, RunError
 from monolora.eval.process import results_of
@@ -81,7 +82,7 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
 
 
 def assert_gone(pids: list[int]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + HANG_S
     while time.monotonic() < end and any(map(is_running, pids)):
         time.sleep(0.05)
     assert not any(map(is_running, pids))

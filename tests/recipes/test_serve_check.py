@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from limits import HANG_S
 from peft import get_peft_model
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -63,7 +64,7 @@ def _serve_check(*words: str | Path) -> subprocess.CompletedProcess[str]:
     variables = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     variables.pop("VLLM_CPU_KVCACHE_SPACE", None)
     command = [sys.executable, "-m", "monolora.cli", "serve-check", *map(str, words)]
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
 def test_without_vllm(run_cli: Run, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import HANG_S
 from safetensors.torch import load_file, save_file
-from vllm_process import ENVIRONMENT, TIMEOUT_S
+from vllm_process import ENVIRONMENT
 
 from monolora.serving.loading import parse_fine_tuned_lora_name
 
@@ -95,7 +96,7 @@ def ask_process(program: str, request: Mapping[str, Any], **environment: str) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout

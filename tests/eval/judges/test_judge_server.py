@@ -12,7 +12,7 @@ from typing import Any
 import judge_reference as reference
 import pytest
 import torch
-from completion_server import HANG_S, CompletionServer, Reply, refusal
+from completion_server import CompletionServer, Reply, never, refusal
 from tiny_judges import PAIRS, items, make_beaverdam, make_shieldgemma
 from vllm_server import BASE, Server
 
@@ -63,7 +63,8 @@ def test_how_endpoints_are_asked_is_the_runs(folder: Path, monkeypatch: pytest.M
     monkeypatch.setenv("JUDGES_KEY", "open sesame")
 
     def busy_at_first(request: dict[str, Any], before: int) -> Reply:
-        return _half(request)._replace(after_s=0.1) if before else refusal(500, "not now")
+        reply = _half(request)._replace(until=lambda: server.most_at_once >= 2)
+        return reply if before else refusal(500, "not now")
 
     but_one = tuple(f"k{number}" for number in range(1, len(PAIRS)))
     with CompletionServer(busy_at_first, models=[str(folder)], key="open sesame") as server:
@@ -77,7 +78,7 @@ def test_how_endpoints_are_asked_is_the_runs(folder: Path, monkeypatch: pytest.M
 
 def test_a_judge_that_takes_too_long_gives_no_verdict(folder: Path) -> None:
     def hang(request: dict[str, Any], before: int) -> Reply:
-        return _half(request)._replace(after_s=HANG_S)
+        return _half(request)._replace(until=never)
 
     with CompletionServer(hang, models=[str(folder)]) as server:
         rows = _judged(folder, server.url, retries=1, timeout_s=1.0)

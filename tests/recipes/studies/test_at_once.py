@@ -6,6 +6,7 @@ import threading
 from functools import partial
 
 import pytest
+from limits import HANG_S
 
 from monolora.recipes.studies.at_once import at_once
 
@@ -19,7 +20,7 @@ def test_one_at_a_time_is_in_order_and_here() -> None:
 @pytest.mark.parametrize("jobs", [2, 3, 9])
 def test_so_many_run_at_the_same_time(jobs: int) -> None:
     """Each waits until ``jobs`` of them have met; fewer would never meet, and time out."""
-    meeting, made = threading.Barrier(jobs, timeout=20), []
+    meeting, made = threading.Barrier(jobs, timeout=HANG_S), []
 
     def call(n: int) -> None:
         meeting.wait()
@@ -43,7 +44,7 @@ def test_the_first_failure_is_raised_and_nothing_new_begins(jobs: int) -> None:
     def call(n: int) -> None:
         if n == 0:
             raise ValueError("no")
-        release.wait(20)
+        release.wait()
         made.append(n)
 
     with pytest.raises(ValueError, match="no"):

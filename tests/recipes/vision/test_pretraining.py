@@ -9,6 +9,7 @@ from pathlib import Path
 import one_step
 import pytest
 import torch
+from limits import HANG_S
 from one_step import pretraining, step_of
 
 from monolora.errors import RunError
@@ -43,7 +44,7 @@ def test_two_processes_are_as_one(shapes: Path, tmp_path: Path, method: str) -> 
     """The negatives of both are gathered, with their gradients."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     program = [one_step.__file__, str(shapes), method, str(tmp_path / "weights.pt")]
-    done = subprocess.run([*launcher, *program], capture_output=True, text=True, timeout=180)
+    done = subprocess.run([*launcher, *program], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr[-2000:]
     _check_close(torch.load(tmp_path / "weights.pt", weights_only=True), step_of(pretraining(shapes, method)))
 
