@@ -26,6 +26,7 @@ pytestmark = [
 KINDS = ("a poem", "a short story", "three facts", "a polite letter", "a question and its answer")
 TOPICS = ("rain", "a lighthouse", "bread", "the number seven", "trains", "an old map", "bees", "chess", "salt", "Mars")
 TOKENS = 12
+TOLERANCE = 2e-4  # of log-probs
 
 
 @torch.no_grad()
@@ -51,10 +52,13 @@ def test_same_tokens(fill: Callable[..., nn.Module], tmp_path: Path) -> None:
     through_adapter, through_base = answers[: len(prompts)], answers[len(prompts) :]
     assert len(through_adapter) == 50
     for answer in through_adapter:
-        # Each token is transformers' choice after those before it: so both write the same text.
+        # Each token is transformers' choice after those before it: so both write the same text. Where two are nearer to
+        # each other than both engines' errors, rounding chooses, on every machine for itself.
         logits = adapted(torch.tensor([answer.prompt + answer.tokens])).logits[0, len(answer.prompt) - 1 : -1]
-        assert logits.argmax(-1).tolist() == answer.tokens
-    assert largest_difference(through_adapter[:6], adapted) < 2e-4
+        chosen = logits.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
+        assert (logits.amax(-1) - chosen).max() < 2 * TOLERANCE
+        log_probs = (chosen - logits.logsumexp(-1)).tolist()
+        assert answer.log_probs == pytest.approx(log_probs, abs=TOLERANCE)
     assert sum(a.tokens != b.tokens for a, b in zip(through_adapter[:6], through_base, strict=True)) >= 3
     with adapted.disable_adapter():
-        assert largest_difference(through_base, adapted) < 2e-4
+        assert largest_difference(through_base, adapted) < TOLERANCE

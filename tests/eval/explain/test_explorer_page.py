@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chromium_page import BROWSER, Told
+from limits import slowness
 from made_features import KEY, UNITS, made, written
 
 from monolora.eval.explain.page.explorer import explorer_page
@@ -260,4 +261,4 @@ def test_two_thousand_units_are_there_within_a_second(
         print(f"\n{size:.1f} MB: list in {listed:.0f} ms, all read in {whole:.0f} ms, a unit opens in {opened:.0f} ms")
     assert min(rows) > 10
     assert set(tokens) == {420}
-    assert min(told.seconds(page) for _ in range(3)) < 1
+    assert min(told.seconds(page) for _ in range(3)) / slowness() < 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
-import time
 from pathlib import Path
 
 import pytest
+from limits import cpu_seconds
 from synthetic_report import make
 
 from monolora.errors import SaveError
@@ -72,6 +72,4 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_ten_models_on_a_thousand_prompts_are_quick(tmp_path: Path) -> None:
     results, entries = make(tuple(f"model {number}" for number in range(10)), prompts=1000, steps=True)
-    start = time.perf_counter()
-    write(tmp_path, results, entries)
-    assert time.perf_counter() - start < 4
+    assert cpu_seconds(lambda: write(tmp_path, results, entries)) < 4

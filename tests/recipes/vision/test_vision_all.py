@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import pandas
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
-from sklearn.linear_model import LogisticRegression
+from PIL import Image
 
 from monolora import cli
 from monolora.recipes.vision.__main__ import STEPS
-from monolora.recipes.vision.command_line import parse
+from monolora.recipes.vision.augment import Augment
+from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import load_images
-from monolora.recipes.vision.represent import load_representation
+from monolora.recipes.vision.settings import Data
 
 TINY = {
     "common": {"device": "cpu", "seeds": [0, 1]},
@@ -37,6 +44,13 @@ def _config(folder: Path, **data: object) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(sections.pop("common") | {"out": str(folder / "out")} | sections))
     return path
+
+
+class Labelled(NamedTuple):
+    """Images with their classes: ``uint8``, ``(N, 3, S, S)``, and ``int64``."""
+
+    pixels_N3SS: torch.Tensor
+    labels_N: torch.Tensor
 
 
 def test_all_steps_and_again(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,26 +81,80 @@ def test_a_table_is_traced_to_its_settings(shapes: Path, tmp_path: Path) -> None
     assert record["provenance"]["versions"]["torch"] == torch.__version__
 
 
-def test_real_images_from_the_hubs_layout(mirror: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def cifar100(mirror: Path) -> dict[str, Labelled]:
+    """Of classes 0, 1 and 2 of CIFAR-100: the first 16 training images of each and all test images, read by PIL."""
+    found = {}
+    for split, count in (("train", 16), ("test", 100)):
+        files = sorted((mirror / "uoft-cs/cifar100/data").glob(f"{split}-*.parquet"))
+        rows = pandas.concat(pandas.read_parquet(file, columns=["img", "fine_label"]) for file in files)
+        rows = rows[rows.fine_label < 3]
+        rows = rows[rows.groupby("fine_label").cumcount() < count]
+        pictures = [np.asarray(Image.open(io.BytesIO(each["bytes"]))) for each in rows.img]
+        pixels_N3SS = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2))
+        found[split] = Labelled(pixels_N3SS, torch.tensor(rows.fine_label.to_numpy()))
+    return found
+
+
+def test_real_images_from_the_hubs_layout(
+    cifar100: dict[str, Labelled],
+    mirror: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pretraining augments, and the encoders are probed on, the very pixels that PIL decodes from the files."""
+    augmented, seen = [], []
+    augment, forward = Augment.__call__, Encoder.forward
+
+    def spied_augment(self: Augment, pixels_B3SS: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        augmented.extend(pixels_B3SS.clone())
+        return augment(self, pixels_B3SS, generator)
+
+    def spied_forward(self: Encoder, images_B3SS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append((255 * (images_B3SS * self.std + self.mean)).contiguous())
+        return forward(self, images_B3SS)
+
+    monkeypatch.setattr(Augment, "__call__", spied_augment)
+    monkeypatch.setattr(Encoder, "forward", spied_forward)
     config = _config(
         tmp_path, dataset=str(mirror / "uoft-cs/cifar100"), label_column="fine_label", classes=3, per_class=16,
         image_size=32,
     )  # fmt: skip
-    for step in ("pretrain", "probe"):
-        assert cli.main(["vision", step, "--config", str(config), "--seeds", "0"]) == 0
+    train, test = cifar100["train"].pixels_N3SS, cifar100["test"].pixels_N3SS
+    assert cli.main(["vision", "pretrain", "--config", str(config), "--seeds", "0"]) == 0
+    counts = Counter(each.numpy().tobytes() for each in augmented)
+    assert counts.keys() == {each.numpy().tobytes() for each in train}
+    assert len(set(counts.values())) == 1  # each as often as another
+    seen.clear()
+    assert cli.main(["vision", "probe", "--config", str(config), "--seeds", "0"]) == 0
+    for split in (train, test):
+        given = [each for each in seen if each.shape == split.shape]
+        assert sum(torch.allclose(each, split.float(), rtol=0, atol=0.01) for each in given) >= 2  # of both encoders
     assert "ncl-0, ce: " in capsys.readouterr().out
 
-    settings = parse(["--config", str(config)], "probe")
-    images = load_images(settings.data, torch.device("cpu")).val.pixels_N3SS
-    noise = torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    for name in ("simclr", "ncl"):
-        representation = load_representation(settings.common, name, 0, torch.device("cpu"))
-        with torch.inference_mode():
-            real, drawn = (representation.of_pixels(each) for each in (images, noise))
-        # half of both teaches a classifier to tell the other half apart
-        features, kinds = torch.cat([real, drawn]), torch.tensor([0, 1]).repeat_interleave(len(images))
-        told = LogisticRegression(max_iter=2000).fit(features[::2], kinds[::2]).score(features[1::2], kinds[1::2])
-        assert told > 0.75, name  # by chance 0.5, give or take 0.03
+
+def test_real_images_have_their_own_labels(cifar100: dict[str, Labelled], mirror: Path) -> None:
+    """The classes are apart, in means over 8 x 8 pixels, as they never are under labels that are shuffled."""
+    data = Data(
+        dataset=str(mirror / "uoft-cs/cifar100"), label_column="fine_label", classes=3, per_class=16, image_size=32
+    )
+    found = load_images(data, torch.device("cpu"))
+    for images, expected in zip(found, cifar100.values(), strict=True):
+        assert torch.equal(images.pixels_N3SS, expected.pixels_N3SS)
+        assert torch.equal(images.labels_N, expected.labels_N)
+
+    x_ND = F.avg_pool2d(found.val.pixels_N3SS.double(), 8).flatten(1)
+    x_ND -= x_ND.mean(0)
+
+    def apart(labels_N: torch.Tensor) -> float:
+        """The share of the variance that is between classes."""
+        of_classes = [x_ND[labels_N == label] for label in range(3)]
+        return float(sum(len(each) * each.mean(0).square().sum() for each in of_classes) / x_ND.square().sum())
+
+    generator, labels_N = torch.Generator().manual_seed(0), found.val.labels_N
+    shuffled = [apart(labels_N[torch.randperm(300, generator=generator)]) for _ in range(100)]
+    assert apart(labels_N) > np.mean(shuffled) + 10 * np.std(shuffled)
 
 
 @pytest.mark.parametrize(
