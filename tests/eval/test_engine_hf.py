@@ -41,7 +41,7 @@ def one_by_one(evaluated: Evaluated, name: str | None, ids: list[int], most: int
     with torch.no_grad():
         while len(tokens) < len(ids) + most and tokens[-1] != 2:
             best = model(torch.tensor([tokens])).logits[0, -1].topk(2)
-            assert best.values[0] - best.values[1] > 1e-4
+            assert best.values[0] - best.values[1] > 1e-5
             tokens.append(int(best.indices[0]))
     new = tokens[len(ids) :]
     text = AutoTokenizer.from_pretrained(evaluated.base).decode(new, skip_special_tokens=True)

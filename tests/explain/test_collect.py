@@ -54,9 +54,9 @@ def _texts() -> list[Text]:
 @pytest.fixture(scope="module", params=["mono", "lora", "softplus", "head"])
 def model(request: pytest.FixtureRequest, make_llama: Make, adapt: Any, fill: Any) -> PeftModel:
     if request.param == "lora":
-        config = LoraConfig(target_modules=["o_proj", "down_proj"], r=4, task_type="CAUSAL_LM")
+        config = LoraConfig(target_modules=["up_proj", "down_proj"], r=4, task_type="CAUSAL_LM")
         return fill(get_peft_model(make_llama(), config)).eval()
-    targets = ["down_proj", "lm_head"] if request.param == "head" else ["o_proj", "down_proj"]
+    targets = ["down_proj", "lm_head"] if request.param == "head" else ["up_proj", "down_proj"]
     activation = "softplus" if request.param == "softplus" else "relu"
     return adapt(make_llama(), activation=activation, target_modules=targets)
 
@@ -205,8 +205,16 @@ def test_labels_of_the_strongest_texts(found: Collected, by_hand: list[np.ndarra
         for unit in range(len(found.firing)):
             means = [(sign * by_hand[text.number][text.start : text.stop, unit].mean(), text) for text in texts]
             ordered = sorted((each for each in means if each[0] > 0), key=lambda each: (-each[0], each[1].number))
-            expected = [text.group for _, text in ordered][:STRONGEST]
-            assert found.strongest_SUM[end, unit].tolist() == expected + [-1] * (STRONGEST - len(expected))
+            assert len(ordered) <= STRONGEST
+            labels = found.strongest_SUM[end, unit].tolist()
+            assert labels[len(ordered) :] == [-1] * (STRONGEST - len(ordered))
+            start = 0
+            for place, (mean, _) in enumerate(ordered, start=1):
+                # those that float32 cannot tell apart come in any order
+                if place == len(ordered) or mean - ordered[place][0] > 1e-6 * mean:
+                    expected = [text.group for _, text in ordered[start:place]]
+                    assert sorted(labels[start:place]) == sorted(expected)
+                    start = place
 
 
 def test_tokens_with_the_highest_means(found: Collected, by_hand: list[np.ndarray]) -> None:

@@ -65,17 +65,25 @@ def test_noise_is_scaled_and_added_after_normalising(
     assert float(gaussian.std()) == pytest.approx(3.0, rel=0.05)
 
 
-def test_accuracies_without_noise_are_those_of_the_images(
+def test_accuracies_are_those_of_what_the_networks_are_given(
     representation: Representation, probes: Probes, data: ImageData
 ) -> None:
+    """Without noise those of the images."""
+    seen: list[torch.Tensor] = []
+    hook = representation.encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0].clone()))
     found = noise_accuracies(representation, probes, data.val, SCALES, [0, 0])
+    hook.remove()
     expected = probes.rightly(representation.of_all(data.val), data.val.labels_N).float().mean(1).tolist()
     assert set(found) == {"uniform", "gaussian"}
     assert expected[0] > 0.6  # of three classes
-    for accuracies in found.values():
-        assert list(accuracies) == ["0.0", "0.5", "3.0"]
-        assert accuracies["0.0"] == pytest.approx(expected)
-        assert accuracies["3.0"][0] < expected[0]
+    for kind, draws in (("uniform", seen[:3]), ("gaussian", seen[3:])):
+        assert list(found[kind]) == ["0.0", "0.5", "3.0"]
+        assert found[kind]["0.0"] == pytest.approx(expected)
+        for scale, given in zip(("0.0", "0.5", "3.0"), draws, strict=True):
+            with torch.no_grad():
+                right_MN = probes.rightly(representation.of_images(given), data.val.labels_N)
+            assert found[kind][scale] == pytest.approx(right_MN.float().mean(1).tolist())
+    assert found["gaussian"]["3.0"] != pytest.approx(expected)
 
 
 def test_the_seed_decides(representation: Representation, probes: Probes, data: ImageData) -> None:
