@@ -32,7 +32,7 @@ TINY = {
         "epochs": 2, "batch_size": 16, "warmup_epochs": 1, "width": 4, "projector_hidden": 32, "projector_out": 16,
     },
     "sae": {"k": 4, "epochs": 3, "batch_size": 16},
-    "probe": {"epochs": 4, "batch_size": 16, "label_seeds": 2, "noise_rates": [0, 0.5, 0.9]},
+    "probe": {"epochs": 4, "batch_size": 16, "label_seeds": 2, "noise_rates": [0, 0.5, 0.9], "augment": False},
     "finetune": {"epochs": 2, "batch_size": 16, "fractions": [0.5, 1.0], "noise_rates": [0.4]},
     "consistency": {"images": 3, "dimensions": 2},
 }  # fmt: skip
