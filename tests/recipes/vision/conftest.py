@@ -37,7 +37,7 @@ def settings(shapes: Path, tmp_path: Path) -> Settings:
     return Settings(
         common=Common(out=str(tmp_path / "out"), device="cpu", precision="float32"),
         data=Data(dataset=str(shapes), image_size=12),
-        pretrain=Pretrain(epochs=2, batch_size=16, warmup_epochs=1, width=4, projector_hidden=32, projector_out=16),
+        pretrain=Pretrain(epochs=2, batch_size=16, warmup_epochs=1, width=8, projector_hidden=32, projector_out=16),
         sae=Sae(k=4, epochs=3, batch_size=16),
         probe=Probe(epochs=4, batch_size=16, label_seeds=2, noise_rates=(0.0, 0.5, 0.9)),
         finetune=Finetune(epochs=2, batch_size=16, fractions=(0.5, 1.0), noise_rates=(0.4,)),
@@ -57,7 +57,8 @@ def make_encoder(settings: Settings, data: ImageData) -> Callable[..., Encoder]:
 
     def make(method: str = "simclr", seed: int = 0, **changed: Any) -> Encoder:
         config = EncoderConfig(
-            non_negative=method == "ncl", stem="cifar", width=4, projector_hidden=32, projector_out=16,
+            # with 4 channels oneDNN's AVX2 kernels corrupt memory (a 1x1 convolution of stride 2, backward; torch 2.13)
+            non_negative=method == "ncl", stem="cifar", width=8, projector_hidden=32, projector_out=16,
             image_size=12, mean=data.train.mean, std=data.train.std,
         )._replace(**changed)  # fmt: skip
         with torch.random.fork_rng(devices=[]):

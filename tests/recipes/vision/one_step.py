@@ -24,7 +24,7 @@ def pretraining(folder: Path, method: str, **changed: object) -> Pretraining:
     images = load_images(Data(dataset=str(folder), image_size=12), torch.device("cpu")).train
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        encoder = Encoder(EncoderConfig(method == "ncl", "cifar", 4, 32, 16, 12, images.mean, images.std))
+        encoder = Encoder(EncoderConfig(method == "ncl", "cifar", 8, 32, 16, 12, images.mean, images.std))
     return Pretraining(settings, encoder, images, seed=0, accelerator=Accelerator(cpu=True), dtype=torch.float32)
 
 

@@ -93,8 +93,8 @@ def test_the_online_classifier_learns(shapes: Path) -> None:
     """Features that a plane parts, again and again: a convex problem."""
     training = pretraining(shapes, "simclr")
     labels = training.images.labels_N
-    noise = torch.randn(2, 48, 32, generator=torch.Generator().manual_seed(0))
-    features = 5 * torch.eye(3, 32)[labels] + 0.1 * noise
+    noise = torch.randn(2, 48, 64, generator=torch.Generator().manual_seed(0))
+    features = 5 * torch.eye(3, 64)[labels] + 0.1 * noise
     hits = [int(training._probe_step(features, labels)) for _ in range(30)]
     assert hits[0] < 96
     assert hits[-1] == 96

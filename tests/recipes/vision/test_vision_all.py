@@ -29,7 +29,7 @@ TINY = {
     "common": {"device": "cpu", "seeds": [0, 1]},
     "data": {"image_size": 12},
     "pretrain": {
-        "epochs": 2, "batch_size": 16, "warmup_epochs": 1, "width": 4, "projector_hidden": 32, "projector_out": 16,
+        "epochs": 2, "batch_size": 16, "warmup_epochs": 1, "width": 8, "projector_hidden": 32, "projector_out": 16,
     },
     "sae": {"k": 4, "epochs": 3, "batch_size": 16},
     "probe": {"epochs": 4, "batch_size": 16, "label_seeds": 2, "noise_rates": [0, 0.5, 0.9], "augment": False},
