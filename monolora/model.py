@@ -8,24 +8,28 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.save_and_load import _validate_lora_adapter_state_dict
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from monolora.adapter_tensors import check_tensors, room_for, saved_beside
 from monolora.checkpoint import (
+    AdapterFileError,
     check_no_lora_tensors,
-    check_tensors,
     is_unit_tensor,
-    to_disk_names,
-    to_memory_names,
+    origin_of,
+    to_disk_name,
+    to_memory_name,
     warn_of_other_base,
 )
 from monolora.combine import combined_config, concatenate_units
 from monolora.config import MonoLoraConfig
 from monolora.layer import MERGE_HINT, MIXING_HINT, MonoLoraLayer
-from monolora.loaders import model_name
-from monolora.targets import near_misses
+from monolora.loaders import model_name, used_units
+from monolora.patterns import resolve_patterns
+from monolora.targets import module_names, near_misses
 
 
 class MonoLoraModel(LoraModel):
@@ -41,6 +45,8 @@ class MonoLoraModel(LoraModel):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT's; targets that match nothing, or that are not given, are answered with module names."""
         config = self.peft_config[adapter_name]
+        if config.adapted_modules is not None:  # the config comes from a file
+            resolve_patterns(config, module_names(model), config.adapted_modules)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
@@ -132,16 +138,24 @@ class MonoLoraModel(LoraModel):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        lost = sorted(key for key in _own_units(model, adapter_name) if key not in tensors)
+        if lost:
+            raise ValueError(
+                f"Adapter {adapter_name!r} cannot be saved: PEFT takes {lost[0]!r} for a tensor of another adapter of "
+                f"this model ({', '.join(unwanted_adapter_names)}). Give that one a name that no module has."
+            )
         # PEFT warns of tensors left empty by ZeRO-3 only where the type is LORA.
         _validate_lora_adapter_state_dict(tensors, adapter_name=adapter_name)
-        return to_disk_names(tensors)
+        tensors = used_units(model, adapter_name, tensors)
+        return {to_disk_name(key, adapter_name): value for key, value in tensors.items()}
 
     @classmethod
     def _get_learnable_bias_state_dict(cls, model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         # With bias="all" PEFT lists the biases of modules_to_save here too, under names that no model has when the
-        # file is read. It saves these modules by itself, under their right names.
+        # file is read. It saves these modules by itself, under their right names; and those of B with A and B.
         biases = super()._get_learnable_bias_state_dict(model, *args, **kwargs)
-        return {key: bias for key, bias in biases.items() if ".modules_to_save." not in key}
+        units = _filter_state_dict_by_key_prefixes(biases, _get_tuner_state_dict_key_prefixes(model))
+        return {key: bias for key, bias in biases.items() if ".modules_to_save." not in key and key not in units}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -152,14 +166,26 @@ class MonoLoraModel(LoraModel):
         Raises:
             AdapterFileError: for missing, foreign, misshapen or non-finite tensors, or those of a plain LoRA.
         """
-        check_no_lora_tensors(state_dict)
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, to_memory_names(state_dict))
-        in_model = {key: value.shape for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+        in_model = {key: value for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
         prefix = "base_model.model."
         if not any(key.startswith(prefix) for key in in_model):  # injected without a PeftModel around it
-            remapped = {key.removeprefix(prefix): value for key, value in remapped.items()}
-        expected = {key: shape for key, shape in in_model.items() if is_unit_tensor(key, adapter_name)}
+            state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+        check_no_lora_tensors(key for key in state_dict if key not in in_model)
+        renamed = {key if key in in_model else to_memory_name(key): value for key, value in state_dict.items()}
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, renamed)
         name = model_name(model)
-        check_tensors(remapped, expected, in_model, config.base_model_name_or_path, name)
+        origin = origin_of(config.base_model_name_or_path, name)
+        if len(remapped) < len(state_dict):
+            raise AdapterFileError(f"The adapter file holds a tensor under two names. {origin}")
+        own = {key: in_model[key] for key in (*_own_units(model, adapter_name), *saved_beside(model, adapter_name))}
+        own |= cls._get_learnable_bias_state_dict(model, in_model, config)
+        checked = check_tensors(remapped, room_for(model, adapter_name, own, {key: key for key in own}), origin)
         warn_of_other_base(config.base_model_name_or_path, name)
-        return remapped
+        return checked
+
+
+def _own_units(model: nn.Module, adapter_name: str) -> list[str]:
+    """The model's names of A and B of an adapter, as PEFT finds them: by the layers that have it."""
+    prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
+    in_layers = _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes)
+    return [key for key in in_layers if is_unit_tensor(key, adapter_name)]

@@ -1,0 +1,94 @@
+"""The patterns in an ``adapter_config.json`` that comes from elsewhere, replaced by the names of modules they match.
+
+PEFT runs them in Python's ``re``, whose time on a name can double with each of its letters. Here they are run by RE2
+(through Arrow), whose time is proportional to the name's length. What RE2 has no syntax for (look-around, references)
+is not run at all: the modules are then those that the adapter's file holds tensors of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+
+from monolora.errors import InputError
+
+# Names as they are; a dot may be escaped, or stand for itself. They are compared in one pass, by whomever.
+_NAME = re.compile(r"[\w.^$\\-]*")
+_TARGETS = ("target_modules", "exclude_modules", "feedforward_modules")
+_VALUES = ("rank_pattern", "alpha_pattern")
+_NAMES = ("modules_to_save", "layers_pattern")
+
+
+def resolve_patterns(config: Any, names: Sequence[str], in_file: Collection[str]) -> None:
+    """Replace the patterns of a config by the modules that they match, in place; plain names stay.
+
+    Args:
+        config: of any method of PEFT, from a file.
+        names: of the modules of the model that it is for.
+        in_file: names of the modules that the adapter's file holds tensors of.
+
+    Raises:
+        InputError: for a pattern where only names make sense, for one that matches no module, and for one that RE2
+            does not take where the file does not tell what it matches.
+    """
+    settings = vars(config)
+    for field in _NAMES:
+        value = settings.get(field) or ()
+        for name in [value] if isinstance(value, str) else value:
+            if not _NAME.fullmatch(str(name)):
+                raise InputError(f"{field} names {name!r}, which is no module's name. Correct adapter_config.json.")
+    if any(_is_pattern(settings.get(field)) for field in _TARGETS):
+        _resolve_targets(settings, names, in_file)
+    for field in _VALUES:
+        values = settings.get(field) or {}
+        if any(map(_is_pattern, values)):
+            settings[field] = dict(_by_names(field, values, names))
+
+
+def _is_pattern(value: object) -> bool:
+    return isinstance(value, str) and value != "all-linear" and not _NAME.fullmatch(value)
+
+
+def _resolve_targets(settings: dict[str, Any], names: Sequence[str], in_file: Collection[str]) -> None:
+    matches: dict[str, list[str] | None] = {
+        field: _matching(settings[field], names) for field in _TARGETS if _is_pattern(settings.get(field))
+    }
+    if None in matches.values():  # RE2 has no syntax for one of them
+        matches = {"target_modules": [name for name in names if name in in_file]}
+        settings["exclude_modules"] = settings["layers_to_transform"] = settings["layers_pattern"] = None
+    for field, modules in matches.items():
+        if not modules and field == "target_modules":
+            raise InputError(f"target_modules {settings[field]!r} matches no module of this model.")
+        # PEFT compares the ends of names with these.
+        others = {name for name in names if name.endswith(tuple(f".{module}" for module in modules or ()))}
+        if others - set(modules or ()):
+            raise InputError(
+                f"{field} {settings[field]!r} cannot be told from {min(others)}. Name the modules instead."
+            )
+        settings[field] = set(modules or ())
+
+
+def _by_names(field: str, values: dict[str, Any], names: Sequence[str]) -> Iterable[tuple[str, Any]]:
+    """Each key as one pattern of whole names, which matches what the key does, in the same order."""
+    for key, value in values.items():
+        if not _is_pattern(key):
+            yield key, value
+            continue
+        modules = _matching(rf"(?:.*\.)?(?:{key})", names)
+        if modules is None:
+            raise InputError(f"{field} has the pattern {key!r}, which cannot be checked safely. Name modules instead.")
+        if modules:
+            yield f"^(?:{'|'.join(map(re.escape, modules))})", value
+
+
+def _matching(pattern: str, names: Sequence[str]) -> list[str] | None:
+    """The names that ``pattern`` matches as a whole; None if RE2 does not take it."""
+    try:
+        matched = pyarrow.compute.match_substring_regex(pyarrow.array(names), pattern=f"^(?:{pattern})$")
+    except pyarrow.ArrowInvalid:
+        return None
+    return [name for name, matches in zip(names, matched.to_pylist(), strict=True) if matches]
