@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from monolora.checkpoint import AdapterFileError, check_finite
 
 # Rounding to bfloat16 and back, twice: a base may have been trained on and loaded in different formats.
-_ROUNDING = {"rtol": 2.0**-7, "atol": 2.0**-24}
+_RELATIVE, _ABSOLUTE = 2.0**-7, 2.0**-24
 
 
 class Room(NamedTuple):
@@ -196,7 +196,8 @@ def _check_rows(key: str, tensor: torch.Tensor, here: torch.Tensor, base_rows: i
             "allowed."
         )
     rows = slice(base_rows)
-    if here.numel() and not torch.allclose(tensor[rows].float(), here[rows].float().to(tensor.device), **_ROUNDING):
+    ours, theirs = here[rows].float(), tensor[rows].float().to(here.device)
+    if here.numel() and not torch.allclose(theirs, ours, rtol=_RELATIVE, atol=_ABSOLUTE):
         raise AdapterFileError(
             f"Tensor {key!r} would overwrite a weight of the base model, and adapter_config.json does not name it in "
             "modules_to_save. Do not load this file, unless its origin is known: then name the module there."

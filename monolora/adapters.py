@@ -31,8 +31,9 @@ from monolora.checkpoint import adapted_modules, check_weights_file, origin_of
 from monolora.config import MonoLoraConfig, check_numbers
 from monolora.errors import InputError, in_one_line
 from monolora.hub import load_causal_lm, load_tokenizer, on_gpus, resolve_model
+from monolora.loaders import model_name
 from monolora.patterns import resolve_patterns
-from monolora.targets import module_names
+from monolora.targets import module_names, near_misses
 
 SUM = "sum"  # the name that a weighted sum of adapters gets
 
@@ -62,7 +63,7 @@ def load_adapted(
     model.name_or_path = named
     tokenizer = adapter_tokenizer(folder, named)
     _resize(model, folder, tokenizer)
-    return _in_eval_mode(_fitting(folder, named, partial(_attached, model, folder))), tokenizer
+    return _in_eval_mode(_fitting(folder, named, partial(attach, model, folder))), tokenizer
 
 
 def adapter_tokenizer(folder: str, base: str) -> PreTrainedTokenizerBase:
@@ -149,31 +150,39 @@ def _in_eval_mode(model: PeftModel) -> PeftModel:
 
 def _resize(model: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the model as many embeddings as the adapter was trained with; those that are new are in its file."""
-    rows, base_rows = vocabulary_in(folder, model), model.get_input_embeddings().weight.shape[0]
+    weight = model.get_input_embeddings().get_parameter("weight")
+    rows, base_rows = vocabulary_in(folder, model), len(weight)
     if rows is None and (Path(folder) / "tokenizer_config.json").is_file():
         rows = max(len(tokenizer), base_rows)  # as AutoPeftModel does
     if rows is None or rows == base_rows:
         return
-    if model.get_input_embeddings().weight.device.type == "meta":
+    if weight.device.type == "meta":
         raise InputError(f"{folder} has a vocabulary of its own, and the embeddings are on disk. Raise --max-memory.")
     model.resize_token_embeddings(rows)
 
 
-def _attached(model: PreTrainedModel, folder: str) -> PeftModel:
-    """The model with the adapter of a folder.
+def attach(model: PreTrainedModel, folder: str) -> PeftModel:
+    """The model with the adapter of a folder, MonoLoRA or any other PEFT method, whose files are checked.
 
     Where layers are offloaded, PEFT would offload the adapter too, and copy the base's weight files for it, under the
     working directory; here the adapter is in memory.
+
+    Raises:
+        InputError: if the folder holds no adapter, its files are damaged, or hold what is not the adapter's.
+        ValueError, RuntimeError: if PEFT refuses it.
     """
     config = adapter_config(folder)
     config.inference_mode = True
     is_monolora = isinstance(config, MonoLoraConfig)
-    if not is_monolora:
+    if not is_monolora:  # which does it itself
+        pattern = vars(config).get("target_modules")
         resolve_patterns(config, module_names(model), adapted_modules(folder))
+        if pattern and not vars(config)["target_modules"]:
+            raise ValueError(f"target_modules {pattern!r} matches nothing. {near_misses(model, None)}")
     offloaded = bool({"cpu", "disk"} & set(vars(model).get("hf_device_map", {}).values()))
     if offloaded and not isinstance(config, LoraConfig):
         raise InputError(f"{folder} is no MonoLoRA or LoRA adapter; only those can be on a model larger than memory.")
-    adapted = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(model, config)
+    adapted = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type or "", PeftModel)(model, config)
     tensors = load_peft_weights(folder, device="cpu")
     if not is_monolora:
         _check_tensors(adapted, config, tensors)
@@ -194,7 +203,7 @@ def _check_tensors(adapted: PeftModel, config: PeftConfig, tensors: Mapping[str,
     in_model = {key: value for key, value in adapted.state_dict().items() if names[key] in own}
     room = room_for(adapted, "default", in_model, names)._replace(own=own)
     found = convert_peft_adapter_state_dict_for_transformers(adapted, config, dict(tensors))
-    check_tensors(found, room, origin_of(config.base_model_name_or_path, adapted.get_base_model().name_or_path))
+    check_tensors(found, room, origin_of(config.base_model_name_or_path, model_name(adapted)))
 
 
 def _bring_into_memory(layer: LoraLayer) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel, inject_adapter_in_model, peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils import hotswap
 from peft.utils.hotswap import _update_scaling
 from peft.utils.other import get_pattern_key
@@ -21,6 +22,7 @@ from monolora.adapter_tensors import Room, check_tensors, saved_beside
 from monolora.checkpoint import MEMORY_PREFIX, AdapterFileError, is_unit_tensor, origin_of, warn_of_other_base
 from monolora.config import MonoLoraConfig
 from monolora.layer import MonoLoraLayer
+from monolora.targets import module_names
 
 
 def model_name(model: nn.Module) -> str | None:
@@ -29,9 +31,7 @@ def model_name(model: nn.Module) -> str | None:
     return base.name_or_path if isinstance(base, PreTrainedModel) else None
 
 
-def check_swap(
-    model: nn.Module, tensors: Mapping[str, torch.Tensor], adapter_name: str, config: MonoLoraConfig
-) -> None:
+def check_swap(model: Any, tensors: Mapping[str, torch.Tensor], adapter_name: str, config: MonoLoraConfig) -> None:
     """Check the tensors of a file that is about to be swapped into ``adapter_name``.
 
     Args:
@@ -60,6 +60,11 @@ def check_swap(
             "convolution layers only. Load the adapter under a name of its own instead."
         )
     warn_of_other_base(config.base_model_name_or_path, loaded_from)
+
+
+def swap_names(model: nn.Module) -> list[str]:
+    """Names of the modules of an adapted model, compiled or not, as the base model has them."""
+    return [name.removeprefix("base_model.model.") for name in module_names(_uncompiled(model))]
 
 
 def settle_swap(model: Any, adapter_name: str, config: MonoLoraConfig) -> None:
@@ -118,7 +123,7 @@ def _first_units(layer: MonoLoraLayer, name: str, value: torch.Tensor, rank: int
     return value[tuple(slice(size) for size in shape)].clone()
 
 
-def _uncompiled(model: nn.Module) -> nn.Module:
+def _uncompiled(model: nn.Module) -> Any:
     """The model inside of what ``torch.compile`` returns, or the model itself."""
     return dict(model.named_children()).get("_orig_mod", model)
 
@@ -171,7 +176,7 @@ def load_into_transformers(
     if config.inference_mode:
         model.eval()
         for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer):
+            if isinstance(layer, (MonoLoraLayer, TrainableTokensLayer)):
                 layer.requires_grad_(False)
     return LoadStateDictInfo(set(), set(), set(), [], {}, set())
 

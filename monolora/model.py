@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraModel
 from peft.tuners.lora.layer import LoraLayer
-from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
+from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
+    _filter_state_dict_by_key_prefixes,
+    _get_tuner_state_dict_key_prefixes,
+)
 from peft.utils.error import NoMatchingPeftModuleError
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.save_and_load import _validate_lora_adapter_state_dict
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers import PreTrainedModel
 
-from monolora.adapter_tensors import check_tensors, room_for, saved_beside
+from monolora.adapter_tensors import check_tensors, is_resized, room_for, saved_beside
 from monolora.checkpoint import (
     AdapterFileError,
     check_no_lora_tensors,
@@ -45,8 +52,11 @@ class MonoLoraModel(LoraModel):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT's; targets that match nothing, or that are not given, are answered with module names."""
         config = self.peft_config[adapter_name]
+        pattern = config.target_modules
         if config.adapted_modules is not None:  # the config comes from a file
             resolve_patterns(config, module_names(model), config.adapted_modules)
+        if pattern and not config.target_modules:
+            raise NoMatchingPeftModuleError(f"target_modules {pattern!r} matches nothing. {near_misses(model, None)}")
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
@@ -60,6 +70,19 @@ class MonoLoraModel(LoraModel):
         super()._check_new_adapter_config(config)
         if any(isinstance(layer, LoraLayer) and not isinstance(layer, MonoLoraLayer) for layer in self.model.modules()):
             raise ValueError(f"The model carries a plain LoRA adapter already. {MIXING_HINT}")
+
+    def _get_module_names_tied_with_embedding(self) -> list[str]:
+        # PEFT looks for shared weights by name, and an adapter that is there already has moved them: the second one
+        # would be tied to nothing, or into the first.
+        model = self.model
+        embedding = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+        if not isinstance(embedding, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            return super()._get_module_names_tied_with_embedding()
+        if not model.config.get_text_config(decoder=True).tie_word_embeddings:
+            return []
+        name = next(name for name, module in model.named_modules() if module is embedding)
+        tied = dict(model._tied_weights_keys or {}).items()
+        return sorted(key.rpartition(".")[0] for key, source in tied if source.rpartition(".")[0] == name)
 
     def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
         # PEFT refuses targets whose forward is never called (in Mamba models) only where the type is LORA.
@@ -146,7 +169,7 @@ class MonoLoraModel(LoraModel):
             )
         # PEFT warns of tensors left empty by ZeRO-3 only where the type is LORA.
         _validate_lora_adapter_state_dict(tensors, adapter_name=adapter_name)
-        tensors = used_units(model, adapter_name, tensors)
+        tensors = used_units(model, adapter_name, tensors) | _new_rows(model, adapter_name, tensors)
         return {to_disk_name(key, adapter_name): value for key, value in tensors.items()}
 
     @classmethod
@@ -182,6 +205,15 @@ class MonoLoraModel(LoraModel):
         checked = check_tensors(remapped, room_for(model, adapter_name, own, {key: key for key in own}), origin)
         warn_of_other_base(config.base_model_name_or_path, name)
         return checked
+
+
+def _new_rows(model: Any, adapter_name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Embeddings that PEFT leaves out: where one of a resized model is adapted, it saves that one alone."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    adapted = any(".lora_embedding_" in key for key in tensors)
+    if not adapted or not isinstance(base, PreTrainedModel) or not is_resized(base):
+        return {}
+    return dict(room_for(model, adapter_name, {}, {}).frozen)
 
 
 def _own_units(model: nn.Module, adapter_name: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""The patterns in an ``adapter_config.json`` that comes from elsewhere, replaced by the names of modules they match.
+"""The patterns in an ``adapter_config.json`` that comes from elsewhere, as the names of the modules they match.
 
-PEFT runs them in Python's ``re``, whose time on a name can double with each of its letters. Here they are run by RE2
+PEFT runs them in Python's ``re``, whose time on a name may double with each of its letters. Here they are run by RE2
 (through Arrow), whose time is proportional to the name's length. What RE2 has no syntax for (look-around, references)
 is not run at all: the modules are then those that the adapter's file holds tensors of.
 """
@@ -16,8 +16,8 @@ import pyarrow.compute
 
 from monolora.errors import InputError
 
-# Names as they are; a dot may be escaped, or stand for itself. They are compared in one pass, by whomever.
-_NAME = re.compile(r"[\w.^$\\-]*")
+# Names, and patterns with a single repeated character: whoever runs them, the time is bounded.
+_NAME = re.compile(r"[\w.^$\\-]*(?:[*+?][\w.^$\\-]*)?")
 _TARGETS = ("target_modules", "exclude_modules", "feedforward_modules")
 _VALUES = ("rank_pattern", "alpha_pattern")
 _NAMES = ("modules_to_save", "layers_pattern")
@@ -32,8 +32,8 @@ def resolve_patterns(config: Any, names: Sequence[str], in_file: Collection[str]
         in_file: names of the modules that the adapter's file holds tensors of.
 
     Raises:
-        InputError: for a pattern where only names make sense, for one that matches no module, and for one that RE2
-            does not take where the file does not tell what it matches.
+        InputError: for a pattern where only names make sense, and for one that RE2 does not take where the file does
+            not tell what it matches.
     """
     settings = vars(config)
     for field in _NAMES:
@@ -43,10 +43,27 @@ def resolve_patterns(config: Any, names: Sequence[str], in_file: Collection[str]
                 raise InputError(f"{field} names {name!r}, which is no module's name. Correct adapter_config.json.")
     if any(_is_pattern(settings.get(field)) for field in _TARGETS):
         _resolve_targets(settings, names, in_file)
+    resolve_values(config, names)
+
+
+def resolve_values(config: Any, names: Sequence[str]) -> None:
+    """As :func:`resolve_patterns`, for the keys of ``rank_pattern`` and ``alpha_pattern`` alone."""
+    settings = vars(config)
     for field in _VALUES:
         values = settings.get(field) or {}
         if any(map(_is_pattern, values)):
             settings[field] = dict(_by_names(field, values, names))
+
+
+def check_bounded(config: Any) -> None:
+    """Check that the keys of ``rank_pattern`` and ``alpha_pattern`` can be run in Python's ``re``, as vLLM does.
+
+    Raises:
+        InputError: naming the first whose time is not bounded.
+    """
+    for field in _VALUES:
+        for key in filter(_is_pattern, vars(config)[field] or {}):
+            raise InputError(f"{field} has the pattern {key!r}, which cannot be checked safely. Name modules instead.")
 
 
 def _is_pattern(value: object) -> bool:
@@ -61,8 +78,6 @@ def _resolve_targets(settings: dict[str, Any], names: Sequence[str], in_file: Co
         matches = {"target_modules": [name for name in names if name in in_file]}
         settings["exclude_modules"] = settings["layers_to_transform"] = settings["layers_pattern"] = None
     for field, modules in matches.items():
-        if not modules and field == "target_modules":
-            raise InputError(f"target_modules {settings[field]!r} matches no module of this model.")
         # PEFT compares the ends of names with these.
         others = {name for name in names if name.endswith(tuple(f".{module}" for module in modules or ()))}
         if others - set(modules or ()):

@@ -7,6 +7,7 @@ steps aside when PEFT ships the type itself.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
@@ -48,7 +49,10 @@ def register() -> None:
     register_peft_method(
         name=NAME.lower(), config_cls=MonoLoraConfig, model_cls=MonoLoraModel, prefix=MonoLoraModel.prefix
     )
-    hotswap.CONFIG_KEYS_TO_CHECK[peft_type] = [*hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA], "activation"]
+    hotswap.CONFIG_KEYS_TO_CHECK[peft_type] = [
+        *(key for key in hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA] if key != "alpha_pattern"),  # it follows the swap
+        "activation",
+    ]
     _check_files_that_peft_reads()
     _check_hotswap()
     _load_into_transformers()
@@ -104,7 +108,8 @@ def _check_files_that_peft_reads() -> None:
 def _check_hotswap() -> None:
     """Hotswap goes past the tuner's own hooks, and fills tensors that a file lacks with zeros."""
     from monolora.checkpoint import check_no_lora_tensors, to_memory_name
-    from monolora.loaders import check_swap, settle_swap
+    from monolora.loaders import check_swap, settle_swap, swap_names
+    from monolora.patterns import resolve_patterns
 
     original = hotswap.hotswap_adapter_from_state_dict
 
@@ -116,6 +121,9 @@ def _check_hotswap() -> None:
             original(model, state_dict, adapter_name, config, *args, **kwargs)
             return
         check_no_lora_tensors(state_dict, adapter_name)
+        if config.adapted_modules is not None:  # the config comes from a file
+            config = copy.copy(config)
+            resolve_patterns(config, swap_names(model), config.adapted_modules)
         state_dict = {to_memory_name(key, adapter_name): value for key, value in state_dict.items()}
         check_swap(model, state_dict, adapter_name, config)
         original(model, state_dict, adapter_name, config, *args, **kwargs)
@@ -141,7 +149,8 @@ def _load_into_transformers() -> None:
     @functools.wraps(original)
     def load_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs).arguments
-        source, config, tensors = (given.get(name) for name in ("peft_model_id", "peft_config", "adapter_state_dict"))
+        source: Any = given.get("peft_model_id")
+        config, tensors = given.get("peft_config"), given.get("adapter_state_dict")
         options = _hub_options(given)
         ours = _is_monolora(source, options) if config is None else config.peft_type == NAME
         if not ours or (source is None and tensors is None):
