@@ -32,12 +32,14 @@ class Room(NamedTuple):
 
     Attributes:
         own: tensors of the adapter, all of which a file must hold.
+        biases: of the base, where the adapter's config asks for them: which a file may hold.
         frozen: tensors of the base's embeddings, which a file may hold.
         copies: names of copies that a file may hold, to the names in ``own`` that they are copies of.
         base_rows: rows of the base's embeddings before they were resized; None where that is not known.
     """
 
     own: Mapping[str, torch.Tensor]
+    biases: Mapping[str, torch.Tensor]
     frozen: Mapping[str, torch.Tensor]
     copies: Mapping[str, str]
     base_rows: int | None
@@ -54,8 +56,11 @@ def room_for(model: Any, adapter_name: str, own: Mapping[str, torch.Tensor], fil
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     named = {file_names[key]: value for key, value in own.items()}
+    # Those of modules that pruning has taken the adapter from are trained too.
+    trained = vars(model.peft_config[adapter_name]).get("bias", "none") != "none"
+    biases = {key: value for key, value in model.state_dict().items() if trained and key.endswith(".bias")}
     if not isinstance(base, PreTrainedModel):
-        return Room(named, {}, {}, None)
+        return Room(named, biases, {}, {}, None)
     embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
     prefixes = tuple(f"{name}." for name, module in model.named_modules() if any(module is each for each in embeddings))
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -71,7 +76,8 @@ def room_for(model: Any, adapter_name: str, own: Mapping[str, torch.Tensor], fil
             copies[name] = file_names[original]
         elif not set(key.removeprefix(prefix).split(".")) & set(model.peft_config):
             frozen[key] = value
-    return Room(named, frozen, {copy: name for copy, name in copies.items() if copy != name}, _base_rows(base))
+    copies = {copy: name for copy, name in copies.items() if copy != name}
+    return Room(named, biases, frozen, copies, _base_rows(base))
 
 
 def saved_beside(model: nn.Module, adapter_name: str) -> dict[str, str]:
@@ -154,11 +160,11 @@ def check_tensors(found: Mapping[str, torch.Tensor], room: Room, origin: str) ->
             finite, or one that would change the base model.
     """
     missing = sorted(room.own.keys() - found.keys())
-    foreign = sorted(found.keys() - room.own.keys() - room.frozen.keys() - room.copies.keys())
+    foreign = sorted(found.keys() - room.own.keys() - room.biases.keys() - room.frozen.keys() - room.copies.keys())
     if missing or foreign:
         what = f"lacks tensor {missing[0]!r}" if missing else f"has the foreign tensor {foreign[0]!r}"
         raise AdapterFileError(f"The adapter file {what} ({len(missing)} missing, {len(foreign)} foreign). {origin}")
-    for key, needed in {**room.frozen, **room.own}.items():
+    for key, needed in {**room.frozen, **room.biases, **room.own}.items():
         if key not in found:
             continue
         tensor = found[key]

@@ -48,18 +48,25 @@ def check_swap(model: Any, tensors: Mapping[str, torch.Tensor], adapter_name: st
     expected: dict[str, torch.Tensor] = {}
     for path, layer, rank, _ in _targeted(model, config):
         for name, value in layer.state_dict().items():
-            if is_unit_tensor(f"{path}.{name}", adapter_name):
-                shape = _with_rank(layer, name, value.shape, rank)
-                expected[f"{path}.{name}"] = torch.empty(shape, dtype=value.dtype, device="meta")
+            key = f"{path}.{name}"
+            if not is_unit_tensor(key, adapter_name):
+                continue
+            if name.startswith("lora_embedding_"):
+                raise AdapterFileError(_unswappable(key))
+            expected[key] = torch.empty(_with_rank(layer, name, value.shape, rank), dtype=value.dtype, device="meta")
     loaded_from = model_name(model)
-    check_tensors(tensors, Room(expected, {}, {}, None), origin_of(config.base_model_name_or_path, loaded_from))
-    more = [key for key in expected if ".lora_embedding_" in key] + sorted(saved_beside(model, adapter_name))
-    if more or model.peft_config[adapter_name].bias != "none":
-        raise AdapterFileError(
-            f"{repr(more[0]) if more else 'bias'} cannot be swapped in: hotswap handles A and B of linear and "
-            "convolution layers only. Load the adapter under a name of its own instead."
-        )
+    check_tensors(tensors, Room(expected, {}, {}, {}, None), origin_of(config.base_model_name_or_path, loaded_from))
+    beside = sorted(saved_beside(model, adapter_name))
+    if beside or model.peft_config[adapter_name].bias != "none":
+        raise AdapterFileError(_unswappable(beside[0] if beside else "bias"))
     warn_of_other_base(config.base_model_name_or_path, loaded_from)
+
+
+def _unswappable(what: str) -> str:
+    return (
+        f"{what!r} cannot be swapped in: hotswap handles A and B of linear and convolution layers only. Load the "
+        "adapter under a name of its own instead."
+    )
 
 
 def swap_names(model: nn.Module) -> list[str]:

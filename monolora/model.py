@@ -168,7 +168,8 @@ class MonoLoraModel(LoraModel):
                 f"this model ({', '.join(unwanted_adapter_names)}). Give that one a name that no module has."
             )
         # PEFT warns of tensors left empty by ZeRO-3 only where the type is LORA.
-        _validate_lora_adapter_state_dict(tensors, adapter_name=adapter_name)
+        units = {key: value for key, value in tensors.items() if is_unit_tensor(key, adapter_name)}
+        _validate_lora_adapter_state_dict(units, adapter_name=adapter_name)
         tensors = used_units(model, adapter_name, tensors) | _new_rows(model, adapter_name, tensors)
         return {to_disk_name(key, adapter_name): value for key, value in tensors.items()}
 

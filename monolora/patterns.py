@@ -8,7 +8,7 @@ is not run at all: the modules are then those that the adapter's file holds tens
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pyarrow
@@ -52,7 +52,7 @@ def resolve_values(config: Any, names: Sequence[str]) -> None:
     for field in _VALUES:
         values = settings.get(field) or {}
         if any(map(_is_pattern, values)):
-            settings[field] = dict(_by_names(field, values, names))
+            settings[field] = _by_names(field, values, names)
 
 
 def check_bounded(config: Any) -> None:
@@ -78,26 +78,22 @@ def _resolve_targets(settings: dict[str, Any], names: Sequence[str], in_file: Co
         matches = {"target_modules": [name for name in names if name in in_file]}
         settings["exclude_modules"] = settings["layers_to_transform"] = settings["layers_pattern"] = None
     for field, modules in matches.items():
-        # PEFT compares the ends of names with these.
-        others = {name for name in names if name.endswith(tuple(f".{module}" for module in modules or ()))}
-        if others - set(modules or ()):
-            raise InputError(
-                f"{field} {settings[field]!r} cannot be told from {min(others)}. Name the modules instead."
-            )
-        settings[field] = set(modules or ())
+        # One pattern of whole names: those of a list would match as ends of longer names too.
+        settings[field] = "|".join(map(re.escape, modules or ())) or None
 
 
-def _by_names(field: str, values: dict[str, Any], names: Sequence[str]) -> Iterable[tuple[str, Any]]:
+def _by_names(field: str, values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Each key as one pattern of whole names, which matches what the key does, in the same order."""
+    resolved: dict[str, Any] = {}
     for key, value in values.items():
-        if not _is_pattern(key):
-            yield key, value
-            continue
-        modules = _matching(rf"(?:.*\.)?(?:{key})", names)
-        if modules is None:
+        modules = _matching(rf"(?:.*\.)?(?:{key})", names) if _is_pattern(key) else None
+        if modules is None and _is_pattern(key):
             raise InputError(f"{field} has the pattern {key!r}, which cannot be checked safely. Name modules instead.")
-        if modules:
-            yield f"^(?:{'|'.join(map(re.escape, modules))})", value
+        if modules is None:
+            resolved.setdefault(key, value)
+        elif modules:  # the first of several that match counts
+            resolved.setdefault(f"^(?:{'|'.join(map(re.escape, modules))})", value)
+    return resolved
 
 
 def _matching(pattern: str, names: Sequence[str]) -> list[str] | None:

@@ -82,9 +82,9 @@ def test_is_adapter_tensor(key: str, expected: bool) -> None:
 def test_a_tensor_that_zero_3_has_partitioned_is_not_compared_by_shape() -> None:
     name = "q.lora_A.default.weight"
     tensors = {name: torch.ones(2, 3)}
-    assert check_tensors(tensors, Room({name: torch.empty(0)}, {}, {}, None), "") == tensors
+    assert check_tensors(tensors, Room({name: torch.empty(0)}, {}, {}, {}, None), "") == tensors
     with pytest.raises(AdapterFileError, match=r"has shape \(2, 3\) in the file, this model needs \(2, 4\)"):
-        check_tensors(tensors, Room({name: torch.empty(2, 4)}, {}, {}, None), "")
+        check_tensors(tensors, Room({name: torch.empty(2, 4)}, {}, {}, {}, None), "")
 
 
 def test_origin_names_what_to_do() -> None:

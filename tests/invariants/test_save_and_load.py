@@ -171,6 +171,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "norm": {"modules_to_save": ["norm"]},
     "tied-modules": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
     "tokens": {"trainable_token_indices": [3, 9]},
+    "tokens-of-the-head": {"trainable_token_indices": {"lm_head": [3, 5]}},
     "tokens-of-both": {"trainable_token_indices": {"embed_tokens": [3, 9], "lm_head": [3, 5]}},
     "tied-tokens": {"trainable_token_indices": [3, 9], "ensure_weight_tying": True},
     "adapted": {"target_modules": ["q_proj", "embed_tokens"]},
@@ -268,7 +269,7 @@ def _merged_exactly(run: Finished) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(run.adapter / "exact")
 
 
-BIT_EQUAL = (
+LOADERS_OF_FINISHED = (
     _peft, _peft_auto, _beside_another, _beside_itself, _natively, _resumed, _for_programs, _merged_exactly,
 )  # fmt: skip
 # Said by PEFT as it saves: that it writes embeddings, and what tied embeddings can complicate.
@@ -288,8 +289,12 @@ def test_every_loader_takes_what_is_saved_besides_a_and_b(
 ) -> None:
     run = finished(tied, resized, **BESIDE[beside])
     with torch.no_grad():
-        wrong = {load.__name__ for load in BIT_EQUAL if not torch.equal(load(run).eval()(ids).logits, run.logits)}
-    assert wrong == set()
+        for load in LOADERS_OF_FINISHED:
+            logits = load(run).eval()(ids).logits
+            if beside == "tied-adapted":  # the head's A and B are the embedding's, read across: that rounds otherwise
+                torch.testing.assert_close(logits, run.logits, msg=load.__name__)
+            else:
+                assert torch.equal(logits, run.logits), load.__name__
 
 
 @pytest.mark.parametrize("resized", [False, True], ids=["", "resized"])
