@@ -51,6 +51,11 @@ class MonoLoraModel(LoraModel):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT's; targets that match nothing, or that are not given, are answered with module names."""
+        if "." in adapter_name or adapter_name in ("weight", "bias"):
+            raise ValueError(
+                f"An adapter cannot be called {adapter_name!r}: the name becomes a part of tensors' names, which is "
+                "to be told from the others. Choose one without a dot that is not weight or bias."
+            )
         config = self.peft_config[adapter_name]
         pattern = config.target_modules
         if config.adapted_modules is not None:  # the config comes from a file

@@ -357,6 +357,13 @@ def test_an_adapter_may_be_called_as_its_tensors_are(
         assert torch.equal(model(ids).logits, expected)
 
 
+@pytest.mark.parametrize("name", ["a.b", ".", "weight", "bias"])
+def test_names_that_cannot_be_told_from_others_are_refused(saved: Saved, base_folder: Path, name: str) -> None:
+    adapter, _ = saved()
+    with pytest.raises(ValueError, match=rf"An adapter cannot be called '{re.escape(name)}'.*Choose one without a dot"):
+        PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base_folder), str(adapter), adapter_name=name)
+
+
 def test_an_adapter_that_peft_would_save_without_its_tensors_is_not_saved(
     saved: Saved, base_folder: Path, tmp_path: Path
 ) -> None:
