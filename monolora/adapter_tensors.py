@@ -9,7 +9,7 @@ adds tokens and changes nothing else. Everything else is foreign, above all a we
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,35 +45,43 @@ class Room(NamedTuple):
     base_rows: int | None
 
 
-def room_for(model: Any, adapter_name: str, own: Mapping[str, torch.Tensor], file_names: Mapping[str, str]) -> Room:
+def room_for(
+    model: Any,
+    adapter_name: str,
+    in_model: Mapping[str, torch.Tensor],
+    own: Iterable[str],
+    file_names: Mapping[str, str] | None = None,
+) -> Room:
     """The room that a model has for the tensors of an adapter.
 
     Args:
         model: the adapted model, whether PEFT or transformers put the adapter into it.
         adapter_name: the adapter's name there.
-        own: the adapter's tensors, by the model's names.
-        file_names: the model's names of ``own`` to the names to look for.
+        in_model: the model's state dict.
+        own: the model's names of the adapter's tensors.
+        file_names: these to the names to look for, where they are others.
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
-    named = {file_names[key]: value for key, value in own.items()}
+    names = {key: file_names[key] if file_names else key for key in own}
+    named = {name: in_model[key] for key, name in names.items()}
     # Those of modules that pruning has taken the adapter from are trained too.
     trained = vars(model.peft_config[adapter_name]).get("bias", "none") != "none"
-    biases = {key: value for key, value in model.state_dict().items() if trained and key.endswith(".bias")}
+    biases = {key: value for key, value in in_model.items() if trained and key.endswith(".bias")}
     if not isinstance(base, PreTrainedModel):
         return Room(named, biases, {}, {}, None)
     embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
     prefixes = tuple(f"{name}." for name, module in model.named_modules() if any(module is each for each in embeddings))
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    by_parameter = {id(parameters[key]): key for key in own if key in parameters}
+    by_parameter = {id(parameters[key]): key for key in names if key in parameters}
     frozen, copies = {}, {}
-    for key, value in model.state_dict().items():
+    for key, value in in_model.items():
         prefix = next((prefix for prefix in prefixes if key.startswith(prefix)), None)
         if prefix is None:
             continue
-        original = key if key in own else by_parameter.get(id(parameters.get(key)))
+        original = key if key in names else by_parameter.get(id(parameters.get(key)))
         name = file_name(key, adapter_name)
         if original is not None:
-            copies[name] = file_names[original]
+            copies[name] = names[original]
         elif not set(key.removeprefix(prefix).split(".")) & set(model.peft_config):
             frozen[key] = value
     copies = {copy: name for copy, name in copies.items() if copy != name}
@@ -180,9 +188,13 @@ def check_tensors(found: Mapping[str, torch.Tensor], room: Room, origin: str) ->
     for copy, name in room.copies.items():
         if copy in found and not torch.equal(found[copy], found[name]):
             raise AdapterFileError(f"The adapter file holds {name!r} twice, and {copy!r} differs. {origin}")
+    left_out = set(room.copies)
     for key in sorted(room.frozen.keys() & found.keys()):
-        _check_rows(key, found[key], room.frozen[key], room.base_rows)
-    return {key: tensor for key, tensor in found.items() if key not in room.copies}
+        if room.frozen[key].device.type == "meta":  # offloaded, and of the base's own size: the base has it already
+            left_out.add(key)
+        else:
+            _check_rows(key, found[key], room.frozen[key], room.base_rows)
+    return {key: tensor for key, tensor in found.items() if key not in left_out}
 
 
 def _check_kind(key: str, tensor: torch.Tensor, needed: torch.Tensor) -> None:
@@ -196,11 +208,6 @@ def _check_kind(key: str, tensor: torch.Tensor, needed: torch.Tensor) -> None:
 
 def _check_rows(key: str, tensor: torch.Tensor, here: torch.Tensor, base_rows: int | None) -> None:
     """Nobody trained these: PEFT freezes them, and the config does not name them."""
-    if here.device.type == "meta":
-        raise AdapterFileError(
-            f"Tensor {key!r} is one of the base model, whose embeddings are not in memory. Raise the memory that is "
-            "allowed."
-        )
     rows = slice(base_rows)
     ours, theirs = here[rows].float(), tensor[rows].float().to(here.device)
     if here.numel() and not torch.allclose(theirs, ours, rtol=_RELATIVE, atol=_ABSOLUTE):

@@ -198,10 +198,11 @@ def attach(model: PreTrainedModel, folder: str) -> PeftModel:
 
 def _check_tensors(adapted: PeftModel, config: PeftConfig, tensors: Mapping[str, torch.Tensor]) -> None:
     """The checks that a MonoLoRA adapter gets as it is loaded, for one of another method."""
-    own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    names = {key: file_name(key, "default") for key in adapted.state_dict()} | saved_beside(adapted, "default")
-    in_model = {key: value for key, value in adapted.state_dict().items() if names[key] in own}
-    room = room_for(adapted, "default", in_model, names)._replace(own=own)
+    in_model = adapted.state_dict()
+    own = get_peft_model_state_dict(adapted, in_model, save_embedding_layers=False)
+    names = {key: file_name(key, "default") for key in in_model} | saved_beside(adapted, "default")
+    of_adapter = [key for key in in_model if names[key] in own]
+    room = room_for(adapted, "default", in_model, of_adapter, names)._replace(own=own)
     found = convert_peft_adapter_state_dict_for_transformers(adapted, config, dict(tensors))
     check_tensors(found, room, origin_of(config.base_model_name_or_path, model_name(adapted)))
 

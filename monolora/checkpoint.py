@@ -60,10 +60,10 @@ def is_unit_tensor(key: str, adapter_name: str | None) -> bool:
     return re.search(_ROLE.format(prefix=MEMORY_PREFIX, adapter=adapter), key) is not None
 
 
-def is_adapter_tensor(key: str, adapter_name: str) -> bool:
-    """Whether ``key`` (a name in the model) is saved with this adapter: A, B, saved modules and trained tokens."""
-    saved_beside = rf"\.(modules_to_save|trainable_tokens_delta)\.{re.escape(adapter_name)}(\.|$)"
-    return is_unit_tensor(key, adapter_name) or re.search(saved_beside, key) is not None
+def module_of(key: str, adapter_name: str) -> tuple[str, str]:
+    """Module and rest of a name in the model of A or B of this adapter; of any other name, ``("", key)``."""
+    role = re.search(_ROLE.format(prefix=MEMORY_PREFIX, adapter=rf"\.{re.escape(adapter_name)}"), key)
+    return ("", key) if role is None else (key[: role.start()], key[role.start() + 1 :])
 
 
 def adapted_modules(folder: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -118,7 +119,11 @@ def check_numbers(config: LoraConfig) -> None:
     alphas = {"lora_alpha": config.lora_alpha}
     alphas |= {f"alpha_pattern[{key!r}]": alpha for key, alpha in (config.alpha_pattern or {}).items()}
     for where, alpha in alphas.items():
-        if type(alpha) not in (int, float) or not abs(alpha) <= torch.finfo(torch.float32).max:
+        if not _is_number(alpha) or not abs(alpha) <= torch.finfo(torch.float32).max:
             raise ValueError(f"{where} must be a finite number, got {alpha!r}; a common choice is twice the rank.")
-    if type(config.lora_dropout) not in (int, float) or not 0 <= config.lora_dropout <= 1:
+    if not _is_number(config.lora_dropout) or not 0 <= config.lora_dropout <= 1:
         raise ValueError(f"lora_dropout must be a number from 0 to 1, got {config.lora_dropout!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -19,7 +19,14 @@ from transformers import PreTrainedModel
 from transformers.utils.loading_report import LoadStateDictInfo
 
 from monolora.adapter_tensors import Room, check_tensors, saved_beside
-from monolora.checkpoint import MEMORY_PREFIX, AdapterFileError, is_unit_tensor, origin_of, warn_of_other_base
+from monolora.checkpoint import (
+    MEMORY_PREFIX,
+    AdapterFileError,
+    is_unit_tensor,
+    module_of,
+    origin_of,
+    warn_of_other_base,
+)
 from monolora.config import MonoLoraConfig
 from monolora.layer import MonoLoraLayer
 from monolora.targets import module_names
@@ -104,18 +111,18 @@ def used_units(model: nn.Module, adapter_name: str, tensors: Mapping[str, torch.
     Where the adapter that was swapped in has fewer units or modules, PEFT keeps the larger tensors and fills them up
     with zeros, as it does to prepare for compilation. Its config says how many are its own.
     """
+    # FSDP's wrappers are in the names of modules, and not in those of tensors.
+    layers = {path.replace("_fsdp_wrapped_module.", ""): layer for path, layer in model.named_modules()}
     used = dict(tensors)
-    for path, layer in model.named_modules():
-        if not isinstance(layer, MonoLoraLayer) or adapter_name not in layer.activation:
+    for key, value in tensors.items():
+        path, name = module_of(key, adapter_name)
+        layer = layers.get(path)
+        if not isinstance(layer, MonoLoraLayer):
             continue
-        for name, value in layer.state_dict().items():
-            key = f"{path}.{name}"
-            if key not in used or not is_unit_tensor(key, adapter_name):
-                continue
-            if adapter_name in layer.vacant:
-                del used[key]
-            elif value.numel():  # ZeRO-3 shows none
-                used[key] = _first_units(layer, name, used[key], layer.r[adapter_name])
+        if adapter_name in layer.vacant:
+            del used[key]
+        elif value.numel():  # ZeRO-3 shows none
+            used[key] = _first_units(layer, name, value, layer.r[adapter_name])
     return used
 
 

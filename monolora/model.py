@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import (
 )
 from peft.utils.error import NoMatchingPeftModuleError
 from peft.utils.other import AuxiliaryTrainingWrapper
-from peft.utils.save_and_load import _validate_lora_adapter_state_dict
+from peft.utils.save_and_load import _filter_state_dict_for_adapter_name, _validate_lora_adapter_state_dict
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import PreTrainedModel
@@ -166,16 +166,16 @@ class MonoLoraModel(LoraModel):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        lost = sorted(key for key in _own_units(model, adapter_name) if key not in tensors)
-        if lost:
-            raise ValueError(
-                f"Adapter {adapter_name!r} cannot be saved: PEFT takes {lost[0]!r} for a tensor of another adapter of "
-                f"this model ({', '.join(unwanted_adapter_names)}). Give that one a name that no module has."
-            )
+        for key in _names_of_units(model, adapter_name):
+            if not _filter_state_dict_for_adapter_name({key: torch.empty(0)}, unwanted_adapter_names):
+                raise ValueError(
+                    f"Adapter {adapter_name!r} cannot be saved: PEFT takes {key!r} for a tensor of another adapter of "
+                    f"this model ({', '.join(unwanted_adapter_names)}). Give that one a name that no module has."
+                )
         # PEFT warns of tensors left empty by ZeRO-3 only where the type is LORA.
         units = {key: value for key, value in tensors.items() if is_unit_tensor(key, adapter_name)}
         _validate_lora_adapter_state_dict(units, adapter_name=adapter_name)
-        tensors = used_units(model, adapter_name, tensors) | _new_rows(model, adapter_name, tensors)
+        tensors = used_units(model, adapter_name, tensors) | _new_rows(model, adapter_name, tensors, state_dict)
         return {to_disk_name(key, adapter_name): value for key, value in tensors.items()}
 
     @classmethod
@@ -206,24 +206,33 @@ class MonoLoraModel(LoraModel):
         origin = origin_of(config.base_model_name_or_path, name)
         if len(remapped) < len(state_dict):
             raise AdapterFileError(f"The adapter file holds a tensor under two names. {origin}")
-        own = {key: in_model[key] for key in (*_own_units(model, adapter_name), *saved_beside(model, adapter_name))}
-        own |= cls._get_learnable_bias_state_dict(model, in_model, config)
-        checked = check_tensors(remapped, room_for(model, adapter_name, own, {key: key for key in own}), origin)
+        prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
+        own = [
+            *_filter_state_dict_by_key_prefixes(in_model, prefixes),
+            *saved_beside(model, adapter_name),
+            *cls._get_learnable_bias_state_dict(model, in_model, config),
+        ]
+        checked = check_tensors(remapped, room_for(model, adapter_name, in_model, own), origin)
         warn_of_other_base(config.base_model_name_or_path, name)
         return checked
 
 
-def _new_rows(model: Any, adapter_name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _new_rows(
+    model: Any, adapter_name: str, tensors: Mapping[str, torch.Tensor], in_model: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """Embeddings that PEFT leaves out: where one of a resized model is adapted, it saves that one alone."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     adapted = any(".lora_embedding_" in key for key in tensors)
     if not adapted or not isinstance(base, PreTrainedModel) or not is_resized(base):
         return {}
-    return dict(room_for(model, adapter_name, {}, {}).frozen)
+    return dict(room_for(model, adapter_name, in_model, ()).frozen)
 
 
-def _own_units(model: nn.Module, adapter_name: str) -> list[str]:
-    """The model's names of A and B of an adapter, as PEFT finds them: by the layers that have it."""
-    prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
-    in_layers = _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes)
-    return [key for key in in_layers if is_unit_tensor(key, adapter_name)]
+def _names_of_units(model: nn.Module, adapter_name: str) -> Iterator[str]:
+    """The model's names of A and B of an adapter; without its state dict, which FSDP would gather."""
+    for path, layer in model.named_modules():
+        if isinstance(layer, MonoLoraLayer) and adapter_name in layer.activation:
+            for part, by_adapter in layer.named_children():
+                key = f"{path}.{part}.{adapter_name}.weight"
+                if isinstance(by_adapter, (nn.ModuleDict, nn.ParameterDict)) and is_unit_tensor(key, adapter_name):
+                    yield key

@@ -79,7 +79,7 @@ def _resolve_targets(settings: dict[str, Any], names: Sequence[str], in_file: Co
         settings["exclude_modules"] = settings["layers_to_transform"] = settings["layers_pattern"] = None
     for field, modules in matches.items():
         # One pattern of whole names: those of a list would match as ends of longer names too.
-        settings[field] = "|".join(map(re.escape, modules or ())) or None
+        settings[field] = "|".join(map(re.escape, modules or ()))
 
 
 def _by_names(field: str, values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from monolora.adapter_tensors import Room, check_tensors
 from monolora.checkpoint import (
     AdapterFileError,
     check_weights_file,
-    is_adapter_tensor,
     is_monolora_name,
     is_unit_tensor,
+    module_of,
     origin_of,
     to_disk_name,
     to_memory_name,
@@ -67,16 +67,15 @@ def test_is_unit_tensor(key: str, adapter: str, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("q.lora_A.x.weight", True),
-        ("lm_head.modules_to_save.x.weight", True),
-        ("embed_tokens.token_adapter.trainable_tokens_delta.x", True),
-        ("q.lora_A.x1.weight", False),
-        ("lm_head.original_module.weight", False),
-        ("model.x.weight", False),
+        ("q.lora_A.x.weight", ("q", "lora_A.x.weight")),
+        ("q.lora_A.lora_A.x.weight", ("q.lora_A", "lora_A.x.weight")),
+        ("e.lora_embedding_B.x", ("e", "lora_embedding_B.x")),
+        ("q.lora_A.x1.weight", ("", "q.lora_A.x1.weight")),
+        ("lm_head.modules_to_save.x.weight", ("", "lm_head.modules_to_save.x.weight")),
     ],
 )
-def test_is_adapter_tensor(key: str, expected: bool) -> None:
-    assert is_adapter_tensor(key, "x") is expected
+def test_module_of(key: str, expected: tuple[str, str]) -> None:
+    assert module_of(key, "x") == expected
 
 
 def test_a_tensor_that_zero_3_has_partitioned_is_not_compared_by_shape() -> None:

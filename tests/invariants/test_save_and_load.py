@@ -380,14 +380,14 @@ class _Odd(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lora_A = torch.nn.ModuleDict({"default": torch.nn.Linear(3, 3), "monolora_B": torch.nn.Linear(3, 3)})
+        self.lora_A = torch.nn.ModuleDict({"x": torch.nn.Linear(3, 3), "monolora_B": torch.nn.Linear(3, 3)})
         self.monolora_A = torch.nn.Linear(3, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.monolora_A(self.lora_A["monolora_B"](self.lora_A["default"](x)))
+        return self.monolora_A(self.lora_A["monolora_B"](self.lora_A["x"](x)))
 
 
-@pytest.mark.parametrize("targets", [["lora_A.default"], ["monolora_B"], ["monolora_A"], ["default", "monolora_A"]])
+@pytest.mark.parametrize("targets", [["lora_A.x"], ["monolora_B"], ["monolora_A"], ["x", "monolora_A"]])
 def test_modules_of_the_base_may_be_called_as_its_tensors_are(
     fill: Callable[..., torch.nn.Module], tmp_path: Path, targets: list[str]
 ) -> None:
