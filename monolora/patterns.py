@@ -75,6 +75,12 @@ def _resolve_targets(settings: dict[str, Any], names: Sequence[str], in_file: Co
         field: _matching(settings[field], names) for field in _TARGETS if _is_pattern(settings.get(field))
     }
     if None in matches.values():  # RE2 has no syntax for one of them
+        if not in_file:
+            field = next(field for field, modules in matches.items() if modules is None)
+            raise InputError(
+                f"{field} {settings[field]!r} cannot be checked safely. Download the adapter and load it from there, "
+                "where its file tells what is meant, or name the modules instead."
+            )
         matches = {"target_modules": [name for name in names if name in in_file]}
         settings["exclude_modules"] = settings["layers_to_transform"] = settings["layers_pattern"] = None
     for field, modules in matches.items():

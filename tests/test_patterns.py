@@ -83,6 +83,11 @@ def test_with_look_around_the_file_tells_what_is_adapted() -> None:
     assert _targeted(config, [name for name in NAMES if not name.startswith("vision")]) == in_file
 
 
+def test_without_a_file_look_around_is_refused() -> None:
+    with pytest.raises(InputError, match=r"target_modules .* cannot be checked safely\. Download"):
+        resolve_patterns(LoraConfig(target_modules=r"^(?!vision).*q_proj$"), NAMES, [])
+
+
 @pytest.mark.parametrize("field", ["modules_to_save", "layers_pattern"])
 def test_patterns_where_only_names_make_sense(field: str) -> None:
     config = LoraConfig(target_modules=["q_proj"], layers_to_transform=[0], **{field: SLOW[:1]})

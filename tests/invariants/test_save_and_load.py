@@ -168,7 +168,6 @@ BESIDE: dict[str, dict[str, Any]] = {
     "head": {"modules_to_save": ["lm_head"]},
     "embeddings": {"modules_to_save": ["embed_tokens"]},
     "both": {"modules_to_save": ["embed_tokens", "lm_head"]},
-    "norm": {"modules_to_save": ["norm"]},
     "tied-modules": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
     "tokens": {"trainable_token_indices": [3, 9]},
     "tokens-of-the-head": {"trainable_token_indices": {"lm_head": [3, 5]}},
@@ -330,11 +329,14 @@ def test_a_larger_tokenizer_alone_resizes_the_base(saved: Saved, base_folder: Pa
     assert model.get_input_embeddings().weight.shape[0] == len(tokenizer) == RESIZED
 
 
-NAMES = ("lora_A", "lora_B", "lora_embedding_A", "monolora_A", "monolora_B", "model", "weightless")
+NAMES = ("lora_A", "lora_B", "lora_embedding_A", "monolora_A", "monolora_B", "model")
+BESIDES = [SETTINGS["embedding"], SETTINGS["modules_to_save"], SETTINGS["tokens"]]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("settings", [{}, SETTINGS["embedding"], SETTINGS["modules_to_save"], SETTINGS["tokens"]])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [*((name, {}) for name in NAMES), *((name, settings) for name in ("lora_A", "monolora_B") for settings in BESIDES)],
+)
 def test_an_adapter_may_be_called_as_its_tensors_are(
     saved: Saved, base_folder: Path, ids: torch.Tensor, tmp_path: Path, name: str, settings: dict[str, Any]
 ) -> None:
