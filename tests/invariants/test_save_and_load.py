@@ -174,7 +174,6 @@ BESIDE: dict[str, dict[str, Any]] = {
     "tokens-of-both": {"trainable_token_indices": {"embed_tokens": [3, 9], "lm_head": [3, 5]}},
     "tied-tokens": {"trainable_token_indices": [3, 9], "ensure_weight_tying": True},
     "adapted": {"target_modules": ["q_proj", "embed_tokens"]},
-    "adapted-both": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
     "tied-adapted": {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True},
 }
 VOCABULARY, RESIZED = 64, 70
@@ -296,8 +295,7 @@ def test_every_loader_takes_what_is_saved_besides_a_and_b(
                 assert torch.equal(logits, run.logits), load.__name__
 
 
-@pytest.mark.parametrize("resized", [False, True], ids=["", "resized"])
-@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+@pytest.mark.parametrize(("tied", "resized"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("beside", BESIDE)
 def test_it_is_merged_too(
     finished: Callable[..., Finished], ids: torch.Tensor, tmp_path: Path, beside: str, tied: bool, resized: bool
