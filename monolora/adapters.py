@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,28 @@ from typing import Any
 import torch
 from accelerate.hooks import AlignDevicesHook
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, PeftConfig, PeftModel, PeftModelForCausalLM, set_peft_model_state_dict
+from peft import (
+    MODEL_TYPE_TO_PEFT_MODEL_MAPPING,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model_state_dict,
+    peft_model,
+)
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import load_peft_weights
+from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from monolora.checkpoint import check_finite, check_weights_file, is_adapter_tensor
+from monolora.adapter_tensors import check_tensors, file_name, room_for, saved_beside, vocabulary_in
+from monolora.checkpoint import adapted_modules, check_weights_file, origin_of
+from monolora.config import MonoLoraConfig, check_numbers
 from monolora.errors import InputError, in_one_line
 from monolora.hub import load_causal_lm, load_tokenizer, on_gpus, resolve_model
+from monolora.loaders import model_name
+from monolora.patterns import resolve_patterns
+from monolora.targets import module_names, near_misses
 
 SUM = "sum"  # the name that a weighted sum of adapters gets
 
@@ -29,6 +42,9 @@ def load_adapted(
     folder: str, base: str | None = None, dtype: torch.dtype | str = torch.bfloat16, **options: Any
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """A causal language model with the adapter in ``folder``, in eval mode, and its tokenizer.
+
+    The base gets the vocabulary that the adapter was trained with: that of the embeddings in the folder, else, where it
+    is larger than the base's, that of the folder's tokenizer.
 
     Args:
         folder: an adapter folder as ``save_pretrained`` writes it, MonoLoRA or any other PEFT method.
@@ -45,9 +61,9 @@ def load_adapted(
     path = resolve_model(named)
     model = load_causal_lm(path, dtype=dtype, **on_gpus() | options)
     model.name_or_path = named
-    adapted = _fitting(folder, named, partial(_attached, model, folder))
-    check_finite({name: p for name, p in adapted.named_parameters() if is_adapter_tensor(name, "default")})
-    return _in_eval_mode(adapted), adapter_tokenizer(folder, named)
+    tokenizer = adapter_tokenizer(folder, named)
+    _resize(model, folder, tokenizer)
+    return _in_eval_mode(_fitting(folder, named, partial(attach, model, folder))), tokenizer
 
 
 def adapter_tokenizer(folder: str, base: str) -> PreTrainedTokenizerBase:
@@ -115,7 +131,10 @@ def adapter_config(folder: str) -> PeftConfig:
         named = json.loads(path.read_text())["peft_type"]
         if named not in PEFT_TYPE_TO_CONFIG_MAPPING:
             raise ValueError(f"its peft_type {named!r} is no method of PEFT, nor MONOLORA")
-        return PeftConfig.from_pretrained(folder)
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[named].from_pretrained(folder)
+        if isinstance(config, LoraConfig):
+            check_numbers(config)
+        return config
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{path} cannot be used: {in_one_line(error)}") from error
 
@@ -129,26 +148,63 @@ def _in_eval_mode(model: PeftModel) -> PeftModel:
     return model
 
 
-def _attached(model: PreTrainedModel, folder: str) -> PeftModel:
-    """The model with the adapter of a folder.
+def _resize(model: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the model as many embeddings as the adapter was trained with; those that are new are in its file."""
+    weight = model.get_input_embeddings().get_parameter("weight")
+    rows, base_rows = vocabulary_in(folder, model), len(weight)
+    if rows is None and (Path(folder) / "tokenizer_config.json").is_file():
+        rows = max(len(tokenizer), base_rows)  # as AutoPeftModel does
+    if rows is None or rows == base_rows:
+        return
+    if weight.device.type == "meta":
+        raise InputError(f"{folder} has a vocabulary of its own, and the embeddings are on disk. Raise --max-memory.")
+    model.resize_token_embeddings(rows)
+
+
+def attach(model: PreTrainedModel, folder: str) -> PeftModel:
+    """The model with the adapter of a folder, MonoLoRA or any other PEFT method, whose files are checked.
 
     Where layers are offloaded, PEFT would offload the adapter too, and copy the base's weight files for it, under the
     working directory; here the adapter is in memory.
+
+    Raises:
+        InputError: if the folder holds no adapter, its files are damaged, or hold what is not the adapter's.
+        ValueError, RuntimeError: if PEFT refuses it.
     """
-    if not {"cpu", "disk"} & set(vars(model).get("hf_device_map", {}).values()):
-        return PeftModel.from_pretrained(model, folder)
     config = adapter_config(folder)
-    if not isinstance(config, LoraConfig):
+    config.inference_mode = True
+    is_monolora = isinstance(config, MonoLoraConfig)
+    if not is_monolora:  # which does it itself
+        pattern = vars(config).get("target_modules")
+        resolve_patterns(config, module_names(model), adapted_modules(folder))
+        if pattern and not vars(config)["target_modules"]:
+            raise ValueError(f"target_modules {pattern!r} matches nothing. {near_misses(model, None)}")
+    offloaded = bool({"cpu", "disk"} & set(vars(model).get("hf_device_map", {}).values()))
+    if offloaded and not isinstance(config, LoraConfig):
         raise InputError(f"{folder} is no MonoLoRA or LoRA adapter; only those can be on a model larger than memory.")
-    adapted = PeftModelForCausalLM(model, config)
+    adapted = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type or "", PeftModel)(model, config)
+    tensors = load_peft_weights(folder, device="cpu")
+    if not is_monolora:
+        _check_tensors(adapted, config, tensors)
+    if not offloaded:
+        adapted.load_adapter(folder, "default")
+        return adapted
     for layer in adapted.modules():
         if isinstance(layer, LoraLayer):
             _bring_into_memory(layer)
-    found: Any = set_peft_model_state_dict(adapted, load_peft_weights(folder, device="cpu"))
-    missing = [name for name in found.missing_keys if is_adapter_tensor(name, "default")]
-    if missing:
-        raise ValueError(f"the adapter file lacks tensor {missing[0]!r} ({len(missing)} missing)")
+    peft_model.set_peft_model_state_dict(adapted, tensors)
     return adapted
+
+
+def _check_tensors(adapted: PeftModel, config: PeftConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """The checks that a MonoLoRA adapter gets as it is loaded, for one of another method."""
+    in_model = adapted.state_dict()
+    own = get_peft_model_state_dict(adapted, in_model, save_embedding_layers=False)
+    names = {key: file_name(key, "default") for key in in_model} | saved_beside(adapted, "default")
+    of_adapter = [key for key in in_model if names[key] in own]
+    room = room_for(adapted, "default", in_model, of_adapter, names)._replace(own=own)
+    found = convert_peft_adapter_state_dict_for_transformers(adapted, config, dict(tensors))
+    check_tensors(found, room, origin_of(config.base_model_name_or_path, model_name(adapted)))
 
 
 def _bring_into_memory(layer: LoraLayer) -> None:

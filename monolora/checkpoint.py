@@ -20,22 +20,33 @@ from monolora.errors import InputError
 
 MEMORY_PREFIX = "lora_"
 DISK_PREFIX = "monolora_"
-_MEMORY_NAME = re.compile(r"\.lora_((?:embedding_)?[AB])(?=\.|$)")
-_DISK_NAME = re.compile(r"\.monolora_((?:embedding_)?[AB])(?=\.|$)")
+# A tensor's role is the last of its name, before the adapter's name where there is one: a module of the base, and an
+# adapter, may well be called lora_A themselves.
+_ROLE = r"\.{prefix}((?:embedding_)?[AB])(?={adapter}(?:\.weight|\.bias)?$)"
+_MEMORY_NAME = re.compile(_ROLE.format(prefix=MEMORY_PREFIX, adapter=""))
+_DISK_NAME = re.compile(_ROLE.format(prefix=DISK_PREFIX, adapter=""))
+_DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 class AdapterFileError(InputError):
     """An adapter file that must not be loaded; the message names the tensor or the file, and the mend."""
 
 
-def to_disk_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """``…lora_A…`` to ``…monolora_A…`` in every key; other keys stay."""
-    return {_MEMORY_NAME.sub(rf".{DISK_PREFIX}\1", key): value for key, value in state_dict.items()}
+def to_disk_name(key: str, adapter_name: str) -> str:
+    """A name in the model to that on disk, the adapter's name still in it: ``…lora_A.x…`` to ``…monolora_A.x…``."""
+    role = _ROLE.format(prefix=MEMORY_PREFIX, adapter=rf"\.{re.escape(adapter_name)}")
+    return re.sub(role, rf".{DISK_PREFIX}\1", key)
 
 
-def to_memory_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The inverse of :func:`to_disk_names`."""
-    return {to_memory_name(key): value for key, value in state_dict.items()}
+def to_memory_name(key: str, adapter_name: str | None = None) -> str:
+    """``…monolora_A…`` to ``…lora_A…``; any other name stays.
+
+    Args:
+        key: a name in a file.
+        adapter_name: that of the adapter, where PEFT has put it into the name already.
+    """
+    adapter = "" if adapter_name is None else rf"\.{re.escape(adapter_name)}"
+    return re.sub(_ROLE.format(prefix=DISK_PREFIX, adapter=adapter), rf".{MEMORY_PREFIX}\1", key)
 
 
 def is_monolora_name(key: str) -> bool:
@@ -43,38 +54,55 @@ def is_monolora_name(key: str) -> bool:
     return _DISK_NAME.search(key) is not None
 
 
-def to_memory_name(key: str) -> str:
-    """``…monolora_A…`` to ``…lora_A…``; any other name stays."""
-    return _DISK_NAME.sub(rf".{MEMORY_PREFIX}\1", key)
-
-
-def is_unit_tensor(key: str, adapter_name: str) -> bool:
+def is_unit_tensor(key: str, adapter_name: str | None) -> bool:
     """Whether ``key`` (a name in the model) belongs to A or B of this adapter, B's bias included."""
-    return re.search(rf"\.lora_(embedding_)?[AB]\.{re.escape(adapter_name)}(\.|$)", key) is not None
+    adapter = "" if adapter_name is None else rf"\.{re.escape(adapter_name)}"
+    return re.search(_ROLE.format(prefix=MEMORY_PREFIX, adapter=adapter), key) is not None
 
 
-def is_adapter_tensor(key: str, adapter_name: str) -> bool:
-    """Whether ``key`` (a name in the model) is saved with this adapter: A, B, saved modules and trained tokens."""
-    saved_beside = rf"\.(modules_to_save|trainable_tokens_delta)\.{re.escape(adapter_name)}(\.|$)"
-    return is_unit_tensor(key, adapter_name) or re.search(saved_beside, key) is not None
+def module_of(key: str, adapter_name: str) -> tuple[str, str]:
+    """Module and rest of a name in the model of A or B of this adapter; of any other name, ``("", key)``."""
+    role = re.search(_ROLE.format(prefix=MEMORY_PREFIX, adapter=rf"\.{re.escape(adapter_name)}"), key)
+    return ("", key) if role is None else (key[: role.start()], key[role.start() + 1 :])
+
+
+def adapted_modules(folder: str) -> tuple[str, ...]:
+    """The modules for which the file of a local adapter folder, LoRA or MonoLoRA, has an A; none without a file."""
+    weights = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
+    if not os.path.isfile(weights):
+        return ()
+    with safe_open(weights, framework="pt") as file:
+        names = [re.sub(_DISK_NAME, rf".{MEMORY_PREFIX}\1", key) for key in file.keys()]  # noqa: SIM118 (no mapping)
+    matches = (
+        re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_(?:embedding_)?A(?:\.weight)?", name) for name in names
+    )
+    return tuple(sorted({match[1] for match in matches if match}))
 
 
 def check_weights_file(folder: str) -> None:
     """Check that a local adapter folder holds a readable safetensors file; a folder without weights passes.
 
     Raises:
-        AdapterFileError: if the weights are a pickle, or the safetensors file is cut off or foreign.
+        AdapterFileError: if the weights are a pickle, the safetensors file is cut off or foreign, or an A or B of it
+            holds no floating-point numbers.
     """
     weights = os.path.join(folder, SAFETENSORS_WEIGHTS_NAME)
     pickle = os.path.join(folder, WEIGHTS_NAME)
     if os.path.isfile(weights):
         try:
             with safe_open(weights, framework="pt") as file:
-                file.keys()
+                names = [key for key in file.keys() if _DISK_NAME.search(key) or _MEMORY_NAME.search(key)]  # noqa: SIM118
+                dtypes = {key: file.get_slice(key).get_dtype() for key in names}
         except (SafetensorError, OSError) as error:
             raise AdapterFileError(
                 f"{weights} is truncated or not a safetensors file ({error}). Copy it again from where it was saved."
             ) from error
+        for key, dtype in dtypes.items():
+            if dtype not in _DTYPES:
+                raise AdapterFileError(
+                    f"Tensor {key!r} in {weights} is of type {dtype}, not one of {', '.join(_DTYPES)}: no adapter is "
+                    "trained in it. Save the adapter again in bfloat16 or float32."
+                )
     elif os.path.isfile(pickle):
         raise AdapterFileError(
             f"{pickle} is a pickle; MonoLoRA adapters are read from {SAFETENSORS_WEIGHTS_NAME} only. "
@@ -82,13 +110,17 @@ def check_weights_file(folder: str) -> None:
         )
 
 
-def check_no_lora_tensors(keys: Iterable[str]) -> None:
+def check_no_lora_tensors(keys: Iterable[str], adapter_name: str | None = None) -> None:
     """Refuse plain LoRA tensors in a file whose config says MonoLoRA.
+
+    Args:
+        keys: names in the file.
+        adapter_name: that of the adapter, where PEFT has put it into the names already.
 
     Raises:
         AdapterFileError: naming the first one.
     """
-    foreign = sorted(key for key in keys if _MEMORY_NAME.search(key))
+    foreign = sorted(key for key in keys if is_unit_tensor(key, adapter_name))
     if foreign:
         raise AdapterFileError(
             f"Tensor {foreign[0]!r} belongs to a plain LoRA adapter, but the config says MONOLORA ({len(foreign)} such "
@@ -108,42 +140,6 @@ def check_finite(state_dict: Mapping[str, torch.Tensor]) -> None:
                 f"Tensor {key!r} has NaN or infinite values; the training run that wrote it diverged. Use an earlier "
                 "checkpoint of it."
             )
-
-
-def check_tensors(
-    found: Mapping[str, torch.Tensor],
-    expected: Mapping[str, torch.Size],
-    known: Iterable[str],
-    trained_on: str | None,
-    model_name: str | None,
-) -> None:
-    """Check the tensors of a file against the adapter they are for.
-
-    Args:
-        found: tensors of the file under the model's names.
-        expected: shape of every tensor of the adapter, by the model's names.
-        known: every name the model has, the base model's included (saved embeddings and biases).
-        trained_on: the base model that the adapter's config records.
-        model_name: where the model at hand comes from.
-
-    Raises:
-        AdapterFileError: naming the first missing, misshapen or foreign tensor, or one that is not finite.
-    """
-    origin = origin_of(trained_on, model_name)
-    known = set(known)
-    missing = sorted(expected.keys() - found.keys())
-    foreign = sorted(key for key in found if key not in known)
-    if missing or foreign:
-        what = f"lacks tensor {missing[0]!r}" if missing else f"has the foreign tensor {foreign[0]!r}"
-        raise AdapterFileError(f"The adapter file {what} ({len(missing)} missing, {len(foreign)} foreign). {origin}")
-    for key, shape in expected.items():
-        # A parameter that ZeRO-3 has partitioned shows no elements here; its shape cannot be compared.
-        if shape.numel() and found[key].shape != shape:
-            raise AdapterFileError(
-                f"Tensor {key!r} has shape {tuple(found[key].shape)} in the file, this model needs {tuple(shape)}. "
-                f"{origin}"
-            )
-    check_finite(found)
 
 
 def same_model(trained_on: str | None, model_name: str | None) -> bool | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftType
 
 from monolora.activations import check_activation
-from monolora.checkpoint import check_weights_file
+from monolora.checkpoint import adapted_modules, check_weights_file
 from monolora.register import extend_peft_type
 
 extend_peft_type()
@@ -66,8 +68,11 @@ class MonoLoraConfig(LoraConfig):
         check_activation(self.activation)
         self._check_ranks()
         self._check_options()
+        check_numbers(self)
         super().__post_init__()
         self.peft_type = PeftType("MONOLORA")
+        # Not a setting: modules that the file has tensors of, where this comes from a folder, else None.
+        self.adapted_modules: tuple[str, ...] | None = None
 
     def _check_ranks(self) -> None:
         for where, rank in {
@@ -98,5 +103,27 @@ class MonoLoraConfig(LoraConfig):
         Raises:
             AdapterFileError: if a local folder holds its weights as a pickle, or cut off.
         """
-        check_weights_file(os.path.join(pretrained_model_name_or_path, subfolder or ""))
-        return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
+        check_weights_file(folder)
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        config.adapted_modules = adapted_modules(folder)
+        return config
+
+
+def check_numbers(config: LoraConfig) -> None:
+    """Check the numbers that make up the scaling and the dropout, of MonoLoRA or LoRA.
+
+    Raises:
+        ValueError: naming the first that is none, or not finite in float32.
+    """
+    alphas = {"lora_alpha": config.lora_alpha}
+    alphas |= {f"alpha_pattern[{key!r}]": alpha for key, alpha in (config.alpha_pattern or {}).items()}
+    for where, alpha in alphas.items():
+        if not _is_number(alpha) or not abs(alpha) <= torch.finfo(torch.float32).max:
+            raise ValueError(f"{where} must be a finite number, got {alpha!r}; a common choice is twice the rank.")
+    if not _is_number(config.lora_dropout) or not 0 <= config.lora_dropout <= 1:
+        raise ValueError(f"lora_dropout must be a number from 0 to 1, got {config.lora_dropout!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

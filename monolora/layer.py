@@ -54,6 +54,7 @@ class MonoLoraLayer(_Base):
     """Mixin: ``base(x) + s B act(A dropout(x))``, for one or several active adapters and for mixed batches."""
 
     activation: dict[str, str]
+    vacant: frozenset[str] = frozenset()  # adapters that have no units here since a hotswap
     unit_observer: UnitObserver | None = None
     unit_dim = -1
 
@@ -79,6 +80,7 @@ class MonoLoraLayer(_Base):
 
     def _adapter_added(self, adapter_name: str, config: MonoLoraConfig) -> None:
         self.activation[adapter_name] = config.activation
+        self.vacant -= {adapter_name}
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)

@@ -1,34 +1,35 @@
-"""Checks of the two loaders that go past the tuner's own hooks: PEFT's hotswap and transformers' ``load_adapter``."""
+"""The two loaders that go past the tuner's own hooks: PEFT's hotswap and transformers' ``load_adapter``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, inject_adapter_in_model, peft_model
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils import hotswap
 from peft.utils.hotswap import _update_scaling
 from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.loading_report import LoadStateDictInfo
 
+from monolora.adapter_tensors import Room, check_tensors, saved_beside
 from monolora.checkpoint import (
+    MEMORY_PREFIX,
     AdapterFileError,
-    check_finite,
-    check_no_lora_tensors,
-    check_tensors,
-    is_adapter_tensor,
     is_unit_tensor,
+    module_of,
     origin_of,
     warn_of_other_base,
 )
 from monolora.config import MonoLoraConfig
 from monolora.layer import MonoLoraLayer
-
-# What ``.lora_`` in the names of a file becomes while transformers reads a MonoLoRA adapter, so that it fits nowhere.
-PLAIN_LORA = ".plain.lora_"
+from monolora.targets import module_names
 
 
 def model_name(model: nn.Module) -> str | None:
@@ -37,9 +38,7 @@ def model_name(model: nn.Module) -> str | None:
     return base.name_or_path if isinstance(base, PreTrainedModel) else None
 
 
-def check_swap(
-    model: nn.Module, tensors: Mapping[str, torch.Tensor], adapter_name: str, config: MonoLoraConfig
-) -> None:
+def check_swap(model: Any, tensors: Mapping[str, torch.Tensor], adapter_name: str, config: MonoLoraConfig) -> None:
     """Check the tensors of a file that is about to be swapped into ``adapter_name``.
 
     Args:
@@ -49,37 +48,96 @@ def check_swap(
         config: the file's config. Its rank may be another one, and it may target fewer modules.
 
     Raises:
-        AdapterFileError: naming the first missing, misshapen or foreign tensor, or one that is not finite.
+        AdapterFileError: naming the first missing, misshapen or foreign tensor, one that is not finite, or what the
+            adapter that gives way trains outside of A and B.
     """
     model = _uncompiled(model)
-    expected: dict[str, torch.Size] = {}
+    expected: dict[str, torch.Tensor] = {}
     for path, layer, rank, _ in _targeted(model, config):
         for name, value in layer.state_dict().items():
-            if is_unit_tensor(f"{path}.{name}", adapter_name):
-                expected[f"{path}.{name}"] = _with_rank(layer, name, value.shape, rank)
+            key = f"{path}.{name}"
+            if not is_unit_tensor(key, adapter_name):
+                continue
+            if name.startswith("lora_embedding_"):
+                raise AdapterFileError(_unswappable(key))
+            expected[key] = torch.empty(_with_rank(layer, name, value.shape, rank), dtype=value.dtype, device="meta")
     loaded_from = model_name(model)
-    check_tensors(tensors, expected, model.state_dict(), config.base_model_name_or_path, loaded_from)
-    for key in tensors:
-        if ".lora_embedding_" in key or not is_unit_tensor(key, adapter_name):
-            raise AdapterFileError(
-                f"Tensor {key!r} cannot be swapped in: hotswap handles A and B of linear and convolution layers only. "
-                "Load the adapter under a name of its own instead."
-            )
+    check_tensors(tensors, Room(expected, {}, {}, {}, None), origin_of(config.base_model_name_or_path, loaded_from))
+    beside = sorted(saved_beside(model, adapter_name))
+    if beside or model.peft_config[adapter_name].bias != "none":
+        raise AdapterFileError(_unswappable(beside[0] if beside else "bias"))
     warn_of_other_base(config.base_model_name_or_path, loaded_from)
 
 
-def settle_swap(model: nn.Module, adapter_name: str, config: MonoLoraConfig) -> None:
-    """Give every layer the rank, alpha and scaling of the config that was swapped in.
+def _unswappable(what: str) -> str:
+    return (
+        f"{what!r} cannot be swapped in: hotswap handles A and B of linear and convolution layers only. Load the "
+        "adapter under a name of its own instead."
+    )
 
-    PEFT 0.21 looks patterns up by the names of tensors, where they match nothing, and leaves rank and alpha as they
-    were.
+
+def swap_names(model: nn.Module) -> list[str]:
+    """Names of the modules of an adapted model, compiled or not, as the base model has them."""
+    return [name.removeprefix("base_model.model.") for name in module_names(_uncompiled(model))]
+
+
+def settle_swap(model: Any, adapter_name: str, config: MonoLoraConfig) -> None:
+    """Give every layer, and the model's record of the adapter, what the config that was swapped in says.
+
+    PEFT 0.21 looks patterns up by the names of tensors, where they match nothing, and leaves rank, alpha and config as
+    they were.
     """
-    for _, layer, rank, alpha in _targeted(_uncompiled(model), config):
+    model = _uncompiled(model)
+    targeted = {path: (rank, alpha) for path, _, rank, alpha in _targeted(model, config)}
+    for path, layer in model.named_modules():
+        if not isinstance(layer, MonoLoraLayer) or adapter_name not in layer.activation:
+            continue
+        if path not in targeted:  # PEFT has filled it with zeros
+            layer.vacant |= {adapter_name}
+            continue
+        rank, alpha = targeted[path]
+        layer.vacant -= {adapter_name}
         layer.r[adapter_name], layer.lora_alpha[adapter_name] = rank, alpha
         _update_scaling(layer, adapter_name, alpha / (math.sqrt(rank) if config.use_rslora else rank))
+    before = model.peft_config[adapter_name]
+    model.peft_config[adapter_name] = replace(
+        config, inference_mode=before.inference_mode, base_model_name_or_path=before.base_model_name_or_path
+    )
 
 
-def _uncompiled(model: nn.Module) -> nn.Module:
+def used_units(model: nn.Module, adapter_name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of an adapter without what hotswap has left of others in them.
+
+    Where the adapter that was swapped in has fewer units or modules, PEFT keeps the larger tensors and fills them up
+    with zeros, as it does to prepare for compilation. Its config says how many are its own.
+    """
+    # FSDP's wrappers are in the names of modules, and not in those of tensors.
+    layers = {path.replace("_fsdp_wrapped_module.", ""): layer for path, layer in model.named_modules()}
+    used = dict(tensors)
+    for key, value in tensors.items():
+        path, name = module_of(key, adapter_name)
+        layer = layers.get(path)
+        if not isinstance(layer, MonoLoraLayer):
+            continue
+        if adapter_name in layer.vacant:
+            del used[key]
+        elif value.numel():  # ZeRO-3 shows none
+            used[key] = _first_units(layer, name, value, layer.r[adapter_name])
+    return used
+
+
+def _first_units(layer: MonoLoraLayer, name: str, value: torch.Tensor, rank: int) -> torch.Tensor:
+    """``value`` of the tensor ``name`` for the first ``rank`` units; of each group, where the layer has groups."""
+    shape = _with_rank(layer, name, value.shape, rank)
+    if shape == value.shape:
+        return value
+    groups = _groups(layer)
+    if name.startswith("lora_A.") and groups > 1:
+        return value.unflatten(0, (groups, -1))[:, : rank // groups].flatten(0, 1).clone()
+    return value[tuple(slice(size) for size in shape)].clone()
+
+
+def _uncompiled(model: nn.Module) -> Any:
     """The model inside of what ``torch.compile`` returns, or the model itself."""
     return dict(model.named_children()).get("_orig_mod", model)
 
@@ -100,33 +158,53 @@ def _with_rank(layer: MonoLoraLayer, name: str, shape: torch.Size, rank: int) ->
         return shape
     if name.startswith(("lora_A.", "lora_embedding_A.")):
         return torch.Size([rank, *shape[1:]])
+    return torch.Size([shape[0], rank // _groups(layer), *shape[2:]])
+
+
+def _groups(layer: MonoLoraLayer) -> int:
     base = layer.get_base_layer()
-    groups = base.groups if isinstance(base, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else 1
-    return torch.Size([shape[0], rank // groups, *shape[2:]])
+    return base.groups if isinstance(base, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else 1
 
 
-def check_native_load(model: Any, adapter_name: str, info: Any) -> None:
-    """Make an error of what transformers' own ``load_adapter`` reports as a log line, for a MonoLoRA adapter.
+def load_into_transformers(
+    model: Any, adapter_name: str, config: MonoLoraConfig, tensors: Mapping[str, torch.Tensor]
+) -> LoadStateDictInfo:
+    """What transformers' own ``load_adapter`` does, by PEFT's functions, with their checks.
 
     Args:
-        model: the transformers model the adapter was loaded into.
-        adapter_name: its name there.
-        info: what ``load_adapter`` returned, called with ``ignore_mismatched_sizes=True``.
+        model: a transformers model.
+        adapter_name: a name that it has no adapter of.
+        config: of the adapter.
+        tensors: of the adapter, by their names in the file.
 
     Raises:
-        AdapterFileError: if tensors were missing, foreign or of another shape, or are not finite.
+        AdapterFileError: if the tensors do not fit. The model has no adapter of that name then.
     """
-    trained_on = model.peft_config[adapter_name].base_model_name_or_path
-    origin = origin_of(trained_on, model.name_or_path)
-    check_no_lora_tensors(key.replace(PLAIN_LORA, ".lora_") for key in info.unexpected_keys if PLAIN_LORA in key)
-    # transformers goes by substrings: "a" finds the tensors of adapter "ab" missing.
-    missing = [key for key in info.missing_keys if is_adapter_tensor(key, adapter_name)]
-    for what, names in {"lacks": missing, "has the foreign": info.unexpected_keys}.items():
-        if names:
-            raise AdapterFileError(f"The adapter file {what} tensor {min(names)!r} ({len(names)} such). {origin}")
-    for key, in_file, needed in sorted(info.mismatched_keys):
-        raise AdapterFileError(
-            f"Tensor {key!r} has shape {tuple(in_file)} in the file, this model needs {tuple(needed)}. {origin}"
-        )
-    check_finite({name: value for name, value in model.named_parameters() if is_adapter_tensor(name, adapter_name)})
-    warn_of_other_base(trained_on, model.name_or_path)
+    inject_adapter_in_model(config, model, adapter_name)
+    model._hf_peft_config_loaded = True
+    try:
+        peft_model.set_peft_model_state_dict(model, _bare(tensors), adapter_name)
+    except AdapterFileError:
+        model.delete_adapter(adapter_name)
+        raise
+    if config.inference_mode:
+        model.eval()
+        for layer in model.modules():
+            if isinstance(layer, (MonoLoraLayer, TrainableTokensLayer)):
+                layer.requires_grad_(False)
+    return LoadStateDictInfo(set(), set(), set(), [], {}, set())
+
+
+def swap_in_transformers(
+    model: Any, adapter_name: str, config: MonoLoraConfig, tensors: Mapping[str, torch.Tensor]
+) -> LoadStateDictInfo:
+    """PEFT's hotswap for a transformers model; arguments and errors as for :func:`load_into_transformers`."""
+    hotswap.check_hotswap_configs_compatible(model.peft_config[adapter_name], config)
+    named = hotswap._insert_adapter_name_into_state_dict(_bare(tensors), adapter_name, MEMORY_PREFIX)
+    hotswap.hotswap_adapter_from_state_dict(model, named, adapter_name, config, MEMORY_PREFIX)
+    return LoadStateDictInfo(set(), set(), set(), [], {}, set())
+
+
+def _bare(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors by names without what stands before them where a ``PeftModel`` is around the model."""
+    return {key.removeprefix("base_model.model."): value for key, value in tensors.items()}

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraModel
 from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.tuners_utils import (
+    BaseTunerLayer,
+    _filter_state_dict_by_key_prefixes,
+    _get_tuner_state_dict_key_prefixes,
+)
 from peft.utils.error import NoMatchingPeftModuleError
-from peft.utils.save_and_load import _validate_lora_adapter_state_dict
+from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.save_and_load import _filter_state_dict_for_adapter_name, _validate_lora_adapter_state_dict
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from transformers import PreTrainedModel
 
+from monolora.adapter_tensors import check_tensors, is_resized, room_for, saved_beside
 from monolora.checkpoint import (
+    AdapterFileError,
     check_no_lora_tensors,
-    check_tensors,
     is_unit_tensor,
-    to_disk_names,
-    to_memory_names,
+    origin_of,
+    to_disk_name,
+    to_memory_name,
     warn_of_other_base,
 )
 from monolora.combine import combined_config, concatenate_units
 from monolora.config import MonoLoraConfig
 from monolora.layer import MERGE_HINT, MIXING_HINT, MonoLoraLayer
-from monolora.loaders import model_name
-from monolora.targets import near_misses
+from monolora.loaders import model_name, used_units
+from monolora.patterns import resolve_patterns
+from monolora.targets import module_names, near_misses
 
 
 class MonoLoraModel(LoraModel):
@@ -40,7 +51,17 @@ class MonoLoraModel(LoraModel):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """As PEFT's; targets that match nothing, or that are not given, are answered with module names."""
+        if "." in adapter_name or adapter_name in ("weight", "bias"):
+            raise ValueError(
+                f"An adapter cannot be called {adapter_name!r}: the name becomes a part of tensors' names, which is "
+                "to be told from the others. Choose one without a dot that is not weight or bias."
+            )
         config = self.peft_config[adapter_name]
+        pattern = config.target_modules
+        if config.adapted_modules is not None:  # the config comes from a file
+            resolve_patterns(config, module_names(model), config.adapted_modules)
+        if pattern and not config.target_modules:
+            raise NoMatchingPeftModuleError(f"target_modules {pattern!r} matches nothing. {near_misses(model, None)}")
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
@@ -54,6 +75,19 @@ class MonoLoraModel(LoraModel):
         super()._check_new_adapter_config(config)
         if any(isinstance(layer, LoraLayer) and not isinstance(layer, MonoLoraLayer) for layer in self.model.modules()):
             raise ValueError(f"The model carries a plain LoRA adapter already. {MIXING_HINT}")
+
+    def _get_module_names_tied_with_embedding(self) -> list[str]:
+        # PEFT looks for shared weights by name, and an adapter that is there already has moved them: the second one
+        # would be tied to nothing, or into the first.
+        model = self.model
+        embedding = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+        if not isinstance(embedding, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            return super()._get_module_names_tied_with_embedding()
+        if not model.config.get_text_config(decoder=True).tie_word_embeddings:
+            return []
+        name = next(name for name, module in model.named_modules() if module is embedding)
+        tied = dict(model._tied_weights_keys or {}).items()
+        return sorted(key.rpartition(".")[0] for key, source in tied if source.rpartition(".")[0] == name)
 
     def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
         # PEFT refuses targets whose forward is never called (in Mamba models) only where the type is LORA.
@@ -132,16 +166,25 @@ class MonoLoraModel(LoraModel):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        for key in _names_of_units(model, adapter_name):
+            if not _filter_state_dict_for_adapter_name({key: torch.empty(0)}, unwanted_adapter_names):
+                raise ValueError(
+                    f"Adapter {adapter_name!r} cannot be saved: PEFT takes {key!r} for a tensor of another adapter of "
+                    f"this model ({', '.join(unwanted_adapter_names)}). Give that one a name that no module has."
+                )
         # PEFT warns of tensors left empty by ZeRO-3 only where the type is LORA.
-        _validate_lora_adapter_state_dict(tensors, adapter_name=adapter_name)
-        return to_disk_names(tensors)
+        units = {key: value for key, value in tensors.items() if is_unit_tensor(key, adapter_name)}
+        _validate_lora_adapter_state_dict(units, adapter_name=adapter_name)
+        tensors = used_units(model, adapter_name, tensors) | _new_rows(model, adapter_name, tensors, state_dict)
+        return {to_disk_name(key, adapter_name): value for key, value in tensors.items()}
 
     @classmethod
     def _get_learnable_bias_state_dict(cls, model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         # With bias="all" PEFT lists the biases of modules_to_save here too, under names that no model has when the
-        # file is read. It saves these modules by itself, under their right names.
+        # file is read. It saves these modules by itself, under their right names; and those of B with A and B.
         biases = super()._get_learnable_bias_state_dict(model, *args, **kwargs)
-        return {key: bias for key, bias in biases.items() if ".modules_to_save." not in key}
+        units = _filter_state_dict_by_key_prefixes(biases, _get_tuner_state_dict_key_prefixes(model))
+        return {key: bias for key, bias in biases.items() if ".modules_to_save." not in key and key not in units}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -152,14 +195,44 @@ class MonoLoraModel(LoraModel):
         Raises:
             AdapterFileError: for missing, foreign, misshapen or non-finite tensors, or those of a plain LoRA.
         """
-        check_no_lora_tensors(state_dict)
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, to_memory_names(state_dict))
-        in_model = {key: value.shape for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+        in_model = {key: value for key, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
         prefix = "base_model.model."
         if not any(key.startswith(prefix) for key in in_model):  # injected without a PeftModel around it
-            remapped = {key.removeprefix(prefix): value for key, value in remapped.items()}
-        expected = {key: shape for key, shape in in_model.items() if is_unit_tensor(key, adapter_name)}
+            state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+        check_no_lora_tensors(key for key in state_dict if key not in in_model)
+        renamed = {key if key in in_model else to_memory_name(key): value for key, value in state_dict.items()}
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, renamed)
         name = model_name(model)
-        check_tensors(remapped, expected, in_model, config.base_model_name_or_path, name)
+        origin = origin_of(config.base_model_name_or_path, name)
+        if len(remapped) < len(state_dict):
+            raise AdapterFileError(f"The adapter file holds a tensor under two names. {origin}")
+        prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
+        own = [
+            *_filter_state_dict_by_key_prefixes(in_model, prefixes),
+            *saved_beside(model, adapter_name),
+            *cls._get_learnable_bias_state_dict(model, in_model, config),
+        ]
+        checked = check_tensors(remapped, room_for(model, adapter_name, in_model, own), origin)
         warn_of_other_base(config.base_model_name_or_path, name)
-        return remapped
+        return checked
+
+
+def _new_rows(
+    model: Any, adapter_name: str, tensors: Mapping[str, torch.Tensor], in_model: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Embeddings that PEFT leaves out: where one of a resized model is adapted, it saves that one alone."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    adapted = any(".lora_embedding_" in key for key in tensors)
+    if not adapted or not isinstance(base, PreTrainedModel) or not is_resized(base):
+        return {}
+    return dict(room_for(model, adapter_name, in_model, ()).frozen)
+
+
+def _names_of_units(model: nn.Module, adapter_name: str) -> Iterator[str]:
+    """The model's names of A and B of an adapter; without its state dict, which FSDP would gather."""
+    for path, layer in model.named_modules():
+        if isinstance(layer, MonoLoraLayer) and adapter_name in layer.activation:
+            for part, by_adapter in layer.named_children():
+                key = f"{path}.{part}.{adapter_name}.weight"
+                if isinstance(by_adapter, (nn.ModuleDict, nn.ParameterDict)) and is_unit_tensor(key, adapter_name):
+                    yield key

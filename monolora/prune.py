@@ -26,9 +26,10 @@ from safetensors.torch import save_file
 
 from monolora.activations import topk_of
 from monolora.adapters import adapter_config
-from monolora.checkpoint import AdapterFileError, check_no_lora_tensors, to_memory_name
+from monolora.checkpoint import AdapterFileError, adapted_modules, check_no_lora_tensors, to_memory_name
 from monolora.config import MonoLoraConfig
 from monolora.errors import InputError
+from monolora.patterns import resolve_values
 from monolora.units import UnitName
 
 _PREFIX = "base_model.model."
@@ -105,6 +106,7 @@ def read_adapter(folder: str) -> Adapter:
     if not isinstance(config, LoraConfig) or config.peft_type not in ("LORA", "MONOLORA"):
         raise InputError(f"{folder} is neither a MonoLoRA nor a LoRA adapter: it has no units to take out.")
     _check_separate(config, folder)
+    resolve_values(config, adapted_modules(folder))
     settings = json.loads((Path(folder) / CONFIG_NAME).read_text())
     with safe_open(Path(folder) / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)

@@ -7,15 +7,17 @@ steps aside when PEFT ships the type itself.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from peft import PeftType, peft_model
-from peft.utils import CONFIG_NAME, hotswap, register_peft_method, transformers_weight_conversion
+from peft.utils import CONFIG_NAME, hotswap, register_peft_method
+from transformers.utils import find_adapter_config_file
 
 NAME = "MONOLORA"
 
@@ -47,10 +49,13 @@ def register() -> None:
     register_peft_method(
         name=NAME.lower(), config_cls=MonoLoraConfig, model_cls=MonoLoraModel, prefix=MonoLoraModel.prefix
     )
-    hotswap.CONFIG_KEYS_TO_CHECK[peft_type] = [*hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA], "activation"]
+    hotswap.CONFIG_KEYS_TO_CHECK[peft_type] = [
+        *(key for key in hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA] if key != "alpha_pattern"),  # it follows the swap
+        "activation",
+    ]
     _check_files_that_peft_reads()
     _check_hotswap()
-    _check_native_loads()
+    _load_into_transformers()
     _name_offloaded_tensors()
 
 
@@ -69,7 +74,11 @@ def _names_monolora(folder: str) -> bool:
 
 
 def _check_files_that_peft_reads() -> None:
-    """PEFT reads weights through one function, pickles too: let it see safetensors only."""
+    """PEFT reads weights through one function, pickles too: let it see safetensors only.
+
+    It then looks up what was saved beside A and B by name, before it asks the tuner: what is missing is named here.
+    """
+    from monolora.adapter_tensors import check_saved_beside
     from monolora.checkpoint import check_weights_file
 
     original = peft_model.load_peft_weights
@@ -81,14 +90,26 @@ def _check_files_that_peft_reads() -> None:
             check_weights_file(folder)
         return original(model_id, *args, **kwargs)
 
+    original_set = peft_model.set_peft_model_state_dict
+
+    @functools.wraps(original_set)
+    def set_peft_model_state_dict(
+        model: Any, peft_model_state_dict: Any, adapter_name: str = "default", *args: Any, **kwargs: Any
+    ) -> Any:
+        if model.peft_config[adapter_name].peft_type == NAME:
+            check_saved_beside(peft_model_state_dict, model, adapter_name)
+        return original_set(model, peft_model_state_dict, adapter_name, *args, **kwargs)
+
     _replace(peft_model, load_peft_weights)
     _replace(hotswap, load_peft_weights)
+    _replace(peft_model, set_peft_model_state_dict)
 
 
 def _check_hotswap() -> None:
     """Hotswap goes past the tuner's own hooks, and fills tensors that a file lacks with zeros."""
-    from monolora.checkpoint import check_no_lora_tensors, to_memory_names
-    from monolora.loaders import check_swap, settle_swap
+    from monolora.checkpoint import check_no_lora_tensors, to_memory_name
+    from monolora.loaders import check_swap, settle_swap, swap_names
+    from monolora.patterns import resolve_patterns
 
     original = hotswap.hotswap_adapter_from_state_dict
 
@@ -99,8 +120,11 @@ def _check_hotswap() -> None:
         if config.peft_type != NAME:
             original(model, state_dict, adapter_name, config, *args, **kwargs)
             return
-        check_no_lora_tensors(state_dict)
-        state_dict = to_memory_names(state_dict)
+        check_no_lora_tensors(state_dict, adapter_name)
+        if config.adapted_modules is not None:  # the config comes from a file
+            config = copy.copy(config)
+            resolve_patterns(config, swap_names(model), config.adapted_modules)
+        state_dict = {to_memory_name(key, adapter_name): value for key, value in state_dict.items()}
         check_swap(model, state_dict, adapter_name, config)
         original(model, state_dict, adapter_name, config, *args, **kwargs)
         settle_swap(model, adapter_name, config)
@@ -108,71 +132,78 @@ def _check_hotswap() -> None:
     _replace(hotswap, hotswap_adapter_from_state_dict)
 
 
-def _check_native_loads() -> None:
-    """``model.load_adapter`` of transformers reads the file itself, with a list of renamings from PEFT.
+def _load_into_transformers() -> None:
+    """``model.load_adapter`` of transformers reads files itself: for MonoLoRA adapters it takes PEFT's functions.
 
-    Two wraps: one adds our renaming to that list; the other turns what transformers only logs (missing,
-    foreign or misshapen tensors) and what it does not look at (pickles, NaN) into errors, after which the
-    adapter is gone again.
+    What is wrong with a file is an error there, where transformers logs it, or does not look (pickles, NaN, weights of
+    the base model); and hotswap works, which in transformers is for LoRA alone.
     """
-    from transformers.core_model_loading import WeightRenaming
     from transformers.integrations.peft import PeftAdapterMixin
 
-    from monolora.checkpoint import DISK_PREFIX, MEMORY_PREFIX, AdapterFileError, check_weights_file
-    from monolora.loaders import PLAIN_LORA, check_native_load
+    from monolora.config import MonoLoraConfig
+    from monolora.loaders import load_into_transformers, swap_in_transformers
 
-    original_mapping = transformers_weight_conversion.build_peft_weight_mapping
+    original = PeftAdapterMixin.load_adapter
+    signature = inspect.signature(original)
 
-    @functools.wraps(original_mapping)
-    def build_peft_weight_mapping(weight_conversions: Any, adapter_name: str, peft_config: Any = None) -> list[Any]:
-        mapping = original_mapping(weight_conversions, adapter_name, peft_config=peft_config)
-        if peft_config is not None and peft_config.peft_type == NAME:
-            mapping.append(WeightRenaming(rf"\.{MEMORY_PREFIX}", PLAIN_LORA))
-            mapping.append(WeightRenaming(rf"\.{DISK_PREFIX}", f".{MEMORY_PREFIX}"))
-        return mapping
-
-    original_load = PeftAdapterMixin.load_adapter
-    signature = inspect.signature(original_load)
-
-    def is_ours(given: dict[str, Any]) -> bool:
-        """Whether a call is seen to be about MonoLoRA before it is made; if so, its local file is checked."""
-        if given.get("peft_config") is not None:
-            return bool(given["peft_config"].peft_type == NAME)
-        subfolder = (given.get("adapter_kwargs") or {}).get("subfolder") or ""
-        folder = os.path.join(given.get("peft_model_id") or "", subfolder)
-        ours = _names_monolora(folder)
-        if ours:
-            check_weights_file(folder)
-        return ours
-
-    @functools.wraps(original_load)
+    @functools.wraps(original)
     def load_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs).arguments
-        adapter_name = given.get("adapter_name") or "default"
-        if is_ours(given):
-            kwargs["ignore_mismatched_sizes"] = True  # reported to us instead of raised without the tensor's name
-        info = original_load(self, *args, **kwargs)
-        if self.peft_config[adapter_name].peft_type == NAME:
-            try:
-                check_native_load(self, adapter_name, info)
-            except AdapterFileError:
-                self.delete_adapter(adapter_name)
-                raise
-        return info
+        source: Any = given.get("peft_model_id")
+        config, tensors = given.get("peft_config"), given.get("adapter_state_dict")
+        options = _hub_options(given)
+        ours = _is_monolora(source, options) if config is None else config.peft_type == NAME
+        if not ours or (source is None and tensors is None):
+            return original(self, *args, **kwargs)
+        name = given.get("adapter_name") or "default"
+        known = self._hf_peft_config_loaded and name in self.peft_config
+        hotswap_wanted = given.get("hotswap", "auto")
+        if hotswap_wanted == "auto":
+            hotswap_wanted = known and "_hotswap_enabled" in vars(self)
+        if hotswap_wanted and not known:
+            raise ValueError(f"There is no adapter named {name!r} to swap out. Load one first, without hotswap.")
+        if known and not hotswap_wanted:
+            raise ValueError(f"Adapter with name {name} already exists. Please use a different name.")
+        config = MonoLoraConfig.from_pretrained(source, **options) if config is None else config
+        tensors = peft_model.load_peft_weights(source, device="cpu", **options) if tensors is None else tensors
+        if hotswap_wanted:
+            return swap_in_transformers(self, name, config, tensors)
+        config.inference_mode = not given.get("is_trainable", False)
+        return load_into_transformers(self, name, config, tensors)
 
-    _replace(transformers_weight_conversion, build_peft_weight_mapping)
     _replace(PeftAdapterMixin, load_adapter)
+
+
+_HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "token", "force_download", "local_files_only")
+
+
+def _hub_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Where on the hub the call of ``load_adapter`` looks, for PEFT's functions."""
+    load_config = given.get("load_config")
+    options = dict(load_config.download_kwargs or {}) if load_config is not None else {}
+    options |= given.get("kwargs") or {}
+    options |= given.get("adapter_kwargs") or {}
+    options |= {"local_files_only": True} if given.get("local_files_only") else {}
+    return {key: options[key] for key in _HUB_OPTIONS if options.get(key) is not None}
+
+
+def _is_monolora(source: str | None, options: Mapping[str, Any]) -> bool:
+    """Whether a local folder or a repository on the hub holds an adapter of this type; False where there is none."""
+    if source is None or os.path.isdir(source):
+        return source is not None and _names_monolora(os.path.join(source, options.get("subfolder") or ""))
+    path = find_adapter_config_file(source, **options)
+    return path is not None and _names_monolora(os.path.dirname(path))
 
 
 def _name_offloaded_tensors() -> None:
     """For layers that stay on disk, PEFT copies the adapter file's tensors under their names there, not the model's."""
-    from monolora.checkpoint import to_memory_names
+    from monolora.checkpoint import to_memory_name
 
     original = peft_model.PeftModel._update_offload
 
     @functools.wraps(original)
     def _update_offload(self: Any, offload_index: dict[str, Any], adapters_weights: dict[str, Any]) -> Any:
-        return original(self, offload_index, to_memory_names(adapters_weights))
+        return original(self, offload_index, {to_memory_name(key): value for key, value in adapters_weights.items()})
 
     _replace(peft_model.PeftModel, _update_offload)
 

@@ -24,6 +24,12 @@ def target_names(model: nn.Module) -> list[str]:
     )
 
 
+def module_names(model: nn.Module) -> list[str]:
+    """Names of all modules, without what is inside of layers that are adapted already."""
+    adapted = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    return [name for name, _ in model.named_modules() if name and not name.startswith(adapted)]
+
+
 def near_misses(model: nn.Module, targets: str | Iterable[str] | None) -> str:
     """A sentence with the module names nearest to ``targets``, or all of them; empty where the model has none."""
     names = target_names(model)

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
+from monolora.adapters import attach
 from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_disk_trouble
 from monolora.flags import FlagParser
 from monolora.merge import LinearMap, export_dense, export_exact, export_lora, linearize
@@ -167,7 +168,7 @@ def _with_peft(
     if not isinstance(model.base_model, BaseTuner):  # prompt tuning and its like put nothing into the weights
         raise InputError(f"Adapters of type {kind} cannot be merged into their base.")
     if subject.quantization:  # PEFT would round the merged weights to 4 bits once more
-        model = PeftModel.from_pretrained(dequantized(model.unload()), subject.adapters[0])
+        model = attach(dequantized(model.unload()), subject.adapters[0])
     try:
         base = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:

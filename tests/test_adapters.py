@@ -90,6 +90,20 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: _rewrite(f, lambda t: t | {"base_model.model.x": torch.zeros(2)}),
         "foreign tensor",
     ),
+    "a norm of the base": (
+        lambda f: _rewrite(f, lambda t: t | {"base_model.model.model.norm.weight": torch.ones(16)}),
+        "foreign tensor '.*model.norm.weight'",
+    ),
+    "a head of the base": (
+        lambda f: _rewrite(f, lambda t: t | {"base_model.model.lm_head.weight": torch.ones(64, 16)}),
+        "lm_head.weight' would overwrite a weight of the base model",
+    ),
+    "int8": (lambda f: _rewrite(f, lambda t: _first(t, lambda v: v.to(torch.int8))), "is of type I8"),
+    "alpha": (lambda f: _reconfigure(f, lora_alpha=float("nan")), "lora_alpha must be a finite number, got nan"),
+    "alphas": (lambda f: _reconfigure(f, alpha_pattern={"q_proj": float("inf")}), r"alpha_pattern\['q_proj'\] must be"),
+    "dropout": (lambda f: _reconfigure(f, lora_dropout=float("nan")), "lora_dropout must be a number from 0 to 1"),
+    "pattern": (lambda f: _reconfigure(f, target_modules="(([a-z_.0-9]+)+)+!"), "target_modules .* matches nothing"),
+    "saved pattern": (lambda f: _reconfigure(f, modules_to_save=["((a+)+)+!"]), "which is no module's name"),
     "of plain LoRA": (
         lambda f: _rewrite(f, lambda t: {name.replace("monolora_", "lora_"): value for name, value in t.items()}),
         "belongs to a plain LoRA adapter",
@@ -136,8 +150,15 @@ def test_lora(lora: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: dict(sorted(t.items())[1:]), "Found missing adapter keys"),
+        (lambda t: dict(sorted(t.items())[1:]), r"lacks tensor '.*q_proj\.lora_A\.weight'"),
         (lambda t: _first(t, lambda v: v * float("nan")), "has NaN or infinite values"),
+        (lambda t: _first(t, lambda v: v.to(torch.int8)), "is of type I8"),
+        (lambda t: t | {"base_model.model.model.norm.weight": torch.ones(16)}, r"foreign tensor '.*norm\.weight'"),
+        (lambda t: t | {"base_model.model.lm_head.weight": torch.ones(64, 16)}, r"lm_head\.weight' would overwrite"),
+        (
+            lambda t: t | {"base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight": torch.ones(16, 16)},
+            r"foreign tensor '.*q_proj\.base_layer\.weight'",
+        ),
     ],
 )
 def test_damaged_lora(lora: Path, change: Callable[..., Any], says: str) -> None:
@@ -145,6 +166,40 @@ def test_damaged_lora(lora: Path, change: Callable[..., Any], says: str) -> None
     _rewrite(lora, change)
     with pytest.raises(InputError, match=says):
         load_adapted(str(lora))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lora_alpha": float("inf")}, "lora_alpha must be a finite number, got inf"),
+        ({"lora_alpha": 1e300}, r"lora_alpha must be a finite number, got 1e\+300"),
+        ({"lora_alpha": True}, "lora_alpha must be a finite number, got True"),
+        ({"alpha_pattern": {"q_proj": float("nan")}}, r"alpha_pattern\['q_proj'\] must be a finite number"),
+        ({"target_modules": "(([a-z_.0-9]+)+)+!"}, "target_modules .* matches nothing"),
+        ({"exclude_modules": "(([a-z_.0-9]+)+)+"}, "No modules were targeted|excluded"),
+        ({"rank_pattern": {"(?!x)(([a-z_.0-9]+)+)+!": 2}}, "rank_pattern has the pattern .* cannot be checked safely"),
+    ],
+)
+def test_bad_settings_of_lora(lora: Path, settings: dict[str, Any], says: str) -> None:
+    _reconfigure(lora, **settings)
+    with pytest.raises(InputError, match=says):
+        load_adapted(str(lora))
+
+
+def test_embeddings_of_lora_on_a_resized_base(
+    base_folder: Path, tmp_path: Path, fill: Callable[..., Any], ids: torch.Tensor
+) -> None:
+    model = LlamaForCausalLM.from_pretrained(base_folder)
+    model.resize_token_embeddings(70)
+    config = LoraConfig(
+        r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM", use_dora=True
+    )
+    adapted = fill(get_peft_model(model, config)).eval()
+    with pytest.warns(UserWarning, match="resized"):
+        adapted.save_pretrained(tmp_path / "lora")
+    torch.testing.assert_close(
+        load_adapted(str(tmp_path / "lora"), dtype=torch.float32)[0](ids).logits, adapted(ids).logits
+    )
 
 
 def test_another_method(base_folder: Path, tmp_path: Path) -> None:

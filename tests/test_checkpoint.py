@@ -7,13 +7,14 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model, set_peft_model_state_dict
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file, save_file
-from transformers import LlamaForCausalLM
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from monolora import MonoLoraConfig, MonoLoraLayer
 from monolora.checkpoint import (
@@ -75,6 +76,38 @@ def _unknown(tensors: Tensors) -> Tensors:
     return tensors | {"base_model.model.something": torch.zeros(2)}
 
 
+def _norm_of_the_base(tensors: Tensors) -> Tensors:
+    return tensors | {"base_model.model.model.norm.weight": torch.full((16,), 9.0)}
+
+
+def _head_of_the_base(tensors: Tensors) -> Tensors:
+    return tensors | {"base_model.model.lm_head.weight": torch.full((64, 16), 9.0)}
+
+
+def _adapted_weight_of_the_base(tensors: Tensors) -> Tensors:
+    return tensors | {"base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight": torch.ones(16, 16)}
+
+
+def _bias_that_no_config_names(tensors: Tensors) -> Tensors:
+    return tensors | {"base_model.model.model.layers.1.mlp.down_proj.base_layer.bias": torch.ones(16)}
+
+
+def _of_int8(tensors: Tensors) -> Tensors:
+    return tensors | {FIRST: tensors[FIRST].to(torch.int8)}
+
+
+def _of_bool(tensors: Tensors) -> Tensors:
+    return tensors | {FIRST: tensors[FIRST].bool()}
+
+
+def _complex(tensors: Tensors) -> Tensors:
+    return tensors | {FIRST: tensors[FIRST].to(torch.complex64)}
+
+
+def _of_float8(tensors: Tensors) -> Tensors:
+    return tensors | {FIRST: tensors[FIRST].to(torch.float8_e4m3fn)}
+
+
 def _plain_lora(tensors: Tensors) -> Tensors:
     return {name.replace("monolora_", "lora_"): tensor for name, tensor in tensors.items()}
 
@@ -86,6 +119,14 @@ FAULTS: dict[Callable[[Tensors], Tensors], str] = {
     _missing: r"lacks tensor '.*layers\.0\.mlp\.down_proj\.lora_A\.\w+\.weight' \(1 ",
     _foreign: r"has the foreign tensor '.*layers\.7\.mlp\.down_proj\.lora_A",
     _unknown: r"has the foreign tensor '.*something'",
+    _norm_of_the_base: r"has the foreign tensor '.*model\.norm\.weight'",
+    _head_of_the_base: r"lm_head\.weight' (would overwrite a weight of the base model|\(0 missing, 1 foreign)",
+    _adapted_weight_of_the_base: r"has the foreign tensor '.*q_proj\.base_layer\.weight'",
+    _bias_that_no_config_names: r"has the foreign tensor '.*down_proj\.base_layer\.bias'",
+    _of_int8: r"layers\.0\.mlp\.down_proj\.(mono)?lora_A.* is of type I8|of type int8",
+    _of_bool: r"layers\.0\.mlp\.down_proj\.(mono)?lora_A.* is of type BOOL|of type bool",
+    _complex: r"layers\.0\.mlp\.down_proj\.(mono)?lora_A.* is of type C64|of type complex64",
+    _of_float8: r"layers\.0\.mlp\.down_proj\.(mono)?lora_A.* is of type F8_E4M3|of type float8_e4m3fn",
     _plain_lora: r"Tensor '.*layers\.0\.mlp\.down_proj\.lora_A.*' belongs to a plain LoRA adapter, but the config says",
 }
 
@@ -159,10 +200,9 @@ def test_a_missing_saved_module_is_refused_with_its_name(saved: Saved, base_fold
     tensors = load_file(adapter / WEIGHTS)
     del tensors["base_model.model.lm_head.weight"]
     save_file(tensors, adapter / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(KeyError, match=r"lm_head\.weight"):  # PEFT's own
-        _peft(adapter, base_folder)
-    with pytest.raises(AdapterFileError, match=r"lacks tensor 'lm_head\.modules_to_save\.default\.weight'"):
-        _transformers(adapter, base_folder)
+    for load in (_peft, _peft_second, _transformers):
+        with pytest.raises(AdapterFileError, match=r"lacks tensor '.*lm_head\.modules_to_save\.\w+\.weight'"):
+            load(adapter, base_folder)
 
 
 def test_an_adapter_of_another_width_is_refused_with_both_models_named(
@@ -235,3 +275,101 @@ def test_tensors_left_empty_by_zero_3_are_warned_of_when_saving(
     layer.lora_A["default"].weight.data = torch.empty(0)
     with pytest.warns(UserWarning, match=r"1 LoRA tensor\(s\) have invalid shape.*ZeRO-3"):
         model.save_pretrained(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("load", LOADERS[:4], ids=lambda load: load.__name__[1:])
+def test_a_refused_file_leaves_the_base_as_it_was(
+    saved: Saved, base_folder: Path, load: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, _ = saved()
+    tensors = _head_of_the_base(_norm_of_the_base(load_file(adapter / WEIGHTS)))
+    save_file(tensors, adapter / WEIGHTS, metadata={"format": "pt"})
+    models: list[LlamaForCausalLM] = []
+    read = LlamaForCausalLM.from_pretrained
+
+    def remembered(*args: Any, **kwargs: Any) -> LlamaForCausalLM:
+        models.append(read(*args, **kwargs))
+        return models[-1]
+
+    if load is not _transformers_auto:  # which keeps its model to itself
+        monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", remembered)
+    with pytest.raises(AdapterFileError):
+        load(adapter, base_folder)
+    for model in models:
+        assert torch.equal(model.model.norm.weight, torch.ones(16))
+        assert not (model.lm_head.weight == 9).any()
+
+
+def test_embeddings_beside_an_adapter_may_add_rows_and_change_none(
+    saved: Saved, base_folder: Path, ids: torch.Tensor
+) -> None:
+    """What ``save_embedding_layers=True`` writes is the base's own, whatever format either was rounded to."""
+    adapter, expected = saved()
+    _model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base_folder), str(adapter))
+    _model.save_pretrained(adapter, save_embedding_layers=True)
+    tensors = load_file(adapter / WEIGHTS)
+    head, rows = "base_model.model.lm_head.weight", tensors["base_model.model.lm_head.weight"]
+
+    def load(weight: torch.Tensor, resized: bool = False) -> torch.Tensor:
+        save_file(tensors | {head: weight}, adapter / WEIGHTS, metadata={"format": "pt"})
+        base = LlamaForCausalLM.from_pretrained(base_folder)
+        if resized:
+            base.resize_token_embeddings(66)
+        return PeftModel.from_pretrained(base, str(adapter))(ids).logits
+
+    assert torch.equal(load(rows), expected)
+    torch.testing.assert_close(load(rows.bfloat16()), expected, rtol=0.1, atol=0.05)
+    with pytest.raises(AdapterFileError, match=r"lm_head\.weight' would overwrite a weight of the base"):
+        load(rows.index_add(0, torch.tensor([63]), torch.full((1, 16), 0.1)))
+    with pytest.raises(AdapterFileError, match=r"has shape \(66, 16\) .*needs \(64, 16\)\. Resize .* to 66 rows"):
+        load(torch.cat([rows, torch.ones(2, 16)]))
+    tensors["base_model.model.model.embed_tokens.weight"] = torch.cat(
+        [tensors["base_model.model.model.embed_tokens.weight"], torch.ones(2, 16)]
+    )
+    assert torch.equal(load(torch.cat([rows, torch.ones(2, 16)]), resized=True)[..., :64], expected)
+    with pytest.raises(AdapterFileError, match=r"lm_head\.weight' would overwrite a weight of the base"):
+        load(torch.cat([rows * 2, torch.ones(2, 16)]), resized=True)
+
+
+def test_a_copy_that_differs_is_refused(saved: Saved, base_folder: Path) -> None:
+    adapter, _ = saved(modules_to_save=["lm_head"])
+    tensors = load_file(adapter / WEIGHTS)
+    tensors["base_model.model.lm_head.modules_to_save.weight"] = tensors["base_model.model.lm_head.weight"] + 1
+    save_file(tensors, adapter / WEIGHTS, metadata={"format": "pt"})
+    for load in (_peft, _transformers):
+        with pytest.raises(AdapterFileError, match=r"twice, and '.*lm_head\.modules_to_save\.weight' differs"):
+            load(adapter, base_folder)
+
+
+def test_a_tensor_under_two_names_is_refused(saved: Saved, base_folder: Path) -> None:
+    adapter, _ = saved()
+    tensors = load_file(adapter / WEIGHTS)
+    tensors[FIRST.replace(".weight", ".default.weight").replace("monolora_A", "lora_A")] = tensors[FIRST] + 1
+    save_file(tensors, adapter / WEIGHTS, metadata={"format": "pt"})
+    for load in (_peft, _transformers):
+        with pytest.raises(AdapterFileError, match="holds a tensor under two names"):
+            load(adapter, base_folder)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_the_config_asks_for_come_back(
+    make_gpt2: Callable[[], GPT2LMHeadModel], fill: Callable[..., Any], ids: torch.Tensor, tmp_path: Path, bias: str
+) -> None:
+    make_gpt2().save_pretrained(tmp_path / "gpt2")
+    config = MonoLoraConfig(target_modules=["c_attn"], bias=bias, fan_in_fan_out=True, modules_to_save=["c_proj"])
+    model = fill(get_peft_model(GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2"), config)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias") and parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    expected = model(ids).logits
+    native = GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2")
+    native.load_adapter(str(tmp_path / "adapter"))
+    peft = PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2"), str(tmp_path / "adapter"))
+    assert torch.equal(native(ids).logits, expected)
+    assert torch.equal(peft(ids).logits, expected)
+    tensors = load_file(tmp_path / "adapter" / WEIGHTS)
+    del tensors[next(name for name in tensors if name.endswith("c_attn.base_layer.bias"))]
+    save_file(tensors, tmp_path / "adapter" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(AdapterFileError, match=r"lacks tensor '.*c_attn\.base_layer\.bias'"):
+        PeftModel.from_pretrained(GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2"), str(tmp_path / "adapter"))

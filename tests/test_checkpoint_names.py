@@ -14,15 +14,16 @@ from peft import get_peft_model, set_peft_model_state_dict
 from torch import nn
 
 from monolora import MonoLoraConfig
+from monolora.adapter_tensors import Room, check_tensors
 from monolora.checkpoint import (
     AdapterFileError,
-    check_tensors,
     check_weights_file,
-    is_adapter_tensor,
+    is_monolora_name,
     is_unit_tensor,
+    module_of,
     origin_of,
-    to_disk_names,
-    to_memory_names,
+    to_disk_name,
+    to_memory_name,
     warn_of_other_base,
 )
 from monolora.errors import InputError
@@ -30,15 +31,20 @@ from monolora.errors import InputError
 WEIGHTS = "adapter_model.safetensors"
 
 
-@given(st.lists(st.sampled_from(["q_proj", "lora_A", "x", "lora_embedding_B", "monolora_head", "lora_Ax"]), min_size=1))
-def test_names_there_and_back(parts: list[str]) -> None:
-    key = ".".join(["model", *parts, "weight"])
-    (there,) = to_disk_names({key: torch.zeros(0)})
-    (back,) = to_memory_names({there: torch.zeros(0)})
-    assert back == key
-    assert ".lora_A." not in there
-    assert ".lora_embedding_B." not in there
-    assert there.replace("monolora_", "lora_") == key.replace("monolora_", "lora_")
+PARTS = ["q_proj", "lora_A", "x", "lora_embedding_B", "monolora_A", "monolora_head", "lora_Ax"]
+
+
+@given(st.lists(st.sampled_from(PARTS)), st.sampled_from(["A", "B", "embedding_A"]), st.sampled_from(PARTS))
+def test_names_there_and_back(parts: list[str], role: str, adapter: str) -> None:
+    """The role alone changes, whatever base modules and adapters are called."""
+    end = "" if role == "embedding_A" else ".weight"
+    module = ".".join(["model", *parts])
+    assert to_disk_name(f"{module}.lora_{role}.{adapter}{end}", adapter) == f"{module}.monolora_{role}.{adapter}{end}"
+    assert to_memory_name(f"{module}.monolora_{role}.{adapter}{end}", adapter) == f"{module}.lora_{role}.{adapter}{end}"
+    assert to_memory_name(f"{module}.monolora_{role}{end}") == f"{module}.lora_{role}{end}"
+    assert is_monolora_name(f"{module}.monolora_{role}{end}")
+    assert not is_monolora_name(f"{module}.lora_{role}{end}")
+    assert is_unit_tensor(f"{module}.lora_{role}.{adapter}{end}", adapter)
 
 
 @pytest.mark.parametrize(
@@ -61,23 +67,23 @@ def test_is_unit_tensor(key: str, adapter: str, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("q.lora_A.x.weight", True),
-        ("lm_head.modules_to_save.x.weight", True),
-        ("embed_tokens.token_adapter.trainable_tokens_delta.x", True),
-        ("q.lora_A.x1.weight", False),
-        ("lm_head.original_module.weight", False),
-        ("model.x.weight", False),
+        ("q.lora_A.x.weight", ("q", "lora_A.x.weight")),
+        ("q.lora_A.lora_A.x.weight", ("q.lora_A", "lora_A.x.weight")),
+        ("e.lora_embedding_B.x", ("e", "lora_embedding_B.x")),
+        ("q.lora_A.x1.weight", ("", "q.lora_A.x1.weight")),
+        ("lm_head.modules_to_save.x.weight", ("", "lm_head.modules_to_save.x.weight")),
     ],
 )
-def test_is_adapter_tensor(key: str, expected: bool) -> None:
-    assert is_adapter_tensor(key, "x") is expected
+def test_module_of(key: str, expected: tuple[str, str]) -> None:
+    assert module_of(key, "x") == expected
 
 
 def test_a_tensor_that_zero_3_has_partitioned_is_not_compared_by_shape() -> None:
-    tensors = {"q.lora_A.default.weight": torch.ones(2, 3)}
-    check_tensors(tensors, {"q.lora_A.default.weight": torch.Size([0])}, tensors, None, None)
+    name = "q.lora_A.default.weight"
+    tensors = {name: torch.ones(2, 3)}
+    assert check_tensors(tensors, Room({name: torch.empty(0)}, {}, {}, {}, None), "") == tensors
     with pytest.raises(AdapterFileError, match=r"has shape \(2, 3\) in the file, this model needs \(2, 4\)"):
-        check_tensors(tensors, {"q.lora_A.default.weight": torch.Size([2, 4])}, tensors, None, None)
+        check_tensors(tensors, Room({name: torch.empty(2, 4)}, {}, {}, {}, None), "")
 
 
 def test_origin_names_what_to_do() -> None:

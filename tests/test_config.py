@@ -9,6 +9,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 from peft import (
     ArrowConfig,
@@ -129,3 +130,30 @@ def test_a_folder_with_a_pickle_is_refused_already_here(tmp_path: Path) -> None:
     (tmp_path / "sub" / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(AdapterFileError, match=r"sub/adapter_model\.bin is a pickle"):
         MonoLoraConfig.from_pretrained(str(tmp_path), subfolder="sub")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a finite number, got nan"),
+        ({"lora_alpha": -float("inf")}, "lora_alpha must be a finite number, got -inf"),
+        ({"lora_alpha": 1e39}, r"lora_alpha must be a finite number, got 1e\+39"),
+        ({"lora_alpha": True}, "lora_alpha must be a finite number, got True"),
+        ({"lora_alpha": "8"}, "lora_alpha must be a finite number, got '8'"),
+        ({"lora_alpha": None}, "lora_alpha must be a finite number, got None"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, r"alpha_pattern\['q_proj'\] must be a finite number, got inf"),
+        ({"rank_pattern": {"q_proj": float("nan")}}, r"rank_pattern\['q_proj'\] must be a positive integer, got nan"),
+        ({"rank_pattern": {"q_proj": True}}, r"rank_pattern\['q_proj'\] must be a positive integer, got True"),
+        ({"lora_dropout": float("nan")}, "lora_dropout must be a number from 0 to 1, got nan"),
+        ({"lora_dropout": -0.1}, "lora_dropout must be a number from 0 to 1, got -0.1"),
+        ({"lora_dropout": "0.1"}, "lora_dropout must be a number from 0 to 1, got '0.1'"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        MonoLoraConfig(**settings)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = MonoLoraConfig(lora_alpha=numpy.float32(8), lora_dropout=numpy.float64(0.1))
+    assert (config.lora_alpha, config.lora_dropout) == (8, 0.1)

@@ -162,7 +162,6 @@ def test_what_was_saved_with_a_module_that_leaves(
     folder, _ = saved(target_modules=["embed_tokens", "q_proj"], modules_to_save=["lm_head"])
     tensors = load_file(folder / "adapter_model.safetensors")
     embedding = "base_model.model.model.embed_tokens"
-    tensors[f"{embedding}.base_layer.weight"] += 1  # as after training with more tokens
     if kind is LoraConfig:
         tensors = {name.replace("monolora_", "lora_"): tensor for name, tensor in tensors.items()}
         config = json.loads((folder / "adapter_config.json").read_text()) | {"peft_type": "LORA"}

@@ -203,12 +203,75 @@ def test_hotswap_of_more_than_a_and_b_is_refused(
         hotswap_adapter(model, str(adapter), "default")
 
 
-def test_transformers_own_hotswap_says_that_it_is_for_lora(saved: Saved, base_folder: Path) -> None:
-    adapter, _ = saved()
+SWAPS: dict[str, dict[str, Any]] = {
+    "alpha": {"lora_alpha": 40},
+    "alphas": {"alpha_pattern": {r".*\.1\.mlp\.down_proj": 40}},
+    "fewer-units": {"r": 2, "lora_alpha": 5},
+    "more-units": {"r": 7, "lora_alpha": 5},
+    "ranks": {"rank_pattern": {"q_proj": 2, "down_proj": 6}},
+    "fewer-modules": {"target_modules": ["q_proj"], "r": 3},
+    "some-layers": {"layers_to_transform": [1], "lora_alpha": 3},
+}
+
+
+@pytest.mark.parametrize("native", [False, True], ids=["peft", "transformers"])
+@pytest.mark.parametrize("swap", SWAPS)
+def test_what_is_saved_after_a_hotswap_is_what_was_swapped_in(
+    saved: Saved, base_folder: Path, ids: torch.Tensor, tmp_path: Path, swap: str, native: bool
+) -> None:
+    one, first = saved("one")
+    two, second = saved("two", seed=2, **SWAPS[swap])
+    model: Any = LlamaForCausalLM.from_pretrained(base_folder)
+    if native:
+        model.load_adapter(str(one))
+    else:
+        model = PeftModel.from_pretrained(model, str(one))
+    for adapter, expected in ((two, second), (one, first), (two, second)):
+        if native:
+            model.load_adapter(str(adapter), adapter_name="default", hotswap=True)
+        else:
+            hotswap_adapter(model, str(adapter), "default")
+        torch.testing.assert_close(model(ids).logits, expected)
+    model.save_pretrained(tmp_path / "swapped")
+    config, in_file = (MonoLoraConfig.from_pretrained(str(f)).to_dict() for f in (tmp_path / "swapped", two))
+    assert config == in_file | {"auto_mapping": config["auto_mapping"], "task_type": config["task_type"]}
+    again = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base_folder), str(tmp_path / "swapped"))
+    assert torch.equal(again(ids).logits, second)
+
+
+def test_native_hotswap_needs_an_adapter_and_one_of_its_kind(saved: Saved, base_folder: Path, tmp_path: Path) -> None:
+    ours, _ = saved("ours")
     model = LlamaForCausalLM.from_pretrained(base_folder)
-    model.load_adapter(str(adapter))
-    with pytest.raises(ValueError, match="Hotswapping is currently only supported for LoRA"):
-        model.load_adapter(str(adapter), adapter_name="default", hotswap=True)
+    with pytest.raises(ValueError, match="no adapter named 'default' to swap out"):
+        model.load_adapter(str(ours), adapter_name="default", hotswap=True)
+    model.load_adapter(str(ours))
+    with pytest.raises(ValueError, match="Adapter with name default already exists"):
+        model.load_adapter(str(ours))
+    other, _ = saved("other", activation="softplus")
+    with pytest.raises(ValueError, match="Configs are incompatible: for activation, relu != softplus"):
+        model.load_adapter(str(other), adapter_name="default", hotswap=True)
+
+
+def test_an_adapter_that_trains_more_than_a_and_b_is_not_swapped_out(saved: Saved, base_folder: Path) -> None:
+    """What it trained besides would stay, and be taken for the other adapter's."""
+    more, _ = saved("more", modules_to_save=["lm_head"])
+    two, _ = saved("two", seed=2)
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base_folder), str(more))
+    with pytest.raises(
+        AdapterFileError, match=r"lm_head\.modules_to_save.*cannot be swapped in: hotswap handles A and B"
+    ):
+        hotswap_adapter(model, str(two), "default")
+
+
+def test_a_model_that_is_prepared_for_compilation_is_saved_without_the_padding(
+    saved: Saved, base_folder: Path, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    adapter, expected = saved()
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base_folder), str(adapter))
+    prepare_model_for_compiled_hotswap(model, target_rank=8)
+    model.save_pretrained(tmp_path / "again")
+    again = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base_folder), str(tmp_path / "again"))
+    assert torch.equal(again(ids).logits, expected)
 
 
 def test_hotswap_after_preparing_for_compilation(saved: Saved, base_folder: Path, ids: torch.Tensor) -> None:

@@ -49,7 +49,6 @@ def export_dense(
     for name, layer in layers.items():
         _merge(name, layer.get_base_layer(), units[name], maps[name], shared)
     base, _ = unload(model)
-    _untie(base)
     base.save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
@@ -105,11 +104,3 @@ def _merge(name: str, base: nn.Module, units: Units, linear_map: LinearMap, shar
     for kind, added in additions.items():
         parameter = base.get_parameter(kind)
         parameter.data = plus(parameter.data, added())
-
-
-def _untie(model: PreTrainedModel) -> None:
-    """Say in the config that embeddings and output layer are tied no longer, if only one of them was merged into."""
-    config = model.config.get_text_config(decoder=True)
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    if config.tie_word_embeddings and outputs is not None and inputs.weight is not outputs.weight:
-        config.tie_word_embeddings = model.config.tie_word_embeddings = False

@@ -53,6 +53,7 @@ def unload(model: PeftModel) -> tuple[PreTrainedModel, dict[str, Units]]:
     _put_base_layers_back(tuner.model)
     base = _without_wrappers(tuner)
     assert isinstance(base, PreTrainedModel)
+    _untie(base)
     return dequantized(base), units
 
 
@@ -108,10 +109,35 @@ def _put_base_layers_back(model: nn.Module) -> None:
 
 
 def _merge_tokens(model: nn.Module, name: str) -> None:
-    """PEFT's own unload forgets trained tokens. Tied embeddings share one weight, which stays shared."""
-    for module in model.modules():
-        if isinstance(module, TrainableTokensWrapper) and name in module.token_adapter.trainable_tokens_delta:
-            module.token_adapter.merge(adapter_names=[name])
+    """PEFT's own unload forgets trained tokens.
+
+    Tied embeddings share one weight, which stays shared where they share the tokens too.
+    """
+    adapters = [
+        module.token_adapter
+        for module in model.modules()
+        if isinstance(module, TrainableTokensWrapper) and name in module.token_adapter.trainable_tokens_delta
+    ]
+    for adapter in adapters:
+        if adapter.tied_adapter is not None:
+            continue
+        weight = adapter.get_base_layer().weight
+        alike = [each.get_base_layer() for each in adapters if each is adapter or each.tied_adapter is adapter]
+        sharing = [module for module in model.modules() if module._parameters.get("weight") is weight]
+        if len(sharing) > len(alike):
+            own = nn.Parameter(weight.data.clone(), requires_grad=False)
+            for layer in alike:
+                layer.weight = own
+    for adapter in adapters:
+        adapter.merge(adapter_names=[name])
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Say in the config that embeddings and output layer are tied no longer, where only one of them was changed."""
+    config = model.config.get_text_config(decoder=True)
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if config.tie_word_embeddings and outputs is not None and inputs.weight is not outputs.weight:
+        config.tie_word_embeddings = model.config.tie_word_embeddings = False
 
 
 def _without_wrappers(tuner: MonoLoraModel) -> nn.Module:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from peft import PeftModel
 
 from monolora.errors import InputError
 from monolora.fingerprints import fingerprint_files
@@ -196,11 +195,13 @@ class _Wanted(NamedTuple):
 
 
 def _wanted(model: Any, by_base: _Answers, by_adapter: _Answers, request: LoRARequest | None) -> _Wanted:
+    from monolora.adapters import attach
+
     of_base = _log_probs(model, by_base)
     if request is None:
         return _wanted_of_checkpoint(model, of_base, by_base)
     without = _log_probs(model, by_adapter)
-    adapted = PeftModel.from_pretrained(model, request.lora_path).eval()
+    adapted = attach(model, request.lora_path).eval()
     activations: list[_Place] = [
         (layer.activation, name)
         for layer in adapted.modules()

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from monolora.checkpoint import AdapterFileError, check_no_lora_tensors, check_weights_file, is_monolora_name
 from monolora.config import MonoLoraConfig
 from monolora.errors import in_one_line
+from monolora.patterns import check_bounded
 from monolora.register import NAME
 from monolora.serving.gate import ACTIVATION_BOUNDS
 from monolora.serving.ranks import EXACT_MEND
@@ -66,6 +67,7 @@ def _served_config(folder: str, state: object) -> MonoLoraConfig | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of keys that a later PEFT has added
             parsed = MonoLoraConfig.from_pretrained(folder)
+        check_bounded(parsed)
     except (ValueError, TypeError) as error:
         raise AdapterFileError(f"{folder} cannot be used: {in_one_line(error)}") from error
     _check_options(parsed, folder)

@@ -6,6 +6,7 @@ that the model does not have. Both would be wrong answers; here they are refusal
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 
 from monolora.checkpoint import AdapterFileError, check_finite, origin_of, to_memory_name
 from monolora.config import MonoLoraConfig
+from monolora.patterns import resolve_patterns
 from monolora.serving.folders import served_config
 from monolora.serving.gate import gates
 from monolora.serving.ranks import EXACT_MEND, check_rank
@@ -93,11 +95,13 @@ def check_fits(adapter: Any, config: MonoLoraConfig, manager: Any) -> None:
 def _check_complete(adapter: Any, config: MonoLoraConfig, manager: Any, origin: str) -> None:
     """Modules that the config targets and the file leaves out would be served as the base's."""
     skipped = getattr(manager.model, "lora_skip_prefixes", None) or []
-    for fused in manager.modules:
-        for name in manager.packed_modules.get(fused, [fused]):
-            targeted = check_target_module_exists(config, name) and not adapter._should_skip_module(name, skipped)
-            if targeted and manager._get_lora_layer_weights(adapter, name) is None:
-                raise AdapterFileError(f"The adapter file lacks tensor {name}.monolora_A. {origin}")
+    names = [name for fused in manager.modules for name in manager.packed_modules.get(fused, [fused])]
+    config = copy.copy(config)
+    resolve_patterns(config, names, config.adapted_modules or ())
+    for name in names:
+        targeted = check_target_module_exists(config, name) and not adapter._should_skip_module(name, skipped)
+        if targeted and manager._get_lora_layer_weights(adapter, name) is None:
+            raise AdapterFileError(f"The adapter file lacks tensor {name}.monolora_A. {origin}")
 
 
 def _elsewhere(manager: Any) -> bool:

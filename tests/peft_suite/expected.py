@@ -76,6 +76,14 @@ MUST_RAISE = (
         "loads a tensor of another shape",
     ),
     Failure(
+        # All but those of the one model whose adapted layer, an embedding, has no bias.
+        r"test_save_load_roundtrip_fsdp_wrapped_learnable_bias"
+        r"\[(bias_all-.*|bias_peft_method_only-(?!Embedding \+ transformers Conv1D 2 ).*)\]",
+        ValueError,
+        r"has the foreign tensor '.*bias'",
+        "loads biases of the base into an adapter whose config has bias='none'",
+    ),
+    Failure(
         r"test_(lora_layer_replication|lora_embed_scale_is_applied\[True\]|mha_gradients_set_correctly\[.*\]"
         r"|mixed_adapter_batches_mha_raises\[.*\]|unload_adapter_multihead_attention|repr_lora_paramwrapper"
         r"|monteclora_variational_loss_computation\w*|\w*dora_\w+(\[.*\])?)",
@@ -141,7 +149,7 @@ class Group(NamedTuple):
 
 # All that passed and raised under PEFT 0.21.2: every test is seeded, so no fewer will elsewhere.
 GROUPS = {
-    "custom models": Group(("test_custom_models.py",), Counts(passed=917, must_raise=373)),
+    "custom models": Group(("test_custom_models.py",), Counts(passed=877, must_raise=413)),
     "decoder models": Group(("test_decoder_models.py",), Counts(passed=319, must_raise=77)),
     "other transformers": Group(
         (

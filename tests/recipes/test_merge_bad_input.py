@@ -449,3 +449,20 @@ def test_killed_while_writing(run_cli: Cli, trained: Trained, tmp_path: Path) ->
     assert (tmp_path / ".out.part" / "model.safetensors").is_file()
     assert run_cli("merge", trained(), out, *FEW).status == 0
     assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["MONOLORA", "LORA"])
+def test_files_that_would_change_the_base_or_never_be_matched(refused: Refused, adapter: Path, kind: str) -> None:
+    path, weights = adapter / "adapter_config.json", adapter / "adapter_model.safetensors"
+    config, tensors = json.loads(path.read_text()), load_file(weights)
+    if kind == "LORA":
+        config = {key: value for key, value in config.items() if key != "activation"} | {"peft_type": kind}
+        tensors = {name.replace("monolora_", "lora_"): tensor for name, tensor in tensors.items()}
+    path.write_text(json.dumps(config))
+    save_file(tensors | {"base_model.model.model.norm.weight": torch.ones(8)}, weights, metadata={"format": "pt"})
+    assert "has the foreign tensor 'base_model.model.model.norm.weight'" in refused(adapter)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    path.write_text(json.dumps(config | {"target_modules": "(([a-z_.0-9]+)+)+!"}))
+    assert "target_modules '(([a-z_.0-9]+)+)+!' matches nothing" in refused(adapter)
+    path.write_text(json.dumps(config | {"lora_alpha": float("inf")}))
+    assert "lora_alpha must be a finite number, got inf" in refused(adapter)
