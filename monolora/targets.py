@@ -75,8 +75,7 @@ def all_linear(model: nn.Module) -> set[str]:
         model: a transformers model, or any other.
     """
     shorthand = LoraConfig(target_modules=INCLUDE_LINEAR_LAYERS_SHORTHAND, task_type="CAUSAL_LM")
-    named = _maybe_include_all_linear_layers(shorthand, model).target_modules
-    assert isinstance(named, set)
+    named: set[str] = vars(_maybe_include_all_linear_layers(shorthand, model))["target_modules"]
     if experts := fused_experts(model):
         warnings.warn(
             f"all-linear leaves the experts out: their weights are fused into parameters ({experts[0]}, {len(experts)} "

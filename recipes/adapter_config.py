@@ -91,9 +91,10 @@ def settle_targets(model: nn.Module, config: LoraConfig) -> None:
     every = is_all_linear(config.target_modules)
     try:
         if every:
-            config.target_modules = all_linear(model)
+            config.target_modules = sorted(all_linear(model))
         elif config.target_modules is None and not config.target_parameters:
-            config.target_modules = default_targets(model)
+            defaults = default_targets(model)
+            config.target_modules = defaults if isinstance(defaults, str) else sorted(defaults)
     except ValueError as error:
         raise InputError(f"{error} {near_misses(model, None)} Give some with --lora-target-modules.") from error
     if config.exclude_modules is None and (towers := other_towers(model)):
@@ -108,7 +109,7 @@ def settle_targets(model: nn.Module, config: LoraConfig) -> None:
         names = ", ".join(sorted({name.rpartition(".")[-1] for name in experts}))
         same = "For LoRA on the modules that MonoLoRA adapts, use --adapter monolora --activation identity."
         if every:
-            config.target_modules = set(config.target_modules or ()) - experts
+            config.target_modules = sorted(set(config.target_modules or ()) - experts)
             warnings.warn(
                 f"LoRA leaves {names} out: PEFT takes these names for the fused experts. {same}", stacklevel=2
             )

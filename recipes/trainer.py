@@ -35,7 +35,7 @@ class SftTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, full_logits: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        base = self.accelerator.unwrap_model(self.model)
+        base: Any = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if isinstance(base, PeftModel) else base
         config = base.config.get_text_config()
         if self.aux_loss_enabled:
@@ -105,8 +105,9 @@ class SftTrainer(SFTTrainer):
 
         The next training step goes on from the weights trained; other optimizers have no average.
         """
-        if self.optimizer is not None:
-            self.optimizer.eval()
+        optimizer: Any = self.optimizer  # accelerate's, which passes this on to an optimizer that has it
+        if optimizer is not None:
+            optimizer.eval()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._take_average()
