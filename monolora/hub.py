@@ -125,6 +125,9 @@ def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
                 f"The weights in {folder} {what} {min(names)} ({len(names)} such) of the causal language model in its "
                 "config.json. Copy the model again."
             )
+    text = model.config.get_text_config()
+    if text.to_dict().get("output_router_logits"):  # no answer could be generated: see recipes/trainer.py
+        text.output_router_logits = False
     return model
 
 

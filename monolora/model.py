@@ -36,7 +36,14 @@ from monolora.config import MonoLoraConfig
 from monolora.layer import MERGE_HINT, MIXING_HINT, MonoLoraLayer
 from monolora.loaders import model_name, used_units
 from monolora.patterns import resolve_patterns
-from monolora.targets import module_names, near_misses
+from monolora.targets import (
+    all_linear,
+    default_targets,
+    gives_a_linear_map,
+    is_all_linear,
+    module_names,
+    near_misses,
+)
 
 
 class MonoLoraModel(LoraModel):
@@ -71,6 +78,14 @@ class MonoLoraModel(LoraModel):
                 raise ValueError(f"{error} {near_misses(model, None)}") from error
             raise
 
+    def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
+        """As PEFT's, with defaults for more families, and ``"all-linear"`` without what no adapter fits on."""
+        if peft_config.target_modules is None:
+            peft_config.target_modules = default_targets(self.model)
+        elif is_all_linear(peft_config.target_modules):
+            peft_config.target_modules = all_linear(self.model)
+        return super()._prepare_adapter_config(peft_config, model_config)
+
     def _check_new_adapter_config(self, config: Any) -> None:
         super()._check_new_adapter_config(config)
         if any(isinstance(layer, LoraLayer) and not isinstance(layer, MonoLoraLayer) for layer in self.model.modules()):
@@ -103,11 +118,20 @@ class MonoLoraModel(LoraModel):
                 "their weights at every call, which an activation makes impossible. Leave it out of target_modules, "
                 "or name it in exclude_modules."
             )
+        if not gives_a_linear_map(target):
+            raise ValueError(
+                f"MonoLoRA cannot adapt a {type(target).__name__}: its forward gives something else than W x + b. "
+                "Leave it out of target_modules, or name it in exclude_modules."
+            )
         layer = LoraModel._create_new_module(lora_config, adapter_name, target, **kwargs)
         return MonoLoraLayer.adopt(layer, adapter_name, lora_config)
 
     def _check_merge_allowed(self) -> NoReturn:
-        raise ValueError(MERGE_HINT)
+        # TRL's trainers with use_vllm=True merge before they generate for the first time, before any training.
+        raise ValueError(
+            f"{MERGE_HINT} Trainers that merge the adapter to send it to vLLM (GRPO with use_vllm=True) cannot train "
+            "it: set use_vllm=False."
+        )
 
     def add_weighted_adapter(
         self,

@@ -1,15 +1,171 @@
-"""Names of the modules that an adapter can target, for messages about patterns that match nothing."""
+"""Which modules an adapter targets: the defaults of a model family, all linear ones, and names for messages."""
 
 from __future__ import annotations
 
+import copy
 import difflib
+import re
+import warnings
 from collections.abc import Iterable
+from typing import Any
 
-from peft.tuners.tuners_utils import BaseTunerLayer
+import torch
+from peft import LoraConfig, PeftType
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 _KINDS = (nn.Linear, Conv1D, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+# What the families that transformers has call the projections to queries and to values, alone or fused. Of low-rank
+# projections (DeepSeek's) it is the second one, whose outputs are the queries and values.
+_QUERIES_AND_VALUES = re.compile(
+    r"(q|query)(_proj|_lin|_b_proj|_gate_proj)?|project_q|Wq"
+    r"|(v|value)(_proj|_lin|_proj_current|_proj_delayed)?|project_v|Wv|kv_proj|kv_b_proj"
+    r"|qkv|qkv_proj|query_key_value|Wqkv|c_attn|in_proj_qkvz?"
+)
+# Where no layer has attention, as in Mamba: the projection of a mixer's input.
+_MIXER_INPUTS = re.compile(r"in_proj")
+# Names of a linear module that the attention's own module wraps, as Moshi's `q_proj.linear`.
+_WRAPPED = ("linear", "layer")
+
+
+def default_targets(model: nn.Module) -> set[str] | str:
+    """What is adapted where nothing else is said: the projections to queries and values, by the family's names.
+
+    Families that PEFT has defaults for keep them. In others every module that makes queries or values is targeted,
+    those of linear attention included; where there is none, the input projections of the layers' mixers are.
+
+    Args:
+        model: a transformers model, or any other.
+
+    Returns:
+        Names as for ``target_modules``; a pattern for a few families.
+
+    Raises:
+        ValueError: if no module has a known name.
+    """
+    config = model.config if isinstance(model, PreTrainedModel) else None
+    if config is not None and (known := TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(config.model_type)):
+        return known if isinstance(known, str) else set(known)
+    towers = other_towers(model)
+    paths = [name for name in _linear_names(model) if not name.startswith(tuple(f"{tower}." for tower in towers))]
+    for pattern in (_QUERIES_AND_VALUES, _MIXER_INPUTS):
+        if names := {name for name in map(_own_name, paths) if pattern.fullmatch(name.partition(".")[0])}:
+            return names
+    raise ValueError("No module is known to make queries or values in this model. Please specify `target_modules`.")
+
+
+def _own_name(path: str) -> str:
+    """The last part of a module's name; the last two where a projection is a module that wraps a linear one."""
+    *_, parent, last = ["", *path.split(".")]
+    return f"{parent}.{last}" if parent and last in _WRAPPED else last
+
+
+def all_linear(model: nn.Module) -> set[str]:
+    """The full names of what ``target_modules="all-linear"`` stands for: PEFT's, without what no adapter fits on.
+
+    Left out are linear modules with a forward of their own that gives something else than ``W x + b``, such as the
+    routers of Llama 4. Experts whose weights are fused into one parameter are no modules; a warning says so.
+
+    Args:
+        model: a transformers model, or any other.
+    """
+    shorthand = LoraConfig(target_modules=INCLUDE_LINEAR_LAYERS_SHORTHAND, task_type="CAUSAL_LM")
+    named: set[str] = vars(_maybe_include_all_linear_layers(shorthand, model))["target_modules"]
+    if experts := fused_experts(model):
+        warnings.warn(
+            f"all-linear leaves the experts out: their weights are fused into parameters ({experts[0]}, {len(experts)} "
+            "in all), which are no linear modules.",
+            stacklevel=2,
+        )
+    return {name for name in named if gives_a_linear_map(model.get_submodule(name))}
+
+
+def is_all_linear(targets: object) -> bool:
+    """Whether ``target_modules`` is PEFT's shorthand."""
+    return isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
+
+
+def gives_a_linear_map(module: nn.Module) -> bool:
+    """Whether a linear module of a model's own class gives ``W x + b``; any other kind of module is taken to be fine.
+
+    Tried on one input of zeros: a router's subclass of ``nn.Linear`` returns a tuple, a grouped one another shape.
+    """
+    kind = type(module)
+    if not isinstance(module, nn.Linear) or not kind.__module__.startswith("transformers.models."):
+        return True
+    weight = module.weight
+    with torch.no_grad():
+        try:
+            output: Any = module(torch.zeros(1, module.in_features, dtype=weight.dtype, device=weight.device))
+        except RuntimeError:  # an input of another shape is wanted
+            return False
+    return isinstance(output, torch.Tensor) and output.shape == (1, module.out_features)
+
+
+def fused_experts(model: nn.Module) -> list[str]:
+    """Names of the parameters that hold the weights of all experts of a layer, one matrix an expert."""
+    return [
+        f"{name}.{each}"
+        for name, module in model.named_modules()
+        if "expert" in f"{name} {type(module).__name__}".lower()
+        for each, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    ]
+
+
+def other_towers(model: nn.Module) -> list[str]:
+    """Names of the modules of a model for several modalities that text does not go through: its vision tower, …
+
+    They are the models within it that read no text, and all that stands beside its text model.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return []
+    parts = [(name, part) for name, part in model.named_modules() if name and isinstance(part, PreTrainedModel)]
+    towers = {name for name, part in parts if "text" not in part.input_modalities}  # a word, or several
+    text = model.get_decoder() if model.config.get_text_config() is not model.config else None
+    for path in (name for name, part in parts if part is text):
+        way = path.split(".")
+        for level, step in enumerate(way):
+            parent = ".".join(way[:level])
+            for child, module in model.get_submodule(parent).named_children():
+                if child != step and module is not model.get_output_embeddings():
+                    towers.add(f"{parent}.{child}".strip("."))
+    return sorted(name for name in towers if not name.startswith(tuple(f"{other}." for other in towers)))
+
+
+def read_as_experts(model: nn.Module, config: LoraConfig) -> set[str]:
+    """Those targets of a plain LoRA that PEFT takes for names of fused experts, and adapts these instead.
+
+    In models whose experts were modules of these names before transformers 5, PEFT 0.21 moves the names from
+    ``target_modules`` to ``target_parameters``, those of shared experts and dense layers too.
+
+    Args:
+        model: the base model, without adapters.
+        config: of any adapter; one that is no plain LoRA is read as it stands.
+
+    Returns:
+        The targets that are moved; of a pattern, the parameters that are adapted.
+    """
+    if config.peft_type != PeftType.LORA or config.target_modules is None or not isinstance(model, PreTrainedModel):
+        return set()
+    converted = LoraConfig(target_modules=copy.copy(config.target_modules))
+    convert_peft_config_for_transformers(converted, model, None)
+    if isinstance(config.target_modules, str):
+        return set(converted.target_parameters or ())
+    return set(config.target_modules) - set(converted.target_modules or ())
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and gives_a_linear_map(module)
+    ]
 
 
 def target_names(model: nn.Module) -> list[str]:

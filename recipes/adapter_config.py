@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 
 from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
+from transformers import PreTrainedModel
 
 from monolora.config import MonoLoraConfig
 from monolora.errors import InputError
 from monolora.recipes.arguments import Arguments
-from monolora.targets import near_misses
+from monolora.targets import (
+    all_linear,
+    default_targets,
+    gives_a_linear_map,
+    is_all_linear,
+    near_misses,
+    other_towers,
+    read_as_experts,
+)
 
 
 def peft_config(arguments: Arguments) -> LoraConfig | None:
@@ -37,6 +48,12 @@ def peft_config(arguments: Arguments) -> LoraConfig | None:
             target_modules=_as_names(model.lora_target_modules),
             target_parameters=model.lora_target_parameters,
             modules_to_save=model.lora_modules_to_save,
+            exclude_modules=_as_names(model.lora_exclude_modules),
+            bias=model.lora_bias,
+            rank_pattern=model.rank_pattern or {},
+            alpha_pattern=model.alpha_pattern or {},
+            init_lora_weights={"true": True, "false": False}.get(model.init_lora_weights, model.init_lora_weights),
+            trainable_token_indices=model.trainable_token_indices,
             use_rslora=model.use_rslora,
             task_type="CAUSAL_LM",
         )
@@ -45,28 +62,92 @@ def peft_config(arguments: Arguments) -> LoraConfig | None:
 
 
 def _as_names(targets: str | list[str] | None) -> str | list[str] | None:
-    """A list, where TRL has made a single name a string, which PEFT would read as a pattern for whole names."""
-    if isinstance(targets, str) and targets != "all-linear" and re.fullmatch(r"[\w.]+", targets):
+    """A single pattern as a string, and a single name as a list: PEFT reads a string as a pattern of whole names."""
+    if isinstance(targets, list):
+        targets = targets[0] if len(targets) == 1 else targets
+    if isinstance(targets, str) and not is_all_linear(targets) and re.fullmatch(r"[\w.]+", targets):
         return [targets]
     return targets
 
 
-def check_targets(model: nn.Module, targets: str | Iterable[str] | None) -> None:
-    """Check that every name or pattern of ``--lora-target-modules`` matches a module; PEFT is content with one.
+def settle_targets(model: nn.Module, config: LoraConfig) -> None:
+    """Give the config the modules of this model that are adapted, the same ones for LoRA and MonoLoRA.
+
+    The family's defaults and ``all-linear`` become names. Vision and audio towers, where text does not go, are left
+    out unless ``--lora-exclude-modules`` says what is. A warning tells where PEFT's LoRA adapts other modules than
+    MonoLoRA.
+
+    Raises:
+        InputError: for a name or pattern of a flag that matches no module, or modules that no adapter fits on.
+    """
+    for flag, patterns in {
+        "--lora-target-modules": config.target_modules,
+        "--lora-exclude-modules": config.exclude_modules,
+        "--rank-pattern": config.rank_pattern,
+        "--alpha-pattern": config.alpha_pattern,
+    }.items():
+        _check_matches(model, flag, patterns)
+    _check_token_indices(model, config.trainable_token_indices)
+    every = is_all_linear(config.target_modules)
+    try:
+        if every:
+            config.target_modules = sorted(all_linear(model))
+        elif config.target_modules is None and not config.target_parameters:
+            defaults = default_targets(model)
+            config.target_modules = defaults if isinstance(defaults, str) else sorted(defaults)
+    except ValueError as error:
+        raise InputError(f"{error} {near_misses(model, None)} Give some with --lora-target-modules.") from error
+    if config.exclude_modules is None and (towers := other_towers(model)):
+        config.exclude_modules = rf"({'|'.join(map(re.escape, towers))})\..*"
+    for name, module in model.named_modules():
+        if not gives_a_linear_map(module) and check_target_module_exists(config, name) is True:
+            raise InputError(
+                f"--lora-target-modules matches {name}, a {type(module).__name__}, whose forward gives something else "
+                "than W x + b. Leave it out."
+            )
+    if experts := read_as_experts(model, config):
+        names = ", ".join(sorted({name.rpartition(".")[-1] for name in experts}))
+        same = "For LoRA on the modules that MonoLoRA adapts, use --adapter monolora --activation identity."
+        if every:
+            config.target_modules = sorted(set(config.target_modules or ()) - experts)
+            warnings.warn(
+                f"LoRA leaves {names} out: PEFT takes these names for the fused experts. {same}", stacklevel=2
+            )
+        else:
+            warnings.warn(f"LoRA adapts the fused experts for {names}, which MonoLoRA does not. {same}", stacklevel=2)
+
+
+def _check_matches(model: nn.Module, flag: str, names: str | Iterable[str] | None) -> None:
+    """Check that every name or pattern of a flag matches a module; PEFT is content with one, or with none.
 
     Raises:
         InputError: naming the first that matches none, and the nearest module names.
     """
-    if targets is None or targets == "all-linear":
+    if names is None or is_all_linear(names):
         return
-    patterns = (
-        {targets: targets} if isinstance(targets, str) else {name: rf"(.*\.)?{re.escape(name)}" for name in targets}
-    )
-    names = [name for name, _ in model.named_modules()]
-    for target, pattern in sorted(patterns.items()):
+    if isinstance(names, str):
+        patterns = {names: names}
+    elif isinstance(names, Mapping):  # as PEFT matches the keys of rank_pattern and alpha_pattern
+        patterns = {name: rf"(.*\.)?({name})" for name in names}
+    else:
+        patterns = {name: rf"(.*\.)?{re.escape(name)}" for name in names}
+    modules = [name for name, _ in model.named_modules()]
+    for name, pattern in sorted(patterns.items()):
         try:
-            matched = any(re.fullmatch(pattern, name) for name in names)
+            matched = any(re.fullmatch(pattern, module) for module in modules)
         except re.error as error:
-            raise InputError(f"--lora-target-modules {target} is no regular expression: {error}.") from error
+            raise InputError(f"{flag} {name} is no regular expression: {error}.") from error
         if not matched:
-            raise InputError(f"--lora-target-modules {target} matches no module. {near_misses(model, target)}")
+            raise InputError(f"{flag} {name} matches no module. {near_misses(model, name)}")
+
+
+def _check_token_indices(model: nn.Module, indices: Iterable[int] | Mapping[str, list[int]] | None) -> None:
+    embedding = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    if indices is None or not isinstance(embedding, nn.Embedding):
+        return
+    wrong = [index for index in indices if not 0 <= int(index) < embedding.num_embeddings]
+    if wrong:
+        raise InputError(
+            f"--trainable-token-indices {wrong[0]} is no token of the model: ids go from 0 to "
+            f"{embedding.num_embeddings - 1}."
+        )

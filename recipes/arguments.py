@@ -108,6 +108,40 @@ class LoraArguments(ModelConfig):
     lora_r: int = field(default=8, metadata={"help": "Rank: units an adapted module."})
     lora_alpha: int = field(default=16, metadata={"help": "The update is scaled by lora_alpha / lora_r."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the adapter's input."})
+    lora_exclude_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Modules left out of the targets: names, or one pattern. Default: vision and audio towers."},
+    )
+    lora_bias: str = field(
+        default="none",
+        metadata={
+            "help": "Biases trained with the adapter: none, all, or lora_only (those of the adapted modules).",
+            "choices": ["none", "all", "lora_only"],
+        },
+    )
+    rank_pattern: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Ranks of some modules, by name or pattern, in JSON."}
+    )
+    alpha_pattern: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Alphas of some modules, by name or pattern, in JSON."}
+    )
+    init_lora_weights: str = field(
+        default="true",
+        metadata={
+            "help": "First weights: true (A uniform, B zero), gaussian (A normal, B zero), orthogonal (LoRA's), or "
+            "false (both random).",
+            "choices": ["true", "gaussian", "orthogonal", "false"],
+        },
+    )
+    trainable_token_indices: list[int] | None = field(
+        default=None, metadata={"help": "Tokens whose embeddings are trained with the adapter, by id."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rank_pattern", "alpha_pattern"):
+            if isinstance(given := getattr(self, name), str):
+                setattr(self, name, json.loads(given))
 
 
 class Arguments(NamedTuple):

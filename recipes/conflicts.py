@@ -38,7 +38,8 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 _AT_LEAST_ZERO = ("weight_decay", "max_grad_norm")
 _ABOVE_ZERO = ("learning_rate", "num_train_epochs", "lora_alpha", "logging_steps", "save_steps")
-_MAPPINGS = ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs")
+_MAPPINGS = ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs", "rank_pattern", "alpha_pattern")
+_SHAPING = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights", "trainable_token_indices")
 _MENDS = {"lora_r": "; a common choice is 8", "lora_alpha": "; a common choice is 16"}
 
 
@@ -79,7 +80,7 @@ def _check_adapter_flags(flags: argparse.Namespace, typed: set[str], named: set[
     if flags.adapter != "monolora" and "activation" in named:
         raise InputError(f"--activation is MonoLoRA's; --adapter {flags.adapter} has none. Leave it out.")
     if flags.adapter == "none":
-        shaping = sorted(name for name in typed if name.startswith("lora_") or name in ("use_rslora", "use_dora"))
+        shaping = sorted(name for name in typed if name.startswith("lora_") or name in _SHAPING)
         if shaping:
             raise InputError(f"{_flag(shaping[0])} shapes an adapter, and --adapter none has none. Leave it out.")
         if flags.load_in_4bit or flags.load_in_8bit:
@@ -107,8 +108,14 @@ def check_values(arguments: Arguments) -> None:
             if value is not None and not holds(value) and not _unused(name, arguments):
                 raise InputError(f"{_flag(name)} must be {need}, got {value}{_MENDS.get(name, '')}.")
     for name in _MAPPINGS:
-        if isinstance(values[name], str):
+        if values[name] is not None and not isinstance(values[name], dict):
             raise InputError(f"{_flag(name)} must be a mapping in JSON, got {values[name]!r}.")
+    for name in ("rank_pattern", "alpha_pattern"):
+        for key, value in (values[name] or {}).items():
+            kinds = (int,) if name == "rank_pattern" else (int, float)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
+                need = "a whole number from 1 on" if name == "rank_pattern" else "a number above 0"
+                raise InputError(f"{_flag(name)}: {key} must be {need}, got {value!r}.")
     if not 0 <= model.lora_dropout < 1:
         raise InputError(f"--lora-dropout must be at least 0 and below 1, got {model.lora_dropout}.")
     for name in ("seed", "data_seed"):

@@ -30,6 +30,7 @@ from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_
 from monolora.flags import FlagParser
 from monolora.merge import LinearMap, export_dense, export_exact, export_lora, linearize
 from monolora.merge.linearize import TOKENS_PER_INPUT
+from monolora.merge.lora import check_readable
 from monolora.merge.unload import active_units, dequantized
 from monolora.recipes import merge_report
 from monolora.recipes import subject as subjects
@@ -59,6 +60,8 @@ def main(argv: list[str]) -> int:
     console = Console()
     started = time.monotonic()
     with whole_or_nothing(out) as aside, subject.loaded() as (model, tokenizer):
+        if flags.form == "lora":
+            check_readable(model)
         calibration = _calibration(subject, flags, model)
         texts = texts_of(task, calibration, tokenizer, flags)
         merge = {**subject.described(), "method": flags.method, "form": flags.form, "calibration": calibration}

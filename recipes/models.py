@@ -14,7 +14,7 @@ from trl.trainer.utils import get_quantization_config
 
 from monolora import hub
 from monolora.errors import InputError, in_one_line
-from monolora.recipes.adapter_config import check_targets
+from monolora.recipes.adapter_config import settle_targets
 from monolora.recipes.arguments import Arguments, TrainingArguments
 from monolora.recipes.trainer import OwnSteps, SftTrainer
 from monolora.sparsity import SparsityCallback
@@ -84,7 +84,7 @@ def make_trainer(
         InputError: for what TRL or PEFT refuse, such as a target pattern that matches no module.
     """
     if adapter is not None:
-        check_targets(model, adapter.target_modules)
+        settle_targets(model, adapter)
     try:
         trainer = SftTrainer(
             model=model,
@@ -93,8 +93,8 @@ def make_trainer(
             processing_class=tokenizer,
             peft_config=adapter,
             callbacks=[OwnSteps()],
+            full_logits=arguments.adapter.full_logits,
         )
-        trainer.full_logits = arguments.adapter.full_logits
         _try_optimizer(trainer)
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         raise InputError(in_one_line(error)) from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
@@ -32,12 +33,30 @@ class SftTrainer(SFTTrainer):
     full_logits = False
     _staging: Path | None = None
 
+    def __init__(self, *args: Any, full_logits: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        base: Any = self.accelerator.unwrap_model(self.model)
+        base = base.get_base_model() if isinstance(base, PeftModel) else base
+        config = base.config.get_text_config()
+        if self.aux_loss_enabled:
+            # TRL asks for router logits in each batch, and in the config too, where generation would meet them: a model
+            # would then compare the logits of one position with the mask of all.
+            config.output_router_logits = False
+            if "router_aux_loss_coef" in vars(base):  # a copy that the model's own loss takes, made before TRL's flag
+                base.router_aux_loss_coef = self.router_aux_loss_coef
+        # TRL's fused head looks for the model below the output layer, and for the number of experts by one name: Llama
+        # 4's text model has none that it finds, Granite's MoE calls it num_local_experts.
+        fused = base.base_model is not base and (hasattr(config, "num_experts") or not self.aux_loss_enabled)
+        self.full_logits = full_logits or not fused
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of the learned tokens; with ``full_logits``, the model's own, over the logits of all positions."""
         self._log_padding(model, inputs)
         if self.full_logits:
+            if self.aux_loss_enabled:
+                inputs["output_router_logits"] = True
             return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         elsewhere = inputs["labels"].device.type != "cpu"  # TRL's head does the same there
@@ -75,7 +94,23 @@ class SftTrainer(SFTTrainer):
             shutil.rmtree(folder / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's; what a schedule-free optimizer leaves as the model's weights is their average."""
+        output = super().train(*args, **kwargs)
+        self._take_average()
+        return output
+
+    def _take_average(self) -> None:
+        """Schedule-free optimizers train weights of which they keep an average: that is the model to score and save.
+
+        The next training step goes on from the weights trained; other optimizers have no average.
+        """
+        optimizer: Any = self.optimizer  # accelerate's, which passes this on to an optimizer that has it
+        if optimizer is not None:
+            optimizer.eval()
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._take_average()
         final = Path(self._get_output_dir(trial))
         self.clear_staging(final)
         self._staging = final / STAGING

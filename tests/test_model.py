@@ -130,6 +130,12 @@ def test_unload_gives_the_base_back(make_llama: Make, adapt: Adapt, ids: torch.T
 # What it will not do
 
 
+def test_trainers_that_merge_for_vllm_are_told_what_to_set(make_llama: Make, adapt: Adapt) -> None:
+    """TRL calls this before it generates for the first time (``VLLMGeneration.sync_weights``), before any training."""
+    with pytest.raises(ValueError, match=r"GRPO with use_vllm=True.*set use_vllm=False"):
+        adapt(make_llama()).merge_adapter()
+
+
 @pytest.mark.parametrize("method", ["merge_and_unload", "merge_adapter", "unmerge_adapter"])
 def test_merging_names_the_command_that_does_it(make_llama: Make, adapt: Adapt, ids: torch.Tensor, method: str) -> None:
     model = adapt(make_llama())

@@ -24,6 +24,10 @@ def test_every_flag_of_the_table_is_known() -> None:
         "--adapter": "lora",
         "--lora-dropout": "0.1",
         "--report-to": "none",
+        "--rank-pattern": '{"q_proj": 4}',
+        "--alpha-pattern": '{"q_proj": 4}',
+        "--init-lora-weights": "gaussian",
+        "--lora-bias": "none",
         "--train-sampling-strategy": "random",
         "--config": str(ROOT / "recipes/configs/sst2-smollm2.yaml"),
     }

@@ -41,15 +41,19 @@ def ablated(model: nn.Module, rows: Sequence[Collection[UnitName]], adapter: str
         InputError: for a unit that the adapter does not have.
         ValueError: for a unit that cannot be taken out: of an embedding, of a parameter of experts, of a variant of
             LoRA (DoRA and the like) or a merged one. While the model runs: if a batch has another number of rows, or
-            a module sees something else than them (a routed expert, a flattened batch).
+            a module sees something else than all of its tokens (a routed expert).
     """
     layers = {name: layer for layer, name in adapted_layers(model).items()}
     missing: dict[str, list[tuple[int, int]]] = {}
     for row, units in enumerate(rows):
         for unit in units:
             missing.setdefault(unit.module, []).append((row, unit.unit))
-    least = 3 if isinstance(inner_model(model), PreTrainedModel) else None
+    inner = inner_model(model)
+    batch = _Batch()
+    least = 3 if isinstance(inner, PreTrainedModel) else None
     with ExitStack() as handles:
+        if least is not None:
+            handles.callback(inner.register_forward_pre_hook(batch, with_kwargs=True).remove)
         for name, places in missing.items():
             layer: Any = layers.get(name)
             _check(layer, name, adapter, max(unit for _, unit in places))
@@ -57,7 +61,7 @@ def ablated(model: nn.Module, rows: Sequence[Collection[UnitName]], adapter: str
             B, unit_dim = layer.lora_B[adapter], monolora_class(of_class).unit_dim
             missing_NR = torch.zeros(len(rows), layer.r[adapter], dtype=torch.bool)
             missing_NR[tuple(zip(*places, strict=True))] = True
-            hook = _Without(name, missing_NR, unit_dim, least or 1 - unit_dim)
+            hook = _Without(name, missing_NR, unit_dim, least or 1 - unit_dim, batch)
             handles.callback(B.register_forward_pre_hook(hook).remove)
         yield
 
@@ -75,6 +79,16 @@ def why_not_ablated(model: nn.Module, adapter: str = "default") -> dict[str, str
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
+class _Batch:
+    """A hook before a transformer that keeps how many tokens the rows of its batch have."""
+
+    tokens: int | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+        self.tokens = next((each.shape[1] for each in given if each is not None), None)
+
+
 class _Without:
     """A hook before B that puts 0 in the place of activations.
 
@@ -83,24 +97,30 @@ class _Without:
         missing_NR: true for what is taken out.
         unit_dim: where the units are in B's input, from the end.
         least: dimensions that the input has if its first is the rows. In a transformer a linear layer with less sees
-            tokens that somebody chose or flattened.
+            the tokens of all rows one after the other, as a shared expert does, or those that a router chose.
+        batch: the batch that the model is at.
     """
 
-    def __init__(self, name: str, missing_NR: torch.Tensor, unit_dim: int, least: int) -> None:
+    def __init__(self, name: str, missing_NR: torch.Tensor, unit_dim: int, least: int, batch: _Batch) -> None:
         self._name, self._missing_NR, self._unit_dim, self._least = name, missing_NR, unit_dim, least
+        self._batch = batch
 
     def __call__(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> torch.Tensor:
         (h,) = args
         rows, units = self._missing_NR.shape
-        if h.dim() < self._least or h.shape[0] != rows:
+        self._missing_NR = self._missing_NR.to(h.device)  # which B's weight need not say: it may be on disk
+        missing_NR, flat = self._missing_NR, h.dim() < self._least
+        if flat and self._batch.tokens is not None:
+            rows *= self._batch.tokens
+            missing_NR = missing_NR.repeat_interleave(self._batch.tokens, 0)
+        if h.shape[0] != rows or (flat and self._batch.tokens is None):
             raise ValueError(
-                f"{self._name} sees units of shape {tuple(h.shape)}, which are not those of {rows} rows: give a batch "
-                "of as many rows as there are lists of units. Experts and flattened batches cannot be ablated."
+                f"{self._name} sees units of shape {tuple(h.shape)}, which are not those of {len(self._missing_NR)} "
+                "rows: give a batch of as many rows as there are lists of units. Routed experts cannot be ablated."
             )
         between = (1,) * (h.dim() + self._unit_dim - 1)  # of the dimensions of h, those that come before the units'
         after = (1,) * (-self._unit_dim - 1)
-        self._missing_NR = self._missing_NR.to(h.device)  # which B's weight need not say: it may be on disk
-        return h.masked_fill(self._missing_NR.view(rows, *between, units, *after), 0)
+        return h.masked_fill(missing_NR.view(rows, *between, units, *after), 0)
 
 
 def _check(layer: Any, name: str, adapter: str, largest: int) -> None:

@@ -17,6 +17,7 @@ from monolora.config import MonoLoraConfig
 from monolora.errors import InputError
 from monolora.merge.least_squares import LinearMap
 from monolora.merge.unload import Units, active_units
+from monolora.targets import read_as_experts
 
 
 def export_lora(
@@ -37,8 +38,9 @@ def export_lora(
         tokenizer: saved beside it, with its chat template.
 
     Raises:
-        InputError: if a map has an intercept, for which a LoRA adapter has no place.
+        InputError: if a map has an intercept, for which a LoRA adapter has no place; as :func:`check_readable`.
     """
+    check_readable(model)
     if any(linear_map.intercept is not None for linear_map in maps.values()):
         raise InputError("A LoRA adapter has no place for intercepts. Leave them out, or write a dense checkpoint.")
     units = active_units(model)
@@ -64,6 +66,23 @@ def export_lora(
     )
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def check_readable(model: PeftModel) -> None:
+    """Check that stock PEFT would put a LoRA adapter on the modules that this adapter is on.
+
+    Raises:
+        InputError: if it would adapt the fused experts of the model instead.
+    """
+    config = model.peft_config[model.active_adapter]
+    assert isinstance(config, MonoLoraConfig)
+    experts = read_as_experts(model.get_base_model(), _lora_config(config, config.r, 1.0))
+    if experts:
+        names = ", ".join(sorted({name.rpartition(".")[-1] for name in experts}))
+        raise InputError(
+            f"In a LoRA adapter PEFT takes {names} for the fused experts of this model, and would put the weights of "
+            "shared experts there. Merge into a checkpoint instead: leave --as lora out."
+        )
 
 
 def _lora_config(config: MonoLoraConfig, rank: int, scaling: float) -> LoraConfig:

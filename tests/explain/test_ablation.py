@@ -13,6 +13,7 @@ from accelerate import disk_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_families import tiny_model
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
@@ -284,3 +285,23 @@ def test_the_meter_still_sees_all_units(make_llama: Make, adapt: Adapt, ids: tor
     with meter.measuring(), torch.no_grad(), ablated(model, [[UnitName(Q0, 0)]] * 3):
         model(input_ids=ids)
     assert meter.result().modules[Q0] == plain
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:all-linear leaves the experts out")
+def test_shared_experts_see_the_tokens_of_all_rows(fill: Callable[..., Any]) -> None:
+    """One after the other: the rows are told apart by how many tokens the batch has, in generation too."""
+    config = MonoLoraConfig(target_modules=["up_proj"], r=4, task_type="CAUSAL_LM")
+    model = fill(get_peft_model(tiny_model("qwen3_next"), config)).eval()
+    shared = "model.layers.1.mlp.shared_expert.up_proj"
+    rows = ([UnitName(shared, 1)], [], [UnitName(shared, 0), UnitName(shared, 3)])
+    ids = torch.randint(3, 100, (3, 7), generator=torch.Generator().manual_seed(0))
+    with ablated(model, rows):
+        found = model(input_ids=ids).logits
+        answers = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
+    plain = model(input_ids=ids).logits
+    for row, units in enumerate(rows):
+        alone = without(model, units)
+        torch.testing.assert_close(found[row], alone(input_ids=ids).logits[row], rtol=1e-4, atol=1e-5)
+        assert torch.equal(answers[row], alone.generate(input_ids=ids, max_new_tokens=4, do_sample=False)[row])
+        assert (found[row] - plain[row]).abs().max() > 1e-4 or not units

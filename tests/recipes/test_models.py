@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from monolora import MonoLoraConfig
 from monolora.errors import InputError
-from monolora.recipes.adapter_config import check_targets
+from monolora.recipes.adapter_config import settle_targets
 from monolora.recipes.arguments import parse
 from monolora.recipes.models import is_sharded, load_model, load_tokenizer
 
@@ -73,8 +74,8 @@ def test_end_token_of_choice(run_sft: Callable[..., Any], tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "targets", [None, "all-linear", ["q_proj"], ["q_proj", "layers.1.mlp.up_proj"], r".*layers\.0.*proj", "lm_head"]
 )
-def test_check_targets(make_llama: Callable[..., LlamaForCausalLM], targets: Any) -> None:
-    check_targets(make_llama(), targets)
+def test_settle_targets(make_llama: Callable[..., LlamaForCausalLM], targets: Any) -> None:
+    settle_targets(make_llama(), MonoLoraConfig(target_modules=targets, task_type="CAUSAL_LM"))
 
 
 @pytest.mark.parametrize(
@@ -87,9 +88,9 @@ def test_check_targets(make_llama: Callable[..., LlamaForCausalLM], targets: Any
         ("(", "no regular expression"),
     ],
 )
-def test_check_targets_refuses(make_llama: Callable[..., LlamaForCausalLM], targets: Any, says: str) -> None:
+def test_settle_targets_refuses(make_llama: Callable[..., LlamaForCausalLM], targets: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        check_targets(make_llama(), targets)
+        settle_targets(make_llama(), MonoLoraConfig(target_modules=targets, task_type="CAUSAL_LM"))
 
 
 def test_is_sharded(run_sft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

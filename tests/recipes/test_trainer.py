@@ -16,8 +16,10 @@ import pytest
 import torch
 from running import QUICK
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from monolora.recipes import sft
+from monolora.recipes.trainer import SftTrainer
 
 Run = Callable[..., Any]
 SAVING = ("--save-steps", "2", "--skip-eval")
@@ -139,3 +141,35 @@ def test_leftovers_are_not_published(run_sft: Run, whole: Any) -> None:
 def test_save_total_limit(run_sft: Run) -> None:
     outcome = run_sft("--save-steps", "1", "--save-total-limit", "2", "--skip-eval")
     assert {path.name for path in outcome.folder.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_a_schedule_free_optimizer_saves_its_average(run_sft: Run) -> None:
+    """Training goes on at y = (1 - beta) z + beta x; x, the average, is what is scored and saved."""
+    beta, at_end = 0.9, {}
+
+    class Seen(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            at_end.update({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+
+    made = SftTrainer.__init__
+
+    def with_callback(trainer: Any, *args: Any, **kwargs: Any) -> None:
+        made(trainer, *args, **kwargs)
+        trainer.add_callback(Seen())
+
+    flags = ("--optim", "schedule_free_adamw", "--lr-scheduler-type", "constant", "--save-steps", "4", "--skip-eval")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SftTrainer, "__init__", with_callback)
+        outcome = run_sft(*flags)
+    assert outcome.status == 0, outcome.err
+    state = torch.load(outcome.folder / "checkpoint-4" / "optimizer.pt")["state"]
+    saved = load_file(outcome.folder / "adapter_model.safetensors")
+    assert len(state) == len(saved) == len(at_end)
+    moved = 0
+    for (name, y), slots in zip(at_end.items(), state.values(), strict=True):
+        x = (y.float() - (1 - beta) * slots["z"].float()) / beta
+        tensor = saved[name.replace(".lora_", ".monolora_").replace(".default", "")].float()
+        torch.testing.assert_close(tensor, x, rtol=1e-4, atol=1e-6)
+        moved += (tensor - y).abs().max() > 1e-4
+    assert moved
+    assert _same_weights(outcome.folder, outcome.folder / "checkpoint-4")
