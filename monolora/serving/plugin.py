@@ -37,6 +37,7 @@ WRAPPERS: dict[str, Callable[..., Any]] = {
     "vllm.lora.lora_model:parse_fine_tuned_lora_name": loading.parse_fine_tuned_lora_name,
     "vllm.lora.model_manager:get_punica_wrapper": gate.get_punica_wrapper,
     "vllm.lora.model_manager:LoRAModelManager.activate_adapter": gate.activate_adapter,
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_prompt_logprobs_dict": gate.prompt_logprobs,
 }
 _done = False
 

@@ -15,6 +15,7 @@ TOLERANCE = 5e-5
 PROMPTS = [[5, 9, 30, 22, 7, 50, 61, 3], [40, 4, 17], [8, 8, 33, 12, 60, 21, 11, 44, 19, 28, 56, 6]]
 
 
+
 def _check(served: Served, names: Sequence[str | None], answers: Sequence[Answer]) -> None:
     """Every answer is that of the model it was asked from."""
     for name in dict.fromkeys(names):
@@ -72,6 +73,17 @@ def test_replaced_in_place(engine: Engine, served: Served) -> None:
         adapter = Adapter("replaced", 90, served.adapters[kind].path, load_inplace=True)
         answers = engine.generate(PROMPTS, [adapter] * len(PROMPTS))
         assert largest_difference(answers, served.models[kind]) < TOLERANCE, kind
+
+
+@pytest.mark.parametrize("length", [3, None])
+@pytest.mark.parametrize("names", [("vocabulary",) * 3, (None, "vocabulary", "mono"), (None, "mono", "lora")])
+def test_log_probs_of_prompts(
+    engine: Engine, served: Served, names: tuple[str | None, ...], length: int | None
+) -> None:
+    """Their rows are tokens, as many as there are requests or not; vLLM's for one that samples are requests."""
+    prompts = [[*prompt, 9][:length] for prompt in PROMPTS] * 2
+    _check(served, names * 2, engine.score(prompts, [served.adapter(name) for name in names * 2]))
+    _check(served, names, _ask(engine, served, names))
 
 
 @pytest.mark.parametrize(

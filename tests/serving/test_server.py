@@ -170,6 +170,18 @@ def test_adapter_of_runtime(server: Server, tiny: Tiny) -> None:
 
 
 @pytest.mark.usefixtures("_unharmed")
+def test_several_prompts_with_their_log_probs(server: Server, tiny: Tiny) -> None:
+    """Of one request, and of several at once: rows of a prompt's log-probs are tokens, not requests."""
+    for name in (BASE, *STARTED):
+        assert largest_difference(server.echo(name, PROMPTS[:2]), tiny.models[name]) < TOLERANCE
+    names = [BASE, *STARTED] * 2
+    with ThreadPoolExecutor(len(names)) as users:
+        with server.held(len(names)):
+            answers = users.map(lambda name: server.echo(name, PROMPTS), names)
+        _check(tiny, [name for name in names for _ in PROMPTS], [answer for row in answers for answer in row])
+
+
+@pytest.mark.usefixtures("_unharmed")
 def test_name_that_is_taken(server: Server, tiny: Tiny) -> None:
     with pytest.raises(RefusedError, match=r"400: .*'mono' has already been loaded.*'load_inplace' to True"):
         server.load("mono", tiny.folders["late"])
