@@ -31,6 +31,8 @@ _LOAD = "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter"
 WRAPPERS: dict[str, Callable[..., Any]] = {
     "vllm.v1.engine.input_processor:InputProcessor._validate_lora": requests.validate_lora,
     "vllm.v1.engine.llm_engine:LLMEngine.add_request": requests.add_request,
+    "vllm.v1.engine.llm_engine:LLMEngine.add_lora": requests.add_to_engine,
+    "vllm.v1.engine.llm_engine:LLMEngine.remove_lora": requests.remove_from_engine,
     "vllm.v1.engine.async_llm:AsyncLLM.add_lora": requests.add_to_server,
     "vllm.v1.executor.abstract:Executor.add_lora": executor.add_lora,
     _LOAD: loading.load_adapter,

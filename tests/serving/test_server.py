@@ -204,13 +204,16 @@ def test_name_that_changes_hands(server: Server, tiny: Tiny) -> None:
 
 @pytest.mark.usefixtures("_unharmed")
 @pytest.mark.parametrize("in_place", [True, False])
-def test_other_content_under_the_same_path(server: Server, tiny: Tiny, tmp_path: Path, in_place: bool) -> None:
+@pytest.mark.parametrize(("before", "after"), [("late", "mono"), ("lora", "mono"), ("mono", "lora")])
+def test_other_content_under_the_same_path(
+    server: Server, tiny: Tiny, tmp_path: Path, in_place: bool, before: str, after: str
+) -> None:
     """vLLM has prefixes in its cache that the former content computed, and knows them by name and path."""
-    name, folder = f"changed-{in_place}", _copy(tiny.folders["late"], tmp_path / "changed")
+    name, folder = f"changed-{in_place}-{before}-{after}", _copy(tiny.folders[before], tmp_path / "changed")
     server.load(name, folder)
     try:
-        assert largest_difference([server.complete(name, LONG)], tiny.models["late"]) < TOLERANCE
-        shutil.copytree(tiny.folders["mono"], folder, dirs_exist_ok=True)
+        assert largest_difference([server.complete(name, LONG)], tiny.models[before]) < TOLERANCE
+        shutil.copytree(tiny.folders[after], folder, dirs_exist_ok=True)
         with pytest.raises(RefusedError, match=rf"400: .*'{name}'.* not hold the files .* from another folder"):
             server.complete(name, LONG)
         if not in_place:
@@ -219,7 +222,7 @@ def test_other_content_under_the_same_path(server: Server, tiny: Tiny, tmp_path:
             server.load(name, folder, load_inplace=in_place)
         if not in_place:
             server.load(name, _copy(folder, tmp_path / "another"))
-            assert largest_difference([server.complete(name, LONG)], tiny.models["mono"]) < TOLERANCE
+            assert largest_difference([server.complete(name, LONG)], tiny.models[after]) < TOLERANCE
     finally:
         server.unload(name)
 
