@@ -8,7 +8,9 @@ The way of an adapter through vLLM, and what is wrapped on it:
     it gets a slot                    gate.py       the slot's activation
     a batch goes through a layer      gate.py       every row's activation
 
-Checkpoints of the exact merge need none of this: exact.py.
+Checkpoints of the exact merge need none of this (exact.py), but that other weights read into them have their config:
+
+    weights are read, or reloaded     reload.py     the units are those of the engine's own config
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
 from monolora.register import NAME
-from monolora.serving import executor, gate, loading, requests, versions
+from monolora.serving import executor, gate, loading, reload, requests, versions
 from monolora.serving.folders import peft_type
 from monolora.serving.seams import MissingSeamError, wrap_all
 
@@ -37,6 +39,7 @@ WRAPPERS: dict[str, Callable[..., Any]] = {
     "vllm.v1.executor.abstract:Executor.add_lora": executor.add_lora,
     _LOAD: loading.load_adapter,
     "vllm.lora.lora_model:parse_fine_tuned_lora_name": loading.parse_fine_tuned_lora_name,
+    "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.get_all_weights": reload.get_all_weights,
     "vllm.lora.model_manager:get_punica_wrapper": gate.get_punica_wrapper,
     "vllm.lora.model_manager:LoRAModelManager.activate_adapter": gate.activate_adapter,
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_prompt_logprobs_dict": gate.prompt_logprobs,

@@ -89,6 +89,14 @@ def test_log_probs_of_prompts(
     _check(served, names, _ask(engine, served, names))
 
 
+def test_weights_are_reloaded(engine: Engine, served: Served) -> None:
+    """The base's; adapters are then read again."""
+    names = (None, "mono", "lora")
+    before = _ask(engine, served, names)
+    engine.run("llm.collective_rpc('reload_weights')\nllm.reset_prefix_cache()\n")
+    assert _ask(engine, served, names) == before
+
+
 def _check_refused(engine: Engine, adapter: Adapter, says: str) -> None:
     with pytest.raises(RefusedError, match=says):
         engine.generate(PROMPTS[:1], [adapter])
