@@ -94,9 +94,17 @@ def unlucky(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 @pytest.fixture(scope="module")
-def server(tiny: Tiny, unlucky: Server) -> Iterator[Server]:
+def found_by_name(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server looks for adapters that nobody has loaded."""
+    return tmp_path_factory.mktemp("found_by_name")
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Tiny, unlucky: Server, found_by_name: Path) -> Iterator[Server]:
     """The server of all tests but one. The unlucky one starts beside it, which takes less time than after it."""
-    with Server(tiny.folders[BASE], {name: tiny.folders[name] for name in STARTED}, *FLAGS) as started:
+    adapters = {name: tiny.folders[name] for name in STARTED}
+    environment = {"VLLM_LORA_RESOLVER_CACHE_DIR": str(found_by_name)}
+    with Server(tiny.folders[BASE], adapters, *FLAGS, environment=environment) as started:
         started.await_start()
         assert len(started.processes()) > 1  # its workers, which have to go with it
         yield started
@@ -179,6 +187,26 @@ def test_several_prompts_with_their_log_probs(server: Server, tiny: Tiny) -> Non
         with server.held(len(names)):
             answers = users.map(lambda name: server.echo(name, PROMPTS), names)
         _check(tiny, [name for name in names for _ in PROMPTS], [answer for row in answers for answer in row])
+
+
+@pytest.mark.usefixtures("_unharmed")
+@pytest.mark.parametrize("kind", ["late", "lora"])
+def test_found_by_name(server: Server, tiny: Tiny, found_by_name: Path, kind: str) -> None:
+    """A request for a folder of VLLM_LORA_RESOLVER_CACHE_DIR loads it, if it is an adapter of this base."""
+    name, other, damaged = f"found-{kind}", f"other-{kind}", f"damaged-{kind}"
+    for folder in (name, other, damaged):
+        _copy(tiny.folders[kind], found_by_name / folder)
+    configure(base_model_name_or_path="some/other")(found_by_name / other)
+    truncate()(found_by_name / damaged)
+    assert largest_difference([server.complete(name, LONG)], tiny.models[kind]) < TOLERANCE
+    try:
+        assert server.models()[name] == str(found_by_name / name)
+        with pytest.raises(RefusedError, match=rf"404: .*`{other}` does not exist"):
+            server.complete(other, LONG)
+        with pytest.raises(RefusedError, match=rf"400: .*'{damaged}' was found but could not be loaded"):
+            server.complete(damaged, LONG)
+    finally:
+        server.unload(name)
 
 
 @pytest.mark.usefixtures("_unharmed")
