@@ -2,7 +2,7 @@
 
 The way of an adapter through vLLM, and what is wrapped on it:
 
-    a server looks for its name        resolver.py   folders with MonoLoRA adapters are found too
+    a server looks for its name       resolver.py   folders with MonoLoRA adapters are found too
     it is added, a request names it   requests.py   its files and its name are checked before the engine sees it
     all workers are asked             executor.py   one that refuses leaves nothing behind
     a worker reads it                 loading.py    names, options, shapes
