@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,9 +20,11 @@ def get_all_weights(original: Callable[..., Any], loader: Any, model_config: Any
     """
     from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 
-    path = model_config.model
+    path, here = model_config.model, _groups(model_config.hf_config.to_dict())
+    if here is None and not os.path.isdir(path):
+        return original(loader, model_config, model)  # such as one of the hub: its config was read a moment ago
     there = get_hf_file_to_dict("config.json", path, model_config.revision) or {}
-    if _groups(there) != _groups(model_config.hf_config.to_dict()):
+    if _groups(there) != here:
         raise InputError(
             f"{path} keeps other MonoLoRA units than the checkpoint that this vLLM was started with, by their "
             "config.json. Start vLLM anew on it."
