@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,8 +76,8 @@ def check_can_answer(settings: Settings, models: Sequence[Subject]) -> None:
         raise InputError(f"--batch-invariant is a mode of vLLM, and the engine is {engine}. Leave it out.")
 
 
-def items_of(settings: Settings, subject: Subject, prompts: PromptSet) -> list[Item]:
-    """All prompts of a set for one model.
+def items_of(settings: Settings, subject: Subject, prompts: PromptSet, today: date) -> list[Item]:
+    """All prompts of a set for one model, on the day that its chat template is told.
 
     Raises:
         InputError: if the responses alone would fill the model's context.
@@ -95,7 +96,7 @@ def items_of(settings: Settings, subject: Subject, prompts: PromptSet) -> list[I
     if settings.batch_invariant:
         generation["batch_invariant"] = True
     made = []
-    for prompt, whole in zip(prompts.prompts, token_ids(subject, prompts), strict=True):
+    for prompt, whole in zip(prompts.prompts, token_ids(subject, prompts, today), strict=True):
         ids = whole[-room:]
         key = content_key("response", ids, subject.identity, generation)
         made.append(Item(key, prompt.key, subject, ids, most, cut=len(ids) < len(whole)))
@@ -114,9 +115,11 @@ def _context(subject: Subject) -> int:
     return int(config["max_position_embeddings"])
 
 
-def planned(settings: Settings, models: Sequence[Subject], sets: Sequence[PromptSet]) -> tuple[Plan, list[Item]]:
+def planned(
+    settings: Settings, models: Sequence[Subject], sets: Sequence[PromptSet], today: date
+) -> tuple[Plan, list[Item]]:
     """The plan of a run, and all items of it."""
-    items = {each.name: {subject.name: items_of(settings, subject, each) for subject in models} for each in sets}
+    items = {each.name: {subject.name: items_of(settings, subject, each, today) for subject in models} for each in sets}
     keys = {name: {model: [item.key for item in row] for model, row in rows.items()} for name, rows in items.items()}
     safety = next((each.name for each in sets if each.purpose == "safety"), None)  # alignment sparsity is of one set
     sparsity = {
@@ -136,7 +139,7 @@ def planned(settings: Settings, models: Sequence[Subject], sets: Sequence[Prompt
         if followed
     }
     listed = [PlannedModel(each.name, each.kind, each.path, each.identity, each.step) for each in models]
-    return Plan(list(sets), listed, keys, sparsity, drift), [
+    return Plan(list(sets), listed, keys, sparsity, drift, today.isoformat()), [
         item for rows in items.values() for row in rows.values() for item in row
     ]
 

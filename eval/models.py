@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,9 +121,15 @@ def _step(path: str) -> int:
     return int(found.group(1))
 
 
-def token_ids(subject: Subject, prompts: PromptSet) -> list[list[int]]:
-    """Each prompt as this model was trained to read it: its own tokenizer's chat template, or the Alpaca format."""
+def token_ids(subject: Subject, prompts: PromptSet, today: date) -> list[list[int]]:
+    """Each prompt as this model was trained to read it: its own tokenizer's chat template, or the Alpaca format.
+
+    A template that asks for the date is told ``today``, at midnight: prompts are the same whenever they are made.
+    """
     tokenizer = adapter_tokenizer(subject.adapter or subject.folder, subject.folder)
+    midnight = datetime.combine(today, time())
+    # A variable of the template hides transformers' function of this name, which asks the clock.
+    vars(tokenizer)["apply_chat_template"] = partial(tokenizer.apply_chat_template, strftime_now=midnight.strftime)
     return [prompt_ids(Example(each.instruction, "", context=each.context), tokenizer) for each in prompts.prompts]
 
 

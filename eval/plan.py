@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ class Plan(NamedTuple):
         keys: of the responses, by set and model, in the order of the set's prompts.
         sparsity: keys of the measurements, by set and model.
         drift: keys of the measurements, by model; none where it is not measured.
+        today: the date that chat templates are told, ISO 8601; None in plans of versions that told them the clock's.
     """
 
     sets: list[PromptSet]
@@ -49,6 +51,7 @@ class Plan(NamedTuple):
     keys: dict[str, dict[str, list[str]]]
     sparsity: dict[str, dict[str, str]]
     drift: dict[str, str]
+    today: str | None
 
     def responses(self) -> Iterator[tuple[PromptSet, PlannedModel, Prompt, str]]:
         """Every response that there should be: its set, model, prompt and key."""
@@ -70,6 +73,7 @@ def write(folder: Path, plan: Plan) -> None:
         "keys": plan.keys,
         "sparsity": plan.sparsity,
         "drift": plan.drift,
+        "today": plan.today,
     }
     try:
         write_json(folder / FILE, content)
@@ -96,11 +100,20 @@ def read(folder: Path) -> Plan:
             found["keys"],
             found["sparsity"],
             found["drift"],
+            found.get("today"),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is damaged: {in_one_line(error)} Write it again with: monolora eval generate --out {folder} …"
         ) from error
+
+
+def today(folder: Path) -> date:
+    """The date that chat templates are told: that of the plan in a run folder, else the clock's."""
+    try:
+        return date.fromisoformat(json.loads((folder / FILE).read_text())["today"])
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or one that is written anew
+        return date.today()
 
 
 def _as_json(prompts: PromptSet) -> dict[str, Any]:

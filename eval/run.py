@@ -65,7 +65,7 @@ def _generate(settings: Settings, with_judges: bool) -> None:
     models = subjects(settings)
     check_can_answer(settings, models)
     panel = make_judges(settings) if with_judges else []
-    plan, items = planned(settings, models, sets)
+    plan, items = planned(settings, models, sets, plans.today(folder))
     _make(folder)
     with opened(folder) as store:
         record = _started(settings, plan, panel)

@@ -114,6 +114,15 @@ class Engine:
         }
         return [Answer(*answer) for answer in self._ask(request)]
 
+    def score(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Adapter | None]) -> list[Answer]:
+        """What each prompt's own tokens are worth, all prompts at once: answers to their first tokens.
+
+        Raises:
+            RefusedError: what vLLM raised.
+        """
+        request = {"prompts": [list(prompt) for prompt in prompts], "adapters": list(adapters), "score": True}
+        return [Answer(*answer) for answer in self._ask(request)]
+
     def canary(self, adapter: str | None, prompts: Sequence[Sequence[int]]) -> str:
         """What ``monolora.serving.verify`` returns.
 
@@ -121,6 +130,18 @@ class Engine:
             RefusedError: what it raised.
         """
         return str(self._ask({"canary": adapter, "prompts": [list(prompt) for prompt in prompts]}))
+
+    def add(self, adapter: Adapter) -> None:
+        """``LLMEngine.add_lora``.
+
+        Raises:
+            RefusedError: what vLLM raised.
+        """
+        self._ask({"add": True, "adapters": [adapter]})
+
+    def remove(self, number: int) -> None:
+        """``LLMEngine.remove_lora``."""
+        self._ask({"remove": number})
 
     def run(self, code: str) -> None:
         """Run Python in the engine's process: to break something there on purpose."""
@@ -207,20 +228,42 @@ def _start(settings: dict[str, Any]) -> Any:
     )
 
 
-def _generate(llm: Any, request: dict[str, Any]) -> list[Answer]:
-    from vllm import SamplingParams
+def _lora_requests(request: dict[str, Any]) -> list[Any]:
     from vllm.lora.request import LoRARequest
 
     adapters = [None if given is None else Adapter(*given) for given in request["adapters"]]
+    return [
+        None if given is None else LoRARequest(given.name, given.number, given.path, load_inplace=given.load_inplace)
+        for given in adapters
+    ]
+
+
+def _score(llm: Any, request: dict[str, Any]) -> list[Answer]:
+    from vllm import SamplingParams
+
+    outputs = llm.generate(
+        [{"prompt_token_ids": prompt} for prompt in request["prompts"]],
+        SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=2, detokenize=False),
+        lora_request=_lora_requests(request),
+        use_tqdm=False,
+    )
+    return [
+        Answer(
+            prompt[:1],
+            prompt[1:],
+            [entry[token].logprob for entry, token in zip(logprobs[1:], prompt[1:], strict=True)],
+        )
+        for prompt, logprobs in ((output.prompt_token_ids, output.prompt_logprobs) for output in outputs)
+    ]
+
+
+def _generate(llm: Any, request: dict[str, Any]) -> list[Answer]:
+    from vllm import SamplingParams
+
     outputs = llm.generate(
         [{"prompt_token_ids": prompt} for prompt in request["prompts"]],
         SamplingParams(max_tokens=request["tokens"], temperature=0, ignore_eos=True, logprobs=0, detokenize=False),
-        lora_request=[
-            None
-            if given is None
-            else LoRARequest(given.name, given.number, given.path, load_inplace=given.load_inplace)
-            for given in adapters
-        ],
+        lora_request=_lora_requests(request),
         use_tqdm=False,
     )
     return [
@@ -244,7 +287,11 @@ def _answer(llm: Any, request: dict[str, Any]) -> Any:
     if "run" in request:
         exec(request["run"])
         return None
-    return _generate(llm, request)
+    if "add" in request:
+        return llm.llm_engine.add_lora(*_lora_requests(request))
+    if "remove" in request:
+        return llm.llm_engine.remove_lora(request["remove"])
+    return _score(llm, request) if "score" in request else _generate(llm, request)
 
 
 def main() -> None:

@@ -54,9 +54,17 @@ class Server:
         model: a checkpoint, with or without a tokenizer.
         adapters: served from the start, folders by name.
         flags: more of the command line.
+        environment: variables for the process.
     """
 
-    def __init__(self, model: Path, adapters: Mapping[str, Path | str], *flags: str) -> None:
+    def __init__(
+        self,
+        model: Path,
+        adapters: Mapping[str, Path | str],
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.environment = dict(environment or {})
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -69,7 +77,7 @@ class Server:
 
     def __enter__(self) -> Server:
         variables = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-        variables["VLLM_SERVER_DEV_MODE"] = "1"  # for `held`
+        variables |= self.environment | {"VLLM_SERVER_DEV_MODE": "1"}  # for `held`
         for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_PLUGINS", "VLLM_ENABLE_V1_MULTIPROCESSING"):
             variables.pop(name, None)
         self._log = tempfile.TemporaryFile("w+")  # closed in `_stop`
@@ -153,6 +161,29 @@ class Server:
         )["choices"][0]
         assert choice["prompt_token_ids"] == list(prompt)
         return Answer(list(prompt), choice["token_ids"], choice["logprobs"]["token_logprobs"])
+
+    def echo(self, model: str, prompts: Sequence[Sequence[int]]) -> list[Answer]:
+        """One request for several prompts, and a token more of each, with log-probs of them all.
+
+        Returns:
+            Answers to the prompts' first tokens.
+        """
+        choices = self._json(
+            "/v1/completions",
+            model=model,
+            prompt=list(map(list, prompts)),
+            echo=True,
+            max_tokens=1,
+            temperature=0,
+            ignore_eos=True,
+            logprobs=2,
+            return_token_ids=True,
+            return_tokens_as_token_ids=True,
+        )["choices"]
+        return [
+            Answer(list(prompt[:1]), [*prompt[1:], *choice["token_ids"]], choice["logprobs"]["token_logprobs"][1:])
+            for prompt, choice in zip(prompts, choices, strict=True)
+        ]
 
     def load(self, name: str, folder: Path | str, **options: Any) -> None:
         """Add an adapter while the server runs."""

@@ -117,7 +117,6 @@ class ExactLinearMethod(UnquantizedLinearMethod):
         super().__init__()
         self.prefix, self.groups = prefix, groups
         self.parts: list[_Part] = []
-        self.awaited: set[tuple[str, int]] = set()
 
     def create_weights(
         self,
@@ -141,30 +140,44 @@ class ExactLinearMethod(UnquantizedLinearMethod):
             shapes["monolora_B_bias"] = (O,)
         for name, shape in shapes.items():
             parameter = nn.Parameter(torch.zeros(shape, dtype=params_dtype), requires_grad=False)
-            vars(parameter)["weight_loader"] = self._loader(layer, name)
+            # A reload starts from a copy of these attributes and from memory with anything in it.
+            vars(parameter).update(weight_loader=self._loader(layer, name), modules_loaded=frozenset())
             layer.register_parameter(name, parameter)
-            self.awaited |= {
-                (name, number)
-                for number, group in enumerate(self.groups)
-                if group is not None and (name != "monolora_B_bias" or group.bias)
-            }
 
     def _loader(self, layer: Any, name: str) -> Any:
-        """Reads one module's tensor into its place, this rank's share of it; B and its bias are scaled on the way."""
+        """Reads one module's tensor into its place, this rank's share of it; B and its bias are scaled on the way.
 
-        def load(parameter: nn.Parameter, loaded: torch.Tensor, shard_id: str | int | None = None) -> None:
+        Zeros are written too: what a parameter holds before is not relied on.
+        """
+
+        # vLLM's reload replaces the argument of this name: `param`.
+        def load(param: nn.Parameter, loaded: torch.Tensor, shard_id: str | int | None = None) -> None:
             shard_id = vars(loaded).get("shard_id", shard_id)
             number = {"q": 0, "k": 1, "v": 2, None: 0}.get(shard_id, shard_id)  # type: ignore[arg-type]
             assert isinstance(number, int)
             part = self.parts[number]
             assert part.group is not None
+            width, outputs = param.shape[-1], part.outputs.stop - part.outputs.start
             if name == "monolora_A":
-                parameter.data[part.units] = _share(loaded, 1, parameter.shape[1], layer)
-            elif not self.inputs_are_split or layer.tp_rank == 0:  # else the ranks' outputs are summed: once is enough
-                outputs = part.outputs.stop - part.outputs.start
-                place: tuple[slice, ...] = (part.units, part.outputs) if name == "monolora_B" else (part.outputs,)
-                parameter.data[place] = _share(loaded, 0, outputs, layer).t() * part.group.scaling
-            self.awaited.discard((name, number))
+                rows, values = part.units, _share(loaded, 1, width, layer)
+            else:
+                rows, values = part.outputs, _share(loaded, 0, outputs, layer) * part.group.scaling
+                if self.inputs_are_split and layer.tp_rank > 0:
+                    values = torch.zeros_like(values)  # the ranks' outputs are summed: once is enough
+            if name == "monolora_B":  # zero for the outputs of the layer's other modules
+                rows, values = part.units, F.pad(values.t(), (part.outputs.start, width - part.outputs.stop))
+            if values.shape != param.data[rows].shape:
+                raise ValueError(
+                    f"{name} of {self.prefix} has shape {tuple(loaded.shape)}, which is not what the checkpoint's "
+                    "config.json says. Write it again with `monolora merge ADAPTER OUT --method exact`."
+                )
+            param.data[rows] = values
+            if name == "monolora_B_bias":
+                for other in self.parts:
+                    if other.group is None or not other.group.bias:
+                        param.data[other.outputs] = 0
+            if not param.is_meta:  # where a reload only counts
+                vars(param)["modules_loaded"] |= {number}
 
         return load
 
@@ -174,9 +187,18 @@ class ExactLinearMethod(UnquantizedLinearMethod):
         Raises:
             ValueError: if the checkpoint lacks a tensor; vLLM looks only at checkpoints that are not quantized.
         """
-        if self.awaited:
+        lacking = [
+            name
+            for name, parameter in layer.named_parameters(recurse=False)
+            for number, group in enumerate(self.groups)
+            if name.startswith("monolora_")
+            and group is not None
+            and (name != "monolora_B_bias" or group.bias)
+            and number not in vars(parameter)["modules_loaded"]
+        ]
+        if lacking:
             raise ValueError(
-                f"The checkpoint lacks {min(self.awaited)[0]} of {self.prefix} ({len(self.awaited)} such tensors). "
+                f"The checkpoint lacks {min(lacking)} of {self.prefix} ({len(lacking)} such tensors). "
                 "Write it again with `monolora merge ADAPTER OUT --method exact`."
             )
         super().process_weights_after_loading(layer)

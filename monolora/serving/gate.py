@@ -18,7 +18,7 @@ sharded LoRA that is the sum over the ranks of a row-parallel layer, which ReLU 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,6 +78,7 @@ class CpuGate(Gate):
     """
 
     same_for_all: tuple[float, float] | None = None
+    prompt_slot: int | None = None  # of the one request whose prompt's logits are computed; None while all sample
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         super().update_metadata(*args, **kwargs)
@@ -99,7 +100,17 @@ class CpuGate(Gate):
 
     def add_lora_logits(self, y: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """vLLM's own, for requests that have an adapter."""
-        return self._but_for_base(self.sampler_indices, super().add_lora_logits, y, *args, **kwargs)
+        slots_N = self.sampler_indices.clone()
+        if self.prompt_slot is not None:
+            self._set_sampler_indices(slots_N.new_full((len(y),), self.prompt_slot))
+        try:
+            return self._but_for_base(self.sampler_indices, super().add_lora_logits, y, *args, **kwargs)
+        finally:
+            self._set_sampler_indices(slots_N)
+
+    def _set_sampler_indices(self, slots_N: torch.Tensor) -> None:
+        self._sampler_indices[: len(slots_N)] = slots_N
+        self.indices_len[1] = len(slots_N)
 
     def add_lora_embedding(self, y: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """vLLM's own, for tokens of requests that have an adapter."""
@@ -159,3 +170,39 @@ def activate_adapter(original: Callable[..., bool], manager: Any, lora_id: int) 
             gate.set_activation(slot, manager.get_adapter(lora_id).activation)
         manager._last_mapping = None  # or vLLM would keep the bounds where only an activation has changed
     return activated
+
+
+def prompt_logprobs(
+    original: Callable[..., dict[str, Any]], runner: Any, hidden_states: torch.Tensor, tokens: Mapping[str, int]
+) -> dict[str, Any]:
+    """Around ``GPUModelRunner._get_prompt_logprobs_dict``, which a CPU's runner has too: one request after the other.
+
+    It asks for the logits of a request's prompt, whose rows are that request's tokens. vLLM's operations on a CPU take
+    them for the rows of a batch that samples, one a request: an error that ends the engine, or another's adapter.
+    """
+    cpu_gates = _cpu_gates(runner)
+    if not cpu_gates:
+        return original(runner, hidden_states, tokens)
+    logprobs: dict[str, Any] = {}
+    waiting = runner.num_prompt_logprobs
+    try:
+        for request in [request for request in waiting if request in tokens]:
+            adapter = runner.input_batch.request_lora_mapping[runner.input_batch.req_id_to_index[request]]
+            slots = runner.lora_manager._adapter_manager.lora_index_to_id
+            for gate in cpu_gates:
+                gate.prompt_slot = slots.index(adapter) if adapter else -1
+            runner.num_prompt_logprobs = {request: waiting[request]}
+            logprobs |= original(runner, hidden_states, tokens)
+            if not runner.num_prompt_logprobs:  # its whole prompt has been seen
+                del waiting[request]
+    finally:
+        runner.num_prompt_logprobs = waiting
+        for gate in cpu_gates:
+            gate.prompt_slot = None
+    return logprobs
+
+
+def _cpu_gates(runner: Any) -> list[CpuGate]:
+    if not runner.lora_config or not runner.num_prompt_logprobs:
+        return []
+    return [gate for gate in gates(runner.lora_manager._adapter_manager) if isinstance(gate, CpuGate)]

@@ -45,7 +45,9 @@ class Identity(NamedTuple):
         return cls(lora_request.lora_name, lora_request.lora_int_id, folder, content, is_monolora)
 
     def check_unchanged(self, before: Identity) -> None:
-        """Raises: InputError, if the same name and folder had other files before."""
+        """Raises: InputError, if the same name and folder had other files before; not among plain LoRA adapters."""
+        if not (self.is_monolora or before.is_monolora):
+            return
         if self.folder == before.folder and self.name == before.name and self.content != before.content:
             raise InputError(
                 f"{self.folder} does not hold the files that were loaded from there. Put those back, or load the new "

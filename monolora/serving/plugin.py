@@ -2,13 +2,16 @@
 
 The way of an adapter through vLLM, and what is wrapped on it:
 
+    a server looks for its name       resolver.py   folders with MonoLoRA adapters are found too
     it is added, a request names it   requests.py   its files and its name are checked before the engine sees it
     all workers are asked             executor.py   one that refuses leaves nothing behind
     a worker reads it                 loading.py    names, options, shapes
     it gets a slot                    gate.py       the slot's activation
     a batch goes through a layer      gate.py       every row's activation
 
-Checkpoints of the exact merge need none of this: exact.py.
+Checkpoints of the exact merge need none of this (exact.py), but that other weights read into them have their config:
+
+    weights are read, or reloaded     reload.py     the units are those of the engine's own config
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import Any
 from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
 from monolora.register import NAME
-from monolora.serving import executor, gate, loading, requests, versions
+from monolora.serving import executor, gate, loading, reload, requests, resolver, versions
 from monolora.serving.folders import peft_type
 from monolora.serving.seams import MissingSeamError, wrap_all
 
@@ -29,14 +32,19 @@ _LOG = logging.getLogger("vllm.monolora")  # formatted as vLLM's own lines, once
 
 _LOAD = "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter"
 WRAPPERS: dict[str, Callable[..., Any]] = {
+    "vllm.plugins.lora_resolvers.filesystem_resolver:FilesystemResolver._get_lora_req_from_path": resolver.find_adapter,
     "vllm.v1.engine.input_processor:InputProcessor._validate_lora": requests.validate_lora,
     "vllm.v1.engine.llm_engine:LLMEngine.add_request": requests.add_request,
+    "vllm.v1.engine.llm_engine:LLMEngine.add_lora": requests.add_to_engine,
+    "vllm.v1.engine.llm_engine:LLMEngine.remove_lora": requests.remove_from_engine,
     "vllm.v1.engine.async_llm:AsyncLLM.add_lora": requests.add_to_server,
     "vllm.v1.executor.abstract:Executor.add_lora": executor.add_lora,
     _LOAD: loading.load_adapter,
     "vllm.lora.lora_model:parse_fine_tuned_lora_name": loading.parse_fine_tuned_lora_name,
+    "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.get_all_weights": reload.get_all_weights,
     "vllm.lora.model_manager:get_punica_wrapper": gate.get_punica_wrapper,
     "vllm.lora.model_manager:LoRAModelManager.activate_adapter": gate.activate_adapter,
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_prompt_logprobs_dict": gate.prompt_logprobs,
 }
 _done = False
 

@@ -19,8 +19,8 @@ from monolora.serving.folders import served_config
 from monolora.serving.identities import Identity
 from monolora.serving.ranks import check_rank
 
-# What each engine (its input processor stands for it) has loaded: local MonoLoRA adapters by name and path, and all
-# that an offline engine was asked for.
+# What each engine (its input processor stands for it) has answered through, by name and path, as vLLM keeps prefixes;
+# and all that an offline engine was asked for. Adapters in local folders, plain LoRA too.
 _loaded: WeakKeyDictionary[Any, dict[tuple[str, str], Identity]] = WeakKeyDictionary()
 _asked_for: WeakKeyDictionary[Any, set[Identity]] = WeakKeyDictionary()
 
@@ -35,22 +35,22 @@ def validate_lora(original: Callable[..., None], processor: Any, lora_request: A
     original(processor, lora_request)
     if lora_request is not None:
         with _as_client_error(), named(lora_request):
-            _check(processor, lora_request)
+            _remember(processor, lora_request, _check(processor, lora_request))
 
 
 def _check(processor: Any, lora_request: Any) -> Identity | None:
-    """The adapter, if it is a local MonoLoRA one. What is on the hub is downloaded, and checked, by the workers."""
+    """The adapter, if it is in a local folder. What is on the hub is downloaded, and checked, by the workers."""
     key = (lora_request.lora_name, lora_request.lora_path)
     before = _loaded.get(processor, {}).get(key)
     if before is None and not os.path.isdir(lora_request.lora_path):
         return None
     now = Identity.of(lora_request)
-    if before is not None:
-        now.check_unchanged(before)
+    if before is not None:  # under the path as it is given, wherever a link leads: so vLLM keeps prefixes
+        path = lora_request.lora_path
+        now._replace(folder=path).check_unchanged(before._replace(folder=path))
     config = served_config(now.folder)
-    if config is None:
-        return None
-    check_rank(config, lora_request.lora_path, processor.lora_config)
+    if config is not None:
+        check_rank(config, lora_request.lora_path, processor.lora_config)
     return now
 
 
@@ -111,12 +111,42 @@ def add_request(original: Callable[..., Any], engine: Any, *args: Any, **kwargs:
     lora_request = _signature(original).bind(engine, *args, **kwargs).arguments.get("lora_request")
     if lora_request is not None:
         with named(lora_request):
-            folder = _fetched(lora_request.lora_path)
-            if not os.path.isfile(os.path.join(folder, "adapter_config.json")) and not _is_loaded(engine, lora_request):
-                raise AdapterFileError(f"There is no adapter at {lora_request.lora_path}: no adapter_config.json.")
-            if os.path.isdir(lora_request.lora_path):
-                _introduce(engine, lora_request)
+            _check_present(engine, lora_request)
+            if os.path.isdir(lora_request.lora_path) and Identity.of(lora_request) not in _known(engine):
+                adapter = _check_new(engine, lora_request)
+                if adapter is not None and adapter.is_monolora:
+                    _load(engine.engine_core.add_lora, lora_request)
+                _introduce(engine, lora_request, adapter)
     return original(engine, *args, **kwargs)
+
+
+def add_to_engine(original: Callable[..., Any], engine: Any, lora_request: Any) -> Any:
+    """Around ``LLMEngine.add_lora``.
+
+    Raises:
+        AdapterFileError: as :func:`add_request`.
+    """
+    with named(lora_request):
+        _check_present(engine, lora_request)
+        adapter = _check_new(engine, lora_request)
+        add = functools.partial(original, engine)
+        added = _load(add, lora_request) if adapter is not None and adapter.is_monolora else add(lora_request)
+        _introduce(engine, lora_request, adapter)
+        return added
+
+
+def remove_from_engine(original: Callable[..., Any], engine: Any, lora_id: int) -> Any:
+    """Around ``LLMEngine.remove_lora``: name and number are free again."""
+    removed = original(engine, lora_id)
+    known = _known(engine)
+    known -= {adapter for adapter in known if adapter.number == lora_id}
+    return removed
+
+
+def _check_present(engine: Any, lora_request: Any) -> None:
+    folder = _fetched(lora_request.lora_path)
+    if not os.path.isfile(os.path.join(folder, "adapter_config.json")) and not _is_loaded(engine, lora_request):
+        raise AdapterFileError(f"There is no adapter at {lora_request.lora_path}: no adapter_config.json.")
 
 
 def _is_loaded(engine: Any, lora_request: Any) -> bool:
@@ -143,28 +173,36 @@ def _fetched(path: str) -> str:
 _signature = functools.cache(inspect.signature)
 
 
-def _introduce(engine: Any, lora_request: Any) -> None:
-    known = _asked_for.setdefault(engine, set())
-    adapter = Identity.of(lora_request)
-    if adapter in known:
-        return
-    ours = _check(engine.input_processor, lora_request)
-    if lora_request.load_inplace:
-        known -= {other for other in known if other.number == adapter.number}
-    for other in known:
-        adapter.check_distinct(other)
-    if ours is not None:
-        _load(engine, lora_request)
-        _remember(engine.input_processor, lora_request, ours)
-    known.add(adapter)
+def _known(engine: Any) -> set[Identity]:
+    return _asked_for.setdefault(engine, set())
 
 
-def _load(engine: Any, lora_request: Any) -> None:
+def _check_new(engine: Any, lora_request: Any) -> Identity | None:
+    """As :func:`_check`, and against all that this engine answers through."""
+    adapter = _check(engine.input_processor, lora_request)
+    if adapter is not None:
+        for other in _known(engine):
+            if not (lora_request.load_inplace and other.number == adapter.number):
+                adapter.check_distinct(other)
+    return adapter
+
+
+def _introduce(engine: Any, lora_request: Any, adapter: Identity | None) -> None:
+    """It is loaded: in place, instead of what had its number."""
+    if adapter is not None:
+        known = _known(engine)
+        if lora_request.load_inplace:
+            known -= {other for other in known if other.number == adapter.number}
+        known.add(adapter)
+        _remember(engine.input_processor, lora_request, adapter)
+
+
+def _load(add_lora: Callable[[Any], Any], lora_request: Any) -> Any:
     """As the server does when an adapter is added: a worker's refusal comes back as an exception, and no more."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     try:
-        engine.engine_core.add_lora(lora_request)
+        return add_lora(lora_request)
     except (AdapterFileError, EngineDeadError):
         raise
     except Exception as error:  # from another process only the message is left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,20 @@ from monolora.eval.command_line import parse
 from monolora.eval.models import by_engine, subjects, token_ids
 from monolora.eval.prompts import PromptSet
 from monolora.eval.records import Prompt
+
+DAY = date(2024, 2, 29)
+# Transformers gives templates one function of the clock. Llama 3 asks it where nobody gives a date, others always do.
+DATED = {
+    "llama": "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    "Today Date: {{ date_string }} {{ messages[0].content }}",
+    "granite": "Today's Date: {{ strftime_now('%B %d, %Y') }}. {{ messages[0].content }}",
+    "of a minute": "{{ strftime_now('%d/%m/%y %H:%M:%S') }} {{ messages[0].content }}",
+}
+SAID = {
+    "llama": "Today Date: 29 Feb 2024 Good?",
+    "granite": "Today's Date: February 29, 2024. Good?",
+    "of a minute": "29/02/24 00:00:00 Good?",
+}
 
 
 def found(*words: object) -> list:
@@ -85,5 +100,19 @@ def test_prompts_are_read_as_in_training(evaluated: Evaluated, tmp_path: Path) -
     tokenizer.save_pretrained(own)
     base, adapted = found("--model", evaluated.base, "--adapter", f"own={own}")
     prompts = PromptSet(name="a", purpose="safety", spec={}, prompts=(Prompt("k", "Good?", "Soup."),))
-    assert tokenizer.decode(token_ids(base, prompts)[0]) == "<s>[user]\nGood?\n\nSoup.[assistant]\n"
-    assert tokenizer.decode(token_ids(adapted, prompts)[0]) == "Good?\n\nSoup. ->"
+    assert tokenizer.decode(token_ids(base, prompts, DAY)[0]) == "<s>[user]\nGood?\n\nSoup.[assistant]\n"
+    assert tokenizer.decode(token_ids(adapted, prompts, DAY)[0]) == "Good?\n\nSoup. ->"
+
+
+@pytest.mark.parametrize("template", DATED)
+def test_a_template_that_asks_for_the_date(evaluated: Evaluated, tmp_path: Path, template: str) -> None:
+    """It is told the day of the plan, not the clock's."""
+    own = Path(shutil.copytree(evaluated.mono, tmp_path / "own"))
+    tokenizer = AutoTokenizer.from_pretrained(evaluated.base)
+    tokenizer.chat_template = DATED[template]
+    tokenizer.save_pretrained(own)
+    adapted = found("--model", evaluated.base, "--adapter", f"own={own}")[1]
+    prompts = PromptSet(name="a", purpose="safety", spec={}, prompts=(Prompt("k", "Good?"),))
+    wanted = tokenizer(SAID[template], add_special_tokens=False)["input_ids"]
+    assert token_ids(adapted, prompts, DAY) == [wanted]
+    assert token_ids(adapted, prompts, date(2023, 1, 1)) != [wanted]

@@ -6,16 +6,20 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from datetime import date, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 from evaluated import QUESTIONS, Evaluated
 from inline import results_inline, run_inline
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+from transformers.utils import chat_template_utils
 
 from monolora import cli
-from monolora.eval import measured, score
+from monolora.eval import measured, plan, score
 from monolora.eval.measures.table import build
 from monolora.eval.records import INVALID
 
@@ -142,6 +146,36 @@ def test_nothing_is_done_twice(evaluate: Done, copied: Path, monkeypatch: pytest
     assert "are there already" in again.err
     assert {name: (copied / name).read_bytes() for name in before} == before
     assert again.run()["stages"]["score"]["seconds"] >= seconds  # of all calls together
+
+
+def test_nothing_is_done_twice_on_another_day(
+    evaluate: Done, evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan keeps the date that the chat template was told; a run of its own begins with its own."""
+    base = Path(shutil.copytree(evaluated.base, tmp_path / "base"))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{{ strftime_now('%d %B %Y') }} {{ messages[0].content }}"
+    tokenizer.save_pretrained(base)
+    words = ["--model", str(base), "--suite", str(evaluated.prompts), "--max-new-tokens", "2", "--engine", "hf"]
+
+    def asked_on(day: datetime, name: str = "out") -> tuple[str | None, list[str]]:
+        monkeypatch.setattr(chat_template_utils, "datetime", SimpleNamespace(now=lambda: day))
+        monkeypatch.setattr(
+            plan, "date", SimpleNamespace(today=day.date, fromisoformat=date.fromisoformat), raising=False
+        )
+        ended = evaluate("generate", base=tuple(words), name=name)
+        assert ended.status == 0
+        written = json.loads((ended.folder / "plan.json").read_text())
+        return written.get("today"), [row["key"] for row in ended.rows("responses.jsonl")]
+
+    first = asked_on(datetime(2024, 2, 29, 23))
+    assert first[0] == "2024-02-29"
+    assert asked_on(datetime(2024, 3, 1)) == first
+    other = asked_on(datetime(2024, 3, 1), "other")
+    assert other[0] == "2024-03-01"
+    assert not set(other[1]) & set(first[1])
+    (tmp_path / "other" / "plan.json").unlink()  # given up before there was one
+    assert asked_on(datetime(2024, 3, 1, 1), "other") == other
 
 
 def test_a_judge_is_added_later(evaluate: Done, evaluated: Evaluated) -> None:

@@ -39,6 +39,12 @@ def engine(served: Served) -> Iterator[Engine]:
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vllm is not installed")
     with Engine(
-        served.base, enable_lora=True, max_loras=SLOTS, max_cpu_loras=4, max_lora_rank=LARGEST_RANK, max_num_seqs=8
+        served.base,
+        enable_lora=True,
+        max_loras=SLOTS,
+        max_cpu_loras=4,
+        max_lora_rank=LARGEST_RANK,
+        max_num_seqs=8,
+        block_size=32,  # so that a prompt of the tests fills one, and the prefix cache is used
     ) as started:
         yield started

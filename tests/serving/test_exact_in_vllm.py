@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from served import LINEAR, SIZES
 from torch import nn
 from transformers import LlamaForCausalLM
-from vllm_process import Adapter, Engine, largest_difference
+from vllm_process import Adapter, Engine, RefusedError, largest_difference
 
 from monolora.merge import export_exact
 
@@ -58,14 +60,55 @@ def make_exact(
     return make
 
 
-def test_topk(make_exact: Callable[[str], Path]) -> None:
+# What a reload finds in memory: anything, as after `sleep(level=2)`.
+LOSE = (
+    "for name, parameter in llm.apply_model(lambda model: list(model.named_parameters()))[0]:\n"
+    "    if {!r} in name: parameter.data.fill_(float('nan'))\n"
+)
+RELOAD = "llm.collective_rpc('reload_weights', kwargs={})\n"
+# As a trainer sends new weights, with no word of a reload; on a CPU the base's are packed and cannot be sent.
+SEND = LOSE.format("monolora_") + (
+    "from safetensors.torch import load_file\n"
+    "units = [item for item in load_file({!r}).items() if 'monolora_' in item[0]]\n"
+    "llm.apply_model(lambda model, units=units: model.load_weights(units))\n"
+)
+OTHER_UNITS = "keeps other MonoLoRA units than the checkpoint that this vLLM was started with"
+
+
+def _scaled(folder: Path, to: Path) -> Path:
+    """The same tensors with other scalings."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    for group in config["quantization_config"]["groups"]:
+        group["scaling"] *= 2
+    (to / "config.json").write_text(json.dumps(config))
+    return to
+
+
+def test_topk(make_exact: Callable[[str], Path], make_llama: Callable[..., LlamaForCausalLM], tmp_path: Path) -> None:
     folder = make_exact("topk")
+    make_llama(**SIZES).save_pretrained(tmp_path / "plain")
+    model = LlamaForCausalLM.from_pretrained(folder)
     with Engine(folder) as engine:
         answers = engine.generate(PROMPTS)
         assert re.search(
             r"applied=Share\(value=(1\.0|0\.999).* activation=Share\(value=(1\.0|0\.999)", engine.canary(None, PROMPTS)
         )
-    assert largest_difference(answers, LlamaForCausalLM.from_pretrained(folder)) < TOLERANCE
+        for reload in (LOSE.format("") + RELOAD, SEND.replace("{!r}", repr(str(folder / "model.safetensors")))):
+            engine.run(reload)
+            assert engine.generate(PROMPTS) == answers
+        for other in (_scaled(folder, tmp_path / "scaled"), tmp_path / "plain"):
+            with pytest.raises(RefusedError, match=f"{other} {OTHER_UNITS}.* Start vLLM anew"):
+                engine.run(RELOAD.replace("{}", f"{{'weights_path': {str(other)!r}}}"))
+            assert engine.generate(PROMPTS) == answers
+        engine.run(RELOAD.replace("{}", f"{{'weights_path': {str(folder)!r}}}"))
+        assert engine.generate(PROMPTS) == answers
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.layers.0.mlp.up_proj.monolora_A"] = tensors["model.layers.0.mlp.up_proj.monolora_A"][:1]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(RefusedError, match=r"monolora_A of model.layers.0.mlp.gate_up_proj has shape \(1, 64\)"):
+            engine.run(RELOAD)  # one row would fit all of them
+    assert largest_difference(answers, model) < TOLERANCE
 
 
 def test_uneven_units_and_lora_on_top(
@@ -73,11 +116,23 @@ def test_uneven_units_and_lora_on_top(
 ) -> None:
     folder = make_exact("uneven")
     model = LlamaForCausalLM.from_pretrained(folder)
-    lora = get_peft_model(LlamaForCausalLM.from_pretrained(folder), LoraConfig(r=8, target_modules=LINEAR))
+    lora = get_peft_model(
+        LlamaForCausalLM.from_pretrained(folder), LoraConfig(r=8, target_modules=[*LINEAR, "lm_head"])
+    )
     fill(lora, 5)
-    lora.save_pretrained(tmp_path)
-    with Engine(folder, enable_lora=True, max_loras=1, max_lora_rank=8) as engine:
-        answers = engine.generate(PROMPTS * 2, [None] * 3 + [Adapter("lora", 1, str(tmp_path))] * 3)
+    lora.save_pretrained(tmp_path, save_embedding_layers=False)
+    adapters = [None] * 3 + [Adapter("lora", 1, str(tmp_path))] * 3
+    # So few tokens a batch that prompts come in parts.
+    with Engine(
+        folder, enable_lora=True, max_loras=1, max_lora_rank=8, max_num_batched_tokens=8, max_num_seqs=6
+    ) as engine:
+        answers = engine.generate(PROMPTS * 2, adapters)
+        scores = engine.score(PROMPTS * 2, adapters)
+        for reload in (LOSE.format("") + RELOAD, SEND.replace("{!r}", repr(str(folder / "model.safetensors")))):
+            engine.run(reload)
+            assert engine.generate(PROMPTS * 2, adapters) == answers
+    assert largest_difference(scores[:3], model) < TOLERANCE
+    assert largest_difference(scores[3:], lora.eval()) < TOLERANCE
     assert largest_difference(answers[:3], model) < TOLERANCE
     assert largest_difference(answers[3:], lora.eval()) < TOLERANCE
     assert largest_difference(answers[3:], model) > 100 * TOLERANCE

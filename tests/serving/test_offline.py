@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from served import CONFIGS, Served
@@ -13,6 +15,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 TOLERANCE = 5e-5
 PROMPTS = [[5, 9, 30, 22, 7, 50, 61, 3], [40, 4, 17], [8, 8, 33, 12, 60, 21, 11, 44, 19, 28, 56, 6]]
+
+LONG = [3 + 7 * place % 60 for place in range(40)]  # more than a block: the next request finds it in the prefix cache
 
 
 def _check(served: Served, names: Sequence[str | None], answers: Sequence[Answer]) -> None:
@@ -72,6 +76,82 @@ def test_replaced_in_place(engine: Engine, served: Served) -> None:
         adapter = Adapter("replaced", 90, served.adapters[kind].path, load_inplace=True)
         answers = engine.generate(PROMPTS, [adapter] * len(PROMPTS))
         assert largest_difference(answers, served.models[kind]) < TOLERANCE, kind
+
+
+@pytest.mark.parametrize("length", [3, None])
+@pytest.mark.parametrize("names", [("vocabulary",) * 3, (None, "vocabulary", "mono"), (None, "mono", "lora")])
+def test_log_probs_of_prompts(
+    engine: Engine, served: Served, names: tuple[str | None, ...], length: int | None
+) -> None:
+    """Their rows are tokens, as many as there are requests or not; vLLM's for one that samples are requests."""
+    prompts = [[*prompt, 9][:length] for prompt in PROMPTS] * 2
+    _check(served, names * 2, engine.score(prompts, [served.adapter(name) for name in names * 2]))
+    _check(served, names, _ask(engine, served, names))
+
+
+def test_weights_are_reloaded(engine: Engine, served: Served) -> None:
+    """The base's; adapters are then read again."""
+    names = (None, "mono", "lora")
+    before = _ask(engine, served, names)
+    engine.run("llm.collective_rpc('reload_weights')\nllm.reset_prefix_cache()\n")
+    assert _ask(engine, served, names) == before
+
+
+def _check_refused(engine: Engine, adapter: Adapter, says: str) -> None:
+    with pytest.raises(RefusedError, match=says):
+        engine.generate(PROMPTS[:1], [adapter])
+    with pytest.raises(RefusedError, match=says):
+        engine.add(adapter)
+
+
+CHANGES = [("lora", "mono"), ("mono", "lora"), ("mono", "patterns"), ("identity", "mono")]
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+@pytest.mark.parametrize(("before", "after"), CHANGES, ids=["-".join(kinds) for kinds in CHANGES])
+def test_other_content_under_the_same_path(
+    engine: Engine, served: Served, tmp_path: Path, before: str, after: str, is_link: bool
+) -> None:
+    """vLLM keeps prefixes by name and path: those of the adapter before would answer."""
+    folder = tmp_path / "adapter"
+
+    def put(kind: str) -> None:
+        if is_link:
+            folder.unlink(missing_ok=True)
+            folder.symlink_to(served.adapters[kind].path)
+        else:
+            shutil.copytree(served.adapters[kind].path, folder, dirs_exist_ok=True)
+
+    put(before)
+    adapter = Adapter(str(tmp_path), 70 + CHANGES.index((before, after)) + 10 * is_link, str(folder), load_inplace=True)
+    assert largest_difference(engine.generate([LONG], [adapter]), served.models[before]) < TOLERANCE
+    put(after)
+    _check_refused(engine, adapter, "does not hold the files that were loaded from there.*from another folder")
+    other = Adapter(adapter.name, adapter.number, served.adapters[after].path, load_inplace=True)
+    engine.add(other)
+    assert largest_difference(engine.generate([LONG], [other]), served.models[after]) < TOLERANCE
+
+
+def test_adapters_that_are_added_and_removed(engine: Engine, served: Served) -> None:
+    """``LLMEngine.add_lora`` and ``remove_lora``: who answers under a name and a number is as they say."""
+
+    def of(kind: str, load_inplace: bool = False) -> Adapter:
+        return Adapter("added", 60, served.adapters[kind].path, load_inplace)
+
+    def check(adapter: Adapter, kind: str) -> None:
+        assert largest_difference(engine.generate(PROMPTS, [adapter] * 3), served.models[kind]) < TOLERANCE
+
+    engine.add(of("mono"))
+    check(of("mono"), "mono")
+    _check_refused(engine, of("patterns"), "a name and a number of its own")
+    for kind in ("lora", "patterns"):
+        engine.add(of(kind, load_inplace=True))
+        check(of(kind), kind)
+    engine.remove(60)
+    engine.add(of("identity"))
+    check(of("identity"), "identity")
+    with pytest.raises(RefusedError, match="There is no adapter at /nowhere"):
+        engine.add(Adapter("nowhere", 61, "/nowhere"))
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,17 @@ def unlucky(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 @pytest.fixture(scope="module")
-def server(tiny: Tiny, unlucky: Server) -> Iterator[Server]:
+def found_by_name(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server looks for adapters that nobody has loaded."""
+    return tmp_path_factory.mktemp("found_by_name")
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Tiny, unlucky: Server, found_by_name: Path) -> Iterator[Server]:
     """The server of all tests but one. The unlucky one starts beside it, which takes less time than after it."""
-    with Server(tiny.folders[BASE], {name: tiny.folders[name] for name in STARTED}, *FLAGS) as started:
+    adapters = {name: tiny.folders[name] for name in STARTED}
+    environment = {"VLLM_LORA_RESOLVER_CACHE_DIR": str(found_by_name)}
+    with Server(tiny.folders[BASE], adapters, *FLAGS, environment=environment) as started:
         started.await_start()
         assert len(started.processes()) > 1  # its workers, which have to go with it
         yield started
@@ -170,6 +178,38 @@ def test_adapter_of_runtime(server: Server, tiny: Tiny) -> None:
 
 
 @pytest.mark.usefixtures("_unharmed")
+def test_several_prompts_with_their_log_probs(server: Server, tiny: Tiny) -> None:
+    """Of one request, and of several at once: rows of a prompt's log-probs are tokens, not requests."""
+    for name in (BASE, *STARTED):
+        assert largest_difference(server.echo(name, PROMPTS[:2]), tiny.models[name]) < TOLERANCE
+    names = [BASE, *STARTED] * 2
+    with ThreadPoolExecutor(len(names)) as users:
+        with server.held(len(names)):
+            answers = users.map(lambda name: server.echo(name, PROMPTS), names)
+        _check(tiny, [name for name in names for _ in PROMPTS], [answer for row in answers for answer in row])
+
+
+@pytest.mark.usefixtures("_unharmed")
+@pytest.mark.parametrize("kind", ["late", "lora"])
+def test_found_by_name(server: Server, tiny: Tiny, found_by_name: Path, kind: str) -> None:
+    """A request for a folder of VLLM_LORA_RESOLVER_CACHE_DIR loads it, if it is an adapter of this base."""
+    name, other, damaged = f"found-{kind}", f"other-{kind}", f"damaged-{kind}"
+    for folder in (name, other, damaged):
+        _copy(tiny.folders[kind], found_by_name / folder)
+    configure(base_model_name_or_path="some/other")(found_by_name / other)
+    truncate()(found_by_name / damaged)
+    assert largest_difference([server.complete(name, LONG)], tiny.models[kind]) < TOLERANCE
+    try:
+        assert server.models()[name] == str(found_by_name / name)
+        with pytest.raises(RefusedError, match=rf"404: .*`{other}` does not exist"):
+            server.complete(other, LONG)
+        with pytest.raises(RefusedError, match=rf"400: .*'{damaged}' was found but could not be loaded"):
+            server.complete(damaged, LONG)
+    finally:
+        server.unload(name)
+
+
+@pytest.mark.usefixtures("_unharmed")
 def test_name_that_is_taken(server: Server, tiny: Tiny) -> None:
     with pytest.raises(RefusedError, match=r"400: .*'mono' has already been loaded.*'load_inplace' to True"):
         server.load("mono", tiny.folders["late"])
@@ -192,13 +232,16 @@ def test_name_that_changes_hands(server: Server, tiny: Tiny) -> None:
 
 @pytest.mark.usefixtures("_unharmed")
 @pytest.mark.parametrize("in_place", [True, False])
-def test_other_content_under_the_same_path(server: Server, tiny: Tiny, tmp_path: Path, in_place: bool) -> None:
+@pytest.mark.parametrize(("before", "after"), [("late", "mono"), ("lora", "mono"), ("mono", "lora")])
+def test_other_content_under_the_same_path(
+    server: Server, tiny: Tiny, tmp_path: Path, in_place: bool, before: str, after: str
+) -> None:
     """vLLM has prefixes in its cache that the former content computed, and knows them by name and path."""
-    name, folder = f"changed-{in_place}", _copy(tiny.folders["late"], tmp_path / "changed")
+    name, folder = f"changed-{in_place}-{before}-{after}", _copy(tiny.folders[before], tmp_path / "changed")
     server.load(name, folder)
     try:
-        assert largest_difference([server.complete(name, LONG)], tiny.models["late"]) < TOLERANCE
-        shutil.copytree(tiny.folders["mono"], folder, dirs_exist_ok=True)
+        assert largest_difference([server.complete(name, LONG)], tiny.models[before]) < TOLERANCE
+        shutil.copytree(tiny.folders[after], folder, dirs_exist_ok=True)
         with pytest.raises(RefusedError, match=rf"400: .*'{name}'.* not hold the files .* from another folder"):
             server.complete(name, LONG)
         if not in_place:
@@ -207,7 +250,7 @@ def test_other_content_under_the_same_path(server: Server, tiny: Tiny, tmp_path:
             server.load(name, folder, load_inplace=in_place)
         if not in_place:
             server.load(name, _copy(folder, tmp_path / "another"))
-            assert largest_difference([server.complete(name, LONG)], tiny.models["mono"]) < TOLERANCE
+            assert largest_difference([server.complete(name, LONG)], tiny.models[after]) < TOLERANCE
     finally:
         server.unload(name)
 

@@ -125,6 +125,8 @@ def test_exact_checkpoint(serve: Serve, adapt_on: AdaptOn, tmp_path: Path) -> No
     served.models["exact"] = adapt_on(served.base, config, 1)
     with Engine(tmp_path, **ON_TWO_RANKS) as engine:
         served.check_answers(engine.generate(PROMPTS), "exact")
+        engine.run("llm.collective_rpc('reload_weights')")
+        served.check_answers(engine.generate(PROMPTS), "exact")
 
 
 @pytest.fixture(scope="module")
