@@ -94,6 +94,14 @@ class SftTrainer(SFTTrainer):
                 shutil.rmtree(final / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """In the dtypes that the weights have: what PEFT loads becomes float32, and TRL trains QLoRA in bfloat16."""
+        dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in self.model.named_parameters():
+            if parameter.dtype != dtypes[name]:
+                parameter.data = parameter.data.to(dtypes[name])
+
     def _publish(self, staging: Path, final: Path) -> None:
         for checkpoint in staging.glob("checkpoint-*"):
             target = final / checkpoint.name
