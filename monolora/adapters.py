@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from monolora.checkpoint import check_finite, check_weights_file, is_adapter_tensor
 from monolora.errors import InputError, in_one_line
 from monolora.hub import load_causal_lm, load_tokenizer, on_gpus, resolve_model
+from monolora.model_files import adopt_generation_config
 
 SUM = "sum"  # the name that a weighted sum of adapters gets
 
@@ -47,6 +48,7 @@ def load_adapted(
     model.name_or_path = named
     adapted = _fitting(folder, named, partial(_attached, model, folder))
     check_finite({name: p for name, p in adapted.named_parameters() if is_adapter_tensor(name, "default")})
+    adopt_generation_config(model, folder)
     return _in_eval_mode(adapted), adapter_tokenizer(folder, named)
 
 

@@ -52,6 +52,7 @@ def register() -> None:
     _check_hotswap()
     _check_native_loads()
     _name_offloaded_tensors()
+    _end_answers_as_trained()
 
 
 def _replace(owner: object, function: Callable[..., Any]) -> None:
@@ -175,6 +176,34 @@ def _name_offloaded_tensors() -> None:
         return original(self, offload_index, to_memory_names(adapters_weights))
 
     _replace(peft_model.PeftModel, _update_offload)
+
+
+def _end_answers_as_trained() -> None:
+    """``AutoPeftModel`` makes the base anew, with the base's end tokens; the adapter may be trained on others."""
+    from peft import auto
+    from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+
+    from monolora.model_files import adopt_generation_config
+
+    original = auto._BaseAutoPeftModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(original)
+    def from_pretrained(cls: type[Any], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        model = original(cls, pretrained_model_name_or_path, *args, **kwargs)
+        if model.peft_type == NAME:
+            where = {key: kwargs[key] for key in ("subfolder", "revision", "token", "cache_dir") if kwargs.get(key)}
+            path = cached_file(
+                pretrained_model_name_or_path,
+                GENERATION_CONFIG_NAME,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **where,
+            )
+            if path is not None:
+                adopt_generation_config(model.get_base_model(), os.path.dirname(path))
+        return model
+
+    auto._BaseAutoPeftModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment]
 
 
 def _register_exact_checkpoints() -> None:

@@ -3,6 +3,7 @@
 The way of an adapter through vLLM, and what is wrapped on it:
 
     it is added, a request names it   requests.py   its files and its name are checked before the engine sees it
+    its answers end                   end_tokens.py where its own folder says
     all workers are asked             executor.py   one that refuses leaves nothing behind
     a worker reads it                 loading.py    names, options, shapes
     it gets a slot                    gate.py       the slot's activation
@@ -21,7 +22,7 @@ from typing import Any
 from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
 from monolora.register import NAME
-from monolora.serving import executor, gate, loading, requests, versions
+from monolora.serving import end_tokens, executor, gate, loading, requests, versions
 from monolora.serving.folders import peft_type
 from monolora.serving.seams import MissingSeamError, wrap_all
 
@@ -30,6 +31,7 @@ _LOG = logging.getLogger("vllm.monolora")  # formatted as vLLM's own lines, once
 _LOAD = "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter"
 WRAPPERS: dict[str, Callable[..., Any]] = {
     "vllm.v1.engine.input_processor:InputProcessor._validate_lora": requests.validate_lora,
+    "vllm.v1.engine.input_processor:InputProcessor.process_inputs": end_tokens.process_inputs,
     "vllm.v1.engine.llm_engine:LLMEngine.add_request": requests.add_request,
     "vllm.v1.engine.async_llm:AsyncLLM.add_lora": requests.add_to_server,
     "vllm.v1.executor.abstract:Executor.add_lora": executor.add_lora,
