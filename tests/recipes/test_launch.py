@@ -87,7 +87,7 @@ def test_two_processes_equal_one(run_sft: Callable[..., Any], chat_model: Path, 
     assert "--num-processes 2 → 1" in resumed.err[-1]
 
 
-@pytest.mark.parametrize("kind", ["SHARDED_STATE_DICT, monolora", "FULL_STATE_DICT, lora", "SHARDED_STATE_DICT, none"])
+@pytest.mark.parametrize("kind", ["SHARDED_STATE_DICT, monolora", "SHARDED_STATE_DICT, none"])
 def test_fsdp_saves_all_of_it(chat_model: Path, tmp_path: Path, kind: str) -> None:
     """Whatever the state of the checkpoints is, two processes' parts are one folder that loads."""
     state, adapter = kind.split(", ")

@@ -467,7 +467,7 @@ def test_without_a_run_the_base_keeps_its_dtype(
 ) -> None:
     """Bit for bit, where nothing is adapted; also where config.json does not say which it is."""
     form, dtype = kind.replace("unsaid", "float16").split()
-    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base, adapter = tmp_path / chat_model.name, tmp_path / "adapter"
     shutil.copytree(chat_model, base)
     AutoModelForCausalLM.from_pretrained(chat_model, dtype=dtype).save_pretrained(base)
     if "unsaid" in kind:
