@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from transformers import AutoConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from monolora.adapters import adapter_config, adapter_tokenizer
 from monolora.errors import InputError
@@ -88,6 +89,8 @@ def _other(name: str, path: str, base: Subject, base_weights: str, base_fingerpr
     _check_base(path, base, base_fingerprint)
     check_fits(path, base.folder)
     own = fingerprint_files(path) + fingerprint_settings(Path(path) / "adapter_config.json")
+    if (Path(path) / GENERATION_CONFIG_NAME).is_file():  # it says where an answer ends
+        own += fingerprint_files(path, GENERATION_CONFIG_NAME)
     return Subject(name, "adapter", path, base.folder, path, content_key("adapter", base_weights, own))
 
 

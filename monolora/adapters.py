@@ -32,6 +32,7 @@ from monolora.config import MonoLoraConfig, check_numbers
 from monolora.errors import InputError, in_one_line
 from monolora.hub import load_causal_lm, load_tokenizer, on_gpus, resolve_model
 from monolora.loaders import model_name
+from monolora.model_files import adopt_generation_config
 from monolora.patterns import resolve_patterns
 from monolora.targets import module_names, near_misses
 
@@ -63,7 +64,9 @@ def load_adapted(
     model.name_or_path = named
     tokenizer = adapter_tokenizer(folder, named)
     _resize(model, folder, tokenizer)
-    return _in_eval_mode(_fitting(folder, named, partial(attach, model, folder))), tokenizer
+    adapted = _fitting(folder, named, partial(attach, model, folder))
+    adopt_generation_config(model, folder)
+    return _in_eval_mode(adapted), tokenizer
 
 
 def adapter_tokenizer(folder: str, base: str) -> PreTrainedTokenizerBase:

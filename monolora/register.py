@@ -57,6 +57,7 @@ def register() -> None:
     _check_hotswap()
     _load_into_transformers()
     _name_offloaded_tensors()
+    _end_answers_as_trained()
 
 
 def _replace(owner: object, function: Callable[..., Any]) -> None:
@@ -208,8 +209,39 @@ def _name_offloaded_tensors() -> None:
     _replace(peft_model.PeftModel, _update_offload)
 
 
+def _end_answers_as_trained() -> None:
+    """``AutoPeftModel`` makes the base anew, with the base's end tokens; the adapter may be trained on others."""
+    from peft import auto
+    from transformers.utils import GENERATION_CONFIG_NAME, cached_file
+
+    from monolora.model_files import adopt_generation_config
+
+    original = auto._BaseAutoPeftModel.from_pretrained.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(original)
+    def from_pretrained(cls: type[Any], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        model = original(cls, pretrained_model_name_or_path, *args, **kwargs)
+        if model.peft_type == NAME:
+            where = {key: kwargs[key] for key in ("subfolder", "revision", "token", "cache_dir") if kwargs.get(key)}
+            path = cached_file(
+                pretrained_model_name_or_path,
+                GENERATION_CONFIG_NAME,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **where,
+            )
+            if path is not None:
+                adopt_generation_config(model.get_base_model(), os.path.dirname(path))
+        return model
+
+    auto._BaseAutoPeftModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment]
+
+
 def _register_exact_checkpoints() -> None:
     """transformers learns to load what ``export_exact`` writes, and to write it so that it fails without monolora.
+
+    An explicit ``quantization_config=None`` would put None in the place of what ``config.json`` says; it asks for
+    nothing, and is taken so. Another one is refused before transformers does, whose text names classes only.
 
     Where a quantization method is unknown, stock transformers warns and loads the base model alone. It does fail where
     ``transformers_weights`` in ``config.json`` names no weights file, and shows what stands there. Its own
@@ -218,6 +250,7 @@ def _register_exact_checkpoints() -> None:
     from transformers import PreTrainedConfig
     from transformers.quantizers import auto
 
+    from monolora.errors import InputError
     from monolora.merge.quantizer import NEEDS_MONOLORA, MonoLoraHfQuantizer, MonoLoraQuantizationConfig
     from monolora.merge.unload import BAKED
 
@@ -235,3 +268,31 @@ def _register_exact_checkpoints() -> None:
         return written
 
     _replace(PreTrainedConfig, to_diff_dict)
+    original_from_dict = PreTrainedConfig.from_dict.__func__  # type: ignore[attr-defined]
+
+    @functools.wraps(original_from_dict)
+    def from_dict(cls: type[Any], config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        described = config_dict.get("quantization_config")
+        if (
+            isinstance(described, dict)
+            and described.get("quant_method") == BAKED
+            and kwargs.get("quantization_config") is None
+        ):
+            kwargs.pop("quantization_config", None)
+        return original_from_dict(cls, config_dict, **kwargs)
+
+    original_merge = auto.AutoHfQuantizer.merge_quantization_configs
+
+    @functools.wraps(original_merge)
+    def merge_quantization_configs(quantization_config: Any, quantization_config_from_args: Any) -> Any:
+        kept = quantization_config if isinstance(quantization_config, dict) else vars(quantization_config)
+        ours = isinstance(quantization_config_from_args, MonoLoraQuantizationConfig)
+        if kept.get("quant_method") == BAKED and quantization_config_from_args is not None and not ours:
+            raise InputError(
+                "An exact checkpoint of MonoLoRA cannot be quantized while it is loaded. Leave quantization_config "
+                "out, or load the adapter on its base, quantized."
+            )
+        return original_merge(quantization_config, quantization_config_from_args)
+
+    PreTrainedConfig.from_dict = classmethod(from_dict)  # type: ignore[assignment]
+    auto.AutoHfQuantizer.merge_quantization_configs = staticmethod(merge_quantization_configs)  # type: ignore[assignment]

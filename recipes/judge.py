@@ -32,6 +32,7 @@ from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
 from monolora.flags import FlagParser
 from monolora.hub import MINILM, resolve_model
+from monolora.model_files import save_model
 from monolora.provenance import provenance
 from monolora.recipes import judge_data
 from monolora.recipes import record as run_record
@@ -249,8 +250,7 @@ def _save(
 ) -> None:
     """Raises: SaveError, if the disk does not take it."""
     try:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_model(model, folder, tokenizer)
         model_card(record).save(folder / "README.md")
         run_record.write(folder, record)
     except Exception as error:

@@ -32,6 +32,7 @@ from monolora.merge import LinearMap, export_dense, export_exact, export_lora, l
 from monolora.merge.linearize import TOKENS_PER_INPUT
 from monolora.merge.lora import check_readable
 from monolora.merge.unload import active_units, dequantized
+from monolora.model_files import save_model
 from monolora.recipes import merge_report
 from monolora.recipes import subject as subjects
 from monolora.recipes.inference import PROGRESS
@@ -177,8 +178,7 @@ def _with_peft(
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"PEFT does not merge this adapter of type {kind}: {in_one_line(error)}") from error
     with _saving(flags):
-        base.save_pretrained(out, max_shard_size=flags.max_shard_size)
-        tokenizer.save_pretrained(out)
+        save_model(base, out, tokenizer, max_shard_size=flags.max_shard_size)
     return {"method": f"PEFT's own, of {kind}"}
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import datasets
 import jinja2
 import torch
-from accelerate import PartialState
-from peft import LoraConfig
+from accelerate import DeepSpeedPlugin, PartialState
+from peft import LoraConfig, get_peft_model_state_dict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_quantization_config
 
@@ -95,6 +95,10 @@ def make_trainer(
             callbacks=[OwnSteps()],
             full_logits=arguments.adapter.full_logits,
         )
+        check_gathers(trainer.accelerator.state.deepspeed_plugin)
+        if adapter is not None:  # now, before FSDP or DeepSpeed spread the tensors
+            written = get_peft_model_state_dict(trainer.model)
+            trainer.adapter_shapes = {name: tensor.shape for name, tensor in written.items()}
         _try_optimizer(trainer)
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         raise InputError(in_one_line(error)) from error
@@ -118,3 +122,18 @@ def is_sharded(trainer: SftTrainer) -> bool:
     accelerator = trainer.accelerator
     plugin = accelerator.state.deepspeed_plugin
     return trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+
+
+def check_gathers(plugin: DeepSpeedPlugin | None) -> None:
+    """Check that DeepSpeed will give the weights back whole when they are saved.
+
+    Raises:
+        InputError: if ZeRO-3 is told not to: no adapter and no model could be written.
+    """
+    if plugin is None or plugin.zero_stage != 3:
+        return
+    if not plugin.deepspeed_config["zero_optimization"].get("stage3_gather_16bit_weights_on_model_save"):
+        raise InputError(
+            "DeepSpeed's ZeRO-3 would save no model: its weights are not gathered. Set zero3_save_16bit_model: true "
+            "(in a DeepSpeed config: stage3_gather_16bit_weights_on_model_save) as recipes/accelerate/zero3.yaml does."
+        )

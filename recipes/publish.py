@@ -23,6 +23,7 @@ def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
 
     Raises:
         SaveError: if the disk is full or not writable; the checkpoints written before stay whole.
+        RunError: if the files, opened again, do not hold every tensor.
     """
     staging = output / STAGING
     trainer.clear_staging(output)
@@ -30,6 +31,7 @@ def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
         trainer.save_model(str(staging))
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
+            trainer.check_saved(staging)
             (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.json has the same
             model_card(record).save(staging / "README.md")
             plot(record["history"], staging)
@@ -37,7 +39,7 @@ def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
             for file in sorted(staging.iterdir(), key=lambda path: path.name == run_record.FILE):
                 file.replace(output / file.name)
     except Exception as error:
-        if is_disk_trouble(error) and not isinstance(error, SaveError):
+        if is_disk_trouble(error) and not isinstance(error, RunError):
             raise SaveError.of(output, error, run_record.GO_ON) from error
         raise
     finally:

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import safe_open
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 from trl.trainer.utils import get_quantization_config
 
 from monolora.adapters import adapter_config, adapter_tokenizer, load_adapted, load_sum
-from monolora.errors import InputError
+from monolora.errors import InputError, in_one_line
 from monolora.fingerprints import fingerprint_files
 from monolora.hub import load_causal_lm, on_gpus, resolve_model
 from monolora.recipes import record as run_record
@@ -50,6 +52,7 @@ class Subject:
         weights: one factor an adapter.
         model: id or path of the base model.
         dtype: of the base weights, by torch's name.
+        own_dtype: of the base weights on the disk.
         quantization: TRL's flags of a quantized base; empty for a dense one.
         max_memory: as for ``from_pretrained``, per device; empty to leave it to accelerate.
         run: the record of the run that trained the first adapter, or None.
@@ -59,6 +62,7 @@ class Subject:
     weights: tuple[float, ...]
     model: str
     dtype: str
+    own_dtype: str
     quantization: Mapping[str, Any]
     max_memory: Mapping[str, str]
     run: Mapping[str, Any] | None
@@ -78,20 +82,30 @@ class Subject:
         """The tokenizer of the first adapter, or of the base."""
         return adapter_tokenizer(self.adapters[0], self.model)
 
+    @property
+    def precise_dtype(self) -> str:
+        """A dtype that holds the base weights as they are on the disk and as they are merged: for comparing the two."""
+        if self.quantization:
+            return self.dtype
+        return _name(torch.promote_types(_dtype(self.dtype), _dtype(self.own_dtype)))
+
     @contextmanager
-    def loaded(self) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase]]:
+    def loaded(self, dtype: str | None = None) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase]]:
         """The adapted model in evaluation mode, and its tokenizer; on disk, for the time, what memory cannot hold."""
+        dtype = dtype or self.dtype
         with self._offloading() as options:
-            yield load_sum(self.adapters, self.weights, self.model, dtype=self.dtype, **self._quantized(), **options)
+            yield load_sum(self.adapters, self.weights, self.model, dtype=dtype, **self._quantized(), **options)
 
     @contextmanager
     def merged(self, folder: str) -> Iterator[PreTrainedModel | PeftModel]:
-        """The merge in ``folder``: a checkpoint, or a LoRA adapter on the base."""
+        """The merge in ``folder``, a checkpoint or a LoRA adapter on the base, to be compared with the adapter."""
+        # What was written in the dtype of the comparison, exact checkpoints' units too, is loaded as it is.
+        dtype = "auto" if self.precise_dtype == self.dtype else self.precise_dtype
         with self._offloading() as options:
             if (Path(folder) / "adapter_config.json").is_file():
-                yield load_adapted(folder, self.model, dtype=self.dtype, **self._quantized(), **options)[0]
+                yield load_adapted(folder, self.model, dtype=self.precise_dtype, **self._quantized(), **options)[0]
             else:
-                yield load_causal_lm(folder, dtype="auto", **on_gpus() | options).eval()
+                yield load_causal_lm(folder, dtype=dtype, **on_gpus() | options).eval()
 
     def _quantized(self) -> dict[str, Any]:
         if not self.quantization:
@@ -123,6 +137,8 @@ class Subject:
             "model": self.model,
             "model_fingerprint": fingerprint_files(resolve_model(self.model)),
             "dtype": self.dtype,
+            "base_dtype": self.own_dtype,
+            "compared_in": self.precise_dtype,
             "quantization": dict(self.quantization),
         }
 
@@ -131,7 +147,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say what to load, and how."""
     parser.add_argument("--weights", type=float, nargs="+", help="one factor an adapter, of any sign (default: 1 each)")
     parser.add_argument("--model", help="the base model, if not the one that the adapter names")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the base (default: as trained)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the base (default: as trained; the base's own where there is no record of the run)",
+    )
     parser.add_argument(
         "--load-in-4bit", action="store_true", help="quantize the base as QLoRA does (default: as trained)"
     )
@@ -168,11 +188,13 @@ def from_flags(adapters: Sequence[str], flags: argparse.Namespace) -> Subject:
         raise InputError(f"{adapters[0]}/adapter_config.json names no base model. Give it with --model.")
     quantized = flags.load_in_4bit or trained.get("load_in_4bit") or trained.get("load_in_8bit")
     dtype = flags.dtype or trained.get("dtype")
+    own_dtype = stored_dtype(resolve_model(model))
     subject = Subject(
         adapters=tuple(adapters),
         weights=tuple(weights),
         model=model,
-        dtype=dtype if dtype in ("float32", "bfloat16", "float16") else "bfloat16",
+        dtype=dtype if dtype in ("float32", "bfloat16", "float16") else own_dtype,
+        own_dtype=own_dtype,
         quantization=_quantization(flags, trained) if quantized else {},
         max_memory=dict(_device_and_size(word) for word in flags.max_memory),
         run=run,
@@ -181,6 +203,40 @@ def from_flags(adapters: Sequence[str], flags: argparse.Namespace) -> Subject:
         raise InputError("--max-memory has no effect on a quantized base, which stays in memory. Leave it out.")
     _check_base(subject, deliberate=flags.model is not None)
     return subject
+
+
+def stored_dtype(folder: str) -> str:
+    """The dtype that the weights of a model have on the disk, by torch's name.
+
+    Raises:
+        InputError: if there is no readable config.json.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}/config.json cannot be used: {in_one_line(error)}") from error
+    return _name(config.dtype or config.get_text_config().dtype or _first_dtype(folder))
+
+
+def _first_dtype(folder: str) -> torch.dtype:
+    """Where config.json does not say it: that of a floating-point tensor, as transformers finds it."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                tensor = file.get_slice(key)
+                if tensor.get_dtype() in ("F32", "BF16", "F16"):
+                    return file.get_tensor(key).dtype
+    return torch.float32
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = vars(torch)[name]
+    assert isinstance(dtype, torch.dtype)
+    return dtype
 
 
 def _quantization(flags: argparse.Namespace, trained: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from torch import nn
+from torch.distributed.fsdp import StateDictType
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
-from monolora.errors import SaveError, is_disk_trouble
+from monolora.errors import RunError, SaveError, is_disk_trouble
+from monolora.model_files import (
+    any_generation_config,
+    check_adapter_files,
+    check_model_files,
+    save_generation_config,
+    write_older_names,
+)
 from monolora.recipes.completion_head import labelled_positions
 from monolora.recipes.record import GO_ON
 from monolora.recipes.sampling import GroupedByLength
@@ -31,6 +40,7 @@ class SftTrainer(SFTTrainer):
     """Checkpoints are written into a folder aside and renamed when complete; masked positions cost no logits."""
 
     full_logits = False
+    adapter_shapes: dict[str, torch.Size] | None = None  # by their names on the disk; None for full finetuning
     _staging: Path | None = None
 
     def __init__(self, *args: Any, full_logits: bool = False, **kwargs: Any) -> None:
@@ -82,6 +92,38 @@ class SftTrainer(SFTTrainer):
             mode = "train" if model.training else "eval"
             self._metrics[mode]["padding_share"].append(1 - mask.float().mean().item())
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Whole, in checkpoints too: of FSDP's sharded state the trainer itself would write nothing that loads."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is None or plugin.state_dict_type == StateDictType.FULL_STATE_DICT:
+            super().save_model(output_dir, _internal_call)
+            return
+        state_dict = self.accelerator.get_state_dict(self.model)  # every process has a part of it
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state_dict)
+
+    def check_saved(self, folder: Path) -> None:
+        """Open what was written once more, and compare it with what was to be written.
+
+        Raises:
+            RunError: naming the first tensor that is missing or of another shape.
+        """
+        if self.adapter_shapes is not None:
+            check_adapter_files(folder, self.adapter_shapes)
+        else:
+            check_model_files(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """With the generation config as it is, beside an adapter too: it says where an answer ends."""
+        folder = Path(output_dir or self.args.output_dir or "")
+        model: Any = self.accelerator.unwrap_model(self.model)
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        with any_generation_config(base, folder):
+            super()._save(output_dir, state_dict)
+        if isinstance(model, PeftModel):
+            save_generation_config(base.generation_config, folder)
+        write_older_names(folder)
+
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
 
@@ -118,9 +160,11 @@ class SftTrainer(SFTTrainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                for checkpoint in self._staging.glob("checkpoint-*"):
+                    self.check_saved(checkpoint)
                 self._publish(self._staging, final)
         except Exception as error:
-            if is_disk_trouble(error):
+            if is_disk_trouble(error) and not isinstance(error, RunError):
                 raise SaveError.of(final, error, GO_ON) from error
             raise
         finally:
@@ -128,6 +172,15 @@ class SftTrainer(SFTTrainer):
             if self.args.should_save:
                 shutil.rmtree(final / STAGING, ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """In the dtypes that the weights have: what PEFT loads becomes float32, and TRL trains QLoRA in bfloat16."""
+        parameters = list(cast(nn.Module, self.model).parameters())
+        dtypes = [parameter.dtype for parameter in parameters]
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for parameter, dtype in zip(parameters, dtypes, strict=True):
+            if parameter.dtype != dtype:
+                parameter.data = parameter.data.to(dtype)
 
     def _publish(self, staging: Path, final: Path) -> None:
         for checkpoint in staging.glob("checkpoint-*"):

@@ -105,7 +105,7 @@ def verify(
         flags: of :func:`add_flags`.
     """
     started = time.monotonic()
-    with subject.loaded() as (adapted, tokenizer), subject.merged(str(out)) as merged:
+    with subject.loaded(subject.precise_dtype) as (adapted, tokenizer), subject.merged(str(out)) as merged:
         compared = {
             name: _compare(adapted, merged, rows, tokenizer, name, flags.batch_size) for name, rows in texts.items()
         }

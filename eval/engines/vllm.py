@@ -16,6 +16,7 @@ import torch
 from monolora.adapters import adapter_config
 from monolora.errors import RunError, in_one_line
 from monolora.eval.records import own_seed
+from monolora.model_files import end_tokens
 from monolora.serving import CanaryUnknownError
 from monolora.serving.canary import measure
 from monolora.serving.folders import served_config
@@ -165,12 +166,15 @@ def generate(
     """The answers to ``items`` as they finish; :func:`answers` without starting the engine."""
     from vllm import SamplingParams
 
+    ends = {name: end_tokens(request.lora_path) for name, request in requests.items()}
+
     def sampling(item: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams(
             max_tokens=item["max_new_tokens"],
             temperature=settings["temperature"],
             top_p=settings["top_p"],
             seed=own_seed(settings["seed"], item["token_ids"]),
+            stop_token_ids=ends.get(item["adapter"], []),  # vLLM itself knows the base's only
             detokenize=False,  # once at the end, as a whole, instead of token by token
         )
 

@@ -16,6 +16,7 @@ from monolora.layer import MonoLoraLayer
 from monolora.merge.least_squares import LinearMap
 from monolora.merge.offloaded import merge_on_disk, plus
 from monolora.merge.unload import Units, active_units, dequantized, unload
+from monolora.model_files import save_model
 
 
 def export_dense(
@@ -49,9 +50,7 @@ def export_dense(
     for name, layer in layers.items():
         _merge(name, layer.get_base_layer(), units[name], maps[name], shared)
     base, _ = unload(model)
-    base.save_pretrained(folder, max_shard_size=max_shard_size)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    save_model(base, folder, tokenizer, max_shard_size=max_shard_size)
 
 
 def dense_delta(units: Units, linear_map: LinearMap) -> torch.Tensor:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from monolora.merge.baked import bake
 from monolora.merge.quantizer import MonoLoraQuantizationConfig
 from monolora.merge.unload import unload
+from monolora.model_files import save_model
 
 
 def export_exact(
@@ -34,6 +35,4 @@ def export_exact(
     base, units = unload(model)
     bake(base, units)
     base.config.quantization_config = MonoLoraQuantizationConfig.of(base)
-    base.save_pretrained(folder, max_shard_size=max_shard_size)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    save_model(base, folder, tokenizer, max_shard_size=max_shard_size)

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, PeftType, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from monolora.config import MonoLoraConfig
 from monolora.errors import InputError
 from monolora.merge.least_squares import LinearMap
 from monolora.merge.unload import Units, active_units
+from monolora.model_files import save_generation_config, write_older_names
 from monolora.targets import read_as_experts
 
 
@@ -64,8 +65,12 @@ def export_lora(
         Path(folder) / SAFETENSORS_WEIGHTS_NAME,
         metadata={"format": "pt"},
     )
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    save_generation_config(base.generation_config, folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+    write_older_names(folder)
 
 
 def check_readable(model: PeftModel) -> None:

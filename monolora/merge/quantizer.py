@@ -7,19 +7,22 @@ layers in the place of the plain ones, on the meta device.
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from monolora.activations import check_activation
-from monolora.merge.baked import BakedLayer, bake, baked_class, baked_layers
-from monolora.merge.files import check_unit_tensors
+from monolora.errors import InputError
+from monolora.merge.baked import BakedLayer, bake, baked_class, baked_layers, check_bakeable
+from monolora.merge.files import FLOAT_DTYPES, check_tensors
 from monolora.merge.unload import BAKED, Units
 
 # In config.json, where stock transformers looks for the name of a weights file: it refuses this one and shows it.
@@ -51,6 +54,16 @@ class BakedGroup:
 
     def __post_init__(self) -> None:
         check_activation(self.activation)
+        described: tuple[tuple[str, str, bool], ...] = (
+            ("modules", "a list of names", _are_names(self.modules)),
+            ("r", "a whole number of at least 1", _is_number(self.r) and self.r == int(self.r) >= 1),
+            ("scaling", "a finite number", _is_number(self.scaling)),
+            ("bias", "true or false", isinstance(self.bias, bool)),
+            ("dtype", f"one of {', '.join(map(_name, FLOAT_DTYPES))}", self.dtype in map(_name, FLOAT_DTYPES)),
+        )
+        for name, need, holds in described:
+            if not holds:
+                raise _damaged(f"{name} of a group is {vars(self)[name]!r}, not {need}")
 
     def empty_units(self, layer: nn.Module) -> Units:
         """Tensors of the right shapes for a plain layer, without values."""
@@ -67,6 +80,10 @@ class MonoLoraQuantizationConfig(QuantizationConfigMixin):
         groups: modules by what they keep; one group where the adapter is uniform.
         other_dtypes: dtype to the names of the base model's tensors that have it, where it is not the model's.
         quant_method: ``"monolora"``.
+
+    Raises:
+        InputError: for values that no export writes: other types, dtypes or activations, numbers that are not finite,
+            a module that is named twice.
     """
 
     def __init__(
@@ -76,8 +93,11 @@ class MonoLoraQuantizationConfig(QuantizationConfigMixin):
         quant_method: str = BAKED,
     ) -> None:
         self.quant_method = quant_method  # type: ignore[assignment]
-        self.groups = [group if isinstance(group, BakedGroup) else BakedGroup(**group) for group in groups]
+        self.groups = baked_groups(groups)
         self.other_dtypes = dict(other_dtypes or {})
+        for dtype, tensors in self.other_dtypes.items():
+            if dtype not in map(_name, FLOAT_DTYPES) or not _are_names(tensors):
+                raise _damaged(f"other_dtypes has {dtype!r} for {tensors!r}, not names of tensors for a dtype")
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> MonoLoraQuantizationConfig:
@@ -95,6 +115,65 @@ class MonoLoraQuantizationConfig(QuantizationConfigMixin):
     def to_dict(self) -> dict[str, Any]:
         written = {"quant_method": self.quant_method, "groups": [dataclasses.asdict(group) for group in self.groups]}
         return written | ({"other_dtypes": dict(self.other_dtypes)} if self.other_dtypes else {})
+
+
+def baked_groups(groups: Sequence[BakedGroup | Mapping[str, Any]]) -> list[BakedGroup]:
+    """The groups that ``config.json`` lists.
+
+    Raises:
+        InputError: if it is no list of groups, one of them has other fields, or two name one module.
+    """
+    if not isinstance(groups, (list, tuple)) or not groups:
+        raise _damaged(f"groups is {groups!r}, not a list of groups")
+    fields = {field.name for field in dataclasses.fields(BakedGroup)}
+    for group in groups:
+        if not isinstance(group, BakedGroup) and (not isinstance(group, Mapping) or set(group) != fields):
+            raise _damaged(f"a group is {group!r}, not a mapping of {', '.join(sorted(fields))}")
+    parsed = [group if isinstance(group, BakedGroup) else BakedGroup(**group) for group in groups]
+    check_named_once(name for group in parsed for name in group.modules)
+    return parsed
+
+
+def check_named_once(modules: Iterable[str]) -> None:
+    """Raises: InputError, naming a module that comes twice."""
+    module, count = Counter(modules).most_common(1)[0]
+    if count > 1:
+        raise _damaged(f"module {module!r} is named {count} times")
+
+
+def _damaged(what: str) -> InputError:
+    return InputError(
+        f"The MonoLoRA part of the checkpoint's config.json is damaged: {what}. Copy the file again, or export again."
+    )
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(name, str) for name in value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_checkpoint(config: PreTrainedConfig, files: Iterable[str] = ()) -> None:
+    """Check an exact checkpoint that another library is about to load: config, modules and tensors must agree.
+
+    Args:
+        config: of the checkpoint. Where transformers has no class of its architecture, nothing is checked.
+        files: its safetensors; none where they are not at hand.
+
+    Raises:
+        InputError: naming the first module or tensor that does not fit.
+    """
+    model_class = getattr(transformers, (config.architectures or [""])[0], None)  # a lazy module: vars() has no classes
+    if model_class is None:
+        return
+    description: Any = config.quantization_config
+    with torch.device("meta"):
+        model = model_class(config)
+    if isinstance(description, Mapping):
+        description = MonoLoraQuantizationConfig.from_dict(dict(description))
+    MonoLoraHfQuantizer(description)._process_model_before_weight_loading(model, files)
 
 
 class MonoLoraHfQuantizer(HfQuantizer):
@@ -120,16 +199,16 @@ class MonoLoraHfQuantizer(HfQuantizer):
         self, model: PreTrainedModel, checkpoint_files: Iterable[str] | None = None, **kwargs: Any
     ) -> PreTrainedModel:
         names = _Names(model)
-        units = {
-            name: group.empty_units(model.get_submodule(name))
-            for group in self.quantization_config.groups
-            for name in names.here(group.modules)
-        }
-        bake(model, units)
+        by_module = {name: group for group in self.quantization_config.groups for name in group.modules}
+        modules = {name: names.module(name) for name in by_module}
+        check_named_once(name for name in modules.values() if name is not None)
+        groups = {here: by_module[name] for name, here in modules.items() if here is not None}
+        check_bakeable(model, groups)
+        bake(model, {name: group.empty_units(model.get_submodule(name)) for name, group in groups.items()})
         for dtype, tensors in self.quantization_config.other_dtypes.items():
-            for tensor in names.here(tensors):
+            for tensor in filter(None, map(names.tensor, tensors)):
                 _set_dtype(model, tensor, _dtype(dtype))
-        check_unit_tensors(model, checkpoint_files or ())
+        check_tensors(model, checkpoint_files or (), [name for name, here in modules.items() if here is None])
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
@@ -171,22 +250,29 @@ class _Names:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.prefix = f"{model.base_model_prefix}."
-        self.known = {name for name, _ in (*model.named_modules(), *model.named_parameters())}
+        self.modules = {name for name, _ in model.named_modules() if name}
+        self.tensors = {name for name, _ in model.named_parameters()}
         self.top = {name for part in (model, model.base_model) for name, _ in part.named_children()}
+        self.is_saved_class = type(model).__name__ in (model.config.architectures or ())
 
-    def here(self, names: Iterable[str]) -> Iterator[str]:
-        """The names here, without those of a head that this class does not have.
+    def module(self, name: str) -> str | None:
+        """The name of a module here; None for that of a head that this class does not have.
 
         Raises:
-            ValueError: for a name that is not here and belongs to no such head.
+            InputError: for a name that is not here and belongs to no such head.
         """
-        for name in names:
-            bare = name.removeprefix(self.prefix)
-            found = next((known for known in (name, bare, self.prefix + name) if known in self.known), None)
-            if found is not None:
-                yield found
-            elif bare.partition(".")[0] in self.top:
-                raise ValueError(f"The checkpoint's MonoLoRA config names {name!r}, which this model does not have.")
+        return self._here(name, self.modules)
+
+    def tensor(self, name: str) -> str | None:
+        """As :meth:`module`, for a parameter."""
+        return self._here(name, self.tensors)
+
+    def _here(self, name: str, known: set[str]) -> str | None:
+        bare = name.removeprefix(self.prefix)
+        here = next((alias for alias in (name, bare, self.prefix + name) if alias in known), None)
+        if here is None and (self.is_saved_class or bare.partition(".")[0] in self.top):
+            raise InputError(f"The checkpoint's MonoLoRA config names {name!r}, which this model does not have.")
+        return here
 
 
 def _other_dtypes(model: PreTrainedModel) -> dict[str, list[str]]:

@@ -11,11 +11,13 @@ Imported by the plugin, where vLLM is.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.linear import (
     LinearBase,
@@ -26,7 +28,8 @@ from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, regist
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
 from monolora.activations import activate, topk_of
-from monolora.merge.quantizer import BakedGroup
+from monolora.merge.files import weight_files
+from monolora.merge.quantizer import BakedGroup, baked_groups, check_checkpoint
 from monolora.merge.unload import BAKED
 
 # Legend: N tokens; I, O inputs and outputs of this rank; R units of all parts together.
@@ -51,7 +54,18 @@ class ExactCheckpointConfig(QuantizationConfig):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ExactCheckpointConfig:
-        return cls(BakedGroup(**group) for group in config["groups"])
+        return cls(baked_groups(config["groups"]))
+
+    def maybe_update_config(
+        self, model_name: str, hf_config: PreTrainedConfig | None = None, revision: str | None = None
+    ) -> None:
+        """Nothing is updated: called before the model is made, it is where config and files are compared.
+
+        Raises:
+            InputError: naming the first module or tensor that does not fit.
+        """
+        assert hf_config is not None
+        check_checkpoint(hf_config, weight_files(Path(model_name)))
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Names of modules become vLLM's."""

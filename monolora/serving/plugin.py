@@ -4,6 +4,7 @@ The way of an adapter through vLLM, and what is wrapped on it:
 
     a server looks for its name       resolver.py   folders with MonoLoRA adapters are found too
     it is added, a request names it   requests.py   its files and its name are checked before the engine sees it
+    its answers end                   end_tokens.py where its own folder says
     all workers are asked             executor.py   one that refuses leaves nothing behind
     a worker reads it                 loading.py    names, options, shapes
     it gets a slot                    gate.py       the slot's activation
@@ -24,7 +25,7 @@ from typing import Any
 from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
 from monolora.register import NAME
-from monolora.serving import executor, gate, loading, reload, requests, resolver, versions
+from monolora.serving import end_tokens, executor, gate, loading, reload, requests, resolver, versions
 from monolora.serving.folders import peft_type
 from monolora.serving.seams import MissingSeamError, wrap_all
 
@@ -34,6 +35,7 @@ _LOAD = "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter"
 WRAPPERS: dict[str, Callable[..., Any]] = {
     "vllm.plugins.lora_resolvers.filesystem_resolver:FilesystemResolver._get_lora_req_from_path": resolver.find_adapter,
     "vllm.v1.engine.input_processor:InputProcessor._validate_lora": requests.validate_lora,
+    "vllm.v1.engine.input_processor:InputProcessor.process_inputs": end_tokens.process_inputs,
     "vllm.v1.engine.llm_engine:LLMEngine.add_request": requests.add_request,
     "vllm.v1.engine.llm_engine:LLMEngine.add_lora": requests.add_to_engine,
     "vllm.v1.engine.llm_engine:LLMEngine.remove_lora": requests.remove_from_engine,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
 from evaluated import Evaluated
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from monolora.adapters import load_adapted
 from monolora.eval.engines.hf import answers
+from monolora.model_files import save_generation_config
 
 PROMPTS = [[1, 40, 41], [1, 50], [1, 60, 61, 62, 63, 64], [1, 70, 71, 72], [1, 80, 81, 82, 83]]
 LONGEST = (12, 3, 12, 5, 12)
@@ -58,6 +61,24 @@ def test_answers(evaluated: Evaluated) -> None:
         assert (row["text"], row["tokens"], row["finish"]) == expected
     texts = {name: [rows[f"{name}-{number}"]["text"] for number in range(5)] for name in (None, "lora", "mono")}
     assert texts[None] != texts["lora"] != texts["mono"] != texts[None]
+
+
+def ending_early(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
+    """A job whose MonoLoRA adapter, by its folder, ends with the token that it answers the first prompt with."""
+    shutil.copytree(evaluated.mono, folder)
+    model, _ = load_adapted(str(folder), str(evaluated.base), dtype="float32")
+    with torch.no_grad():
+        token = int(model(torch.tensor([PROMPTS[0]])).logits[0, -1].argmax())
+    save_generation_config(GenerationConfig(eos_token_id=[token, 2]), folder)
+    given = job(evaluated)
+    given["adapters"]["mono"] = str(folder)
+    return given
+
+
+def test_an_adapter_ends_where_its_folder_says(evaluated: Evaluated, tmp_path: Path) -> None:
+    rows = {row["key"]: row for row in answers(ending_early(evaluated, tmp_path / "mono"))}
+    assert (rows["mono-0"]["tokens"], rows["mono-0"]["finish"]) == (1, "stop")
+    assert rows["None-0"]["tokens"] > 1
 
 
 def test_going_on_gives_the_same_rows(evaluated: Evaluated) -> None:

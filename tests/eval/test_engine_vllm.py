@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from evaluated import Evaluated
-from test_engine_hf import LONGEST, PROMPTS, job
+from test_engine_hf import LONGEST, PROMPTS, ending_early, job
 
 from monolora.errors import InputError
 from monolora.eval.engines import hf
@@ -52,6 +52,15 @@ def test_answers_are_transformers_answers(evaluated: Evaluated, tmp_path: Path) 
     assert found == {row["key"]: row for row in hf.answers(given)}
     assert len(found) == 3 * len(PROMPTS) - 1
     assert {row["tokens"] for row in found.values()} <= set(range(1, max(LONGEST) + 1))
+
+
+def test_an_adapter_ends_where_its_folder_says(evaluated: Evaluated, tmp_path: Path) -> None:
+    """vLLM knows the base's end tokens only; the answers end as transformers' do."""
+    given = ending_early(evaluated, tmp_path / "mono")
+    given["settings"] |= SETTINGS | {"canary": False}
+    found = {row["key"]: row for row in rows_of(given, tmp_path / "log")}
+    assert (found["mono-0"]["tokens"], found["mono-0"]["finish"]) == (1, "stop")
+    assert found == {row["key"]: row for row in hf.answers(given)}
 
 
 def test_an_adapter_that_does_not_fit(evaluated: Evaluated, tmp_path: Path) -> None:

@@ -45,6 +45,13 @@ def base(make_llama: Callable[..., LlamaForCausalLM], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def wide_base(base: Path, make_llama: Callable[..., LlamaForCausalLM]) -> Path:
+    """The same with layers that bitsandbytes quantizes: it takes 64 weights at a time."""
+    make_llama(hidden_size=64, intermediate_size=64).save_pretrained(base)
+    return base
+
+
+@pytest.fixture
 def train(base: Path, tmp_path: Path) -> Callable[..., dict[str, torch.Tensor]]:
     """``train(*flags, name="run")``: the adapter's tensors after a run over 32 examples of different lengths."""
     rows = [
@@ -127,8 +134,17 @@ def _stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         "--adapter monolora --gradient-accumulation-steps 2 --per-device-train-batch-size 2",
         "--adapter lora --lora-dropout 0.3",
         "--adapter none",
+        "--adapter monolora --dtype bfloat16",
+        "--adapter lora --dtype float16",
+        "--adapter none --dtype bfloat16",
+        "--adapter monolora --load-in-4bit --use-bnb-nested-quant --lora-target-modules all-linear",
+        "--adapter lora --load-in-4bit --dtype bfloat16",
+        "--adapter monolora --load-in-4bit --lora-modules-to-save lm_head",
+        "--adapter monolora --load-in-8bit",
+        "--adapter lora --load-in-8bit --gradient-checkpointing",
     ],
 )
+@pytest.mark.usefixtures("wide_base")
 def test_resumed_equals_uninterrupted(
     train: Callable[..., dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str
 ) -> None:

@@ -14,8 +14,10 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_chat import train_tokenizer
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     CLIPVisionConfig,
@@ -30,13 +32,25 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainingArguments,
+    pipeline,
 )
 from transformers.quantizers import auto
+from trl.trainer.utils import create_model_from_path
 
 from monolora.checkpoint import AdapterFileError
+from monolora.errors import InputError
+from monolora.hub import load_causal_lm
 from monolora.merge import export_exact
 from monolora.merge.baked import BakedLinear, baked_layers
-from monolora.merge.quantizer import NEEDS_MONOLORA, BakedGroup, MonoLoraHfQuantizer, MonoLoraQuantizationConfig
+from monolora.merge.files import weight_files
+from monolora.merge.quantizer import (
+    NEEDS_MONOLORA,
+    MonoLoraHfQuantizer,
+    MonoLoraQuantizationConfig,
+    check_checkpoint,
+)
+from monolora.recipes.arguments import parse
+from monolora.recipes.models import load_model
 from monolora.register import register
 
 Adapt = Callable[..., PeftModel]
@@ -234,14 +248,155 @@ def test_modules_that_the_model_lacks_are_refused(exact: tuple[Path, torch.Tenso
         AutoModelForCausalLM.from_pretrained(exact[0])
 
 
-def test_an_unknown_activation_is_refused() -> None:
-    with pytest.raises(ValueError, match="Did you mean 'relu'"):
-        BakedGroup(modules=["q_proj"], r=2, scaling=1.0, activation="rellu", bias=False, dtype="float32")
+def _groups(config: dict[str, Any]) -> Any:
+    return config["quantization_config"]["groups"]
 
 
-def test_quantizing_at_load_is_refused(exact: tuple[Path, torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match="quantized with MonoLoraQuantizationConfig but you are passing"):
-        AutoModelForCausalLM.from_pretrained(exact[0], quantization_config=BitsAndBytesConfig(load_in_4bit=True))
+# What is wrong with config.json, and what the refusal names.
+DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "module": (lambda c: _groups(c)[0].update(modules=["evil"]), "names 'evil', which this model does not have"),
+    "one more": (lambda c: _groups(c)[0]["modules"].append("evil.q_proj"), "names 'evil.q_proj'"),
+    "no linear layer": (lambda c: _groups(c)[0]["modules"].append("model.norm"), "into model.norm: it is a"),
+    "a tensor": (lambda c: _groups(c)[0]["modules"].append("model.norm.weight"), "names 'model.norm.weight'"),
+    "fewer modules": (lambda c: _groups(c)[0]["modules"].pop(0), "q_proj.monolora_.' of .* config.json does not name"),
+    "twice": (lambda c: _groups(c)[0]["modules"].append("model.layers.1.mlp.down_proj"), "is named 2 times"),
+    "twice, in two groups": (lambda c: _groups(c).append(_groups(c)[0]), "is named 2 times"),
+    "twice, in two spellings": (lambda c: _groups(c)[0]["modules"].append("layers.1.mlp.down_proj"), "named 2 times"),
+    "no list": (lambda c: _groups(c)[0].update(modules="model.layers.1.mlp.down_proj"), "not a list of names"),
+    "no modules": (lambda c: _groups(c)[0].update(modules=[]), "not a list of names"),
+    "no groups": (lambda c: c["quantization_config"].update(groups=[]), "groups is .*, not a list of groups"),
+    "group of numbers": (lambda c: c["quantization_config"].update(groups=[3]), "a group is 3, not a mapping"),
+    "unknown field": (lambda c: _groups(c)[0].update(code="import os"), "a group is .*, not a mapping of activation"),
+    "activation": (lambda c: _groups(c)[0].update(activation="rellu"), "Did you mean 'relu'"),
+    "scaling": (lambda c: _groups(c)[0].update(scaling=float("nan")), "scaling of a group is nan, not a finite number"),
+    "infinite": (lambda c: _groups(c)[0].update(scaling=float("inf")), "scaling of a group is inf"),
+    "scaling of text": (lambda c: _groups(c)[0].update(scaling="2"), "scaling of a group is '2'"),
+    "rank": (lambda c: _groups(c)[0].update(r=0), "r of a group is 0, not a whole number"),
+    "fraction": (lambda c: _groups(c)[0].update(r=2.5), "r of a group is 2.5, not a whole number"),
+    "bias": (lambda c: _groups(c)[0].update(bias="no"), "bias of a group is 'no', not true or false"),
+    "bias without": (lambda c: _groups(c)[0].update(bias=True), "lacks tensor '.*monolora_B_bias'"),
+    "dtype": (lambda c: _groups(c)[0].update(dtype="int8"), "dtype of a group is 'int8', not one of float32"),
+    "no dtype": (lambda c: _groups(c)[0].update(dtype="nn"), "dtype of a group is 'nn'"),
+    "other dtypes": (
+        lambda c: c["quantization_config"].update(other_dtypes={"int8": ["a"]}),
+        "other_dtypes has 'int8'",
+    ),
+    "other names": (
+        lambda c: c["quantization_config"].update(other_dtypes={"float16": ["model.norm"]}),
+        "names 'model.norm'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_config_that_contradicts_model_or_files_is_refused(exact: tuple[Path, torch.Tensor], name: str) -> None:
+    """By transformers, and by what vLLM calls before it makes the model."""
+    change, says = DAMAGED[name]
+    _edit(exact[0], change)
+    with pytest.raises(ValueError, match=says):
+        AutoModelForCausalLM.from_pretrained(exact[0])
+    with pytest.raises(ValueError, match=says):
+        check_checkpoint(AutoConfig.from_pretrained(exact[0]), weight_files(exact[0]))
+
+
+BASE_TENSOR = "model.layers.0.mlp.up_proj.weight"
+DAMAGED_TENSORS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "foreign": (
+        lambda t: t.update({"model.layers.0.mlp.up_proj.monolora_A": t[TENSOR].clone()}),
+        "up_proj.monolora_A' of .* config.json does not name",
+    ),
+    "of another kind": (lambda t: t.update({f"{TENSOR}_bias": torch.zeros(16)}), f"{TENSOR}_bias' of .*does not name"),
+    "unknown": (lambda t: t.update({"evil.monolora_A": torch.zeros(())}), "'evil.monolora_A' of .* does not name"),
+    "int8": (lambda t: t.update({TENSOR: t[TENSOR].to(torch.int8)}), f"'{TENSOR}' is of dtype I8, not of floats"),
+    "bool": (lambda t: t.update({TENSOR: t[TENSOR] > 0}), f"'{TENSOR}' is of dtype BOOL"),
+    "complex": (lambda t: t.update({TENSOR: t[TENSOR].to(torch.complex64)}), f"'{TENSOR}' is of dtype C64"),
+    "float8": (lambda t: t.update({TENSOR: t[TENSOR].to(torch.float8_e4m3fn)}), f"'{TENSOR}' is of dtype F8_E4M3"),
+    "infinite": (lambda t: t[TENSOR].view(-1)[0].fill_(-torch.inf), f"'{TENSOR}' has NaN or infinite"),
+    "transposed": (lambda t: t.update({TENSOR: t[TENSOR].T.contiguous()}), r"\(4, 16\) in the file, .* says \(16, 4\)"),
+    "base, of another shape": (
+        lambda t: t.update({BASE_TENSOR: t[BASE_TENSOR][:5].clone()}),
+        rf"'{BASE_TENSOR}' has shape \(5, 16\) in the file",
+    ),
+    "base, int8": (lambda t: t.update({BASE_TENSOR: t[BASE_TENSOR].to(torch.int8)}), f"'{BASE_TENSOR}' is of dtype I8"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_TENSORS)
+def test_tensors_that_contradict_the_config_are_refused(exact: tuple[Path, torch.Tensor], name: str) -> None:
+    change, says = DAMAGED_TENSORS[name]
+    _rewrite(exact[0], change)
+    with pytest.raises(AdapterFileError, match=says):
+        AutoModelForCausalLM.from_pretrained(exact[0])
+    with pytest.raises(AdapterFileError, match=says):
+        check_checkpoint(AutoConfig.from_pretrained(exact[0]), weight_files(exact[0]))
+
+
+def test_a_tensor_in_two_files_is_refused(make_llama: Make, adapt: Adapt, tmp_path: Path) -> None:
+    export_exact(adapt(make_llama()), tmp_path, max_shard_size="8KB")
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    check_checkpoint(AutoConfig.from_pretrained(tmp_path), weight_files(tmp_path))
+    other = tmp_path / next(file for file in index.values() if file != index[TENSOR])
+    tensor = load_file(tmp_path / index[TENSOR])[TENSOR]
+    save_file(load_file(other) | {TENSOR: tensor}, other, metadata={"format": "pt"})
+    with pytest.raises(AdapterFileError, match=f"'{TENSOR}' of .* is there twice"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    other.unlink()
+    with pytest.raises(ValueError, match=other.name):
+        check_checkpoint(AutoConfig.from_pretrained(tmp_path), weight_files(tmp_path))
+
+
+def test_a_head_that_the_class_lacks_is_compared_all_the_same(
+    make_llama: Make, adapt: Adapt, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    export_exact(adapt(make_llama(), target_modules=["q_proj", "lm_head"]), tmp_path)
+    assert len(baked_layers(AutoModel.from_pretrained(tmp_path))) == 2
+    _rewrite(tmp_path, lambda tensors: [tensors.pop(f"lm_head.monolora_{matrix}") for matrix in "AB"])
+    with pytest.raises(AdapterFileError, match=r"lacks tensor 'lm_head.monolora_A' \(1 missing\)"):
+        AutoModel.from_pretrained(tmp_path)
+
+
+QUANTIZED = {"4 bits": BitsAndBytesConfig(load_in_4bit=True), "as in JSON": {"quant_method": "gptq", "bits": 4}}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("loader", [AutoModelForCausalLM, LlamaForCausalLM])
+def test_quantizing_at_load_is_refused(exact: tuple[Path, torch.Tensor], loader: Any, name: str) -> None:
+    with pytest.raises(InputError, match=r"cannot be quantized while it is loaded. Leave quantization_config out"):
+        loader.from_pretrained(exact[0], quantization_config=QUANTIZED[name])
+
+
+def test_no_quantization_asked_for_in_so_many_words(exact: tuple[Path, torch.Tensor], ids: torch.Tensor) -> None:
+    """By every way that None can take; another model's config takes it as ever."""
+    folder, expected = exact
+    config = AutoConfig.from_pretrained(folder, quantization_config=None)
+    models = [
+        AutoModelForCausalLM.from_pretrained(folder, quantization_config=None),
+        AutoModelForCausalLM.from_pretrained(folder, config=config),
+        AutoModelForCausalLM.from_pretrained(folder, config=config, quantization_config=None),
+        LlamaForCausalLM.from_pretrained(folder, quantization_config=None),
+        LlamaForCausalLM.from_pretrained(
+            folder, config=LlamaConfig.from_pretrained(folder, quantization_config=None), quantization_config=None
+        ),
+        create_model_from_path(str(folder), quantization_config=None, dtype="float32", device_map=None),
+        load_causal_lm(str(folder), dtype="float32", quantization_config=None),
+    ]
+    with torch.no_grad():
+        assert all(torch.equal(model(ids).logits, expected) for model in models)
+    assert AutoConfig.from_pretrained(folder, quantization_config={"quant_method": "gptq"}).quantization_config == {
+        "quant_method": "gptq"
+    }
+    plain = {"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}
+    assert LlamaConfig.from_dict(plain, quantization_config=None).quantization_config is None
+
+
+def test_training_and_pipelines_load_it(make_llama: Make, adapt: Adapt, tmp_path: Path) -> None:
+    """Both hand None through: the recipe's loader, and what ``pipeline`` is given for the model."""
+    tokenizer = train_tokenizer()
+    export_exact(adapt(make_llama(vocab_size=len(tokenizer))), tmp_path, tokenizer)
+    model = load_model(str(tmp_path), parse(["--model", str(tmp_path), "--dtype", "float32"]))
+    assert len(baked_layers(model)) == 4
+    generate = pipeline("text-generation", model=str(tmp_path), model_kwargs={"quantization_config": None})
+    assert len(baked_layers(generate.model)) == 4
 
 
 def test_tensor_parallelism_is_refused(exact: tuple[Path, torch.Tensor]) -> None:

@@ -18,6 +18,9 @@ import torch
 from limits import HANG_S
 from running import QUICK
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from monolora.adapters import load_adapted
 
 REPOSITORY = Path(__file__).parents[2]
 ACCELERATE = Path(sys.executable).parent / "accelerate"
@@ -83,6 +86,28 @@ def test_two_processes_equal_one(run_sft: Callable[..., Any], chat_model: Path, 
     resumed = run_sft(*flags, "--resume-from-checkpoint", name="two")
     assert resumed.status == 2
     assert "--num-processes 2 → 1" in resumed.err[-1]
+
+
+@pytest.mark.parametrize("kind", ["SHARDED_STATE_DICT, monolora", "SHARDED_STATE_DICT, none"])
+def test_fsdp_saves_all_of_it(chat_model: Path, tmp_path: Path, kind: str) -> None:
+    """Whatever the state of the checkpoints is, two processes' parts are one folder that loads."""
+    state, adapter = kind.split(", ")
+    config = (REPOSITORY / "recipes/accelerate/fsdp2.yaml").read_text()
+    config = config.replace("FULL_STATE_DICT", state).replace("mixed_precision: bf16", "mixed_precision: 'no'")
+    (tmp_path / "fsdp.yaml").write_text(f"{config}use_cpu: true\n")
+    launch = [ACCELERATE, "launch", "--config_file", tmp_path / "fsdp.yaml", "--main_process_port", "0"]
+    where = ["--model", chat_model, "--output-dir", tmp_path / "run", "--adapter", adapter, "--use-cpu"]
+    ended = _run(*launch, "recipes/sft.py", *where, *QUICK, "--save-steps", "2")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("Saved to") == 1
+    for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-2"):
+        if adapter == "none":
+            model = LlamaForCausalLM.from_pretrained(folder)
+            start = LlamaForCausalLM.from_pretrained(chat_model).state_dict()
+            assert all(not torch.equal(tensor, start[name]) for name, tensor in model.state_dict().items())
+        else:
+            model, _ = load_adapted(str(folder), dtype=torch.float32)
+            assert all(tensor.any() for name, tensor in model.named_parameters() if "lora_B" in name)
 
 
 def test_bad_input(chat_model: Path, tmp_path: Path) -> None:

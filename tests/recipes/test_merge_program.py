@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import torch
 from merging import IDS, Ended, contents, logits, report_of
 from peft import IA3Config, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from monolora.adapters import load_adapted, load_sum
@@ -457,6 +459,42 @@ def test_the_run_decides_how_the_base_is_loaded(merge: Merge, trained: Trained, 
     merge(trained(), "--dtype", "bfloat16", "--overwrite", "--task-samples", "0")
     assert report_of(out)["merge"]["dtype"] == "bfloat16"
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("kind", ["exact float16", "exact bfloat16", "lora float16", "lora float32", "exact unsaid"])
+def test_without_a_run_the_base_keeps_its_dtype(
+    merge: Merge, trained: Trained, chat_model: Path, tmp_path: Path, write_rows: Callable[..., str], kind: str
+) -> None:
+    """Bit for bit, where nothing is adapted; also where config.json does not say which it is."""
+    form, dtype = kind.replace("unsaid", "float16").split()
+    base, adapter = tmp_path / chat_model.name, tmp_path / "adapter"
+    shutil.copytree(chat_model, base)
+    AutoModelForCausalLM.from_pretrained(chat_model, dtype=dtype).save_pretrained(base)
+    if "unsaid" in kind:
+        config = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "dtype"}))
+    shutil.copytree(trained("--adapter", "lora") if form == "lora" else trained(), adapter)
+    (adapter / "run.json").unlink()
+    rows = write_rows([{"text": "positive and negative, good and bad, and nothing else at all"}] * 12)
+    words = [adapter, "--model", base, "--verify-on", rows, *(["--method", "exact"] if form == "exact" else [])]
+    out = merge(*words)
+    assert json.loads((out / "config.json").read_text())["dtype"] == dtype
+    stored = load_file(base / "model.safetensors")
+    written = load_file(out / "model.safetensors")
+    untouched = "model.layers.0.mlp.up_proj.weight"
+    assert written[untouched].dtype == getattr(torch, dtype)
+    assert torch.equal(written[untouched], stored[untouched])
+    assert report_of(out)["merge"]["compared_in"] == dtype
+
+
+def test_rounding_of_the_base_is_seen(merge: Merge, trained: Trained, out: Path) -> None:
+    """A float32 base merged in bfloat16 is compared in float32, with the base as it is: even an exact merge loses."""
+    report = report_of(merge(trained(), "--method", "exact", "--dtype", "bfloat16", "--task-samples", "0"))
+    assert (report["merge"]["base_dtype"], report["merge"]["dtype"]) == ("float32", "bfloat16")
+    assert report["merge"]["compared_in"] == "float32"
+    assert report["kept"] < 1
+    assert report["fidelity"]["all"]["kl_merged"]["mean"] > 0
+    assert load_file(out / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
 
 
 def test_answers_are_compared_row_by_row(merge: Merge, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +15,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from monolora import MonoLoraConfig
 from monolora.errors import InputError
+from monolora.model_files import end_tokens
 from monolora.recipes.adapter_config import settle_targets
 from monolora.recipes.arguments import parse
-from monolora.recipes.models import is_sharded, load_model, load_tokenizer
+from monolora.recipes.models import check_gathers, is_sharded, load_model, load_tokenizer
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -91,6 +95,39 @@ def test_settle_targets(make_llama: Callable[..., LlamaForCausalLM], targets: An
 def test_settle_targets_refuses(make_llama: Callable[..., LlamaForCausalLM], targets: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         settle_targets(make_llama(), MonoLoraConfig(target_modules=targets, task_type="CAUSAL_LM"))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_that_would_not_be_gathered(whole: bool) -> None:
+    """DeepSpeed is not needed to read its settings."""
+    plugin: Any = SimpleNamespace(
+        zero_stage=3, deepspeed_config={"zero_optimization": {"stage3_gather_16bit_weights_on_model_save": whole}}
+    )
+    check_gathers(None)
+    if whole:
+        check_gathers(plugin)
+    else:
+        with pytest.raises(InputError, match=r"ZeRO-3 would save no model.*zero3_save_16bit_model: true"):
+            check_gathers(plugin)
+
+
+@pytest.mark.parametrize("adapter", ["monolora", "lora", "none"])
+def test_end_token_of_choice_is_written(
+    run_sft: Callable[..., Any], chat_model: Path, tmp_path: Path, adapter: str
+) -> None:
+    """Beside adapter, model and checkpoints, before the base's own; so is a generation config that is not valid."""
+    base = tmp_path / "base"
+    shutil.copytree(chat_model, base)
+    settings = {"eos_token_id": [2, 5], "temperature": 0.9, "top_p": 0.6}
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    (tmp_path / "t.jinja").write_text("{{ bos_token }}{% for m in messages %}{{ m.content }}<pad>{% endfor %}")
+    flags = ("--chat-template-path", str(tmp_path / "t.jinja"), "--eos-token", "<pad>", "--skip-eval")
+    outcome = run_sft("--adapter", adapter, *flags, "--save-steps", "2", model=base)
+    assert outcome.status == 0, outcome.err
+    for folder in (outcome.folder, outcome.folder / "checkpoint-2"):
+        assert end_tokens(folder) == [0, 2, 5]
+        written = json.loads((folder / "generation_config.json").read_text())
+        assert (written["temperature"], written["top_p"]) == (0.9, 0.6)
 
 
 def test_is_sharded(run_sft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from served import LINEAR, SIZES
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, LlamaForCausalLM
 from vllm_process import Adapter, Engine, RefusedError, largest_difference
 
+from monolora.errors import InputError
 from monolora.merge import export_exact
 
 pytestmark = [
@@ -138,13 +139,30 @@ def test_uneven_units_and_lora_on_top(
     assert largest_difference(answers[3:], model) > 100 * TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # vLLM imports what uses it
+def test_what_is_compared_before_the_model_is_made(make_exact: Callable[[str], Path]) -> None:
+    """As vLLM calls it: config, files and modules must agree (tests/merge/test_quantizer.py has what is refused)."""
+    from monolora.serving.exact import ExactCheckpointConfig
+
+    folder = make_exact("uneven")
+    config = AutoConfig.from_pretrained(folder)
+    described = ExactCheckpointConfig.from_config(config.quantization_config)
+    described.maybe_update_config(str(folder), hf_config=config)
+    config.quantization_config["groups"][0]["modules"][0] = "evil"
+    with pytest.raises(InputError, match="names 'evil', which this model does not have"):
+        described.maybe_update_config(str(folder), hf_config=config)
+    config.quantization_config["groups"][0]["scaling"] = float("inf")
+    with pytest.raises(InputError, match="scaling of a group is inf"):
+        ExactCheckpointConfig.from_config(config.quantization_config)
+
+
 def test_lacking_a_tensor(make_exact: Callable[[str], Path]) -> None:
     """vLLM does not look whether a quantized checkpoint is whole; the units would be zero."""
     folder = make_exact("topk")
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.monolora_B"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(RuntimeError, match=r"lacks monolora_B of model\.layers\.1\.mlp\.gate_up_proj"), Engine(folder):
+    with pytest.raises(RuntimeError, match=r"lacks tensor 'model\..*\.1\.mlp\.up_proj\.monolora_B'"), Engine(folder):
         pass
 
 

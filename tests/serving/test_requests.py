@@ -10,9 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
+from monolora.model_files import save_generation_config
+from monolora.serving import end_tokens
 from monolora.serving.identities import Identity
 
 FIRST = Identity("sst2", 1, "/adapters/sst2", "content", is_monolora=True)
@@ -107,3 +110,22 @@ def test_of_a_request(saved: Saved, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(AdapterFileError, match="truncated"):
         of(copy)
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_an_answer_ends_where_its_adapter_ends(
+    saved: Callable[..., tuple[Path, torch.Tensor]], ignore_eos: bool
+) -> None:
+    """Beside what request and base ask for; where the folder says nothing, and for the base, nothing changes."""
+    folder, _ = saved()
+
+    def process(lora_request: object) -> tuple[list[int], set[int]]:
+        sampling = SimpleNamespace(stop_token_ids=[7], _all_stop_token_ids={2, 7}, ignore_eos=ignore_eos)
+        request = SimpleNamespace(sampling_params=sampling, lora_request=lora_request)
+        assert end_tokens.process_inputs(lambda processor: request, None) is request
+        return sampling.stop_token_ids, sampling._all_stop_token_ids
+
+    lora_request = SimpleNamespace(lora_path=str(folder))
+    assert process(lora_request) == process(None) == ([7], {2, 7})
+    save_generation_config(GenerationConfig(eos_token_id=[9, 2]), folder)
+    assert process(lora_request) == ([7] if ignore_eos else [2, 7, 9], {2, 7, 9})
