@@ -59,7 +59,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("MONOLORA_CACHE") or Path(base) / "monolora")
 
 
-def _local(name: str) -> str | None:
+def local_path(name: str) -> str | None:
     """``name`` as a path, or under the mirror."""
     if Path(name).exists():
         return str(Path(name))
@@ -71,7 +71,7 @@ def _local(name: str) -> str | None:
 
 def is_local(name: str) -> bool:
     """Whether ``name`` is a path, or in the mirror: at hand without a network."""
-    return _local(name) is not None
+    return local_path(name) is not None
 
 
 def resolve_model(name: str, revision: str = "main") -> str:
@@ -84,7 +84,7 @@ def resolve_model(name: str, revision: str = "main") -> str:
     Raises:
         InputError: if there is no such model, it is gated, or the hub cannot be reached.
     """
-    local = _local(name)
+    local = local_path(name)
     if local is not None:
         if not (Path(local) / "config.json").is_file():
             raise InputError(f"{local} holds no model: config.json is missing. Give a folder made by save_pretrained.")
@@ -160,7 +160,7 @@ def load_dataset(name: str, config: str | None = None) -> datasets.DatasetDict:
     Raises:
         InputError: if there is none, it cannot be read, or the hub cannot be reached.
     """
-    local = _local(name)
+    local = local_path(name)
     if local is not None and Path(local).is_file():
         if config is not None:
             raise InputError(f"{name} is a file and has no configuration {config!r}. Leave --dataset-config out.")

@@ -12,21 +12,24 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a data loader forks
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from monolora.errors import exit_status
+from monolora.errors import InputError, exit_status
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
-from monolora.hub import resolve_model
+from monolora.hub import local_path, resolve_model
 from monolora.provenance import provenance
 from monolora.recipes import publish, resume, row_cache
 from monolora.recipes import record as run_record
@@ -39,9 +42,12 @@ from monolora.recipes.prompts import render_all
 from monolora.recipes.report import result_table
 from monolora.recipes.resume import Resumed
 from monolora.recipes.scoring import prompt_sparsity, score, validation_loss
-from monolora.recipes.tasks import Example, Task, load_task
+from monolora.recipes.tasks import BUILT_IN, Example, Task, load_task
 from monolora.recipes.tasks.custom import Source
 from monolora.recipes.trainer import SftTrainer
+from monolora.runs import OutputFolder, claim, no_empty_folder
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,7 @@ class Run:
 
     arguments: Arguments
     config: dict[str, Any]
+    folder: OutputFolder | None  # of the main process
     resumed: Resumed | None
     task: Task
     test: list[Example]
@@ -92,8 +99,13 @@ def run(arguments: Arguments) -> dict[str, Any]:
         SaveError: if a checkpoint or the result could not be written; earlier checkpoints stay whole.
     """
     started = time.monotonic()
-    with run_record.no_empty_folder(Path(arguments.training.output_dir or "")):
-        this = prepare(arguments)
+    output = Path(arguments.training.output_dir or "")
+    with ExitStack() as stack:
+        stack.enter_context(no_empty_folder(output))
+        folder = None
+        if not arguments.adapter.preview:
+            folder = _on_main(lambda: stack.enter_context(claim(output, run_record.SFT, "--output-dir")))
+        this = prepare(arguments, folder)
         if arguments.adapter.preview:
             if PartialState().is_main_process:
                 preview(_rows_of(this.trainer), this.tokenizer, Console())
@@ -104,33 +116,57 @@ def run(arguments: Arguments) -> dict[str, Any]:
         return finish(this, record, time.monotonic() - train_started, started)
 
 
-def prepare(arguments: Arguments) -> Run:
-    """Load and check everything that a run needs. Writes nothing, but for the trainer's empty output folder."""
+def _on_main(action: Callable[[], _T]) -> _T | None:
+    """Do something in the main process only; what is refused there ends all processes.
+
+    Raises:
+        InputError: in all of them.
+    """
+    value, refusal = None, None
+    if PartialState().is_main_process:
+        try:
+            value = action()
+        except InputError as error:
+            refusal = str(error)
+    [refusal] = broadcast_object_list([refusal])
+    if refusal is not None:
+        raise InputError(refusal)
+    return value
+
+
+def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
+    """Load and check everything that a run needs. Writes nothing, but for the trainer's empty output folder.
+
+    Args:
+        arguments: all flags.
+        folder: the output folder, in the main process; None with ``--preview``.
+    """
     script, training, flags = arguments.script, arguments.training, arguments.adapter
     output = Path(training.output_dir or "")
     config = run_record.resolved_config(arguments)
     resumed = resume.find(training.resume_from_checkpoint, output, config)
     if not flags.preview and not (resumed and resumed.checkpoint.parent.resolve() == output.resolve()):
-        run_record.check_output_folder(output, flags.overwrite)
+        _on_main(lambda: _check(folder, arguments))
     adapter = peft_config(arguments)
     source = Source(script.dataset_config, script.dataset_train_split, script.dataset_test_split)
     task = load_task(flags.dataset, source)
     train, test = task.chosen(flags.max_train_samples, flags.max_eval_samples)
     validation = task.validation(flags.validation_samples, flags.max_train_samples) if flags.validation_samples else []
-    folder = resolve_model(flags.model, arguments.model.model_revision)
-    fingerprints = {"model": fingerprint_files(folder)}
+    model_folder = resolve_model(flags.model, arguments.model.model_revision)
+    fingerprints = {"model": fingerprint_files(model_folder)}
     parts = {"train": train, "test": test} | ({"validation": validation} if validation else {})
     fingerprints |= {name: fingerprint_rows(map(str, part)) for name, part in parts.items()}
     if resumed:
         resumed.check_same_inputs(fingerprints)
-    tokenizer = load_tokenizer(folder, training)
+    tokenizer = load_tokenizer(model_folder, training)
     hub_repo = publish.claim(training)
     rows = row_cache.on_disk(render_all(train, tokenizer))
-    trainer = make_trainer(load_model(folder, arguments), tokenizer, adapter, rows, arguments)
+    trainer = make_trainer(load_model(model_folder, arguments), tokenizer, adapter, rows, arguments)
     ended = check_training_rows(trainer.train_dataset, tokenizer, len(rows), training.max_length, training.packing)
     return Run(
         arguments=arguments,
         config=config,
+        folder=folder,
         resumed=resumed,
         task=task,
         test=test,
@@ -150,11 +186,21 @@ def prepare(arguments: Arguments) -> Run:
     )
 
 
+def _check(folder: OutputFolder | None, arguments: Arguments) -> None:
+    """Raises: InputError, where an earlier result is in the way, or something that the run reads is in its folder."""
+    assert folder is not None  # it is the main process, and no preview
+    training, flags = arguments.training, arguments.adapter
+    folder.check(flags.overwrite)
+    names = [flags.model, *(() if flags.dataset in BUILT_IN else (flags.dataset,))]
+    files = [training.chat_template_path, training.deepspeed, training.fsdp_config, training.accelerator_config]
+    folder.check_apart([*filter(None, map(local_path, names)), *(file for file in files if isinstance(file, str))])
+
+
 def begin(this: Run) -> dict[str, Any]:
     """Score the model before training and write the first record."""
     training = this.arguments.training
-    if PartialState().is_main_process and this.arguments.adapter.overwrite:
-        run_record.clear(this.output)
+    if this.folder is not None:
+        this.folder.clear()
     before = this.resumed.scores_before(this.config) if this.resumed else None
     record: dict[str, Any] = {
         "status": "running",

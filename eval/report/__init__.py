@@ -10,7 +10,7 @@ from monolora.errors import SaveError
 from monolora.eval.report.page import page
 from monolora.eval.report.tables import as_csv, as_latex
 from monolora.eval.report.terminal import show
-from monolora.provenance import write_json
+from monolora.runs import write_aside, write_json
 
 __all__ = ["CSV", "LATEX", "PAGE", "RESULTS", "show", "write"]
 
@@ -32,18 +32,9 @@ def write(folder: Path, results: Mapping[str, Any], entries: Sequence[Mapping[st
     try:
         write_json(folder / RESULTS, results)
         for name, text in texts.items():
-            _write_text(folder / name, text)
+            # half a surrogate pair, as a broken answer may hold, has no UTF-8
+            content = text.encode("utf-8", errors="replace")
+            write_aside(folder / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
     except OSError as error:
         mend = f"The records of the run are whole. Free space, then: monolora eval report --out {folder}"
         raise SaveError.of(folder, error, mend) from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        # half a surrogate pair, as a broken answer may hold, has no UTF-8
-        aside.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise

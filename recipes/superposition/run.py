@@ -41,6 +41,7 @@ from monolora.recipes.superposition.settings import Run
 from monolora.recipes.superposition.tables import as_markdown
 from monolora.recipes.superposition.toy.geometry import dimensionality, in_antipodal_pair
 from monolora.recipes.superposition.toy.training import Encoders, train_encoders
+from monolora.runs import write_aside
 
 _AGAIN = "Give the same command again."
 _MEND = "Free space, then give the same command again."
@@ -76,7 +77,7 @@ def run(settings: Run) -> None:
         _noise(settings, out, count, W_Ssmn, inputs, device)
     text = as_markdown(results_of(read_recorded(out)))
     try:
-        records.write_aside(out / "results.md", lambda path: path.write_text(text))
+        write_aside(out / "results.md", lambda path: path.write_text(text))
     except OSError as error:
         raise SaveError.of(out, error, _MEND) from error
     print(f"\n{text}\nresults: {out / 'results.md'}", flush=True)
@@ -102,7 +103,7 @@ def _encoders(settings: Run, out: Path, device: torch.device) -> None:
         for path in (out / ENCODERS, *out.glob(noise_file("*"))):
             path.unlink(missing_ok=True)
         tensors = {"W": encoders.W_Kmn.contiguous(), "b": encoders.b_Kn.contiguous()}
-        records.write_aside(out / WEIGHTS, lambda path: save_file(tensors, path))
+        write_aside(out / WEIGHTS, lambda path: save_file(tensors, path))
     except (OSError, SafetensorError) as error:
         raise SaveError.of(out, error, _MEND) from error
     seconds = time.perf_counter() - start

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from monolora.errors import SaveError
-from monolora.provenance import write_json
-from monolora.recipes.experiments.records import write_aside
+from monolora.runs import write_aside, write_json
 
 FOLDER = "features"
 

@@ -30,6 +30,7 @@ from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.places import encoder_folder
 from monolora.recipes.vision.pretraining import Pretraining
 from monolora.recipes.vision.settings import Settings
+from monolora.runs import write_aside
 
 CHECKPOINT, RECORD, METRICS = "last.pt", "pretrain.json", "metrics.jsonl"
 _FREE = ("methods", "save_epochs")  # settings that change nothing about an encoder
@@ -167,7 +168,7 @@ def _save(folder: Path, training: Pretraining, of: dict[str, Any], seconds: floa
     """Aside, then renamed: a killed program leaves the checkpoint before."""
     checkpoint = {"settings": json.dumps(of), "state": training.state(), "seconds": seconds}
     with _saving(folder):
-        records.write_aside(folder / CHECKPOINT, lambda path: torch.save(checkpoint, path))
+        write_aside(folder / CHECKPOINT, lambda path: torch.save(checkpoint, path))
 
 
 def _finish(folder: Path, training: Pretraining, of: dict[str, Any], inputs: dict[str, str], seconds: float) -> None:

@@ -335,7 +335,7 @@ def test_output_folders(run_judge: Judge, bert: Path, tmp_path: Path) -> None:
     (tmp_path / "other" / "notes.txt").touch()
     for flags in ((), ("--overwrite",)):
         ended = run_judge("--model", bert, *flags, name="other")
-        assert (ended.status, "has files of something else than a judge" in ended.err[0]) == (2, True)
+        assert (ended.status, "exists and is no judge" in ended.err[0]) == (2, True)
     first = run_judge("--model", bert, "--epochs", "1")
     weights = (first.folder / "model.safetensors").read_bytes()
     again = run_judge("--model", bert, "--epochs", "1", "--seed", "3")

@@ -427,15 +427,21 @@ def test_overwrite(merge: Merge, run_cli: Callable[..., Ended], trained: Trained
     assert not (out / "adapter_config.json").exists()
 
 
-def test_empty_and_linked_folders_are_filled(merge: Merge, trained: Trained, tmp_path: Path) -> None:
+def test_empty_and_linked_folders_are_filled(
+    merge: Merge, run_cli: Callable[..., Ended], trained: Trained, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     merge(trained(), "--task-samples", "0", folder=tmp_path / "empty")
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there")
-    for flags in ((), ("--overwrite",)):
-        merge(trained(), "--task-samples", "0", *flags, folder=tmp_path / "link")
-        assert (tmp_path / "link").is_symlink()
-        assert (tmp_path / "there" / "config.json").is_file()
+    merge(trained(), "--task-samples", "0", folder=tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "config.json").is_file()
+    before = contents(tmp_path)
+    ended = run_cli("merge", trained(), tmp_path / "link", "--overwrite")
+    assert ended.status == 2
+    assert f"is a symlink. Give the folder that is meant, {tmp_path / 'there'}." in ended.err[0]
+    assert contents(tmp_path) == before
 
 
 def test_relative_folders(

@@ -56,30 +56,3 @@ def test_no_secret_is_recorded() -> None:
     assert config["adapter"] == "monolora"
     assert config["lora_r"] == 8
     assert config["num_processes"] == 1
-
-
-def test_check_output_folder(tmp_path: Path) -> None:
-    record.check_output_folder(tmp_path / "new", overwrite=False)
-    record.write(tmp_path / "run", {"config": {}, "results": {}})
-    with pytest.raises(InputError, match="holds another run"):
-        record.check_output_folder(tmp_path / "run", overwrite=False)
-    record.check_output_folder(tmp_path / "run", overwrite=True)
-    with pytest.raises(InputError, match="files of something else"):
-        record.check_output_folder(tmp_path, overwrite=True)
-
-
-def test_no_empty_folder(tmp_path: Path) -> None:
-    with record.no_empty_folder(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "b").mkdir(parents=True)
-    assert os.listdir(tmp_path) == []
-    with record.no_empty_folder(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "b").mkdir(parents=True)
-        (tmp_path / "a" / "b" / "file").touch()
-    assert (tmp_path / "a" / "b" / "file").exists()
-
-
-def test_clear(tmp_path: Path) -> None:
-    record.write(tmp_path / "run", {"config": {}, "results": {}})
-    record.clear(tmp_path / "run")
-    record.clear(tmp_path / "run")
-    assert os.listdir(tmp_path) == []

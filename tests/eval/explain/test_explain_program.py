@@ -275,7 +275,10 @@ def test_the_folder_is_looked_at_before_anything_is_read(explain: Explain, evalu
 def test_an_explanation_is_replaced_whole(explain: Explain, evaluated: Evaluated, tmp_path: Path) -> None:
     words = (*QUICK, "--ablate", "0", "--logit-contexts", "0", "--out", tmp_path / "out")
     assert explain(evaluated.mono, *words, "--dataset", "demo")[0] == 0
-    (tmp_path / "out" / "note").write_text("of the earlier one")
+    (tmp_path / "out" / "note").write_text("mine")
+    status, _, errors = explain(evaluated.lora, *words, "--dataset", "demo", "--overwrite")
+    assert (status, "note in it is not of the earlier explanation" in errors[0]) == (2, True)
+    (tmp_path / "out" / "note").unlink()
     assert explain(evaluated.lora, *words, "--dataset", "demo", "--overwrite")[0] == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"features.parquet", "explorer.html", "run.json"}
     assert json.loads((tmp_path / "out" / "run.json").read_text())["method"] == "LoRA"

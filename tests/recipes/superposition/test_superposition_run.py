@@ -244,14 +244,14 @@ def test_a_folder_that_cannot_be(tmp_path: Path, trainings: list[str]) -> None:
 
 @pytest.mark.parametrize("name", ["encoders.safetensors", "results.md"])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    real = program.records.write_aside
+    real = program.write_aside
 
     def full(path: Path, write_to: Callable[[Path], object]) -> None:
         if path.name == name:
             raise OSError(28, "No space left on device")
         real(path, write_to)
 
-    monkeypatch.setattr(program.records, "write_aside", full)
+    monkeypatch.setattr(program, "write_aside", full)
     with pytest.raises(SaveError, match=r"No space left on device.* Free space, then give the same command again\."):
         program.main(words(tmp_path / "out"))
     assert not (tmp_path / "out" / name).exists()
