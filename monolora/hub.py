@@ -12,8 +12,6 @@ import glob
 import importlib.util
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,6 +26,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from monolora.errors import InputError, in_one_line
+from monolora.runs import new_folder
 
 SMOLLM2 = "smollm2-135m-instruct"
 MINILM = "all-minilm-l6-v2"
@@ -257,12 +256,8 @@ def packaged_smollm2() -> Path:
         raise InputError(f"Cannot make {target.parent}: {error.strerror}. Set MONOLORA_CACHE to a folder.") from error
     with FileLock(f"{target}.lock"):  # several processes of one launch may come here at once
         if not target.is_dir():
-            aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
-            try:
+            with new_folder(target) as aside:
                 _convert_gguf(gguf, aside)
-                aside.rename(target)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
     return target
 
 

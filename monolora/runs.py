@@ -57,6 +57,7 @@ class Kind:
         is_unfinished: whether a folder, by its record and its files' paths, holds nothing worth keeping: it is replaced
             without being asked for.
         is_whole: whether the folder is written aside and renamed.
+        continued: how else to go on where one is, for a message.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Kind:
     record: str = RUN
     is_unfinished: Callable[[Mapping[str, Any], Iterable[str]], bool] = lambda record, paths: False
     is_whole: bool = True
+    continued: str = ""
 
     def recorded(self, folder: Path) -> Any | None:
         """The record in ``folder``, or None where there is none of this kind."""
@@ -152,7 +154,8 @@ class OutputFolder:
             raise InputError(f"{self._named} exists and is no {self._kind.name}. Take another folder.")
         if not overwrite and not self._kind.is_unfinished(record or {}, files):
             raise InputError(
-                f"{self._named} holds another {self._kind.name}. Take another folder, or replace it with --overwrite."
+                f"{self._named} holds another {self._kind.name}. Take another folder, {self._kind.continued}or replace it "
+                "with --overwrite."
             )
         self._check_place()
         self._check_link()

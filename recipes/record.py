@@ -44,6 +44,7 @@ SFT = Kind(
     ),
     is_unfinished=_is_unfinished,
     is_whole=False,
+    continued="continue it with --resume-from-checkpoint, ",
 )
 GO_ON = "Earlier checkpoints are whole; free space, then go on with --resume-from-checkpoint."
 

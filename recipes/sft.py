@@ -12,22 +12,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a data loader forks
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from monolora.errors import InputError, exit_status
+from monolora.errors import exit_status
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
 from monolora.hub import local_path, resolve_model
 from monolora.provenance import provenance
@@ -37,6 +35,7 @@ from monolora.recipes.adapter_config import peft_config
 from monolora.recipes.arguments import Arguments, parse
 from monolora.recipes.checks import check_alive, check_finite, check_training_rows, preview
 from monolora.recipes.inference import Inference
+from monolora.recipes.main_process import on_main_process
 from monolora.recipes.models import is_sharded, load_model, load_tokenizer, make_trainer
 from monolora.recipes.prompts import render_all
 from monolora.recipes.report import result_table
@@ -46,8 +45,6 @@ from monolora.recipes.tasks import BUILT_IN, Example, Task, load_task
 from monolora.recipes.tasks.custom import Source
 from monolora.recipes.trainer import SftTrainer
 from monolora.runs import OutputFolder, claim, no_empty_folder
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +101,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
         stack.enter_context(no_empty_folder(output))
         folder = None
         if not arguments.adapter.preview:
-            folder = _on_main(lambda: stack.enter_context(claim(output, run_record.SFT, "--output-dir")))
+            folder = on_main_process(lambda: stack.enter_context(claim(output, run_record.SFT, "--output-dir")))
         this = prepare(arguments, folder)
         if arguments.adapter.preview:
             if PartialState().is_main_process:
@@ -114,24 +111,6 @@ def run(arguments: Arguments) -> dict[str, Any]:
         train_started = time.monotonic()
         this.trainer.train(resume_from_checkpoint=str(this.resumed.checkpoint) if this.resumed else None)
         return finish(this, record, time.monotonic() - train_started, started)
-
-
-def _on_main(action: Callable[[], _T]) -> _T | None:
-    """Do something in the main process only; what is refused there ends all processes.
-
-    Raises:
-        InputError: in all of them.
-    """
-    value, refusal = None, None
-    if PartialState().is_main_process:
-        try:
-            value = action()
-        except InputError as error:
-            refusal = str(error)
-    [refusal] = broadcast_object_list([refusal])
-    if refusal is not None:
-        raise InputError(refusal)
-    return value
 
 
 def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
@@ -146,7 +125,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     config = run_record.resolved_config(arguments)
     resumed = resume.find(training.resume_from_checkpoint, output, config)
     if not flags.preview and not (resumed and resumed.checkpoint.parent.resolve() == output.resolve()):
-        _on_main(lambda: _check(folder, arguments))
+        on_main_process(lambda: _check(folder, arguments))
     adapter = peft_config(arguments)
     source = Source(script.dataset_config, script.dataset_train_split, script.dataset_test_split)
     task = load_task(flags.dataset, source)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from monolora.errors import SaveError
 from monolora.runs import write_aside, write_json
@@ -48,10 +49,12 @@ def cached_features(folder: Path, key: Mapping[str, str], compute: Callable[[str
     if not _is_of(about, key):
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            about.unlink(missing_ok=True)
-            for split in ("train", "val"):
-                _save(cache / f"{split}.npy", compute(split))
-            write_json(about, key)
+            with FileLock(cache / ".lock"):  # of several steps at once one computes, and the others wait
+                if not _is_of(about, key):
+                    about.unlink(missing_ok=True)
+                    for split in ("train", "val"):
+                        _save(cache / f"{split}.npy", compute(split))
+                    write_json(about, key)
         except OSError as error:
             raise SaveError.of(cache, error, "Free space, then give the same command again.") from error
     # copy-on-write: torch wants memory that it could write to
