@@ -153,10 +153,8 @@ class OutputFolder:
         if record is None and not is_known:
             raise InputError(f"{self._named} exists and is no {self._kind.name}. Take another folder.")
         if not overwrite and not self._kind.is_unfinished(record or {}, files):
-            raise InputError(
-                f"{self._named} holds another {self._kind.name}. Take another folder, {self._kind.continued}or replace it "
-                "with --overwrite."
-            )
+            ways = f"Take another folder, {self._kind.continued}or replace it with --overwrite."
+            raise InputError(f"{self._named} holds another {self._kind.name}. {ways}")
         self._check_place()
         self._check_link()
         foreign = self._kind.foreign(files) or sorted(path for path, file in files.items() if file.is_link)
