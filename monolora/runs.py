@@ -133,7 +133,8 @@ class OutputFolder:
 
         Args:
             overwrite: whether an earlier result may be.
-            is_known: whether what is there is known to be such a result, also where it has no record yet.
+            is_known: whether what is there is known to be such a result, also where it has no record yet: as in a
+                study, whose own folder may lie behind a symlink.
 
         Raises:
             InputError: naming what is in the way.
@@ -156,7 +157,7 @@ class OutputFolder:
             ways = f"Take another folder, {self._kind.continued}or replace it with --overwrite."
             raise InputError(f"{self._named} holds another {self._kind.name}. {ways}")
         self._check_place()
-        self._check_link()
+        self._check_link(also_parents=not is_known)
         foreign = self._kind.foreign(files) or sorted(path for path, file in files.items() if file.is_link)
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
@@ -243,10 +244,11 @@ class OutputFolder:
             if _holds(self.path, path):
                 raise InputError(f"{self._named} is {what}, or holds it. Take another folder.")
 
-    def _check_link(self) -> None:
+    def _check_link(self, also_parents: bool) -> None:
         """Raises: InputError, for a name that leads elsewhere: what is replaced must be where it seems to be."""
         absolute = self.path.absolute()
-        link = next((path for path in (absolute, *absolute.parents) if path.is_symlink()), None)
+        places = (absolute, *absolute.parents) if also_parents else (absolute,)
+        link = next((path for path in places if path.is_symlink()), None)
         if link is not None:
             raise InputError(
                 f"{self._named} cannot be replaced: {link} is a symlink. Give the folder that is meant, "

@@ -19,6 +19,8 @@ from limits import HANG_S
 from running import QUICK
 from safetensors.torch import load_file
 
+from monolora.runs import locked
+
 REPOSITORY = Path(__file__).parents[2]
 ACCELERATE = Path(sys.executable).parent / "accelerate"
 pytestmark = pytest.mark.slow
@@ -83,6 +85,17 @@ def test_two_processes_equal_one(run_sft: Callable[..., Any], chat_model: Path, 
     resumed = run_sft(*flags, "--resume-from-checkpoint", name="two")
     assert resumed.status == 2
     assert "--num-processes 2 → 1" in resumed.err[-1]
+
+
+def test_two_processes_end_together_where_the_folder_is_in_use(chat_model: Path, tmp_path: Path) -> None:
+    """Only one of them asks for the lock; none waits for the other."""
+    launch = [ACCELERATE, "launch", "--config_file", "recipes/accelerate/ddp-cpu.yaml", "--main_process_port", "0"]
+    with locked(tmp_path / "two"):
+        ended = _run(*launch, "recipes/sft.py", "--model", chat_model, "--output-dir", tmp_path / "two", *QUICK)
+    assert ended.returncode == 1  # the launcher's own
+    refusal = f"error: --output-dir {tmp_path}/two is in use by process {os.getpid()}. Wait for it"
+    assert 1 <= ended.stderr.count(refusal) <= 2
+    assert os.listdir(tmp_path) == []
 
 
 def test_bad_input(chat_model: Path, tmp_path: Path) -> None:
