@@ -33,9 +33,9 @@ MODEL_FILES = (
     r"(config|generation_config|adapter_config)\.json",
     r"((adapter_)?model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)",
     r"((adapter_)?model\.safetensors|pytorch_model\.bin)\.index\.json",
-    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|vocab-src|vocab-tgt|tekken|target_vocab)\.json",
-    r"(tokenizer|spiece|spm|sentencepiece|sentencepiece\.bpe)\.model|(source|target)\.spm|\w+\.tiktoken|bpe\.codes",
-    r"vocab\.txt|vocab\.bpe|merges\.txt",
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|normalizer|tekken|(\w+_)?vocab|vocab-(src|tgt))\.json",
+    r"(tokenizer|spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe)\.model|(source|target)\.spm|\w+\.tiktoken",
+    r"vocab\.txt|vocab\.bpe|merges\.txt|bpe\.codes",
     r"chat_template\.(jinja|json)|additional_chat_templates/[^/]+\.jinja",
     r"(pre|video_pre)?processor_config\.json",
     r"README\.md",
@@ -143,6 +143,7 @@ class OutputFolder:
             return
         if self._kind.is_whole:
             self._check_place()
+            self._check_renamed()
         if not self.path.is_dir():
             raise InputError(f"{self._named} exists and is no {self._kind.name}. Take another folder.")
         files = self._listed()
@@ -176,6 +177,8 @@ class OutputFolder:
         Raises:
             InputError: naming one that is the folder, lies in it, or is a link into it.
         """
+        if not self.path.exists():
+            return
         for path in map(Path, inputs):
             if any(_holds(self.path, each) for each in _reached(path)):
                 raise InputError(
@@ -237,12 +240,17 @@ class OutputFolder:
 
     def _check_place(self) -> None:
         """Raises: InputError, for the folders that must never go."""
-        places = {"the working directory": Path.cwd(), "the home folder": Path.home()}
+        places = {"the working directory": Path.cwd(), "the home folder": Path(os.path.expanduser("~"))}
         if mirror := os.environ.get("MONOLORA_DATA"):
             places["MONOLORA_DATA"] = Path(mirror)
         for what, path in places.items():
             if _holds(self.path, path):
                 raise InputError(f"{self._named} is {what}, or holds it. Take another folder.")
+
+    def _check_renamed(self) -> None:
+        """Raises: InputError, where no other folder can be put in the place of this one."""
+        if self._lock.inside or self.path.is_mount():
+            raise InputError(f"{self._named} cannot be written aside and renamed. Take a folder in it.")
 
     def _check_link(self, also_parents: bool) -> None:
         """Raises: InputError, for a name that leads elsewhere: what is replaced must be where it seems to be."""
@@ -283,7 +291,7 @@ def locked(path: str | Path, flag: str = "") -> Iterator[_Lock]:
         InputError: if another process has it, or nothing can be written there.
     """
     named = f"{flag} {path}".strip()
-    real = Path(path).resolve()
+    real = Path(os.path.realpath(path))  # resolve() fails on links in a circle
     if not real.name:
         raise InputError(f"{named} is the root of the file system. Take another folder.")
     with no_empty_folder(real.parent):

@@ -45,7 +45,7 @@ KIND = Kind(
     name="pruned adapter",
     record=JSON,
     keys=("source.fingerprint", "taken_out", "left"),
-    files=(*MODEL_FILES, r"\w*processor_config\.json"),
+    files=(*MODEL_FILES, r"[^/]+\.model|\w*processor_config\.json"),
 )
 
 

@@ -171,7 +171,13 @@ def _check(folder: OutputFolder | None, arguments: Arguments) -> None:
     training, flags = arguments.training, arguments.adapter
     folder.check(flags.overwrite)
     names = [flags.model, *(() if flags.dataset in BUILT_IN else (flags.dataset,))]
-    files = [training.chat_template_path, training.deepspeed, training.fsdp_config, training.accelerator_config]
+    files = (
+        training.resume_from_checkpoint,
+        training.chat_template_path,
+        training.deepspeed,
+        training.fsdp_config,
+        training.accelerator_config,
+    )
     folder.check_apart([*filter(None, map(local_path, names)), *(file for file in files if isinstance(file, str))])
 
 

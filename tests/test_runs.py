@@ -462,12 +462,20 @@ def test_a_parent_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.
     out.mkdir(parents=True)
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != out.parent and access(path, mode))
-    with claim(out, NOTE) as folder:
+    with claim(out, Kind(**{**vars(NOTE), "is_whole": False})) as folder:
         folder.check(overwrite=False)
         assert os.listdir(out) == [".lock"]
         with pytest.raises(InputError, match="is in use by process"), locked(out):
             pass
+    with claim(out, NOTE) as folder, pytest.raises(InputError, match="cannot be written aside and renamed"):
+        folder.check(overwrite=False)
     assert contents(tmp_path) == {"mounted": None, "mounted/out": None}
+
+
+def test_links_in_a_circle(tmp_path: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert "exists and is no note" in refused(tmp_path / "a")
 
 
 def test_no_empty_folder(tmp_path: Path) -> None:

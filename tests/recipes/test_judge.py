@@ -114,6 +114,7 @@ def run_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Judge:
         capsys.readouterr()
         with torch.random.fork_rng(devices=[]):
             status = exit_status(lambda: judge.main(list(map(str, words))))
+        assert status != 0 or judge.KIND.foreign(path.name for path in folder.iterdir()) == []
         printed = capsys.readouterr()
         return Outcome(status, folder, printed.out, lines_of(printed.err))
 

@@ -17,6 +17,7 @@ from peft import IA3Config, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from monolora.adapters import load_adapted, load_sum
+from monolora.recipes import merge_report
 from monolora.recipes.inference import Inference
 
 Trained = Callable[..., Path]
@@ -42,6 +43,7 @@ def merge(run_cli: Callable[..., Ended], out: Path) -> Merge:
         assert (ended.status, ended.err) == (0, QUIET)
         assert "The merge keeps" in ended.out
         assert list(folder.parent.glob(".*")) == []
+        assert merge_report.KIND.foreign(contents(folder)) == []
         return folder
 
     return run

@@ -232,7 +232,6 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     "explain": ("explain", "{adapter}", "--out", "{out}"),
     "explain, comparing": ("explain", "--compare", "a={adapter}", "b={adapter}", "--out", "{out}"),
     "evaluation": ("eval", "run", "--model", "{model}", "--judges", "refusal", "--out", "{out}"),
-    "report of an evaluation": ("eval", "report", "--out", "{out}"),
     "superposition": ("superposition", "run", "--out", "{out}"),
 }
 

@@ -42,6 +42,8 @@ def prune(capsys: pytest.CaptureFixture[str]) -> Prune:
         capsys.readouterr()
         status = exit_status(lambda: program.main(list(map(str, words))))
         printed = capsys.readouterr()
+        out = words[1] if status == 0 and len(words) > 1 and Path(words[1]).is_dir() else None
+        assert out is None or program.KIND.foreign(contents(Path(out))) == []
         return Ended(status, " ".join(printed.out.split()), lines_of(printed.err))
 
     return run

@@ -284,6 +284,26 @@ def test_an_explanation_is_replaced_whole(explain: Explain, evaluated: Evaluated
     assert json.loads((tmp_path / "out" / "run.json").read_text())["method"] == "LoRA"
 
 
+def test_a_comparison_replaces_nothing_of_others(
+    explain: Explain, evaluated: Evaluated, folder: Path, tmp_path: Path
+) -> None:
+    """Nor what it is made from; all folders are looked at before the first adapter is explained."""
+    pair = ("--compare", f"a={evaluated.mono}", f"b={folder}", *QUICK, "--overwrite")
+    (tmp_path / "comparison.html").write_text("mine")
+    status, _, errors = explain(*pair, "--out", tmp_path)
+    assert (status, "comparison.html is there, and is of no comparison" in errors[0]) == (2, True)
+    (tmp_path / "comparison.html").unlink()
+    shutil.copytree(evaluated.mono, tmp_path / "b")
+    status, _, errors = explain("--compare", f"a={evaluated.mono}", f"b={evaluated.mono}", *QUICK, "--out", tmp_path)
+    assert (status, f"{tmp_path}/b exists and is no explanation" in errors[0]) == (2, True)
+    assert not (tmp_path / "a").exists()
+    shutil.copytree(folder, tmp_path / "a")
+    status, _, errors = explain(
+        "--compare", f"a={evaluated.mono}", f"c={tmp_path / 'a'}", *QUICK, "--overwrite", "--out", tmp_path
+    )
+    assert (status, "which the explanation is made from" in errors[0]) == (2, True)
+
+
 def test_data_sets_with_other_numbers_of_labels_are_contrasted(
     explain: Explain, evaluated: Evaluated, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
