@@ -213,6 +213,7 @@ class OutputFolder:
         out = self.path.resolve()
         with self._lock.aside("part") as aside:
             yield aside
+            follow_umask(aside)
             if self._replaced is None:
                 self._fill(out, aside)
                 return
@@ -554,9 +555,22 @@ def write_aside(path: Path, write_to: Callable[[Path], object]) -> None:
 def _replace(path: Path, aside: Path, write_to: Callable[[Path], object]) -> None:
     try:
         write_to(aside)
+        follow_umask(aside)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a new file, or a new folder and all in it, the modes that the umask asks for.
+
+    The safetensors library writes into a temporary file, which only its owner may read, and renames it.
+    """
+    umask = os.umask(0o077)  # there is no other way to ask; what another thread makes now is private, not public
+    os.umask(umask)
+    for each in (path, *(path.rglob("*") if path.is_dir() else ())):
+        if not each.is_symlink():
+            each.chmod((0o777 if each.is_dir() else 0o666) & ~umask)
 
 
 @contextmanager
@@ -571,6 +585,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
+        follow_umask(aside)
         aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

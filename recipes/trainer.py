@@ -16,6 +16,7 @@ from monolora.errors import SaveError, is_disk_trouble
 from monolora.recipes.completion_head import labelled_positions
 from monolora.recipes.record import GO_ON
 from monolora.recipes.sampling import GroupedByLength
+from monolora.runs import follow_umask
 
 STAGING = ".saving"
 
@@ -139,6 +140,7 @@ class SftTrainer(SFTTrainer):
             if target.is_symlink():
                 target.unlink()  # what it leads to stays
             shutil.rmtree(target, ignore_errors=True)
+            follow_umask(checkpoint)
             checkpoint.rename(target)
         own = {int(path.name.partition("-")[2]): path for path in final.glob("checkpoint-*") if _is_own(path)}
         surplus = len(own) - (self.args.save_total_limit or len(own))

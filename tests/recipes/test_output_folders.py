@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -223,6 +224,25 @@ def test_a_folder_in_use(run_sft: Run, tmp_path: Path, chat_model: Path) -> None
             assert contents(tmp_path) == before
             assert run_sft("--preview").status == 0  # it writes nothing
     assert run_sft(*SHORT).status == 0
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o007])
+def test_modes_follow_the_umask(run_sft: Run, run_cli: Callable[..., Ended], tmp_path: Path, umask: int) -> None:
+    """Others who may read the folder may read the weights: the safetensors library would give them to their owner."""
+    unit = "model.layers.0.self_attn.q_proj:1"
+    before = os.umask(umask)
+    try:
+        adapter = run_sft("--skip-eval", "--max-steps", "1", "--save-steps", "1").folder
+        assert run_cli("prune", adapter, tmp_path / "pruned", "--units", unit).status == 0
+        assert (
+            run_cli("merge", adapter, tmp_path / "merged", "--verify-tokens", "50", "--task-samples", "0").status == 0
+        )
+    finally:
+        os.umask(before)
+    paths = [path for name in ("run", "pruned", "merged") for path in (tmp_path / name).rglob("*")]
+    assert len([path for path in paths if path.suffix == ".safetensors"]) == 4
+    modes = {str(path): oct(stat.S_IMODE(path.stat().st_mode)) for path in paths}
+    assert modes == {str(path): oct((0o777 if path.is_dir() else 0o666) & ~umask) for path in paths}
 
 
 PROGRAMS: dict[str, tuple[str, ...]] = {
