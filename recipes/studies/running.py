@@ -7,6 +7,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
@@ -119,6 +120,8 @@ class Runner:
             read = (word for word in cell.words[1:] if Path(word) != cell.folder)
             folder.check_apart((*cell.inputs, *filter(None, map(local_path, read))))
             folder.clear()
+            with suppress(OSError):  # a lock file may be in it
+                cell.folder.rmdir()
         return []
 
     def _command(self, words: Sequence[str], cell: Cell) -> None:

@@ -146,7 +146,7 @@ def test_records_are_kept_without_weights_and_texts(whole: Study, tmp_path: Path
     refusals = {
         kept: "notes.txt in it is not of the earlier copy of a study's records",
         tmp_path / "other": "exists and is no copy of a study's records",
-        whole.folder: "exists and is no copy",
+        whole.folder: "cannot be replaced: .* is not of the earlier copy of a study's records",
         whole.folder / "report": "exists and is no copy",
     }
     for other, refusal in refusals.items():

@@ -108,10 +108,10 @@ def test_a_training_that_fails_otherwise_is_no_result(study: Study) -> None:
 def test_two_at_once_are_refused(
     study: Study, write_study: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_study(out=str(study.folder.parent))
+    words = ["--config", str(write_study()), "--out", str(study.folder)]
     with locked(study.folder):
-        assert exit_status(lambda: main(["--config", str(path)])) == 2
-    assert f"{study.folder} is in use by process {os.getpid()}" in capsys.readouterr().err
+        assert exit_status(lambda: main(words)) == 2
+    assert f"--out {study.folder} is in use by process {os.getpid()}" in capsys.readouterr().err
     assert not study.folder.exists()
 
 
