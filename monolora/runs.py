@@ -245,7 +245,7 @@ class OutputFolder:
         if mirror := os.environ.get("MONOLORA_DATA"):
             places["MONOLORA_DATA"] = Path(mirror)
         for what, path in places.items():
-            if _holds(self.path, path):
+            if any(_holds(self.path, each) for each in _located(path)):
                 raise InputError(f"{self._named} is {what}, or holds it. Take another folder.")
 
     def _check_renamed(self) -> None:
@@ -516,16 +516,21 @@ def _holds(folder: Path, path: Path) -> bool:
     return False
 
 
+def _located(path: Path) -> Iterator[Path]:
+    """Where a path is, and where it leads."""
+    yield Path(os.path.realpath(path.parent)) / path.name
+    yield Path(os.path.realpath(path))
+
+
 def _reached(path: Path) -> Iterator[Path]:
-    """Where a path is, where it leads, and where the links in it lead."""
+    """Where a path is, where it leads, and where the links in it lead; nothing if it is nowhere."""
     if not os.path.lexists(path):
         return
-    yield path.parent.resolve() / path.name
-    yield path.resolve()
+    yield from _located(path)
     if path.is_dir():
         for parent, folders, files in os.walk(path):
             inside = (Path(parent, name) for name in folders + files)
-            yield from (each.resolve() for each in inside if each.is_symlink())
+            yield from (Path(os.path.realpath(each)) for each in inside if each.is_symlink())
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -192,8 +192,10 @@ def test_what_holds_the_working_directory(
 def test_places_of_the_user(
     note: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, variable: str, says: str, below: str
 ) -> None:
-    monkeypatch.setenv(variable, str(note / below))
-    assert f"is {says}, or holds it" in refused(note)
+    (note.parent / "link").symlink_to(note / below)
+    for path in (note / below, note.parent / "link"):
+        monkeypatch.setenv(variable, str(path))
+        assert f"is {says}, or holds it" in refused(note)
 
 
 INPUTS: dict[str, Callable[[Path], str | Path]] = {
