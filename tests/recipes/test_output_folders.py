@@ -191,7 +191,9 @@ def test_stopped_after_a_checkpoint(run_sft: Run, monkeypatch: pytest.MonkeyPatc
     assert run_sft(*flags, "--resume-from-checkpoint").status == 0
 
 
-def test_rotation_removes_only_what_the_trainer_made(run_sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotation_removes_only_what_the_trainer_made(
+    chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Folders that the user put beside the checkpoints stay, also where they are called alike."""
 
     def with_own(self: SftTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -204,11 +206,11 @@ def test_rotation_removes_only_what_the_trainer_made(run_sft: Run, monkeypatch: 
     step = SftTrainer.training_step
     monkeypatch.setattr(SftTrainer, "training_step", with_own)
     flags = ("--skip-eval", "--max-steps", "3", "--save-steps", "1", "--save-total-limit", "1")
-    outcome = run_sft(*flags)
-    assert outcome.status == 0
-    folders = {path.name for path in outcome.folder.glob("checkpoint-*")}
+    folder = tmp_path / "run"
+    assert sft.main(["--model", str(chat_model), "--output-dir", str(folder), *QUICK, *flags]) == 0
+    folders = {path.name for path in folder.glob("checkpoint-*")}
     assert folders == {"checkpoint-3", "checkpoint-best", "checkpoint-1-copy", "checkpoint-0"}
-    assert (outcome.folder / "checkpoint-best" / "mine.txt").read_text() == "checkpoint-best"
+    assert (folder / "checkpoint-best" / "mine.txt").read_text() == "checkpoint-best"
 
 
 def test_a_folder_in_use(run_sft: Run, tmp_path: Path, chat_model: Path) -> None:
