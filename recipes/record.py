@@ -17,8 +17,8 @@ from monolora.runs import MODEL_FILES, RUN, Kind, write_json
 FILE = RUN
 _CHECKPOINT_FILES = (
     r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)",
-    r"(optimizer|pytorch_model_fsdp)(_\d+)?/(\w+\.distcp|\.metadata)|pytorch_model_fsdp\.bin",
-    r"global_step\d+/\w+\.pt|latest|zero_to_fp32\.py|trainer_state\.json",
+    r"(optimizer|pytorch_model_fsdp)(_\d+)?(_rank\d+)?(\.bin|/(\w+\.distcp|\.metadata))",  # FSDP
+    r"global_step\d+/\w+\.pt|latest|zero_to_fp32\.py|trainer_state\.json",  # DeepSpeed but for the last
 )
 
 

@@ -56,3 +56,22 @@ def test_no_secret_is_recorded() -> None:
     assert config["adapter"] == "monolora"
     assert config["lora_r"] == 8
     assert config["num_processes"] == 1
+
+
+SHARDED = (
+    "checkpoint-20/pytorch_model_fsdp_0/__0_0.distcp",
+    "checkpoint-20/optimizer_0/.metadata",
+    "checkpoint-20/pytorch_model_fsdp.bin",
+    "checkpoint-20/optimizer.bin",
+    "checkpoint-20/rng_state_1.pth",
+    "checkpoint-20/global_step20/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+    "checkpoint-20/latest",
+    ".saving/checkpoint-20/model-00001-of-00002.safetensors",
+)
+
+
+@pytest.mark.parametrize("path", SHARDED)
+def test_files_of_sharded_runs_are_a_runs(path: str) -> None:
+    """What FSDP and DeepSpeed write into a checkpoint, which no test here can train with."""
+    assert record.SFT.foreign([path]) == []
+    assert record.SFT.foreign([path.rpartition("/")[2] + "~", f"notes/{path}"]) != []
