@@ -366,6 +366,8 @@ class _Lock:
                 mend = "Wait for it, end it, or take another folder."
                 raise InputError(f"{named} is in use by {holder}. {mend}") from error
             except OSError as error:
+                if _content(descriptor) == {}:
+                    file.unlink(missing_ok=True)
                 os.close(descriptor)
                 if error.errno not in _NO_LOCKS:
                     raise
@@ -382,8 +384,12 @@ class _Lock:
             raise InputError(f"{file} is in the way: it is no lock file of monolora. Move it away.")
         cls._open.add(descriptor)
         lock = cls(real, file, descriptor)
-        lock._tidy(earlier.get("aside", {}))
-        lock._write()
+        try:
+            lock._tidy(earlier.get("aside", {}))
+            lock._write()
+        except BaseException:
+            lock.release()
+            raise
         return lock
 
     @contextmanager
@@ -397,7 +403,7 @@ class _Lock:
         Raises:
             InputError: if it cannot be made.
         """
-        folder = self._real.with_name(f".{self._real.name}.{what}-{secrets.token_hex(4)}")
+        folder = self._real.with_name(f"{self._prefix}{secrets.token_hex(4)}.{what}")
         self._aside[folder.name] = what
         self._write()
         try:
@@ -420,6 +426,10 @@ class _Lock:
         os.close(self._descriptor)
         self._open.discard(self._descriptor)
 
+    @property
+    def _prefix(self) -> str:
+        return f".{self._real.name}.aside-"
+
     def _write(self) -> None:
         if self._descriptor is None:
             return
@@ -429,6 +439,8 @@ class _Lock:
 
     def _tidy(self, aside: Mapping[str, str]) -> None:
         for name, what in aside.items():
+            if not re.fullmatch(rf"{re.escape(self._prefix)}[0-9a-f]{{8}}\.{what}", name):
+                continue  # no name that this class gives
             folder = self._real.with_name(name)
             if what == "old" and folder.is_dir() and any(folder.iterdir()):
                 _renamed(folder, _EARLIER.format(self._real) if self._real.exists() else str(self._real))
@@ -454,7 +466,8 @@ def _content(descriptor: int) -> dict[str, Any] | None:
         content = json.loads(text)
     except ValueError:
         return None
-    return content if isinstance(content, dict) and {"pid", "host"} <= content.keys() else None
+    is_ours = isinstance(content, dict) and {"pid", "host"} <= content.keys()
+    return content if is_ours and isinstance(content.get("aside", {}), dict) else None
 
 
 def _holder(content: Mapping[str, Any] | None) -> str:

@@ -382,7 +382,7 @@ def test_killed_while_the_earlier_result_is_aside(note: Path, holder: Callable[.
         real = Path.replace
 
         def waiting(self: Path, target: Path) -> Path:
-            if ".part-" in self.name:
+            if self.suffix == ".part":
                 wait()
             return real(self, target)
 
@@ -447,6 +447,34 @@ def test_lock_files_of_others_are_left_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [".out.lock"]
 
 
+def test_only_names_of_its_own_are_tidied_after_a_kill(tmp_path: Path) -> None:
+    """Whatever a lock file says that was left."""
+    names = ["thesis", ".out.part", ".out.aside-1.part", "../thesis", "", "."]
+    (tmp_path / "a").mkdir()
+    for name in ("thesis", "a/thesis", "a/.out.part", "a/.out.aside-1.part", "a/.out.aside-00000001.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    left = {"pid": 1, "host": "here", "aside": dict.fromkeys([*names, ".out.aside-00000001.part"], "part")}
+    (tmp_path / "a" / ".out.lock").write_text(json.dumps(left))
+    with locked(tmp_path / "a" / "out"):
+        pass
+    assert {path.parent.name for path in tmp_path.rglob("mine")} == {"thesis", ".out.part", ".out.aside-1.part"}
+    assert len([*tmp_path.rglob("mine")]) == 4
+
+
+def test_a_full_disk_lets_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        with pytest.raises(InputError, match="cannot be made: No space left on device"), locked(tmp_path / "out"):
+            pass
+    assert os.listdir(tmp_path) == []
+    with locked(tmp_path / "out"):
+        pass
+
+
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -456,6 +484,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.warns(UserWarning, match=said):
         write(tmp_path / "out")
     assert contents(tmp_path / "out") == {"cover.png": b"new"}
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_parent_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

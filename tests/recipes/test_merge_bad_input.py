@@ -56,7 +56,7 @@ def refused(run_cli: Cli, tmp_path: Path) -> Callable[..., str]:
         assert len(ended.err) == 1
         assert ended.err[0].startswith("error: ")
         assert contents(tmp_path) == before
-        assert not list(tmp_path.rglob(".*.part-*")) + list(tmp_path.rglob(".*.lock"))
+        assert not list(tmp_path.rglob(".*.aside-*")) + list(tmp_path.rglob(".*.lock"))
         assert not (tmp_path / "out").exists()
         return ended.err[0].removeprefix("error: ")
 
@@ -446,7 +446,7 @@ def test_killed_while_writing(run_cli: Cli, trained: Trained, tmp_path: Path) ->
     killed = subprocess.run(command, env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     lock, aside = sorted(tmp_path.iterdir())
-    assert (lock.name, aside.name.startswith(".out.part-")) == (".out.lock", True)
+    assert (lock.name, aside.name.startswith(".out.aside-")) == (".out.lock", True)
     assert (aside / "model.safetensors").is_file()
     assert run_cli("merge", trained(), out, *FEW).status == 0
     assert os.listdir(tmp_path) == ["out"]

@@ -140,12 +140,12 @@ def test_again(prune: Prune, adapter: Path, tmp_path: Path) -> None:
     first = contents(out)
     assert "holds another pruned adapter" in prune(adapter, out, "--units", f"{Q0}:2").err[0]
     assert contents(out) == first
-    for name in (".out.old", ".out.part", ".out.part-1234"):  # of somebody else
+    for name in (".out.old", ".out.part", ".out.aside-12345678.part"):  # of somebody else
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").touch()
     assert prune(adapter, out, "--units", f"{Q0}:2", "--overwrite").status == 0
     assert _record(out)["taken_out"] == [f"{Q0}:2"]
-    others = {".out.old", ".out.part", ".out.part-1234"}
+    others = {".out.old", ".out.part", ".out.aside-12345678.part"}
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "out", "again"} | others
     assert all(os.listdir(tmp_path / name) == ["x"] for name in others)
 
