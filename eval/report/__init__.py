@@ -32,9 +32,12 @@ def write(folder: Path, results: Mapping[str, Any], entries: Sequence[Mapping[st
     try:
         write_json(folder / RESULTS, results)
         for name, text in texts.items():
-            # half a surrogate pair, as a broken answer may hold, has no UTF-8
-            content = text.encode("utf-8", errors="replace")
-            write_aside(folder / name, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+            _write_text(folder / name, text)
     except OSError as error:
         mend = f"The records of the run are whole. Free space, then: monolora eval report --out {folder}"
         raise SaveError.of(folder, error, mend) from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    # half a surrogate pair, as a broken answer may hold, has no UTF-8
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8", errors="replace", newline="\n"))

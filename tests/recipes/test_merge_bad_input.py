@@ -445,8 +445,8 @@ def test_killed_while_writing(run_cli: Cli, trained: Trained, tmp_path: Path) ->
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
-    lock, aside = sorted(tmp_path.iterdir())
-    assert (lock.name, aside.name.startswith(".out.aside-")) == (".out.lock", True)
+    aside, lock = sorted(tmp_path.iterdir())
+    assert (aside.name.startswith(".out.aside-"), lock.name) == (True, ".out.lock")
     assert (aside / "model.safetensors").is_file()
     assert run_cli("merge", trained(), out, *FEW).status == 0
     assert os.listdir(tmp_path) == ["out"]
