@@ -282,11 +282,16 @@ def claim(path: str | Path, kind: Kind, flag: str = "") -> Iterator[OutputFolder
 
 
 @contextmanager
-def locked(path: str | Path, flag: str = "") -> Iterator[_Lock]:
+def locked(path: str | Path, flag: str = "", waits: bool = False) -> Iterator[_Lock]:
     """Only this process writes to a folder, or to a file, until the block ends.
 
     The lock is a file beside it, so that it outlives renames; where nothing can be written there, a file in the folder.
     On a file system without locks it is given with a warning.
+
+    Args:
+        path: of the folder or file, which need not be there.
+        flag: that it was given with, for messages.
+        waits: whether to wait for another process that has it.
 
     Raises:
         InputError: if another process has it, or nothing can be written there.
@@ -297,7 +302,7 @@ def locked(path: str | Path, flag: str = "") -> Iterator[_Lock]:
         raise InputError(f"{named} is the root of the file system. Take another folder.")
     with no_empty_folder(real.parent):
         try:
-            lock = _Lock.acquired(real, named)
+            lock = _Lock.acquired(real, named, waits)
         except OSError as error:
             raise InputError(f"{named} cannot be made: {error.strerror}. Take another folder.") from error
         try:
@@ -338,12 +343,13 @@ class _Lock:
         self._aside: dict[str, str] = {}
 
     @classmethod
-    def acquired(cls, real: Path, named: str) -> _Lock:
+    def acquired(cls, real: Path, named: str, waits: bool) -> _Lock:
         """The lock on a folder or file.
 
         Args:
             real: its path, resolved.
             named: what it is called in messages.
+            waits: whether to wait for another process that has it.
 
         Raises:
             InputError: if another process has it.
@@ -359,7 +365,7 @@ class _Lock:
             except FileNotFoundError:  # another process made the empty parent, and removes it again
                 continue
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
             except BlockingIOError as error:
                 holder = _holder(_content(descriptor))
                 os.close(descriptor)

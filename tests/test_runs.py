@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -375,6 +376,21 @@ def test_a_second_process_is_refused_and_a_killed_one_lets_go(note: Path, holder
         folder.check(overwrite=True)
     assert sorted(os.listdir(note.parent)) == ["link", "note"]  # what it had aside is gone with it
     assert (note / "pages" / "1.txt").read_text() == "one"
+
+
+def test_one_that_waits(note: Path, holder: Callable[..., int]) -> None:
+    process = holder(lambda wait: write(note, wait))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: list(map(str, _entered(note))))
+        assert not waiting.done()
+        kill(process)
+        assert waiting.result(60) == ["entered"]
+    assert os.listdir(note.parent) == ["note"]
+
+
+def _entered(path: Path) -> Iterator[str]:
+    with locked(path, waits=True):
+        yield "entered"
 
 
 def test_killed_while_the_earlier_result_is_aside(note: Path, holder: Callable[..., int]) -> None:

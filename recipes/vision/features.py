@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from monolora.errors import SaveError
-from monolora.runs import write_aside, write_json
+from monolora.runs import locked, write_aside, write_json
 
 FOLDER = "features"
 
@@ -49,7 +48,7 @@ def cached_features(folder: Path, key: Mapping[str, str], compute: Callable[[str
     if not _is_of(about, key):
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(cache / ".lock"):  # of several steps at once one computes, and the others wait
+            with locked(cache, waits=True):  # of several steps at once one computes, and the others wait
                 if not _is_of(about, key):
                     about.unlink(missing_ok=True)
                     for split in ("train", "val"):
