@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.eval.prompts import PromptSet
 from monolora.eval.records import Prompt
-from monolora.provenance import write_json
+from monolora.runs import write_json
 
 FILE = "plan.json"
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +29,9 @@ from monolora.eval.plan import Plan
 from monolora.eval.prompts import PromptSet
 from monolora.eval.score import judge_identity, make_judges, score
 from monolora.eval.settings import Settings
-from monolora.eval.store import is_invalid, opened
-from monolora.provenance import provenance, write_json
+from monolora.eval.store import Store, is_invalid, opened
+from monolora.provenance import provenance
+from monolora.runs import Kind, locked, no_empty_folder, write_json
 
 FILE = "run.json"
 # What a response depends on, the model's weights aside. A run has one value of each; adapters, tasks and judges may
@@ -41,16 +43,49 @@ _FIXED = (
 _OF_JUDGES = frozenset(SCORE_FLAGS) - {"out", "keep_going", "retry_invalid"}
 
 
+# What an evaluation writes. It goes on with what is there; only a study replaces one.
+KIND = Kind(
+    name="evaluation",
+    keys=("config", "models", "sets", "judges", "stages"),
+    files=(
+        r"plan\.json|(responses|scores|measurements)\.jsonl|results\.json|table\.(csv|tex)|report\.html",
+        r"\.part\.[\w.]+|\.[\w.]+\.part|\.lock|logs/([^/]+\.log)?",
+    ),
+    is_whole=False,
+)
+
+
 def run(settings: Settings) -> None:
     """All stages."""
-    _generate(settings, with_judges=True)
-    score_stage(settings)
-    report_stage(settings)
+    with _alone(settings):
+        _generate(settings, with_judges=True)
+        _score(settings)
+        _report(settings)
 
 
 def generate_stage(settings: Settings) -> None:
     """Only the responses, and the sparsity."""
-    _generate(settings, with_judges=False)
+    with _alone(settings):
+        _generate(settings, with_judges=False)
+
+
+def score_stage(settings: Settings) -> None:
+    """Only the judgements, on the responses that are there."""
+    with _alone(settings):
+        _score(settings)
+
+
+def report_stage(settings: Settings) -> None:
+    """Only the statistics and the report, of the records that are there."""
+    with _alone(settings):
+        _report(settings)
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """No other process works in the run folder, from the check of its settings to the report."""
+    with locked(settings.out, "--out"), no_empty_folder(Path(settings.out)):
+        yield
 
 
 def _generate(settings: Settings, with_judges: bool) -> None:
@@ -67,50 +102,47 @@ def _generate(settings: Settings, with_judges: bool) -> None:
     panel = make_judges(settings) if with_judges else []
     plan, items = planned(settings, models, sets, plans.today(folder))
     _make(folder)
-    with opened(folder) as store:
-        record = _started(settings, plan, panel)
-        if (folder / FILE).is_file():
-            earlier = read(folder)
-            record |= {"stages": earlier["stages"]}
-            if not with_judges:  # those who have judged stay in the report
-                record |= {"judges": earlier["judges"]}
-        write(folder, record)
-        plans.write(folder, plan)
-        if settings.retry_invalid:
-            store.responses.drop(is_invalid)
-            store.measurements.drop(lambda each: each.kind == "drift")  # of the answers that were there
-        started = time.monotonic()
-        generate(settings, store, items)
-        if not settings.skip_sparsity:
-            measure_sparsity(settings, store, plan, items)
-        measure_drift(settings, store, plan, models, items)
-        write(folder, _ended(record, "generate", started))
+    store = Store(folder)
+    record = _started(settings, plan, panel)
+    if (folder / FILE).is_file():
+        earlier = read(folder)
+        record |= {"stages": earlier["stages"]}
+        if not with_judges:  # those who have judged stay in the report
+            record |= {"judges": earlier["judges"]}
+    write(folder, record)
+    plans.write(folder, plan)
+    if settings.retry_invalid:
+        store.responses.drop(is_invalid)
+        store.measurements.drop(lambda each: each.kind == "drift")  # of the answers that were there
+    started = time.monotonic()
+    generate(settings, store, items)
+    if not settings.skip_sparsity:
+        measure_sparsity(settings, store, plan, items)
+    measure_drift(settings, store, plan, models, items)
+    write(folder, _ended(record, "generate", started))
 
 
-def score_stage(settings: Settings) -> None:
-    """Only the judgements, on the responses that are there."""
+def _score(settings: Settings) -> None:
     folder = Path(settings.out)
     record, plan, panel = read(folder), plans.read(folder), make_judges(settings)
     judges = {each["name"]: each for each in record["judges"]} | {each.name: asdict(each) for each in panel}
     asked = {name: value for name, value in asdict(settings).items() if name in _OF_JUDGES}  # for a next bare `score`
     record = record | {"judges": list(judges.values()), "config": record["config"] | asked}
-    with opened(folder) as store:
-        if settings.retry_invalid:
-            own = {judge_identity(judge) for judge in panel}
-            store.judgements.drop(lambda each: is_invalid(each) and each.judge in own)
-        write(folder, record)
-        started = time.monotonic()
-        score(settings, store, plan, panel)
-        write(folder, _ended(record, "score", started))
+    store = Store(folder)
+    if settings.retry_invalid:
+        own = {judge_identity(judge) for judge in panel}
+        store.judgements.drop(lambda each: is_invalid(each) and each.judge in own)
+    write(folder, record)
+    started = time.monotonic()
+    score(settings, store, plan, panel)
+    write(folder, _ended(record, "score", started))
 
 
-def report_stage(settings: Settings) -> None:
-    """Only the statistics and the report, of the records that are there."""
+def _report(settings: Settings) -> None:
     folder = Path(settings.out)
     record, plan = read(folder), plans.read(folder)
     panel = [_judge(each) for each in record["judges"]]
-    with opened(folder) as store:
-        results, entries = measured(record, plan, panel, store, settings.seed)
+    results, entries = measured(record, plan, panel, Store(folder), settings.seed)
     report.write(folder, results, entries)
     report.show(results, Console())
     print(f"Report: {folder / 'report.html'}; also results.json, table.csv, table.tex")
@@ -160,7 +192,7 @@ def write(folder: Path, record: dict[str, Any]) -> None:
 
 def _check_folder(folder: Path, settings: Settings) -> None:
     """Only a new folder, or that of a run whose responses are comparable, is written to."""
-    if not folder.exists() or all(path.name == ".lock" or path.suffix == ".part" for path in folder.iterdir()):
+    if not folder.exists() or all(path.name == ".lock" or ".part" in path.name for path in folder.iterdir()):
         return  # new, or given up before anything was in it
     if not (folder / FILE).is_file():
         raise InputError(f"--out {folder} has files of something else than an evaluation. Take another folder.")

@@ -13,10 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from filelock import FileLock, Timeout
-
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.eval.records import INVALID, Judgement, Measurement, Response
+from monolora.runs import locked, write_aside
 
 _Record = TypeVar("_Record", Response, Judgement, Measurement)
 _GO_ON = "All earlier records are whole: free space, then give the same command again."
@@ -84,19 +83,15 @@ class Records(Generic[_Record]):
         kept = {key: record for key, record in self._by_key.items() if not unwanted(record)}
         if len(kept) == len(self._by_key):
             return
-        aside = self._path.with_name(f".{self._path.name}.part")
         try:
-            with aside.open("w") as file:
-                file.writelines(map(_line, kept.values()))
-            aside.replace(self._path)
+            write_aside(self._path, lambda path: path.write_text("".join(map(_line, kept.values()))))
         except OSError as error:
-            aside.unlink(missing_ok=True)
             raise SaveError.of(self._path, error, _GO_ON) from error
         self._by_key = kept
 
 
 class Store:
-    """All records of a run folder; :func:`opened` gives one to write to.
+    """All records of a run folder. Only who has it locked may write; :func:`opened` does both.
 
     Args:
         folder: the run folder.
@@ -110,22 +105,13 @@ class Store:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Store]:
-    """The store of a run folder, to write to.
+    """The store of a run folder, while no other process writes to it.
 
     Raises:
-        InputError: if another process writes to it.
+        InputError: if another one does.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(
-            f"Another process is writing to {folder}. Wait for it or end it; or take another --out."
-        ) from error
-    try:
+    with locked(folder, "--out"):
         yield Store(folder)
-    finally:
-        lock.release()
 
 
 def _line(record: Response | Judgement | Measurement) -> str:

@@ -12,8 +12,6 @@ import glob
 import importlib.util
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,6 +26,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from monolora.errors import InputError, in_one_line
+from monolora.runs import new_folder
 
 SMOLLM2 = "smollm2-135m-instruct"
 MINILM = "all-minilm-l6-v2"
@@ -59,7 +58,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("MONOLORA_CACHE") or Path(base) / "monolora")
 
 
-def _local(name: str) -> str | None:
+def local_path(name: str) -> str | None:
     """``name`` as a path, or under the mirror."""
     if Path(name).exists():
         return str(Path(name))
@@ -71,7 +70,7 @@ def _local(name: str) -> str | None:
 
 def is_local(name: str) -> bool:
     """Whether ``name`` is a path, or in the mirror: at hand without a network."""
-    return _local(name) is not None
+    return local_path(name) is not None
 
 
 def resolve_model(name: str, revision: str = "main") -> str:
@@ -84,7 +83,7 @@ def resolve_model(name: str, revision: str = "main") -> str:
     Raises:
         InputError: if there is no such model, it is gated, or the hub cannot be reached.
     """
-    local = _local(name)
+    local = local_path(name)
     if local is not None:
         if not (Path(local) / "config.json").is_file():
             raise InputError(f"{local} holds no model: config.json is missing. Give a folder made by save_pretrained.")
@@ -160,7 +159,7 @@ def load_dataset(name: str, config: str | None = None) -> datasets.DatasetDict:
     Raises:
         InputError: if there is none, it cannot be read, or the hub cannot be reached.
     """
-    local = _local(name)
+    local = local_path(name)
     if local is not None and Path(local).is_file():
         if config is not None:
             raise InputError(f"{name} is a file and has no configuration {config!r}. Leave --dataset-config out.")
@@ -257,12 +256,8 @@ def packaged_smollm2() -> Path:
         raise InputError(f"Cannot make {target.parent}: {error.strerror}. Set MONOLORA_CACHE to a folder.") from error
     with FileLock(f"{target}.lock"):  # several processes of one launch may come here at once
         if not target.is_dir():
-            aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
-            try:
+            with new_folder(target) as aside:
                 _convert_gguf(gguf, aside)
-                aside.rename(target)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
     return target
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,19 +44,3 @@ def _git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):  # installed from a wheel, or no git here
         return None
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file aside and rename it: a reader never sees half of it. NaN and infinity become null.
-
-    Raises:
-        OSError: if the disk does not take it.
-    """
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        strict = json.loads(json.dumps(value), parse_constant=lambda name: None)
-        aside.write_text(json.dumps(strict, indent=2) + "\n")
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from monolora.beaverdam import MAX_LENGTH
 from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
 from monolora.flags import FlagParser
-from monolora.hub import MINILM, resolve_model
+from monolora.hub import MINILM, local_path, resolve_model
 from monolora.model_files import save_model
 from monolora.provenance import provenance
 from monolora.recipes import judge_data
@@ -49,15 +47,19 @@ from monolora.recipes.judge_model import (
 )
 from monolora.recipes.judge_report import model_card, table
 from monolora.recipes.judge_training import train
+from monolora.runs import MODEL_FILES, Kind, claim
+
+KIND = Kind(name="judge", keys=("config.train_splits", "results.test", "results.epoch"), files=MODEL_FILES)
 
 
 def main(argv: list[str]) -> int:
     """Train, measure and save; returns the exit status."""
     flags = parse(argv)
     out = Path(flags.output_dir)
-    with run_record.no_empty_folder(out):
-        _check_out(out, flags.overwrite)
-        with _replacing(out) as aside:
+    with claim(out, KIND, "--output-dir") as folder:
+        folder.check(flags.overwrite)
+        folder.check_apart(filter(None, map(local_path, (flags.model, flags.dataset))))
+        with folder.whole() as aside:
             record = run(flags, aside)
     console = Console()
     console.print(table(record["results"]["test"]))
@@ -194,36 +196,6 @@ def _check_numbers(flags: argparse.Namespace) -> None:
     for name in ("warmup", "validation_share"):
         if not 0 <= getattr(flags, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be from 0 to below 1.")
-
-
-def _check_out(out: Path, overwrite: bool) -> None:
-    """Raises: InputError, where something is in the way, or nothing can be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        found = any(out.iterdir())
-    except OSError as error:
-        raise InputError(f"--output-dir {out} cannot be made: {error.strerror}. Take another folder.") from error
-    if not os.access(out, os.W_OK) or not os.access(out.resolve().parent, os.W_OK):
-        raise InputError(f"--output-dir {out} cannot be written to. Take another folder.")
-    if found and not (out / run_record.FILE).is_file():
-        raise InputError(f"--output-dir {out} has files of something else than a judge. Take another folder.")
-    if found and not overwrite:
-        raise InputError(f"--output-dir {out} holds another run. Take another folder, or replace it with --overwrite.")
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A folder aside to write into, which takes the place of ``out`` when all is written, and else is removed."""
-    out = out.resolve()
-    aside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    aside.mkdir()
-    try:
-        yield aside
-        run_record.clear(out)
-        aside.replace(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _to_start_from_mean(model: PreTrainedModel, flags: argparse.Namespace) -> BertForSequenceClassification | None:

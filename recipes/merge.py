@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from monolora.adapters import attach
 from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_disk_trouble
 from monolora.flags import FlagParser
+from monolora.hub import local_path
 from monolora.merge import LinearMap, export_dense, export_exact, export_lora, linearize
 from monolora.merge.linearize import TOKENS_PER_INPUT
 from monolora.merge.lora import check_readable
@@ -36,10 +37,10 @@ from monolora.model_files import save_model
 from monolora.recipes import merge_report
 from monolora.recipes import subject as subjects
 from monolora.recipes.inference import PROGRESS
-from monolora.recipes.output_folder import check_apart, check_free, whole_or_nothing
 from monolora.recipes.subject import Subject
 from monolora.recipes.texts import Rows, batches
 from monolora.recipes.verify import CALIBRATION_TOKENS, add_flags, check_flags, task_of, texts_of, verify
+from monolora.runs import OutputFolder, claim
 from monolora.units import input_device
 
 WITHOUT_CALIBRATION = (
@@ -52,15 +53,21 @@ def main(argv: list[str]) -> int:
     """Merge, write, verify; returns the exit status."""
     flags = _parser().parse(argv)
     check_flags(flags)
-    out = Path(flags.out)
-    check_free(out, record=merge_report.JSON, what="merge", overwrite=flags.overwrite)
+    with claim(flags.out, merge_report.KIND) as folder:
+        return _merge(flags, folder)
+
+
+def _merge(flags: argparse.Namespace, folder: OutputFolder) -> int:
+    out = folder.path
+    folder.check(flags.overwrite)
     subject = subjects.from_flags(flags.adapter, flags)
-    check_apart(out, (*subject.adapters, subject.model), "merge")
+    texts_read = filter(None, (local_path(name) for name in (flags.calibration, flags.verify_on) if name))
+    folder.check_apart((*subject.adapters, *filter(None, [local_path(subject.model)]), *texts_read))
     _check_method(subject, flags)
     task = task_of(subject, flags)
     console = Console()
     started = time.monotonic()
-    with whole_or_nothing(out) as aside, subject.loaded() as (model, tokenizer):
+    with folder.whole() as aside, subject.loaded() as (model, tokenizer):
         if flags.form == "lora":
             check_readable(model)
         calibration = _calibration(subject, flags, model)

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from monolora.errors import InputError, in_one_line
 from monolora.merge.verify import Comparison, Fidelity
-from monolora.provenance import write_json
 from monolora.recipes.report import shown_score
+from monolora.runs import MODEL_FILES, Kind, write_aside, write_json
 
 JSON, PAGE = "merge_report.json", "merge_report.html"
 ALL = "all"
@@ -66,6 +66,14 @@ def make(
     }
 
 
+KIND = Kind(
+    name="merge",
+    record=JSON,
+    keys=("merge.method", "merge.adapters", "passed"),
+    files=(*MODEL_FILES, re.escape(PAGE), r"\.part\.merge_report\.html|\.merge_report\.json\.part"),
+)
+
+
 def write_unverified(folder: Path, merge: Mapping[str, Any]) -> None:
     """Write how a merge was made; :func:`write` adds what it keeps.
 
@@ -82,7 +90,7 @@ def write(folder: Path, report: Mapping[str, Any]) -> None:
         OSError: if the disk does not take them.
     """
     write_json(folder / JSON, report)
-    (folder / PAGE).write_text(page(report))
+    write_aside(folder / PAGE, lambda path: path.write_text(page(report)))
 
 
 def show(report: Mapping[str, Any], folder: Path, console: Console) -> None:

@@ -20,9 +20,9 @@ from monolora.config import MonoLoraConfig
 from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
 from monolora.fingerprints import fingerprint_files
 from monolora.flags import FlagParser
-from monolora.provenance import provenance, write_json
+from monolora.provenance import provenance
 from monolora.prune import Adapter, Pruned, read_adapter, without_units
-from monolora.recipes.output_folder import check_apart, check_free, whole_or_nothing
+from monolora.runs import MODEL_FILES, Kind, OutputFolder, claim, write_json
 from monolora.units import UnitName, find_units
 
 JSON = "pruned.json"
@@ -41,13 +41,26 @@ _COPIED = (
     "generation_config.json",
 )
 
+KIND = Kind(
+    name="pruned adapter",
+    record=JSON,
+    keys=("source.fingerprint", "taken_out", "left"),
+    files=(*MODEL_FILES, r"[^/]+\.model|\w*processor_config\.json"),
+)
+
 
 def main(argv: list[str]) -> int:
     """Prune and write; returns the exit status."""
     flags = _flags(argv)
-    source, out = Path(flags.adapter), Path(flags.out)
-    check_apart(out, (source,), "pruned adapter")
-    check_free(out, record=JSON, what="pruned adapter", overwrite=flags.overwrite)
+    with claim(flags.out, KIND) as folder:
+        return _prune(flags, folder)
+
+
+def _prune(flags: argparse.Namespace, folder: OutputFolder) -> int:
+    source, out = Path(flags.adapter), folder.path
+    lists = (word[1:] for word in (flags.units or flags.keep) if word.startswith("@"))
+    folder.check_apart((source, *lists))
+    folder.check(flags.overwrite)
     adapter = read_adapter(flags.adapter)
     chosen = find_units(_names(flags.units or flags.keep), adapter.units)
     if not chosen:
@@ -58,7 +71,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"--keep names all {len(everything)} units: there is nothing to take out.")
     pruned = without_units(adapter, gone)
     try:
-        with whole_or_nothing(out) as aside:
+        with folder.whole() as aside:
             _write(aside, source, adapter, pruned, gone)
     except Exception as error:
         if is_disk_trouble(error) and not isinstance(error, (InputError, SaveError)):

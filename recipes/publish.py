@@ -14,6 +14,7 @@ from monolora.recipes import record as run_record
 from monolora.recipes.arguments import TrainingArguments
 from monolora.recipes.report import model_card, plot
 from monolora.recipes.trainer import STAGING, SftTrainer
+from monolora.runs import follow_umask
 
 _T = TypeVar("_T")
 
@@ -36,6 +37,7 @@ def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
             model_card(record).save(staging / "README.md")
             plot(record["history"], staging)
             run_record.write(staging, record)
+            follow_umask(staging)
             for file in sorted(staging.iterdir(), key=lambda path: path.name == run_record.FILE):
                 file.replace(output / file.name)
     except Exception as error:

@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from accelerate import PartialState
 
 from monolora.errors import InputError, SaveError, in_one_line
-from monolora.provenance import write_json
 from monolora.recipes.arguments import Arguments
+from monolora.runs import MODEL_FILES, RUN, Kind, write_json
 
-FILE = "run.json"
+FILE = RUN
+_CHECKPOINT_FILES = (
+    r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)",
+    r"(optimizer|pytorch_model_fsdp)(_\d+)?(_rank\d+)?(\.bin|/(\w+\.distcp|\.metadata))",  # FSDP
+    r"global_step\d+/\w+\.pt|latest|zero_to_fp32\.py|trainer_state\.json",  # DeepSpeed but for the last
+)
+
+
+def _is_unfinished(record: Mapping[str, Any], paths: Iterable[str]) -> bool:
+    """Whether a run ended before its first checkpoint: there is nothing to resume, and nothing to lose."""
+    result = re.compile(r"checkpoint-.*|(.*/)?(adapter_)?model.*\.safetensors")
+    return record.get("status") == "running" and not any(map(result.fullmatch, paths))
+
+
+SFT = Kind(
+    name="run",
+    keys=("config.lora_r", "results.before", "fingerprints", "rows"),
+    files=(
+        *MODEL_FILES,
+        r"training\.png|training_args\.bin",
+        *(rf"(\.saving/)?checkpoint-\d+/({file})" for file in (*MODEL_FILES, *_CHECKPOINT_FILES)),
+        *(
+            rf"\.saving/({file})"
+            for file in (*MODEL_FILES, r"run\.json|\.run\.json\.part|training\.png|training_args\.bin")
+        ),
+        r"\.saving/|\.run\.json\.part",
+        r"runs/([^/]+/)+events\.out\.tfevents\.[^/]+",
+    ),
+    is_unfinished=_is_unfinished,
+    is_whole=False,
+    continued="continue it with --resume-from-checkpoint, ",
+)
 GO_ON = "Earlier checkpoints are whole; free space, then go on with --resume-from-checkpoint."
 
 
@@ -62,48 +91,3 @@ def read(folder: Path, mend: str = "Remove the folder, or take another --output-
     if not isinstance(found, dict) or not {"config", "results"} <= found.keys():
         raise InputError(f"{path} is no record of a run. {mend}")
     return found
-
-
-def check_output_folder(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder that would mix two runs, or that cannot be made (:func:`no_empty_folder` removes it again).
-
-    Raises:
-        InputError: naming the mend.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        found = any(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"--output-dir {folder} cannot be made: {error.strerror}. Take another folder.") from error
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--output-dir {folder} cannot be written to. Take another folder.")
-    if not found:
-        return
-    if not (folder / FILE).is_file():
-        raise InputError(f"--output-dir {folder} has files of something else than a run. Take another folder.")
-    if not overwrite:
-        raise InputError(
-            f"--output-dir {folder} holds another run. Take another folder, continue it with "
-            "--resume-from-checkpoint, or replace it with --overwrite."
-        )
-
-
-def clear(folder: Path) -> None:
-    """Remove the run in ``folder``; :func:`check_output_folder` has made sure that it is one."""
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-@contextmanager
-def no_empty_folder(folder: Path) -> Iterator[None]:
-    """Remove, at the end, what of ``folder`` and its parents the block made and left empty.
-
-    The trainer makes its output folder before anything about the data can be checked.
-    """
-    absent = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    finally:
-        for path in absent:
-            with suppress(OSError):
-                path.rmdir()

@@ -6,13 +6,12 @@ under a hash of the rows, the function and its arguments (the tokenizer among th
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import datasets
 from accelerate import PartialState
+
+from monolora.runs import new_folder
 
 FOLDER = "monolora-rows"  # in $HF_DATASETS_CACHE
 
@@ -33,13 +32,9 @@ def on_disk(rows: datasets.Dataset) -> datasets.Dataset:
 
 def _save(rows: datasets.Dataset, folder: Path) -> None:
     """All or nothing: two runs may come here at once, and either may be killed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = tempfile.mkdtemp(dir=folder.parent, prefix=".saving-")
     try:
-        rows.save_to_disk(aside)
-        os.rename(aside, folder)
+        with new_folder(folder) as aside:
+            rows.save_to_disk(aside)
     except OSError:
         if not folder.exists():  # else another run was faster
             raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import exit_status
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
-from monolora.hub import resolve_model
+from monolora.hub import local_path, resolve_model
 from monolora.provenance import provenance
 from monolora.recipes import publish, resume, row_cache
 from monolora.recipes import record as run_record
@@ -34,14 +35,16 @@ from monolora.recipes.adapter_config import peft_config
 from monolora.recipes.arguments import Arguments, parse
 from monolora.recipes.checks import check_alive, check_finite, check_training_rows, preview
 from monolora.recipes.inference import Inference
+from monolora.recipes.main_process import on_main_process
 from monolora.recipes.models import is_sharded, load_model, load_tokenizer, make_trainer
 from monolora.recipes.prompts import render_all
 from monolora.recipes.report import result_table
 from monolora.recipes.resume import Resumed
 from monolora.recipes.scoring import prompt_sparsity, score, validation_loss
-from monolora.recipes.tasks import Example, Task, load_task
+from monolora.recipes.tasks import BUILT_IN, Example, Task, load_task
 from monolora.recipes.tasks.custom import Source
 from monolora.recipes.trainer import SftTrainer
+from monolora.runs import OutputFolder, claim, no_empty_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class Run:
 
     arguments: Arguments
     config: dict[str, Any]
+    folder: OutputFolder | None  # of the main process
     resumed: Resumed | None
     task: Task
     test: list[Example]
@@ -92,8 +96,13 @@ def run(arguments: Arguments) -> dict[str, Any]:
         SaveError: if a checkpoint or the result could not be written; earlier checkpoints stay whole.
     """
     started = time.monotonic()
-    with run_record.no_empty_folder(Path(arguments.training.output_dir or "")):
-        this = prepare(arguments)
+    output = Path(arguments.training.output_dir or "")
+    with ExitStack() as stack:
+        stack.enter_context(no_empty_folder(output))
+        folder = None
+        if not arguments.adapter.preview:
+            folder = on_main_process(lambda: stack.enter_context(claim(output, run_record.SFT, "--output-dir")))
+        this = prepare(arguments, folder)
         if arguments.adapter.preview:
             if PartialState().is_main_process:
                 preview(_rows_of(this.trainer), this.tokenizer, Console())
@@ -104,33 +113,39 @@ def run(arguments: Arguments) -> dict[str, Any]:
         return finish(this, record, time.monotonic() - train_started, started)
 
 
-def prepare(arguments: Arguments) -> Run:
-    """Load and check everything that a run needs. Writes nothing, but for the trainer's empty output folder."""
+def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
+    """Load and check everything that a run needs. Writes nothing, but for the trainer's empty output folder.
+
+    Args:
+        arguments: all flags.
+        folder: the output folder, in the main process; None with ``--preview``.
+    """
     script, training, flags = arguments.script, arguments.training, arguments.adapter
     output = Path(training.output_dir or "")
     config = run_record.resolved_config(arguments)
     resumed = resume.find(training.resume_from_checkpoint, output, config)
     if not flags.preview and not (resumed and resumed.checkpoint.parent.resolve() == output.resolve()):
-        run_record.check_output_folder(output, flags.overwrite)
+        on_main_process(lambda: _check(folder, arguments))
     adapter = peft_config(arguments)
     source = Source(script.dataset_config, script.dataset_train_split, script.dataset_test_split)
     task = load_task(flags.dataset, source)
     train, test = task.chosen(flags.max_train_samples, flags.max_eval_samples)
     validation = task.validation(flags.validation_samples, flags.max_train_samples) if flags.validation_samples else []
-    folder = resolve_model(flags.model, arguments.model.model_revision)
-    fingerprints = {"model": fingerprint_files(folder)}
+    model_folder = resolve_model(flags.model, arguments.model.model_revision)
+    fingerprints = {"model": fingerprint_files(model_folder)}
     parts = {"train": train, "test": test} | ({"validation": validation} if validation else {})
     fingerprints |= {name: fingerprint_rows(map(str, part)) for name, part in parts.items()}
     if resumed:
         resumed.check_same_inputs(fingerprints)
-    tokenizer = load_tokenizer(folder, training)
+    tokenizer = load_tokenizer(model_folder, training)
     hub_repo = publish.claim(training)
     rows = row_cache.on_disk(render_all(train, tokenizer))
-    trainer = make_trainer(load_model(folder, arguments), tokenizer, adapter, rows, arguments)
+    trainer = make_trainer(load_model(model_folder, arguments), tokenizer, adapter, rows, arguments)
     ended = check_training_rows(trainer.train_dataset, tokenizer, len(rows), training.max_length, training.packing)
     return Run(
         arguments=arguments,
         config=config,
+        folder=folder,
         resumed=resumed,
         task=task,
         test=test,
@@ -150,11 +165,27 @@ def prepare(arguments: Arguments) -> Run:
     )
 
 
+def _check(folder: OutputFolder | None, arguments: Arguments) -> None:
+    """Raises: InputError, where an earlier result is in the way, or something that the run reads is in its folder."""
+    assert folder is not None  # it is the main process, and no preview
+    training, flags = arguments.training, arguments.adapter
+    folder.check(flags.overwrite)
+    names = [flags.model, *(() if flags.dataset in BUILT_IN else (flags.dataset,))]
+    files = (
+        training.resume_from_checkpoint,
+        training.chat_template_path,
+        training.deepspeed,
+        training.fsdp_config,
+        training.accelerator_config,
+    )
+    folder.check_apart([*filter(None, map(local_path, names)), *(file for file in files if isinstance(file, str))])
+
+
 def begin(this: Run) -> dict[str, Any]:
     """Score the model before training and write the first record."""
     training = this.arguments.training
-    if PartialState().is_main_process and this.arguments.adapter.overwrite:
-        run_record.clear(this.output)
+    if this.folder is not None:
+        this.folder.clear()
     before = this.resumed.scores_before(this.config) if this.resumed else None
     record: dict[str, Any] = {
         "status": "running",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,6 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import StateDictType
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTTrainer
 
 from monolora.errors import RunError, SaveError, is_disk_trouble
@@ -25,6 +25,7 @@ from monolora.model_files import (
 from monolora.recipes.completion_head import labelled_positions
 from monolora.recipes.record import GO_ON
 from monolora.recipes.sampling import GroupedByLength
+from monolora.runs import follow_umask
 
 STAGING = ".saving"
 
@@ -183,8 +184,23 @@ class SftTrainer(SFTTrainer):
                 parameter.data = parameter.data.to(dtype)
 
     def _publish(self, staging: Path, final: Path) -> None:
+        """Put a finished checkpoint in its place, and remove the oldest of this run above ``save_total_limit``.
+
+        Only folders that this trainer names and fills count: a copy that the user made, and a link to elsewhere, stay.
+        """
         for checkpoint in staging.glob("checkpoint-*"):
             target = final / checkpoint.name
+            if target.is_symlink():
+                target.unlink()  # what it leads to stays
             shutil.rmtree(target, ignore_errors=True)
+            follow_umask(checkpoint)
             checkpoint.rename(target)
-        rotate_checkpoints(output_dir=str(final), save_total_limit=self.args.save_total_limit, use_mtime=True)
+        own = {int(path.name.partition("-")[2]): path for path in final.glob("checkpoint-*") if _is_own(path)}
+        surplus = len(own) - (self.args.save_total_limit or len(own))
+        for step in sorted(own, key=lambda step: (own[step].stat().st_mtime, step))[: max(0, surplus)]:
+            shutil.rmtree(own[step], ignore_errors=True)
+
+
+def _is_own(path: Path) -> bool:
+    is_named = re.fullmatch(r"checkpoint-\d+", path.name) is not None
+    return is_named and not path.is_symlink() and (path / "trainer_state.json").is_file()

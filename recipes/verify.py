@@ -31,6 +31,7 @@ from monolora.recipes.scoring import score_and_answers
 from monolora.recipes.subject import Subject
 from monolora.recipes.tasks import Task
 from monolora.recipes.texts import Rows, Texts, batches, choose, run_task, sources
+from monolora.runs import locked
 from monolora.units import input_device
 
 # Tokens that a merge is verified on, and is fitted to unless its layers are wide.
@@ -58,7 +59,8 @@ def main(argv: list[str]) -> int:
     merge = earlier["merge"] if earlier else {"adapters": flags.against, "weights": list(subject.weights)}
     tokenizer = subject.tokenizer()
     texts = texts_of(task, merge.get("calibration"), tokenizer, flags)
-    return verify(subject, out, merge, task, texts.held_out, flags)
+    with locked(out):
+        return verify(subject, out, merge, task, texts.held_out, flags)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,31 +1,12 @@
-"""Where numbers come from, and writing records of it."""
+"""Where numbers come from."""
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import pytest
 
 from monolora import provenance
-
-
-def test_write_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN and infinity are no JSON; a disk that takes no more leaves the old file."""
-    path = tmp_path / "some.json"
-    provenance.write_json(path, {"a": float("-inf"), "b": [float("nan"), 1.5], "c": "NaN"})
-    assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.5], "c": "NaN"}
-
-    def full(self: Path, text: str) -> int:
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        provenance.write_json(path, {"a": 1})
-    assert os.listdir(tmp_path) == ["some.json"]
-    assert json.loads(path.read_text())["c"] == "NaN"
 
 
 def test_provenance() -> None:

@@ -18,13 +18,15 @@ from pathlib import Path
 from rich.console import Console
 
 from monolora.errors import InputError, exit_status
-from monolora.eval.explain.compare import JSON, compare, write_comparison
+from monolora.eval.explain.compare import check_output, compare, write_comparison
 from monolora.eval.explain.compare_terminal import show
+from monolora.eval.explain.run import check_output as check_output_of
 from monolora.eval.explain.run import explain
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.summary import summary
-from monolora.eval.explain.written import FEATURES, PAGE
+from monolora.eval.explain.written import FEATURES, KIND, PAGE
 from monolora.flags import FlagParser
+from monolora.runs import claim, locked, no_empty_folder
 
 
 def main(argv: list[str]) -> int:
@@ -41,10 +43,10 @@ def main(argv: list[str]) -> int:
         print(f"{Path(settings.out) / PAGE}: open it in a browser.")
         return 0
     out = Path(settings.out)
-    if (out / JSON).is_file() and not settings.overwrite:
-        raise InputError(f"{out} holds another comparison. Take another folder, or replace it with --overwrite.")
-    comparison = compare(_explained(_named(settings.compare), settings))
-    write_comparison(out, comparison)
+    with locked(out), no_empty_folder(out):
+        check_output(out, settings.overwrite)
+        comparison = compare(_explained(_named(settings.compare), settings))
+        write_comparison(out, comparison)
     show(comparison, console)
     return 0
 
@@ -66,15 +68,16 @@ def _named(words: tuple[str, ...]) -> dict[str, str]:
 
 
 def _explained(paths: Mapping[str, str], settings: Settings) -> dict[str, Path]:
-    """Folders of explanations, by name; adapters are explained first."""
-    found = {}
-    for name, path in paths.items():
-        if (Path(path) / FEATURES).is_file():
-            found[name] = Path(path)
-        else:
-            found[name] = Path(settings.out) / name
-            explain(path, replace(settings, out=str(found[name])))
-    return found
+    """Folders of explanations, by name; adapters are explained first, all of their folders checked before."""
+    adapters = {name: path for name, path in paths.items() if not (Path(path) / FEATURES).is_file()}
+    settings_of = {name: replace(settings, out=str(Path(settings.out) / name)) for name in adapters}
+    for name, path in adapters.items():
+        with claim(settings_of[name].out, KIND) as folder:
+            check_output_of(folder, path, settings_of[name])
+            folder.check_apart(paths.values())
+    for name, path in adapters.items():
+        explain(path, settings_of[name])
+    return {name: Path(settings_of[name].out if name in adapters else path) for name, path in paths.items()}
 
 
 if __name__ == "__main__":

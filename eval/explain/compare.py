@@ -7,6 +7,7 @@ the intervals and tests cover, and what not, is said in :mod:`monolora.eval.expl
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -31,10 +32,29 @@ from monolora.eval.explain.compare_page.page import page
 from monolora.eval.explain.compare_records import Adapter, Comparison, DatasetRows, Difference, Mean, Row
 from monolora.eval.measures.bootstrap import RESAMPLES, SEED
 from monolora.holm import holm
-from monolora.provenance import write_json
-from monolora.recipes.experiments.records import write_aside
+from monolora.runs import Kind, write_aside, write_json
 
 JSON, PAGE = "comparison.json", "comparison.html"
+KIND = Kind(
+    name="comparison",
+    record=JSON,
+    keys=("adapters", "datasets", "left_out", "resamples"),
+    files=(re.escape(PAGE),),
+    is_whole=False,
+)
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Check that a comparison can be written into a folder; nothing but its two files is ever replaced there.
+
+    Raises:
+        InputError: naming the file that is in the way.
+    """
+    files = [folder / name for name in (JSON, PAGE) if (folder / name).exists()]
+    if files and KIND.recorded(folder) is None:
+        raise InputError(f"{files[0]} is there, and is of no comparison. Take another folder.")
+    if files and not overwrite:
+        raise InputError(f"{folder} holds another comparison. Take another folder, or replace it with --overwrite.")
 
 
 def compare(folders: Mapping[str, Path], resamples: int = RESAMPLES, seed: int = SEED) -> Comparison:

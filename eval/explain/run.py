@@ -16,17 +16,18 @@ from monolora.eval.explain.grouping import Grouping
 from monolora.eval.explain.records import DatasetFeatures, Explained
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet, load
-from monolora.eval.explain.written import FEATURES, LOGS, whole_explanation, write
+from monolora.eval.explain.written import KIND, LOGS, whole_explanation, write
 from monolora.eval.progress import NOTES, tracked
 from monolora.explain import Layout, collect
 from monolora.explain.ablation import why_not_ablated
 from monolora.fingerprints import fingerprint_files
-from monolora.hub import resolve_model
+from monolora.hub import local_path, resolve_model
 from monolora.provenance import provenance
 from monolora.prune import read_adapter
 from monolora.recipes.inference import Inference, evaluating
-from monolora.recipes.output_folder import check_apart, check_free
 from monolora.recipes.scoring import label_likelihoods
+from monolora.recipes.tasks import BUILT_IN
+from monolora.runs import OutputFolder, claim
 
 
 class Plan(NamedTuple):
@@ -92,9 +93,19 @@ def explain(adapter: str, settings: Settings) -> Explained:
         InputError: for what cannot be read or explained.
         SaveError: if the disk does not take the files.
     """
-    out = Path(settings.out)
-    check_apart(out, (adapter,), "explanation")
-    check_free(out, record=FEATURES, what="explanation", overwrite=settings.overwrite)
+    with claim(settings.out, KIND) as folder:
+        return _explain(adapter, settings, folder)
+
+
+def check_output(folder: OutputFolder, adapter: str, settings: Settings) -> None:
+    """Raises: InputError, where an explanation of an adapter must not go."""
+    named = {adapter, *filter(None, [settings.model]), *settings.dataset} - BUILT_IN.keys()
+    folder.check_apart(filter(None, map(local_path, named)))
+    folder.check(settings.overwrite)
+
+
+def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
+    check_output(out, adapter, settings)
     config = adapter_config(adapter)
     planned, panel = plan(settings), make_panel(settings)
     model, tokenizer = load_adapted(adapter, settings.model, dtype=settings.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,27 +13,34 @@ from monolora.eval.explain.page.explorer import explorer_page
 from monolora.eval.explain.parquet import write_parquet
 from monolora.eval.explain.records import Explained
 from monolora.eval.explain.text_sets import TextSet
-from monolora.provenance import write_json
-from monolora.recipes.output_folder import whole_or_nothing
+from monolora.runs import RUN, Kind, OutputFolder, write_json
 
-FEATURES, PAGE, RUN = "features.parquet", "explorer.html", "run.json"
+FEATURES, PAGE = "features.parquet", "explorer.html"
 LOGS = "logs"  # what model judges printed; there if any judged
 
 
+KIND = Kind(
+    name="explanation",
+    record=RUN,
+    keys=("made.adapter_fingerprint", "made.settings", "datasets"),
+    files=(re.escape(FEATURES), re.escape(PAGE), rf"{LOGS}/([^/]+\.log)?"),
+)
+
+
 @contextmanager
-def whole_explanation(out: Path) -> Iterator[Path]:
+def whole_explanation(out: OutputFolder) -> Iterator[Path]:
     """A folder to write into, which is at ``out`` in the end or nowhere.
 
     Raises:
         SaveError: if the disk does not take it.
     """
     try:
-        with whole_or_nothing(out) as folder:
+        with out.whole() as folder:
             yield folder
     except Exception as error:
         if is_disk_trouble(error) and not isinstance(error, (InputError, SaveError)):
             mend = "Free space or give another folder with --out, and run it again."
-            raise SaveError.of(out, error, mend) from error
+            raise SaveError.of(out.path, error, mend) from error
         raise
 
 

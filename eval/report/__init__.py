@@ -10,7 +10,7 @@ from monolora.errors import SaveError
 from monolora.eval.report.page import page
 from monolora.eval.report.tables import as_csv, as_latex
 from monolora.eval.report.terminal import show
-from monolora.provenance import write_json
+from monolora.runs import write_aside, write_json
 
 __all__ = ["CSV", "LATEX", "PAGE", "RESULTS", "show", "write"]
 
@@ -39,11 +39,5 @@ def write(folder: Path, results: Mapping[str, Any], entries: Sequence[Mapping[st
 
 
 def _write_text(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        # half a surrogate pair, as a broken answer may hold, has no UTF-8
-        aside.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    # half a surrogate pair, as a broken answer may hold, has no UTF-8
+    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8", errors="replace", newline="\n"))

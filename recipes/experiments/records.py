@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from monolora.errors import InputError, SaveError, in_one_line
-from monolora.provenance import provenance, write_json
+from monolora.provenance import provenance
+from monolora.runs import write_json
 
 
 def write(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], results: Mapping[str, Any]) -> None:
@@ -55,24 +56,6 @@ def results_if_same(path: Path, settings: Mapping[str, Any], inputs: Mapping[str
     record = read(path, "The step is done again then.")
     same = record["settings"] == _plain(settings) and record["inputs"] == dict(inputs)
     return cast(dict[str, Any], record["results"]) if same else None
-
-
-def write_aside(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Write a file aside and rename it: a reader never sees half of it, and a killed program leaves the one before.
-
-    Args:
-        path: of the file.
-        write_to: writes it to the path that it is given.
-
-    Raises:
-        OSError: if the disk does not take it; other errors as ``write_to`` raises them.
-    """
-    aside = path.with_name(f".part.{path.name}")  # the suffix stays: some writers add their own
-    try:
-        write_to(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ a study that was interrupted goes on with the same command, and one whose folder
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from itertools import chain
-from pathlib import Path
 
 from monolora.errors import InputError, exit_status
 from monolora.flags import FlagParser
@@ -20,10 +20,11 @@ from monolora.recipes.studies import cells
 from monolora.recipes.studies.budget import dry_run
 from monolora.recipes.studies.checks import check_commands
 from monolora.recipes.studies.chosen import rates
-from monolora.recipes.studies.kept import keep_records
+from monolora.recipes.studies.kept import KIND, check_records, keep_records
 from monolora.recipes.studies.report import REPORT, write_report
-from monolora.recipes.studies.running import Runner, only_one
+from monolora.recipes.studies.running import Runner
 from monolora.recipes.studies.settings import Study, load
+from monolora.runs import claim, locked
 from monolora.yaml_config import split_config
 
 
@@ -53,13 +54,26 @@ def main(argv: list[str]) -> int:
     if flags.dry_run:
         dry_run(study)
         return 0
-    with only_one(study.folder):
+    with ExitStack() as stack:
+        stack.enter_context(locked(study.folder, "--out" if flags.out else ""))
+        check_folder(study)
+        records = None
+        if flags.records:
+            records = stack.enter_context(claim(flags.records, KIND, "--records"))
+            check_records(study, records)
         run(study, flags.jobs)
         print(write_report(study))
-        if flags.records:
-            keep_records(study, Path(flags.records))
+        if records:
+            keep_records(study, records)
     print(f"{study.folder / 'report' / REPORT}: the same, with figures and table.csv beside it.")
     return 0
+
+
+def check_folder(study: Study) -> None:
+    """Raises: InputError, if the study's folder is not empty and no study's: what is in it is not written over."""
+    folder = study.folder
+    if folder.exists() and not (folder.is_dir() and ((folder / "cells").is_dir() or not any(folder.iterdir()))):
+        raise InputError(f"{folder} has files of something else than a study. Take another --out.")
 
 
 def run(study: Study, jobs: int = 1) -> None:

@@ -10,7 +10,6 @@ from itertools import chain
 from typing import Any
 
 from monolora.errors import SaveError
-from monolora.recipes.experiments.records import write_aside
 from monolora.recipes.studies import tables
 from monolora.recipes.studies.about import about
 from monolora.recipes.studies.chosen import Chosen, chosen
@@ -19,6 +18,7 @@ from monolora.recipes.studies.definitions import definitions
 from monolora.recipes.studies.gathered import Values, of_dataset
 from monolora.recipes.studies.plots import draw, figure_name
 from monolora.recipes.studies.settings import Study
+from monolora.runs import write_aside
 
 REPORT, TABLE, DIFFERENCES, VERDICTS = "report.md", "table.csv", "differences.csv", "verdicts.json"
 

@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from monolora import cli
-from monolora.errors import InputError, RunError, SaveError
+from monolora.errors import RunError, SaveError
 from monolora.eval.process import results_of
 from monolora.eval.progress import NOTES
+from monolora.eval.run import KIND as EVALUATION
 from monolora.fingerprints import fingerprint_files
-from monolora.provenance import write_json
+from monolora.hub import local_path
+from monolora.recipes.judge import KIND as JUDGE
+from monolora.recipes.record import SFT
 from monolora.recipes.studies.at_once import at_once
 from monolora.recipes.studies.cells import Cell
+from monolora.runs import claim, write_json
 
+_KINDS = {"sft": SFT, "judge": JUDGE, "eval": EVALUATION}
 DIVERGED = "diverged"  # of a training, in its record
 _SAYS_DIVERGED = "error: Training diverged"
 
@@ -113,10 +115,13 @@ class Runner:
         same = begun.get("status") == "begun" and begun["command"] == cell.command
         if same and cell.words[0] == "sft" and any(cell.folder.glob("checkpoint-*")):
             return ["--resume-from-checkpoint"]
-        gone = cell.folder.with_name(f".{cell.folder.name}.old")
-        shutil.rmtree(gone, ignore_errors=True)
-        cell.folder.rename(gone)  # at once: no half of it is taken for a run
-        shutil.rmtree(gone, ignore_errors=True)
+        with claim(cell.folder, _KINDS[cell.words[0]]) as folder:
+            folder.check(overwrite=True, is_known=bool(begun))
+            read = (word for word in cell.words[1:] if Path(word) != cell.folder)
+            folder.check_apart((*cell.inputs, *filter(None, map(local_path, read))))
+            folder.clear()
+            with suppress(OSError):  # a lock file may be in it
+                cell.folder.rmdir()
         return []
 
     def _command(self, words: Sequence[str], cell: Cell) -> None:
@@ -146,21 +151,6 @@ class Runner:
             write_json(path, {"command": cell.command, "status": status, **more})
         except OSError as error:
             raise SaveError.of(path, error, "Free space, then give the same command again.") from error
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """No other process works on the study meanwhile.
-
-    Raises:
-        InputError: if one does.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise InputError(f"Another process works on {folder}. Wait for it or end it; or take another --out.") from error
 
 
 def ended(job: Mapping[str, Any]) -> Iterator[dict[str, int]]:

@@ -41,7 +41,9 @@ from monolora.recipes.superposition.settings import Run
 from monolora.recipes.superposition.tables import as_markdown
 from monolora.recipes.superposition.toy.geometry import dimensionality, in_antipodal_pair
 from monolora.recipes.superposition.toy.training import Encoders, train_encoders
+from monolora.runs import locked, no_empty_folder, write_aside
 
+RESULTS = "results.md"
 _AGAIN = "Give the same command again."
 _MEND = "Free space, then give the same command again."
 _OF_ENCODERS = (
@@ -65,9 +67,16 @@ def run(settings: Run) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file. Name a folder.")
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SaveError.of(out, error, "Name another folder with --out.") from error
+    with locked(out, "--out"), no_empty_folder(out):
+        _run(settings, out, device)
+
+
+def _run(settings: Run, out: Path, device: torch.device) -> None:
+    _check_own(out)
+    out.mkdir(exist_ok=True)
     _encoders(settings, out, device)
     W_Ssmn = torch.from_numpy(read_weights(out / WEIGHTS, _AGAIN))
     inputs = {"encoders": fingerprint(out / WEIGHTS)}
@@ -76,10 +85,33 @@ def run(settings: Run) -> None:
         _noise(settings, out, count, W_Ssmn, inputs, device)
     text = as_markdown(results_of(read_recorded(out)))
     try:
-        records.write_aside(out / "results.md", lambda path: path.write_text(text))
+        write_aside(out / RESULTS, lambda path: path.write_text(text))
     except OSError as error:
         raise SaveError.of(out, error, _MEND) from error
-    print(f"\n{text}\nresults: {out / 'results.md'}", flush=True)
+    print(f"\n{text}\nresults: {out / RESULTS}", flush=True)
+
+
+def _check_own(out: Path) -> None:
+    """Check that nothing is written over that is of no such run.
+
+    Raises:
+        InputError: naming the file.
+    """
+    recorded = [path for path in (out / ENCODERS, *sorted(out.glob(noise_file("*")))) if path.is_file()]
+    for path in recorded:
+        records.read(path, _AGAIN)
+    others = [out / name for name in (WEIGHTS, RESULTS) if (out / name).exists()]
+    if others and not recorded and not _is_weights(out / WEIGHTS):
+        raise InputError(f"{others[0]} is there, and is of no run of this program. Give another --out.")
+
+
+def _is_weights(path: Path) -> bool:
+    """Whether a file is what a killed run left: encoders without a record."""
+    try:
+        read_weights(path, _AGAIN)
+    except InputError:
+        return False
+    return True
 
 
 def _encoders(settings: Run, out: Path, device: torch.device) -> None:
@@ -102,7 +134,7 @@ def _encoders(settings: Run, out: Path, device: torch.device) -> None:
         for path in (out / ENCODERS, *out.glob(noise_file("*"))):
             path.unlink(missing_ok=True)
         tensors = {"W": encoders.W_Kmn.contiguous(), "b": encoders.b_Kn.contiguous()}
-        records.write_aside(out / WEIGHTS, lambda path: save_file(tensors, path))
+        write_aside(out / WEIGHTS, lambda path: save_file(tensors, path))
     except (OSError, SafetensorError) as error:
         raise SaveError.of(out, error, _MEND) from error
     seconds = time.perf_counter() - start

@@ -31,6 +31,7 @@ from monolora.recipes.vision.places import consistency_file, probe_file
 from monolora.recipes.vision.represent import features_of
 from monolora.recipes.vision.semantic import salient_consistency, semantic_consistency, top_images
 from monolora.recipes.vision.settings import REPRESENTATIONS, Consistency, Settings
+from monolora.runs import locked
 
 _MEND = "Train the classifiers first: monolora vision probe."
 
@@ -71,7 +72,8 @@ def run(settings: Settings) -> None:
         if not names:
             raise InputError(f"{Path(settings.common.out) / 'probe'} has no classifiers of seed {seed}. {_MEND}")
         for name in names:
-            print(f"{name}-{seed}: {_measure(settings, name, seed, data, device)}", flush=True)
+            with locked(consistency_file(settings.common.out, name, seed)):
+                print(f"{name}-{seed}: {_measure(settings, name, seed, data, device)}", flush=True)
 
 
 def _measure(settings: Settings, name: str, seed: int, data: ImageData, device: torch.device) -> str:

@@ -14,8 +14,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetModel
 
 from monolora.errors import InputError, in_one_line
-from monolora.provenance import write_json
-from monolora.recipes.experiments.records import write_aside
+from monolora.runs import write_aside, write_json
 
 WEIGHTS, CONFIG = "encoder.safetensors", "encoder.json"
 _STEM_STRIDE = {"cifar": 1, "cifar-strided": 2}

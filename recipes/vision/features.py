@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from monolora.errors import SaveError
-from monolora.provenance import write_json
-from monolora.recipes.experiments.records import write_aside
+from monolora.runs import locked, write_aside, write_json
 
 FOLDER = "features"
 
@@ -49,10 +48,12 @@ def cached_features(folder: Path, key: Mapping[str, str], compute: Callable[[str
     if not _is_of(about, key):
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            about.unlink(missing_ok=True)
-            for split in ("train", "val"):
-                _save(cache / f"{split}.npy", compute(split))
-            write_json(about, key)
+            with locked(cache, waits=True):  # of several steps at once one computes, and the others wait
+                if not _is_of(about, key):
+                    about.unlink(missing_ok=True)
+                    for split in ("train", "val"):
+                        _save(cache / f"{split}.npy", compute(split))
+                    write_json(about, key)
         except OSError as error:
             raise SaveError.of(cache, error, "Free space, then give the same command again.") from error
     # copy-on-write: torch wants memory that it could write to

@@ -29,6 +29,7 @@ from monolora.recipes.vision.finetune_training import Classifier, Curves, Traini
 from monolora.recipes.vision.images import ImageData, load_images
 from monolora.recipes.vision.places import encoder_folder, finetune_file
 from monolora.recipes.vision.settings import Finetune, Settings
+from monolora.runs import locked
 
 _SIMCLR = "simclr"
 _CHOICES = ("objectives", "fractions", "noise_rates", "draws")  # of runs; what one run gives does not depend on them
@@ -63,7 +64,8 @@ def run(settings: Settings) -> None:
     data = load_images(settings.data, device)
     inputs = {"train": data.train.fingerprint, "val": data.val.fingerprint}
     for seed, folder, encoder in zip(settings.common.seeds, folders, encoders, strict=True):
-        _of_seed(settings, seed, encoder, data, runs, inputs | {"encoder": fingerprint_files(folder)})
+        with locked(finetune_file(settings.common.out, seed)):
+            _of_seed(settings, seed, encoder, data, runs, inputs | {"encoder": fingerprint_files(folder)})
 
 
 def runs_of(finetune: Finetune) -> list[Run]:

@@ -18,9 +18,9 @@ from PIL import Image, UnidentifiedImageError
 
 from monolora.errors import InputError, SaveError
 from monolora.hub import cache_root
-from monolora.provenance import write_json
 from monolora.recipes.vision.settings import Data
 from monolora.recipes.vision.sources import Source, open_sources
+from monolora.runs import write_json
 
 _CHUNK = 1024  # images decoded at a time
 

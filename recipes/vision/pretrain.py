@@ -13,7 +13,7 @@ import pickle
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from accelerate import Accelerator
 from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_disk_trouble
 from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
+from monolora.recipes.main_process import on_main_process
 from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.encoder import Encoder, EncoderConfig, save_encoder
+from monolora.recipes.vision.encoder import WEIGHTS, Encoder, EncoderConfig, save_encoder
 from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.places import encoder_folder
 from monolora.recipes.vision.pretraining import Pretraining
 from monolora.recipes.vision.settings import Settings
+from monolora.runs import locked, no_empty_folder, write_aside
 
 CHECKPOINT, RECORD, METRICS = "last.pt", "pretrain.json", "metrics.jsonl"
 _FREE = ("methods", "save_epochs")  # settings that change nothing about an encoder
@@ -48,8 +50,19 @@ def run(settings: Settings) -> None:
     _check_batch(settings, len(images.labels_N), accelerator.num_processes)
     for seed in settings.common.seeds:
         for method in settings.pretrain.methods:
-            with out_of_memory("Lower --batch-size, or raise --accumulation: the same loss, in more parts."):
+            known = out_of_memory("Lower --batch-size, or raise --accumulation: the same loss, in more parts.")
+            with known, ExitStack() as stack:
+                folder = encoder_folder(settings.common.out, method, seed)
+                on_main_process(lambda folder=folder, stack=stack: _lock(folder, stack))  # type: ignore[misc]
                 _pretrain(settings, method, seed, images, accelerator)
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    """Raises: InputError, if another process pretrains there, or weights are there that no pretraining recorded."""
+    stack.enter_context(locked(folder))
+    stack.enter_context(no_empty_folder(folder))
+    if (folder / WEIGHTS).exists() and not any((folder / name).is_file() for name in (RECORD, CHECKPOINT)):
+        raise InputError(f"{folder / WEIGHTS} is there, and is of no pretraining. Take another --out.")
 
 
 def _check_batch(settings: Settings, images: int, processes: int) -> None:
@@ -167,7 +180,7 @@ def _save(folder: Path, training: Pretraining, of: dict[str, Any], seconds: floa
     """Aside, then renamed: a killed program leaves the checkpoint before."""
     checkpoint = {"settings": json.dumps(of), "state": training.state(), "seconds": seconds}
     with _saving(folder):
-        records.write_aside(folder / CHECKPOINT, lambda path: torch.save(checkpoint, path))
+        write_aside(folder / CHECKPOINT, lambda path: torch.save(checkpoint, path))
 
 
 def _finish(folder: Path, training: Pretraining, of: dict[str, Any], inputs: dict[str, str], seconds: float) -> None:

@@ -46,6 +46,7 @@ from monolora.recipes.vision.input_noise import noise_accuracies, ood_accuracies
 from monolora.recipes.vision.places import encoder_folder, probe_file
 from monolora.recipes.vision.represent import Representation, features_of, load_representation
 from monolora.recipes.vision.settings import REPRESENTATIONS, Probe, Settings
+from monolora.runs import locked, write_aside
 
 _CROP_MIN = 0.08  # of on-the-fly crops, as is usual for linear classifiers
 _LABELS, _ORDER, _NOISE, _CROPS = range(4)  # what a seed is of: [pretraining seed, one of these, a number]
@@ -74,8 +75,9 @@ def run(settings: Settings) -> None:
     data = load_images(settings.data, device)
     ood = open_ood(settings.probe.ood, settings.data, data.train.classes, device)
     for name, seed in present:
-        for line in _probe(settings, name, seed, data, ood, device):
-            print(f"{name}-{seed}{line}", flush=True)
+        with locked(probe_file(settings.common.out, name, seed)):
+            for line in _probe(settings, name, seed, data, ood, device):
+                print(f"{name}-{seed}{line}", flush=True)
 
 
 def _check(probe: Probe) -> None:
@@ -223,7 +225,7 @@ def _save(probe: Probe, probes: Probes, file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.with_suffix(".json").unlink(missing_ok=True)  # it is not of the weights that come now
-        records.write_aside(file, lambda path: save_file(tensors, path))
+        write_aside(file, lambda path: save_file(tensors, path))
     except (OSError, SafetensorError) as error:
         raise SaveError.of(file.parent, error, "Free space, then give the same command again.") from error
 

@@ -30,6 +30,7 @@ from monolora.recipes.vision.represent import features_of
 from monolora.recipes.vision.sae_model import WEIGHTS, TopKAutoencoder, save_sae
 from monolora.recipes.vision.sae_training import quality_of, train_sae
 from monolora.recipes.vision.settings import Sae, Settings
+from monolora.runs import locked
 
 RECORD = "sae.json"
 
@@ -46,14 +47,19 @@ def run(settings: Settings) -> None:
     for seed in settings.common.seeds:
         features = features_of(settings.common, "simclr", seed, data, device)
         folder = encoder_folder(settings.common.out, "sae", seed)
-        own, inputs = asdict(settings.sae), {"features": features.fingerprint}
-        if (folder / WEIGHTS).is_file() and results_if_same(folder / RECORD, own, inputs) is not None:
-            print(f"sae-{seed}: done before", flush=True)
-            continue
-        sae, results = _trained(features, settings.sae, seed, device)
-        _save(sae, folder)
-        write(folder / RECORD, own, inputs, results)
-        print(f"sae-{seed}: {_in_words(results)}", flush=True)
+        with locked(folder):
+            print(f"sae-{seed}: {_of_seed(settings.sae, seed, features, folder, device)}", flush=True)
+
+
+def _of_seed(settings: Sae, seed: int, features: Features, folder: Path, device: torch.device) -> str:
+    """Train and save, unless that is done; returns what is to be printed."""
+    own, inputs = asdict(settings), {"features": features.fingerprint}
+    if (folder / WEIGHTS).is_file() and results_if_same(folder / RECORD, own, inputs) is not None:
+        return "done before"
+    sae, results = _trained(features, settings, seed, device)
+    _save(sae, folder)
+    write(folder / RECORD, own, inputs, results)
+    return _in_words(results)
 
 
 def _trained(

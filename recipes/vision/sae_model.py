@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from monolora.errors import InputError, in_one_line
-from monolora.recipes.experiments.records import write_aside
+from monolora.runs import write_aside
 
 WEIGHTS = "sae.safetensors"
 

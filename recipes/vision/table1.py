@@ -17,6 +17,7 @@ from monolora.recipes.vision.results.gathered import gather
 from monolora.recipes.vision.results.table_rows import tables
 from monolora.recipes.vision.results.table_text import as_csv, as_latex, as_markdown
 from monolora.recipes.vision.settings import Settings
+from monolora.runs import write_aside
 
 
 def run(settings: Settings) -> None:
@@ -34,7 +35,7 @@ def run(settings: Settings) -> None:
     texts = {"md": as_markdown(found, runs), "csv": as_csv(found), "tex": as_latex(found)}
     try:
         for suffix, text in texts.items():
-            (out / f"table1.{suffix}").write_text(text)
+            write_aside(out / f"table1.{suffix}", lambda path, text=text: path.write_text(text))  # type: ignore[misc]
     except OSError as error:
         raise SaveError.of(out, error, "Free space, then give the same command again.") from error
     print(texts["md"], flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import date, datetime
@@ -22,6 +23,8 @@ from monolora import cli
 from monolora.eval import measured, plan, score
 from monolora.eval.measures.table import build
 from monolora.eval.records import INVALID
+from monolora.eval.run import KIND
+from monolora.runs import locked
 
 Done = Callable[..., "Outcome"]
 
@@ -82,7 +85,21 @@ def copied(ran: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(ran, tmp_path / "out"))
 
 
+def test_a_run_in_use(evaluate: Done, copied: Path, tmp_path: Path) -> None:
+    """From the first check on: a run of other settings that waited would be mixed into it."""
+    before = {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()}
+    for stage in ("run", "generate", "score", "report"):
+        with locked(copied):
+            ended = evaluate(stage)
+        assert ended.status == 2
+        assert f"--out {copied} is in use by process {os.getpid()}. Wait for it" in ended.err
+    assert {path.name: path.read_bytes() for path in copied.iterdir() if path.is_file()} == before
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_what_a_run_leaves(ran: Path) -> None:
+    files = [str(path.relative_to(ran)) for path in ran.rglob("*") if path.is_file()]
+    assert KIND.foreign(files) == []
     found = Outcome(0, "", "", ran)
     distinct = len({row["prompt"] for row in QUESTIONS})
     responses, judgements = found.rows("responses.jsonl"), found.rows("scores.jsonl")

@@ -114,7 +114,7 @@ def test_invalid_records_are_dropped_on_request(tmp_path: Path) -> None:
 
 
 def test_one_writer(tmp_path: Path) -> None:
-    with opened(tmp_path), pytest.raises(InputError, match="Another process is writing"), opened(tmp_path):
+    with opened(tmp_path), pytest.raises(InputError, match="is in use by process"), opened(tmp_path):
         pass
     with opened(tmp_path) as store:
         assert len(store.responses) == len(store.judgements) == len(store.measurements) == 0

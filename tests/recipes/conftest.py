@@ -20,6 +20,7 @@ from monolora.recipes.adapter_config import peft_config
 from monolora.recipes.arguments import parse
 from monolora.recipes.models import load_model, make_trainer
 from monolora.recipes.prompts import render_all
+from monolora.recipes.record import SFT
 from monolora.recipes.tasks import Example
 
 
@@ -65,6 +66,8 @@ def run_sft(chat_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         capsys.readouterr()
         status = sft.main(["--model", str(model), "--output-dir", str(folder), *QUICK, *flags])
         printed = capsys.readouterr()
+        if status == 0 and folder.is_dir():
+            assert SFT.foreign(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == []
         return Outcome(status, folder, printed.out, lines_of(printed.err))
 
     return run

@@ -242,10 +242,11 @@ def test_damaged_models(refused: Refused, chat_model: Path, tmp_path: Path, name
 
 def test_output_folder_that_cannot_be(run_sft: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/nowhere/run")):
+    says = {tmp_path / "file" / "run": "cannot be made", Path("/proc/nowhere/run"): "cannot be made"}
+    for place, why in (says | {tmp_path / "file": "exists and is no run"}).items():
         outcome = run_sft("--output-dir", str(place))
         assert outcome.status == 2
-        assert f"--output-dir {place} cannot be made" in outcome.err[-1]
+        assert f"--output-dir {place} {why}" in outcome.err[-1]
 
 
 def test_refusal_removes_only_what_it_made(run_sft: Callable[..., Any], tmp_path: Path) -> None:

@@ -47,5 +47,5 @@ def test_a_folder_of_something_else(capsys: pytest.CaptureFixture[str], tmp_path
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "precious").touch()
     assert cli.main(["demo", "--output-dir", str(tmp_path)]) == 2
-    assert "files of something else" in capsys.readouterr().err
+    assert "exists and is no run" in capsys.readouterr().err
     assert (tmp_path / "lora" / "precious").exists()

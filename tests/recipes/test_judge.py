@@ -114,6 +114,7 @@ def run_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Judge:
         capsys.readouterr()
         with torch.random.fork_rng(devices=[]):
             status = exit_status(lambda: judge.main(list(map(str, words))))
+        assert status != 0 or judge.KIND.foreign(path.name for path in folder.iterdir()) == []
         printed = capsys.readouterr()
         return Outcome(status, folder, printed.out, lines_of(printed.err))
 
@@ -335,7 +336,7 @@ def test_output_folders(run_judge: Judge, bert: Path, tmp_path: Path) -> None:
     (tmp_path / "other" / "notes.txt").touch()
     for flags in ((), ("--overwrite",)):
         ended = run_judge("--model", bert, *flags, name="other")
-        assert (ended.status, "has files of something else than a judge" in ended.err[0]) == (2, True)
+        assert (ended.status, "exists and is no judge" in ended.err[0]) == (2, True)
     first = run_judge("--model", bert, "--epochs", "1")
     weights = (first.folder / "model.safetensors").read_bytes()
     again = run_judge("--model", bert, "--epochs", "1", "--seed", "3")

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from monolora.adapters import load_adapted
+from monolora.runs import locked
 
 REPOSITORY = Path(__file__).parents[2]
 ACCELERATE = Path(sys.executable).parent / "accelerate"
@@ -108,6 +109,17 @@ def test_fsdp_saves_all_of_it(chat_model: Path, tmp_path: Path, kind: str) -> No
         else:
             model, _ = load_adapted(str(folder), dtype=torch.float32)
             assert all(tensor.any() for name, tensor in model.named_parameters() if "lora_B" in name)
+
+
+def test_two_processes_end_together_where_the_folder_is_in_use(chat_model: Path, tmp_path: Path) -> None:
+    """Only one of them asks for the lock; none waits for the other."""
+    launch = [ACCELERATE, "launch", "--config_file", "recipes/accelerate/ddp-cpu.yaml", "--main_process_port", "0"]
+    with locked(tmp_path / "two"):
+        ended = _run(*launch, "recipes/sft.py", "--model", chat_model, "--output-dir", tmp_path / "two", *QUICK)
+    assert ended.returncode == 1  # the launcher's own
+    refusal = f"error: --output-dir {tmp_path}/two is in use by process {os.getpid()}. Wait for it"
+    assert 1 <= ended.stderr.count(refusal) <= 2
+    assert os.listdir(tmp_path) == []
 
 
 def test_bad_input(chat_model: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def refused(run_cli: Cli, tmp_path: Path) -> Callable[..., str]:
         assert len(ended.err) == 1
         assert ended.err[0].startswith("error: ")
         assert contents(tmp_path) == before
-        assert not list(tmp_path.rglob(".*.part"))
+        assert not list(tmp_path.rglob(".*.aside-*")) + list(tmp_path.rglob(".*.lock"))
         assert not (tmp_path / "out").exists()
         return ended.err[0].removeprefix("error: ")
 
@@ -237,8 +237,8 @@ def test_places_that_cannot_be_written_to(
     assert "exists and is no merge. Take another folder." in refused(trained(), "--overwrite", out=tmp_path / "full")
     assert "exists and is no merge" in refused(trained(), out=tmp_path / "full" / "file")
     below = tmp_path / "full" / "file" / "below"
-    assert f"Cannot write to {below.parent}" in refused(trained(), out=below)
-    assert "Cannot write to /proc/nowhere: No such file or directory." in refused(
+    assert f"{below} cannot be made" in refused(trained(), out=below)
+    assert "/proc/nowhere/out cannot be made: No such file or directory." in refused(
         trained(), out=Path("/proc/nowhere/out")
     )
     assert "exists and is no merge" in refused(trained(), out=chat_model)
@@ -375,7 +375,7 @@ def test_disk_that_is_full_when_the_report_is_written(
     assert run_cli("merge", trained(), tmp_path / "whole", *SIZES[form], *FEW).status == 0
     whole = contents(tmp_path / "whole")
     written = [tmp_path / "whole" / name for name in whole if name != merge_report.PAGE]
-    disk = small_disk(_pages(*written))
+    disk = small_disk(_pages(*written) + 1)  # the lock file
     ended = run_cli("merge", trained(), disk / "out", *SIZES[form], *FEW)
     assert ended.status == 1
     assert len(ended.err) == 1
@@ -445,8 +445,9 @@ def test_killed_while_writing(run_cli: Cli, trained: Trained, tmp_path: Path) ->
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
-    assert os.listdir(tmp_path) == [".out.part"]
-    assert (tmp_path / ".out.part" / "model.safetensors").is_file()
+    aside, lock = sorted(tmp_path.iterdir())
+    assert (aside.name.startswith(".out.aside-"), lock.name) == (True, ".out.lock")
+    assert (aside / "model.safetensors").is_file()
     assert run_cli("merge", trained(), out, *FEW).status == 0
     assert os.listdir(tmp_path) == ["out"]
 

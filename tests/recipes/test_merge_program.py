@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from monolora.adapters import load_adapted, load_sum
+from monolora.recipes import merge_report
 from monolora.recipes.inference import Inference
 
 Trained = Callable[..., Path]
@@ -44,6 +45,7 @@ def merge(run_cli: Callable[..., Ended], out: Path) -> Merge:
         assert (ended.status, ended.err) == (0, QUIET)
         assert "The merge keeps" in ended.out
         assert list(folder.parent.glob(".*")) == []
+        assert merge_report.KIND.foreign(contents(folder)) == []
         return folder
 
     return run
@@ -429,15 +431,21 @@ def test_overwrite(merge: Merge, run_cli: Callable[..., Ended], trained: Trained
     assert not (out / "adapter_config.json").exists()
 
 
-def test_empty_and_linked_folders_are_filled(merge: Merge, trained: Trained, tmp_path: Path) -> None:
+def test_empty_and_linked_folders_are_filled(
+    merge: Merge, run_cli: Callable[..., Ended], trained: Trained, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     merge(trained(), "--task-samples", "0", folder=tmp_path / "empty")
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to("there")
-    for flags in ((), ("--overwrite",)):
-        merge(trained(), "--task-samples", "0", *flags, folder=tmp_path / "link")
-        assert (tmp_path / "link").is_symlink()
-        assert (tmp_path / "there" / "config.json").is_file()
+    merge(trained(), "--task-samples", "0", folder=tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "config.json").is_file()
+    before = contents(tmp_path)
+    ended = run_cli("merge", trained(), tmp_path / "link", "--overwrite")
+    assert ended.status == 2
+    assert f"is a symlink. Give the folder that is meant, {tmp_path / 'there'}." in ended.err[0]
+    assert contents(tmp_path) == before
 
 
 def test_relative_folders(

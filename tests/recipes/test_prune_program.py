@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,8 @@ def prune(capsys: pytest.CaptureFixture[str]) -> Prune:
         capsys.readouterr()
         status = exit_status(lambda: program.main(list(map(str, words))))
         printed = capsys.readouterr()
+        out = words[1] if status == 0 and len(words) > 1 and Path(words[1]).is_dir() else None
+        assert out is None or program.KIND.foreign(contents(Path(out))) == []
         return Ended(status, " ".join(printed.out.split()), lines_of(printed.err))
 
     return run
@@ -137,12 +140,14 @@ def test_again(prune: Prune, adapter: Path, tmp_path: Path) -> None:
     first = contents(out)
     assert "holds another pruned adapter" in prune(adapter, out, "--units", f"{Q0}:2").err[0]
     assert contents(out) == first
-    for name in (".out.old", ".out.part"):  # of runs that were killed
+    for name in (".out.old", ".out.part", ".out.aside-12345678.part"):  # of somebody else
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").touch()
     assert prune(adapter, out, "--units", f"{Q0}:2", "--overwrite").status == 0
     assert _record(out)["taken_out"] == [f"{Q0}:2"]
-    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "out", "again"}
+    others = {".out.old", ".out.part", ".out.aside-12345678.part"}
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "out", "again"} | others
+    assert all(os.listdir(tmp_path / name) == ["x"] for name in others)
 
 
 UNITS = {
@@ -190,7 +195,7 @@ def test_bad_folders(refused: Refused, adapter: Path, chat_model: Path, tmp_path
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
     assert "exists and is no pruned adapter" in refused(adapter, tmp_path / "other", *words)
-    assert "Cannot write to" in refused(adapter, tmp_path / "other" / "notes.txt" / "out", *words)
+    assert "cannot be made" in refused(adapter, tmp_path / "other" / "notes.txt" / "out", *words)
     (adapter / "adapter_model.safetensors").write_bytes(b"\0" * 100)
     assert "truncated" in refused(adapter, tmp_path / "out", *words)
 

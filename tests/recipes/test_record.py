@@ -58,28 +58,20 @@ def test_no_secret_is_recorded() -> None:
     assert config["num_processes"] == 1
 
 
-def test_check_output_folder(tmp_path: Path) -> None:
-    record.check_output_folder(tmp_path / "new", overwrite=False)
-    record.write(tmp_path / "run", {"config": {}, "results": {}})
-    with pytest.raises(InputError, match="holds another run"):
-        record.check_output_folder(tmp_path / "run", overwrite=False)
-    record.check_output_folder(tmp_path / "run", overwrite=True)
-    with pytest.raises(InputError, match="files of something else"):
-        record.check_output_folder(tmp_path, overwrite=True)
+SHARDED = (
+    "checkpoint-20/pytorch_model_fsdp_0/__0_0.distcp",
+    "checkpoint-20/optimizer_0/.metadata",
+    "checkpoint-20/pytorch_model_fsdp.bin",
+    "checkpoint-20/optimizer.bin",
+    "checkpoint-20/rng_state_1.pth",
+    "checkpoint-20/global_step20/bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt",
+    "checkpoint-20/latest",
+    ".saving/checkpoint-20/model-00001-of-00002.safetensors",
+)
 
 
-def test_no_empty_folder(tmp_path: Path) -> None:
-    with record.no_empty_folder(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "b").mkdir(parents=True)
-    assert os.listdir(tmp_path) == []
-    with record.no_empty_folder(tmp_path / "a" / "b"):
-        (tmp_path / "a" / "b").mkdir(parents=True)
-        (tmp_path / "a" / "b" / "file").touch()
-    assert (tmp_path / "a" / "b" / "file").exists()
-
-
-def test_clear(tmp_path: Path) -> None:
-    record.write(tmp_path / "run", {"config": {}, "results": {}})
-    record.clear(tmp_path / "run")
-    record.clear(tmp_path / "run")
-    assert os.listdir(tmp_path) == []
+@pytest.mark.parametrize("path", SHARDED)
+def test_files_of_sharded_runs_are_a_runs(path: str) -> None:
+    """What FSDP and DeepSpeed write into a checkpoint, which no test here can train with."""
+    assert record.SFT.foreign([path]) == []
+    assert record.SFT.foreign([path.rpartition("/")[2] + "~", f"notes/{path}"]) != []

@@ -275,10 +275,33 @@ def test_the_folder_is_looked_at_before_anything_is_read(explain: Explain, evalu
 def test_an_explanation_is_replaced_whole(explain: Explain, evaluated: Evaluated, tmp_path: Path) -> None:
     words = (*QUICK, "--ablate", "0", "--logit-contexts", "0", "--out", tmp_path / "out")
     assert explain(evaluated.mono, *words, "--dataset", "demo")[0] == 0
-    (tmp_path / "out" / "note").write_text("of the earlier one")
+    (tmp_path / "out" / "note").write_text("mine")
+    status, _, errors = explain(evaluated.lora, *words, "--dataset", "demo", "--overwrite")
+    assert (status, "note in it is not of the earlier explanation" in errors[0]) == (2, True)
+    (tmp_path / "out" / "note").unlink()
     assert explain(evaluated.lora, *words, "--dataset", "demo", "--overwrite")[0] == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"features.parquet", "explorer.html", "run.json"}
     assert json.loads((tmp_path / "out" / "run.json").read_text())["method"] == "LoRA"
+
+
+def test_a_comparison_replaces_nothing_of_others(
+    explain: Explain, evaluated: Evaluated, folder: Path, tmp_path: Path
+) -> None:
+    """Nor what it is made from; all folders are looked at before the first adapter is explained."""
+    pair = ("--compare", f"a={evaluated.mono}", f"b={folder}", *QUICK, "--overwrite")
+    (tmp_path / "comparison.html").write_text("mine")
+    status, _, errors = explain(*pair, "--out", tmp_path)
+    assert (status, "comparison.html is there, and is of no comparison" in errors[0]) == (2, True)
+    (tmp_path / "comparison.html").unlink()
+    shutil.copytree(evaluated.mono, tmp_path / "b")
+    status, _, errors = explain("--compare", f"a={evaluated.mono}", f"b={evaluated.mono}", *QUICK, "--out", tmp_path)
+    assert (status, f"{tmp_path}/b exists and is no explanation" in errors[0]) == (2, True)
+    assert not (tmp_path / "a").exists()
+    shutil.copytree(folder, tmp_path / "a")
+    status, _, errors = explain(
+        "--compare", f"a={evaluated.mono}", f"c={tmp_path / 'a'}", *QUICK, "--overwrite", "--out", tmp_path
+    )
+    assert (status, "which the explanation is made from" in errors[0]) == (2, True)
 
 
 def test_data_sets_with_other_numbers_of_labels_are_contrasted(

@@ -23,8 +23,9 @@ from monolora.recipes.studies.cells import planned, training
 from monolora.recipes.studies.checks import check_commands
 from monolora.recipes.studies.chosen import chosen, rates
 from monolora.recipes.studies.gathered import of_dataset
-from monolora.recipes.studies.kept import keep_records
+from monolora.recipes.studies.kept import KIND, check_records, keep_records
 from monolora.recipes.studies.settings import Study, load
+from monolora.runs import claim
 
 pytestmark = pytest.mark.slow
 
@@ -130,16 +131,27 @@ def _check_report(study: Study, files: dict[str, bytes]) -> None:
 def test_records_are_kept_without_weights_and_texts(whole: Study, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     for _ in range(2):  # the second copy replaces the first
-        keep_records(whole, kept)
+        with claim(kept, KIND, "--records") as folder:
+            check_records(whole, folder)
+            keep_records(whole, folder)
         for link in re.findall(r"\]\((.*?)\)", (kept / "report" / "report.md").read_text()):
             assert (kept / "report" / link).is_file(), link
         files = [path for path in kept.rglob("*") if path.is_file()]
         assert {path.suffix for path in files} == {".md", ".csv", ".json", ".png", ".svg"}
         assert all(path.read_bytes() == (whole.folder / path.relative_to(kept)).read_bytes() for path in files)
         assert len([path for path in files if path.name == "run.json"]) == len(planned(whole))
+    (kept / "notes.txt").touch()
     (tmp_path / "other").mkdir()
-    with pytest.raises(InputError, match="is no copy of a study's records"):
-        keep_records(whole, tmp_path / "other")
+    (tmp_path / "other" / "notes.txt").touch()
+    refusals = {
+        kept: "notes.txt in it is not of the earlier copy of a study's records",
+        tmp_path / "other": "exists and is no copy of a study's records",
+        whole.folder: "cannot be replaced: .* is not of the earlier copy of a study's records",
+        whole.folder / "report": "exists and is no copy",
+    }
+    for other, refusal in refusals.items():
+        with claim(other, KIND, "--records") as folder, pytest.raises(InputError, match=refusal):
+            check_records(whole, folder)
 
 
 def test_differences_are_paired(whole: Study) -> None:

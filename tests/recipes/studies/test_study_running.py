@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from monolora.errors import InputError, RunError
+from monolora.errors import RunError, exit_status
+from monolora.recipes.studies.alignment import main
 from monolora.recipes.studies.cells import Cell, curves, evaluation, training
 from monolora.recipes.studies.chosen import chosen
-from monolora.recipes.studies.running import Runner, only_one
+from monolora.recipes.studies.running import Runner
 from monolora.recipes.studies.settings import Study
+from monolora.runs import locked
 
 pytestmark = pytest.mark.slow
 
@@ -101,9 +105,14 @@ def test_a_training_that_fails_otherwise_is_no_result(study: Study) -> None:
         Runner(study.folder, 1).run(broken, may_diverge=True)
 
 
-def test_two_at_once_are_refused(study: Study) -> None:
-    with only_one(study.folder), pytest.raises(InputError, match="Another process works on"), only_one(study.folder):
-        pass
+def test_two_at_once_are_refused(
+    study: Study, write_study: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", str(write_study()), "--out", str(study.folder)]
+    with locked(study.folder):
+        assert exit_status(lambda: main(words)) == 2
+    assert f"--out {study.folder} is in use by process {os.getpid()}" in capsys.readouterr().err
+    assert not study.folder.exists()
 
 
 def test_another_command_is_another_cell(study: Study, commands: list[list[str]]) -> None:

@@ -242,16 +242,26 @@ def test_a_folder_that_cannot_be(tmp_path: Path, trainings: list[str]) -> None:
     assert trainings == []
 
 
+@pytest.mark.parametrize("name", ["encoders.safetensors", "results.md", "noise-30.json", "noise-mine.json"])
+def test_files_of_others_are_not_written_over(tmp_path: Path, trainings: list[str], name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    with pytest.raises(InputError, match=f"{name} is there, and is of no run|{name} is damaged"):
+        program.main(words(tmp_path / "out"))
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {name: "mine"}
+    assert trainings == []
+
+
 @pytest.mark.parametrize("name", ["encoders.safetensors", "results.md"])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    real = program.records.write_aside
+    real = program.write_aside
 
     def full(path: Path, write_to: Callable[[Path], object]) -> None:
         if path.name == name:
             raise OSError(28, "No space left on device")
         real(path, write_to)
 
-    monkeypatch.setattr(program.records, "write_aside", full)
+    monkeypatch.setattr(program, "write_aside", full)
     with pytest.raises(SaveError, match=r"No space left on device.* Free space, then give the same command again\."):
         program.main(words(tmp_path / "out"))
     assert not (tmp_path / "out" / name).exists()

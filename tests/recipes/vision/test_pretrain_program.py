@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from monolora.errors import InputError, RunError, SaveError
 from monolora.recipes.vision import pretrain
 from monolora.recipes.vision.pretraining import Pretraining
 from monolora.recipes.vision.settings import Settings
+from monolora.runs import locked
 
 
 @pytest.fixture
@@ -136,3 +138,17 @@ def test_both_methods_begin_with_the_same_weights(settings: Settings, changed: C
         load_file(Path(still.common.out) / f"{each}-0" / "encoder.safetensors") for each in ("simclr", "ncl")
     )
     assert all(torch.equal(simclr[name], ncl[name]) for name in names)
+
+
+def test_an_encoder_in_use_and_weights_of_others(short: Settings) -> None:
+    """Other seeds and methods may be at work beside it; nothing that is of no pretraining is written over."""
+    folder = Path(short.common.out) / "simclr-0"
+    with locked(folder), locked(folder.with_name("ncl-0")):
+        with pytest.raises(InputError, match=f"simclr-0 is in use by process {os.getpid()}"):
+            pretrain.run(short)
+        assert not folder.exists()
+    folder.mkdir(parents=True)
+    (folder / "encoder.safetensors").write_text("mine")
+    with pytest.raises(InputError, match=r"encoder\.safetensors is there, and is of no pretraining"):
+        pretrain.run(short)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"encoder.safetensors": "mine"}

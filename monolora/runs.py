@@ -1,0 +1,615 @@
+"""Result folders: which may be written or replaced, by one process at a time, whole or not at all.
+
+Every program that fills a folder claims it first (:func:`claim`). A claim is a lock beside the folder, ``.NAME.lock``,
+which the kernel releases when the process dies; the file is removed when the claim ends. A claimed folder is checked
+(:meth:`OutputFolder.check`) before any work: an earlier result is replaced only if its record says that it is one of
+the same program, if it holds nothing but files that this program writes, and if nothing that is needed lies in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from monolora.errors import InputError, RunError, in_one_line
+
+RUN = "run.json"
+# What save_pretrained of models, adapters and tokenizers writes, as regular expressions of paths.
+MODEL_FILES = (
+    r"(config|generation_config|adapter_config)\.json",
+    r"((adapter_)?model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)",
+    r"((adapter_)?model\.safetensors|pytorch_model\.bin)\.index\.json",
+    r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|normalizer|tekken|(\w+_)?vocab|vocab-(src|tgt))\.json",
+    r"(tokenizer|spiece|spm|spm_char|sentencepiece|sentencepiece\.bpe)\.model|(source|target)\.spm|\w+\.tiktoken",
+    r"vocab\.txt|vocab\.bpe|merges\.txt|bpe\.codes",
+    r"chat_template\.(jinja|json)|additional_chat_templates/[^/]+\.jinja",
+    r"(pre|video_pre)?processor_config\.json",
+    r"README\.md",
+)
+_EARLIER = "{}-earlier"  # where a replaced folder stays, if something was put into it meanwhile
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a program leaves in its folder, so that it is told from everything else.
+
+    Attributes:
+        name: such a result, in words, as "merge".
+        keys: of its record, those that no other program writes, with dots for what is inside of others.
+        files: regular expressions of the paths of all that it writes, relative to the folder; with a slash at the end,
+            of folders that may be empty.
+        record: the file of the record.
+        is_unfinished: whether a folder, by its record and its files' paths, holds nothing worth keeping: it is replaced
+            without being asked for.
+        is_whole: whether the folder is written aside and renamed.
+        continued: how else to go on where one is, for a message.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    files: tuple[str, ...]
+    record: str = RUN
+    is_unfinished: Callable[[Mapping[str, Any], Iterable[str]], bool] = lambda record, paths: False
+    is_whole: bool = True
+    continued: str = ""
+
+    def recorded(self, folder: Path) -> Any | None:
+        """The record in ``folder``, or None where there is none of this kind."""
+        for name in (self.record, self._of_removed):
+            try:
+                record = json.loads((folder / name).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            if all(_has(record, key.split(".")) for key in self.keys):
+                return record
+        return None
+
+    @property
+    def _of_removed(self) -> str:
+        """The name of the record while a folder is emptied: after a kill nobody takes what is left for a result."""
+        return f".removed.{self.record}"
+
+    def foreign(self, paths: Iterable[str]) -> list[str]:
+        """Those of the paths that no such program writes."""
+        own = re.compile("|".join((re.escape(self.record), re.escape(self._of_removed), *self.files)))
+        return sorted(path for path in paths if own.fullmatch(path) is None)
+
+
+def _has(record: Any, keys: list[str]) -> bool:
+    for key in keys:
+        if not isinstance(record, dict) or key not in record:
+            return False
+        record = record[key]
+    return True
+
+
+class _File(NamedTuple):
+    """What tells a file from another that took its place."""
+
+    inode: int
+    size: int
+    changed: int
+    is_link: bool
+
+    @classmethod
+    def of(cls, about: os.stat_result) -> _File:
+        return cls(about.st_ino, about.st_size, about.st_mtime_ns, stat.S_ISLNK(about.st_mode))
+
+
+class OutputFolder:
+    """A folder that this process alone may fill; :func:`claim` gives one.
+
+    Args:
+        path: as the user gave it.
+        kind: of what is to be in it.
+        flag: that it was given with, for messages.
+        lock: on it.
+    """
+
+    def __init__(self, path: Path, kind: Kind, flag: str, lock: _Lock) -> None:
+        self.path = path
+        self._kind = kind
+        self._named = f"{flag} {path}".strip()
+        self._lock = lock
+        self._replaced: dict[str, _File] | None = None
+
+    def check(self, overwrite: bool, is_known: bool = False) -> None:
+        """Check that the folder can be filled: it is not there, is empty, or holds a result that may be replaced.
+
+        Args:
+            overwrite: whether an earlier result may be.
+            is_known: whether what is there is known to be such a result, also where it has no record yet: as in a
+                study, whose own folder may lie behind a symlink.
+
+        Raises:
+            InputError: naming what is in the way.
+        """
+        if not os.path.lexists(self.path):
+            return
+        if self._kind.is_whole:
+            self._check_place()
+            self._check_renamed()
+        if not self.path.is_dir():
+            raise InputError(f"{self._named} exists and is no {self._kind.name}. Take another folder.")
+        files = self._listed()
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            raise InputError(f"{self._named} cannot be written to. Take another folder.")
+        if not files:
+            return
+        record = self._kind.recorded(self.path)
+        if record is None and not is_known:
+            raise InputError(f"{self._named} exists and is no {self._kind.name}. Take another folder.")
+        if not overwrite and not self._kind.is_unfinished(record or {}, files):
+            ways = f"Take another folder, {self._kind.continued}or replace it with --overwrite."
+            raise InputError(f"{self._named} holds another {self._kind.name}. {ways}")
+        self._check_place()
+        self._check_link(also_parents=not is_known)
+        foreign = self._kind.foreign(files) or sorted(path for path, file in files.items() if file.is_link)
+        if foreign:
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise InputError(
+                f"{self._named} cannot be replaced: {foreign[0]}{more} in it is not of the earlier {self._kind.name}. "
+                "Move it away, or take another folder."
+            )
+        self._replaced = files
+
+    def check_apart(self, inputs: Iterable[str | Path]) -> None:
+        """Check that the result does not take the place of what it is made from.
+
+        Args:
+            inputs: files and folders; what does not exist is passed over.
+
+        Raises:
+            InputError: naming one that is the folder, lies in it, or is a link into it.
+        """
+        if not self.path.exists():
+            return
+        for path in map(Path, inputs):
+            if any(_holds(self.path, each) for each in _reached(path)):
+                raise InputError(
+                    f"{self._named} holds {path}, which the {self._kind.name} is made from. Take another folder."
+                )
+
+    def clear(self) -> None:
+        """Remove the earlier result, if :meth:`check` saw one.
+
+        Raises:
+            InputError: if anything in it has changed since; nothing is removed then.
+        """
+        if self._replaced is None:
+            return
+        if self._listed() != self._replaced:
+            raise InputError(f"{self._named} has changed since this program began. Look into it, and start again.")
+        files, record, removed = self._replaced, self._kind.record, self._kind._of_removed
+        if record in files:
+            (self.path / record).replace(self.path / removed)
+            files[removed] = files.pop(record)
+        _remove(self.path, files, last=removed)
+        self._replaced = None
+
+    @contextmanager
+    def whole(self) -> Iterator[Path]:
+        """A new folder aside to write into; it takes the place of the output folder when all of it is written.
+
+        Raises:
+            InputError: if no folder can be made there.
+            RunError: if something was put into the output folder meanwhile; the result is kept beside it.
+        """
+        out = self.path.resolve()
+        with self._lock.aside("part") as aside:
+            yield aside
+            follow_umask(aside)
+            if self._replaced is None:
+                self._fill(out, aside)
+                return
+            with self._lock.aside("old") as earlier:  # whatever happens now, one of the two is whole
+                out.replace(earlier)
+                aside.replace(out)
+                if not _remove(earlier, self._replaced, last=self._kind.record):
+                    kept = _renamed(earlier, _EARLIER.format(out))
+                    warnings.warn(f"What was put into {out} meanwhile is in {kept}.", stacklevel=1)
+
+    def _fill(self, out: Path, aside: Path) -> None:
+        try:
+            aside.replace(out)
+        except OSError as error:
+            if not out.exists():
+                raise
+            kept = _renamed(aside, f"{out}-new")
+            raise RunError(f"{out} was filled meanwhile by something else. The result is in {kept}.") from error
+
+    def _listed(self) -> dict[str, _File]:
+        try:
+            return {path: file for path, file in _listing(self.path) if path != self._lock.inside}
+        except OSError as error:
+            raise InputError(f"{self._named} cannot be read: {in_one_line(error)} Take another folder.") from error
+
+    def _check_place(self) -> None:
+        """Raises: InputError, for the folders that must never go."""
+        places = {"the working directory": Path.cwd(), "the home folder": Path(os.path.expanduser("~"))}
+        if mirror := os.environ.get("MONOLORA_DATA"):
+            places["MONOLORA_DATA"] = Path(mirror)
+        for what, path in places.items():
+            if any(_holds(self.path, each) for each in _located(path)):
+                raise InputError(f"{self._named} is {what}, or holds it. Take another folder.")
+
+    def _check_renamed(self) -> None:
+        """Raises: InputError, where no other folder can be put in the place of this one."""
+        if self._lock.inside or self.path.is_mount():
+            raise InputError(f"{self._named} cannot be written aside and renamed. Take a folder in it.")
+
+    def _check_link(self, also_parents: bool) -> None:
+        """Raises: InputError, for a name that leads elsewhere: what is replaced must be where it seems to be."""
+        absolute = self.path.absolute()
+        places = (absolute, *absolute.parents) if also_parents else (absolute,)
+        link = next((path for path in places if path.is_symlink()), None)
+        if link is not None:
+            raise InputError(
+                f"{self._named} cannot be replaced: {link} is a symlink. Give the folder that is meant, "
+                f"{self.path.resolve()}."
+            )
+
+
+@contextmanager
+def claim(path: str | Path, kind: Kind, flag: str = "") -> Iterator[OutputFolder]:
+    """An output folder that no other process may claim until the block ends; empty folders that it made are removed.
+
+    Args:
+        path: of the folder, which need not be there.
+        kind: of what is to be in it.
+        flag: that it was given with, for messages.
+
+    Raises:
+        InputError: if another process has it, or nothing can be written there.
+    """
+    with locked(path, flag) as lock, no_empty_folder(Path(path)):
+        yield OutputFolder(Path(path), kind, flag, lock)
+
+
+@contextmanager
+def locked(path: str | Path, flag: str = "", waits: bool = False) -> Iterator[_Lock]:
+    """Only this process writes to a folder, or to a file, until the block ends.
+
+    The lock is a file beside it, so that it outlives renames; where nothing can be written there, a file in the folder.
+    On a file system without locks it is given with a warning.
+
+    Args:
+        path: of the folder or file, which need not be there.
+        flag: that it was given with, for messages.
+        waits: whether to wait for another process that has it.
+
+    Raises:
+        InputError: if another process has it, or nothing can be written there.
+    """
+    named = f"{flag} {path}".strip()
+    real = Path(os.path.realpath(path))  # resolve() fails on links in a circle
+    if not real.name:
+        raise InputError(f"{named} is the root of the file system. Take another folder.")
+    with no_empty_folder(real.parent):
+        try:
+            lock = _Lock.acquired(real, named, waits)
+        except OSError as error:
+            raise InputError(f"{named} cannot be made: {error.strerror}. Take another folder.") from error
+        try:
+            yield lock
+        finally:
+            lock.release()
+
+
+@contextmanager
+def no_empty_folder(folder: Path) -> Iterator[None]:
+    """Remove, at the end, what of ``folder`` and its parents the block made and left empty.
+
+    Trainers make their output folder before anything about the data can be checked.
+    """
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        for path in absent:
+            with suppress(OSError):
+                path.rmdir()
+
+
+class _Lock:
+    """A lock file that is held, and the folders aside that are named in it.
+
+    After a kill the file stays: the next one who gets the lock removes these folders, and puts back what was moved.
+    """
+
+    _open: ClassVar[set[int]] = set()
+
+    def __init__(self, real: Path, file: Path, descriptor: int | None) -> None:
+        self._real = real
+        self._file = file
+        self._descriptor = descriptor
+        self._process = os.getpid()
+        self.inside = file.name if file.parent == real else None
+        self._aside: dict[str, str] = {}
+
+    @classmethod
+    def acquired(cls, real: Path, named: str, waits: bool) -> _Lock:
+        """The lock on a folder or file.
+
+        Args:
+            real: its path, resolved.
+            named: what it is called in messages.
+            waits: whether to wait for another process that has it.
+
+        Raises:
+            InputError: if another process has it.
+            OSError: if the lock file cannot be made.
+        """
+        beside = real.with_name(f".{real.name}.lock")
+        inside = real.is_dir() and not os.access(real.parent, os.W_OK | os.X_OK)
+        file = real / ".lock" if inside else beside
+        while True:
+            real.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:  # another process made the empty parent, and removes it again
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                holder = _holder(_content(descriptor))
+                os.close(descriptor)
+                mend = "Wait for it, end it, or take another folder."
+                raise InputError(f"{named} is in use by {holder}. {mend}") from error
+            except OSError as error:
+                if _content(descriptor) == {}:
+                    file.unlink(missing_ok=True)
+                os.close(descriptor)
+                if error.errno not in _NO_LOCKS:
+                    raise
+                known = f"{file} cannot be locked ({error.strerror})"
+                warnings.warn(f"{known}: a second run into {real} would not be refused.", stacklevel=1)
+                return cls(real, file, None)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), file.stat()):
+                    break
+            os.close(descriptor)  # the one who had it has removed it meanwhile
+        earlier = _content(descriptor)
+        if earlier is None:
+            os.close(descriptor)
+            raise InputError(f"{file} is in the way: it is no lock file of monolora. Move it away.")
+        cls._open.add(descriptor)
+        lock = cls(real, file, descriptor)
+        try:
+            lock._tidy(earlier.get("aside", {}))
+            lock._write()
+        except BaseException:
+            lock.release()
+            raise
+        return lock
+
+    @contextmanager
+    def aside(self, what: str) -> Iterator[Path]:
+        """A new, empty folder beside the locked one; removed at the end, unless it was renamed.
+
+        Args:
+            what: ``part`` for what is being written, ``old`` for what is moved out of the way and is put back if the
+                block fails before something else is there.
+
+        Raises:
+            InputError: if it cannot be made.
+        """
+        folder = self._real.with_name(f"{self._prefix}{secrets.token_hex(4)}.{what}")
+        self._aside[folder.name] = what
+        self._write()
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise InputError(f"Cannot write to {folder.parent}: {error.strerror}. Take another folder.") from error
+        try:
+            yield folder
+        finally:
+            self._tidy({folder.name: what})
+            del self._aside[folder.name]
+            with suppress(OSError):  # of a full disk: what the block raised is said, and the name is harmless
+                self._write()
+
+    def release(self) -> None:
+        """Remove the lock file and let others have it."""
+        if self._descriptor is None or os.getpid() != self._process:
+            return
+        self._file.unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._open.discard(self._descriptor)
+
+    @property
+    def _prefix(self) -> str:
+        return f".{self._real.name}.aside-"
+
+    def _write(self) -> None:
+        if self._descriptor is None:
+            return
+        content = {"pid": self._process, "host": socket.gethostname(), "aside": self._aside}
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
+
+    def _tidy(self, aside: Mapping[str, str]) -> None:
+        for name, what in aside.items():
+            if not re.fullmatch(rf"{re.escape(self._prefix)}[0-9a-f]{{8}}\.{what}", name):
+                continue  # no name that this class gives
+            folder = self._real.with_name(name)
+            if what == "old" and folder.is_dir() and any(folder.iterdir()):
+                _renamed(folder, _EARLIER.format(self._real) if self._real.exists() else str(self._real))
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _close_in_child() -> None:
+    """A forked worker that outlives this process must not hold its locks."""
+    for descriptor in _Lock._open:
+        os.close(descriptor)
+    _Lock._open.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _content(descriptor: int) -> dict[str, Any] | None:
+    """What a lock file says; None if it is none."""
+    text = os.pread(descriptor, 1 << 16, 0)
+    if not text:
+        return {}
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return None
+    is_ours = isinstance(content, dict) and {"pid", "host"} <= content.keys()
+    return content if is_ours and isinstance(content.get("aside", {}), dict) else None
+
+
+def _holder(content: Mapping[str, Any] | None) -> str:
+    if not content:
+        return "another process"
+    here = content["host"] == socket.gethostname()
+    return f"process {content['pid']}" + ("" if here else f" on {content['host']}")
+
+
+def _listing(folder: Path) -> Iterator[tuple[str, _File]]:
+    """All files below a folder, and with a slash at the end all empty folders, by their relative paths."""
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            file = _File.of(entry.stat(follow_symlinks=False))
+            if not entry.is_dir(follow_symlinks=False):
+                yield entry.name, file
+                continue
+            below = dict(_listing(Path(entry)))
+            yield from ((f"{entry.name}/{path}", each) for path, each in below.items())
+            if not below:
+                yield f"{entry.name}/", file
+
+
+def _remove(folder: Path, files: Mapping[str, _File], last: str) -> bool:
+    """Remove those files of a folder that are still the same, and what is empty then; whether nothing is left.
+
+    Args:
+        folder: it.
+        files: to remove, by their relative paths.
+        last: the one that is removed after all others: after a kill it still says what this is.
+    """
+    for path in sorted(files, key=lambda path: path == last):
+        file = folder / path
+        if not path.endswith("/") and os.path.lexists(file) and _File.of(file.lstat()) == files[path]:
+            file.unlink()
+    folders = {parent for path in files for parent in (folder / f"{path}x").relative_to(folder).parents}
+    for parent in sorted(folders - {Path()}, key=lambda parent: len(parent.parts), reverse=True):
+        with suppress(OSError):  # something else is in it
+            (folder / parent).rmdir()
+    return not any(folder.iterdir())
+
+
+def _renamed(folder: Path, wanted: str) -> Path:
+    """Rename a folder that must not be lost: to the wanted path, with a number after it where that is taken."""
+    names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
+    return folder.rename(next(name for name in names if not os.path.lexists(name)))
+
+
+def _holds(folder: Path, path: Path) -> bool:
+    """Whether ``path`` is the folder or lies in it: by inodes, as one folder may have several names."""
+    try:
+        own = folder.stat()
+    except OSError:
+        return False
+    for each in (path, *path.parents):
+        with suppress(OSError):
+            if os.path.samestat(each.stat(), own):
+                return True
+    return False
+
+
+def _located(path: Path) -> Iterator[Path]:
+    """Where a path is, and where it leads."""
+    yield Path(os.path.realpath(path.parent)) / path.name
+    yield Path(os.path.realpath(path))
+
+
+def _reached(path: Path) -> Iterator[Path]:
+    """Where a path is, where it leads, and where the links in it lead; nothing if it is nowhere."""
+    if not os.path.lexists(path):
+        return
+    yield from _located(path)
+    if path.is_dir():
+        for parent, folders, files in os.walk(path):
+            inside = (Path(parent, name) for name in folders + files)
+            yield from (Path(os.path.realpath(each)) for each in inside if each.is_symlink())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file aside and rename it; NaN and infinity become null.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    strict = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    text = json.dumps(strict, indent=2) + "\n"
+    _replace(path, path.with_name(f".{path.name}.part"), lambda aside: aside.write_text(text))  # no *.json meanwhile
+
+
+def write_aside(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Write a file aside and rename it: a reader never sees half of it, and a killed program leaves the one before.
+
+    Args:
+        path: of the file.
+        write_to: writes it to the path that it is given.
+
+    Raises:
+        OSError: if the disk does not take it; other errors as ``write_to`` raises them.
+    """
+    _replace(path, path.with_name(f".part.{path.name}"), write_to)  # the suffix stays: some writers add their own
+
+
+def _replace(path: Path, aside: Path, write_to: Callable[[Path], object]) -> None:
+    try:
+        write_to(aside)
+        follow_umask(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def follow_umask(path: Path) -> None:
+    """Give a new file, or a new folder and all in it, the modes that the umask asks for.
+
+    The safetensors library writes into a temporary file, which only its owner may read, and renames it.
+    """
+    umask = os.umask(0o077)  # there is no other way to ask; what another thread makes now is private, not public
+    os.umask(umask)
+    for each in (path, *(path.rglob("*") if path.is_dir() else ())):
+        if not each.is_symlink():
+            each.chmod((0o777 if each.is_dir() else 0o666) & ~umask)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder aside to fill, which becomes ``path`` if nothing is there; with the modes that the umask gives.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part-{secrets.token_hex(4)}")
+    aside.mkdir()
+    try:
+        yield aside
+        follow_umask(aside)
+        aside.rename(path)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
