@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import datasets
-import pandas
 import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
@@ -27,6 +26,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from monolora.data_files import read_csv, read_json
 from monolora.errors import InputError, in_one_line
 
 SMOLLM2 = "smollm2-135m-instruct"
@@ -179,20 +179,17 @@ def _load_from_hub(name: str, config: str | None) -> datasets.DatasetDict:
 
 
 def _load_file(path: Path) -> datasets.DatasetDict:
-    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    if path.suffix not in kinds:
-        raise InputError(f"{path}: files of type {path.suffix or '(none)'} are not read; use {', '.join(kinds)}.")
+    readers: dict[str, Callable[[Path], datasets.Dataset]] = {".jsonl": read_json, ".json": read_json, ".csv": read_csv}
+    if path.suffix not in (*readers, ".parquet"):
+        raise InputError(
+            f"{path}: files of type {path.suffix or '(none)'} are not read; use {', '.join((*readers, '.parquet'))}."
+        )
     if path.stat().st_size == 0:
         raise InputError(f"The data set {path} is empty.")
-    if path.suffix == ".csv":
-        return _reading(str(path), "csv", lambda: datasets.DatasetDict(train=_load_csv(path)))
+    if path.suffix in readers:
+        return datasets.DatasetDict(train=readers[path.suffix](path))
     files = {"train": glob.escape(str(path))}  # datasets takes a name for a pattern
-    return _reading(str(path), path.suffix[1:], lambda: datasets.load_dataset(kinds[path.suffix], data_files=files))
-
-
-def _load_csv(path: Path) -> datasets.Dataset:
-    """All cells as the texts that they are: "4.50" is no number, "None" and "NA" are not missing."""
-    return datasets.Dataset.from_pandas(pandas.read_csv(path, dtype=str, keep_default_na=False), preserve_index=False)
+    return _reading(str(path), "parquet", lambda: datasets.load_dataset("parquet", data_files=files))
 
 
 def _reading(where: str, what: str, read: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
