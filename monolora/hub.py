@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 
 import datasets
 import torch
+from datasets.packaged_modules.csv.csv import Csv
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
@@ -169,13 +170,28 @@ def load_dataset(name: str, config: str | None = None) -> datasets.DatasetDict:
         raise InputError(f"There is no data set at {name}.")
     if local is None:
         return _from_hub(name, lambda: _load_from_hub(name, config), ["demo", "sst2", "dolly"])
-    return _reading(local, "a data set", lambda: datasets.load_dataset(local, config))
+    return _reading(local, "a data set", lambda: _load_folder(local, config))
 
 
 def _load_from_hub(name: str, config: str | None) -> datasets.DatasetDict:
     # Asked for first, because it answers at once where there is no hub; `datasets` tries again for half a minute.
     snapshot_download(name, repo_type="dataset", allow_patterns=["README.md"])
+    builder = _reading(name, "a data set", lambda: datasets.load_dataset_builder(name, config))
+    if isinstance(builder, Csv):
+        folder = snapshot_download(name, repo_type="dataset")
+        return _reading(name, "a data set", lambda: _load_folder(folder, config))
     return _reading(name, "a data set", lambda: datasets.load_dataset(name, config))
+
+
+def _load_folder(folder: str, config: str | None) -> datasets.DatasetDict:
+    """As `datasets` loads it, but for CSV files, whose cells it would move where a row has a field too many."""
+    builder = datasets.load_dataset_builder(folder, config)
+    files = builder.config.data_files or {}
+    paths = [Path(file) for of_split in files.values() for file in of_split]
+    if not isinstance(builder, Csv) or builder.config.sep != "," or any(path.suffix != ".csv" for path in paths):
+        return datasets.load_dataset(folder, config)
+    tables = {split: [read_csv(Path(file)) for file in of_split] for split, of_split in files.items()}
+    return datasets.DatasetDict({str(split): datasets.concatenate_datasets(of) for split, of in tables.items()})
 
 
 def _load_file(path: Path) -> datasets.DatasetDict:
@@ -192,9 +208,11 @@ def _load_file(path: Path) -> datasets.DatasetDict:
     return _reading(str(path), "parquet", lambda: datasets.load_dataset("parquet", data_files=files))
 
 
-def _reading(where: str, what: str, read: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
+def _reading(where: str, what: str, read: Callable[[], _T]) -> _T:
     try:
         return read()
+    except InputError:
+        raise
     except (
         datasets.exceptions.DatasetGenerationError,
         datasets.data_files.EmptyDatasetError,
