@@ -47,8 +47,8 @@ def read_csv(path: Path) -> datasets.Dataset:
                 values.append(cell)
     except csv.Error as error:
         raise InputError(
-            f"Cannot read {path} as csv: row {number + 1} (to line {lines.line_num}): {error}. Close each quote, and double "
-            "those inside a quoted text."
+            f"Cannot read {path} as csv: row {number + 1} (to line {lines.line_num}): {error}. Close each quote, and "
+            "double those inside a quoted text."
         ) from error
     return _table(columns)
 

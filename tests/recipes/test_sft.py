@@ -49,6 +49,8 @@ def test_record(run_sft: Run, chat_model: Path) -> None:
         "end_token_trained": 1.0,
         "test": 6,
         "validation": 0,
+        "dropped": 0,
+        "truncated": 0,
     }
     results = record["results"]
     for scores in (results["before"], results["after"]):
@@ -196,7 +198,7 @@ def test_conversations(run_sft: Run, write_rows: Callable[..., str]) -> None:
         {"role": "assistant", "content": "no"},
     ]
     outcome = run_sft("--dataset", write_rows([{"messages": chat}] * 6))
-    assert outcome.record["rows"]["examples"] == 11  # two turns each; a tenth is held out
+    assert outcome.record["rows"]["examples"] == 10  # two turns each; one row is held out
     assert outcome.record["results"]["after"].keys() == {"n", "bleu", "rouge1", "rouge2", "rougeL", "perplexity"}
     assert outcome.record["results"]["after"]["perplexity"] < outcome.record["results"]["before"]["perplexity"]
 
