@@ -13,6 +13,7 @@ from monolora.errors import InputError, unknown
 from monolora.eval.records import Prompt, content_key
 from monolora.hub import load_dataset
 from monolora.recipes.tasks import Task, load_task
+from monolora.recipes.tasks.custom import Most
 from monolora.recipes.tasks.custom import Source as TaskSource
 
 Purpose = Literal["safety", "over-refusal", "task"]
@@ -99,11 +100,12 @@ def task_rows(name: str, limit: int | None) -> tuple[Task, list[Prompt]]:
     Raises:
         InputError: if there is no such task, or its rows are more than an instruction with a context.
     """
-    task = load_task(name, TaskSource())
+    task = load_task(name, TaskSource(), Most(train=1, test=limit or Task.test_samples))
     rows = task.chosen(max_test=limit)[1]
     for number, row in enumerate(rows, start=1):
-        if row.history or row.verbatim:
-            what = "a prompt without a chat template" if row.verbatim else "a conversation of several turns"
+        if row.is_chat or row.verbatim:
+            chat = "a conversation of several turns" if row.history else "a question with tools"
+            what = "a prompt without a chat template" if row.verbatim else chat
             raise InputError(
                 f"{name}, row {number} of the test split is {what}, which is not evaluated. "
                 "Give rows with 'instruction' + 'output'."

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import datasets
-import pandas
 import torch
+from datasets.packaged_modules.csv.csv import Csv
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from monolora.data_files import read_csv, read_json
 from monolora.errors import InputError, in_one_line
 from monolora.runs import new_folder
 
@@ -168,35 +169,49 @@ def load_dataset(name: str, config: str | None = None) -> datasets.DatasetDict:
         raise InputError(f"There is no data set at {name}.")
     if local is None:
         return _from_hub(name, lambda: _load_from_hub(name, config), ["demo", "sst2", "dolly"])
-    return _reading(local, "a data set", lambda: datasets.load_dataset(local, config))
+    return _reading(local, "a data set", lambda: _load_folder(local, config))
 
 
 def _load_from_hub(name: str, config: str | None) -> datasets.DatasetDict:
     # Asked for first, because it answers at once where there is no hub; `datasets` tries again for half a minute.
     snapshot_download(name, repo_type="dataset", allow_patterns=["README.md"])
+    builder = _reading(name, "a data set", lambda: datasets.load_dataset_builder(name, config))
+    if isinstance(builder, Csv):
+        folder = snapshot_download(name, repo_type="dataset")
+        return _reading(name, "a data set", lambda: _load_folder(folder, config))
     return _reading(name, "a data set", lambda: datasets.load_dataset(name, config))
 
 
+def _load_folder(folder: str, config: str | None) -> datasets.DatasetDict:
+    """As `datasets` loads it, but for CSV files, whose cells it would move where a row has a field too many."""
+    builder = datasets.load_dataset_builder(folder, config)
+    files = builder.config.data_files or {}
+    paths = [Path(file) for of_split in files.values() for file in of_split]
+    if not isinstance(builder, Csv) or builder.config.sep != "," or any(path.suffix != ".csv" for path in paths):
+        return datasets.load_dataset(folder, config)
+    tables = {split: [read_csv(Path(file)) for file in of_split] for split, of_split in files.items()}
+    return datasets.DatasetDict({str(split): datasets.concatenate_datasets(of) for split, of in tables.items()})
+
+
 def _load_file(path: Path) -> datasets.DatasetDict:
-    kinds = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-    if path.suffix not in kinds:
-        raise InputError(f"{path}: files of type {path.suffix or '(none)'} are not read; use {', '.join(kinds)}.")
+    readers: dict[str, Callable[[Path], datasets.Dataset]] = {".jsonl": read_json, ".json": read_json, ".csv": read_csv}
+    if path.suffix not in (*readers, ".parquet"):
+        raise InputError(
+            f"{path}: files of type {path.suffix or '(none)'} are not read; use {', '.join((*readers, '.parquet'))}."
+        )
     if path.stat().st_size == 0:
         raise InputError(f"The data set {path} is empty.")
-    if path.suffix == ".csv":
-        return _reading(str(path), "csv", lambda: datasets.DatasetDict(train=_load_csv(path)))
+    if path.suffix in readers:
+        return datasets.DatasetDict(train=readers[path.suffix](path))
     files = {"train": glob.escape(str(path))}  # datasets takes a name for a pattern
-    return _reading(str(path), path.suffix[1:], lambda: datasets.load_dataset(kinds[path.suffix], data_files=files))
+    return _reading(str(path), "parquet", lambda: datasets.load_dataset("parquet", data_files=files))
 
 
-def _load_csv(path: Path) -> datasets.Dataset:
-    """All cells as the texts that they are: "4.50" is no number, "None" and "NA" are not missing."""
-    return datasets.Dataset.from_pandas(pandas.read_csv(path, dtype=str, keep_default_na=False), preserve_index=False)
-
-
-def _reading(where: str, what: str, read: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
+def _reading(where: str, what: str, read: Callable[[], _T]) -> _T:
     try:
         return read()
+    except InputError:
+        raise
     except (
         datasets.exceptions.DatasetGenerationError,
         datasets.data_files.EmptyDatasetError,

@@ -32,7 +32,13 @@ class AdapterArguments:
     model: str = field(default=SMOLLM2, metadata={"help": f"A hub id, a path, or {SMOLLM2} (comes with the project)."})
     dataset: str = field(
         default="demo",
-        metadata={"help": "demo, sst2, dolly, a hub id, or a .jsonl, .csv or .parquet file."},
+        metadata={"help": "demo, sst2, dolly, a hub id, or a .jsonl, .json, .csv or .parquet file."},
+    )
+    drop_columns: list[str] | None = field(
+        default=None, metadata={"help": "Columns of the data set that are left out of its rows. Default: none."}
+    )
+    allow_empty_answers: bool = field(
+        default=False, metadata={"help": "Train on empty answers; without it, a row with one is refused."}
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Training examples taken. Default: the task's."}

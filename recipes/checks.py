@@ -7,6 +7,7 @@ at all, truncation leaves nothing to train on.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -19,9 +20,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import InputError, RunError
+from monolora.recipes.prompts import IGNORED
 from monolora.sparsity import Sparsity
 
-IGNORED = -100
+_WARNED_SHARE, _REFUSED_SHARE = 0.01, 0.5  # of examples that truncation drops
 
 
 class Document(NamedTuple):
@@ -50,6 +52,46 @@ def documents(rows: datasets.Dataset, packed: bool) -> Iterator[Document]:
             labels.append(label)
     if ids:
         yield Document(ids, labels)
+
+
+class Truncation(NamedTuple):
+    """What a limit of tokens does to examples.
+
+    Attributes:
+        dropped: how many lose every trained token, and are not trained on.
+        truncated: how many more lose the end of their answer.
+    """
+
+    dropped: int
+    truncated: int
+
+
+def check_truncation(rows: datasets.Dataset, max_length: int | None) -> Truncation:
+    """Count what a limit cuts off, and warn of more than a hundredth of the examples dropped.
+
+    Args:
+        rows: the tokenized examples, whole, with ``labels``.
+        max_length: the limit in tokens; None for none.
+
+    Raises:
+        InputError: if more than half of the examples would be dropped.
+    """
+    if max_length is None:
+        return Truncation(0, 0)
+    dropped = truncated = 0
+    for labels in rows["labels"]:
+        if len(labels) > max_length:
+            lost = all(label == IGNORED for label in labels[:max_length])
+            dropped, truncated = dropped + lost, truncated + (not lost)
+    said = (
+        f"{dropped} of {len(rows)} examples lose every trained token when cut to --max-length {max_length}: the "
+        "prompts alone are longer. Raise --max-length."
+    )
+    if dropped > _REFUSED_SHARE * len(rows):
+        raise InputError(said)
+    if dropped > _WARNED_SHARE * len(rows):
+        warnings.warn(said, stacklevel=2)
+    return Truncation(dropped, truncated)
 
 
 def check_training_rows(

@@ -30,6 +30,8 @@ def load_tokenizer(folder: str, training: TrainingArguments) -> PreTrainedTokeni
     eos = training.eos_token
     if eos is not None and eos not in tokenizer.get_vocab():
         raise InputError(f"--eos-token {eos} is none of the tokenizer's tokens; its own is {tokenizer.eos_token}.")
+    if eos is not None:
+        tokenizer.eos_token = eos  # as TRL does, but before the examples are tokenized
     path = training.chat_template_path
     if path is None:
         return tokenizer

@@ -1,16 +1,25 @@
-"""Examples as the model reads them: its chat template where it has one, the Alpaca format where not."""
+"""Examples as the model reads them: its chat template where it has one, the Alpaca format where not.
+
+What a chat template makes of a conversation is checked by a copy of it in which every text is a mark of its own: a mark
+that does not come out is a text that the model would never see.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import datasets
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
-from monolora.errors import InputError
+from monolora.errors import InputError, in_one_line
+from monolora.recipes import row_cache
 from monolora.recipes.tasks.base import Example
+from monolora.recipes.tasks.messages import REASONING, parsed, text_of
 
 # The format of Stanford Alpaca, which the public code nearest to the paper's uses for models without a template.
 ALPACA = (
@@ -22,6 +31,7 @@ ALPACA_CONTEXT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:\n"
 )
+IGNORED = -100  # the label of a token that is not trained on
 
 
 def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -33,12 +43,13 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
     if example.verbatim:
         return {"prompt": example.instruction, "completion": example.response}
     if tokenizer.chat_template:
-        question = "\n\n".join(filter(None, (example.instruction, example.context)))
+        extras = {"tools": example.tools, "chat_template_kwargs": example.template_kwargs}
         return {
-            "prompt": [*example.history, {"role": "user", "content": question}],
-            "completion": [{"role": "assistant", "content": example.response}],
+            "prompt": example.messages,
+            "completion": [example.answer_message],
+            **{name: value for name, value in extras.items() if value},
         }
-    if example.history:
+    if example.is_chat:
         raise InputError(
             "The data set holds conversations, but the model has no chat template. Give one with "
             "--chat-template-path, or use a data set of single instructions."
@@ -50,14 +61,39 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
     }
 
 
-def render_all(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
-    """A data set with the columns ``prompt`` and ``completion``, for TRL's SFTTrainer."""
-    return datasets.Dataset.from_list([render(example, tokenizer) for example in examples])
+def render_all(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, processes: int | None = None
+) -> datasets.Dataset:
+    """The examples tokenized, for TRL's SFTTrainer: ``input_ids``, and ``labels``, ``IGNORED`` before the answers.
+
+    They are kept in the cache of Hugging Face datasets, where a later run with this tokenizer finds them.
+
+    Raises:
+        InputError: naming the row that the chat template refuses, or of which it leaves something out.
+    """
+    said = [json.dumps(example[:9], default=str) for example in examples]
+    return row_cache.on_disk(datasets.Dataset.from_dict({"example": said})).map(
+        _tokenized,
+        fn_kwargs={"tokenizer": tokenizer},
+        remove_columns=["example"],
+        num_proc=processes,
+        desc="Tokenizing train dataset",
+    )
+
+
+def _tokenized(row: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    context, answer = split_at_answer(Example(*json.loads(row["example"])), tokenizer)
+    return {"input_ids": context + answer, "labels": [IGNORED] * len(context) + answer}
 
 
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids after which the answer is generated, as TRL makes them for training."""
-    return _tokens(render(example, tokenizer)["prompt"], tokenizer, generate=True)
+    """The token ids after which the answer is generated, as TRL makes them for training.
+
+    Raises:
+        InputError: if the chat template refuses the example, or leaves something of it out.
+    """
+    prompt = _checked(example._replace(response="", answer=None), tokenizer, with_answer=False)["prompt"]
+    return _tokens(prompt, tokenizer, example, generate=True)
 
 
 class Split(NamedTuple):
@@ -71,18 +107,189 @@ def split_at_answer(example: Example, tokenizer: PreTrainedTokenizerBase) -> Spl
     """The tokens of an example, divided as in training: where prompt and prompt with answer begin to differ.
 
     That is the end of the prompt, unless tokens merge over the boundary.
+
+    Raises:
+        InputError: as :func:`prompt_ids`.
     """
-    rendered = render(example, tokenizer)
+    rendered = _checked(example, tokenizer, with_answer=True)
     prompt, answer = rendered["prompt"], rendered["completion"]
     if isinstance(prompt, str) and not answer.endswith(tokenizer.eos_token):
         answer += tokenizer.eos_token
-    whole = _tokens(prompt + answer, tokenizer)
-    at = common_prefix_length(prompt_ids(example, tokenizer), whole)
+    whole = _tokens(prompt + answer, tokenizer, example)
+    at = common_prefix_length(_tokens(prompt, tokenizer, example, generate=True), whole)
     return Split(whole[:at], whole[at:])
 
 
-def _tokens(text: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, generate: bool = False) -> list[int]:
+def _tokens(
+    text: str | list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, example: Example, generate: bool = False
+) -> list[int]:
     if isinstance(text, str):
-        return tokenizer(text)["input_ids"]
-    encoded = tokenizer.apply_chat_template(text, add_generation_prompt=generate, return_dict=True)
-    return cast(BatchEncoding, encoded)["input_ids"]
+        return cast(list[int], tokenizer(text)["input_ids"])
+    rendered = _filled(text, tokenizer, example, example.tools, generate)
+    return cast(list[int], tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def _filled(
+    messages: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    example: Example,
+    tools: Any,
+    generate: bool = False,
+) -> str:
+    """The chat template filled in.
+
+    Raises:
+        InputError: naming the row, for whatever the template raises.
+    """
+    try:
+        return cast(
+            str,
+            tokenizer.apply_chat_template(
+                messages,
+                tools=tools or None,  # a template may write an introduction to no tools
+                add_generation_prompt=generate,
+                tokenize=False,
+                **(example.template_kwargs or {}),
+            ),
+        )
+    except Exception as error:  # a template is a program: it may divide by zero
+        raise InputError(
+            f"{example.origin or 'A prompt'}: the chat template refuses it: {in_one_line(error)} Correct the row, "
+            "leave it out, or give another template with --chat-template-path."
+        ) from error
+
+
+def _checked(example: Example, tokenizer: PreTrainedTokenizerBase, with_answer: bool) -> dict[str, Any]:
+    """:func:`render`, with the messages in a form of which the template leaves nothing out.
+
+    They are taken as they are wherever that will do. Else they are given in the other forms that mean the same, which
+    some templates need: arguments of a call as an object or as JSON, no content beside calls as null or as an empty
+    text, several parts of text as a list or as one text.
+    """
+    rendered = render(example, tokenizer)
+    if isinstance(rendered["prompt"], str):
+        return rendered
+    problems = []
+    for messages in _forms(rendered["prompt"] + (rendered["completion"] if with_answer else [])):
+        problem = _problem(messages, example, tokenizer, with_answer)
+        if problem is None:
+            split = len(rendered["prompt"])
+            return rendered | {"prompt": messages[:split], "completion": messages[split:]}
+        problems.append(problem)
+    raise problems[0]
+
+
+def _problem(
+    messages: list[dict[str, Any]], example: Example, tokenizer: PreTrainedTokenizerBase, with_answer: bool
+) -> InputError | None:
+    """What is wrong with what the template makes of the messages."""
+    marks = _Marks()
+    marked = [marks.message(message, with_answer and message is messages[-1]) for message in messages]
+    try:
+        text = _filled(marked, tokenizer, example, marks.tools(example.tools), generate=not with_answer)
+    except InputError as error:
+        return error
+    missing = [what for mark, what in marks.meaning.items() if mark not in text]
+    template = tokenizer.get_chat_template(tools=example.tools)
+    missing += [f"the variable {name!r}" for name in example.template_kwargs or {} if name not in template]
+    # A text quoted once more, a list as Python writes it, a null as "None": it came out, but not as it should.
+    if any(f'\\"{mark}' in text for mark in marks.arguments):
+        missing.append("that the arguments of a call are an object")
+    contents = [message["content"] for message in messages if "content" in message]
+    if any(isinstance(content, list) for content in contents) and re.search(r"""['"]type['"]: ?['"]text""", text):
+        missing.append("that a message has several parts")
+    if None in contents and "None" in text:
+        missing.append("that a message has no content")
+    if not missing:
+        return None
+    return InputError(
+        f"{example.origin or 'A prompt'}: the chat template leaves out {missing[0]}. Give a template that knows it "
+        "with --chat-template-path, or remove it from the row."
+    )
+
+
+def _forms(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The messages as they are, then in the other forms that mean the same."""
+    changes = (_other_arguments, _empty_content, _joined_parts)
+    for chosen in itertools.product((False, True), repeat=len(changes)):
+        form = messages
+        for change in itertools.compress(changes, chosen):
+            form = [change(message) for message in form]
+        if form == messages and any(chosen):
+            continue
+        yield form
+
+
+def _other_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that are JSON as an object, and objects as JSON."""
+    if not message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": [_with_other_arguments(call) for call in message["tool_calls"]]}
+
+
+def _with_other_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call["function"] if isinstance(call.get("function"), dict) else call
+    given = function.get("arguments")
+    other = parsed(given) if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    return (
+        {**call, "function": {**function, "arguments": other}} if function is not call else {**call, "arguments": other}
+    )
+
+
+def _empty_content(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "content": ""} if message.get("content", "") is None else message
+
+
+def _joined_parts(message: dict[str, Any]) -> dict[str, Any]:
+    return {**message, "content": text_of(message)} if isinstance(message.get("content"), list) else message
+
+
+class _Marks:
+    """Copies of messages and tools with a mark for each text; ``meaning`` says what each stands for."""
+
+    def __init__(self) -> None:
+        self.meaning: dict[str, str] = {}
+        self.arguments: list[str] = []
+
+    def new(self, what: str) -> str:
+        mark = f"mark{len(self.meaning)}x"
+        self.meaning[mark] = what
+        return mark
+
+    def tools(self, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        if not tools:
+            return None
+        marked = []
+        for tool in tools:
+            named = tool["function"] if isinstance(tool.get("function"), dict) else tool
+            copy = {**named, "name": self.new(f"the tool {named.get('name')!r}")}
+            marked.append({**tool, "function": copy} if named is not tool else copy)
+        return marked
+
+    def message(self, message: Mapping[str, Any], is_last: bool) -> dict[str, Any]:
+        role = message["role"]
+        copy = dict(message)
+        content = message.get("content")
+        if isinstance(content, list):
+            copy["content"] = [{**part, "text": self.new(f"a message of the role {role!r}")} for part in content]
+        elif content and content.strip():
+            copy["content"] = self.new(f"a message of the role {role!r}")
+        for key in REASONING:
+            # Earlier reasoning is left out by design of the templates that know it.
+            if is_last and isinstance(message.get(key), str) and message[key].strip():
+                copy[key] = self.new(f"{key!r} of the answer")
+        if message.get("tool_calls"):
+            copy["tool_calls"] = [self.call(call) for call in message["tool_calls"]]
+        return copy
+
+    def call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        function = call["function"] if isinstance(call.get("function"), dict) else call
+        what = f"'tool_calls' ({function.get('name')})"
+        copy = {**function, "name": self.new(what)}
+        given = function.get("arguments")
+        arguments = parsed(given)
+        if isinstance(arguments, dict) and arguments:
+            marked = {key: self.new(f"the arguments of {what}") for key in arguments}
+            copy["arguments"] = json.dumps(marked) if isinstance(given, str) else marked
+            self.arguments += marked.values() if isinstance(given, str) else ()
+        return {**call, "function": copy} if function is not call else copy

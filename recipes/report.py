@@ -9,8 +9,22 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from rich.table import Table
 
+from monolora.recipes.tasks.custom import COUNTS
+
 PLOT = "training.png"
 _PERCENT = {"accuracy", "likelihood_accuracy"}
+
+
+def rows_line(rows: Mapping[str, Any]) -> str:
+    """What became of the data set's rows, in one line."""
+    parts = [f"{rows['examples']} examples"]
+    if "read" in rows:
+        parts.insert(0, f"{rows['read']} of {rows['data_set']} rows read for training")
+        parts += [f"{rows[what]} {said}" for what, said in COUNTS.items() if rows[what] and what != "read"]
+    parts.append(f"{rows['examples'] - rows['dropped']} trained on")
+    parts += [f"{rows['dropped']} dropped (longer than --max-length)"] if rows["dropped"] else []
+    parts += [f"{rows['truncated']} truncated"] if rows["truncated"] else []
+    return f"Data: {', '.join(parts)}; {rows['test']} held out."
 
 
 def result_table(records: Sequence[dict[str, Any]]) -> Table:

@@ -107,9 +107,16 @@ def _before_end(split: Split, tokenizer: PreTrainedTokenizerBase) -> Split:
 def _score_text(inference: Inference, rows: Sequence[Example], answers: Sequence[str]) -> dict[str, Any]:
     return {
         "n": len(rows),
-        **text_overlap(answers, [row.response for row in rows]),
+        **text_overlap(answers, [_reference(row, inference.tokenizer) for row in rows]),
         "perplexity": math.exp(_answer_loss(inference, rows, "perplexity")),
     }
+
+
+def _reference(row: Example, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The right answer as :meth:`Inference.generate` would return it, tool calls included."""
+    if row.answer is None:
+        return row.response
+    return str(tokenizer.decode(split_at_answer(row, tokenizer).answer, skip_special_tokens=True)).strip()
 
 
 def validation_loss(inference: Inference, rows: Sequence[Example]) -> dict[str, Any]:

@@ -29,20 +29,20 @@ from monolora.errors import exit_status
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
 from monolora.hub import local_path, resolve_model
 from monolora.provenance import provenance
-from monolora.recipes import publish, resume, row_cache
+from monolora.recipes import publish, resume
 from monolora.recipes import record as run_record
 from monolora.recipes.adapter_config import peft_config
 from monolora.recipes.arguments import Arguments, parse
-from monolora.recipes.checks import check_alive, check_finite, check_training_rows, preview
+from monolora.recipes.checks import check_alive, check_finite, check_training_rows, check_truncation, preview
 from monolora.recipes.inference import Inference
 from monolora.recipes.main_process import on_main_process
 from monolora.recipes.models import is_sharded, load_model, load_tokenizer, make_trainer
 from monolora.recipes.prompts import render_all
-from monolora.recipes.report import result_table
+from monolora.recipes.report import result_table, rows_line
 from monolora.recipes.resume import Resumed
 from monolora.recipes.scoring import prompt_sparsity, score, validation_loss
 from monolora.recipes.tasks import BUILT_IN, Example, Task, load_task
-from monolora.recipes.tasks.custom import Source
+from monolora.recipes.tasks.custom import Most, Source
 from monolora.recipes.trainer import SftTrainer
 from monolora.runs import OutputFolder, claim, no_empty_folder
 
@@ -103,6 +103,8 @@ def run(arguments: Arguments) -> dict[str, Any]:
         if not arguments.adapter.preview:
             folder = on_main_process(lambda: stack.enter_context(claim(output, run_record.SFT, "--output-dir")))
         this = prepare(arguments, folder)
+        if PartialState().is_main_process:
+            print(rows_line(this.rows))
         if arguments.adapter.preview:
             if PartialState().is_main_process:
                 preview(_rows_of(this.trainer), this.tokenizer, Console())
@@ -127,8 +129,19 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     if not flags.preview and not (resumed and resumed.checkpoint.parent.resolve() == output.resolve()):
         on_main_process(lambda: _check(folder, arguments))
     adapter = peft_config(arguments)
-    source = Source(script.dataset_config, script.dataset_train_split, script.dataset_test_split)
-    task = load_task(flags.dataset, source)
+    source = Source(
+        script.dataset_config,
+        script.dataset_train_split,
+        script.dataset_test_split,
+        tuple(flags.drop_columns or ()),
+        flags.allow_empty_answers,
+    )
+    most = Most(
+        flags.max_train_samples or Task.train_samples,
+        flags.validation_samples or 0,
+        flags.max_eval_samples or Task.test_samples,
+    )
+    task = load_task(flags.dataset, source, most)
     train, test = task.chosen(flags.max_train_samples, flags.max_eval_samples)
     validation = task.validation(flags.validation_samples, flags.max_train_samples) if flags.validation_samples else []
     model_folder = resolve_model(flags.model, arguments.model.model_revision)
@@ -139,7 +152,9 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
         resumed.check_same_inputs(fingerprints)
     tokenizer = load_tokenizer(model_folder, training)
     hub_repo = publish.claim(training)
-    rows = row_cache.on_disk(render_all(train, tokenizer))
+    rows = render_all(train, tokenizer, training.dataset_num_proc)
+    is_wrapped = training.packing and training.packing_strategy == "wrapped"  # it cuts nothing off
+    truncation = check_truncation(rows, None if is_wrapped else training.max_length)
     trainer = make_trainer(load_model(model_folder, arguments), tokenizer, adapter, rows, arguments)
     ended = check_training_rows(trainer.train_dataset, tokenizer, len(rows), training.max_length, training.packing)
     return Run(
@@ -161,6 +176,9 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
             "end_token_trained": ended,
             "test": len(test),
             "validation": len(validation),
+            "dropped": truncation.dropped,
+            "truncated": truncation.truncated,
+            **(task.counts or {}),
         },
     )
 

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     if flags.dataset in BUILT_IN:
         rows = BUILT_IN[flags.dataset]().test
     else:
-        rows = load_prompts(flags.dataset, flags.split)
+        rows = load_prompts(flags.dataset, flags.split, flags.max_samples)
     rows = rows[: flags.max_samples]
     model, tokenizer = load_adapted(flags.adapter, flags.model)
     if not any(isinstance(module, LoraLayer) for module in model.modules()):

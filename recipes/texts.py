@@ -41,8 +41,18 @@ def run_task(run: Mapping[str, Any]) -> Task:
         InputError: if its data set cannot be read any more.
     """
     config = run["config"]
-    source = custom.Source(config["dataset_config"], config["dataset_train_split"], config["dataset_test_split"])
-    task = load_task(config["dataset"], source)
+    # Records of earlier versions lack the last two.
+    source = custom.Source(
+        config["dataset_config"],
+        config["dataset_train_split"],
+        config["dataset_test_split"],
+        tuple(config.get("drop_columns") or ()),
+        config.get("allow_empty_answers", False),
+    )
+    most = custom.Most(
+        config["max_train_samples"] or Task.train_samples, test=config["max_eval_samples"] or Task.test_samples
+    )
+    task = load_task(config["dataset"], source, most)
     train, test = task.chosen(config["max_train_samples"], config["max_eval_samples"])
     return Task(name=task.name, train=train, test=test, labels=task.labels, max_new_tokens=task.max_new_tokens)
 
@@ -102,7 +112,7 @@ def _take(
 
 def _ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """An example as it is trained on; without an answer, its prompt alone."""
-    if not example.response:
+    if not example.has_answer:
         return prompt_ids(example, tokenizer)
     split = split_at_answer(example, tokenizer)
     return split.context + split.answer

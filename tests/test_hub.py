@@ -92,6 +92,19 @@ def test_data_sets_by_path_and_in_the_mirror(mirror: Path, tmp_path: Path) -> No
         hub.load_dataset(str(tmp_path / "empty"))
 
 
+def test_csv_files_of_a_folder_are_read_as_strictly(mirror: Path) -> None:
+    folder = mirror / "org" / "data"
+    folder.mkdir(parents=True)
+    (folder / "train.csv").write_text("instruction,output\nNA,4.50\n")
+    (folder / "test.csv").write_text("instruction,output\na,\n")
+    splits = hub.load_dataset("org/data")
+    assert splits["train"].to_list() == [{"instruction": "NA", "output": "4.50"}]
+    assert splits["test"].to_list() == [{"instruction": "a", "output": ""}]
+    (folder / "train.csv").write_text("instruction,output\na,b,\nc,d,\n")
+    with pytest.raises(InputError, match=r"train\.csv, row 1 \(line 2\) has 3 fields"):
+        hub.load_dataset("org/data")
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
 def test_data_files(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"rows.{suffix}"

@@ -110,7 +110,7 @@ class TextSet:
 
     def fingerprint(self) -> str:
         """Of the texts, their labels and which part counts; 16 hex digits."""
-        rows = [[*example, group] for example, group in zip(self.examples, self.groups, strict=True)]
+        rows = [[*example.content(), group] for example, group in zip(self.examples, self.groups, strict=True)]
         said = json.dumps([rows, self.labels, self.part], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 

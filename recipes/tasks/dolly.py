@@ -18,7 +18,8 @@ HELD_OUT = 1000
 def load() -> Task:
     """14,011 training and 1,000 held-out examples."""
     rows = [
-        Example(row["instruction"], row["response"], context=row["context"]) for row in load_dataset(DATASET)["train"]
+        Example(row["instruction"], row["response"], context=row["context"], origin=f"{DATASET}, row {number}")
+        for number, row in enumerate(load_dataset(DATASET)["train"], start=1)
     ]
     Random(0).shuffle(rows)
     return Task(name="dolly", train=rows[:-HELD_OUT], test=rows[-HELD_OUT:], max_new_tokens=256)

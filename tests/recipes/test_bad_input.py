@@ -131,7 +131,7 @@ FILES = {
     ),
     "number.jsonl": ('{"instruction": 3, "output": "b"}\n' * 3, ["row 1: 'instruction' must be a text", "type int"]),
     "noanswer.jsonl": ('{"messages": [{"role": "user", "content": "a"}]}\n' * 3, ["no assistant turn"]),
-    "keys.jsonl": ('{"messages": [{"from": "user", "value": "a"}]}\n' * 3, ["a message needs a text 'role'"]),
+    "keys.jsonl": ('{"messages": [{"speaker": "user", "text": "a"}]}\n' * 3, ["a message needs a text 'role'"]),
     "string.jsonl": ('{"messages": "hello"}\n' * 3, ["'messages' must be a list of messages"]),
     "silent.jsonl": (
         '{"messages": [{"role": "user", "content": null}, {"role": "assistant", "content": "a"}]}\n' * 3,

@@ -18,6 +18,7 @@ from monolora.recipes.checks import (
     check_alive,
     check_finite,
     check_training_rows,
+    check_truncation,
     documents,
     preview,
 )
@@ -91,6 +92,24 @@ def test_cut_examples_are_counted(trained_rows: Callable[..., Any], chat_tokeniz
     examples = [Example("good?", "positive"), Example("good?", "positive " * 30)]
     rows = trained_rows(examples, chat_tokenizer, "--max-length", "24")
     assert check_training_rows(rows, chat_tokenizer, 2, 24, packed=False) == 0.5
+
+
+def _labels(*rows: tuple[int, int]) -> datasets.Dataset:
+    """Rows of so many tokens before the answer and in it."""
+    return datasets.Dataset.from_dict({"labels": [[NO] * before + [5] * answer for before, answer in rows]})
+
+
+def test_what_truncation_takes_is_counted() -> None:
+    rows = _labels((4, 4), (2, 8), *[(2, 2)] * 98)
+    assert check_truncation(rows, None) == (0, 0)
+    assert check_truncation(rows, 8) == (0, 1)
+    assert check_truncation(rows, 4) == (1, 1)  # a hundredth dropped, and no more
+    with pytest.warns(UserWarning, match="2 of 100 examples lose every trained token when cut to --max-length 4"):
+        assert check_truncation(_labels((4, 4), (9, 1), *[(2, 2)] * 98), 4) == (2, 0)
+    with pytest.warns(UserWarning, match="1 of 2 examples"):
+        check_truncation(_labels((4, 4), (2, 2)), 4)
+    with pytest.raises(InputError, match=r"2 of 3 examples lose every trained token.* Raise --max-length\."):
+        check_truncation(_labels((4, 4), (5, 1), (2, 2)), 4)
 
 
 def test_preview_shows_three_with_whole_letters(

@@ -79,6 +79,44 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
     assert row_cache.on_disk(rows) is rows
 
 
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _overwrite(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"Question 7", b"Question X"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage"),
+    [
+        ("data-*.arrow", _cut),
+        ("data-*.arrow", _overwrite),
+        ("data-*.arrow", lambda path: path.write_bytes(b"")),
+        ("data-*.arrow", Path.unlink),
+        ("state.json", _cut),
+        ("dataset_info.json", lambda path: path.write_text("[]")),
+        ("cache-*.arrow", _cut),
+        ("cache-*.arrow", lambda path: path.write_bytes(b"")),
+    ],
+)
+def test_what_is_damaged_is_made_anew(
+    rows: datasets.Dataset, cache: Path, pattern: str, damage: Callable[[Path], object]
+) -> None:
+    def derived() -> list[int]:
+        return row_cache.on_disk(rows).map(_length, remove_columns=rows.column_names)["length"][:]
+
+    lengths = derived()
+    (path,) = cache.glob(f"*/{pattern}")
+    damage(path)
+    assert derived() == lengths
+    assert row_cache.on_disk(rows).to_list() == ROWS
+
+
+def _length(row: dict[str, str]) -> dict[str, int]:
+    return {"length": len(row["prompt"])}
+
+
 def _full_disk(self: datasets.Dataset, folder: str) -> None:
     (Path(folder) / "half").touch()
     raise OSError(28, "No space left on device")

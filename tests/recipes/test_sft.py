@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,8 @@ def test_record(run_sft: Run, chat_model: Path) -> None:
         "end_token_trained": 1.0,
         "test": 6,
         "validation": 0,
+        "dropped": 0,
+        "truncated": 0,
     }
     results = record["results"]
     for scores in (results["before"], results["after"]):
@@ -57,9 +58,7 @@ def test_record(run_sft: Run, chat_model: Path) -> None:
     assert results["sparsity"]["zeros"] == pytest.approx(0.5, abs=0.2)
     assert results["trained_parameters"] == 4096
     assert 0 < results["seconds"]["train"] < results["seconds"]["total"]
-    assert "token" not in json.dumps(record["config"]).replace("eos_token", "").replace("_tokens", "").replace(
-        "pad_token", ""
-    )
+    assert {name for name in record["config"] if name.endswith("token")} == {"eos_token", "pad_token"}  # no secrets
 
 
 def test_every_logged_step_has_sparsity(run_sft: Run) -> None:
@@ -196,7 +195,7 @@ def test_conversations(run_sft: Run, write_rows: Callable[..., str]) -> None:
         {"role": "assistant", "content": "no"},
     ]
     outcome = run_sft("--dataset", write_rows([{"messages": chat}] * 6))
-    assert outcome.record["rows"]["examples"] == 11  # two turns each; a tenth is held out
+    assert outcome.record["rows"]["examples"] == 10  # two turns each; one row is held out
     assert outcome.record["results"]["after"].keys() == {"n", "bleu", "rouge1", "rouge2", "rougeL", "perplexity"}
     assert outcome.record["results"]["after"]["perplexity"] < outcome.record["results"]["before"]["perplexity"]
 

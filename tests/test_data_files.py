@@ -1,0 +1,87 @@
+"""Files are read as they are, or refused with their row and line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monolora.data_files import read_csv, read_json
+from monolora.errors import InputError
+
+
+def _write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_cells_stay_the_texts_that_they_are(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "NA", "output": "4.50"},
+        {"instruction": "a, b\nc", "output": 'say "yes"'},
+        {"instruction": "", "output": "None"},
+        {"instruction": "größe", "output": "x" * 200_000},
+    ]
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8-sig") as file:  # with the BOM of a spreadsheet
+        writer = csv.DictWriter(file, ["instruction", "output"])
+        writer.writeheader()
+        writer.writerows(rows)
+        file.write("\r\n\r\n")
+    assert read_csv(tmp_path / "rows.csv").to_list() == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("instruction,output\na,b,\n", r"row 1 \(line 2\) has 3 fields, and the header has 2"),
+        ("instruction,output\na, then b,c\n", r"row 1 \(line 2\) has 3 fields"),
+        ('instruction,output\n"a\nb",c\nd\n', r"row 2 \(line 4\) has 1 fields"),
+        ("instruction,input,output\na,b,c\nd,e\n", r"row 2 \(line 3\) has 2 fields, and the header has 3"),
+        ("instruction,output\na,b\nc,d\ne,f,g,h\n", r"row 3 \(line 4\) has 4 fields"),
+        ('instruction,output\na,"b\nc,d\n', r"row 1 \(to line 3\): unexpected end of data"),
+        ('instruction,output\na,"b" c\n', r"row 1 \(to line 2\): .*double those inside"),
+        ("output,instruction,output\na,b,c\n", r"the header has the column 'output' twice"),
+        ("a,,\n1,2,3\n", r"the header has the column '' twice"),
+        ("a,b\nx,größe\n".encode("latin1"), r"line 2 is not UTF-8\. Convert"),
+        ("a,b\nx,y\n".encode("utf-16"), r"line 1 is not UTF-8"),
+    ],
+)
+def test_rows_that_do_not_fit_the_header(tmp_path: Path, content: str | bytes, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_csv(_write(tmp_path, "rows.csv", content))
+
+
+def test_every_object_keeps_its_own_keys(tmp_path: Path) -> None:
+    """A table of structs would fill each object with the keys of all others, and give up on mixed types."""
+    rows: list[dict[str, Any]] = [
+        {"a": "x", "m": [{"call": {"city": "Rome"}}]},
+        {"a": "y", "m": [{"call": {"n": 1}}, {"call": {"n": None}}], "later": True},
+        {"a": "z", "m": "text", "later": None},
+    ]
+    lines = "\n\n".join(json.dumps(row) for row in rows)
+    wanted = [{"later": None, **row} for row in rows]
+    assert read_json(_write(tmp_path, "rows.jsonl", lines)).to_list() == wanted
+    assert read_json(_write(tmp_path, "rows.json", f"\ufeff{json.dumps(rows, indent=1)}\n")).to_list() == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"a": 1}\n{"a": \n', r"line 2: JSON parse error"),
+        ('{"a": 1}\n\n\n{"a": 1]\n', r"line 4: JSON parse error"),
+        ('[{"a": 1},\n {"a": 1}\n {"a": 1}]', r"line 3: JSON parse error"),
+        ('{"a": 1}\n[2]\n', r"line 2 is no object"),
+        ('[{"a": 1}, 2]', r"row 2 is no object"),
+        ('{"a": 1}\n{"a": 1, "a": 2}\n', r"line 2: .*the key 'a' stands twice"),
+        (r'{"a": "\ud83d"}', r"line 1: .*surrogate pair"),
+        ("[" * 100_000, r"line 1: .*too many levels"),
+        (b'{"a": 1}\n{"a": "\xe9"}\n', r"line 2 is not UTF-8"),
+    ],
+)
+def test_what_is_no_json_is_refused_by_line(tmp_path: Path, content: str | bytes, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_json(_write(tmp_path, "rows.jsonl", content))
