@@ -16,7 +16,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-
 # Control characters (all but tab and newline), marks and overrides of the writing direction, line and paragraph
 # separators, halves of surrogate pairs: names of files, models and columns are text of others, and a terminal obeys it.
 _UNPRINTABLE = re.compile(
