@@ -12,21 +12,23 @@ from pydantic import TypeAdapter, ValidationError
 from monolora.errors import InputError, in_one_line
 
 
-def read_text(path: str | Path, fix: str = "") -> str:
+def read_text(path: str | Path, fix: str = "", *, flag: str = "") -> str:
     """The text in a file, in UTF-8; a byte order mark in front is no part of it.
 
     Args:
         path: the file.
         fix: what to do where it cannot be read, a sentence.
+        flag: that names the file, for messages.
 
     Raises:
         InputError: if it cannot be read, or is in another encoding (naming the line).
     """
+    where = f"{flag} {path}".lstrip()
     try:
         content = Path(path).read_bytes()
     except (OSError, ValueError) as error:  # the latter for a name with a null character
-        raise InputError(f"Cannot read {path}: {_reason(error)} {fix}".rstrip()) from error
-    return decoded(content, path, fix)
+        raise InputError(f"Cannot read {where}: {_reason(error)} {fix}".rstrip()) from error
+    return decoded(content, where, fix)
 
 
 def decoded(content: bytes, where: str | Path, fix: str = "") -> str:

@@ -46,7 +46,7 @@ def load_yaml(path: Path) -> dict[Any, Any]:
     Raises:
         InputError: if the file cannot be read, is no mapping, has a key twice, or holds aliases that blow it up.
     """
-    text = read_text(path)
+    text = read_text(path, flag="--config")
     try:
         loader = _Loader(text)
         loader.name = path.name  # for messages
@@ -98,5 +98,5 @@ def _check_size(node: yaml.Node, path: Path) -> None:
 
     if size(node) > _MOST_VALUES:
         raise InputError(
-            f"--config {path}: its aliases (*name) stand for more than {_MOST_VALUES:,} values. Write out what is meant."
+            f"--config {path}: its aliases (*name) stand for more than {_MOST_VALUES:,} values. Write them out."
         )
