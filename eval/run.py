@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.eval import plan as plans
 from monolora.eval import prompts, report
@@ -30,6 +28,7 @@ from monolora.eval.score import judge_identity, make_judges, score
 from monolora.eval.settings import Settings
 from monolora.eval.store import is_invalid, opened
 from monolora.provenance import provenance, write_json
+from monolora.terminal import Terminal, say
 
 FILE = "run.json"
 # What a response depends on, the model's weights aside. A run has one value of each; adapters, tasks and judges may
@@ -112,8 +111,8 @@ def report_stage(settings: Settings) -> None:
     with opened(folder) as store:
         results, entries = measured(record, plan, panel, store, settings.seed)
     report.write(folder, results, entries)
-    report.show(results, Console())
-    print(f"Report: {folder / 'report.html'}; also results.json, table.csv, table.tex")
+    report.show(results, Terminal())
+    say(f"Report: {folder / 'report.html'}; also results.json, table.csv, table.tex")
 
 
 def columns(folder: Path) -> tuple[list[Model], list[Measured | Whole]]:

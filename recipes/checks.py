@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import datasets
 import torch
-from rich.console import Console
 from rich.text import Text
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import InputError, RunError
 from monolora.sparsity import Sparsity
+from monolora.terminal import Terminal
 
 IGNORED = -100
 
@@ -152,7 +152,7 @@ def check_alive(sparsity: Sparsity) -> None:
 
 
 def preview(
-    rows: Iterable[Mapping[str, list[int]]], tokenizer: PreTrainedTokenizerBase, console: Console, most: int = 3
+    rows: Iterable[Mapping[str, list[int]]], tokenizer: PreTrainedTokenizerBase, console: Terminal, most: int = 3
 ) -> None:
     """Print examples with the trained tokens marked: ``⟦…⟧`` around them, and green where there is colour."""
     for number, row in enumerate(rows, start=1):

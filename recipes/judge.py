@@ -24,7 +24,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a da
 
 import numpy as np
 import torch
-from rich.console import Console
 from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from monolora.beaverdam import MAX_LENGTH
@@ -49,6 +48,7 @@ from monolora.recipes.judge_model import (
 )
 from monolora.recipes.judge_report import model_card, table
 from monolora.recipes.judge_training import train
+from monolora.terminal import Terminal
 
 
 def main(argv: list[str]) -> int:
@@ -59,9 +59,9 @@ def main(argv: list[str]) -> int:
         _check_out(out, flags.overwrite)
         with _replacing(out) as aside:
             record = run(flags, aside)
-    console = Console()
+    console = Terminal()
     console.print(table(record["results"]["test"]))
-    console.print(f"Saved to {out} after {record['results']['seconds']['total']:.0f} s.", highlight=False)
+    console.print(f"Saved to {out} after {record['results']['seconds']['total']:.0f} s.")
     return 0
 
 

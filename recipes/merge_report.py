@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from rich.console import Console
 from rich.table import Table
 
 from monolora.errors import InputError, in_one_line
 from monolora.merge.verify import Comparison, Fidelity
 from monolora.provenance import write_json
 from monolora.recipes.report import shown_score
+from monolora.terminal import Terminal
 
 JSON, PAGE = "merge_report.json", "merge_report.html"
 ALL = "all"
@@ -85,7 +85,7 @@ def write(folder: Path, report: Mapping[str, Any]) -> None:
     (folder / PAGE).write_text(page(report))
 
 
-def show(report: Mapping[str, Any], folder: Path, console: Console) -> None:
+def show(report: Mapping[str, Any], folder: Path, console: Terminal) -> None:
     """Print what people want to know first."""
     console.print(_table(report))
     errors = report["modules"]
@@ -99,8 +99,8 @@ def show(report: Mapping[str, Any], folder: Path, console: Console) -> None:
     task = report["task"]
     if task is not None:
         console.print(_task_table(task))
-        console.print(f"{task['same_answers']} of {task['n']} answers are the adapter's.", highlight=False)
-    console.print(f"{verdict(report)} Report: {folder / PAGE}", highlight=False, soft_wrap=True)
+        console.print(f"{task['same_answers']} of {task['n']} answers are the adapter's.")
+    console.print(f"{verdict(report)} Report: {folder / PAGE}", soft_wrap=True)
 
 
 def verdict(report: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
-from rich.console import Console
 
 from monolora.config import MonoLoraConfig
 from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
@@ -23,6 +22,7 @@ from monolora.flags import FlagParser
 from monolora.provenance import provenance, write_json
 from monolora.prune import Adapter, Pruned, read_adapter, without_units
 from monolora.recipes.output_folder import check_apart, check_free, whole_or_nothing
+from monolora.terminal import Terminal
 from monolora.units import UnitName, find_units
 
 JSON = "pruned.json"
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         if is_disk_trouble(error) and not isinstance(error, (InputError, SaveError)):
             raise SaveError.of(out, error, "Nothing new was left there. Free space, then prune again.") from error
         raise
-    Console().print(_summary(adapter, pruned, gone, out), highlight=False, soft_wrap=True)
+    Terminal().print(_summary(adapter, pruned, gone, out), soft_wrap=True)
     return 0
 
 

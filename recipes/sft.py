@@ -20,7 +20,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a da
 
 from accelerate import PartialState
 from datasets import Dataset
-from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -42,6 +41,7 @@ from monolora.recipes.scoring import prompt_sparsity, score, validation_loss
 from monolora.recipes.tasks import Example, Task, load_task
 from monolora.recipes.tasks.custom import Source
 from monolora.recipes.trainer import SftTrainer
+from monolora.terminal import Terminal, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
         this = prepare(arguments)
         if arguments.adapter.preview:
             if PartialState().is_main_process:
-                preview(_rows_of(this.trainer), this.tokenizer, Console())
+                preview(_rows_of(this.trainer), this.tokenizer, Terminal())
             return {}
         record = begin(this)
         train_started = time.monotonic()
@@ -210,8 +210,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse(argv)
         record = run(arguments)
         if record and PartialState().is_main_process:
-            Console().print(result_table([record]))
-            print(f"Saved to {arguments.training.output_dir}: the model, README.md, run.json, training.png")
+            Terminal().print(result_table([record]))
+            say(f"Saved to {arguments.training.output_dir}: the model, README.md, run.json, training.png")
         return 0
 
     return exit_status(program)

@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from monolora.errors import InputError, exit_status
 from monolora.eval.explain.compare import JSON, compare, write_comparison
 from monolora.eval.explain.compare_terminal import show
@@ -25,6 +23,7 @@ from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.summary import summary
 from monolora.eval.explain.written import FEATURES, PAGE
 from monolora.flags import FlagParser
+from monolora.terminal import Terminal, say
 
 
 def main(argv: list[str]) -> int:
@@ -35,10 +34,10 @@ def main(argv: list[str]) -> int:
     settings.check()
     if bool(adapter) == bool(settings.compare):
         raise InputError("Give one adapter folder to explain, or several with --compare NAME=PATH NAME=PATH.")
-    console = Console()
+    console = Terminal()
     if not settings.compare:
         summary(explain(adapter, settings), console)
-        print(f"{Path(settings.out) / PAGE}: open it in a browser.")
+        say(f"{Path(settings.out) / PAGE}: open it in a browser.")
         return 0
     out = Path(settings.out)
     if (out / JSON).is_file() and not settings.overwrite:

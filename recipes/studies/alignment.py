@@ -24,6 +24,7 @@ from monolora.recipes.studies.kept import keep_records
 from monolora.recipes.studies.report import REPORT, write_report
 from monolora.recipes.studies.running import Runner, only_one
 from monolora.recipes.studies.settings import Study, load
+from monolora.terminal import say
 from monolora.yaml_config import split_config
 
 
@@ -55,10 +56,10 @@ def main(argv: list[str]) -> int:
         return 0
     with only_one(study.folder):
         run(study, flags.jobs)
-        print(write_report(study))
+        say(write_report(study))
         if flags.records:
             keep_records(study, Path(flags.records))
-    print(f"{study.folder / 'report' / REPORT}: the same, with figures and table.csv beside it.")
+    say(f"{study.folder / 'report' / REPORT}: the same, with figures and table.csv beside it.")
     return 0
 
 

@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 from monolora import cli
 from monolora.errors import InputError, RunError, SaveError
 from monolora.eval.process import results_of
-from monolora.eval.progress import NOTES
 from monolora.fingerprints import fingerprint_files
 from monolora.provenance import write_json
 from monolora.recipes.studies.at_once import at_once
 from monolora.recipes.studies.cells import Cell
+from monolora.terminal import STDERR
 
 DIVERGED = "diverged"  # of a training, in its record
 _SAYS_DIVERGED = "error: Training diverged"
@@ -183,4 +183,4 @@ def _slug(name: str) -> str:
 
 
 def _say(text: str) -> None:
-    NOTES.print(text, markup=False, highlight=False)
+    STDERR.print(text)

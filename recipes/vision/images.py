@@ -21,6 +21,7 @@ from monolora.hub import cache_root
 from monolora.provenance import write_json
 from monolora.recipes.vision.settings import Data
 from monolora.recipes.vision.sources import Source, open_sources
+from monolora.terminal import say
 
 _CHUNK = 1024  # images decoded at a time
 
@@ -158,7 +159,7 @@ def _refuse_bad(bad: list[str], good: int, skip_bad: bool) -> None:
         return
     shown = ", ".join(bad[:5]) + (" …" if len(bad) > 5 else "")
     if skip_bad and good:
-        print(f"{len(bad)} of {len(bad) + good} images cannot be read and are left out: {shown}", flush=True)
+        say(f"{len(bad)} of {len(bad) + good} images cannot be read and are left out: {shown}")
         return
     raise InputError(f"{len(bad)} of {len(bad) + good} images cannot be read: {shown}. Mend them, or use --skip-bad.")
 
