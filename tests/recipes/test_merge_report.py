@@ -161,6 +161,9 @@ def test_the_page_needs_nothing_else(make: Make) -> None:
     page = merge_report.page(make())
     assert not re.search(r"https?://|<link|<script|src=|@import|url\(", page)
     assert page.startswith("<!doctype html>")
+    (policy,) = re.findall('<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)
+    assert policy.split("; ")[:2] == ["default-src 'none'", "style-src 'unsafe-inline'"]  # its bars are inline styles
+    assert "script-src" not in policy
     assert "ridge" not in page  # the maps of a large model would fill it
 
 
