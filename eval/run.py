@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_type_hints
+
+from typing_extensions import TypedDict
 
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.eval import plan as plans
@@ -29,6 +31,7 @@ from monolora.eval.settings import Settings
 from monolora.eval.store import is_invalid, opened
 from monolora.provenance import provenance, write_json
 from monolora.terminal import Terminal, say
+from monolora.text_files import read_json, type_problem
 
 FILE = "run.json"
 # What a response depends on, the model's weights aside. A run has one value of each; adapters, tasks and judges may
@@ -126,6 +129,14 @@ def columns(folder: Path) -> tuple[list[Model], list[Measured | Whole]]:
         return measured_columns(plan, [_judge(each) for each in record["judges"]], store)
 
 
+class _Record(TypedDict):
+    """What later stages read of a run."""
+
+    config: dict[str, Any]
+    judges: list[dict[str, Any]]
+    stages: dict[str, Any]
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The ``run.json`` of a run.
 
@@ -138,11 +149,14 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} holds no evaluation: {FILE} is missing. Begin with: monolora eval run --out {folder} …"
         )
     try:
-        found = dict(json.loads(path.read_text()))
-        found["config"], found["judges"], found["stages"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no record of an evaluation: {in_one_line(error)} Take another --out.") from error
-    return found
+        found = read_json(path, "Take another --out.", _Record)
+        for name, kind in get_type_hints(Settings).items():
+            value = found["config"].get(name)
+            if problem := type_problem(tuple(value) if isinstance(value, list) else value, kind | None):
+                raise InputError(f"config.{name}: {problem} Take another --out.")
+    except InputError as error:
+        raise InputError(f"{path} is no record of an evaluation: {in_one_line(error)}") from error
+    return cast(dict[str, Any], found)
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:

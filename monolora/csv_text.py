@@ -7,7 +7,9 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_BEGINS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+from monolora.errors import printable
+
+_BEGINS_A_FORMULA = ("=", "+", "-", "@", "\t")
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
@@ -19,7 +21,10 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _as_text(cell: Any) -> Any:
-    if not isinstance(cell, str) or not cell.startswith(_BEGINS_A_FORMULA):
+    if not isinstance(cell, str):
+        return cell
+    cell = printable(cell)
+    if not cell.startswith(_BEGINS_A_FORMULA):
         return cell
     try:
         float(cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import os
 import re
@@ -98,13 +99,13 @@ def exit_status(program: Callable[[], int]) -> int:
             raise
         _drop_stdout()
         return 141
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            return _unforeseen(error)
+        _say(f"error: {error.strerror}: {str(error.filename)[:60]}… Take a shorter name.", error)
+        return 2
     except Exception as error:  # the net under all programs: nobody is to read a traceback who did not ask for one
-        _say(f"error: {type(error).__name__}: {in_one_line(error)} ({_place(error)}; {_TRACEBACK}=1 shows more)", error)
-        try:
-            sys.stdout.flush()
-        except OSError:  # the error may have been that stdout takes nothing; Python would say so again at its end
-            _drop_stdout()
-        return 1
+        return _unforeseen(error)
     finally:
         warnings.formatwarning = shown
 
@@ -132,6 +133,15 @@ def _place(error: Exception) -> str:
         if frame.f_globals["__name__"].startswith("monolora.") or frame.f_globals["__name__"] == "__main__"
     ]
     return f"{file.parent.name}/{file.name}:{number}"
+
+
+def _unforeseen(error: Exception) -> int:
+    _say(f"error: {type(error).__name__}: {in_one_line(error)} ({_place(error)}; {_TRACEBACK}=1 shows more)", error)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the error may have been that stdout takes nothing; Python would say so again at its end
+        _drop_stdout()
+    return 1
 
 
 def _drop_stdout() -> None:

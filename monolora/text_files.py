@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def type_problem(value: Any, kind: Any) -> str:
     Nothing is converted: "5" and true are no whole numbers. A whole number is a number.
     """
     try:
-        TypeAdapter(kind).validate_python(value, strict=True)
+        _validator(kind).validate_python(value, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
@@ -79,6 +80,9 @@ def type_problem(value: Any, kind: Any) -> str:
         given = "" if first["type"] == "missing" else f", got {_short(first['input'])}"
         return f"{f'{key}: ' if key else ''}{said}{given}."
     return ""
+
+
+_validator = cache(TypeAdapter)  # made once a type: that takes longer than its use
 
 
 def _short(value: Any) -> str:

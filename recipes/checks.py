@@ -16,6 +16,7 @@ import torch
 from rich.text import Text
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
 
 from monolora.errors import InputError, RunError
 from monolora.sparsity import Sparsity
@@ -90,6 +91,34 @@ def check_training_rows(
             "Raise --max-length, or use a chat template that ends the assistant's turn with it (--eos-token)."
         )
     return ended / count
+
+
+def check_steps(name: str, examples: int, rows: int, packed: bool, args: SFTConfig, processes: int) -> None:
+    """Check that there is something to train on.
+
+    Args:
+        name: of the data set.
+        examples: to train on.
+        rows: of the tokenized data; fewer than examples where packed.
+        packed: whether they are.
+        args: the trainer's.
+        processes: that share the rows.
+
+    Raises:
+        InputError: if a single step asks for more examples than there are, or no batch is ever full.
+    """
+    batch = args.train_batch_size * processes
+    step = batch * args.gradient_accumulation_steps
+    if examples < step and not packed:
+        raise InputError(
+            f"{name} has {examples} training {'example' if examples == 1 else 'examples'}, fewer than the {step} of a "
+            "single step. Give more, or lower --per-device-train-batch-size or --gradient-accumulation-steps."
+        )
+    if args.dataloader_drop_last and rows < batch:
+        raise InputError(
+            f"--dataloader-drop-last leaves nothing: {name} has {rows} training rows, and a batch has {batch}. Leave "
+            "it out, or lower --per-device-train-batch-size."
+        )
 
 
 def bos_in_front(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -10,19 +9,34 @@ from collections.abc import Mapping
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, cast
 
 import jinja2
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from monolora.errors import InputError, in_one_line
 from monolora.merge.verify import Comparison, Fidelity
 from monolora.provenance import write_json
 from monolora.recipes.report import shown_score
 from monolora.terminal import Terminal
+from monolora.text_files import read_json
 
 JSON, PAGE = "merge_report.json", "merge_report.html"
 ALL = "all"
+
+
+class _Merge(TypedDict):
+    """How a merge was made."""
+
+    weights: list[float]
+    calibration: NotRequired[dict[str, Any] | None]
+
+
+class _Report(TypedDict):
+    """What is read of a report."""
+
+    merge: _Merge
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -35,11 +49,9 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        report = dict(json.loads(path.read_text()))
-        report["merge"]["weights"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no report of a merge: {in_one_line(error)} Remove it.") from error
-    return report
+        return cast(dict[str, Any], read_json(path, "Remove it.", _Report))
+    except InputError as error:
+        raise InputError(f"{path} is no report of a merge: {in_one_line(error)}") from error
 
 
 def make(

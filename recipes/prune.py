@@ -23,6 +23,7 @@ from monolora.provenance import provenance, write_json
 from monolora.prune import Adapter, Pruned, read_adapter, without_units
 from monolora.recipes.output_folder import check_apart, check_free, whole_or_nothing
 from monolora.terminal import Terminal
+from monolora.text_files import read_text
 from monolora.units import UnitName, find_units
 
 JSON = "pruned.json"
@@ -93,12 +94,7 @@ def _names(words: Sequence[str]) -> Iterator[str]:
         if not word.startswith("@"):
             yield word
             continue
-        try:
-            lines = Path(word[1:]).read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{word[1:]} cannot be read as a text file of units. Give one with a unit a line."
-            ) from error
+        lines = read_text(word[1:], "Give a text file with a unit a line, in UTF-8.").splitlines()
         yield from filter(None, map(str.strip, lines))
 
 

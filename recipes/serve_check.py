@@ -27,6 +27,7 @@ from monolora.serving.folders import served_config
 from monolora.serving.plugin import check_not_left_out
 from monolora.serving.ranks import largest_rank, vllm_rank
 from monolora.terminal import Terminal
+from monolora.text_files import read_text
 
 MAX_MODEL_LEN = 512
 KV_CACHE_BYTES = 1 << 30  # a few prompts need no more; vLLM would take nearly the whole GPU
@@ -66,10 +67,7 @@ def _parser() -> FlagParser:
 def _prompts(file: str | None) -> Sequence[str]:
     if file is None:
         return PROMPTS
-    try:
-        prompts = [line for line in Path(file).read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read prompts from {file}: {in_one_line(error)}") from error
+    prompts = [line for line in read_text(file, flag="--prompts").splitlines() if line.strip()]
     if not prompts:
         raise InputError(f"{file} holds no prompts. Write one a line.")
     return prompts

@@ -25,13 +25,13 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import exit_status
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
-from monolora.hub import resolve_model
+from monolora.hub import check_vocabulary, resolve_model
 from monolora.provenance import provenance
 from monolora.recipes import publish, resume, row_cache
 from monolora.recipes import record as run_record
 from monolora.recipes.adapter_config import peft_config
 from monolora.recipes.arguments import Arguments, parse
-from monolora.recipes.checks import check_alive, check_finite, check_training_rows, preview
+from monolora.recipes.checks import check_alive, check_finite, check_steps, check_training_rows, preview
 from monolora.recipes.inference import Inference
 from monolora.recipes.models import is_sharded, load_model, load_tokenizer, make_trainer
 from monolora.recipes.prompts import render_all
@@ -126,8 +126,11 @@ def prepare(arguments: Arguments) -> Run:
     tokenizer = load_tokenizer(folder, training)
     hub_repo = publish.claim(training)
     rows = row_cache.on_disk(render_all(train, tokenizer))
-    trainer = make_trainer(load_model(folder, arguments), tokenizer, adapter, rows, arguments)
+    model = load_model(folder, arguments)
+    check_vocabulary(model, tokenizer, flags.model)
+    trainer = make_trainer(model, tokenizer, adapter, rows, arguments)
     ended = check_training_rows(trainer.train_dataset, tokenizer, len(rows), training.max_length, training.packing)
+    check_steps(task.name, len(rows), len(_rows_of(trainer)), training.packing, training, PartialState().num_processes)
     return Run(
         arguments=arguments,
         config=config,

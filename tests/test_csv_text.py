@@ -19,7 +19,7 @@ from monolora.csv_text import csv_text
         ("-2+3", "'-2+3"),
         ("@SUM(A1)", "'@SUM(A1)"),
         ("\t=1", "'\t=1"),
-        ("\r=1", "'\r=1"),
+        ("\r=1", "'=1"),
         ('=HYPERLINK("http://a","b")', '\'=HYPERLINK("http://a","b")'),
         ("-1.5", "-1.5"),
         ("+3e-5", "+3e-5"),

@@ -201,3 +201,12 @@ def test_unknown() -> None:
 def test_save_error() -> None:
     message = str(SaveError.of("runs/a", OSError(28, "No space left on device"), "Free space."))
     assert message == "Cannot save into runs/a: [Errno 28] No space left on device. Free space."
+
+
+def test_a_name_that_is_too_long(capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> int:
+        return len(os.listdir(5000 * "x"))
+
+    assert exit_status(program) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: File name too long: {60 * 'x'}… Take a shorter name."

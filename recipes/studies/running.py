@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -12,9 +11,10 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, cast
 
 from filelock import FileLock, Timeout
+from typing_extensions import TypedDict
 
 from monolora import cli
 from monolora.errors import InputError, RunError, SaveError
@@ -24,9 +24,18 @@ from monolora.provenance import write_json
 from monolora.recipes.studies.at_once import at_once
 from monolora.recipes.studies.cells import Cell
 from monolora.terminal import STDERR
+from monolora.text_files import read_json
 
 DIVERGED = "diverged"  # of a training, in its record
 _SAYS_DIVERGED = "error: Training diverged"
+
+
+class _Record(TypedDict):
+    """Of a cell."""
+
+    command: str
+    status: str
+    inputs: NotRequired[dict[str, str]]
 
 
 class _DivergedError(RunError):
@@ -135,8 +144,8 @@ class Runner:
 
     def _read(self, cell: Cell) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._record(cell).read_text()))
-        except (OSError, ValueError):  # never begun, or its record is damaged: it is done again
+            return cast(dict[str, Any], read_json(self._record(cell), "", _Record))
+        except InputError:  # never begun, or its record is damaged: it is done again
             return {}
 
     def _write(self, cell: Cell, status: str, more: dict[str, Any]) -> None:
