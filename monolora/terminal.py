@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+import io
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any, TextIO, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -41,6 +44,29 @@ def track(items: Sequence[_T], description: str, *, disable: bool = False, trans
     )  # fmt: skip
     with Progress(*columns, console=STDERR, disable=disable, transient=transient) as progress:
         yield from progress.track(items, total=len(items), description=description)
+
+
+class _Unfailing(io.TextIOBase):
+    """Writes to another stream what that takes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
+@contextmanager
+def unfailing_stdout() -> Iterator[None]:
+    """Work goes on where stdout takes nothing more (a full disk, a reader that went away); who prints last will say."""
+    with redirect_stdout(_Unfailing(sys.stdout)):
+        yield
 
 
 def say(text: str) -> None:

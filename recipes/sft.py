@@ -41,7 +41,7 @@ from monolora.recipes.scoring import prompt_sparsity, score, validation_loss
 from monolora.recipes.tasks import Example, Task, load_task
 from monolora.recipes.tasks.custom import Source
 from monolora.recipes.trainer import SftTrainer
-from monolora.terminal import Terminal, say
+from monolora.terminal import Terminal, say, unfailing_stdout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,8 @@ def run(arguments: Arguments) -> dict[str, Any]:
             return {}
         record = begin(this)
         train_started = time.monotonic()
-        this.trainer.train(resume_from_checkpoint=str(this.resumed.checkpoint) if this.resumed else None)
+        with unfailing_stdout():  # the trainer prints its log lines
+            this.trainer.train(resume_from_checkpoint=str(this.resumed.checkpoint) if this.resumed else None)
         return finish(this, record, time.monotonic() - train_started, started)
 
 
