@@ -107,6 +107,7 @@ class FlagParser(argparse.ArgumentParser):
         Raises:
             InputError: for flags that are unknown or missing, and values that cannot be.
         """
+        check_words(words)
         names = [word.split("=")[0] for word in words if word.startswith("--")]
         for name in names:  # before argparse finds that something is missing, which may be a misspelt flag
             if name not in self._option_string_actions:
@@ -115,6 +116,22 @@ class FlagParser(argparse.ArgumentParser):
         if rest:
             raise unknown_flag(rest[0].split("=")[0], self._option_string_actions)
         return found
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Check that records, pages and cards can hold the words of a command line, which are written in UTF-8.
+
+    Raises:
+        InputError: for one that is not, such as a file's name in Latin-1.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            shown = word.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            raise InputError(
+                f"{shown} is not UTF-8. Rename it (convmv -f latin1 -t utf-8), or type it anew."
+            ) from error
 
 
 def flag_of(name: str) -> str:

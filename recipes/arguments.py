@@ -12,7 +12,7 @@ import torch
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from monolora.errors import InputError, in_one_line
-from monolora.flags import raise_input_error, unknown_flag
+from monolora.flags import check_words, raise_input_error, unknown_flag
 from monolora.hub import SMOLLM2
 from monolora.recipes.config_file import read_config
 from monolora.recipes.conflicts import ADAPTERS, NOT_HERE, RENAMED, check_conflicts, check_values
@@ -161,6 +161,7 @@ def parse(argv: list[str] | None = None) -> Arguments:
             contradict each other.
     """
     path, words = split_config(list(sys.argv[1:] if argv is None else argv))
+    check_words(words)
     classes: tuple[type[Any], ...] = (ScriptArguments, TrainingArguments, LoraArguments, AdapterArguments)
     parser = TrlParser(cast(Any, classes), prog="monolora sft", allow_abbrev=False)
     parser.error = raise_input_error  # type: ignore[method-assign]

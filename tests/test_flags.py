@@ -166,6 +166,12 @@ def test_the_nearest_flag_shares_its_words(word: str, meant: list[str]) -> None:
     assert nearest(word, _FLAGS) == meant
 
 
+def test_names_that_are_not_utf8_are_refused(parser: FlagParser) -> None:
+    """What the system gives for a file's name in Latin-1: it could be opened, but no record could be written."""
+    with pytest.raises(InputError, match=r"^caf\\xe9/a is not UTF-8\. Rename it"):
+        parser.parse(["caf\udce9/a"])
+
+
 def test_a_renamed_flag_is_named() -> None:
     message = str(unknown_flag("--max_seq_length", _FLAGS, {"max_seq_length": "It is --max-length."}))
     assert message == "Unknown flag --max_seq_length. It is --max-length."

@@ -290,6 +290,10 @@ def test_refusal_removes_only_what_it_made(run_sft: Callable[..., Any], tmp_path
     assert list((tmp_path / "a").iterdir()) == []
 
 
+def test_a_name_in_another_encoding(refused: Refused) -> None:
+    assert "caf\\xe9.jsonl is not UTF-8. Rename it" in refused("--dataset", "caf\udce9.jsonl")
+
+
 def test_files_in_another_encoding(refused: Refused, tmp_path: Path) -> None:
     for name, flag in (("flags.yaml", "--config"), ("template.jinja", "--chat-template-path")):
         (tmp_path / name).write_bytes("# one\n# café\n".encode("latin-1"))
