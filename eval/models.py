@@ -108,11 +108,11 @@ def _check_base(path: str, base: Subject, here: str) -> None:
     run = next((found for found in records if found is not None), None)
     if run is None:
         return
-    there = run["fingerprints"]["model"]
+    there = run.get("fingerprints", {}).get("model")
     if here != there:
         raise InputError(
             f"{path} was trained on other weights than those of {base.path} (fingerprint {there}, here {here}). Give "
-            f"its own base with --model: {run['config']['model']}."
+            f"its own base with --model: {run['config'].get('model')}."
         )
 
 

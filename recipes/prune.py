@@ -94,7 +94,10 @@ def _names(words: Sequence[str]) -> Iterator[str]:
         if not word.startswith("@"):
             yield word
             continue
-        lines = read_text(word[1:], "Give a text file with a unit a line, in UTF-8.").splitlines()
+        try:
+            lines = read_text(word[1:], "Give one with a unit a line.").splitlines()
+        except InputError as error:
+            raise InputError(f"{word[1:]} cannot be read as a text file of units: {error}") from error
         yield from filter(None, map(str.strip, lines))
 
 

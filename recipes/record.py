@@ -41,7 +41,7 @@ class _Config(TypedDict, total=False):
 class _Fingerprints(TypedDict):
     """Of what the run was made from."""
 
-    model: str
+    model: NotRequired[str]
     train: NotRequired[str]
 
 
@@ -49,7 +49,7 @@ class _Record(TypedDict):
     """What other programs read of a record."""
 
     config: _Config
-    fingerprints: _Fingerprints
+    fingerprints: NotRequired[_Fingerprints]
     results: dict[str, Any]
     status: NotRequired[str]
 

@@ -70,7 +70,7 @@ class Resumed(NamedTuple):
     def check_same_inputs(self, fingerprints: Mapping[str, str]) -> None:
         """Raises: InputError, if the model or the training data have changed since."""
         for name in ("model", "train"):
-            if self.record["fingerprints"].get(name) != fingerprints[name]:
+            if self.record.get("fingerprints", {}).get(name) != fingerprints[name]:
                 what = {"model": "The weights of --model", "train": "The training examples of --dataset"}[name]
                 raise InputError(f"{what} have changed since {self.checkpoint} was saved. Start anew.")
 

@@ -67,7 +67,7 @@ def _parser() -> FlagParser:
 def _prompts(file: str | None) -> Sequence[str]:
     if file is None:
         return PROMPTS
-    prompts = [line for line in read_text(file, flag="--prompts").splitlines() if line.strip()]
+    prompts = [line for line in read_text(file, flag="prompts from").splitlines() if line.strip()]
     if not prompts:
         raise InputError(f"{file} holds no prompts. Write one a line.")
     return prompts

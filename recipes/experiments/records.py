@@ -50,7 +50,10 @@ def read(path: Path, mend: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"There is no {path}. {mend}")
-    return cast(dict[str, Any], read_json(path, f"Delete it. {mend}", _Record))
+    try:
+        return cast(dict[str, Any], read_json(path, f"Delete it. {mend}", _Record))
+    except InputError as error:
+        raise InputError(f"{path} is damaged: {str(error).removeprefix(f'{path} is damaged: ')}") from error
 
 
 def results_if_same(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any] | None:
