@@ -88,7 +88,7 @@ def test_a_line_of_other_types_is_named(tmp_path: Path, line: bytes, says: str) 
 
 def test_half_a_character_comes_back(tmp_path: Path) -> None:
     """A server may cut an answer within an emoji; JSON then has one half of a surrogate pair."""
-    Records(tmp_path / "a.jsonl", Response).add(response(1, text="\ud83d"))
+    Records(tmp_path / "a.jsonl", Response).add(Response("a", "b", "c", text="\ud83d"))
     assert [each.text for each in Records(tmp_path / "a.jsonl", Response).values()] == ["\ud83d"]
 
 
