@@ -154,7 +154,8 @@ def read(folder: Path) -> dict[str, Any]:
             value = found["config"].get(name)
             if problem := type_problem(tuple(value) if isinstance(value, list) else value, kind | None):
                 raise InputError(f"config.{name}: {problem} Take another --out.")
-    except InputError as error:
+        list(map(_judge, found["judges"]))
+    except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no record of an evaluation: {in_one_line(error)}") from error
     return cast(dict[str, Any], found)
 

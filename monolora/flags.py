@@ -125,6 +125,8 @@ def check_words(words: Iterable[str]) -> None:
         InputError: for one that is not, such as a file's name in Latin-1.
     """
     for word in words:
+        if "\0" in word:
+            raise InputError(f"{word!r} has a null character in it, which no name can have.")
         try:
             word.encode()
         except UnicodeEncodeError as error:
