@@ -45,7 +45,7 @@ def parse(
     path, typed = split_config(list(words))
     given = dict(stored or {})
     if path:
-        given |= _of_file(path, prog)
+        given |= _of_file(path)
     names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in typed if word.startswith("--")}
     if read is not None and (unread := sorted(names & {each.name for each in fields(Settings)} - {*read})):
         raise InputError(f"{prog} does not read --{unread[0].replace('_', '-')}. See {prog} --help.")
@@ -71,12 +71,12 @@ def _parsed(
     return vars(parser.parse(words))
 
 
-def _of_file(path: Path, prog: str) -> dict[str, Any]:
+def _of_file(path: Path) -> dict[str, Any]:
     """What a YAML file sets, read as flags are; ``adapter`` may be a mapping of names to paths."""
     loaded = load_yaml(path)
     if isinstance(loaded.get("adapter"), dict):
         loaded["adapter"] = [f"{adapter}={folder}" for adapter, folder in loaded["adapter"].items()]
-    return settings_in(loaded, fields(Settings), prog, f"--config {path}")
+    return settings_in(loaded, fields(Settings), f"--config {path}")
 
 
 def _frozen(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -12,6 +11,7 @@ from monolora.errors import InputError, SaveError, in_one_line
 from monolora.eval.prompts import PromptSet
 from monolora.eval.records import Prompt
 from monolora.runs import write_json
+from monolora.text_files import read_json, type_problem
 
 FILE = "plan.json"
 
@@ -93,8 +93,8 @@ def read(folder: Path) -> Plan:
             f"{folder} holds no evaluation: {FILE} is missing. Begin one with: monolora eval run --out {folder}"
         )
     try:
-        found = json.loads(path.read_text())
-        return Plan(
+        found = read_json(path, "")
+        plan = Plan(
             [_set(each) for each in found["sets"]],
             [PlannedModel(**each) for each in found["models"]],
             found["keys"],
@@ -102,7 +102,11 @@ def read(folder: Path) -> Plan:
             found["drift"],
             found.get("today"),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if problem := type_problem(plan, Plan):
+            raise ValueError(problem)
+        list(plan.responses())  # each has a key
+        return plan
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is damaged: {in_one_line(error)} Write it again with: monolora eval generate --out {folder} …"
         ) from error
@@ -111,7 +115,7 @@ def read(folder: Path) -> Plan:
 def today(folder: Path) -> date:
     """The date that chat templates are told: that of the plan in a run folder, else the clock's."""
     try:
-        return date.fromisoformat(json.loads((folder / FILE).read_text())["today"])
+        return date.fromisoformat(read_json(folder / FILE, "")["today"])
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or one that is written anew
         return date.today()
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-NOTES = Console(stderr=True)
+from monolora.terminal import STDERR
 
 
 def kept(what: str, there: int, total: int) -> None:
     """Say how much is there from an earlier call, if anything is."""
     if there:
-        NOTES.print(f"{what}: {there:,} of {total:,} are there already.", markup=False, highlight=False)
+        STDERR.print(f"{what}: {there:,} of {total:,} are there already.")
 
 
 @contextmanager
@@ -27,6 +26,6 @@ def tracked(what: str, total: int) -> Iterator[Callable[[], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=NOTES) as progress:
+    with Progress(*columns, console=STDERR) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)

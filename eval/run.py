@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_type_hints
 
-from rich.console import Console
+from typing_extensions import TypedDict
 
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.eval import plan as plans
@@ -32,6 +32,8 @@ from monolora.eval.settings import Settings
 from monolora.eval.store import Store, is_invalid, opened
 from monolora.provenance import provenance
 from monolora.runs import Kind, locked, no_empty_folder, write_json
+from monolora.terminal import Terminal, say
+from monolora.text_files import read_json, type_problem
 
 FILE = "run.json"
 # What a response depends on, the model's weights aside. A run has one value of each; adapters, tasks and judges may
@@ -144,8 +146,8 @@ def _report(settings: Settings) -> None:
     panel = [_judge(each) for each in record["judges"]]
     results, entries = measured(record, plan, panel, Store(folder), settings.seed)
     report.write(folder, results, entries)
-    report.show(results, Console())
-    print(f"Report: {folder / 'report.html'}; also results.json, table.csv, table.tex")
+    report.show(results, Terminal())
+    say(f"Report: {folder / 'report.html'}; also results.json, table.csv, table.tex")
 
 
 def columns(folder: Path) -> tuple[list[Model], list[Measured | Whole]]:
@@ -157,6 +159,14 @@ def columns(folder: Path) -> tuple[list[Model], list[Measured | Whole]]:
     record, plan = read(folder), plans.read(folder)
     with opened(folder) as store:
         return measured_columns(plan, [_judge(each) for each in record["judges"]], store)
+
+
+class _Record(TypedDict):
+    """What later stages read of a run."""
+
+    config: dict[str, Any]
+    judges: list[dict[str, Any]]
+    stages: dict[str, Any]
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -171,11 +181,15 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} holds no evaluation: {FILE} is missing. Begin with: monolora eval run --out {folder} …"
         )
     try:
-        found = dict(json.loads(path.read_text()))
-        found["config"], found["judges"], found["stages"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no record of an evaluation: {in_one_line(error)} Take another --out.") from error
-    return found
+        found = read_json(path, "Take another --out.", _Record)
+        for name, kind in get_type_hints(Settings).items():
+            value = found["config"].get(name)
+            if problem := type_problem(tuple(value) if isinstance(value, list) else value, kind | None):
+                raise InputError(f"config.{name}: {problem} Take another --out.")
+        list(map(_judge, found["judges"]))
+    except (InputError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no record of an evaluation: {in_one_line(error)}") from error
+    return cast(dict[str, Any], found)
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.eval.records import INVALID, Judgement, Measurement, Response
 from monolora.runs import locked, write_aside
+from monolora.text_files import type_problem
 
 _Record = TypeVar("_Record", Response, Judgement, Measurement)
 _GO_ON = "All earlier records are whole: free space, then give the same command again."
@@ -37,7 +38,7 @@ class Records(Generic[_Record]):
         self._by_key: dict[str, _Record] = {}
         if path.is_file():
             _cut_torn_line(path)
-            with path.open() as file:
+            with path.open("rb") as file:
                 for number, line in enumerate(file, start=1):
                     record = _parsed(line, kind, f"{path}, line {number}")
                     self._by_key.setdefault(record.key, record)
@@ -131,11 +132,13 @@ def _cut_torn_line(path: Path) -> None:
             file.truncate(content.rfind(b"\n") + 1)
 
 
-def _parsed(line: str, kind: type[_Record], where: str) -> _Record:
+def _parsed(line: bytes, kind: type[_Record], where: str) -> _Record:
     try:
         values = json.loads(line)
+        if problem := type_problem(values, kind):
+            raise ValueError(problem)
         return kind(**values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{where}: damaged ({in_one_line(error)}) Delete that line, and its row is asked for again."
         ) from error

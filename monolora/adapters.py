@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Required
 
 import torch
 from accelerate.hooks import AlignDevicesHook
@@ -25,18 +24,47 @@ from peft.tuners.lora.layer import LoraLayer
 from peft.utils import load_peft_weights
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing_extensions import TypedDict
 
 from monolora.adapter_tensors import check_tensors, file_name, room_for, saved_beside, vocabulary_in
 from monolora.checkpoint import adapted_modules, check_weights_file, origin_of
 from monolora.config import MonoLoraConfig, check_numbers
 from monolora.errors import InputError, in_one_line
-from monolora.hub import load_causal_lm, load_tokenizer, on_gpus, resolve_model
+from monolora.hub import check_vocabulary, load_causal_lm, load_tokenizer, on_gpus, resolve_model
 from monolora.loaders import model_name
 from monolora.model_files import adopt_generation_config
 from monolora.patterns import resolve_patterns
 from monolora.targets import module_names, near_misses
+from monolora.text_files import read_json
 
 SUM = "sum"  # the name that a weighted sum of adapters gets
+
+
+class _Settings(TypedDict, total=False):
+    """Of LoRA and MonoLoRA, in adapter_config.json: PEFT takes any type, and fails when it works with it."""
+
+    peft_type: Required[str]
+    base_model_name_or_path: str | None
+    revision: str | None
+    task_type: str | None
+    inference_mode: bool
+    r: int
+    bias: str
+    activation: str
+    target_modules: list[str] | str | None
+    exclude_modules: list[str] | str | None
+    target_parameters: list[str] | None
+    modules_to_save: list[str] | None
+    layers_to_transform: list[int] | int | None
+    layers_pattern: list[str] | str | None
+    rank_pattern: dict[str, int] | None
+    alpha_pattern: dict[str, Any] | None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None
+    use_rslora: bool
+    use_dora: bool
+    fan_in_fan_out: bool
+    lora_bias: bool
+    init_lora_weights: bool | str | None
 
 
 def load_adapted(
@@ -56,7 +84,8 @@ def load_adapted(
     Raises:
         InputError: if the folder holds no adapter, names no base, does not fit the base, or its files are damaged.
     """
-    named = base or adapter_config(folder).base_model_name_or_path
+    recorded = adapter_config(folder).base_model_name_or_path
+    named = base or recorded
     if not named:
         raise InputError(f"{folder}/adapter_config.json names no base model. Give it with --model.")
     path = resolve_model(named)
@@ -64,6 +93,7 @@ def load_adapted(
     model.name_or_path = named
     tokenizer = adapter_tokenizer(folder, named)
     _resize(model, folder, tokenizer)
+    check_vocabulary(model, tokenizer, folder)
     adapted = _fitting(folder, named, partial(attach, model, folder))
     adopt_generation_config(model, folder)
     return _in_eval_mode(adapted), tokenizer
@@ -131,13 +161,15 @@ def adapter_config(folder: str) -> PeftConfig:
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise InputError(f"{folder} holds no weights: adapter_model.safetensors is missing. Copy the whole folder.")
     try:
-        named = json.loads(path.read_text())["peft_type"]
+        named = read_json(path, "Copy it again.", _Settings)["peft_type"]
         if named not in PEFT_TYPE_TO_CONFIG_MAPPING:
             raise ValueError(f"its peft_type {named!r} is no method of PEFT, nor MONOLORA")
         config = PEFT_TYPE_TO_CONFIG_MAPPING[named].from_pretrained(folder)
         if isinstance(config, LoraConfig):
             check_numbers(config)
         return config
+    except InputError:
+        raise
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{path} cannot be used: {in_one_line(error)}") from error
 

@@ -53,7 +53,7 @@ def read_csv(path: Path) -> datasets.Dataset:
     return _table(columns)
 
 
-def read_json(path: Path) -> datasets.Dataset:
+def read_json_rows(path: Path) -> datasets.Dataset:
     """The rows of a JSON file: an object a line, or a list of objects.
 
     Raises:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from monolora.errors import InputError
 from monolora.flags import FlagParser
 from monolora.hub import SMOLLM2, cache_root, data_root
 from monolora.serving.versions import check_vllm, vllm_version
+from monolora.terminal import Terminal
 
 PACKAGES = ("monolora", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "safetensors")
 MIRRORED = (
@@ -42,8 +43,8 @@ def main(argv: list[str]) -> int:
     findings = list(examine())
     table = Table(show_header=False)
     for finding in findings:
-        table.add_row(finding.what, finding.state, f"[yellow]{finding.mend}" if finding.mend else "")
-    Console().print(table)
+        table.add_row(finding.what, finding.state, Text(finding.mend, style="yellow"))
+    Terminal().print(table)
     return int(any(finding.state == "missing" for finding in findings))
 
 

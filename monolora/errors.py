@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import io
 import os
+import re
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 
 from safetensors import SafetensorError
+
+# Control characters (all but tab and newline), marks and overrides of the writing direction, line and paragraph
+# separators, halves of surrogate pairs: names of files, models and columns are text of others, and a terminal obeys it.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 class InputError(ValueError):
@@ -49,32 +61,88 @@ def in_one_line(error: BaseException) -> str:
     return text if text.endswith(("?", "!", "…")) else f"{text}."
 
 
+def printable(text: str) -> str:
+    """Without what would move the cursor, colour the screen, turn the writing direction, or cannot be encoded."""
+    return _UNPRINTABLE.sub("", text)
+
+
 def exit_status(program: Callable[[], int]) -> int:
-    """Run a program; what it raises for the user, and each warning, becomes one line on stderr.
+    """Run a program; what it raises, and each warning, becomes one line on stderr.
+
+    What is neither :class:`InputError` nor :class:`RunError` is a bug, or trouble that nobody foresaw: its line has the
+    exception's type, and the place in this project where it came up. With ``MONOLORA_TRACEBACK=1`` in the environment,
+    the traceback of every error comes before its line.
 
     Returns:
         The exit status: the program's own, 1 for a failure, 2 for bad input, 130 after Ctrl-C, 141 where the reader
         of the output went away (as in ``monolora … | head``).
     """
-    shown, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
+    shown, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {_line(message)}\n"
+    if isinstance(sys.stdout, io.TextIOWrapper):  # results are printed whatever the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = program()
         sys.stdout.flush()
         return status
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {_line(error)}", error)
         return 2
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {_line(error)}", error)
         return 1
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        _say("stopped")
         return 130
     except (BrokenPipeError, SystemExit) as error:
         # rich turns a broken pipe into an exit of its own
         if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 141
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            return _unforeseen(error)
+        _say(f"error: {error.strerror}: {str(error.filename)[:60]}… Take a shorter name.", error)
+        return 2
+    except Exception as error:  # the net under all programs: nobody is to read a traceback who did not ask for one
+        return _unforeseen(error)
     finally:
         warnings.formatwarning = shown
+
+
+_TRACEBACK = "MONOLORA_TRACEBACK"
+
+
+def _line(message: object) -> str:
+    return " ".join(printable(str(message)).split("\n"))
+
+
+def _say(line: str, error: Exception | None = None) -> None:
+    with suppress(OSError):  # where stderr takes nothing, the status has to do
+        if error is not None and os.environ.get(_TRACEBACK) == "1":
+            print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
+        print(printable(line), file=sys.stderr, flush=True)
+
+
+def _place(error: Exception) -> str:
+    """The innermost line of this project that the error passed through."""
+    frames = traceback.walk_tb(error.__traceback__)
+    *_, (file, number) = [
+        (Path(frame.f_code.co_filename), number)
+        for frame, number in frames
+        if frame.f_globals["__name__"].startswith("monolora.") or frame.f_globals["__name__"] == "__main__"
+    ]
+    return f"{file.parent.name}/{file.name}:{number}"
+
+
+def _unforeseen(error: Exception) -> int:
+    _say(f"error: {type(error).__name__}: {in_one_line(error)} ({_place(error)}; {_TRACEBACK}=1 shows more)", error)
+    try:
+        sys.stdout.flush()
+    except OSError:  # the error may have been that stdout takes nothing; Python would say so again at its end
+        _drop_stdout()
+    return 1
+
+
+def _drop_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from monolora.errors import InputError
+from monolora.text_files import read_json
 
 # The A of a linear layer: (rank, inputs); B: (outputs, rank).
 _LINEAR = re.compile(r"base_model\.model\.(?P<module>.+)\.(?:lora|monolora)_(?P<part>[AB])\.weight")
@@ -26,7 +26,7 @@ def check_fits(adapter: str, base: str) -> None:
         InputError: naming the first layer that the base has in another size.
     """
     shapes = {name.removesuffix(".weight"): shape for name, shape in _shapes(sorted(Path(base).glob("*.safetensors")))}
-    if not shapes or "quantization_config" in json.loads((Path(base) / "config.json").read_text()):
+    if not shapes or "quantization_config" in read_json(Path(base) / "config.json", "Copy the model again."):
         return  # in an older format, or packed in another shape: who loads it will say
     for name, shape in _shapes([Path(adapter) / "adapter_model.safetensors"]):
         match = _LINEAR.fullmatch(name)

@@ -21,13 +21,21 @@ import torch
 from datasets.packaged_modules.csv.csv import Csv
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from monolora.data_files import read_csv, read_json
+from monolora.data_files import read_csv, read_json_rows
 from monolora.errors import InputError, in_one_line
 from monolora.runs import new_folder
+from monolora.text_files import read_json
 
 SMOLLM2 = "smollm2-135m-instruct"
 MINILM = "all-minilm-l6-v2"
@@ -88,6 +96,7 @@ def resolve_model(name: str, revision: str = "main") -> str:
     if local is not None:
         if not (Path(local) / "config.json").is_file():
             raise InputError(f"{local} holds no model: config.json is missing. Give a folder made by save_pretrained.")
+        read_json(Path(local) / "config.json", "Copy the model again.")
         return local
     if name.lower() == SMOLLM2:
         return str(packaged_smollm2())
@@ -104,6 +113,18 @@ def resolve_model(name: str, revision: str = "main") -> str:
     )
 
 
+def load_config(folder: str) -> PretrainedConfig:
+    """The config of the model in ``folder``, from :func:`resolve_model`.
+
+    Raises:
+        InputError: if it is damaged, or of no kind that transformers knows.
+    """
+    try:
+        return cast(PretrainedConfig, AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"Cannot read the config of the model in {folder}: {in_one_line(error)}") from error
+
+
 def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
     """The causal language model in ``folder``, from :func:`resolve_model`.
 
@@ -115,6 +136,7 @@ def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
         InputError: if the folder holds no causal language model, or its files are damaged.
     """
     load = cast(Callable[..., tuple[PreTrainedModel, dict[str, Any]]], AutoModelForCausalLM.from_pretrained)
+    load_config(folder)
     try:
         model, found = load(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
@@ -148,6 +170,26 @@ def load_tokenizer(folder: str, **options: Any) -> PreTrainedTokenizerBase:
         raise InputError(f"{folder} has no usable tokenizer: {in_one_line(error)}") from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
+
+
+def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Check that a model has an embedding for every token of a tokenizer; the other way round is padding.
+
+    Args:
+        model: a language model.
+        tokenizer: that it is to be used with.
+        name: of the model, for the message.
+
+    Raises:
+        InputError: naming a token without.
+    """
+    embeddings = model.config.get_text_config().vocab_size
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if highest >= embeddings:
+        raise InputError(
+            f"The tokenizer of {name} has the token {token!r} with the id {highest}, and the model has {embeddings:,} "
+            "embeddings. Copy the tokenizer's files again from where the model is, or resize the model."
+        )
 
 
 def load_dataset(name: str, config: str | None = None) -> datasets.DatasetDict:
@@ -194,7 +236,11 @@ def _load_folder(folder: str, config: str | None) -> datasets.DatasetDict:
 
 
 def _load_file(path: Path) -> datasets.DatasetDict:
-    readers: dict[str, Callable[[Path], datasets.Dataset]] = {".jsonl": read_json, ".json": read_json, ".csv": read_csv}
+    readers: dict[str, Callable[[Path], datasets.Dataset]] = {
+        ".jsonl": read_json_rows,
+        ".json": read_json_rows,
+        ".csv": read_csv,
+    }
     if path.suffix not in (*readers, ".parquet"):
         raise InputError(
             f"{path}: files of type {path.suffix or '(none)'} are not read; use {', '.join((*readers, '.parquet'))}."

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from monolora.errors import InputError
+from monolora.errors import InputError, in_one_line
+from monolora.text_files import read_text
+
+_MOST_VALUES = 100_000
 
 
 def split_config(words: list[str]) -> tuple[Path | None, list[str]]:
@@ -36,15 +41,62 @@ def split_config(words: list[str]) -> tuple[Path | None, list[str]]:
 def load_yaml(path: Path) -> dict[Any, Any]:
     """The mapping in a YAML file.
 
+    Numbers are those of YAML 1.2, where ``1e-5`` is one; PyYAML takes it for a text.
+
     Raises:
-        InputError: if the file cannot be read, or is no mapping.
+        InputError: if the file cannot be read, is no mapping, has a key twice, or holds aliases that blow it up.
     """
+    text = read_text(path, flag="--config")
     try:
-        loaded = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise InputError(f"Cannot read --config {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+        loader = _Loader(text)
+        loader.name = path.name  # for messages
+        node = loader.get_single_node()
+        if node is not None:
+            _check_size(node, path)
+        loaded = None if node is None else loader.construct_document(node)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates and numbers that cannot be
+        raise InputError(f"--config {path} is not YAML: {in_one_line(error)}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"--config {path} must be a mapping of flags to values.")
     return loaded
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, for numbers of YAML 1.2; a key may stand in a mapping once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        written = [(type(key), key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for (key, _), name in zip(node.value, written, strict=False):
+            if written.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name[1]} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _check_size(node: yaml.Node, path: Path) -> None:
+    """Aliases are links until something walks through them: nine lines can stand for billions of values.
+
+    Raises:
+        InputError: if all of it, with its aliases written out, is more than any settings are.
+    """
+    sizes: dict[int, float] = {}
+
+    def size(node: yaml.Node) -> float:
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # for a node within itself
+            parts = (part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,)))
+            sizes[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    if size(node) > _MOST_VALUES:
+        raise InputError(
+            f"--config {path}: its aliases (*name) stand for more than {_MOST_VALUES:,} values. Write them out."
+        )

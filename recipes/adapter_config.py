@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 import warnings
@@ -151,3 +152,25 @@ def _check_token_indices(model: nn.Module, indices: Iterable[int] | Mapping[str,
             f"--trainable-token-indices {wrong[0]} is no token of the model: ids go from 0 to "
             f"{embedding.num_embeddings - 1}."
         )
+
+
+def check_named(model: nn.Module, names: Iterable[str] | None, flag: str, *, parameters: bool) -> None:
+    """Check that every name of a flag is one of the model's, or the end of one after a dot; PEFT passes over others.
+
+    Args:
+        model: the base.
+        names: the flag's values.
+        flag: it, for the message.
+        parameters: whether they are names of parameters, and not of modules.
+
+    Raises:
+        InputError: naming the first that is none, and the nearest.
+    """
+    known = [name for name, _ in (model.named_parameters() if parameters else model.named_modules()) if name]
+    for name in names or ():
+        if any(f".{each}".endswith(f".{name}") for each in known):
+            continue
+        lasts = sorted({last for each in known if not (last := each.rpartition(".")[-1]).isdigit()})
+        near = difflib.get_close_matches(name.rpartition(".")[-1], lasts, n=3)
+        hint = f"Nearest names: {', '.join(near)}." if near else f"Names in this model: {', '.join(lasts)}."
+        raise InputError(f"{flag} {name} is no {'parameter' if parameters else 'module'} of the model. {hint}")

@@ -12,10 +12,10 @@ import torch
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from monolora.errors import InputError, in_one_line
-from monolora.flags import raise_input_error, unknown_flag
+from monolora.flags import check_words, raise_input_error, unknown_flag
 from monolora.hub import SMOLLM2
 from monolora.recipes.config_file import read_config
-from monolora.recipes.conflicts import ADAPTERS, check_conflicts, check_values
+from monolora.recipes.conflicts import ADAPTERS, NOT_HERE, RENAMED, check_conflicts, check_values
 from monolora.yaml_config import split_config
 
 # Learning rates found on SST-2 with SmolLM2-135M (docs/RESULTS.md); full finetuning takes TRL's.
@@ -167,6 +167,7 @@ def parse(argv: list[str] | None = None) -> Arguments:
             contradict each other.
     """
     path, words = split_config(list(sys.argv[1:] if argv is None else argv))
+    check_words(words)
     classes: tuple[type[Any], ...] = (ScriptArguments, TrainingArguments, LoraArguments, AdapterArguments)
     parser = TrlParser(cast(Any, classes), prog="monolora sft", allow_abbrev=False)
     parser.error = raise_input_error  # type: ignore[method-assign]
@@ -175,7 +176,7 @@ def parse(argv: list[str] | None = None) -> Arguments:
     parser.set_defaults_with_config(**from_file)
     namespace, rest = parser.parse_known_args(words)
     if rest:
-        raise unknown_flag(rest[0].split("=")[0], parser._option_string_actions)
+        raise unknown_flag(rest[0].split("=")[0], _suggested(parser), RENAMED)
     typed = {option.split("=")[0].lstrip("-").replace("-", "_") for option in words if option.startswith("--")}
     named = typed | set(from_file)
     if namespace.adapter in ADAPTERS:
@@ -190,6 +191,11 @@ def parse(argv: list[str] | None = None) -> Arguments:
         raise InputError(in_one_line(error)) from error
     check_values(arguments)
     return _completed(arguments, named)
+
+
+def _suggested(parser: TrlParser) -> set[str]:
+    """The flags that may be meant where one is misspelt: those that have an effect."""
+    return {f"--{action.dest}" for action in parser._actions} - {f"--{name}" for name in NOT_HERE}
 
 
 def _accept_bare_resume(parser: TrlParser) -> None:

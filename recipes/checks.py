@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 
 import datasets
 import torch
-from rich.console import Console
 from rich.text import Text
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
 
 from monolora.errors import InputError, RunError
 from monolora.recipes.prompts import IGNORED
 from monolora.sparsity import Sparsity
+from monolora.terminal import Terminal
 
 _WARNED_SHARE, _REFUSED_SHARE = 0.01, 0.5  # of examples that truncation drops
 
@@ -134,6 +135,34 @@ def check_training_rows(
     return ended / count
 
 
+def check_steps(name: str, examples: int, rows: int, packed: bool, args: SFTConfig, processes: int) -> None:
+    """Check that there is something to train on.
+
+    Args:
+        name: of the data set.
+        examples: to train on.
+        rows: of the tokenized data; fewer than examples where packed.
+        packed: whether they are.
+        args: the trainer's.
+        processes: that share the rows.
+
+    Raises:
+        InputError: if a single step asks for more examples than there are, or no batch is ever full.
+    """
+    batch = args.train_batch_size * processes
+    step = batch * args.gradient_accumulation_steps
+    if examples < step and not packed:
+        raise InputError(
+            f"{name} has {examples} training {'example' if examples == 1 else 'examples'}, fewer than the {step} of a "
+            "single step. Give more, or lower --per-device-train-batch-size or --gradient-accumulation-steps."
+        )
+    if args.dataloader_drop_last and rows < batch:
+        raise InputError(
+            f"--dataloader-drop-last leaves nothing: {name} has {rows} training rows, and a batch has {batch}. Leave "
+            "it out, or lower --per-device-train-batch-size."
+        )
+
+
 def bos_in_front(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer begins plain text with BOS: then the model expects every sequence to begin with one."""
     bos = tokenizer.bos_token_id
@@ -194,7 +223,7 @@ def check_alive(sparsity: Sparsity) -> None:
 
 
 def preview(
-    rows: Iterable[Mapping[str, list[int]]], tokenizer: PreTrainedTokenizerBase, console: Console, most: int = 3
+    rows: Iterable[Mapping[str, list[int]]], tokenizer: PreTrainedTokenizerBase, console: Terminal, most: int = 3
 ) -> None:
     """Print examples with the trained tokens marked: ``⟦…⟧`` around them, and green where there is colour."""
     for number, row in enumerate(rows, start=1):

@@ -11,7 +11,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 from trl import TrlParser
 
 from monolora.errors import InputError
-from monolora.flags import unknown_flag
+from monolora.flags import shortened, unknown_flag
+from monolora.recipes.conflicts import NOT_HERE, RENAMED
 from monolora.yaml_config import load_yaml
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
@@ -41,7 +42,8 @@ def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[
         name = str(key).replace("-", "_")
         action = parser._option_string_actions.get(f"--{name}")
         if action is None or action.dest not in hints:
-            raise InputError(f"--config {path}: {unknown_flag(f'--{key}', parser._option_string_actions)}")
+            known = {f"--{name}" for name in hints.keys() - NOT_HERE.keys()}
+            raise InputError(f"--config {path}: {unknown_flag(f'--{key}', known, RENAMED)}")
         values[name] = _checked(path, action, value, get_args(hints[name]) or [hints[name]])
     return values
 
@@ -53,11 +55,16 @@ def _checked(path: Path, action: argparse.Action, value: Any, kinds: Sequence[An
         return [_scalar(path, action, item, kinds) for item in value]
     if isinstance(value, dict) and dict in containers:
         return value
-    if value is None and action.default is None:
+    if value is None and (action.default is None or type(None) in containers):
         return None
     if isinstance(value, bool) and action.nargs == "?":  # a flag that may stand alone
         absent = None if action.type is str else False
         return action.const if value else absent
+    if isinstance(value, bool) and bool not in containers:
+        raise InputError(
+            f"--config {path}: {action.dest} cannot be {str(value).lower()}. Where it is a word (YAML reads yes, no, "
+            "on and off as true and false), put quotes around it."
+        )
     found = _scalar(path, action, value, kinds)
     return [found] if action.nargs == "+" else found
 
@@ -65,12 +72,14 @@ def _checked(path: Path, action: argparse.Action, value: Any, kinds: Sequence[An
 def _scalar(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
     convert: Callable[[str], Any] = action.type if callable(action.type) else str
     try:
-        if value is None or isinstance(value, (list, dict)):
+        if not isinstance(value, (str, int, float)):
             raise ValueError
         found = convert(str(value))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         wanted = next((words for kind, words in _KINDS.items() if kind in kinds), "a single value")
-        raise InputError(f"--config {path}: {action.dest} must be {wanted}, got {value!r}.") from error
+        raise InputError(f"--config {path}: {action.dest} must be {wanted}, got {shortened(value)}.") from error
     if action.choices is not None and found not in action.choices:
-        raise InputError(f"--config {path}: {action.dest} must be one of {', '.join(action.choices)}, got {value!r}.")
+        raise InputError(
+            f"--config {path}: {action.dest} must be one of {', '.join(action.choices)}, got {shortened(value)}."
+        )
     return found

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
+from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from monolora.errors import InputError, unknown
 
@@ -25,12 +27,103 @@ NOT_HERE = {
     "dataset_text_field": "the data set's format decides; see --dataset",
     "dataset_kwargs": "the recipe prepares the data set itself",
     "model_init_kwargs": "use --dtype, --attn-implementation, --model-revision or --trust-remote-code",
-    "eval_strategy": "held-out rows are scored before and after training; see --max-eval-samples",
-    "do_eval": "held-out rows are scored before and after training; see --max-eval-samples",
-    "eval_on_start": "held-out rows are scored before and after training; see --max-eval-samples",
+    **dict.fromkeys(
+        (
+            "eval_strategy", "do_eval", "eval_on_start", "eval_steps", "eval_delay", "prediction_loss_only",
+            "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
+            "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "eval_packing", "do_predict", "label_names",
+        ),
+        "held-out rows are scored before and after training; see --max-eval-samples",
+    ),
     "use_liger_kernel": "TRL has its own fused loss instead",
-    "load_best_model_at_end": "nothing is scored between checkpoints",
+    "liger_kernel_config": "TRL has its own fused loss instead",
+    **dict.fromkeys(
+        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+        "nothing is scored between checkpoints; --validation-samples is for choosing between runs",
+    ),
     "assistant_only_loss": "every assistant turn is an example of its own, and only its answer is trained on",
+    "do_train": "the recipe always trains; --preview stops before",
+    "length_column_name": "lengths are those of the tokenized examples",
+    "remove_unused_columns": "the trainer is given the tokenized examples alone",
+    "restore_callback_states_from_checkpoint": "the recipe's callbacks have no state",
+    **dict.fromkeys(
+        ("hub_strategy", "hub_always_push"), "--push-to-hub uploads once, when all is measured; checkpoints stay here"
+    ),
+    "hub_revision": "--push-to-hub uploads to the main branch",
+    "parallelism_config": "accelerate's own file sets it: accelerate launch --config_file FILE",
+    "local_rank": "the launcher sets it",
+}  # fmt: skip
+# TRL's flags that do here what their help says. One that is in neither list came with a later TRL than this recipe
+# knows, and is refused: nobody has looked at whether it has an effect.
+WORKS = frozenset(
+    {
+        # ScriptArguments
+        "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split",
+        # ModelConfig
+        "model_name_or_path", "model_revision", "dtype", "attn_implementation", "lora_r", "lora_alpha", "lora_dropout",
+        "lora_target_modules", "lora_target_parameters", "lora_modules_to_save", "use_rslora", "use_dora",
+        "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage",
+        # TrainingArguments: optimization
+        "per_device_train_batch_size", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type",
+        "lr_scheduler_kwargs", "warmup_steps", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2",
+        "adam_epsilon", "optim_target_modules", "gradient_accumulation_steps", "average_tokens_across_devices",
+        "max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha", "router_aux_loss_coef", "loss_type",
+        "seed", "data_seed", "full_determinism", "train_sampling_strategy", "auto_find_batch_size",
+        # … numbers, memory and devices
+        "bf16", "fp16", "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile",
+        "torch_compile_backend", "torch_compile_mode", "use_cache", "torch_empty_cache_steps", "use_cpu",
+        "activation_offloading", "skip_memory_metrics", "debug", "accelerator_config", "ddp_find_unused_parameters",
+        "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend", "ddp_timeout", "fsdp",
+        "fsdp_config", "deepspeed",
+        # … data
+        "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers",
+        "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "dataloader_in_order", "dataset_num_proc",
+        "chat_template_path", "eos_token", "pad_token", "max_length", "truncation_mode", "shuffle_dataset", "packing",
+        "packing_strategy", "padding_free", "pad_to_multiple_of", "completion_only_loss", "trust_remote_code",
+        "per_device_eval_batch_size",
+        # … logging, saving, the hub
+        "output_dir", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node",
+        "logging_nan_inf_filter", "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm",
+        "report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id",
+        "save_only_model", "save_strategy", "save_steps", "save_on_each_node", "save_total_limit",
+        "enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "ignore_data_skip",
+        "resume_from_checkpoint",
+    }
+)  # fmt: skip
+_HERE = "Did you mean {}?"
+_SCORED_ONCE = "Nothing is scored between checkpoints here; --validation-samples is for choosing between runs."
+# Flags of older versions and of other programs.
+RENAMED = {
+    **dict.fromkeys(
+        ("max_seq_length", "max_seq_len", "model_max_length", "cutoff_len", "sequence_len"),
+        _HERE.format("--max-length"),
+    ),
+    **dict.fromkeys(("evaluation_strategy", "do_evaluate"), "Held-out rows are scored before and after training here."),
+    **dict.fromkeys(("early_stopping_patience", "early_stopping_threshold", "early_stopping"), _SCORED_ONCE),
+    "group_by_length": "Did you mean --train-sampling-strategy group_by_length?",
+    **dict.fromkeys(("tokenizer", "tokenizer_name", "tokenizer_name_or_path"), "The tokenizer is that of --model."),
+    **dict.fromkeys(("model_name", "base_model"), _HERE.format("--model")),
+    **dict.fromkeys(("torch_dtype", "precision"), _HERE.format("--dtype")),
+    **dict.fromkeys(("lr", "lr_rate"), _HERE.format("--learning-rate")),
+    **dict.fromkeys(("epochs", "num_epochs"), _HERE.format("--num-train-epochs")),
+    **dict.fromkeys(
+        ("batch_size", "train_batch_size", "micro_batch_size", "per_gpu_train_batch_size"),
+        _HERE.format("--per-device-train-batch-size"),
+    ),
+    **dict.fromkeys(("eval_batch_size", "per_gpu_eval_batch_size"), _HERE.format("--per-device-eval-batch-size")),
+    **dict.fromkeys(("lora_rank", "rank", "r"), _HERE.format("--lora-r")),
+    **dict.fromkeys(("target_modules", "lora_target", "lora_targets"), _HERE.format("--lora-target-modules")),
+    "modules_to_save": _HERE.format("--lora-modules-to-save"),
+    "warmup_ratio": "Did you mean --warmup-steps? Below 1 it is a share of all steps.",
+    "no_cuda": _HERE.format("--use-cpu"),
+    "overwrite_output_dir": _HERE.format("--overwrite"),
+    "logging_dir": "Logs go to --output-dir.",
+    "dataset_batch_size": "Examples are tokenized as a whole.",
+    "num_proc": _HERE.format("--dataset-num-proc"),
+    "use_4bit": _HERE.format("--load-in-4bit"),
+    "quantization": "Give --load-in-4bit or --load-in-8bit.",
+    "push_to_hub_model_id": _HERE.format("--hub-model-id"),
+    "push_to_hub_token": "Set HF_TOKEN in the environment.",
 }
 _AT_LEAST_ONE = (
     "max_train_samples", "max_eval_samples", "validation_samples", "eval_max_new_tokens", "max_length", "lora_r",
@@ -38,6 +131,10 @@ _AT_LEAST_ONE = (
 )  # fmt: skip
 _AT_LEAST_ZERO = ("weight_decay", "max_grad_norm")
 _ABOVE_ZERO = ("learning_rate", "num_train_epochs", "lora_alpha", "logging_steps", "save_steps")
+_OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
+_OF_WORKERS = (
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+)  # fmt: skip
 _MAPPINGS = ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs", "rank_pattern", "alpha_pattern")
 _SHAPING = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights", "trainable_token_indices")
 _MENDS = {"lora_r": "; a common choice is 8", "lora_alpha": "; a common choice is 16"}
@@ -58,6 +155,9 @@ def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str])
         raise unknown("--adapter", flags.adapter, ADAPTERS)
     for name in sorted(named & NOT_HERE.keys()):
         raise InputError(f"{_flag(name)} has no effect here: {NOT_HERE[name]}. Leave it out.")
+    for name in sorted(named & unclassified()):
+        raise InputError(f"{_flag(name)} is newer than this recipe, which does not know whether it has an effect here.")
+    _check_needs(flags, named)
     for ours, theirs in (("model", "model_name_or_path"), ("dataset", "dataset_name")):
         if {ours, theirs} <= named:
             raise InputError(f"{_flag(ours)} and {_flag(theirs)} mean the same. Keep {_flag(ours)}.")
@@ -74,6 +174,27 @@ def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str])
         raise InputError("--shuffle-dataset would mix up the pieces of wrapped examples. Leave it out.")
     if flags.completion_only_loss is False:
         raise InputError("--completion-only-loss false would train on prompts; this recipe trains on answers only.")
+
+
+def unclassified() -> set[str]:
+    """Flags of the installed TRL that are neither known to work here nor known to have no effect."""
+    all_flags = {each.name for kind in (ScriptArguments, ModelConfig, SFTConfig) for each in fields(kind)}
+    return all_flags - WORKS - NOT_HERE.keys()
+
+
+def _check_needs(flags: argparse.Namespace, named: set[str]) -> None:
+    """Flags that say nothing without another one."""
+    for names, needed, is_given in (
+        (_OF_4BIT, "--load-in-4bit", flags.load_in_4bit),
+        (_OF_WORKERS, "--dataloader-num-workers", flags.dataloader_num_workers),
+        (("packing_strategy",), "--packing", flags.packing),
+        (("hub_model_id", "hub_private_repo"), "--push-to-hub", flags.push_to_hub),
+    ):
+        for name in names:
+            if name in named and getattr(flags, name) and not is_given:
+                raise InputError(f"{_flag(name)} has no effect without {needed}. Give that too, or leave it out.")
+    if flags.save_strategy == "best":
+        raise InputError(f"--save-strategy best has no effect here: {NOT_HERE['metric_for_best_model']}. Use steps.")
 
 
 def _check_adapter_flags(flags: argparse.Namespace, typed: set[str], named: set[str]) -> None:
@@ -107,6 +228,8 @@ def check_values(arguments: Arguments) -> None:
             value = values[name]
             if value is not None and not holds(value) and not _unused(name, arguments):
                 raise InputError(f"{_flag(name)} must be {need}, got {value}{_MENDS.get(name, '')}.")
+    if training.max_steps < 1 and training.max_steps != -1:
+        raise InputError(f"--max-steps must be at least 1, got {training.max_steps}; -1 is --num-train-epochs.")
     for name in _MAPPINGS:
         if values[name] is not None and not isinstance(values[name], dict):
             raise InputError(f"{_flag(name)} must be a mapping in JSON, got {values[name]!r}.")
@@ -116,6 +239,8 @@ def check_values(arguments: Arguments) -> None:
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
                 need = "a whole number from 1 on" if name == "rank_pattern" else "a number above 0"
                 raise InputError(f"{_flag(name)}: {key} must be {need}, got {value!r}.")
+    if training.gradient_checkpointing_kwargs and not training.gradient_checkpointing:
+        raise InputError("--gradient-checkpointing-kwargs has no effect without --gradient-checkpointing. Give both.")
     if not 0 <= model.lora_dropout < 1:
         raise InputError(f"--lora-dropout must be at least 0 and below 1, got {model.lora_dropout}.")
     for name in ("seed", "data_seed"):

@@ -9,13 +9,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from monolora.errors import exit_status
 from monolora.flags import FlagParser
 from monolora.recipes.arguments import parse
 from monolora.recipes.report import result_table
 from monolora.recipes.sft import run
+from monolora.terminal import Terminal, say
 
 SETTINGS = ["--dataset", "demo", "--per-device-train-batch-size", "8", "--overwrite"]
 
@@ -28,14 +27,14 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--seed", default="42", help="of both runs (default: %(default)s)")
     flags = parser.parse(argv)
-    console = Console()
+    console = Terminal()
     records = []
     for adapter in ("lora", "monolora"):
         console.rule(adapter)
         folder = str(Path(flags.output_dir) / adapter)
         records.append(run(parse([*SETTINGS, "--adapter", adapter, "--seed", flags.seed, "--output-dir", folder])))
     console.print(result_table(records))
-    print(f"Each run's model, card, plot and run.json: {flags.output_dir}/lora, {flags.output_dir}/monolora")
+    say(f"Each run's model, card, plot and run.json: {flags.output_dir}/lora, {flags.output_dir}/monolora")
     return 0
 
 

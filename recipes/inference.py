@@ -15,17 +15,15 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from bitsandbytes.nn import Linear4bit
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from monolora.recipes.prompts import Split
 from monolora.sparsity import Sparsity, SparsityMeter
+from monolora.terminal import track
 from monolora.units import input_device
 
 _T = TypeVar("_T")
-PROGRESS = Console(stderr=True)  # stdout is for results
 
 # Logits of so many places are made at a time: with 150,000 tokens in the vocabulary, 1.2 GB in float32.
 MOST_PLACES = 2048
@@ -137,7 +135,7 @@ class Inference:
         starts = range(0, len(ordered), self.batch_size)
         meter = SparsityMeter(self.model)
         with meter.measuring():
-            for start in track(starts, description="Measuring sparsity", console=PROGRESS):
+            for start in track(starts, description="Measuring sparsity"):
                 ids, mask = self._padded(ordered[start : start + self.batch_size], left=False)
                 self.model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
         return meter.result()
@@ -150,7 +148,7 @@ class Inference:
         mine = batches[state.process_index :: state.num_processes]
         done: list[tuple[int, _T]] = []
         shown = f"Scoring {what} {self.when}"
-        for batch in track(mine, description=shown, console=PROGRESS, disable=not state.is_main_process):
+        for batch in track(mine, description=shown, disable=not state.is_main_process):
             done += zip(batch, work(batch), strict=True)
         by_row = dict(gather_object(done))
         return [by_row[row] for row in range(len(lengths))]

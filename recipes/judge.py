@@ -22,7 +22,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a da
 
 import numpy as np
 import torch
-from rich.console import Console
 from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from monolora.beaverdam import MAX_LENGTH
@@ -48,6 +47,7 @@ from monolora.recipes.judge_model import (
 from monolora.recipes.judge_report import model_card, table
 from monolora.recipes.judge_training import train
 from monolora.runs import MODEL_FILES, Kind, claim
+from monolora.terminal import Terminal
 
 KIND = Kind(name="judge", keys=("config.train_splits", "results.test", "results.epoch"), files=MODEL_FILES)
 
@@ -61,9 +61,9 @@ def main(argv: list[str]) -> int:
         folder.check_apart(filter(None, map(local_path, (flags.model, flags.dataset))))
         with folder.whole() as aside:
             record = run(flags, aside)
-    console = Console()
+    console = Terminal()
     console.print(table(record["results"]["test"]))
-    console.print(f"Saved to {out} after {record['results']['seconds']['total']:.0f} s.", highlight=False)
+    console.print(f"Saved to {out} after {record['results']['seconds']['total']:.0f} s.")
     return 0
 
 

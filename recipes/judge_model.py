@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -26,8 +25,8 @@ from transformers.utils import logging
 from monolora import hub
 from monolora.beaverdam import LABELS, TooLongError, encode
 from monolora.errors import InputError, in_one_line
-from monolora.recipes.inference import PROGRESS
 from monolora.recipes.judge_data import Row
+from monolora.terminal import track
 
 
 class Example(NamedTuple):
@@ -142,7 +141,7 @@ def probabilities(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     collate = DataCollatorWithPadding(tokenizer)
     model.eval()
-    for batch in track(batches, "Judging held-out rows", console=PROGRESS, transient=True):
+    for batch in track(batches, "Judging held-out rows", transient=True):
         padded = collate([{"input_ids": examples[index].token_ids} for index in batch])
         with torch.inference_mode():
             logits_BL = model(**{name: tensor.to(model.device) for name, tensor in padded.items()}).logits

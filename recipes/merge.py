@@ -21,8 +21,6 @@ from typing import Any, cast
 
 from peft import PeftModel, PeftType
 from peft.tuners.tuners_utils import BaseTuner
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from monolora.adapters import attach
@@ -36,11 +34,11 @@ from monolora.merge.unload import active_units, dequantized
 from monolora.model_files import save_model
 from monolora.recipes import merge_report
 from monolora.recipes import subject as subjects
-from monolora.recipes.inference import PROGRESS
 from monolora.recipes.subject import Subject
 from monolora.recipes.texts import Rows, batches
 from monolora.recipes.verify import CALIBRATION_TOKENS, add_flags, check_flags, task_of, texts_of, verify
 from monolora.runs import OutputFolder, claim
+from monolora.terminal import Terminal, track
 from monolora.units import input_device
 
 WITHOUT_CALIBRATION = (
@@ -65,7 +63,7 @@ def _merge(flags: argparse.Namespace, folder: OutputFolder) -> int:
     folder.check_apart((*subject.adapters, *filter(None, [local_path(subject.model)]), *texts_read))
     _check_method(subject, flags)
     task = task_of(subject, flags)
-    console = Console()
+    console = Terminal()
     started = time.monotonic()
     with folder.whole() as aside, subject.loaded() as (model, tokenizer):
         if flags.form == "lora":
@@ -78,7 +76,7 @@ def _merge(flags: argparse.Namespace, folder: OutputFolder) -> int:
         del model
         with _saving(flags):
             merge_report.write_unverified(aside, merge)
-    console.print(f"Wrote {out} in {merge['seconds']:.0f} s. Verifying what was written.", highlight=False)
+    console.print(f"Wrote {out} in {merge['seconds']:.0f} s. Verifying what was written.")
     return verify(subject, out, merge, task, texts.held_out, flags)
 
 
@@ -201,7 +199,7 @@ def _linear(
     if made is None:
         warnings.warn(WITHOUT_CALIBRATION, stacklevel=1)
     affine = False if flags.form == "lora" else flags.affine
-    maps = linearize(model, made, affine=affine, progress=partial(track, description="Calibrating", console=PROGRESS))
+    maps = linearize(model, made, affine=affine, progress=partial(track, description="Calibrating"))
     _warn_of_ridges(maps)
     with _saving(flags):
         if flags.form == "lora":

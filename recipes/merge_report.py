@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -10,19 +9,34 @@ from collections.abc import Mapping
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, cast
 
 import jinja2
-from rich.console import Console
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from monolora.errors import InputError, in_one_line
 from monolora.merge.verify import Comparison, Fidelity
 from monolora.recipes.report import shown_score
 from monolora.runs import MODEL_FILES, Kind, write_aside, write_json
+from monolora.terminal import Terminal
+from monolora.text_files import read_json
 
 JSON, PAGE = "merge_report.json", "merge_report.html"
 ALL = "all"
+
+
+class _Merge(TypedDict):
+    """How a merge was made."""
+
+    weights: list[float]
+    calibration: NotRequired[dict[str, Any] | None]
+
+
+class _Report(TypedDict):
+    """What is read of a report."""
+
+    merge: _Merge
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -35,11 +49,9 @@ def read(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        report = dict(json.loads(path.read_text()))
-        report["merge"]["weights"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no report of a merge: {in_one_line(error)} Remove it.") from error
-    return report
+        return cast(dict[str, Any], read_json(path, "Remove it.", _Report))
+    except InputError as error:
+        raise InputError(f"{path} is no report of a merge: {in_one_line(error)}") from error
 
 
 def make(
@@ -93,7 +105,7 @@ def write(folder: Path, report: Mapping[str, Any]) -> None:
     write_aside(folder / PAGE, lambda path: path.write_text(page(report)))
 
 
-def show(report: Mapping[str, Any], folder: Path, console: Console) -> None:
+def show(report: Mapping[str, Any], folder: Path, console: Terminal) -> None:
     """Print what people want to know first."""
     console.print(_table(report))
     errors = report["modules"]
@@ -107,8 +119,8 @@ def show(report: Mapping[str, Any], folder: Path, console: Console) -> None:
     task = report["task"]
     if task is not None:
         console.print(_task_table(task))
-        console.print(f"{task['same_answers']} of {task['n']} answers are the adapter's.", highlight=False)
-    console.print(f"{verdict(report)} Report: {folder / PAGE}", highlight=False, soft_wrap=True)
+        console.print(f"{task['same_answers']} of {task['n']} answers are the adapter's.")
+    console.print(f"{verdict(report)} Report: {folder / PAGE}", soft_wrap=True)
 
 
 def verdict(report: Mapping[str, Any]) -> str:

@@ -14,10 +14,11 @@ from trl.trainer.utils import get_quantization_config
 
 from monolora import hub
 from monolora.errors import InputError, in_one_line
-from monolora.recipes.adapter_config import settle_targets
+from monolora.recipes.adapter_config import check_named, settle_targets
 from monolora.recipes.arguments import Arguments, TrainingArguments
 from monolora.recipes.trainer import OwnSteps, SftTrainer
 from monolora.sparsity import SparsityCallback
+from monolora.text_files import read_text
 
 
 def load_tokenizer(folder: str, training: TrainingArguments) -> PreTrainedTokenizerBase:
@@ -37,7 +38,7 @@ def load_tokenizer(folder: str, training: TrainingArguments) -> PreTrainedTokeni
         return tokenizer
     training.chat_template_path = None  # done here; TRL would take the folder's tokens too, and resize the model
     if Path(path).is_file():
-        tokenizer.chat_template = Path(path).read_text()
+        tokenizer.chat_template = read_text(path)
     elif Path(path).is_dir():
         tokenizer.chat_template = hub.load_tokenizer(path).chat_template
         if not tokenizer.chat_template:
@@ -87,6 +88,8 @@ def make_trainer(
     """
     if adapter is not None:
         settle_targets(model, adapter)
+        check_named(model, adapter.modules_to_save, "--lora-modules-to-save", parameters=False)
+        check_named(model, adapter.target_parameters, "--lora-target-parameters", parameters=True)
     try:
         trainer = SftTrainer(
             model=model,

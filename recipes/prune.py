@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
-from rich.console import Console
 
 from monolora.config import MonoLoraConfig
 from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
@@ -23,6 +22,8 @@ from monolora.flags import FlagParser
 from monolora.provenance import provenance
 from monolora.prune import Adapter, Pruned, read_adapter, without_units
 from monolora.runs import MODEL_FILES, Kind, OutputFolder, claim, write_json
+from monolora.terminal import Terminal
+from monolora.text_files import read_text
 from monolora.units import UnitName, find_units
 
 JSON = "pruned.json"
@@ -77,7 +78,7 @@ def _prune(flags: argparse.Namespace, folder: OutputFolder) -> int:
         if is_disk_trouble(error) and not isinstance(error, (InputError, SaveError)):
             raise SaveError.of(out, error, "Nothing new was left there. Free space, then prune again.") from error
         raise
-    Console().print(_summary(adapter, pruned, gone, out), highlight=False, soft_wrap=True)
+    Terminal().print(_summary(adapter, pruned, gone, out), soft_wrap=True)
     return 0
 
 
@@ -107,11 +108,9 @@ def _names(words: Sequence[str]) -> Iterator[str]:
             yield word
             continue
         try:
-            lines = Path(word[1:]).read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{word[1:]} cannot be read as a text file of units. Give one with a unit a line."
-            ) from error
+            lines = read_text(word[1:], "Give one with a unit a line.").splitlines()
+        except InputError as error:
+            raise InputError(f"{word[1:]} cannot be read as a text file of units: {error}") from error
         yield from filter(None, map(str.strip, lines))
 
 

@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NotRequired, cast
 
 from accelerate import PartialState
+from typing_extensions import TypedDict
 
-from monolora.errors import InputError, SaveError, in_one_line
+from monolora.errors import InputError, SaveError
 from monolora.recipes.arguments import Arguments
 from monolora.runs import MODEL_FILES, RUN, Kind, write_json
+from monolora.text_files import read_json, type_problem
 
 FILE = RUN
 _CHECKPOINT_FILES = (
@@ -46,6 +48,41 @@ SFT = Kind(
     is_whole=False,
     continued="continue it with --resume-from-checkpoint, ",
 )
+
+
+class _Config(TypedDict, total=False):
+    """Flags of the run that merge, verify and eval go by."""
+
+    model: str
+    dtype: str | None
+    load_in_4bit: bool
+    load_in_8bit: bool
+    dataset: str
+    dataset_config: str | None
+    dataset_train_split: str
+    dataset_test_split: str
+    max_train_samples: int | None
+    max_eval_samples: int | None
+    eval_max_new_tokens: int | None
+    per_device_eval_batch_size: int
+
+
+class _Fingerprints(TypedDict):
+    """Of what the run was made from."""
+
+    model: NotRequired[str]
+    train: NotRequired[str]
+
+
+class _Record(TypedDict):
+    """What other programs read of a record."""
+
+    config: _Config
+    fingerprints: NotRequired[_Fingerprints]
+    results: dict[str, Any]
+    status: NotRequired[str]
+
+
 GO_ON = "Earlier checkpoints are whole; free space, then go on with --resume-from-checkpoint."
 
 
@@ -84,10 +121,9 @@ def read(folder: Path, mend: str = "Remove the folder, or take another --output-
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not JSON: {in_one_line(error)} {mend}") from error
+    found = read_json(path, mend, Any)
     if not isinstance(found, dict) or not {"config", "results"} <= found.keys():
         raise InputError(f"{path} is no record of a run. {mend}")
+    if problem := type_problem(found, _Record):
+        raise InputError(f"{path} is damaged: {problem} {mend}")
     return found

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
 
+from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
+from typing_extensions import TypedDict
 
 from monolora.checkpoint import check_weights_file
-from monolora.errors import InputError
+from monolora.errors import InputError, in_one_line
 from monolora.recipes import record
+from monolora.text_files import read_json
 
 # Flags that change nothing about what is trained: a resumed run may differ in them.
 _FREE_FLAGS = frozenset(
@@ -38,6 +40,19 @@ _HOLDS = {
 }
 
 
+class _State(TypedDict):
+    """What the trainer goes on from."""
+
+    global_step: int
+    max_steps: int
+    epoch: NotRequired[float | None]
+    logging_steps: NotRequired[float]
+    save_steps: NotRequired[float]
+    train_batch_size: NotRequired[int | None]
+    stateful_callbacks: NotRequired[dict[str, Any] | None]
+    log_history: list[dict[str, Any]]
+
+
 class Resumed(NamedTuple):
     """A checkpoint and the record of the run that it belongs to."""
 
@@ -55,7 +70,7 @@ class Resumed(NamedTuple):
     def check_same_inputs(self, fingerprints: Mapping[str, str]) -> None:
         """Raises: InputError, if the model or the training data have changed since."""
         for name in ("model", "train"):
-            if self.record["fingerprints"][name] != fingerprints[name]:
+            if self.record.get("fingerprints", {}).get(name) != fingerprints[name]:
                 what = {"model": "The weights of --model", "train": "The training examples of --dataset"}[name]
                 raise InputError(f"{what} have changed since {self.checkpoint} was saved. Start anew.")
 
@@ -100,9 +115,13 @@ def _check_complete(checkpoint: Path) -> None:
     """Check that the trainer will find what it needs; it passes over missing optimizer states in silence."""
     mend = "Resume from an earlier checkpoint, or start anew."
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{checkpoint} is no checkpoint: trainer_state.json is missing or damaged. {mend}") from error
+        state = read_json(checkpoint / "trainer_state.json", mend, _State)
+        TrainerState(**state)
+    except (InputError, TypeError) as error:
+        reason = in_one_line(error).removesuffix(mend)
+        raise InputError(
+            f"{checkpoint} is no checkpoint: trainer_state.json is missing or damaged ({reason.rstrip('. ')}). {mend}"
+        ) from error
     check_weights_file(str(checkpoint))
     for what, patterns in _HOLDS.items():
         if not any(any(checkpoint.glob(pattern)) for pattern in patterns):

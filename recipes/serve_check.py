@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from monolora.adapters import adapter_config
@@ -27,6 +26,8 @@ from monolora.serving.canary import PROMPTS, measure
 from monolora.serving.folders import served_config
 from monolora.serving.plugin import check_not_left_out
 from monolora.serving.ranks import largest_rank, vllm_rank
+from monolora.terminal import Terminal
+from monolora.text_files import read_text
 
 MAX_MODEL_LEN = 512
 KV_CACHE_BYTES = 1 << 30  # a few prompts need no more; vLLM would take nearly the whole GPU
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     base, prompts = resolve_model(flags.base), _prompts(flags.prompts)
     device = _device(flags.device)
     measured = measure(_engine(base, flags), flags.adapter, prompts=prompts, device=device)
-    show(measured, Console())
+    show(measured, Terminal())
     measured.check()
     return 0
 
@@ -66,10 +67,7 @@ def _parser() -> FlagParser:
 def _prompts(file: str | None) -> Sequence[str]:
     if file is None:
         return PROMPTS
-    try:
-        prompts = [line for line in Path(file).read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read prompts from {file}: {in_one_line(error)}") from error
+    prompts = [line for line in read_text(file, flag="prompts from").splitlines() if line.strip()]
     if not prompts:
         raise InputError(f"{file} holds no prompts. Write one a line.")
     return prompts
@@ -121,7 +119,7 @@ def _lora_settings(flags: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def show(measured: Canary, console: Console) -> None:
+def show(measured: Canary, console: Terminal) -> None:
     """Print what was measured."""
     table = Table(show_header=False, title=f"vLLM and transformers, {measured.dtype}, {measured.tokens} tokens each")
     what = "checkpoint" if measured.adapter_error is None else "base"

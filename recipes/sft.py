@@ -21,19 +21,25 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a da
 
 from accelerate import PartialState
 from datasets import Dataset
-from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import exit_status
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
-from monolora.hub import local_path, resolve_model
+from monolora.hub import check_vocabulary, local_path, resolve_model
 from monolora.provenance import provenance
 from monolora.recipes import publish, resume
 from monolora.recipes import record as run_record
 from monolora.recipes.adapter_config import peft_config
 from monolora.recipes.arguments import Arguments, parse
-from monolora.recipes.checks import check_alive, check_finite, check_training_rows, check_truncation, preview
+from monolora.recipes.checks import (
+    check_alive,
+    check_finite,
+    check_steps,
+    check_training_rows,
+    check_truncation,
+    preview,
+)
 from monolora.recipes.inference import Inference
 from monolora.recipes.main_process import on_main_process
 from monolora.recipes.models import is_sharded, load_model, load_tokenizer, make_trainer
@@ -45,6 +51,7 @@ from monolora.recipes.tasks import BUILT_IN, Example, Task, load_task
 from monolora.recipes.tasks.custom import Most, Source
 from monolora.recipes.trainer import SftTrainer
 from monolora.runs import OutputFolder, claim, no_empty_folder
+from monolora.terminal import Terminal, say, unfailing_stdout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +111,15 @@ def run(arguments: Arguments) -> dict[str, Any]:
             folder = on_main_process(lambda: stack.enter_context(claim(output, run_record.SFT, "--output-dir")))
         this = prepare(arguments, folder)
         if PartialState().is_main_process:
-            print(rows_line(this.rows))
+            say(rows_line(this.rows))
         if arguments.adapter.preview:
             if PartialState().is_main_process:
-                preview(_rows_of(this.trainer), this.tokenizer, Console())
+                preview(_rows_of(this.trainer), this.tokenizer, Terminal())
             return {}
         record = begin(this)
         train_started = time.monotonic()
-        this.trainer.train(resume_from_checkpoint=str(this.resumed.checkpoint) if this.resumed else None)
+        with unfailing_stdout():  # the trainer prints its log lines
+            this.trainer.train(resume_from_checkpoint=str(this.resumed.checkpoint) if this.resumed else None)
         return finish(this, record, time.monotonic() - train_started, started)
 
 
@@ -155,8 +163,11 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     rows = render_all(train, tokenizer, training.dataset_num_proc)
     is_wrapped = training.packing and training.packing_strategy == "wrapped"  # it cuts nothing off
     truncation = check_truncation(rows, None if is_wrapped else training.max_length)
-    trainer = make_trainer(load_model(model_folder, arguments), tokenizer, adapter, rows, arguments)
+    model = load_model(model_folder, arguments)
+    check_vocabulary(model, tokenizer, flags.model)
+    trainer = make_trainer(model, tokenizer, adapter, rows, arguments)
     ended = check_training_rows(trainer.train_dataset, tokenizer, len(rows), training.max_length, training.packing)
+    check_steps(task.name, len(rows), len(_rows_of(trainer)), training.packing, training, PartialState().num_processes)
     return Run(
         arguments=arguments,
         config=config,
@@ -259,8 +270,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse(argv)
         record = run(arguments)
         if record and PartialState().is_main_process:
-            Console().print(result_table([record]))
-            print(f"Saved to {arguments.training.output_dir}: the model, README.md, run.json, training.png")
+            Terminal().print(result_table([record]))
+            say(f"Saved to {arguments.training.output_dir}: the model, README.md, run.json, training.png")
         return 0
 
     return exit_status(program)

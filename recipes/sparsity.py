@@ -9,7 +9,6 @@ import json
 import sys
 
 from peft.tuners.lora.layer import LoraLayer
-from rich.console import Console
 from rich.table import Table
 
 from monolora.adapters import load_adapted
@@ -20,6 +19,7 @@ from monolora.recipes.scoring import prompt_sparsity
 from monolora.recipes.tasks import BUILT_IN
 from monolora.recipes.tasks.custom import load_prompts
 from monolora.sparsity import Sparsity
+from monolora.terminal import Terminal
 
 
 def main(argv: list[str]) -> int:
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     if flags.json:
         print(json.dumps(found._asdict(), indent=2))
         return 0
-    console = Console()
+    console = Terminal()
     console.print(_table(found, f"{flags.adapter} on {len(rows)} prompts of {flags.dataset}"))
     console.print(f"{found.dead_units} of {found.units} units were zero on all {found.tokens} tokens.")
     return 0

@@ -254,11 +254,14 @@ def _device_and_size(word: str) -> tuple[str, str]:
 def _check_base(subject: Subject, deliberate: bool) -> None:
     """The base must have the weights that the run recorded; another one is only warned of where it was asked for."""
     found = fingerprint_files(resolve_model(subject.model))
-    if subject.run is None or subject.run["fingerprints"]["model"] == found:
+    if subject.run is None:
+        return
+    recorded = subject.run.get("fingerprints", {}).get("model")
+    if recorded == found:
         return
     message = (
         f"{subject.adapters[0]} was trained on other weights than those of {subject.model} (fingerprint "
-        f"{subject.run['fingerprints']['model']}, here {found})."
+        f"{recorded}, here {found})."
     )
     if not deliberate:
         raise InputError(f"{message} Give the right model with --model; it will be taken whatever its fingerprint.")

@@ -41,6 +41,16 @@ def run_task(run: Mapping[str, Any]) -> Task:
         InputError: if its data set cannot be read any more.
     """
     config = run["config"]
+    needed = (
+        "dataset",
+        "dataset_config",
+        "dataset_train_split",
+        "dataset_test_split",
+        "max_train_samples",
+        "max_eval_samples",
+    )
+    if missing := [name for name in needed if name not in config]:
+        raise InputError(f"The run's run.json does not say its {missing[0]}. Copy the run's folder again.")
     # Records of earlier versions lack the last two.
     source = custom.Source(
         config["dataset_config"],

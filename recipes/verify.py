@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import InputError, SaveError, exit_status
@@ -26,12 +24,13 @@ from monolora.merge.verify import Comparison, compare
 from monolora.provenance import provenance
 from monolora.recipes import merge_report
 from monolora.recipes import subject as subjects
-from monolora.recipes.inference import PROGRESS, Inference
+from monolora.recipes.inference import Inference
 from monolora.recipes.scoring import score_and_answers
 from monolora.recipes.subject import Subject
 from monolora.recipes.tasks import Task
 from monolora.recipes.texts import Rows, Texts, batches, choose, run_task, sources
 from monolora.runs import locked
+from monolora.terminal import Terminal, track
 from monolora.units import input_device
 
 # Tokens that a merge is verified on, and is fitted to unless its layers are wide.
@@ -118,7 +117,7 @@ def verify(
         merge_report.write(out, report)
     except OSError as error:
         raise SaveError.of(out, error, "The merge itself is whole. Free space, then run monolora verify.") from error
-    merge_report.show(report, out, Console())
+    merge_report.show(report, out, Terminal())
     return 0 if report["passed"] else 1
 
 
@@ -164,7 +163,7 @@ def texts_of(
 def _compare(
     adapted: PeftModel, merged: Any, rows: Rows, tokenizer: PreTrainedTokenizerBase, name: str, batch_size: int
 ) -> Comparison:
-    progress = partial(track, description=f"Verifying on {Path(name).name}", console=PROGRESS)
+    progress = partial(track, description=f"Verifying on {Path(name).name}")
     pad = cast(int, tokenizer.pad_token_id)
     return compare(adapted, merged, batches(rows, pad, batch_size, input_device(adapted)), progress)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (_as_pickle, "is a pickle"),
     "no weights": (lambda f: (f / FILE).unlink(), "adapter_model.safetensors is missing"),
     "no config": (lambda f: (f / "adapter_config.json").unlink(), "holds no adapter"),
-    "config is no JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "cannot be used: Expecting"),
-    "config is a list": (lambda f: (f / "adapter_config.json").write_text("[]"), "cannot be used"),
+    "config is no JSON": (lambda f: (f / "adapter_config.json").write_text("{"), "is not JSON: Expecting"),
+    "config is a list": (
+        lambda f: (f / "adapter_config.json").write_text("[]"),
+        "is damaged: input should be a valid dict",
+    ),
     "unknown method": (lambda f: _reconfigure(f, peft_type="FOO"), "its peft_type 'FOO' is no method of PEFT"),
     "unknown activation": (lambda f: _reconfigure(f, activation="rlu"), "Unknown activation 'rlu'"),
     "rank 0": (lambda f: _reconfigure(f, r=0), "r must be a positive integer"),
@@ -200,6 +204,34 @@ def test_embeddings_of_lora_on_a_resized_base(
     torch.testing.assert_close(
         load_adapted(str(tmp_path / "lora"), dtype=torch.float32)[0](ids).logits, adapted(ids).logits
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"r": "8"}, "r: input should be a valid integer, got '8'"),
+        ({"lora_alpha": None}, "lora_alpha must be a finite number, got None"),
+        ({"lora_dropout": "x"}, "lora_dropout must be a number from 0 to 1, got 'x'"),
+        ({"target_modules": 5}, "target_modules"),
+        ({"target_modules": [1]}, "target_modules"),
+        ({"rank_pattern": [1]}, "rank_pattern: input should be a valid dictionary, got a list"),
+        ({"alpha_pattern": {"a": "b"}}, "alpha_pattern['a'] must be a finite number"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save: input should be a valid list, got 'lm_head'"),
+        ({"bias": 3}, "bias: input should be a valid string, got 3"),
+        ({"layers_to_transform": "x"}, "layers_to_transform"),
+        ({"trainable_token_indices": "a"}, "trainable_token_indices"),
+        ({"base_model_name_or_path": 5}, "base_model_name_or_path: input should be a valid string, got 5"),
+        ({"peft_type": ["LORA"]}, "peft_type: input should be a valid string, got a list"),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_settings_of_another_type(
+    lora: Path, base_folder: Path, settings: dict[str, Any], says: str, named: bool
+) -> None:
+    """Whether the base is given or the adapter's own."""
+    _reconfigure(lora, **settings)
+    with pytest.raises(InputError, match=rf"adapter_config.json (is damaged|cannot be used): {re.escape(says)}"):
+        load_adapted(str(lora), str(base_folder) if named else None)
 
 
 def test_another_method(base_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from monolora.data_files import read_csv, read_json
+from monolora.data_files import read_csv, read_json_rows
 from monolora.errors import InputError
 
 
@@ -64,8 +64,8 @@ def test_every_object_keeps_its_own_keys(tmp_path: Path) -> None:
     ]
     lines = "\n\n".join(json.dumps(row) for row in rows)
     wanted = [{"later": None, **row} for row in rows]
-    assert read_json(_write(tmp_path, "rows.jsonl", lines)).to_list() == wanted
-    assert read_json(_write(tmp_path, "rows.json", f"\ufeff{json.dumps(rows, indent=1)}\n")).to_list() == wanted
+    assert read_json_rows(_write(tmp_path, "rows.jsonl", lines)).to_list() == wanted
+    assert read_json_rows(_write(tmp_path, "rows.json", f"\ufeff{json.dumps(rows, indent=1)}\n")).to_list() == wanted
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_every_object_keeps_its_own_keys(tmp_path: Path) -> None:
 )
 def test_what_is_no_json_is_refused_by_line(tmp_path: Path, content: str | bytes, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        read_json(_write(tmp_path, "rows.jsonl", content))
+        read_json_rows(_write(tmp_path, "rows.jsonl", content))

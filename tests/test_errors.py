@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import warnings
@@ -9,6 +11,7 @@ import warnings
 import pytest
 
 from monolora.errors import InputError, RunError, SaveError, exit_status, in_one_line, unknown
+from monolora.flags import words
 
 
 @pytest.mark.parametrize(
@@ -33,12 +36,109 @@ def test_a_programs_own_status() -> None:
     assert exit_status(lambda: 1) == 1
 
 
-def test_bugs_are_not_hidden() -> None:
-    def program() -> int:
-        raise ZeroDivisionError
+def _raise_unforeseen() -> int:
+    raise ZeroDivisionError("first\n  second")
 
-    with pytest.raises(ZeroDivisionError):
-        exit_status(program)
+
+def test_what_nobody_foresaw_is_one_line_with_type_and_place(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MONOLORA_TRACEBACK", raising=False)
+    assert exit_status(lambda: len(words(3))) == 1  # type: ignore[arg-type]
+    line = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: AttributeError: 'int' object has no attribute 'split'\. "
+        r"\(monolora/flags\.py:\d+; MONOLORA_TRACEBACK=1 shows more\)\n",
+        line,
+    )
+    assert exit_status(_raise_unforeseen) == 1
+    assert capsys.readouterr().err.startswith("error: ZeroDivisionError: first second. (")
+
+
+def test_the_traceback_is_there_for_who_asks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MONOLORA_TRACEBACK", "1")
+    assert exit_status(_raise_unforeseen) == 1
+    *before, last = capsys.readouterr().err.splitlines()
+    assert before[0].startswith("Traceback (most recent call last)")
+    assert any("in _raise_unforeseen" in line for line in before)
+    assert last.startswith("error: ZeroDivisionError")
+
+
+@pytest.mark.parametrize("error", [InputError, RunError, OSError])
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x1b[31mb", "a[31mb"),
+        ("a\u202eb\u2066c", "abc"),
+        ("a\nb", "a b"),
+        ("a\x9b2Jb\x07", "a2Jb"),
+        ("caf\udce9", "caf"),
+        ("é → 日本", "é → 日本"),
+    ],
+)
+def test_text_of_others_cannot_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str], error: type[Exception], name: str, shown: str
+) -> None:
+    def program() -> int:
+        raise error(name)
+
+    assert exit_status(program) in (1, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert shown in line
+
+
+def test_warnings_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> int:
+        print(warnings.formatwarning("mind\x1b[2J\nthe gap", UserWarning, "file.py", 3), end="")
+        return 0
+
+    assert exit_status(program) == 0
+    assert capsys.readouterr().out == "warning: mind[2J the gap\n"
+
+
+@pytest.mark.parametrize(
+    ("prints", "status", "said"),
+    [
+        ("print('x')", 1, b"error: OSError: [Errno 28] No space left on device. ("),
+        ("raise errors.InputError('Give a file.')", 2, b"error: Give a file.\n"),
+    ],
+)
+def test_stdout_that_takes_nothing(prints: str, status: int, said: bytes) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", _program(prints)], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == status
+    assert done.stderr.startswith(said)
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_stderr_that_takes_nothing() -> None:
+    with open("/dev/full", "wb") as full:
+        code = _program("raise errors.InputError('Give a file.')")
+        assert subprocess.run([sys.executable, "-c", code], stderr=full, check=False).returncode == 2
+
+
+def test_a_terminal_that_cannot_show_a_character() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _program("print('90 % \\u2192 95 % caf\\udce9')")],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"90 % \\u2192 95 % caf\\udce9\n"
+
+
+def _program(statement: str) -> str:
+    """A program of one statement; the package's folder: the module needs nothing of the rest, which takes seconds."""
+    return (
+        f"import sys\nsys.path.insert(0, {_here()!r})\nimport errors\n"
+        f"def program():\n    {statement}\n    return 0\n"
+        "sys.exit(errors.exit_status(program))"
+    )
 
 
 def test_an_exit_of_argparse_stays(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,3 +201,12 @@ def test_unknown() -> None:
 def test_save_error() -> None:
     message = str(SaveError.of("runs/a", OSError(28, "No space left on device"), "Free space."))
     assert message == "Cannot save into runs/a: [Errno 28] No space left on device. Free space."
+
+
+def test_a_name_that_is_too_long(capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> int:
+        return len(os.listdir(5000 * "x"))
+
+    assert exit_status(program) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: File name too long: {60 * 'x'}… Take a shorter name."

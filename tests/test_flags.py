@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import datetime
+from dataclasses import dataclass, fields
+from typing import Any
 
 import pytest
 
 from monolora.errors import InputError
-from monolora.flags import FlagParser, numbers, setting, unknown_flag
+from monolora.flags import FlagParser, nearest, numbers, setting, settings_in, unknown_flag, words
 
 
 @pytest.fixture
@@ -72,4 +74,104 @@ def test_help(parser: FlagParser, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_unknown_flag_names_both_when_two_are_near() -> None:
     message = str(unknown_flag("--lora-rank", ["--lora_r", "--lora-r", "--local-rank", "--seed"]))
-    assert message == "Unknown flag --lora-rank. Did you mean --local-rank or --lora-r?"
+    assert message == "Unknown flag --lora-rank. Did you mean --lora-r or --local-rank?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Typed:
+    """A field of each kind."""
+
+    name: str = setting("", "a text")
+    limit: int | None = setting(None, "how many", type=int)
+    rate: float = setting(0.1, "how fast", type=float)
+    engine: str = setting("a", "who", choices=("a", "b"))
+    fast: bool = setting(False, "hurry")
+    careful: bool = setting(True, "take care")
+    rates: tuple[float, ...] = setting((), "which", type=numbers)
+    sets: tuple[str, ...] = setting((), "which", type=words)
+    adapter: tuple[str, ...] = setting((), "one", action="append")
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({"rate": 1e-5, "limit": 3, "name": "x"}, {"rate": 1e-5, "limit": 3, "name": "x"}),
+        ({"limit": None, "fast": False, "careful": False}, {"fast": False, "careful": False}),
+        ({"rates": [1, 1e-3], "sets": "a, b"}, {"rates": (1.0, 1e-3), "sets": ("a", "b")}),
+        ({"sets": ["a,b", 3], "adapter": ["a=b"], "rate": 1}, {"sets": ("a,b", "3"), "adapter": ("a=b",), "rate": 1.0}),
+        ({"name": 5, "rate": "1e-5"}, {"name": "5", "rate": 1e-5}),  # as the command line reads them
+    ],
+)
+def test_settings_of_a_file(given: dict[str, Any], read: dict[str, Any]) -> None:
+    assert settings_in(given, fields(Typed), "a.yaml") == read
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"name": {"a": 1}}, "a.yaml: name must be a text, got {'a': 1}."),
+        ({"name": ["a"]}, "a.yaml: name must be a text, got ['a']."),
+        ({"name": True}, "a.yaml: name must be a text, got True."),
+        ({"limit": 1.5}, "a.yaml: limit must be a whole number, got 1.5."),
+        ({"limit": False}, "a.yaml: limit must be a whole number, got False."),
+        ({"limit": "many"}, "a.yaml: limit must be a whole number, got 'many'."),
+        ({"limit": [1]}, "a.yaml: limit must be a whole number, got [1]."),
+        ({"rate": "fast"}, "a.yaml: rate must be a number, got 'fast'."),
+        ({"rate": datetime.date(2020, 1, 2)}, "a.yaml: rate must be a number, got datetime.date(2020, 1, 2)."),
+        ({"engine": "c"}, "a.yaml: engine must be one of a, b, got 'c'."),
+        ({"fast": "yes"}, "a.yaml: fast must be true or false, got 'yes'."),
+        ({"careful": 1}, "a.yaml: careful must be true or false, got 1."),
+        ({"rates": ["x"]}, "a.yaml: rates must be a list of float, got ['x']."),
+        ({"rates": [[1]]}, "a.yaml: rates must be a list of float, got [[1]]."),
+        ({"rates": True}, "a.yaml: rates must be a list of float, got True."),
+        ({"sets": {"a": "b"}}, "a.yaml: sets must be a list of str, got {'a': 'b'}."),
+        ({"adapter": [{"a": "b"}]}, "a.yaml: adapter must be a list of str, got [{'a': 'b'}]."),
+        ({"adapter": {"a": "b"}}, "a.yaml: adapter must be a list of texts, got {'a': 'b'}."),
+        ({"limitt": 3}, "a.yaml: Unknown flag --limitt. Did you mean --limit?"),
+        ({"a-b": 1, "name": "x" * 1000}, "a.yaml: Unknown flag --a-b. See --help."),
+        ({"limit": "x" * 1000}, f"a.yaml: limit must be a whole number, got '{78 * 'x'}…."),
+    ],
+)
+def test_settings_of_a_file_that_cannot_be(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        settings_in(given, fields(Typed), "a.yaml")
+    assert str(caught.value) == says
+
+
+_FLAGS = (
+    "--learning-rate", "--max-length", "--train-sampling-strategy", "--batch-size", "--num-train-epochs", "--model",
+    "--lora-target-modules", "--max-train-samples", "--max-eval-samples", "--save-steps",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--early-stopping-patience", []),
+        ("--group-by-length", []),
+        ("--dataset-streaming", []),
+        ("--dataloader-prefetch", []),
+        ("--max-seq-length", ["--max-length"]),
+        ("--learnig-rate", ["--learning-rate"]),
+        ("--learningrate", ["--learning-rate"]),
+        ("--mdoel", ["--model"]),
+        ("--epochs", ["--num-train-epochs"]),
+        ("--target-modules", ["--lora-target-modules"]),
+        ("--train-samples", ["--max-train-samples"]),
+        ("--max-samples", ["--max-eval-samples", "--max-train-samples"]),
+        ("--save-step", ["--save-steps"]),
+    ],
+)
+def test_the_nearest_flag_shares_its_words(word: str, meant: list[str]) -> None:
+    assert nearest(word, _FLAGS) == meant
+
+
+def test_names_that_are_not_utf8_are_refused(parser: FlagParser) -> None:
+    """What the system gives for a file's name in Latin-1: it could be opened, but no record could be written."""
+    with pytest.raises(InputError, match=r"^caf\\xe9/a is not UTF-8\. Rename it"):
+        parser.parse(["caf\udce9/a"])
+
+
+def test_a_renamed_flag_is_named() -> None:
+    message = str(unknown_flag("--max_seq_length", _FLAGS, {"max_seq_length": "It is --max-length."}))
+    assert message == "Unknown flag --max_seq_length. It is --max-length."

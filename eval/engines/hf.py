@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from monolora.adapters import load_adapted
 from monolora.eval.batches import fixed_batches
 from monolora.eval.records import own_seed
-from monolora.hub import load_causal_lm, load_tokenizer, on_gpus
+from monolora.hub import check_vocabulary, load_causal_lm, load_tokenizer, on_gpus
 from monolora.recipes.inference import GREEDY, evaluating, padded
 from monolora.units import input_device
 
@@ -45,6 +45,7 @@ def _of_one_model(
     if adapter is None:
         model = load_causal_lm(base, dtype=settings["dtype"], **on_gpus()).eval()
         tokenizer = load_tokenizer(base)
+        check_vocabulary(model, tokenizer, base)
     else:
         model, tokenizer = load_adapted(adapter, base, dtype=settings["dtype"])
     with evaluating(model):

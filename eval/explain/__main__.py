@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from monolora.errors import InputError, exit_status
 from monolora.eval.explain.compare import check_output, compare, write_comparison
 from monolora.eval.explain.compare_terminal import show
@@ -27,6 +25,7 @@ from monolora.eval.explain.summary import summary
 from monolora.eval.explain.written import FEATURES, KIND, PAGE
 from monolora.flags import FlagParser
 from monolora.runs import claim, locked, no_empty_folder
+from monolora.terminal import Terminal, say
 
 
 def main(argv: list[str]) -> int:
@@ -37,10 +36,10 @@ def main(argv: list[str]) -> int:
     settings.check()
     if bool(adapter) == bool(settings.compare):
         raise InputError("Give one adapter folder to explain, or several with --compare NAME=PATH NAME=PATH.")
-    console = Console()
+    console = Terminal()
     if not settings.compare:
         summary(explain(adapter, settings), console)
-        print(f"{Path(settings.out) / PAGE}: open it in a browser.")
+        say(f"{Path(settings.out) / PAGE}: open it in a browser.")
         return 0
     out = Path(settings.out)
     with locked(out), no_empty_folder(out):

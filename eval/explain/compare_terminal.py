@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,9 +16,10 @@ from monolora.eval.explain.compare_text import (
     remarks,
 )
 from monolora.eval.report.numbers import plain
+from monolora.terminal import Terminal
 
 
-def show(comparison: Comparison, console: Console) -> None:
+def show(comparison: Comparison, console: Terminal) -> None:
     """Print the tables and how to read them."""
     for dataset in comparison.datasets:
         console.print(Text(f"{plain(dataset.name)}: {about(dataset)}", style="bold"))

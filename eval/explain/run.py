@@ -17,7 +17,7 @@ from monolora.eval.explain.records import DatasetFeatures, Explained
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet, load
 from monolora.eval.explain.written import KIND, LOGS, whole_explanation, write
-from monolora.eval.progress import NOTES, tracked
+from monolora.eval.progress import tracked
 from monolora.explain import Layout, collect
 from monolora.explain.ablation import why_not_ablated
 from monolora.fingerprints import fingerprint_files
@@ -28,6 +28,7 @@ from monolora.recipes.inference import Inference, evaluating
 from monolora.recipes.scoring import label_likelihoods
 from monolora.recipes.tasks import BUILT_IN
 from monolora.runs import OutputFolder, claim
+from monolora.terminal import STDERR
 
 
 class Plan(NamedTuple):
@@ -61,7 +62,7 @@ def plan(settings: Settings) -> Plan:
         text_sets = {name: replace(each, is_safety=True) for name, each in text_sets.items()}
     for text_set in text_sets.values():
         if text_set.note:
-            NOTES.print(f"{text_set.name}: {text_set.note}", markup=False, highlight=False)
+            STDERR.print(f"{text_set.name}: {text_set.note}")
     if settings.contrast:
         pairs = [(side(a, list(text_sets)), side(b, list(text_sets))) for a, b in settings.contrast]
     else:

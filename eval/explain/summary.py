@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from monolora.eval.explain.page.explorer_data import module_parts
 from monolora.eval.explain.records import DatasetFeatures, Explained
 from monolora.eval.report.numbers import plain
+from monolora.terminal import Terminal
 
 _ROWS = 10
 
 
-def summary(explained: Explained, console: Console) -> None:
+def summary(explained: Explained, console: Terminal) -> None:
     """Print it. Texts of safety sets are not shown, nor their tokens."""
     for dataset in explained.datasets:
         console.print(_table(explained, dataset))

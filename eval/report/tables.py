@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from monolora import latex
+from monolora.csv_text import csv_text
 from monolora.eval.report.numbers import plain
 from monolora.eval.report.view import ALPHA, View
 
@@ -18,15 +17,13 @@ FIELDS = ("model", "column", "group", "title", "set", "unit", "value", "low", "h
 def as_csv(results: Mapping[str, Any]) -> str:
     """One row a model and column, numbers in full; fields are empty where nothing was measured."""
     view = View(results)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(FIELDS)
+    rows: list[Sequence[Any]] = [FIELDS]
     for model in view.models:
         for column in view.columns:
             cell = results["cells"].get(model, {}).get(column["id"]) or {}
             described = [column[key] for key in ("id", "group", "title", "set", "unit")]
-            writer.writerow([model, *described, *(cell.get(key) for key in ("value", "low", "high", "n", "invalid"))])
-    return out.getvalue()
+            rows.append([model, *described, *(cell.get(key) for key in ("value", "low", "high", "n", "invalid"))])
+    return csv_text(rows)
 
 
 def as_latex(results: Mapping[str, Any]) -> str:

@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from monolora.eval.report import sentences
 from monolora.eval.report.numbers import plain
 from monolora.eval.report.view import ALPHA, MARK, View
+from monolora.terminal import Terminal
 
 _STYLES = {"better": "green", "worse": "red", "other": "bold", "": ""}
 _GAP = 2  # columns are this far apart
 _NAME_WIDTH = 24  # longer names are folded
 
 
-def show(results: Mapping[str, Any], console: Console) -> None:
+def show(results: Mapping[str, Any], console: Terminal) -> None:
     """Print the tables and what they say; no wider than the console, whatever it is."""
     view = View(results)
     console.print(Text(plain(results["title"]), style="bold"))
@@ -50,7 +50,7 @@ def _legend(view: View) -> str:
     return f"{compared}In brackets: 95 % confidence intervals of each model's own mean. –: not measured."
 
 
-def _say(console: Console, indent: str, sentence: str, style: str = "") -> None:
+def _say(console: Terminal, indent: str, sentence: str, style: str = "") -> None:
     hanging = indent + indent
     lines = Text(sentence, style=style).wrap(console, console.width - len(hanging))
     for place, line in enumerate(lines):

@@ -7,9 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from monolora.errors import InputError, SaveError, in_one_line
+from typing_extensions import TypedDict
+
+from monolora.errors import InputError, SaveError
 from monolora.provenance import provenance
 from monolora.runs import write_json
+from monolora.text_files import read_json
+
+
+class _Record(TypedDict):
+    """What steps read of each other."""
+
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+    results: dict[str, Any]
 
 
 def write(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], results: Mapping[str, Any]) -> None:
@@ -41,12 +52,9 @@ def read(path: Path, mend: str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"There is no {path}. {mend}")
     try:
-        found = json.loads(path.read_text())
-        if not {"settings", "inputs", "results"} <= found.keys():
-            raise ValueError("it is no record of a step")
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is damaged: {in_one_line(error)} Delete it. {mend}") from error
-    return cast(dict[str, Any], found)
+        return cast(dict[str, Any], read_json(path, f"Delete it. {mend}", _Record))
+    except InputError as error:
+        raise InputError(f"{path} is damaged: {str(error).removeprefix(f'{path} is damaged: ')}") from error
 
 
 def results_if_same(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any] | None:

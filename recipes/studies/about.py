@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from monolora.recipes.record import read
 from monolora.recipes.studies.cells import training
 from monolora.recipes.studies.chosen import Chosen
 from monolora.recipes.studies.settings import Study
+from monolora.text_files import read_json
 
 _ALIKE = ("max_train_samples", "num_train_epochs", "per_device_train_batch_size", "max_length", "lora_r")
 
@@ -100,7 +100,7 @@ def _judges(study: Study) -> Iterator[str]:
         path = study.folder / name / "run.json"
         if not path.is_file():
             continue
-        found = json.loads(path.read_text())["results"]["test"]
+        found = read_json(path, "Delete the folder, and give the same command again.")["results"]["test"]
         yield (
             f"[{name}](../{name}/run.json) was trained for the study: AUC {found['auc']:.3f}, precision "
             f"{found['precision']:.2f} and recall {found['recall']:.2f} of unsafe on {found['rows']:,} rows of "

@@ -25,6 +25,7 @@ from monolora.recipes.studies.report import REPORT, write_report
 from monolora.recipes.studies.running import Runner
 from monolora.recipes.studies.settings import Study, load
 from monolora.runs import claim, locked
+from monolora.terminal import say
 from monolora.yaml_config import split_config
 
 
@@ -62,10 +63,10 @@ def main(argv: list[str]) -> int:
             records = stack.enter_context(claim(flags.records, KIND, "--records"))
             check_records(study, records)
         run(study, flags.jobs)
-        print(write_report(study))
+        say(write_report(study))
         if records:
             keep_records(study, records)
-    print(f"{study.folder / 'report' / REPORT}: the same, with figures and table.csv beside it.")
+    say(f"{study.folder / 'report' / REPORT}: the same, with figures and table.csv beside it.")
     return 0
 
 

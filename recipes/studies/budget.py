@@ -4,34 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import InputError
-from monolora.eval.progress import NOTES
 from monolora.hub import SMOLLM2, load_tokenizer, resolve_model
 from monolora.recipes.studies.cells import middle_rate, planned
 from monolora.recipes.studies.loads import Load, loads
 from monolora.recipes.studies.settings import Study
+from monolora.terminal import STDERR, Terminal, say
 
 
 def dry_run(study: Study) -> None:
     """Print the commands and what they take; nothing is run."""
     for cell in planned(study):
-        print(cell.command)
+        say(cell.command)
     middle = middle_rate(study)
     rates = ", ".join(f"{rate:g}" for rate in study.learning_rates)
     said = f"Seeds after the first take the best of the learning rates {rates}; {middle:g} stands for it here."
-    NOTES.print(said, markup=False, highlight=False, soft_wrap=True)
-    Console().print(_table(study, list(loads(study, _tokenizer(study)))))
+    STDERR.print(said, soft_wrap=True)
+    Terminal().print(_table(study, list(loads(study, _tokenizer(study)))))
 
 
 def _tokenizer(study: Study) -> PreTrainedTokenizerBase:
     try:
         return load_tokenizer(resolve_model(study.model))
     except InputError:
-        NOTES.print(f"{study.model} cannot be had here: tokens are counted by {SMOLLM2}'s tokenizer.", markup=False)
+        STDERR.print(f"{study.model} cannot be had here: tokens are counted by {SMOLLM2}'s tokenizer.")
         return load_tokenizer(resolve_model(SMOLLM2))
 
 

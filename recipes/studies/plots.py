@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -17,6 +16,7 @@ from monolora.recipes.experiments.plots.saving import save_figure
 from monolora.recipes.experiments.plots.style import INK, PALE, SETTINGS, titled
 from monolora.recipes.studies.gathered import BASE, Values
 from monolora.recipes.studies.settings import Study
+from monolora.text_files import read_json
 
 # Told apart with colour blindness too (Okabe and Ito 2008), in the order of the rows.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -129,7 +129,7 @@ def curves(study: Study, dataset: str) -> Figure | None:
 
 
 def _results(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text()))
+    return dict(read_json(path, "Delete the folder, and give the same command again."))
 
 
 def _along(by_adapter: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

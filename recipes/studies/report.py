@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from monolora.csv_text import csv_text
 from monolora.errors import SaveError
 from monolora.recipes.studies import tables
 from monolora.recipes.studies.about import about
@@ -54,11 +53,7 @@ def write_report(study: Study) -> str:
 
 def _csv(by_dataset: Iterable[Iterable[Mapping[str, Any]]]) -> str:
     rows = list(chain.from_iterable(by_dataset))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    return csv_text([list(rows[0]), *([row[name] for name in rows[0]] for row in rows)])
 
 
 def report_text(

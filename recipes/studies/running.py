@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import time
@@ -11,12 +10,13 @@ from contextlib import suppress
 from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, cast
+
+from typing_extensions import TypedDict
 
 from monolora import cli
-from monolora.errors import RunError, SaveError
+from monolora.errors import InputError, RunError, SaveError
 from monolora.eval.process import results_of
-from monolora.eval.progress import NOTES
 from monolora.eval.run import KIND as EVALUATION
 from monolora.fingerprints import fingerprint_files
 from monolora.hub import local_path
@@ -25,10 +25,20 @@ from monolora.recipes.record import SFT
 from monolora.recipes.studies.at_once import at_once
 from monolora.recipes.studies.cells import Cell
 from monolora.runs import claim, write_json
+from monolora.terminal import STDERR
+from monolora.text_files import read_json
 
 _KINDS = {"sft": SFT, "judge": JUDGE, "eval": EVALUATION}
 DIVERGED = "diverged"  # of a training, in its record
 _SAYS_DIVERGED = "error: Training diverged"
+
+
+class _Record(TypedDict):
+    """Of a cell."""
+
+    command: str
+    status: str
+    inputs: NotRequired[dict[str, str]]
 
 
 class _DivergedError(RunError):
@@ -140,8 +150,8 @@ class Runner:
 
     def _read(self, cell: Cell) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._record(cell).read_text()))
-        except (OSError, ValueError):  # never begun, or its record is damaged: it is done again
+            return cast(dict[str, Any], read_json(self._record(cell), "", _Record))
+        except InputError:  # never begun, or its record is damaged: it is done again
             return {}
 
     def _write(self, cell: Cell, status: str, more: dict[str, Any]) -> None:
@@ -173,4 +183,4 @@ def _slug(name: str) -> str:
 
 
 def _say(text: str) -> None:
-    NOTES.print(text, markup=False, highlight=False)
+    STDERR.print(text)

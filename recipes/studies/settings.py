@@ -6,12 +6,15 @@ ones key by key. The ``sft``, ``eval`` and ``judge`` mappings hold flags of thes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from monolora.errors import InputError, unknown
+from monolora.flags import shortened
+from monolora.text_files import type_problem
 from monolora.yaml_config import load_yaml
 
 Flags = Mapping[str, Any]
@@ -111,6 +114,12 @@ class Study:
         for name in (*self.adapters, *self.datasets, *self.judges):
             if "/" in name or name.startswith((".", "-")) or "=" in name:
                 raise InputError(f"{name} cannot be a folder's name. Take letters and digits.")
+        for rate in self.learning_rates:
+            if not 0 < rate < math.inf:
+                raise InputError(f"learning_rates: each must be a number above 0, got {rate}.")
+        for name, points in self.margin.items():
+            if not 0 <= points < math.inf:
+                raise InputError(f"margin, {name}: must be 0 or more, got {points}.")
         for name in self.judges:
             if name in (*self.datasets, "cells", "logs", "report"):
                 raise InputError(f"judges: {name} is a folder of the study already. Give the judge another name.")
@@ -142,11 +151,15 @@ def load(path: Path, preset: str | None = None, out: str | None = None) -> Study
     if chosen not in presets:
         raise unknown("--preset", chosen, presets)
     given = _laid_over(shared, _mapping(presets[chosen], f"{where}, presets, {chosen}"))
+    given = {key: value for key, value in given.items() if value is not None}
     _check_keys(given, Study, where)
+    for key in ("model", "out"):
+        if not isinstance(given[key], str):
+            raise InputError(f"{where}: {key} must be a text, got {shortened(given[key])}.")
     study = Study(
         **given
         | {
-            "out": out or str(Path(str(given["out"])) / chosen),
+            "out": out or str(Path(given["out"]) / str(chosen)),
             "adapters": {
                 str(name): _mapping(flags, f"{where}, adapters, {name}")
                 for name, flags in _mapping(given["adapters"], f"{where}, adapters").items()
@@ -160,11 +173,17 @@ def load(path: Path, preset: str | None = None, out: str | None = None) -> Study
                 for name, flags in _mapping(given.get("judges"), f"{where}, judges").items()
             },
             "seeds": tuple(_list(given["seeds"], f"{where}, seeds")),
-            "learning_rates": tuple(map(float, _list(given["learning_rates"], f"{where}, learning_rates"))),
+            "learning_rates": tuple(_list(given["learning_rates"], f"{where}, learning_rates")),
+            "margin": _mapping(given.get("margin"), f"{where}, margin"),
+            "sft": _mapping(given.get("sft"), f"{where}, sft"),
+            "eval": _mapping(given.get("eval"), f"{where}, eval"),
             "curve": _curve(given.get("curve"), where),
             "estimates": None if given.get("estimates") is None else _part(Estimates, given["estimates"], where),
         }
     )
+    for name, kind in get_type_hints(Study).items():
+        if problem := type_problem(getattr(study, name), kind):
+            raise InputError(f"{where}, {name}: {problem}")
     study.check()
     return study
 
@@ -209,11 +228,11 @@ def _mapping(given: Any, where: str) -> dict[Any, Any]:
     if given is None:
         return {}
     if not isinstance(given, dict):
-        raise InputError(f"{where} must be a mapping, got {given!r}.")
+        raise InputError(f"{where} must be a mapping, got {shortened(given)}.")
     return given
 
 
 def _list(given: Any, where: str) -> Sequence[Any]:
     if not isinstance(given, list):
-        raise InputError(f"{where} must be a list, got {given!r}.")
+        raise InputError(f"{where} must be a list, got {shortened(given)}.")
     return given

@@ -62,14 +62,14 @@ def _of_file(loaded: Mapping[Any, Any], where: str) -> dict[str, dict[str, Any]]
         if isinstance(value, dict):
             if key not in SECTIONS:
                 raise InputError(f"{where}: {unknown('section', str(key), SECTIONS)}")
-            found[key] = settings_in(value, fields(SECTIONS[key]), key, f"{where}, {key}")
+            found[key] = settings_in(value, fields(SECTIONS[key]), f"{where}, {key}")
         elif key in SECTIONS:
             if value is None:  # a section with all its keys commented out
                 continue
             raise InputError(f"{where}: {key} is a section and needs settings below it, got {value!r}.")
         else:
             common[key] = value
-    found["common"] = settings_in(common, fields(Common), "common", where)
+    found["common"] = settings_in(common, fields(Common), where)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +14,15 @@ import numpy as np
 import torch
 from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
+from typing_extensions import TypedDict
 
 from monolora.errors import InputError, SaveError
 from monolora.hub import cache_root
 from monolora.recipes.vision.settings import Data
 from monolora.recipes.vision.sources import Source, open_sources
 from monolora.runs import write_json
+from monolora.terminal import say
+from monolora.text_files import read_json
 
 _CHUNK = 1024  # images decoded at a time
 
@@ -77,6 +79,14 @@ class ImageData(NamedTuple):
     val: Images
 
 
+class _About(TypedDict):
+    """What is kept beside decoded pixels."""
+
+    labels: list[int]
+    mean: list[float]
+    std: list[float]
+
+
 def load_images(data: Data, device: torch.device) -> ImageData:
     """The images that the settings name, decoded now or before.
 
@@ -101,7 +111,7 @@ def cached(source: Source, data: Data, device: torch.device) -> Images:
                 _decode(source, size, data.skip_bad, pixels, about)
     except OSError as error:
         raise SaveError.of(folder, error, "Free space, or set MONOLORA_CACHE to another folder.") from error
-    found = json.loads(about.read_text())
+    found = read_json(about, "Delete it; it is made again.", _About)
     mapped = np.memmap(pixels, dtype=np.uint8, mode="c", shape=(len(found["labels"]), 3, size, size))
     tensor = torch.from_numpy(mapped)
     if device.type == "cuda" and _stays(data.on_device, mapped.nbytes, device):
@@ -158,7 +168,7 @@ def _refuse_bad(bad: list[str], good: int, skip_bad: bool) -> None:
         return
     shown = ", ".join(bad[:5]) + (" …" if len(bad) > 5 else "")
     if skip_bad and good:
-        print(f"{len(bad)} of {len(bad) + good} images cannot be read and are left out: {shown}", flush=True)
+        say(f"{len(bad)} of {len(bad) + good} images cannot be read and are left out: {shown}")
         return
     raise InputError(f"{len(bad)} of {len(bad) + good} images cannot be read: {shown}. Mend them, or use --skip-bad.")
 

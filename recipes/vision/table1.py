@@ -18,6 +18,7 @@ from monolora.recipes.vision.results.table_rows import tables
 from monolora.recipes.vision.results.table_text import as_csv, as_latex, as_markdown
 from monolora.recipes.vision.settings import Settings
 from monolora.runs import write_aside
+from monolora.terminal import say
 
 
 def run(settings: Settings) -> None:
@@ -38,8 +39,8 @@ def run(settings: Settings) -> None:
             write_aside(out / f"table1.{suffix}", lambda path, text=text: path.write_text(text))  # type: ignore[misc]
     except OSError as error:
         raise SaveError.of(out, error, "Free space, then give the same command again.") from error
-    print(texts["md"], flush=True)
-    print(f"table1: {', '.join(str(out / f'table1.{suffix}') for suffix in texts)}", flush=True)
+    say(texts["md"])
+    say(f"table1: {', '.join(str(out / f'table1.{suffix}') for suffix in texts)}")
 
 
 def main(argv: list[str]) -> int:

@@ -75,7 +75,7 @@ def test_what_cannot_be(words: list[str], says: str) -> None:
     ("text", "says"),
     [
         ("judge: refusal", "Unknown flag --judge. Did you mean --judges"),
-        ("limit: [1, 2]", "invalid int value"),
+        ("limit: [1, 2]", r"limit must be a whole number, got \[1, 2\]"),
         ("adapter: mono", "not NAME=PATH"),
         ("- a", "must be a mapping"),
     ],

@@ -69,6 +69,29 @@ def test_a_damaged_line_is_named(tmp_path: Path, damage: str) -> None:
         Records(path, Response)
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (b'{"key": "caf\xe9"}', "utf-8"),
+        (b"[1]", "should be a valid string"),
+        (b'{"key": "a", "prompt": "b", "model": 3}', "model: input should be a valid string, got 3"),
+        (b'{"key": "a", "prompt": "b", "model": "c", "tokens": "4"}', "tokens: input should be a valid integer"),
+        (b'{"key": "a", "prompt": "b", "model": "c", "evil": 1}', "evil: extra inputs are not permitted"),
+        (b"[" * 100_000, "recursion"),
+    ],
+)
+def test_a_line_of_other_types_is_named(tmp_path: Path, line: bytes, says: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(InputError, match=rf"a\.jsonl, line 1: damaged \(.*{says}"):
+        Records(tmp_path / "a.jsonl", Response)
+
+
+def test_half_a_character_comes_back(tmp_path: Path) -> None:
+    """A server may cut an answer within an emoji; JSON then has one half of a surrogate pair."""
+    Records(tmp_path / "a.jsonl", Response).add(Response("a", "b", "c", text="\ud83d"))
+    assert [each.text for each in Records(tmp_path / "a.jsonl", Response).values()] == ["\ud83d"]
+
+
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     """A limit on the file's size is the next best thing to a full disk: the last write is taken in part."""
     program = f"""

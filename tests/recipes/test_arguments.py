@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 from peft import LoraConfig
+from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from monolora import MonoLoraConfig
 from monolora.errors import InputError
+from monolora.recipes import conflicts
 from monolora.recipes import record as run_record
 from monolora.recipes.adapter_config import peft_config
 from monolora.recipes.arguments import Arguments, parse
+from monolora.recipes.conflicts import NOT_HERE, RENAMED, WORKS, unclassified
 
 PRESETS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml"))
 
@@ -147,3 +151,27 @@ def test_peft_config_takes_every_flag() -> None:
 def test_what_monolora_refuses() -> None:
     with pytest.raises(InputError, match="target_parameters"):
         peft_config(parse(["--lora-target-parameters", "w"]))
+
+
+def test_every_flag_of_trl_works_here_or_is_refused() -> None:
+    """A flag that a later TRL adds must be looked at: does it have an effect in this recipe?"""
+    assert unclassified() == set()
+    assert not WORKS & NOT_HERE.keys()
+    known = {each.name for kind in (ScriptArguments, ModelConfig, SFTConfig) for each in fields(kind)}
+    assert known >= WORKS | NOT_HERE.keys()
+    assert not RENAMED.keys() & known
+
+
+def test_a_flag_that_nobody_has_looked_at_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conflicts, "WORKS", WORKS - {"warmup_steps"})
+    with pytest.raises(InputError, match="--warmup-steps is newer than this recipe"):
+        parse(["--warmup-steps", "3"])
+    parse(["--seed", "3"])
+
+
+def test_values_of_a_file(tmp_path: Path) -> None:
+    text = "max_length: null\nlr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-5}\n"
+    training = _with_config(tmp_path, f"{text}learning_rate: 1e-4\n").training
+    assert training.max_length is None
+    assert training.lr_scheduler_kwargs == {"min_lr": 1e-5}
+    assert training.learning_rate == 1e-4

@@ -8,7 +8,6 @@ from typing import Any
 
 import datasets
 import pytest
-from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +23,7 @@ from monolora.recipes.checks import (
 )
 from monolora.recipes.tasks import Example, demo
 from monolora.sparsity import Sparsity
+from monolora.terminal import Terminal
 
 EXAMPLES = demo.load().train[:12]
 BOS, EOS, NO = 1, 2, -100
@@ -117,7 +117,7 @@ def test_preview_shows_three_with_whole_letters(
 ) -> None:
     examples = [Example("good — bad?", "größe é", context=f"[bold]{k}[/bold]") for k in range(5)]
     printed = io.StringIO()
-    preview(trained_rows(examples, chat_tokenizer), chat_tokenizer, Console(file=printed, width=20))
+    preview(trained_rows(examples, chat_tokenizer), chat_tokenizer, Terminal(file=printed, width=20))
     text = printed.getvalue()
     assert text.count("⟦größe é</s>⟧") == 3
     assert "[bold]2[/bold]" in text  # not taken for rich's markup

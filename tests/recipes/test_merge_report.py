@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from monolora.errors import InputError
 from monolora.merge.verify import Comparison, TokenComparison
 from monolora.recipes import merge_report
+from monolora.terminal import Terminal
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.11.mlp.down_proj"
 SCORES = {"n": 3, "accuracy": 2 / 3, "unparsed": 1, "likelihood_accuracy": 1.0}
@@ -127,7 +127,7 @@ def test_every_kind_of_report_has_a_page(make: Make, kind: str, tmp_path: Path) 
     assert ("Score on sst2, 3 rows" in page) == (report["task"] is not None)
     assert not re.search("Undefined|None%|nan", page)
     assert page.count("<") == page.count(">")
-    console = Console(width=100, record=True, file=StringIO())
+    console = Terminal(width=100, record=True, file=StringIO())
     merge_report.show(report, tmp_path, console)
     assert "adapter's effect" in console.export_text()
 
@@ -161,11 +161,14 @@ def test_the_page_needs_nothing_else(make: Make) -> None:
     page = merge_report.page(make())
     assert not re.search(r"https?://|<link|<script|src=|@import|url\(", page)
     assert page.startswith("<!doctype html>")
+    (policy,) = re.findall('<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)
+    assert policy.split("; ")[:2] == ["default-src 'none'", "style-src 'unsafe-inline'"]  # its bars are inline styles
+    assert "script-src" not in policy
     assert "ridge" not in page  # the maps of a large model would fill it
 
 
 def test_what_is_printed(make: Make) -> None:
-    console = Console(width=100, record=True, file=StringIO())
+    console = Terminal(width=100, record=True, file=StringIO())
     merge_report.show(make(), Path("out"), console)
     text = " ".join(console.export_text().split())
     assert "Error of the layers' deltas: median 37.5%, worst 50.0% (model.layers.0.self_attn.q_proj)." in text

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from monolora.recipes.report import model_card, plot, result_table
+from monolora.terminal import Terminal
 
 
 def _record(adapter: str = "monolora", **results: Any) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def _record(adapter: str = "monolora", **results: Any) -> dict[str, Any]:
 
 def _printed(*records: dict[str, Any], width: int = 80) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(result_table(records))
+    Terminal(file=out, width=width).print(result_table(records))
     return out.getvalue()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,32 @@ def test_run_leaves_what_it_says(run_sft: Run) -> None:
     assert files >= {"checkpoint-2", "checkpoint-4", "tokenizer.json"}
     assert not any(name.startswith(".") or name.endswith(".bin") for name in files)
     assert (outcome.folder / "training.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+class _Full(io.StringIO):
+    """A terminal on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_stdout_that_takes_nothing_loses_nothing(run_sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the trainer's log lines nor the table of results may cost the model."""
+    monkeypatch.setattr(sys, "stdout", _Full())
+    outcome = run_sft("--skip-eval", "--max-steps", "2")
+    assert outcome.status == 1
+    assert "OSError: [Errno 28] No space left on device" in outcome.err[-1]
+    assert outcome.record["status"] == "done"
+    assert (outcome.folder / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["[/b]", "a[red]b", "x\x1b[31my"])
+def test_names_that_look_like_markup(run_sft: Run, write_rows: Callable[..., str], name: str) -> None:
+    rows = write_rows([{"instruction": "a", "output": "b"}] * 30, f"{name.replace('/', ':')}.jsonl")
+    outcome = run_sft("--dataset", rows, "--skip-eval", "--max-steps", "1", name=name)
+    assert (outcome.status, outcome.err) == (0, [])
+    assert "\x1b" not in outcome.out
+    assert "Saved to " in outcome.out
 
 
 def test_record(run_sft: Run, chat_model: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
+from typing import Any
 
+from monolora.csv_text import csv_text
 from monolora.latex import escaped
 from monolora.recipes.experiments.markdown import piped
 from monolora.recipes.vision.results.gathered import DENSE, SHORT, Gathered
@@ -47,16 +47,14 @@ def _representations(runs: Gathered) -> list[list[str]]:
 
 def as_csv(blocks: Sequence[Block]) -> str:
     """One row a number, in full, in % or points (``sae-simclr``: SAE less CL)."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(FIELDS)
+    rows: list[Sequence[Any]] = [FIELDS]
     for block in blocks:
         for row in block.rows:
             for cell in row.cells:
                 found = cell.estimate
                 numbers = (None,) * 4 if found is None else (found.mean, found.low, found.high, found.n)
-                writer.writerow([row.key, block.loss, cell.rate, *numbers, cell.paper])
-    return out.getvalue()
+                rows.append([row.key, block.loss, cell.rate, *numbers, cell.paper])
+    return csv_text(rows)
 
 
 def as_latex(blocks: Sequence[Block]) -> str:

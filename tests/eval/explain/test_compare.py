@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 
 from monolora.errors import InputError, SaveError
 from monolora.eval.explain.compare import compare, write_comparison
@@ -21,6 +20,7 @@ from monolora.eval.explain.compare_page.distributions import cumulative, panels
 from monolora.eval.explain.compare_records import Comparison, Row
 from monolora.eval.explain.compare_terminal import show
 from monolora.holm import holm
+from monolora.terminal import Terminal
 
 MODULES = [f"model.layers.{layer}.{kind}" for layer in range(6) for kind in ("q_proj", "v_proj")]
 UNITS = 5  # a module
@@ -173,7 +173,7 @@ def test_the_page_needs_nothing_else_and_escapes_names(folders: dict[str, Path],
 
 @pytest.mark.parametrize("width", [60, 100])
 def test_the_terminal_shows_every_measure(folders: dict[str, Path], width: int) -> None:
-    console = Console(file=io.StringIO(), width=width)
+    console = Terminal(file=io.StringIO(), width=width)
     comparison = compare({"lora\x1b[31m": folders["lora"], "mono": folders["mono"]}, resamples=50)
     show(comparison, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def test_units_that_are_left_out_of_a_mean_are_counted(folders: dict[str, Path],
     comparison = compare(folders, resamples=10)
     mean = _rows(comparison)["strongest_consistency"].means["mono"]
     assert 0 < mean.features < mean.total == 60
-    console = Console(file=io.StringIO(), width=100)
+    console = Terminal(file=io.StringIO(), width=100)
     show(comparison, console)
     write_comparison(tmp_path / "out", comparison)
     texts = (console.file.getvalue(), (tmp_path / "out" / "comparison.html").read_text())  # type: ignore[attr-defined]
@@ -203,7 +203,7 @@ def test_units_that_are_left_out_of_a_mean_are_counted(folders: dict[str, Path],
 def test_nothing_is_said_of_units_left_out_where_none_is(tmp_path: Path) -> None:
     for seed, name in enumerate(("a", "b")):
         _explained(tmp_path / name, seed, is_signed=True)
-    console = Console(file=io.StringIO(), width=100)
+    console = Terminal(file=io.StringIO(), width=100)
     show(compare({name: tmp_path / name for name in ("a", "b")}, resamples=10), console)
     assert "n = " not in console.file.getvalue()  # type: ignore[attr-defined]
     assert "n is how many" not in console.file.getvalue()  # type: ignore[attr-defined]
@@ -222,7 +222,7 @@ def test_what_only_some_have_is_left_out_and_said(folders: dict[str, Path], tmp_
     comparison = compare(folders, resamples=10)
     assert [dataset.name for dataset in comparison.datasets] == ["sst2"]
     assert comparison.left_out == ["plain"]
-    console = Console(file=io.StringIO(), width=100)
+    console = Terminal(file=io.StringIO(), width=100)
     show(comparison, console)
     words = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     assert "Left out, as not all adapters have them: plain." in words

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 from made_features import made
-from rich.console import Console
 
 from monolora.eval.explain.summary import summary
+from monolora.terminal import Terminal
 
 
 def test_names_are_shown_as_they_are() -> None:
@@ -17,7 +17,7 @@ def test_names_are_shown_as_they_are() -> None:
     dataset = explained.datasets[0]
     nothing = [end._replace(consistency=np.full(3, np.nan), label=[None] * 3) for end in dataset.ends]
     named = replace(dataset, name="a[b]c[/red]", note="\x1b[31mred", ends=nothing)
-    console = Console(record=True, width=200)
+    console = Terminal(record=True, width=200)
     summary(replace(explained, datasets=[named]), console)
     out = console.export_text()
     assert "a[b]c[/red]" in out
@@ -30,7 +30,7 @@ def test_names_are_shown_as_they_are() -> None:
 def test_a_narrow_terminal_shows_which_units() -> None:
     explained = made(units=3, contexts=2, gated=(False,))
     labels = [end._replace(label=["violence,aiding_and_abetting,incitement"] * 3) for end in explained.datasets[0].ends]
-    console = Console(record=True, width=80)
+    console = Terminal(record=True, width=80)
     summary(replace(explained, datasets=[replace(explained.datasets[0], ends=labels)]), console)
     out = console.export_text()
     for unit in range(3):

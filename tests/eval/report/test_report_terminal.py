@@ -6,16 +6,16 @@ import io
 from typing import Any
 
 import pytest
-from rich.console import Console
 from synthetic_report import make, poisoned
 
 from monolora.eval.report import show
 from monolora.eval.report.view import View
+from monolora.terminal import Terminal
 
 
 def _printed(results: dict[str, Any], **console: Any) -> str:
     out = io.StringIO()
-    show(results, Console(file=out, **console))
+    show(results, Terminal(file=out, **console))
     return out.getvalue()
 
 

@@ -36,6 +36,24 @@ def test_a_preset_is_laid_over_what_is_shared(write_study: Callable[..., Path], 
         ({"adapters": ["lora", "mono"]}, "must be a mapping"),
         ({"adapters": {"a/b": {}, "c": {}}}, "a/b cannot be a folder's name"),
         ({"margin": {"sst3": 1}}, "Unknown key in margin 'sst3'"),
+        ({"margin": {"flagged": "x"}}, "margin: flagged: input should be a valid number, got 'x'"),
+        ({"margin": "x"}, "margin must be a mapping, got 'x'"),
+        ({"margin": ["flagged", 3]}, "margin must be a mapping"),
+        ({"margin": {"flagged": -1}}, "margin, flagged: must be 0 or more"),
+        ({"margin": {"flagged": float("nan")}}, "margin, flagged: must be 0 or more"),
+        ({"margin": {"flagged": True}}, "margin: flagged: input should be a valid number"),
+        ({"seeds": ["one", 2]}, "seeds: 0: input should be a valid integer, got 'one'"),
+        ({"seeds": [1.5]}, "seeds: 0: input should be a valid integer, got 1.5"),
+        ({"seeds": 3}, "seeds must be a list, got 3"),
+        ({"learning_rates": ["fast"]}, "learning_rates: 0: input should be a valid number, got 'fast'"),
+        ({"learning_rates": [0]}, "learning_rates: each must be a number above 0"),
+        ({"model": ["a"]}, "model must be a text, got"),
+        ({"out": {"a": 1}}, "out must be a text, got"),
+        ({"model": None}, "model is missing"),
+        ({"sft": "lora_r"}, "sft must be a mapping, got 'lora_r'"),
+        ({"eval": [1]}, "eval must be a mapping"),
+        ({"judges": "own"}, "judges must be a mapping"),
+        ({"presets": [1]}, "presets must be a mapping"),
     ],
 )
 def test_what_cannot_be(write_study: Callable[..., Path], changes: dict[str, Any], said: str) -> None:
@@ -51,6 +69,31 @@ def test_presets_and_curves_that_are_none(write_study: Callable[..., Path], stud
         load(write_study(presets={"quick": quick | {"curve": {"adapters": ["Mono"]}}}))
     with pytest.raises(InputError, match="datasets is missing"):
         load(write_study(presets={"quick": {}}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("datasets", {"demo": 3}, "demo must be a mapping"),
+        ("datasets", {"demo": {"sft": 3}}, "datasets: demo.sft"),
+        ("estimates", "x", "must be a mapping"),
+        ("estimates", {"device": "a"}, "parameters is missing"),
+        ("curve", {"adapters": "MonoLoRA"}, "must be a list"),
+        ("curve", {"adapters": ["MonoLoRA"], "eval": 3}, "curve: eval"),
+    ],
+)
+def test_what_a_preset_cannot_have(
+    write_study: Callable[..., Path], study_content: dict[str, Any], key: str, value: Any, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        load(write_study(presets={"quick": study_content["presets"]["quick"] | {key: value}}))
+
+
+def test_estimates_are_numbers(write_study: Callable[..., Path], study_content: dict[str, Any]) -> None:
+    quick = study_content["presets"]["quick"]
+    wrong = quick | {"estimates": quick["estimates"] | {"train": "fast"}}
+    with pytest.raises(InputError, match="estimates: train: input should be a valid number, got 'fast'"):
+        load(write_study(presets={"quick": wrong}))
 
 
 def test_a_flag_that_its_program_does_not_know_is_named(write_study: Callable[..., Path], tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_flags_that_are_refused(step: str, words: list[str], message: str) -> No
         ("{out: x, seed: 3}", r"Unknown flag --seed\. Did you mean --seeds"),
         ("{out: x, epochs: 3}", "Unknown flag --epochs"),
         ("{out: x, finetune: 3}", "finetune is a section and needs settings below it, got 3"),
-        ("{out: x, finetune: {epochs: many}}", "--epochs: invalid int value: 'many'"),
+        ("{out: x, finetune: {epochs: many}}", "finetune: epochs must be a whole number, got 'many'"),
         ("{out: x, finetune: {fractions: [a]}}", "fractions must be a list of float"),
         ("{out: x, probe: {augment: maybe}}", "augment"),
         ("[out]", "must be a mapping"),

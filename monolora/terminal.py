@@ -1,0 +1,74 @@
+"""The terminal, for text of others: names of models, data and columns are shown as they are, and obeyed never."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any, TextIO, TypeVar
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from monolora.errors import printable
+
+_T = TypeVar("_T")
+
+
+class Terminal(Console):
+    """rich's console, but ``[/b]`` and ``:smile:`` are no markup, and control characters are left out.
+
+    Args:
+        stderr: write there; stdout is for results.
+        options: for :class:`rich.console.Console`.
+    """
+
+    def __init__(self, *, stderr: bool = False, **options: Any) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As :meth:`rich.console.Console.render`."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+STDERR = Terminal(stderr=True)
+
+
+def track(items: Sequence[_T], description: str, *, disable: bool = False, transient: bool = False) -> Iterable[_T]:
+    """As :func:`rich.progress.track`, on stderr; the description is no markup."""
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=STDERR, disable=disable, transient=transient) as progress:
+        yield from progress.track(items, total=len(items), description=description)
+
+
+class _Unfailing(io.TextIOBase):
+    """Writes to another stream what that takes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
+@contextmanager
+def unfailing_stdout() -> Iterator[None]:
+    """Work goes on where stdout takes nothing more (a full disk, a reader that went away); who prints last will say."""
+    with redirect_stdout(_Unfailing(sys.stdout)):
+        yield
+
+
+def say(text: str) -> None:
+    """Print a line with names of others in it, on stdout."""
+    print(printable(text), flush=True)
