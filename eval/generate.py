@@ -8,8 +8,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig
-
 from monolora.errors import InputError
 from monolora.eval.models import Subject, by_engine, token_ids
 from monolora.eval.plan import Plan, PlannedModel
@@ -19,6 +17,7 @@ from monolora.eval.prompts import PromptSet
 from monolora.eval.records import OK, Measurement, Response, content_key
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store
+from monolora.hub import load_config
 from monolora.serving.versions import check_vllm
 
 LOG = Path("logs", "generate.log")
@@ -109,7 +108,7 @@ def _context(subject: Subject) -> int:
     Raises:
         InputError: if its config does not say.
     """
-    config = AutoConfig.from_pretrained(subject.folder).get_text_config().to_dict()
+    config = load_config(subject.folder).get_text_config().to_dict()
     if "max_position_embeddings" not in config:
         raise InputError(f"The config of {subject.path} does not say how long its context is. Give --max-model-len.")
     return int(config["max_position_embeddings"])

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from transformers import AutoConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from monolora.adapters import adapter_config, adapter_tokenizer
@@ -19,7 +18,7 @@ from monolora.eval.records import content_key
 from monolora.eval.settings import Settings
 from monolora.fingerprints import fingerprint_files, fingerprint_settings
 from monolora.fitting import check_fits
-from monolora.hub import resolve_model
+from monolora.hub import load_config, resolve_model
 from monolora.recipes import record as run_record
 from monolora.recipes.prompts import prompt_ids
 from monolora.recipes.tasks import Example
@@ -96,7 +95,7 @@ def _other(name: str, path: str, base: Subject, base_weights: str, base_fingerpr
 
 def _check_generates(path: str) -> None:
     """A whole model must be one that answers."""
-    classes = AutoConfig.from_pretrained(path).architectures or []
+    classes = load_config(path).architectures or []
     if classes and not any(
         kind in each for each in classes for kind in ("CausalLM", "LMHead", "ConditionalGeneration")
     ):

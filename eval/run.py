@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ _FIXED = (
     "model", "suite", "limit", "xstest_limit", "task_limit", "unsafe_only", "max_new_tokens", "temperature", "top_p",
     "seed", "engine", "dtype", "max_model_len", "batch_invariant",
 )  # fmt: skip
-_OF_JUDGES = frozenset(SCORE_FLAGS) - {"out", "keep_going", "retry_invalid"}
+_OF_JUDGES = frozenset(SCORE_FLAGS) - {"out", "keep_going", "retry_invalid", "trust_remote_code"}
 
 
 def run(settings: Settings) -> None:
@@ -91,8 +91,8 @@ def score_stage(settings: Settings) -> None:
     """Only the judgements, on the responses that are there."""
     folder = Path(settings.out)
     record, plan, panel = read(folder), plans.read(folder), make_judges(settings)
-    judges = {each["name"]: each for each in record["judges"]} | {each.name: asdict(each) for each in panel}
-    asked = {name: value for name, value in asdict(settings).items() if name in _OF_JUDGES}  # for a next bare `score`
+    judges = {each["name"]: each for each in record["judges"]} | {each.name: each.stored() for each in panel}
+    asked = {name: value for name, value in settings.stored().items() if name in _OF_JUDGES}  # for a next bare `score`
     record = record | {"judges": list(judges.values()), "config": record["config"] | asked}
     with opened(folder) as store:
         if settings.retry_invalid:
@@ -164,7 +164,7 @@ def _check_folder(folder: Path, settings: Settings) -> None:
         return  # new, or given up before anything was in it
     if not (folder / FILE).is_file():
         raise InputError(f"--out {folder} has files of something else than an evaluation. Take another folder.")
-    there, here = read(folder)["config"], json.loads(json.dumps(asdict(settings)))
+    there, here = read(folder)["config"], json.loads(json.dumps(settings.stored()))
     differing = [name for name in _FIXED if there.get(name) != here[name]]
     if differing:
         values = "; ".join(
@@ -198,10 +198,10 @@ def _make(folder: Path) -> None:
 def _started(settings: Settings, plan: Plan, panel: Sequence[Judge]) -> dict[str, Any]:
     return {
         "status": "running",
-        "config": asdict(settings),
+        "config": settings.stored(),
         "models": [each._asdict() for each in plan.models],
         "sets": {each.name: each.spec for each in plan.sets},
-        "judges": [asdict(each) for each in panel],
+        "judges": [each.stored() for each in panel],
         "stages": {},
         **provenance(),
     }

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from monolora.errors import InputError
 from monolora.eval.judges.base import DTYPES as JUDGE_DTYPES
 from monolora.eval.judges.base import ENGINES as JUDGE_ENGINES
 from monolora.flags import setting, words
+from monolora.redaction import without_credentials
+from monolora.remote_code import TRUST_HELP
 
 ENGINES = ("auto", "vllm", "hf", "server")
 DTYPES = ("bfloat16", "float16", "float32")
+ENDPOINTS = ("endpoint", "judge_endpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,7 @@ class Settings:
     unsafe_labels: tuple[str, ...] = setting(
         (), "for a classifier with labels of its own: those that mean unsafe; with commas", type=words
     )
+    trust_remote_code: bool = setting(False, TRUST_HELP)
     keep_going: bool = setting(False, "go on without a judge that cannot be had")
     retry_invalid: bool = setting(False, "ask again for what could not be answered or judged")
 
@@ -140,3 +145,11 @@ class Settings:
                 raise InputError(
                     f"--{flag} http://host:8000/v1 and {flag.replace('endpoint', 'engine')} server go together."
                 )
+            for url in endpoints:
+                if not url.startswith(("http://", "https://")):
+                    raise InputError(f"--{flag} {without_credentials(url)} is no URL. Write http://host:8000/v1.")
+
+    def stored(self) -> dict[str, Any]:
+        """All settings as records hold them: endpoints without user, password and query."""
+        endpoints = {name: tuple(map(without_credentials, getattr(self, name))) for name in ENDPOINTS}
+        return asdict(self) | endpoints

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 
 from safetensors import SafetensorError
 
+from monolora.redaction import redact, redacted_stderr
+
 
 class InputError(ValueError):
     """Something the user gave cannot work; the message is one line and names the mend."""
@@ -44,11 +46,12 @@ def unknown(what: str, given: str, choices: Iterable[str]) -> InputError:
 
 
 def in_one_line(error: BaseException) -> str:
-    """A library's message as one sentence on one line, 300 characters of it at most."""
-    text = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …").rstrip(" .:")
+    """A library's message as one sentence on one line, 300 characters of it at most, without secrets."""
+    text = textwrap.shorten(redact(str(error)) or type(error).__name__, 300, placeholder=" …").rstrip(" .:")
     return text if text.endswith(("?", "!", "…")) else f"{text}."
 
 
+@redacted_stderr()
 def exit_status(program: Callable[[], int]) -> int:
     """Run a program; what it raises for the user, and each warning, becomes one line on stderr.
 

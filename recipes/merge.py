@@ -40,6 +40,7 @@ from monolora.recipes.output_folder import check_apart, check_free, whole_or_not
 from monolora.recipes.subject import Subject
 from monolora.recipes.texts import Rows, batches
 from monolora.recipes.verify import CALIBRATION_TOKENS, add_flags, check_flags, task_of, texts_of, verify
+from monolora.remote_code import code_trusted
 from monolora.units import input_device
 
 WITHOUT_CALIBRATION = (
@@ -52,6 +53,12 @@ def main(argv: list[str]) -> int:
     """Merge, write, verify; returns the exit status."""
     flags = _parser().parse(argv)
     check_flags(flags)
+    with code_trusted(flags.trust_remote_code):
+        return run(flags)
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Merge as the flags say; returns the exit status."""
     out = Path(flags.out)
     check_free(out, record=merge_report.JSON, what="merge", overwrite=flags.overwrite)
     subject = subjects.from_flags(flags.adapter, flags)

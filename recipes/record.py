@@ -15,6 +15,7 @@ from accelerate import PartialState
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.provenance import write_json
 from monolora.recipes.arguments import Arguments
+from monolora.redaction import is_secret_name
 
 FILE = "run.json"
 GO_ON = "Earlier checkpoints are whole; free space, then go on with --resume-from-checkpoint."
@@ -26,7 +27,7 @@ def resolved_config(arguments: Arguments) -> dict[str, Any]:
     merged: dict[str, Any] = training.to_dict()
     for part in (arguments.script, arguments.model, arguments.adapter):
         merged |= vars(part)
-    merged = {key: value for key, value in merged.items() if not key.endswith("_token")}
+    merged = {key: value for key, value in merged.items() if not is_secret_name(key)}
     # to_dict hides these two, and they are no secrets.
     merged |= {"eos_token": training.eos_token, "pad_token": training.pad_token}
     merged["num_processes"] = PartialState().num_processes

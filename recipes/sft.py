@@ -42,6 +42,7 @@ from monolora.recipes.scoring import prompt_sparsity, score, validation_loss
 from monolora.recipes.tasks import Example, Task, load_task
 from monolora.recipes.tasks.custom import Source
 from monolora.recipes.trainer import SftTrainer
+from monolora.remote_code import code_trusted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,8 @@ def run(arguments: Arguments) -> dict[str, Any]:
         SaveError: if a checkpoint or the result could not be written; earlier checkpoints stay whole.
     """
     started = time.monotonic()
-    with run_record.no_empty_folder(Path(arguments.training.output_dir or "")):
+    trusted = code_trusted(arguments.training.trust_remote_code)
+    with trusted, run_record.no_empty_folder(Path(arguments.training.output_dir or "")):
         this = prepare(arguments)
         if arguments.adapter.preview:
             if PartialState().is_main_process:

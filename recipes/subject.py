@@ -27,6 +27,7 @@ from monolora.errors import InputError, in_one_line
 from monolora.fingerprints import fingerprint_files
 from monolora.hub import load_causal_lm, on_gpus, resolve_model
 from monolora.recipes import record as run_record
+from monolora.remote_code import TRUST_HELP
 
 _QUANTIZATION = (
     "load_in_4bit",
@@ -162,6 +163,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE=SIZE",
         help="for models larger than memory, e.g. 0=20GiB cpu=30GiB; the rest is read from disk layer by layer",
     )
+    parser.add_argument("--trust-remote-code", action="store_true", help=TRUST_HELP)
     parser.add_argument("--batch-size", type=int, default=16, help="texts at a time (default: %(default)s)")
 
 

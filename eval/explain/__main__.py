@@ -25,6 +25,7 @@ from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.summary import summary
 from monolora.eval.explain.written import FEATURES, PAGE
 from monolora.flags import FlagParser
+from monolora.remote_code import code_trusted
 
 
 def main(argv: list[str]) -> int:
@@ -37,13 +38,15 @@ def main(argv: list[str]) -> int:
         raise InputError("Give one adapter folder to explain, or several with --compare NAME=PATH NAME=PATH.")
     console = Console()
     if not settings.compare:
-        summary(explain(adapter, settings), console)
+        with code_trusted(settings.trust_remote_code):
+            summary(explain(adapter, settings), console)
         print(f"{Path(settings.out) / PAGE}: open it in a browser.")
         return 0
     out = Path(settings.out)
     if (out / JSON).is_file() and not settings.overwrite:
         raise InputError(f"{out} holds another comparison. Take another folder, or replace it with --overwrite.")
-    comparison = compare(_explained(_named(settings.compare), settings))
+    with code_trusted(settings.trust_remote_code):
+        comparison = compare(_explained(_named(settings.compare), settings))
     write_comparison(out, comparison)
     show(comparison, console)
     return 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from monolora.errors import InputError, unknown
 from monolora.eval.records import INVALID, OK
+from monolora.redaction import without_credentials
 
 ENGINES = ("auto", "vllm", "hf", "server")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -42,6 +43,11 @@ class Judge:
     def flagged(self, scores: Mapping[str, float]) -> bool:
         """Whether a judgement with these scores is a flag."""
         return any(scores[name] > self.threshold for name in self.unsafe)
+
+    def stored(self) -> dict[str, Any]:
+        """As records hold it: endpoints without user, password and query."""
+        endpoints = [*map(without_credentials, self.settings.get("endpoints", ()))]
+        return asdict(self) | {"settings": self.settings | ({"endpoints": endpoints} if endpoints else {})}
 
 
 @dataclass(frozen=True, kw_only=True)

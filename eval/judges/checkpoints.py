@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from monolora.errors import InputError, in_one_line
+from monolora.errors import InputError
 from monolora.eval.judges.base import JudgeOptions
 from monolora.fingerprints import fingerprint_files
-from monolora.hub import resolve_model
+from monolora.hub import load_config, resolve_model
 
 CLASSIFIER = "ForSequenceClassification"
 _TOKENIZER_FILES = ("tokenizer.json", ".model", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json")
@@ -54,10 +54,7 @@ def find(name: str, architecture: str, options: JudgeOptions) -> Checkpoint:
         InputError: if it cannot be had, is of another architecture, or its weights are no safetensors.
     """
     folder = resolve_model(name)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"Cannot read the config of the judge {name}: {in_one_line(error)}") from error
+    config = load_config(folder)
     given = (config.architectures or ["unknown"])[0]
     if not given.endswith(architecture):
         raise InputError(f"{name} is of the class {given}; this judge has to be a …{architecture}.")
