@@ -54,7 +54,7 @@ def parse(
         if stored and names & {name, name.replace("endpoint", "engine")}:
             given[name] = ()
     shown = [each for each in fields(Settings) if read is None or each.name in read]
-    found = given | {name: value for name, value in _parsed(typed, prog, shown, given).items() if name in names}
+    found = given | {name: value for name, value in _parsed(typed, prog, shown).items() if name in names}
     settings = Settings(**{each.name: _frozen(found[each.name]) for each in fields(Settings) if each.name in found})
     settings = replace(settings, checkpoints=_globbed(settings.checkpoints))
     for url in (*settings.endpoint, *settings.judge_endpoint):
@@ -66,13 +66,10 @@ def parse(
     return settings
 
 
-def _parsed(
-    words: Sequence[str], prog: str, shown: Sequence[Field[Any]], given: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """All of ``shown``; what is appended to, is appended to what was given."""
+def _parsed(words: Sequence[str], prog: str, shown: Sequence[Field[Any]]) -> dict[str, Any]:
     parser = FlagParser(prog, "score and report have the settings of their run as defaults.")
     parser.add_argument("--config", metavar="FILE", help="flags from a YAML file; the command line goes before it")
-    parser.add_settings(shown, given)
+    parser.add_settings(shown)
     return vars(parser.parse(words))
 
 

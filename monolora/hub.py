@@ -133,8 +133,6 @@ def _unloadable(what: str, folder: str, error: Exception) -> InputError:
     if "trust_remote_code" not in str(error):
         return InputError(f"{what}: {in_one_line(error)}")
     naming = [path.name for path in sorted(Path(folder).glob("*config.json")) if b'"auto_map"' in path.read_bytes()]
-    code = Path("custom_generate", "generate.py")
-    naming += [str(code)] if (Path(folder) / code).is_file() else []
     return InputError(
         f"{what}: {' and '.join(str(Path(folder) / name) for name in naming)} would run Python code that the folder "
         "brings. If you have read and trust it, give --trust-remote-code."

@@ -83,7 +83,7 @@ def secret_setting(settings: Any, path: str = "") -> str | None:
             if (inner := secret_setting(value, name)) is not None:
                 return inner
     if isinstance(settings, list):
-        return next((name for each in settings if (name := secret_setting(each, path)) is not None), None)
+        return next((inner for each in settings if (inner := secret_setting(each, path)) is not None), None)
     return path if isinstance(settings, str) and has_credentials(settings) else None
 
 
