@@ -17,6 +17,7 @@ from monolora.yaml_config import load_yaml, split_config
 
 SCORE_FLAGS = (
     "out", "judges", "judge_engine", "judge_endpoint", "judge_dtype", "judge_batch_size", "judge_max_model_len",
+    "beaverdam_max_length",
     "judge_device", "judge_text", "judge_tensor_parallel_size", "unsafe_labels", "gpu_memory_utilization",
     "concurrency", "retries", "timeout", "api_key_env", "trust_remote_code", "keep_going", "retry_invalid",
 )  # fmt: skip

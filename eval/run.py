@@ -36,6 +36,7 @@ FILE = "run.json"
 # come and go.
 _FIXED = (
     "model", "suite", "limit", "xstest_limit", "task_limit", "unsafe_only", "max_new_tokens", "temperature", "top_p",
+    "chat_template_path",
     "seed", "engine", "dtype", "max_model_len", "batch_invariant",
 )  # fmt: skip
 _OF_JUDGES = frozenset(SCORE_FLAGS) - {"out", "keep_going", "retry_invalid", "trust_remote_code"}
