@@ -149,7 +149,8 @@ def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
     Raises:
         InputError: if the folder holds no causal language model, or its files are damaged.
     """
-    model, found = _load(AutoModelForCausalLM, "causal language model", folder, ignore_mismatched_sizes=True, **options)
+    what = "load a causal language model"
+    model, found = _load(AutoModelForCausalLM, what, folder, ignore_mismatched_sizes=True, **options)
     for what, names in (("lack", found["missing_keys"]), ("do not fit", [key for key, *_ in found["mismatched_keys"]])):
         if names:  # transformers would draw them at random
             raise InputError(
@@ -162,17 +163,18 @@ def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
     return model
 
 
-def load_classifier(folder: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_classifier(folder: str, what: str = "load", **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The sequence classifier in ``folder``, and what transformers says of its loading.
 
     Args:
         folder: as ``save_pretrained`` writes it.
+        what: is done, for messages: load a classifier, or make one of another model.
         options: for ``AutoModelForSequenceClassification.from_pretrained``.
 
     Raises:
         InputError: if no classifier can be made of it, or its files are damaged.
     """
-    return _load(AutoModelForSequenceClassification, "sequence classifier", folder, **options)
+    return _load(AutoModelForSequenceClassification, f"{what} a sequence classifier", folder, **options)
 
 
 def _load(kind: Any, what: str, folder: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
@@ -180,7 +182,7 @@ def _load(kind: Any, what: str, folder: str, **options: Any) -> tuple[PreTrained
     try:
         return load(folder, output_loading_info=True, **{"trust_remote_code": trusts_code()} | options)
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-        raise _unloadable(f"Cannot load a {what} from {folder}", folder, error) from error
+        raise _unloadable(f"Cannot {what} from {folder}", folder, error) from error
 
 
 def on_gpus() -> dict[str, Any]:

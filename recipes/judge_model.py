@@ -53,6 +53,7 @@ def load_backbone(folder: str) -> PreTrainedModel:
     try:
         model, found = hub.load_classifier(
             folder,
+            "make",
             dtype=torch.float32,
             num_labels=len(LABELS),
             id2label=dict(enumerate(LABELS)),
