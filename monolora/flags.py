@@ -63,8 +63,8 @@ class FlagParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise_input_error(message)
 
-    def add_settings(self, fields: Iterable[Field[Any]]) -> None:
-        """A flag for each field made by :func:`setting`."""
+    def add_settings(self, fields: Iterable[Field[Any]], given: Mapping[str, Any] | None = None) -> None:
+        """A flag for each field made by :func:`setting`; what is appended to, is appended to what was ``given``."""
         for each in fields:
             options = dict(each.metadata)
             if isinstance(each.default, bool):
@@ -73,7 +73,7 @@ class FlagParser(argparse.ArgumentParser):
                 default = ",".join(map(str, each.default)) if isinstance(each.default, tuple) else each.default
                 options["help"] += f" (default: {default})"
             if options.get("action") == "append":  # argparse appends to a list only
-                options["default"] = []
+                options["default"] = list((given or {}).get(each.name, ()))
             self.add_argument(flag_of(each.name), **options)
 
     def parse_into(self, words: Sequence[str], kind: type[Settings]) -> Settings:

@@ -38,7 +38,7 @@ def parse(words: Sequence[str], step: str, description: str | None = None) -> Se
     parser = FlagParser(f"monolora vision {step}", description)
     parser.add_argument("--config", metavar="FILE", help="settings from a YAML file; the command line goes before it")
     for section in own:
-        parser.add_settings(fields(section))
+        parser.add_settings(fields(section), given.get(_name(section)))
     parsed = vars(parser.parse(typed))
     names = {word.partition("=")[0][2:].replace("-", "_") for word in typed if word.startswith("--")}
     names |= {name.removeprefix("no_") for name in names}
