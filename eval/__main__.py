@@ -17,6 +17,7 @@ from pathlib import Path
 from monolora.errors import InputError, exit_status
 from monolora.eval import run as runs
 from monolora.eval.command_line import REPORT_FLAGS, SCORE_FLAGS, parse
+from monolora.remote_code import code_trusted
 from monolora.steps import run_step
 
 STAGES = {
@@ -25,6 +26,7 @@ STAGES = {
     "score": runs.score_stage,
     "report": runs.report_stage,
 }
+_OF_ONE_CALL = ("keep_going", "retry_invalid", "trust_remote_code", "out")
 _READS = {"score": SCORE_FLAGS, "report": REPORT_FLAGS}  # those that go on with a run
 
 
@@ -35,7 +37,9 @@ def main(argv: list[str]) -> int:
 
 def _run(stage: str, words: list[str]) -> int:
     stored = _stored(words) if stage in _READS else None
-    STAGES[stage](parse(words, f"monolora eval {stage}", stored, read=_READS.get(stage)))
+    settings = parse(words, f"monolora eval {stage}", stored, read=_READS.get(stage))
+    with code_trusted(settings.trust_remote_code):
+        STAGES[stage](settings)
     return 0
 
 
@@ -49,7 +53,7 @@ def _stored(words: Sequence[str]) -> dict[str, object] | None:
     if not Path(out).is_dir():
         raise InputError(f"There is no run in {out}. Begin one with: monolora eval run --out {out} …")
     config = runs.read(Path(out))["config"]
-    return {name: value for name, value in config.items() if name not in ("keep_going", "retry_invalid", "out")}
+    return {name: value for name, value in config.items() if name not in _OF_ONE_CALL}
 
 
 if __name__ == "__main__":

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from monolora.errors import InputError
-from monolora.eval.settings import Settings
+from monolora.eval.api_key import api_key
+from monolora.eval.settings import ENDPOINTS, Settings
 from monolora.flags import FlagParser, settings_in
+from monolora.redaction import remember_url
 from monolora.yaml_config import load_yaml, split_config
 
 SCORE_FLAGS = (
     "out", "judges", "judge_engine", "judge_endpoint", "judge_dtype", "judge_batch_size", "judge_max_model_len",
+    "beaverdam_max_length",
     "judge_device", "judge_text", "judge_tensor_parallel_size", "unsafe_labels", "gpu_memory_utilization",
-    "concurrency", "retries", "timeout", "api_key_env", "keep_going", "retry_invalid",
+    "concurrency", "retries", "timeout", "api_key_env", "trust_remote_code", "keep_going", "retry_invalid",
 )  # fmt: skip
 REPORT_FLAGS = ("out", "seed")
-_ENDPOINTS = ("endpoint", "judge_endpoint")
 
 
 def parse(
@@ -49,25 +51,26 @@ def parse(
     names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in typed if word.startswith("--")}
     if read is not None and (unread := sorted(names & {each.name for each in fields(Settings)} - {*read})):
         raise InputError(f"{prog} does not read --{unread[0].replace('_', '-')}. See {prog} --help.")
-    for name in _ENDPOINTS:  # new ones take the place of those of the run, and another engine needs none
+    for name in ENDPOINTS:  # new ones take the place of those of the run, and another engine needs none
         if stored and names & {name, name.replace("endpoint", "engine")}:
             given[name] = ()
     shown = [each for each in fields(Settings) if read is None or each.name in read]
-    found = given | {name: value for name, value in _parsed(typed, prog, shown, given).items() if name in names}
+    found = given | {name: value for name, value in _parsed(typed, prog, shown).items() if name in names}
     settings = Settings(**{each.name: _frozen(found[each.name]) for each in fields(Settings) if each.name in found})
     settings = replace(settings, checkpoints=_globbed(settings.checkpoints))
+    for url in (*settings.endpoint, *settings.judge_endpoint):
+        remember_url(url)
+    if settings.api_key_env not in (None, (stored or {}).get("api_key_env")):
+        api_key(settings.api_key_env)  # now, before the flag is stored: it may be the key itself
     if whole:
         settings.check()
     return settings
 
 
-def _parsed(
-    words: Sequence[str], prog: str, shown: Sequence[Field[Any]], given: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """All of ``shown``; what is appended to, is appended to what was given."""
+def _parsed(words: Sequence[str], prog: str, shown: Sequence[Field[Any]]) -> dict[str, Any]:
     parser = FlagParser(prog, "score and report have the settings of their run as defaults.")
     parser.add_argument("--config", metavar="FILE", help="flags from a YAML file; the command line goes before it")
-    parser.add_settings(shown, given)
+    parser.add_settings(shown)
     return vars(parser.parse(words))
 
 

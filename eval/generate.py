@@ -95,7 +95,8 @@ def items_of(settings: Settings, subject: Subject, prompts: PromptSet, today: da
     if settings.batch_invariant:
         generation["batch_invariant"] = True
     made = []
-    for prompt, whole in zip(prompts.prompts, token_ids(subject, prompts, today), strict=True):
+    prompt_ids = token_ids(subject, prompts, today, settings.chat_template_path)
+    for prompt, whole in zip(prompts.prompts, prompt_ids, strict=True):
         ids = whole[-room:]
         key = content_key("response", ids, subject.identity, generation)
         made.append(Item(key, prompt.key, subject, ids, most, cut=len(ids) < len(whole)))

@@ -20,6 +20,7 @@ from monolora.fingerprints import fingerprint_files, fingerprint_settings
 from monolora.fitting import check_fits
 from monolora.hub import load_config, resolve_model
 from monolora.recipes import record as run_record
+from monolora.recipes.chat_template import set_chat_template
 from monolora.recipes.prompts import prompt_ids
 from monolora.recipes.tasks import Example
 
@@ -123,12 +124,23 @@ def _step(path: str) -> int:
     return int(found.group(1))
 
 
-def token_ids(subject: Subject, prompts: PromptSet, today: date) -> list[list[int]]:
+def token_ids(
+    subject: Subject, prompts: PromptSet, today: date, chat_template_path: str | None = None
+) -> list[list[int]]:
     """Each prompt as this model was trained to read it: its own tokenizer's chat template, or the Alpaca format.
 
-    A template that asks for the date is told ``today``, at midnight: prompts are the same whenever they are made.
+    Args:
+        subject: the model.
+        prompts: what it is asked.
+        today: told to a template that asks for the date, at midnight: prompts are the same whenever they are made.
+        chat_template_path: of a chat template in place of its own.
+
+    Raises:
+        InputError: if it has no tokenizer, or the template does not work.
     """
     tokenizer = adapter_tokenizer(subject.adapter or subject.folder, subject.folder)
+    if chat_template_path is not None:
+        set_chat_template(tokenizer, chat_template_path)
     midnight = datetime.combine(today, time())
     # A variable of the template hides transformers' function of this name, which asks the clock.
     vars(tokenizer)["apply_chat_template"] = partial(tokenizer.apply_chat_template, strftime_now=midnight.strftime)

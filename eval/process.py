@@ -19,9 +19,11 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from monolora.errors import InputError, RunError, in_one_line
+from monolora.redaction import RedactedStream, redact
+from monolora.remote_code import code_trusted, trusts_code
 
 _LAST_LINES = 3
 
@@ -51,7 +53,7 @@ def results_of(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[
     assert process.stdout is not None
     try:
         try:
-            process.stdin.write(json.dumps({"target": target, "job": job}) + "\n")
+            process.stdin.write(json.dumps({"target": target, "job": job, "trust_remote_code": trusts_code()}) + "\n")
             process.stdin.flush()
         except BrokenPipeError:
             raise _died(process, target, log) from None
@@ -98,15 +100,17 @@ def main() -> None:
     """Do one job. Libraries print on stdout too, so only rows get the real one."""
     rows = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    sys.stdout, sys.stderr = (cast(TextIO, RedactedStream(each)) for each in (sys.stdout, sys.stderr))
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        for row in rows_of(order["target"], order["job"]):
-            _say(rows, "row", row)
+        with code_trusted(order["trust_remote_code"]):
+            for row in rows_of(order["target"], order["job"]):
+                _say(rows, "row", row)
     except InputError as error:
-        _say(rows, "input", str(error))
+        _say(rows, "input", redact(str(error)))
     except RunError as error:
-        _say(rows, "run", str(error))
+        _say(rows, "run", redact(str(error)))
     else:
         _say(rows, "end", None)
     # Not past the interpreter's end: engines take their time to shut down, and the parent ends the whole group.

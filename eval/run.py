@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast, get_type_hints
@@ -40,9 +40,10 @@ FILE = "run.json"
 # come and go.
 _FIXED = (
     "model", "suite", "limit", "xstest_limit", "task_limit", "unsafe_only", "max_new_tokens", "temperature", "top_p",
+    "chat_template_path",
     "seed", "engine", "dtype", "max_model_len", "batch_invariant",
 )  # fmt: skip
-_OF_JUDGES = frozenset(SCORE_FLAGS) - {"out", "keep_going", "retry_invalid"}
+_OF_JUDGES = frozenset(SCORE_FLAGS) - {"out", "keep_going", "retry_invalid", "trust_remote_code"}
 
 
 # What an evaluation writes. It goes on with what is there; only a study replaces one.
@@ -127,8 +128,8 @@ def _generate(settings: Settings, with_judges: bool) -> None:
 def _score(settings: Settings) -> None:
     folder = Path(settings.out)
     record, plan, panel = read(folder), plans.read(folder), make_judges(settings)
-    judges = {each["name"]: each for each in record["judges"]} | {each.name: asdict(each) for each in panel}
-    asked = {name: value for name, value in asdict(settings).items() if name in _OF_JUDGES}  # for a next bare `score`
+    judges = {each["name"]: each for each in record["judges"]} | {each.name: each.stored() for each in panel}
+    asked = {name: value for name, value in settings.stored().items() if name in _OF_JUDGES}  # for a next bare `score`
     record = record | {"judges": list(judges.values()), "config": record["config"] | asked}
     store = Store(folder)
     if settings.retry_invalid:
@@ -210,7 +211,7 @@ def _check_folder(folder: Path, settings: Settings) -> None:
         return  # new, or given up before anything was in it
     if not (folder / FILE).is_file():
         raise InputError(f"--out {folder} has files of something else than an evaluation. Take another folder.")
-    there, here = read(folder)["config"], json.loads(json.dumps(asdict(settings)))
+    there, here = read(folder)["config"], json.loads(json.dumps(settings.stored()))
     differing = [name for name in _FIXED if there.get(name) != here[name]]
     if differing:
         values = "; ".join(
@@ -244,10 +245,10 @@ def _make(folder: Path) -> None:
 def _started(settings: Settings, plan: Plan, panel: Sequence[Judge]) -> dict[str, Any]:
     return {
         "status": "running",
-        "config": asdict(settings),
+        "config": settings.stored(),
         "models": [each._asdict() for each in plan.models],
         "sets": {each.name: each.spec for each in plan.sets},
-        "judges": [asdict(each) for each in panel],
+        "judges": [each.stored() for each in panel],
         "stages": {},
         **provenance(),
     }

@@ -33,6 +33,7 @@ def make_judges(settings: Settings) -> list[Judge]:
         dtype=settings.judge_dtype,
         batch_size=settings.judge_batch_size,
         device=settings.judge_device,
+        beaverdam_max_length=settings.beaverdam_max_length,
         max_model_len=settings.judge_max_model_len,
         unsafe_labels=settings.unsafe_labels,
         text=settings.judge_text,

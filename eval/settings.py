@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from monolora.beaverdam import MAX_LENGTH
 from monolora.errors import InputError
 from monolora.eval.judges.base import DTYPES as JUDGE_DTYPES
 from monolora.eval.judges.base import ENGINES as JUDGE_ENGINES
 from monolora.flags import setting, words
+from monolora.redaction import without_credentials
+from monolora.remote_code import TRUST_HELP
 
 ENGINES = ("auto", "vllm", "hf", "server")
 DTYPES = ("bfloat16", "float16", "float32")
+ENDPOINTS = ("endpoint", "judge_endpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,10 @@ class Settings:
     max_new_tokens: int = setting(512, "of each response", type=int)
     temperature: float = setting(0.0, "0 is greedy", type=float)
     top_p: float = setting(1.0, "with --temperature", type=float)
+    chat_template_path: str | None = setting(
+        None, "a file with a chat template, or a folder whose tokenizer has one, for all models (default: their own)",
+        metavar="PATH",
+    )  # fmt: skip
     seed: int = setting(0, "of sampling and of the bootstrap", type=int)
     engine: str = setting("auto", "who generates; auto is vllm where it is installed, else hf", choices=ENGINES)
     endpoint: tuple[str, ...] = setting(
@@ -79,6 +88,9 @@ class Settings:
     judge_dtype: str = setting("auto", "of the judges' weights; auto is their own", choices=JUDGE_DTYPES)
     judge_batch_size: int = setting(16, "responses at a time, where vLLM does not batch them", type=int)
     judge_max_model_len: int | None = setting(None, "tokens that a judge reads (default: all that it can)", type=int)
+    beaverdam_max_length: int = setting(
+        MAX_LENGTH, "tokens that beaver-dam reads: 512 by its class, 256 in the public protocol", type=int
+    )
     judge_device: str | None = setting(None, "with --judge-engine hf (default: the GPU where there is one)")
     judge_text: str | None = setting(
         None, "for a classifier with labels of its own: what it reads, with {prompt} and {response} in it"
@@ -87,6 +99,7 @@ class Settings:
     unsafe_labels: tuple[str, ...] = setting(
         (), "for a classifier with labels of its own: those that mean unsafe; with commas", type=words
     )
+    trust_remote_code: bool = setting(False, TRUST_HELP)
     keep_going: bool = setting(False, "go on without a judge that cannot be had")
     retry_invalid: bool = setting(False, "ask again for what could not be answered or judged")
 
@@ -119,7 +132,7 @@ class Settings:
         for name in (
             "limit", "xstest_limit", "task_limit", "drift", "max_new_tokens", "batch_size", "judge_batch_size",
             "max_num_seqs", "tensor_parallel_size", "max_model_len", "concurrency",
-            "judge_tensor_parallel_size", "judge_max_model_len",
+            "judge_tensor_parallel_size", "judge_max_model_len", "beaverdam_max_length",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -140,3 +153,11 @@ class Settings:
                 raise InputError(
                     f"--{flag} http://host:8000/v1 and {flag.replace('endpoint', 'engine')} server go together."
                 )
+            for url in endpoints:
+                if not url.startswith(("http://", "https://")):
+                    raise InputError(f"--{flag} {without_credentials(url)} is no URL. Write http://host:8000/v1.")
+
+    def stored(self) -> dict[str, Any]:
+        """All settings as records hold them: endpoints without user, password and query."""
+        endpoints = {name: tuple(map(without_credentials, getattr(self, name))) for name in ENDPOINTS}
+        return asdict(self) | endpoints

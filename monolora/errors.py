@@ -17,6 +17,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from monolora.redaction import redact, redacted_stderr
+
 # Control characters (all but tab and newline), marks and overrides of the writing direction, line and paragraph
 # separators, halves of surrogate pairs: names of files, models and columns are text of others, and a terminal obeys it.
 _UNPRINTABLE = re.compile(
@@ -56,8 +58,8 @@ def unknown(what: str, given: str, choices: Iterable[str]) -> InputError:
 
 
 def in_one_line(error: BaseException) -> str:
-    """A library's message as one sentence on one line, 300 characters of it at most."""
-    text = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …").rstrip(" .:")
+    """A library's message as one sentence on one line, 300 characters of it at most, without secrets."""
+    text = textwrap.shorten(redact(str(error)) or type(error).__name__, 300, placeholder=" …").rstrip(" .:")
     return text if text.endswith(("?", "!", "…")) else f"{text}."
 
 
@@ -66,6 +68,7 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("", text)
 
 
+@redacted_stderr()
 def exit_status(program: Callable[[], int]) -> int:
     """Run a program; what it raises, and each warning, becomes one line on stderr.
 

@@ -13,6 +13,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -26,14 +27,16 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
-    PretrainedConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from monolora.data_files import read_csv, read_json_rows
 from monolora.errors import InputError, in_one_line
+from monolora.remote_code import trusts_code
 from monolora.runs import new_folder
 from monolora.text_files import read_json
 
@@ -113,16 +116,29 @@ def resolve_model(name: str, revision: str = "main") -> str:
     )
 
 
-def load_config(folder: str) -> PretrainedConfig:
-    """The config of the model in ``folder``, from :func:`resolve_model`.
+def load_config(folder: str) -> PreTrainedConfig:
+    """The config of the model in ``folder``.
 
     Raises:
-        InputError: if it is damaged, or of no kind that transformers knows.
+        InputError: if it is damaged, of no kind that transformers knows, or brings code that is not trusted.
     """
     try:
-        return cast(PretrainedConfig, AutoConfig.from_pretrained(folder))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusts_code())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise InputError(f"Cannot read the config of the model in {folder}: {in_one_line(error)}") from error
+        raise _unloadable(f"Cannot read the config of the model in {folder}", folder, error) from error
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def _unloadable(what: str, folder: str, error: Exception) -> InputError:
+    """For what the libraries raised; where the reason is code that is not trusted, with the files that name it."""
+    if "trust_remote_code" not in str(error):
+        return InputError(f"{what}: {in_one_line(error)}")
+    naming = [path.name for path in sorted(Path(folder).glob("*config.json")) if b'"auto_map"' in path.read_bytes()]
+    return InputError(
+        f"{what}: {' and '.join(str(Path(folder) / name) for name in naming)} would run Python code that the folder "
+        "brings. If you have read and trust it, give --trust-remote-code."
+    )
 
 
 def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
@@ -135,12 +151,9 @@ def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
     Raises:
         InputError: if the folder holds no causal language model, or its files are damaged.
     """
-    load = cast(Callable[..., tuple[PreTrainedModel, dict[str, Any]]], AutoModelForCausalLM.from_pretrained)
+    what = "load a causal language model"
     load_config(folder)
-    try:
-        model, found = load(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"Cannot load a causal language model from {folder}: {in_one_line(error)}") from error
+    model, found = _load(AutoModelForCausalLM, what, folder, ignore_mismatched_sizes=True, **options)
     for what, names in (("lack", found["missing_keys"]), ("do not fit", [key for key, *_ in found["mismatched_keys"]])):
         if names:  # transformers would draw them at random
             raise InputError(
@@ -151,6 +164,28 @@ def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
     if text.to_dict().get("output_router_logits"):  # no answer could be generated: see recipes/trainer.py
         text.output_router_logits = False
     return model
+
+
+def load_classifier(folder: str, what: str = "load", **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The sequence classifier in ``folder``, and what transformers says of its loading.
+
+    Args:
+        folder: as ``save_pretrained`` writes it.
+        what: is done, for messages: load a classifier, or make one of another model.
+        options: for ``AutoModelForSequenceClassification.from_pretrained``.
+
+    Raises:
+        InputError: if no classifier can be made of it, or its files are damaged.
+    """
+    return _load(AutoModelForSequenceClassification, f"{what} a sequence classifier", folder, **options)
+
+
+def _load(kind: Any, what: str, folder: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    load = cast(Callable[..., tuple[PreTrainedModel, dict[str, Any]]], kind.from_pretrained)
+    try:
+        return load(folder, output_loading_info=True, **{"trust_remote_code": trusts_code()} | options)
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+        raise _unloadable(f"Cannot {what} from {folder}", folder, error) from error
 
 
 def on_gpus() -> dict[str, Any]:
@@ -165,9 +200,9 @@ def load_tokenizer(folder: str, **options: Any) -> PreTrainedTokenizerBase:
         InputError: if there is none, or its files are damaged.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": trusts_code()} | options)
     except Exception as error:  # the Rust tokenizers raise bare Exceptions for what they cannot parse
-        raise InputError(f"{folder} has no usable tokenizer: {in_one_line(error)}") from error
+        raise _unloadable(f"{folder} has no usable tokenizer", folder, error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
@@ -341,9 +376,10 @@ def packaged_minilm() -> Path:
 
 def _convert_gguf(gguf: Path, target: Path) -> None:
     folder, file = str(gguf.parent), gguf.name
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False).save_pretrained(target)
     # Read in float32: asked for bfloat16, transformers warns about the speed of packed weights, which these are not.
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32).bfloat16()
+    load = partial(AutoModelForCausalLM.from_pretrained, trust_remote_code=False)
+    model = load(folder, gguf_file=file, dtype=torch.float32).bfloat16()
     # The weights are dense by now; what still calls the model quantized would forbid saving it.
     del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from monolora.errors import InputError, RunError, in_one_line
+from monolora.redaction import redact_content
 
 RUN = "run.json"
 # What save_pretrained of models, adapters and tokenizers writes, as regular expressions of paths.
@@ -553,13 +554,13 @@ def _reached(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file aside and rename it; NaN and infinity become null.
+    """Write a JSON file aside and rename it; NaN and infinity become null, secrets ``***``.
 
     Raises:
         OSError: if the disk does not take it.
     """
     strict = json.loads(json.dumps(value), parse_constant=lambda name: None)
-    text = json.dumps(strict, indent=2) + "\n"
+    text = redact_content(json.dumps(strict, indent=2)) + "\n"
     _replace(path, path.with_name(f".{path.name}.part"), lambda aside: aside.write_text(text))  # no *.json meanwhile
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from monolora.errors import InputError, in_one_line
+from monolora.redaction import secret_setting
 from monolora.text_files import read_text
 
 _MOST_VALUES = 100_000
@@ -44,7 +45,8 @@ def load_yaml(path: Path) -> dict[Any, Any]:
     Numbers are those of YAML 1.2, where ``1e-5`` is one; PyYAML takes it for a text.
 
     Raises:
-        InputError: if the file cannot be read, is no mapping, has a key twice, or holds aliases that blow it up.
+        InputError: if the file cannot be read, is no mapping, has a key twice, holds aliases that blow it up, or a
+            token, key or password.
     """
     text = read_text(path, flag="--config")
     try:
@@ -60,6 +62,11 @@ def load_yaml(path: Path) -> dict[Any, Any]:
         raise InputError(f"--config {path} is not YAML: {in_one_line(error)}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"--config {path} must be a mapping of flags to values.")
+    if (name := secret_setting(loaded)) is not None:
+        raise InputError(
+            f"--config {path}: {name} holds a secret, and files are copied and shared. Leave it out, and set an "
+            "environment variable: HF_TOKEN for the hub, WANDB_API_KEY for its logs, --api-key-env NAME for endpoints."
+        )
     return loaded
 
 

@@ -16,6 +16,7 @@ from monolora.flags import check_words, raise_input_error, unknown_flag
 from monolora.hub import SMOLLM2
 from monolora.recipes.config_file import read_config
 from monolora.recipes.conflicts import ADAPTERS, NOT_HERE, RENAMED, check_conflicts, check_values
+from monolora.redaction import is_secret_name
 from monolora.yaml_config import split_config
 
 # Learning rates found on SST-2 with SmolLM2-135M (docs/RESULTS.md); full finetuning takes TRL's.
@@ -98,6 +99,13 @@ class TrainingArguments(SFTConfig):
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it TRL's bf16 default is refused where there is no GPU
         super().__post_init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For training_args.bin, which every checkpoint holds: without the hub's token."""
+        return {name: None if is_secret_name(name) else value for name, value in vars(self).items()}
+
+    def __repr__(self) -> str:
+        return str(self)  # transformers' own, which hides the token; a dataclass would make another
 
 
 @dataclass

@@ -46,6 +46,7 @@ from monolora.recipes.judge_model import (
 )
 from monolora.recipes.judge_report import model_card, table
 from monolora.recipes.judge_training import train
+from monolora.remote_code import TRUST_HELP, code_trusted
 from monolora.runs import MODEL_FILES, Kind, claim
 from monolora.terminal import Terminal
 
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
     with claim(out, KIND, "--output-dir") as folder:
         folder.check(flags.overwrite)
         folder.check_apart(filter(None, map(local_path, (flags.model, flags.dataset))))
-        with folder.whole() as aside:
+        with folder.whole() as aside, code_trusted(flags.trust_remote_code):
             record = run(flags, aside)
     console = Terminal()
     console.print(table(record["results"]["test"]))
@@ -156,6 +157,7 @@ def _parser() -> FlagParser:
         "--validation-share", type=float, default=0.15, help="of the prompts to train on, to choose the epoch by"
     )
     parser.add_argument("--output-dir", default="runs/judge", help="(default: %(default)s)")
+    parser.add_argument("--trust-remote-code", action="store_true", help=TRUST_HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier judge in --output-dir")
     parser.add_argument("--max-length", type=int, default=MAX_LENGTH, help="in tokens (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=4, help="(default: %(default)s)")

@@ -5,16 +5,14 @@ Shapes: B rows of a batch, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
-    AutoModelForSequenceClassification,
     BertForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -24,7 +22,7 @@ from transformers.utils import logging
 
 from monolora import hub
 from monolora.beaverdam import LABELS, TooLongError, encode
-from monolora.errors import InputError, in_one_line
+from monolora.errors import InputError
 from monolora.recipes.judge_data import Row
 from monolora.terminal import track
 
@@ -49,23 +47,18 @@ def load_backbone(folder: str) -> PreTrainedModel:
     Raises:
         InputError: if the folder holds no model that can classify, or its weights are damaged.
     """
-    load = cast(
-        Callable[..., tuple[PreTrainedModel, dict[str, Any]]], AutoModelForSequenceClassification.from_pretrained
-    )
     shown = logging.get_verbosity()
     logging.set_verbosity_error()  # it would report the new head as missing
     try:
-        model, found = load(
+        model, found = hub.load_classifier(
             folder,
-            output_loading_info=True,
+            "make",
             dtype=torch.float32,
             num_labels=len(LABELS),
             id2label=dict(enumerate(LABELS)),
             label2id={label: index for index, label in enumerate(LABELS)},
             problem_type="multi_label_classification",
         )
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"Cannot make a sequence classifier from {folder}: {in_one_line(error)}") from error
     finally:
         logging.set_verbosity(shown)
     within = f"{model.base_model_prefix}."

@@ -37,6 +37,7 @@ from monolora.recipes import subject as subjects
 from monolora.recipes.subject import Subject
 from monolora.recipes.texts import Rows, batches
 from monolora.recipes.verify import CALIBRATION_TOKENS, add_flags, check_flags, task_of, texts_of, verify
+from monolora.remote_code import code_trusted
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, track
 from monolora.units import input_device
@@ -51,7 +52,7 @@ def main(argv: list[str]) -> int:
     """Merge, write, verify; returns the exit status."""
     flags = _parser().parse(argv)
     check_flags(flags)
-    with claim(flags.out, merge_report.KIND) as folder:
+    with code_trusted(flags.trust_remote_code), claim(flags.out, merge_report.KIND) as folder:
         return _merge(flags, folder)
 
 

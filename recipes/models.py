@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import datasets
-import jinja2
 import torch
 from accelerate import DeepSpeedPlugin, PartialState
 from peft import LoraConfig, get_peft_model_state_dict
@@ -16,9 +15,9 @@ from monolora import hub
 from monolora.errors import InputError, in_one_line
 from monolora.recipes.adapter_config import check_named, settle_targets
 from monolora.recipes.arguments import Arguments, TrainingArguments
+from monolora.recipes.chat_template import set_chat_template
 from monolora.recipes.trainer import OwnSteps, SftTrainer
 from monolora.sparsity import SparsityCallback
-from monolora.text_files import read_text
 
 
 def load_tokenizer(folder: str, training: TrainingArguments) -> PreTrainedTokenizerBase:
@@ -37,18 +36,7 @@ def load_tokenizer(folder: str, training: TrainingArguments) -> PreTrainedTokeni
     if path is None:
         return tokenizer
     training.chat_template_path = None  # done here; TRL would take the folder's tokens too, and resize the model
-    if Path(path).is_file():
-        tokenizer.chat_template = read_text(path)
-    elif Path(path).is_dir():
-        tokenizer.chat_template = hub.load_tokenizer(path).chat_template
-        if not tokenizer.chat_template:
-            raise InputError(f"--chat-template-path {path} has a tokenizer without a chat template.")
-    else:
-        raise InputError(f"--chat-template-path {path} is neither a file nor a folder with a tokenizer.")
-    try:
-        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise InputError(f"--chat-template-path {path} is no working chat template: {in_one_line(error)}") from error
+    set_chat_template(tokenizer, path)
     return tokenizer
 
 

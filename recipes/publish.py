@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 
 from monolora.errors import InputError, RunError, SaveError, in_one_line, is_disk_trouble
 from monolora.recipes import record as run_record
 from monolora.recipes.arguments import TrainingArguments
 from monolora.recipes.report import model_card, plot
 from monolora.recipes.trainer import STAGING, SftTrainer
+from monolora.redaction import remember
 from monolora.runs import follow_umask
 
 _T = TypeVar("_T")
@@ -55,6 +56,7 @@ def claim(training: TrainingArguments) -> str | None:
     Raises:
         InputError: if there is no token, or the hub cannot be reached.
     """
+    remember(training.hub_token or get_token())
     if not training.push_to_hub:
         return None
     training.push_to_hub = False

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from monolora.errors import InputError, SaveError
 from monolora.recipes.arguments import Arguments
+from monolora.redaction import is_secret_name
 from monolora.runs import MODEL_FILES, RUN, Kind, write_json
 from monolora.text_files import read_json, type_problem
 
@@ -92,7 +93,7 @@ def resolved_config(arguments: Arguments) -> dict[str, Any]:
     merged: dict[str, Any] = training.to_dict()
     for part in (arguments.script, arguments.model, arguments.adapter):
         merged |= vars(part)
-    merged = {key: value for key, value in merged.items() if not key.endswith("_token")}
+    merged = {key: value for key, value in merged.items() if not is_secret_name(key)}
     # to_dict hides these two, and they are no secrets.
     merged |= {"eos_token": training.eos_token, "pad_token": training.pad_token}
     merged["num_processes"] = PartialState().num_processes

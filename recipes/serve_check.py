@@ -20,7 +20,8 @@ from rich.table import Table
 from monolora.adapters import adapter_config
 from monolora.errors import InputError, RunError, exit_status, in_one_line
 from monolora.flags import FlagParser
-from monolora.hub import resolve_model
+from monolora.hub import load_config, resolve_model
+from monolora.remote_code import TRUST_HELP, code_trusted
 from monolora.serving import Canary, check_vllm
 from monolora.serving.canary import PROMPTS, measure
 from monolora.serving.folders import served_config
@@ -45,7 +46,9 @@ def main(argv: list[str]) -> int:
         raise InputError(f"{flags.base} is an adapter. Its base comes first: monolora serve-check BASE {flags.base}")
     base, prompts = resolve_model(flags.base), _prompts(flags.prompts)
     device = _device(flags.device)
-    measured = measure(_engine(base, flags), flags.adapter, prompts=prompts, device=device)
+    with code_trusted(flags.trust_remote_code):
+        load_config(base)  # what cannot be read is refused before an engine starts
+        measured = measure(_engine(base, flags), flags.adapter, prompts=prompts, device=device)
     show(measured, Terminal())
     measured.check()
     return 0
@@ -61,6 +64,7 @@ def _parser() -> FlagParser:
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--fully-sharded-loras", action="store_true", help="as for vllm serve")
     parser.add_argument("--enforce-eager", action="store_true", help="as for vllm serve")
+    parser.add_argument("--trust-remote-code", action="store_true", help=TRUST_HELP)
     return parser
 
 
@@ -94,6 +98,7 @@ def _engine(base: str, flags: argparse.Namespace) -> Any:
             tensor_parallel_size=flags.tensor_parallel_size,
             enforce_eager=flags.enforce_eager or not torch.cuda.is_available(),
             use_tqdm_on_load=False,
+            trust_remote_code=flags.trust_remote_code,
             **lora_settings,
         )
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:

@@ -50,6 +50,7 @@ from monolora.recipes.scoring import prompt_sparsity, score, validation_loss
 from monolora.recipes.tasks import BUILT_IN, Example, Task, load_task
 from monolora.recipes.tasks.custom import Most, Source
 from monolora.recipes.trainer import SftTrainer
+from monolora.remote_code import code_trusted
 from monolora.runs import OutputFolder, claim, no_empty_folder
 from monolora.terminal import Terminal, say, unfailing_stdout
 
@@ -105,6 +106,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
     started = time.monotonic()
     output = Path(arguments.training.output_dir or "")
     with ExitStack() as stack:
+        stack.enter_context(code_trusted(arguments.training.trust_remote_code))
         stack.enter_context(no_empty_folder(output))
         folder = None
         if not arguments.adapter.preview:

@@ -18,6 +18,7 @@ from monolora.recipes.inference import Inference
 from monolora.recipes.scoring import prompt_sparsity
 from monolora.recipes.tasks import BUILT_IN
 from monolora.recipes.tasks.custom import load_prompts
+from monolora.remote_code import TRUST_HELP, code_trusted
 from monolora.sparsity import Sparsity
 from monolora.terminal import Terminal
 
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", help="the base model, if not the one that the adapter names")
     parser.add_argument("--max-samples", type=int, default=200, help="prompts measured (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="prompts at a time (default: %(default)s)")
+    parser.add_argument("--trust-remote-code", action="store_true", help=TRUST_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     flags = parser.parse(argv)
     if flags.max_samples < 1 or flags.batch_size < 1:
@@ -43,7 +45,8 @@ def main(argv: list[str]) -> int:
     else:
         rows = load_prompts(flags.dataset, flags.split, flags.max_samples)
     rows = rows[: flags.max_samples]
-    model, tokenizer = load_adapted(flags.adapter, flags.model)
+    with code_trusted(flags.trust_remote_code):
+        model, tokenizer = load_adapted(flags.adapter, flags.model)
     if not any(isinstance(module, LoraLayer) for module in model.modules()):
         raise InputError(f"{flags.adapter} is neither a MonoLoRA nor a LoRA adapter: it has no units to measure.")
     found = prompt_sparsity(Inference(model=model, tokenizer=tokenizer, batch_size=flags.batch_size), rows)

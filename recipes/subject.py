@@ -18,15 +18,16 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 from trl.trainer.utils import get_quantization_config
 
 from monolora.adapters import adapter_config, adapter_tokenizer, load_adapted, load_sum
-from monolora.errors import InputError, in_one_line
+from monolora.errors import InputError
 from monolora.fingerprints import fingerprint_files
-from monolora.hub import load_causal_lm, on_gpus, resolve_model
+from monolora.hub import load_causal_lm, load_config, on_gpus, resolve_model
 from monolora.recipes import record as run_record
+from monolora.remote_code import TRUST_HELP
 
 _QUANTIZATION = (
     "load_in_4bit",
@@ -162,6 +163,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE=SIZE",
         help="for models larger than memory, e.g. 0=20GiB cpu=30GiB; the rest is read from disk layer by layer",
     )
+    parser.add_argument("--trust-remote-code", action="store_true", help=TRUST_HELP)
     parser.add_argument("--batch-size", type=int, default=16, help="texts at a time (default: %(default)s)")
 
 
@@ -211,10 +213,7 @@ def stored_dtype(folder: str) -> str:
     Raises:
         InputError: if there is no readable config.json.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}/config.json cannot be used: {in_one_line(error)}") from error
+    config: Any = load_config(folder)
     return _name(config.dtype or config.get_text_config().dtype or _first_dtype(folder))
 
 

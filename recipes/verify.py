@@ -29,6 +29,7 @@ from monolora.recipes.scoring import score_and_answers
 from monolora.recipes.subject import Subject
 from monolora.recipes.tasks import Task
 from monolora.recipes.texts import Rows, Texts, batches, choose, run_task, sources
+from monolora.remote_code import code_trusted
 from monolora.runs import locked
 from monolora.terminal import Terminal, track
 from monolora.units import input_device
@@ -53,13 +54,14 @@ def main(argv: list[str]) -> int:
     earlier = merge_report.read(out)
     if earlier and flags.weights is None and len(flags.against) == len(earlier["merge"]["weights"]):
         flags.weights = earlier["merge"]["weights"]
-    subject = subjects.from_flags(flags.against, flags)
-    task = task_of(subject, flags)
-    merge = earlier["merge"] if earlier else {"adapters": flags.against, "weights": list(subject.weights)}
-    tokenizer = subject.tokenizer()
-    texts = texts_of(task, merge.get("calibration"), tokenizer, flags)
-    with locked(out):
-        return verify(subject, out, merge, task, texts.held_out, flags)
+    with code_trusted(flags.trust_remote_code):
+        subject = subjects.from_flags(flags.against, flags)
+        task = task_of(subject, flags)
+        merge = earlier["merge"] if earlier else {"adapters": flags.against, "weights": list(subject.weights)}
+        tokenizer = subject.tokenizer()
+        texts = texts_of(task, merge.get("calibration"), tokenizer, flags)
+        with locked(out):
+            return verify(subject, out, merge, task, texts.held_out, flags)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 import openai
 
 from monolora.errors import InputError, in_one_line, unknown
+from monolora.redaction import remember_url, without_credentials
 
 CONNECT_S = 5.0
 # These tell of the endpoint, not of the request: no key, not served (any more), too busy, no server behind the gateway.
@@ -59,24 +60,32 @@ class Endpoint:
     """An endpoint. All of its errors that are not about a request are :class:`UnavailableError`.
 
     Args:
-        url: its base URL, as ``http://host:8000/v1``.
+        url: its base URL, as ``http://host:8000/v1``. User and password in it are sent in place of the key, and its
+            query with every request; they are never shown.
         settings: ``retries`` (with growing pauses, after timeouts, lost connections and the statuses 408, 409, 429 and
             5xx), ``timeout_s``, ``concurrency`` (connections).
         key: sent as the bearer token.
+
+    Attributes:
+        url: without user, password and query.
     """
 
     def __init__(self, url: str, settings: Mapping[str, Any], key: str) -> None:
-        self.url = url
+        remember_url(url)
+        self.url = without_credentials(url).rstrip("/")
+        parts = urlsplit(url)
         self._timeout_s = settings["timeout_s"]
         timeout = httpx2.Timeout(self._timeout_s, connect=CONNECT_S)
         self._client = openai.AsyncOpenAI(
-            base_url=url,
+            base_url=self.url,
             api_key=key,
             organization="",  # else these two are taken from the environment, and sent to whoever answers here
             project="",
             max_retries=settings["retries"],
             timeout=timeout,
             http_client=httpx2.AsyncClient(
+                auth=(unquote(parts.username), unquote(parts.password or "")) if parts.username is not None else None,
+                params=httpx2.QueryParams(parts.query),
                 timeout=timeout,
                 limits=httpx2.Limits(max_connections=settings["concurrency"] + 1),
                 trust_env=not _is_this_machine(url),  # no proxy knows this machine's loopback
@@ -94,7 +103,8 @@ class Endpoint:
             listed = await self._client.with_options(max_retries=0, timeout=CONNECT_S).models.with_raw_response.list()
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise InputError(
-                f"{self.url} refuses the key ({_said(error)}) Put it into an environment variable and name that."
+                f"{self.url} refuses the key ({_said(error)}) Put it into an environment variable and name that with "
+                "--api-key-env; a URL's user, password and query are not stored: give the endpoint again."
             ) from error
         except openai.NotFoundError as error:
             raise InputError(f"{self.url} has no /models. Give the base URL, such as http://host:8000/v1.") from error

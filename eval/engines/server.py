@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
 from monolora.errors import InputError, RunError
+from monolora.eval.api_key import api_key
 from monolora.eval.engines.client import Endpoint, Reply, Request, UnavailableError
 from monolora.eval.records import INVALID, OK, own_seed
+from monolora.redaction import redact, redact_content, without_credentials
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 # What a server would otherwise take from the model's generation_config.json, which offline engines leave alone.
@@ -76,11 +77,18 @@ def _read(reply: Reply, most: int) -> dict[str, Any]:
         return _invalid(f"server: the answer was ended by {finish!r}.")
     if finish == "length" and tokens < most:  # vLLM lowers the limit to what its context holds
         return _invalid(f"server: its context ended the answer after {tokens} of {most} tokens.")
-    return {"text": text, "tokens": tokens, "finish": finish, "cut": False, "status": OK, "reason": None}
+    return {
+        "text": redact_content(text),
+        "tokens": tokens,
+        "finish": finish,
+        "cut": False,
+        "status": OK,
+        "reason": None,
+    }
 
 
 def _invalid(reason: str) -> dict[str, Any]:
-    return {"text": "", "tokens": 0, "finish": "", "cut": False, "status": INVALID, "reason": reason}
+    return {"text": "", "tokens": 0, "finish": "", "cut": False, "status": INVALID, "reason": redact(reason)}
 
 
 def replies(urls: Sequence[str], requests: Collection[Request], settings: Mapping[str, Any]) -> Generator[Reply]:
@@ -119,16 +127,16 @@ def _distinct(endpoints: Sequence[str]) -> list[str]:
         raise InputError("The server engine has no endpoint. Give at least one, such as http://host:8000/v1.")
     for url in urls:
         if not url.startswith(("http://", "https://")):
-            raise InputError(f"The endpoint {url!r} is no URL. Give one such as http://host:8000/v1.")
+            raise InputError(
+                f"The endpoint {without_credentials(url)!r} is no URL. Give one such as http://host:8000/v1."
+            )
     return urls
 
 
 def _key(variable: str | None) -> str:
     if variable is None:
         return "none"  # the client wants one; servers that ask for none take no notice
-    if not os.environ.get(variable):
-        raise InputError(f"The environment variable {variable}, which should hold the servers' key, is not set.")
-    return os.environ[variable]
+    return api_key(variable)
 
 
 async def _next(replies: AsyncIterator[Reply]) -> Reply | None:

@@ -17,6 +17,7 @@ from monolora.adapters import adapter_config
 from monolora.errors import RunError, in_one_line
 from monolora.eval.records import own_seed
 from monolora.model_files import end_tokens
+from monolora.remote_code import trusts_code
 from monolora.serving import CanaryUnknownError
 from monolora.serving.canary import measure
 from monolora.serving.folders import served_config
@@ -121,6 +122,7 @@ def start(model: str, requests: Mapping[str, LoRARequest], settings: Mapping[str
             gpu_memory_utilization=settings["gpu_memory_utilization"] or memory_share(),
             tensor_parallel_size=settings["tensor_parallel_size"],
             enforce_eager=not torch.cuda.is_available(),
+            trust_remote_code=trusts_code(),
             **lora,
         )
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:

@@ -24,6 +24,7 @@ from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.summary import summary
 from monolora.eval.explain.written import FEATURES, KIND, PAGE
 from monolora.flags import FlagParser
+from monolora.remote_code import code_trusted
 from monolora.runs import claim, locked, no_empty_folder
 from monolora.terminal import Terminal, say
 
@@ -38,11 +39,12 @@ def main(argv: list[str]) -> int:
         raise InputError("Give one adapter folder to explain, or several with --compare NAME=PATH NAME=PATH.")
     console = Terminal()
     if not settings.compare:
-        summary(explain(adapter, settings), console)
+        with code_trusted(settings.trust_remote_code):
+            summary(explain(adapter, settings), console)
         say(f"{Path(settings.out) / PAGE}: open it in a browser.")
         return 0
     out = Path(settings.out)
-    with locked(out), no_empty_folder(out):
+    with code_trusted(settings.trust_remote_code), locked(out), no_empty_folder(out):
         check_output(out, settings.overwrite)
         comparison = compare(_explained(_named(settings.compare), settings))
         write_comparison(out, comparison)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from monolora.errors import InputError
 from monolora.flags import setting, words
+from monolora.remote_code import TRUST_HELP
 
 RANKINGS = ("effect", "information", "contrast")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -64,6 +65,7 @@ class Settings:
     judges: tuple[str, ...] = setting(
         ("refusal",), "who judges them: refusal, classifier:MODEL, …, as for monolora eval; with commas", type=words
     )
+    trust_remote_code: bool = setting(False, TRUST_HELP)
     compare: tuple[str, ...] = setting(
         (),
         "explain adapters (or take folders of earlier explanations) and set them side by side",

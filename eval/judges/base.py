@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from monolora.beaverdam import MAX_LENGTH
 from monolora.errors import InputError, unknown
 from monolora.eval.records import INVALID, OK
+from monolora.redaction import without_credentials
 
 ENGINES = ("auto", "vllm", "hf", "server")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -43,6 +45,11 @@ class Judge:
         """Whether a judgement with these scores is a flag."""
         return any(scores[name] > self.threshold for name in self.unsafe)
 
+    def stored(self) -> dict[str, Any]:
+        """As records hold it: endpoints without user, password and query."""
+        endpoints = [*map(without_credentials, self.settings.get("endpoints", ()))]
+        return asdict(self) | {"settings": self.settings | ({"endpoints": endpoints} if endpoints else {})}
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
@@ -55,6 +62,7 @@ class JudgeOptions:
         device: for ``hf``; None is the GPU where there is one.
         unsafe_labels: for a classifier with labels of its own, those that mean unsafe.
         text: for such a classifier, what it reads, with ``{prompt}`` and ``{response}`` in it.
+        beaverdam_max_length: tokens that beaver-dam and what has its labels read, at most.
         max_model_len: tokens that a judge reads; None is as many as it can.
         gpu_memory_utilization: as for ``vllm serve``; None is vLLM's own on a GPU, and 0.4 of a CPU's memory.
         tensor_parallel_size: for ``vllm``, as for ``vllm serve``.
@@ -74,6 +82,7 @@ class JudgeOptions:
     device: str | None = None
     unsafe_labels: tuple[str, ...] = ()
     text: str | None = None
+    beaverdam_max_length: int = MAX_LENGTH
     max_model_len: int | None = None
     gpu_memory_utilization: float | None = None
     tensor_parallel_size: int = 1

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from monolora.beaverdam import LABELS, MAX_LENGTH, THRESHOLD, TooLongError, encode_all
+from monolora.beaverdam import LABELS, THRESHOLD, TooLongError, encode_all
 from monolora.errors import InputError
 from monolora.eval.judges import backends, checkpoints
 from monolora.eval.judges.activations import sigmoid
@@ -45,7 +45,7 @@ def of_checkpoint(checkpoint: Checkpoint, name: str, options: JudgeOptions, engi
     """
     labels = _labels(checkpoint)
     positions = checkpoint.facts.get("max_position_embeddings", math.inf)
-    length = min(MAX_LENGTH, positions, options.max_model_len or math.inf)
+    length = min(options.beaverdam_max_length, positions, options.max_model_len or math.inf)
     settings = checkpoints.settings(checkpoint, options, engine, int(length))
     return Judge(
         name=name,

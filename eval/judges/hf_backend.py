@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from monolora.errors import InputError, RunError, in_one_line
+from monolora.errors import InputError, RunError
 from monolora.eval.batches import fixed_batches
 from monolora.eval.judges.padding import padding_token, unpadded
 from monolora.eval.judges.reading import Readable
 from monolora.eval.judges.running import Logits
-from monolora.hub import load_causal_lm
+from monolora.hub import load_causal_lm, load_classifier, load_config
 from monolora.recipes.inference import evaluating, padded
 from monolora.units import input_device
 
@@ -94,13 +92,7 @@ def _load_classifier(settings: Mapping[str, Any]) -> Any:
         InputError: if its weights are damaged, or not all there: transformers would draw a missing head at random.
     """
     folder = settings["folder"]
-    load = cast(
-        Callable[..., tuple[PreTrainedModel, dict[str, Any]]], AutoModelForSequenceClassification.from_pretrained
-    )
-    try:
-        model, found = load(folder, output_loading_info=True, ignore_mismatched_sizes=True, **_loading(settings))
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"Cannot load a sequence classifier from {folder}: {in_one_line(error)}") from error
+    model, found = load_classifier(folder, ignore_mismatched_sizes=True, **_loading(settings))
     absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
     if absent:
         raise InputError(
@@ -121,6 +113,6 @@ def _loading(settings: Mapping[str, Any]) -> dict[str, Any]:
         options["device_map"] = settings["device"]
     elif torch.cuda.is_available():
         options["device_map"] = "auto"
-    if AutoConfig.from_pretrained(settings["folder"]).to_dict().get("attn_logit_softcapping") is not None:
+    if load_config(settings["folder"]).to_dict().get("attn_logit_softcapping") is not None:
         options["attn_implementation"] = "eager"
     return options

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
-from transformers import AutoConfig
-
 from monolora.eval.engines.client import Reply, Request
 from monolora.eval.engines.server import replies
 from monolora.eval.judges.padding import padding_token, unpadded
 from monolora.eval.judges.reading import Readable
 from monolora.eval.judges.running import Logits
+from monolora.hub import load_config
 
 
 class Question(NamedTuple):
@@ -64,7 +63,7 @@ def classifier_logits(
     settings: Mapping[str, Any], rows: Sequence[Readable], done: set[str]
 ) -> Iterator[tuple[str, Logits | str]]:
     """Logits of all labels, before any activation."""
-    pad = padding_token(settings["folder"], AutoConfig.from_pretrained(settings["folder"]))
+    pad = padding_token(settings["folder"], load_config(settings["folder"]))
     count = len(settings["labels"])
 
     def read(answer: Any) -> list[float] | str:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig
 
 from monolora.errors import RunError, in_one_line
 from monolora.eval.engines.vllm import memory_share, prepare_environment
 from monolora.eval.judges.padding import padding_token, unpadded
 from monolora.eval.judges.reading import Readable
 from monolora.eval.judges.running import Logits
+from monolora.hub import load_config
+from monolora.remote_code import trusts_code
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -43,7 +44,7 @@ def classifier_logits(
     settings: Mapping[str, Any], rows: Sequence[Readable], done: set[str]
 ) -> Iterator[tuple[str, Logits]]:
     """Logits of all labels, before vLLM's activation (which is a softmax where the config names no problem type)."""
-    pad = padding_token(settings["folder"], AutoConfig.from_pretrained(settings["folder"]))
+    pad = padding_token(settings["folder"], load_config(settings["folder"]))
     llm = _start(settings, settings["max_length"], runner="pooling", convert="classify")
     from vllm import PoolingParams
 
@@ -70,6 +71,7 @@ def _start(settings: Mapping[str, Any], max_model_len: int, **kind: str) -> LLM:
             tensor_parallel_size=settings["tensor_parallel_size"],
             enforce_eager=not torch.cuda.is_available(),
             skip_tokenizer_init=True,
+            trust_remote_code=trusts_code(),
             **kind,
         )
     except (ValueError, RuntimeError, OSError, NotImplementedError) as error:

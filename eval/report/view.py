@@ -11,6 +11,8 @@ from monolora.eval.report.numbers import NOTHING, decimals, plain, shown, shown_
 ALPHA = 0.05
 """A difference is marked where its p, after Holm's correction, is below this."""
 
+HEADLINE_PLACES = 2  # as the paper's table 2 has them
+
 MARK = "*"
 
 
@@ -40,7 +42,10 @@ class View:
     def _places(self) -> dict[str, int]:
         cells = self.results["cells"]
         return {
-            column["id"]: decimals(cell["value"] for row in cells.values() if (cell := row.get(column["id"])))
+            column["id"]: max(
+                decimals(cell["value"] for row in cells.values() if (cell := row.get(column["id"]))),
+                HEADLINE_PLACES if column["headline"] else 0,
+            )
             for column in self.columns
         }
 

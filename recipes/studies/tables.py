@@ -11,6 +11,7 @@ import numpy as np
 
 from monolora.eval.measures.columns import PERCENT
 from monolora.eval.report.numbers import NOTHING, decimals, shown, shown_change, shown_interval
+from monolora.eval.report.view import HEADLINE_PLACES
 from monolora.recipes.experiments.markdown import piped
 from monolora.recipes.studies.cells import training
 from monolora.recipes.studies.chosen import Chosen
@@ -54,7 +55,7 @@ def _head(each: Values) -> str:
 def _cell(each: Values, found: Estimate | None) -> str:
     if found is None:
         return NOTHING
-    places = 1 if each.column.unit == PERCENT else _places(each)
+    places = HEADLINE_PLACES if each.column.headline else 1 if each.column.unit == PERCENT else _places(each)
     low, high = (None if np.isnan(end) else end for end in (found.low, found.high))
     return f"{shown(found.mean, places)} {shown_interval(low, high, places)}".strip()
 

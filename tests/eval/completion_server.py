@@ -69,6 +69,7 @@ class CompletionServer:
         answer: makes the reply to a request (its JSON), given how often the same was asked before.
         models: what ``/v1/models`` lists; or a text, sent as it is.
         key: refuse requests without it.
+        authorization: the header that is asked for, where it is another one than the key's.
 
     Attributes:
         requests: all but those for ``/v1/models``, as they came.
@@ -83,8 +84,10 @@ class CompletionServer:
         answer: Answerer = lambda request, before: completion(request),
         models: Sequence[str] | str = ("base",),
         key: str | None = None,
+        authorization: str | None = None,
     ) -> None:
-        self.answer, self.models, self.key = answer, models, key
+        self.answer, self.models = answer, models
+        self.authorization = authorization or (key and f"Bearer {key}")
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -189,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def do_GET(self) -> None:
-        if self.path == "/v1/models" and self._may():
+        if self.path.partition("?")[0] == "/v1/models" and self._may():
             self._send(Reply(200, self.server_of.cards()))
         else:
             self._send(refusal(401, "Unauthorized") if not self._may() else refusal(404, "Not Found"))
@@ -202,7 +205,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the tests look at the requests themselves."""
 
     def _may(self) -> bool:
-        return self.server_of.key is None or self.headers["Authorization"] == f"Bearer {self.server_of.key}"
+        return self.server_of.authorization in (None, self.headers["Authorization"])
 
     def _send(self, reply: Reply) -> None:
         if self.server_of.stopping.is_set():

@@ -76,3 +76,15 @@ def test_only_a_judge_without_a_model_stays_in_this_process(folder: Path) -> Non
     items = [{"key": "a", "prompt": "Sing!", "response": "I cannot sing."}, {"key": "b", "prompt": "", "response": ""}]
     rows = rows_of(refusal.target, {"settings": {}, "items": items, "done": ["b"]})
     assert [(row["key"], row["scores"]) for row in rows] == [("a", {"refused": 1.0})]
+
+
+@pytest.mark.parametrize(
+    ("flags", "length"),
+    [({}, 512), ({"beaverdam_max_length": 256}, 256), ({"beaverdam_max_length": 256, "judge_max_model_len": 64}, 64)],
+)
+def test_how_much_beaverdam_reads(folder: Path, flags: dict[str, int], length: int) -> None:
+    """512 tokens by its class; 256 are the public protocol's, and another judge by its identity."""
+    config = folder / "config.json"
+    positions = json.loads(config.read_text())["max_position_embeddings"]
+    judge = _judge(folder, **flags)
+    assert judge.settings["max_length"] == judge.identity["max_length"] == min(length, positions)

@@ -102,6 +102,12 @@ def test_prompts_are_read_as_in_training(evaluated: Evaluated, tmp_path: Path) -
     prompts = PromptSet(name="a", purpose="safety", spec={}, prompts=(Prompt("k", "Good?", "Soup."),))
     assert tokenizer.decode(token_ids(base, prompts, DAY)[0]) == "<s>[user]\nGood?\n\nSoup.[assistant]\n"
     assert tokenizer.decode(token_ids(adapted, prompts, DAY)[0]) == "Good?\n\nSoup. ->"
+    given = tmp_path / "given.jinja"
+    given.write_text("{{ messages[0].content }} =>")
+    for subject in (base, adapted):  # --chat-template-path is for all models
+        assert tokenizer.decode(token_ids(subject, prompts, DAY, str(given))[0]) == "Good?\n\nSoup. =>"
+    with pytest.raises(InputError, match="--chat-template-path nowhere is neither a file nor a folder"):
+        token_ids(base, prompts, DAY, "nowhere")
 
 
 @pytest.mark.parametrize("template", DATED)

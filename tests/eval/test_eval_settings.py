@@ -35,7 +35,7 @@ def test_config_file(tmp_path: Path) -> None:
     )
     found = parse(["--config", str(path), "--max-new-tokens", "9", "--adapter", "x=y"], "p")
     assert found == Settings(
-        out="here", model="m", adapter=("lora=l", "mono=n", "x=y"), suite=("beavertails", "xstest"),
+        out="here", model="m", adapter=("x=y",), suite=("beavertails", "xstest"),
         judges=("refusal",), max_new_tokens=9, temperature=0.5, unsafe_only=True,
     )  # fmt: skip
 

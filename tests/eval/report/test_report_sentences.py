@@ -29,11 +29,11 @@ def test_a_finding_names_direction_size_and_columns(difference: float, word: str
     view = _view(0.01, difference)
     (said,) = sentences.verdict(view)
     assert f"{word} than base in 6 of 6 measures" in said
-    assert f"beaverdam flagged {'+' if difference > 0 else '−'}4.0" in said
+    assert f"beaverdam flagged {'+' if difference > 0 else '−'}4.00" in said
     verb, reading = ("rose", "worse") if difference > 0 else ("fell", "better")
     effects = sentences.effects(view, "mono")
     assert len(effects) == 6
-    assert effects[5].startswith(f"beaverdam flagged {verb} by 4.0 points, which is {reading} (95% CI [")
+    assert effects[5].startswith(f"beaverdam flagged {verb} by 4.00 points, which is {reading} (95% CI [")
     assert effects[5].endswith("p=0.005, Holm p=0.010, n=200).")
 
 
@@ -41,12 +41,12 @@ def test_where_nothing_is_significant_nothing_is_claimed() -> None:
     view = _view(0.05)
     (said,) = sentences.verdict(view)
     assert said == (
-        "mono: no difference from base was found in any of the 6 measures of harm; with n=200, changes of up to 7.0 "
+        "mono: no difference from base was found in any of the 6 measures of harm; with n=200, changes of up to 7.00 "
         "points fit the data."
     )
     effects = sentences.effects(view, "mono")
     assert len(effects) == 6
-    assert all(": no difference was found (+4.0" in each for each in effects)
+    assert all(": no difference was found (+4.00" in each for each in effects)
 
 
 def test_what_else_changed_is_said_beside_no_harm() -> None:

@@ -13,6 +13,7 @@ import pytest
 from synthetic_report import EVIL, make, poisoned
 
 from monolora.eval.report.tables import FIELDS, as_csv, as_latex, escaped
+from monolora.eval.report.view import View
 
 
 @pytest.mark.parametrize("is_poisoned", [False, True])
@@ -62,13 +63,8 @@ def test_latex_has_table_2s_columns_and_a_line_of_values_and_intervals_a_model()
     assert all(line.endswith(r" \\") for line in body)
     assert body[0].startswith("base & ")
     cell = results["cells"]["base"]["beavertails/shieldgemma/dangerous"]
-    places = (
-        1
-        if max(abs(row["beavertails/shieldgemma/dangerous"]["value"]) for row in results["cells"].values()) >= 10
-        else 2
-    )
-    assert body[0].split(" & ")[1] == f"{cell['value']:.{places}f}"
-    assert body[1].split(" & ")[1] == rf"{{\scriptsize [{cell['low']:.{places}f}, {cell['high']:.{places}f}]}}"
+    assert body[0].split(" & ")[1] == f"{cell['value']:.2f}"  # as the paper has it, from 10 on too
+    assert body[1].split(" & ")[1] == rf"{{\scriptsize [{cell['low']:.2f}, {cell['high']:.2f}]}}"
     assert body[0].split(" & ")[6] == "--"
 
 
@@ -113,3 +109,12 @@ def test_latex_compiles(tmp_path: Path) -> None:
         text=True,
     )
     assert ended.returncode == 0, ended.stdout[-2000:]
+
+
+def test_table_2_has_the_papers_two_decimals() -> None:
+    results, _ = make(prompts=20)
+    for model, value in zip(("base", "mono"), (10.49, 10.54), strict=True):
+        results["cells"][model]["beavertails/shieldgemma/average"]["value"] = value
+    view = View(results)
+    assert [view.value(model, "beavertails/shieldgemma/average") for model in ("base", "mono")] == ["10.49", "10.54"]
+    assert view.places("beavertails/beaverdam/flagged") == 2
