@@ -176,12 +176,12 @@ class SftTrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """In the dtypes that the weights have: what PEFT loads becomes float32, and TRL trains QLoRA in bfloat16."""
-        parameters = list(cast(nn.Module, self.model).parameters())
-        dtypes = [parameter.dtype for parameter in parameters]
+        model_here = cast(nn.Module, self.model)
+        dtypes = {name: parameter.dtype for name, parameter in model_here.named_parameters()}
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        for parameter, dtype in zip(parameters, dtypes, strict=True):
-            if parameter.dtype != dtype:
-                parameter.data = parameter.data.to(dtype)
+        for name, parameter in model_here.named_parameters():
+            if parameter.dtype != dtypes[name]:
+                parameter.data = parameter.data.to(dtypes[name])
 
     def _publish(self, staging: Path, final: Path) -> None:
         """Put a finished checkpoint in its place, and remove the oldest of this run above ``save_total_limit``.

@@ -230,6 +230,7 @@ def ending(saved: Callable[..., tuple[Path, torch.Tensor]]) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")  # PEFT, of a resized vocabulary
 def test_loaders_end_where_the_adapter_ends(ending: Path, tmp_path: Path) -> None:
     assert end_tokens(ending) == [9, 2]
     assert end_tokens(tmp_path) == []

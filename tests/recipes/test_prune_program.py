@@ -86,7 +86,7 @@ def test_the_folder(prune: Prune, trained: Trained, chat_model: Path, tmp_path: 
     assert "peft" in record["versions"]  # type: ignore[operator]
     assert {path.name for path in out.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "pruned.json", "README.md",
-        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+        "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
     }  # fmt: skip
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
