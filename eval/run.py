@@ -30,8 +30,9 @@ from monolora.eval.prompts import PromptSet
 from monolora.eval.score import judge_identity, make_judges, score
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store, is_invalid, opened
+from monolora.locks import locked, no_empty_folder
 from monolora.provenance import provenance
-from monolora.runs import Kind, locked, no_empty_folder, write_json
+from monolora.runs import Kind, write_json
 from monolora.terminal import Terminal, say
 from monolora.text_files import read_json, type_problem
 

@@ -8,24 +8,21 @@ the same program, if it holds nothing but files that this program writes, and if
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
-import socket
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain, count
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from monolora.errors import InputError, RunError, in_one_line
+from monolora.locks import EARLIER, Lock, locked, no_empty_folder, renamed
 from monolora.redaction import redact_content
 
 RUN = "run.json"
@@ -41,8 +38,6 @@ MODEL_FILES = (
     r"(pre|video_pre)?processor_config\.json",
     r"README\.md",
 )
-_EARLIER = "{}-earlier"  # where a replaced folder stays, if something was put into it meanwhile
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +117,7 @@ class OutputFolder:
         lock: on it.
     """
 
-    def __init__(self, path: Path, kind: Kind, flag: str, lock: _Lock) -> None:
+    def __init__(self, path: Path, kind: Kind, flag: str, lock: Lock) -> None:
         self.path = path
         self._kind = kind
         self._named = f"{flag} {path}".strip()
@@ -144,7 +139,7 @@ class OutputFolder:
             return
         if self._kind.is_whole:
             self._check_place()
-            self._check_renamed()
+            self._checkrenamed()
         if not self.path.is_dir():
             raise InputError(f"{self._named} exists and is no {self._kind.name}. Take another folder.")
         files = self._listed()
@@ -222,7 +217,7 @@ class OutputFolder:
                 out.replace(earlier)
                 aside.replace(out)
                 if not _remove(earlier, self._replaced, last=self._kind.record):
-                    kept = _renamed(earlier, _EARLIER.format(out))
+                    kept = renamed(earlier, EARLIER.format(out))
                     warnings.warn(f"What was put into {out} meanwhile is in {kept}.", stacklevel=1)
 
     def _fill(self, out: Path, aside: Path) -> None:
@@ -231,7 +226,7 @@ class OutputFolder:
         except OSError as error:
             if not out.exists():
                 raise
-            kept = _renamed(aside, f"{out}-new")
+            kept = renamed(aside, f"{out}-new")
             raise RunError(f"{out} was filled meanwhile by something else. The result is in {kept}.") from error
 
     def _listed(self) -> dict[str, _File]:
@@ -249,7 +244,7 @@ class OutputFolder:
             if any(_holds(self.path, each) for each in _located(path)):
                 raise InputError(f"{self._named} is {what}, or holds it. Take another folder.")
 
-    def _check_renamed(self) -> None:
+    def _checkrenamed(self) -> None:
         """Raises: InputError, where no other folder can be put in the place of this one."""
         if self._lock.inside or self.path.is_mount():
             raise InputError(f"{self._named} cannot be written aside and renamed. Take a folder in it.")
@@ -280,208 +275,6 @@ def claim(path: str | Path, kind: Kind, flag: str = "") -> Iterator[OutputFolder
     """
     with locked(path, flag) as lock, no_empty_folder(Path(path)):
         yield OutputFolder(Path(path), kind, flag, lock)
-
-
-@contextmanager
-def locked(path: str | Path, flag: str = "", waits: bool = False) -> Iterator[_Lock]:
-    """Only this process writes to a folder, or to a file, until the block ends.
-
-    The lock is a file beside it, so that it outlives renames; where nothing can be written there, a file in the folder.
-    On a file system without locks it is given with a warning.
-
-    Args:
-        path: of the folder or file, which need not be there.
-        flag: that it was given with, for messages.
-        waits: whether to wait for another process that has it.
-
-    Raises:
-        InputError: if another process has it, or nothing can be written there.
-    """
-    named = f"{flag} {path}".strip()
-    real = Path(os.path.realpath(path))  # resolve() fails on links in a circle
-    if not real.name:
-        raise InputError(f"{named} is the root of the file system. Take another folder.")
-    with no_empty_folder(real.parent):
-        try:
-            lock = _Lock.acquired(real, named, waits)
-        except OSError as error:
-            raise InputError(f"{named} cannot be made: {error.strerror}. Take another folder.") from error
-        try:
-            yield lock
-        finally:
-            lock.release()
-
-
-@contextmanager
-def no_empty_folder(folder: Path) -> Iterator[None]:
-    """Remove, at the end, what of ``folder`` and its parents the block made and left empty.
-
-    Trainers make their output folder before anything about the data can be checked.
-    """
-    absent = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        yield
-    finally:
-        for path in absent:
-            with suppress(OSError):
-                path.rmdir()
-
-
-class _Lock:
-    """A lock file that is held, and the folders aside that are named in it.
-
-    After a kill the file stays: the next one who gets the lock removes these folders, and puts back what was moved.
-    """
-
-    _open: ClassVar[set[int]] = set()
-
-    def __init__(self, real: Path, file: Path, descriptor: int | None) -> None:
-        self._real = real
-        self._file = file
-        self._descriptor = descriptor
-        self._process = os.getpid()
-        self.inside = file.name if file.parent == real else None
-        self._aside: dict[str, str] = {}
-
-    @classmethod
-    def acquired(cls, real: Path, named: str, waits: bool) -> _Lock:
-        """The lock on a folder or file.
-
-        Args:
-            real: its path, resolved.
-            named: what it is called in messages.
-            waits: whether to wait for another process that has it.
-
-        Raises:
-            InputError: if another process has it.
-            OSError: if the lock file cannot be made.
-        """
-        beside = real.with_name(f".{real.name}.lock")
-        inside = real.is_dir() and not os.access(real.parent, os.W_OK | os.X_OK)
-        file = real / ".lock" if inside else beside
-        while True:
-            real.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:  # another process made the empty parent, and removes it again
-                continue
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                holder = _holder(_content(descriptor))
-                os.close(descriptor)
-                mend = "Wait for it, end it, or take another folder."
-                raise InputError(f"{named} is in use by {holder}. {mend}") from error
-            except OSError as error:
-                if _content(descriptor) == {}:
-                    file.unlink(missing_ok=True)
-                os.close(descriptor)
-                if error.errno not in _NO_LOCKS:
-                    raise
-                known = f"{file} cannot be locked ({error.strerror})"
-                warnings.warn(f"{known}: a second run into {real} would not be refused.", stacklevel=1)
-                return cls(real, file, None)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), file.stat()):
-                    break
-            os.close(descriptor)  # the one who had it has removed it meanwhile
-        earlier = _content(descriptor)
-        if earlier is None:
-            os.close(descriptor)
-            raise InputError(f"{file} is in the way: it is no lock file of monolora. Move it away.")
-        cls._open.add(descriptor)
-        lock = cls(real, file, descriptor)
-        try:
-            lock._tidy(earlier.get("aside", {}))
-            lock._write()
-        except BaseException:
-            lock.release()
-            raise
-        return lock
-
-    @contextmanager
-    def aside(self, what: str) -> Iterator[Path]:
-        """A new, empty folder beside the locked one; removed at the end, unless it was renamed.
-
-        Args:
-            what: ``part`` for what is being written, ``old`` for what is moved out of the way and is put back if the
-                block fails before something else is there.
-
-        Raises:
-            InputError: if it cannot be made.
-        """
-        folder = self._real.with_name(f"{self._prefix}{secrets.token_hex(4)}.{what}")
-        self._aside[folder.name] = what
-        self._write()
-        try:
-            folder.mkdir()
-        except OSError as error:
-            raise InputError(f"Cannot write to {folder.parent}: {error.strerror}. Take another folder.") from error
-        try:
-            yield folder
-        finally:
-            self._tidy({folder.name: what})
-            del self._aside[folder.name]
-            with suppress(OSError):  # of a full disk: what the block raised is said, and the name is harmless
-                self._write()
-
-    def release(self) -> None:
-        """Remove the lock file and let others have it."""
-        if self._descriptor is None or os.getpid() != self._process:
-            return
-        self._file.unlink(missing_ok=True)
-        os.close(self._descriptor)
-        self._open.discard(self._descriptor)
-
-    @property
-    def _prefix(self) -> str:
-        return f".{self._real.name}.aside-"
-
-    def _write(self) -> None:
-        if self._descriptor is None:
-            return
-        content = {"pid": self._process, "host": socket.gethostname(), "aside": self._aside}
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(content).encode(), 0)
-
-    def _tidy(self, aside: Mapping[str, str]) -> None:
-        for name, what in aside.items():
-            if not re.fullmatch(rf"{re.escape(self._prefix)}[0-9a-f]{{8}}\.{what}", name):
-                continue  # no name that this class gives
-            folder = self._real.with_name(name)
-            if what == "old" and folder.is_dir() and any(folder.iterdir()):
-                _renamed(folder, _EARLIER.format(self._real) if self._real.exists() else str(self._real))
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _close_in_child() -> None:
-    """A forked worker that outlives this process must not hold its locks."""
-    for descriptor in _Lock._open:
-        os.close(descriptor)
-    _Lock._open.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_child)
-
-
-def _content(descriptor: int) -> dict[str, Any] | None:
-    """What a lock file says; None if it is none."""
-    text = os.pread(descriptor, 1 << 16, 0)
-    if not text:
-        return {}
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return None
-    is_ours = isinstance(content, dict) and {"pid", "host"} <= content.keys()
-    return content if is_ours and isinstance(content.get("aside", {}), dict) else None
-
-
-def _holder(content: Mapping[str, Any] | None) -> str:
-    if not content:
-        return "another process"
-    here = content["host"] == socket.gethostname()
-    return f"process {content['pid']}" + ("" if here else f" on {content['host']}")
 
 
 def _listing(folder: Path) -> Iterator[tuple[str, _File]]:
@@ -515,12 +308,6 @@ def _remove(folder: Path, files: Mapping[str, _File], last: str) -> bool:
         with suppress(OSError):  # something else is in it
             (folder / parent).rmdir()
     return not any(folder.iterdir())
-
-
-def _renamed(folder: Path, wanted: str) -> Path:
-    """Rename a folder that must not be lost: to the wanted path, with a number after it where that is taken."""
-    names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
-    return folder.rename(next(name for name in names if not os.path.lexists(name)))
 
 
 def _holds(folder: Path, path: Path) -> bool:

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from monolora.errors import exit_status
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
 from monolora.hub import check_vocabulary, local_path, resolve_model
+from monolora.locks import no_empty_folder
 from monolora.provenance import provenance
 from monolora.recipes import publish, resume
 from monolora.recipes import record as run_record
@@ -51,7 +52,7 @@ from monolora.recipes.tasks import BUILT_IN, Example, Task, load_task
 from monolora.recipes.tasks.custom import Most, Source
 from monolora.recipes.trainer import SftTrainer
 from monolora.remote_code import code_trusted
-from monolora.runs import OutputFolder, claim, no_empty_folder
+from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, say, unfailing_stdout
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import InputError, SaveError, exit_status
 from monolora.flags import FlagParser
+from monolora.locks import locked
 from monolora.merge.verify import Comparison, compare
 from monolora.provenance import provenance
 from monolora.recipes import merge_report
@@ -30,7 +31,6 @@ from monolora.recipes.subject import Subject
 from monolora.recipes.tasks import Task
 from monolora.recipes.texts import Rows, Texts, batches, choose, run_task, sources
 from monolora.remote_code import code_trusted
-from monolora.runs import locked
 from monolora.terminal import Terminal, track
 from monolora.units import input_device
 

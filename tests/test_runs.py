@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from monolora.errors import InputError, RunError
-from monolora.runs import Kind, claim, locked, new_folder, no_empty_folder, write_aside, write_json
+from monolora.locks import locked, no_empty_folder
+from monolora.runs import Kind, claim, new_folder, write_aside, write_json
 
 NOTE = Kind(name="note", record="note.json", keys=("note.text",), files=(r"pages/\d+\.txt", "cover.png", "drawers/"))
 RECORD = {"note": {"text": "mine"}}

@@ -24,8 +24,9 @@ from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.summary import summary
 from monolora.eval.explain.written import FEATURES, KIND, PAGE
 from monolora.flags import FlagParser
+from monolora.locks import locked, no_empty_folder
 from monolora.remote_code import code_trusted
-from monolora.runs import claim, locked, no_empty_folder
+from monolora.runs import claim
 from monolora.terminal import Terminal, say
 
 

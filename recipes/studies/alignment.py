@@ -16,6 +16,7 @@ from itertools import chain
 
 from monolora.errors import InputError, exit_status
 from monolora.flags import FlagParser
+from monolora.locks import locked
 from monolora.recipes.studies import cells
 from monolora.recipes.studies.budget import dry_run
 from monolora.recipes.studies.checks import check_commands
@@ -24,7 +25,7 @@ from monolora.recipes.studies.kept import KIND, check_records, keep_records
 from monolora.recipes.studies.report import REPORT, write_report
 from monolora.recipes.studies.running import Runner
 from monolora.recipes.studies.settings import Study, load
-from monolora.runs import claim, locked
+from monolora.runs import claim
 from monolora.terminal import say
 from monolora.yaml_config import split_config
 

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from monolora.errors import InputError, SaveError, exit_status
 from monolora.flags import FlagParser
+from monolora.locks import locked, no_empty_folder
 from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, out_of_memory
 from monolora.recipes.superposition.noise import noise_results
@@ -41,7 +42,7 @@ from monolora.recipes.superposition.settings import Run
 from monolora.recipes.superposition.tables import as_markdown
 from monolora.recipes.superposition.toy.geometry import dimensionality, in_antipodal_pair
 from monolora.recipes.superposition.toy.training import Encoders, train_encoders
-from monolora.runs import locked, no_empty_folder, write_aside
+from monolora.runs import write_aside
 
 RESULTS = "results.md"
 _AGAIN = "Give the same command again."

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from monolora.errors import InputError, exit_status, in_one_line
 from monolora.fingerprints import fingerprint_files
+from monolora.locks import locked
 from monolora.recipes.experiments.devices import device_of, out_of_memory
 from monolora.recipes.experiments.records import read, results_if_same, write
 from monolora.recipes.vision.command_line import parse
@@ -31,7 +32,6 @@ from monolora.recipes.vision.places import consistency_file, probe_file
 from monolora.recipes.vision.represent import features_of
 from monolora.recipes.vision.semantic import salient_consistency, semantic_consistency, top_images
 from monolora.recipes.vision.settings import REPRESENTATIONS, Consistency, Settings
-from monolora.runs import locked
 
 _MEND = "Train the classifiers first: monolora vision probe."
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from monolora.errors import SaveError
-from monolora.runs import locked, write_aside, write_json
+from monolora.locks import locked
+from monolora.runs import write_aside, write_json
 
 FOLDER = "features"
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from monolora.errors import InputError, RunError, exit_status
 from monolora.fingerprints import fingerprint_files
+from monolora.locks import locked
 from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.experiments.generators import generator_of
@@ -29,7 +30,6 @@ from monolora.recipes.vision.finetune_training import Classifier, Curves, Traini
 from monolora.recipes.vision.images import ImageData, load_images
 from monolora.recipes.vision.places import encoder_folder, finetune_file
 from monolora.recipes.vision.settings import Finetune, Settings
-from monolora.runs import locked
 
 _SIMCLR = "simclr"
 _CHOICES = ("objectives", "fractions", "noise_rates", "draws")  # of runs; what one run gives does not depend on them

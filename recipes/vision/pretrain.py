@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 
 from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_disk_trouble
+from monolora.locks import locked, no_empty_folder
 from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.main_process import on_main_process
@@ -31,7 +32,7 @@ from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.places import encoder_folder
 from monolora.recipes.vision.pretraining import Pretraining
 from monolora.recipes.vision.settings import Settings
-from monolora.runs import locked, no_empty_folder, write_aside
+from monolora.runs import write_aside
 
 CHECKPOINT, RECORD, METRICS = "last.pt", "pretrain.json", "metrics.jsonl"
 _FREE = ("methods", "save_epochs")  # settings that change nothing about an encoder

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from monolora.errors import InputError, RunError, SaveError, exit_status
+from monolora.locks import locked
 from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.experiments.generators import generator_of
@@ -46,7 +47,7 @@ from monolora.recipes.vision.input_noise import noise_accuracies, ood_accuracies
 from monolora.recipes.vision.places import encoder_folder, probe_file
 from monolora.recipes.vision.represent import Representation, features_of, load_representation
 from monolora.recipes.vision.settings import REPRESENTATIONS, Probe, Settings
-from monolora.runs import locked, write_aside
+from monolora.runs import write_aside
 
 _CROP_MIN = 0.08  # of on-the-fly crops, as is usual for linear classifiers
 _LABELS, _ORDER, _NOISE, _CROPS = range(4)  # what a seed is of: [pretraining seed, one of these, a number]

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from monolora.errors import SaveError, exit_status
+from monolora.locks import locked
 from monolora.recipes.experiments.devices import device_of, out_of_memory
 from monolora.recipes.experiments.records import results_if_same, write
 from monolora.recipes.vision.command_line import parse
@@ -30,7 +31,6 @@ from monolora.recipes.vision.represent import features_of
 from monolora.recipes.vision.sae_model import WEIGHTS, TopKAutoencoder, save_sae
 from monolora.recipes.vision.sae_training import quality_of, train_sae
 from monolora.recipes.vision.settings import Sae, Settings
-from monolora.runs import locked
 
 RECORD = "sae.json"
 

@@ -24,7 +24,7 @@ from monolora.eval import measured, plan, score
 from monolora.eval.measures.table import build
 from monolora.eval.records import INVALID
 from monolora.eval.run import KIND
-from monolora.runs import locked
+from monolora.locks import locked
 
 Done = Callable[..., "Outcome"]
 

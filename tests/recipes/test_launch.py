@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from monolora.adapters import load_adapted
-from monolora.runs import locked
+from monolora.locks import locked
 
 REPOSITORY = Path(__file__).parents[2]
 ACCELERATE = Path(sys.executable).parent / "accelerate"

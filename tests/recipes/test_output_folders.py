@@ -18,9 +18,9 @@ import pytest
 from merging import Ended, contents
 from running import QUICK, Outcome
 
+from monolora.locks import locked
 from monolora.recipes import sft
 from monolora.recipes.trainer import SftTrainer
-from monolora.runs import locked
 
 Run = Callable[..., Outcome]
 SHORT = ("--skip-eval", "--max-steps", "1", "--save-strategy", "no")

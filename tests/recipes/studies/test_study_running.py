@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from monolora.errors import RunError, exit_status
+from monolora.locks import locked
 from monolora.recipes.studies.alignment import main
 from monolora.recipes.studies.cells import Cell, curves, evaluation, training
 from monolora.recipes.studies.chosen import chosen
 from monolora.recipes.studies.running import Runner
 from monolora.recipes.studies.settings import Study
-from monolora.runs import locked
 
 pytestmark = pytest.mark.slow
 

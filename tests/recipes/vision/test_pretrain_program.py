@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from monolora.errors import InputError, RunError, SaveError
+from monolora.locks import locked
 from monolora.recipes.vision import pretrain
 from monolora.recipes.vision.pretraining import Pretraining
 from monolora.recipes.vision.settings import Settings
-from monolora.runs import locked
 
 
 @pytest.fixture
