@@ -113,8 +113,9 @@ def run(arguments: Arguments) -> dict[str, Any]:
         if not arguments.adapter.preview:
             folder = on_main_process(lambda: stack.enter_context(claim(output, run_record.SFT, "--output-dir")))
         this = prepare(arguments, folder)
-        if PartialState().is_main_process:
-            say(rows_line(this.rows))
+        with unfailing_stdout():
+            if PartialState().is_main_process:
+                say(rows_line(this.rows))
         if arguments.adapter.preview:
             if PartialState().is_main_process:
                 preview(_rows_of(this.trainer), this.tokenizer, Terminal())

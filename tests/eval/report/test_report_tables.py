@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from synthetic_report import EVIL, make, poisoned
 
+from monolora.errors import printable
 from monolora.eval.report.tables import FIELDS, as_csv, as_latex, escaped
 from monolora.eval.report.view import View
 
@@ -21,11 +22,10 @@ def test_csv_read_back_is_the_cells(is_poisoned: bool) -> None:
     results, _ = poisoned() if is_poisoned else make()
     rows = list(csv.DictReader(io.StringIO(as_csv(results), newline="")))
     assert tuple(rows[0]) == FIELDS
-    assert [(row["model"], row["column"]) for row in rows] == [
-        (model["name"], column["id"]) for model in results["models"] for column in results["columns"]
-    ]
-    for row in rows:
-        cell = results["cells"][row["model"]][row["column"]]
+    names = [(model["name"], column["id"]) for model in results["models"] for column in results["columns"]]
+    assert [(row["model"], row["column"]) for row in rows] == [tuple(map(printable, pair)) for pair in names]
+    for (model, column), row in zip(names, rows, strict=True):
+        cell = results["cells"][model][column]
         for key in ("value", "low", "high", "n", "invalid"):
             expected = None if cell is None else cell[key]
             assert (float(row[key]) if row[key] else None) == expected
