@@ -21,7 +21,7 @@ from monolora.errors import InputError
 _INT64 = range(-(2**63), 2**63)
 
 
-def read_csv(path: Path) -> datasets.Dataset:
+def read_csv(path: Path, delimiter: str = ",") -> datasets.Dataset:
     """The rows of a CSV file with a header; every cell is a text: "4.50" is no number, "None" and "NA" are not missing.
 
     Raises:
@@ -29,7 +29,7 @@ def read_csv(path: Path) -> datasets.Dataset:
             number of fields than the header.
     """
     csv.field_size_limit(sys.maxsize)  # of the process; documents may be longer than 128 KiB
-    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    lines = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
     number = 0
     try:
         header = next((fields for fields in lines if fields), [])

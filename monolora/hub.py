@@ -13,13 +13,14 @@ import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import datasets
 import torch
-from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.csv.csv import Csv, CsvConfig
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, StrictDataclassError
@@ -39,6 +40,9 @@ from monolora.errors import InputError, in_one_line
 from monolora.remote_code import trusts_code
 from monolora.runs import new_folder
 from monolora.text_files import read_json
+
+# What a data set's README may say of its CSV files.
+_CSV_SETTINGS = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}
 
 SMOLLM2 = "smollm2-135m-instruct"
 MINILM = "all-minilm-l6-v2"
@@ -264,9 +268,26 @@ def _load_folder(folder: str, config: str | None) -> datasets.DatasetDict:
     builder = datasets.load_dataset_builder(folder, config)
     files = builder.config.data_files or {}
     paths = [Path(file) for of_split in files.values() for file in of_split]
-    if not isinstance(builder, Csv) or builder.config.sep != "," or any(path.suffix != ".csv" for path in paths):
+    if not isinstance(builder, Csv):
         return datasets.load_dataset(folder, config)
-    tables = {split: [read_csv(Path(file)) for file in of_split] for split, of_split in files.items()}
+    packed = next((path for path in paths if path.suffix not in (".csv", ".tsv", ".txt")), None)
+    if packed is not None:
+        raise InputError(
+            f"{packed} is not read: whether its rows have all their fields is checked in text only. Unpack it."
+        )
+    usual = CsvConfig()
+    other = sorted(
+        each.name
+        for each in fields(usual)
+        if each.name not in _CSV_SETTINGS and getattr(builder.config, each.name) != getattr(usual, each.name)
+    )
+    if other:
+        raise InputError(
+            f"{folder}/README.md sets {', '.join(other)} for its CSV files, which is not honoured here. Convert them "
+            "to CSV with a header, commas and quotes, or to JSON lines or Parquet."
+        )
+    separator = builder.config.delimiter or builder.config.sep
+    tables = {split: [read_csv(Path(file), separator) for file in of_split] for split, of_split in files.items()}
     return datasets.DatasetDict({str(split): datasets.concatenate_datasets(of) for split, of in tables.items()})
 
 

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from monolora.errors import InputError, RunError, in_one_line
+from monolora.remote_code import trusts_code
 
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 # What transformers 4 calls parts of the rotary embeddings: in GPT-NeoX, and where they differ by the kind of layer.
@@ -132,7 +133,13 @@ def check_model_files(folder: str | os.PathLike[str]) -> None:
     """
     load = cast(Callable[..., Any], AutoModelForCausalLM.from_pretrained)
     try:
-        _, report = load(folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True)
+        _, report = load(
+            folder,
+            device_map="meta",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=trusts_code(),
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise RunError(f"The model was not saved: {folder} cannot be loaded ({in_one_line(error)})") from error
     wrong = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])

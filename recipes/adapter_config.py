@@ -89,6 +89,7 @@ def settle_targets(model: nn.Module, config: LoraConfig) -> None:
     }.items():
         _check_matches(model, flag, patterns)
     _check_token_indices(model, config.trainable_token_indices)
+    _check_embeddings(model, config)
     every = is_all_linear(config.target_modules)
     try:
         if every:
@@ -140,6 +141,18 @@ def _check_matches(model: nn.Module, flag: str, names: str | Iterable[str] | Non
             raise InputError(f"{flag} {name} is no regular expression: {error}.") from error
         if not matched:
             raise InputError(f"{flag} {name} matches no module. {near_misses(model, name)}")
+
+
+def _check_embeddings(model: nn.Module, config: LoraConfig) -> None:
+    """Raises: InputError, where saved modules and trained tokens would both train the embeddings."""
+    embedding = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    names = [name for name, module in model.named_modules() if module is embedding]
+    for saved in config.modules_to_save or ():
+        if config.trainable_token_indices and any(name == saved or name.endswith(f".{saved}") for name in names):
+            raise InputError(
+                f"--lora-modules-to-save {saved} trains all embeddings, and --trainable-token-indices some of them. "
+                "Keep one of the two."
+            )
 
 
 def _check_token_indices(model: nn.Module, indices: Iterable[int] | Mapping[str, list[int]] | None) -> None:

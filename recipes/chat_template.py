@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from monolora import hub
@@ -26,7 +25,9 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
             raise InputError(f"--chat-template-path {path} has a tokenizer without a chat template.")
     else:
         raise InputError(f"--chat-template-path {path} is neither a file nor a folder with a tokenizer.")
+    if not str(tokenizer.chat_template).strip():
+        raise InputError(f"--chat-template-path {path} is empty.")
     try:
         tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False)
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program: it may raise anything
         raise InputError(f"--chat-template-path {path} is no working chat template: {in_one_line(error)}") from error

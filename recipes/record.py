@@ -66,6 +66,15 @@ class _Config(TypedDict, total=False):
     max_eval_samples: int | None
     eval_max_new_tokens: int | None
     per_device_eval_batch_size: int
+    drop_columns: list[str] | None
+    allow_empty_answers: bool
+
+
+class _Results(TypedDict):
+    """The task's scores."""
+
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
 
 
 class _Fingerprints(TypedDict):
@@ -80,7 +89,7 @@ class _Record(TypedDict):
 
     config: _Config
     fingerprints: NotRequired[_Fingerprints]
-    results: dict[str, Any]
+    results: _Results
     status: NotRequired[str]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired
 
@@ -14,6 +15,7 @@ from typing_extensions import TypedDict
 from monolora.checkpoint import check_weights_file
 from monolora.errors import InputError, in_one_line
 from monolora.recipes import record
+from monolora.recipes.arguments import AdapterArguments, LoraArguments
 from monolora.text_files import read_json
 
 # Flags that change nothing about what is trained: a resumed run may differ in them.
@@ -40,6 +42,13 @@ _HOLDS = {
 }
 
 
+class _Logged(TypedDict, total=False):
+    """What a run goes by of a logged step."""
+
+    loss: float
+    step: int
+
+
 class _State(TypedDict):
     """What the trainer goes on from."""
 
@@ -50,7 +59,7 @@ class _State(TypedDict):
     save_steps: NotRequired[float]
     train_batch_size: NotRequired[int | None]
     stateful_callbacks: NotRequired[dict[str, Any] | None]
-    log_history: list[dict[str, Any]]
+    log_history: list[_Logged]
 
 
 class Resumed(NamedTuple):
@@ -100,15 +109,23 @@ def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed |
     before = record.read(checkpoint.parent)
     if before is None:
         raise InputError(f"{checkpoint.parent} has no {record.FILE}: it is unknown how {found} was made. Start anew.")
-    changed = sorted(
-        key
-        for key in config.keys() & before["config"].keys()
-        if key not in _FREE_FLAGS and config[key] != before["config"][key]
-    )
+    # Flags that an earlier version did not have stood at their defaults.
+    earlier = {name: value for name, value in _defaults().items() if name in config} | before["config"]
+    changed = sorted(key for key in config.keys() & earlier.keys() - _FREE_FLAGS if config[key] != earlier[key])
     if changed:
-        listed = ", ".join(f"--{key.replace('_', '-')} {before['config'][key]} → {config[key]}" for key in changed)
+        listed = ", ".join(f"--{key.replace('_', '-')} {earlier[key]} → {config[key]}" for key in changed)
         raise InputError(f"{found} is of a run with other settings: {listed}. Give the same, or start anew.")
     return Resumed(checkpoint, before)
+
+
+def _defaults() -> dict[str, Any]:
+    """Of the flags that are ours; those of TRL and transformers may follow from others."""
+    return {
+        flag.name: flag.default
+        for cls in (AdapterArguments, LoraArguments)
+        for flag in fields(cls)
+        if flag.name in vars(cls).get("__annotations__", {})
+    }
 
 
 def _check_complete(checkpoint: Path) -> None:

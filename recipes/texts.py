@@ -6,6 +6,7 @@ where it is at hand, so that what the model does outside of its task counts too.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora import hub
 from monolora.errors import InputError
+from monolora.fingerprints import fingerprint_rows
 from monolora.recipes.inference import padded
 from monolora.recipes.prompts import prompt_ids, split_at_answer
 from monolora.recipes.tasks import BUILT_IN, Example, Task, custom, dolly, load_task
@@ -64,7 +66,18 @@ def run_task(run: Mapping[str, Any]) -> Task:
     )
     task = load_task(config["dataset"], source, most)
     train, test = task.chosen(config["max_train_samples"], config["max_eval_samples"])
+    if not same_rows(run, "train", train):
+        warnings.warn(
+            f"The rows of {config['dataset']} that are read now are not those that the run was trained on: it may have "
+            "been trained on what is held out here. Give other text with --verify-on.",
+            stacklevel=2,
+        )
     return Task(name=task.name, train=train, test=test, labels=task.labels, max_new_tokens=task.max_new_tokens)
+
+
+def same_rows(run: Mapping[str, Any], part: str, rows: Sequence[Example]) -> bool:
+    """Whether these are the rows of the part ``train`` or ``test`` of the run, where its record has their fingerprint."""
+    return run.get("fingerprints", {}).get(part) in (None, fingerprint_rows(map(str, rows)))
 
 
 def sources(task: Task | None, named: str | None) -> list[Task]:

@@ -29,7 +29,7 @@ from monolora.recipes.inference import Inference
 from monolora.recipes.scoring import score_and_answers
 from monolora.recipes.subject import Subject
 from monolora.recipes.tasks import Task
-from monolora.recipes.texts import Rows, Texts, batches, choose, run_task, sources
+from monolora.recipes.texts import Rows, Texts, batches, choose, run_task, same_rows, sources
 from monolora.remote_code import code_trusted
 from monolora.terminal import Terminal, track
 from monolora.units import input_device
@@ -199,8 +199,9 @@ def _task_scores(
 
     of_merged, answers = scored(merged, "merged")
     of_adapter, wanted = scored(adapted, "adapter")
-    if recorded is not None and recorded["before"] is not None and recorded["before"]["n"] == len(rows):
-        of_base = recorded["before"]
+    before = recorded["before"] if recorded is not None else None
+    if before is not None and before["n"] == len(rows) and same_rows(subject.run, "test", rows):
+        of_base = before
     else:
         with adapted.disable_adapter():
             of_base = scored(adapted, "base")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import socket
@@ -20,6 +21,7 @@ from transformers import AutoModel, LlamaForCausalLM
 
 from monolora import hub
 from monolora.errors import InputError
+from monolora.hub import load_dataset
 
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
 
@@ -281,3 +283,27 @@ def test_a_cache_that_cannot_be_made(package: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MONOLORA_CACHE", "/proc/nowhere")
     with pytest.raises(InputError, match="Set MONOLORA_CACHE"):
         hub.packaged_smollm2()
+
+
+def test_tables_in_a_folder_are_read_as_strictly_as_a_file(tmp_path: Path) -> None:
+    """Whatever separates their cells; pandas would take the first cell of a longer row for its number."""
+    (tmp_path / "train.tsv").write_text("instruction\toutput\na\tb\nc\td, e\n")
+    assert load_dataset(str(tmp_path))["train"].to_list() == [
+        {"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d, e"},
+    ]  # fmt: skip
+    (tmp_path / "train.tsv").write_text("instruction\toutput\na\tb\tc\n")
+    with pytest.raises(InputError, match=r"train.tsv, row 1 \(line 2\) has 3 fields, and the header has 2"):
+        load_dataset(str(tmp_path))
+    with gzip.open(tmp_path / "train.csv.gz", "wt") as file:
+        file.write("instruction,output\na,b,c\n")
+    (tmp_path / "train.tsv").unlink()
+    with pytest.raises(InputError, match=r"train.csv.gz is not read.*Unpack it"):
+        load_dataset(str(tmp_path))
+    (tmp_path / "train.csv.gz").unlink()
+    (tmp_path / "train.csv").write_text("instruction;output\na;b\n")
+    about = "---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  {}\n---\n"
+    (tmp_path / "README.md").write_text(about.format("sep: ';'"))
+    assert load_dataset(str(tmp_path))["train"].to_list() == [{"instruction": "a", "output": "b"}]
+    (tmp_path / "README.md").write_text(about.format("skiprows: 1"))
+    with pytest.raises(InputError, match=r"README.md sets skiprows for its CSV files, which is not honoured here"):
+        load_dataset(str(tmp_path))

@@ -206,3 +206,12 @@ def test_loaders_say_whether_code_is_trusted() -> None:
             if (loads or words in ("LLM", "pipeline")) and "trust_remote_code" not in ast.unparse(call):
                 unsaid.append(f"{path.relative_to(root)}:{call.lineno}")
     assert unsaid == []
+
+
+def test_full_finetuning_of_a_model_of_its_own_class(bringing: Bringing, base: Path, tmp_path: Path) -> None:
+    """What was saved is opened again with the same trust; nobody is asked, and the model is kept."""
+    flags = ["--adapter", "none", "--trust-remote-code", "--skip-eval", "--max-steps", "1", "--max-train-samples", "8"]
+    where = ["--model", str(bringing.model(base)), "--output-dir", str(tmp_path / "run"), "--bf16", "false"]
+    where += ["--per-device-train-batch-size", "4"]
+    assert cli.main(["sft", *where, *flags]) == 0
+    assert (tmp_path / "run" / "model.safetensors").is_file()

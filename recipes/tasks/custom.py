@@ -21,6 +21,7 @@ import hashlib
 import inspect
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -248,10 +249,23 @@ class _Rows:
     def training(self, order: Sequence[int], held_out: set[str], most: Most) -> list[Example]:
         """The first examples of these rows and, for validation, the last ones."""
         first, taken = self._apart(order, held_out, most.train)
-        if not first and held_out:  # all begin alike: then rows can only be told apart by their number
+        left_out = self.counts["held_out_questions"]
+        if held_out and (not first or left_out > taken / 2):  # they begin alike, and differ by their number alone
+            if first:
+                warnings.warn(
+                    f"{left_out} of {taken} rows of {self.name} begin with the question of a held-out row, so held-out "
+                    "questions are trained on too. Give it a test split to keep them apart.",
+                    stacklevel=2,
+                )
             held_out = set()
             self.counts.clear()
             first, taken = self._apart(order, held_out, most.train)
+        elif left_out > taken / 100:
+            warnings.warn(
+                f"{left_out} of {taken} rows of {self.name} are not trained on: they begin with the question of a "
+                "held-out row. Give it a test split to decide what is held out.",
+                stacklevel=2,
+            )
         trained = {example.group for example in first[: most.train]}
         last: list[Example] = []
         for row in self.each(order[taken:][::-1]) if most.validation else ():
@@ -312,7 +326,7 @@ class _Rows:
     def _not_understood(self, column: str, what: str) -> InputError:
         return InputError(
             f"{self.name}: the column {column!r} {what}, and might belong to what the model reads. Rename it or put it "
-            f"into the messages, or leave it out with --drop-columns {column}."
+            f"into the messages, or leave it out (monolora sft: --drop-columns {column})."
         )
 
     def _from_chat(self, row: Mapping[str, Any], where: str) -> Iterator[Example]:
@@ -390,7 +404,7 @@ class _Rows:
             if not is_empty(parsed(row.get(column))):
                 raise InputError(
                     f"{where}: {column!r} belongs to conversations; 'prompt' and 'completion' are plain texts here. "
-                    f"Write them as messages, or leave it out with --drop-columns {column}."
+                    f"Write them as messages, or leave it out (monolora sft: --drop-columns {column})."
                 )
 
 

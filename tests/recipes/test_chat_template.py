@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 import monolora.recipes
+from monolora.errors import InputError
 from monolora.eval.command_line import parse as parse_eval
 from monolora.recipes.arguments import parse
 from monolora.recipes.chat_template import set_chat_template
@@ -86,3 +88,11 @@ def test_typed_endpoints_replace_those_of_the_file(tmp_path: Path) -> None:
     config.write_text("model: m\nout: x\nengine: server\nendpoint: [http://a/v1, http://b/v1]\n")
     assert parse_eval(["--config", str(config)], "p").endpoint == ("http://a/v1", "http://b/v1")
     assert parse_eval(["--config", str(config), "--endpoint", "http://c/v1"], "p").endpoint == ("http://c/v1",)
+
+
+@pytest.mark.parametrize(("text", "says"), [("{{ 1 / 0 }}", "no working chat template: division"), (" \n", "is empty")])
+def test_templates_that_fail(chat_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, text: str, says: str) -> None:
+    """A template is a program, and may raise anything."""
+    (tmp_path / "template.jinja").write_text(text)
+    with pytest.raises(InputError, match=says):
+        set_chat_template(copy.deepcopy(chat_tokenizer), str(tmp_path / "template.jinja"))

@@ -406,7 +406,8 @@ def test_rows_that_begin_alike_are_on_one_side(write_rows: Callable[..., str]) -
     rows = []
     for row in _conversations(40, 3):
         rows += [row, {"messages": row["messages"][:2]}, {"messages": row["messages"][:4]}, row]
-    task = load_task(write_rows(rows), Source())
+    with pytest.warns(UserWarning, match="they begin with the question of a held-out row"):
+        task = load_task(write_rows(rows), Source())
     assert not _rows_of(task.train) & _rows_of(task.test)
     assert task.counts is not None
     assert task.counts["held_out_questions"] > 0
@@ -452,3 +453,20 @@ def test_a_run_shows_tools_and_counts(
     message = refused("--dataset", write_rows(rows), *flags, name="refused")
     assert "the chat template refuses it: System role not supported" in message
     assert "rows.jsonl, row " in message
+
+
+@pytest.mark.parametrize(
+    ("alike", "says"), [(0, None), (60, "rows of .* are not trained on"), (240, "are trained on too")]
+)
+def test_rows_do_not_vanish_without_a_word(write_rows: Callable[..., str], alike: int, says: str | None) -> None:
+    """Of rows that begin like a held-out one a few are left out; where they are most, they stay."""
+    rows = [
+        {"prompt": "Tell me a joke" if k < alike else f"question {k}", "completion": f" answer {k}"} for k in range(300)
+    ]
+    name = write_rows(rows)
+    if says is None:
+        assert len(load_task(name, Source()).train) == 270
+        return
+    with pytest.warns(UserWarning, match=says):
+        task = load_task(name, Source())
+    assert len(task.train) == 270 if alike == 240 else 210 <= len(task.train) < 240

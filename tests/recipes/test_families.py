@@ -201,6 +201,10 @@ def _with_biases() -> Any:
         (["--init-lora-weights", "orthogonal"], "MonoLoRA does not support init_lora_weights='orthogonal'"),
         (["--init-lora-weights", "pissa"], "invalid choice"),
         (["--trainable-token-indices", "100000"], "--trainable-token-indices 100000 is no token of the model"),
+        (
+            ["--lora-modules-to-save", "embed_tokens", "--trainable-token-indices", "5"],
+            "--lora-modules-to-save embed_tokens trains all embeddings",
+        ),
         (["--trainable-token-indices", "-1"], "--trainable-token-indices"),
         (["--adapter", "none", "--rank-pattern", "{}"], "--rank-pattern shapes an adapter"),
         (["--adapter", "none", "--trainable-token-indices", "3"], "--trainable-token-indices shapes an adapter"),

@@ -467,3 +467,16 @@ def test_files_that_would_change_the_base_or_never_be_matched(refused: Refused, 
     assert "target_modules '(([a-z_.0-9]+)+)+!' matches nothing" in refused(adapter)
     path.write_text(json.dumps(config | {"lora_alpha": float("inf")}))
     assert "lora_alpha must be a finite number, got inf" in refused(adapter)
+
+
+def test_rows_that_have_changed_since_the_run_are_warned_of(
+    run_cli: Cli, adapter: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """What is held out now may have been trained on; the base is scored on the rows that are there."""
+    record = json.loads((adapter / "run.json").read_text())
+    record["fingerprints"] |= {"train": "0" * 16, "test": "0" * 16}
+    record["results"]["before"] |= {"accuracy": 0.123}
+    (adapter / "run.json").write_text(json.dumps(record))
+    with pytest.warns(UserWarning, match="rows of demo that are read now are not those that the run was trained on"):
+        assert run_cli("merge", adapter, tmp_path / "out", "--verify-tokens", "100").status == 0
+    assert report_of(tmp_path / "out")["task"]["base"]["accuracy"] != 0.123

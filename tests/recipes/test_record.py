@@ -12,16 +12,18 @@ from monolora.errors import InputError, SaveError
 from monolora.recipes import record
 from monolora.recipes.arguments import parse
 
+RESULTS = {"before": None, "after": None}
+
 
 def test_write_and_read(tmp_path: Path) -> None:
-    record.write(tmp_path / "new", {"config": {"a": 1}, "results": {}, "nan": [float("nan"), float("inf")]})
+    record.write(tmp_path / "new", {"config": {"a": 1}, "results": RESULTS, "nan": [float("nan"), float("inf")]})
     assert os.listdir(tmp_path / "new") == ["run.json"]
-    assert record.read(tmp_path / "new") == {"config": {"a": 1}, "results": {}, "nan": [None, None]}
+    assert record.read(tmp_path / "new") == {"config": {"a": 1}, "results": RESULTS, "nan": [None, None]}
     assert record.read(tmp_path) is None
 
 
 def test_a_failed_write_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record.write(tmp_path, {"config": {}, "results": {}})
+    record.write(tmp_path, {"config": {}, "results": RESULTS})
 
     def full(self: Path, text: str) -> int:
         self.touch()
@@ -29,10 +31,10 @@ def test_a_failed_write_leaves_the_old_record(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(SaveError, match="No space left on device"):
-        record.write(tmp_path, {"config": {"new": 1}, "results": {}})
+        record.write(tmp_path, {"config": {"new": 1}, "results": RESULTS})
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["run.json"]
-    assert record.read(tmp_path) == {"config": {}, "results": {}}
+    assert record.read(tmp_path) == {"config": {}, "results": RESULTS}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "3", "\0"])

@@ -132,3 +132,36 @@ def test_record_of_a_resumed_run_is_json(run_sft: Run, done: Any) -> None:
     text = (outcome.folder / "run.json").read_text()
     assert json.loads(text)["config"]["resume_from_checkpoint"] == "latest"
     assert torch.isfinite(torch.tensor(outcome.losses)).all()
+
+
+def test_flags_that_an_earlier_version_did_not_have_stood_at_their_defaults(run_sft: Run, done: Any) -> None:
+    record = done.record
+    for flag in ("alpha_pattern", "lora_bias", "init_lora_weights", "drop_columns", "allow_empty_answers"):
+        del record["config"][flag]
+    (done.folder / "run.json").write_text(json.dumps(record))
+    again = ("--resume-from-checkpoint", str(done.folder / "checkpoint-2"))
+    for flag, value, default in (
+        ("--alpha-pattern", '{"q_proj": 640}', "None → {'q_proj': 640}"),
+        ("--init-lora-weights", "gaussian", "true → gaussian"),
+        ("--lora-bias", "all", "none → all"),
+    ):
+        outcome = run_sft(*SAVING, *again, flag, value)
+        assert outcome.status == 2
+        assert f"other settings: {flag} {default}" in outcome.err[-1]
+    assert run_sft(*SAVING, *again).status == 0
+
+
+@pytest.mark.parametrize("results", [{}, {"before": 5, "after": None}, {"before": None, "after": [1]}])
+def test_records_whose_results_are_damaged(run_sft: Run, done: Any, results: Any) -> None:
+    (done.folder / "run.json").write_text(json.dumps(done.record | {"results": results}))
+    outcome = run_sft(*SAVING, "--resume-from-checkpoint")
+    assert outcome.status == 2
+    assert "run.json is damaged: results." in outcome.err[-1]
+
+
+def test_a_log_that_is_damaged(run_sft: Run, done: Any) -> None:
+    state = done.folder / "checkpoint-4" / "trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"log_history": [{"loss": "x", "step": 1}]}))
+    outcome = run_sft(*SAVING, "--resume-from-checkpoint", str(state.parent))
+    assert outcome.status == 2
+    assert "trainer_state.json is missing or damaged" in outcome.err[-1]

@@ -105,6 +105,7 @@ def test_held_out_rows_are_fixed(write_rows: Callable[..., str]) -> None:
     assert len({example.instruction for example in task.train + task.test}) == 40
 
 
+@pytest.mark.filterwarnings("ignore:1 of 3 rows")
 def test_instruction_format(write_rows: Callable[..., str]) -> None:
     rows = [
         {"instruction": "i", "input": None, "response": "r"},
