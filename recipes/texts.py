@@ -76,7 +76,7 @@ def run_task(run: Mapping[str, Any]) -> Task:
 
 
 def same_rows(run: Mapping[str, Any], part: str, rows: Sequence[Example]) -> bool:
-    """Whether these are the rows of the part ``train`` or ``test`` of the run, where its record has their fingerprint."""
+    """Whether these are the rows of the run's part, ``train`` or ``test``, where its record has a fingerprint."""
     return run.get("fingerprints", {}).get(part) in (None, fingerprint_rows(map(str, rows)))
 
 

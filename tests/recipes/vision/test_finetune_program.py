@@ -299,4 +299,4 @@ def test_command_line(
         "epochs": 1, "batch_size": 256, "learning_rate": 0.05, "weight_decay": 1e-4, "precision": "torch.float32",
     }  # fmt: skip
     assert exit_status(lambda: main([*words, "--fraction", "0.5"])) == 2
-    assert capsys.readouterr().err == "error: Unknown flag --fraction. Did you mean --fractions or --precision?\n"
+    assert capsys.readouterr().err == "error: Unknown flag --fraction. Did you mean --fractions?\n"
