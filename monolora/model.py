@@ -80,7 +80,7 @@ class MonoLoraModel(LoraModel):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         """As PEFT's, with defaults for more families, and ``"all-linear"`` without what no adapter fits on."""
-        if peft_config.target_modules is None:
+        if peft_config.target_modules is None and model_config.get("model_type") not in self.target_module_mapping:
             peft_config.target_modules = default_targets(self.model)
         elif is_all_linear(peft_config.target_modules):
             peft_config.target_modules = all_linear(self.model)
