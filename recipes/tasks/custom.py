@@ -250,7 +250,9 @@ class _Rows:
         """The first examples of these rows and, for validation, the last ones."""
         first, taken = self._apart(order, held_out, most.train)
         left_out = self.counts["held_out_questions"]
-        if held_out and (not first or left_out > taken / 2):  # they begin alike, and differ by their number alone
+        if held_out and (
+            not first or (self.answers and left_out > taken / 2)
+        ):  # they begin alike, and differ by their number alone
             if first:
                 warnings.warn(
                     f"{left_out} of {taken} rows of {self.name} begin with the question of a held-out row, so held-out "
@@ -260,7 +262,7 @@ class _Rows:
             held_out = set()
             self.counts.clear()
             first, taken = self._apart(order, held_out, most.train)
-        elif left_out > taken / 100:
+        elif self.answers and left_out > taken / 100:
             warnings.warn(
                 f"{left_out} of {taken} rows of {self.name} are not trained on: they begin with the question of a "
                 "held-out row. Give it a test split to decide what is held out.",
