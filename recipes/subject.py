@@ -26,6 +26,7 @@ from monolora.adapters import adapter_config, adapter_tokenizer, load_adapted, l
 from monolora.errors import InputError
 from monolora.fingerprints import fingerprint_files
 from monolora.hub import load_causal_lm, load_config, on_gpus, resolve_model
+from monolora.merge.quantizer import dtype_name, dtype_named
 from monolora.recipes import record as run_record
 from monolora.remote_code import TRUST_HELP
 
@@ -88,7 +89,7 @@ class Subject:
         """A dtype that holds the base weights as they are on the disk and as they are merged: for comparing the two."""
         if self.quantization:
             return self.dtype
-        return _name(torch.promote_types(_dtype(self.dtype), _dtype(self.own_dtype)))
+        return dtype_name(torch.promote_types(dtype_named(self.dtype), dtype_named(self.own_dtype)))
 
     @contextmanager
     def loaded(self, dtype: str | None = None) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase]]:
@@ -214,7 +215,7 @@ def stored_dtype(folder: str) -> str:
         InputError: if there is no readable config.json.
     """
     config: Any = load_config(folder)
-    return _name(config.dtype or config.get_text_config().dtype or _first_dtype(folder))
+    return dtype_name(config.dtype or config.get_text_config().dtype or _first_dtype(folder))
 
 
 def _first_dtype(folder: str) -> torch.dtype:
@@ -226,16 +227,6 @@ def _first_dtype(folder: str) -> torch.dtype:
                 if tensor.get_dtype() in ("F32", "BF16", "F16"):
                     return file.get_tensor(key).dtype
     return torch.float32
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = vars(torch)[name]
-    assert isinstance(dtype, torch.dtype)
-    return dtype
 
 
 def _quantization(flags: argparse.Namespace, trained: Mapping[str, Any]) -> dict[str, Any]:

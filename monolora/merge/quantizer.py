@@ -59,7 +59,11 @@ class BakedGroup:
             ("r", "a whole number of at least 1", _is_number(self.r) and self.r == int(self.r) >= 1),
             ("scaling", "a finite number", _is_number(self.scaling)),
             ("bias", "true or false", isinstance(self.bias, bool)),
-            ("dtype", f"one of {', '.join(map(_name, FLOAT_DTYPES))}", self.dtype in map(_name, FLOAT_DTYPES)),
+            (
+                "dtype",
+                f"one of {', '.join(map(dtype_name, FLOAT_DTYPES))}",
+                self.dtype in map(dtype_name, FLOAT_DTYPES),
+            ),
         )
         for name, need, holds in described:
             if not holds:
@@ -69,7 +73,7 @@ class BakedGroup:
         """Tensors of the right shapes for a plain layer, without values."""
         inputs, outputs = baked_class(type(layer)).sizes(layer)
         shapes = ((self.r, inputs), (outputs, self.r), (outputs,))
-        A, B, bias = (torch.empty(shape, dtype=_dtype(self.dtype), device="meta") for shape in shapes)
+        A, B, bias = (torch.empty(shape, dtype=dtype_named(self.dtype), device="meta") for shape in shapes)
         return Units(A, B, bias if self.bias else None, self.scaling, self.activation)
 
 
@@ -96,7 +100,7 @@ class MonoLoraQuantizationConfig(QuantizationConfigMixin):
         self.groups = baked_groups(groups)
         self.other_dtypes = dict(other_dtypes or {})
         for dtype, tensors in self.other_dtypes.items():
-            if dtype not in map(_name, FLOAT_DTYPES) or not _are_names(tensors):
+            if dtype not in map(dtype_name, FLOAT_DTYPES) or not _are_names(tensors):
                 raise _damaged(f"other_dtypes has {dtype!r} for {tensors!r}, not names of tensors for a dtype")
 
     @classmethod
@@ -105,7 +109,7 @@ class MonoLoraQuantizationConfig(QuantizationConfigMixin):
         layers = baked_layers(model)
         kinds: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for name, (A, _, bias, scaling, activation) in ((name, layer.units) for name, layer in layers.items()):
-            kinds[len(A), scaling, activation, bias is not None, _name(A.dtype)].append(name)
+            kinds[len(A), scaling, activation, bias is not None, dtype_name(A.dtype)].append(name)
         groups = [
             BakedGroup(modules=names, r=r, scaling=scaling, activation=activation, bias=bias, dtype=dtype)
             for (r, scaling, activation, bias, dtype), names in kinds.items()
@@ -207,7 +211,7 @@ class MonoLoraHfQuantizer(HfQuantizer):
         bake(model, {name: group.empty_units(model.get_submodule(name)) for name, group in groups.items()})
         for dtype, tensors in self.quantization_config.other_dtypes.items():
             for tensor in filter(None, map(names.tensor, tensors)):
-                _set_dtype(model, tensor, _dtype(dtype))
+                _set_dtype(model, tensor, dtype_named(dtype))
         check_tensors(model, checkpoint_files or (), [name for name, here in modules.items() if here is None])
         return model
 
@@ -282,7 +286,7 @@ def _other_dtypes(model: PreTrainedModel) -> dict[str, list[str]]:
         parent, _, last = name.rpartition(".")
         of_units = isinstance(model.get_submodule(parent), BakedLayer) and last.startswith("monolora_")
         if not of_units and parameter.is_floating_point() and parameter.dtype != model.dtype:
-            names[_name(parameter.dtype)].append(name)
+            names[dtype_name(parameter.dtype)].append(name)
     return dict(names)
 
 
@@ -293,11 +297,13 @@ def _set_dtype(model: nn.Module, tensor: str, dtype: torch.dtype) -> None:
     setattr(model.get_submodule(parent), last, nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad))
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """As torch calls it, without the prefix: ``bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_named(name: str) -> torch.dtype:
+    """The inverse of :func:`dtype_name`."""
     dtype = vars(torch)[name]
     assert isinstance(dtype, torch.dtype)
     return dtype
