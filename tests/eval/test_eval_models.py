@@ -83,7 +83,13 @@ def test_an_adapter_of_another_base(evaluated: Evaluated, tmp_path: Path) -> Non
     run = tmp_path / "run"
     shutil.copytree(evaluated.mono, run / "checkpoint-5")
     (run / "run.json").write_text(
-        json.dumps({"config": {"model": "some/other"}, "results": {}, "fingerprints": {"model": "0" * 16}})
+        json.dumps(
+            {
+                "config": {"model": "some/other"},
+                "results": {"before": None, "after": None},
+                "fingerprints": {"model": "0" * 16},
+            }
+        )
     )
     with pytest.raises(
         InputError, match=r"checkpoint-5 was trained on other weights .* Give its own base .*some/other"
