@@ -40,13 +40,10 @@ test: setup ## the whole test-suite, PEFT's own tests included
 test-peft: setup ## PEFT's own tests, run against MonoLoRA
 	$(BIN)/python -m tests.peft_suite
 
-# mypy sees the packages as they are installed, recipes and eval inside monolora.
 check: setup ## lint, types, quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf .types && mkdir -p .types/monolora
-	ln -s $(CURDIR)/monolora/* $(CURDIR)/recipes $(CURDIR)/eval .types/monolora/
-	cd .types && $(abspath $(BIN))/mypy --config-file ../pyproject.toml --package monolora
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
 
 bench: setup ## the training benchmarks, in under 10 minutes (SST-2 from the hub or $MONOLORA_DATA)
@@ -55,4 +52,4 @@ bench: setup ## the training benchmarks, in under 10 minutes (SST-2 from the hub
 	$(BIN)/python benchmarks/train_e2e.py --rows 64 --rounds 2
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .types .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -12,10 +12,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from monolora.recipes.experiments.devices import autocast
-from monolora.recipes.vision.contrastive import nt_xent
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import Images
-from monolora.recipes.vision.lars import ClippedLars
+from monolora.recipes.vision.pretraining import ClippedLars, nt_xent
 
 View = tuple[torch.Tensor, torch.Tensor]
 

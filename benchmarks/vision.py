@@ -26,19 +26,18 @@ from rounds import flag_parser, in_turns, machine, of_groups, save, spread
 
 from monolora.recipes.experiments.devices import device_of, dtype_of
 from monolora.recipes.experiments.label_noise import noisy_labels
-from monolora.recipes.vision.batched_probe import (
+from monolora.recipes.vision.command_line import parse
+from monolora.recipes.vision.images import Images, load_images
+from monolora.recipes.vision.linear_probe import (
     CROSS_ENTROPY,
     cached_source,
     feature_scale,
+    plain_probe,
     shuffled,
     train_probes,
 )
-from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.images import Images, load_images
-from monolora.recipes.vision.lars import ClippedLars
-from monolora.recipes.vision.plain_probe import plain_probe
 from monolora.recipes.vision.pretrain import fresh
-from monolora.recipes.vision.pretraining import Pretraining
+from monolora.recipes.vision.pretraining import ClippedLars, Pretraining
 from monolora.recipes.vision.settings import Common, Probe, Settings
 
 PARTS = ("pretraining", "views", "probe")

@@ -29,21 +29,21 @@ from monolora.errors import InputError, exit_status
 from monolora.flags import FlagParser, setting
 from monolora.recipes.experiments.plots import style
 from monolora.recipes.experiments.plots.saving import save_figure
-from monolora.recipes.superposition.plots import by_noise, criteria, differences, fig5a, fig5b, geometry, leaders
-from monolora.recipes.superposition.recorded import Recorded, read_recorded
+from monolora.recipes.superposition import comparison_plots, toy_plots
+from monolora.recipes.superposition.records import Recorded, read_recorded
 from monolora.recipes.superposition.settings import Run
 
 OF_RUN: Mapping[str, Callable[[Recorded], Figure]] = {
-    "fig5a": fig5a.draw,
-    "fig5b": fig5b.draw,
-    "by-noise": by_noise.draw,
-    "differences": differences.draw,
-    "geometry": geometry.draw,
+    "fig5a": toy_plots.fig5a,
+    "fig5b": toy_plots.fig5b,
+    "by-noise": comparison_plots.by_noise_figure,
+    "differences": comparison_plots.differences_figure,
+    "geometry": toy_plots.geometry_figure,
 }
 OF_THEORY: Mapping[str, Callable[[], Figure]] = {
-    "theory-label": partial(criteria.draw, "label"),
-    "theory-input": partial(criteria.draw, "input"),
-    "theory-leaders": leaders.draw,
+    "theory-label": partial(comparison_plots.criteria_figure, "label"),
+    "theory-input": partial(comparison_plots.criteria_figure, "input"),
+    "theory-leaders": comparison_plots.leaders_figure,
 }
 
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     if (out / "encoders.json").is_file():
         recorded = read_recorded(out)
         figures = {name: partial(draw, recorded) for name, draw in OF_RUN.items()}
-        figures["fig5a"] = partial(fig5a.draw, recorded, settings.sparsity)
+        figures["fig5a"] = partial(toy_plots.fig5a, recorded, settings.sparsity)
     elif out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file. Name the folder of a run with --out.")
     else:

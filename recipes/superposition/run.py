@@ -26,8 +26,8 @@ from monolora.flags import FlagParser
 from monolora.locks import locked, no_empty_folder
 from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, out_of_memory
-from monolora.recipes.superposition.noise import noise_results
-from monolora.recipes.superposition.recorded import (
+from monolora.recipes.superposition.classifiers import noise_results
+from monolora.recipes.superposition.records import (
     ENCODERS,
     WEIGHTS,
     differing,
@@ -37,11 +37,9 @@ from monolora.recipes.superposition.recorded import (
     read_weights,
     without_samples,
 )
-from monolora.recipes.superposition.results import results_of
 from monolora.recipes.superposition.settings import Run
-from monolora.recipes.superposition.tables import as_markdown
-from monolora.recipes.superposition.toy.geometry import dimensionality, in_antipodal_pair
-from monolora.recipes.superposition.toy.training import Encoders, train_encoders
+from monolora.recipes.superposition.tables import as_markdown, results_of
+from monolora.recipes.superposition.toy_model import Encoders, dimensionality, in_antipodal_pair, train_encoders
 from monolora.runs import write_aside
 
 RESULTS = "results.md"

@@ -1,7 +1,4 @@
-"""Representations of all images, computed once by a frozen network and kept as files.
-
-The files know what they are of: after another pretraining they are made anew.
-"""
+"""Encoders' representations of a data set, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -14,8 +11,35 @@ import numpy as np
 import torch
 
 from monolora.errors import SaveError
+from monolora.fingerprints import fingerprint_files
 from monolora.locks import locked
+from monolora.recipes.experiments.devices import autocast, dtype_of
+from monolora.recipes.vision.autoencoder import TopKAutoencoder, load_sae
+from monolora.recipes.vision.encoder import Encoder, load_encoder
+from monolora.recipes.vision.images import ImageData, Images
+from monolora.recipes.vision.settings import Common
 from monolora.runs import write_aside, write_json
+
+
+def encoder_folder(out: str | Path, method: str, seed: int) -> Path:
+    """Of a representation: ``simclr``, ``ncl`` or ``sae``."""
+    return Path(out) / f"{method}-{seed}"
+
+
+def probe_file(out: str | Path, representation: str, seed: int) -> Path:
+    """The record of the classifiers on a representation; their weights lie beside it, as ``.safetensors``."""
+    return Path(out) / "probe" / f"{representation}-{seed}.json"
+
+
+def finetune_file(out: str | Path, seed: int) -> Path:
+    """The record of the finetuned copies of ``simclr-SEED``."""
+    return Path(out) / "finetune" / f"{seed}.json"
+
+
+def consistency_file(out: str | Path, representation: str, seed: int) -> Path:
+    """The record of a representation's semantic consistency."""
+    return Path(out) / "consistency" / f"{representation}-{seed}.json"
+
 
 FOLDER = "features"
 
@@ -72,3 +96,75 @@ def _is_of(about: Path, key: Mapping[str, str]) -> bool:
         return bool(json.loads(about.read_text()) == dict(key))
     except (OSError, ValueError):
         return False
+
+
+_BATCH = 512
+
+
+class Representation(NamedTuple):
+    """Frozen networks and how they run.
+
+    Attributes:
+        encoder: images to features.
+        sae: features to latents, for the representation ``sae``.
+        dtype: the precision of the encoder's products.
+    """
+
+    encoder: Encoder
+    sae: TopKAutoencoder | None
+    dtype: torch.dtype
+
+    def of_images(self, images_B3SS: torch.Tensor) -> torch.Tensor:
+        """Normalised images (``encoder.normalised``) to representations, ``float32``, ``(B, D)``."""
+        with autocast(images_B3SS.device, self.dtype):
+            z_BD = self.encoder(images_B3SS)[1].float()
+        return z_BD if self.sae is None else self.sae.encode(z_BD)
+
+    def of_pixels(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
+        """``uint8`` images on the device to representations, ``float32``, ``(B, D)``."""
+        return self.of_images(self.encoder.normalised(pixels_B3SS))
+
+    def of_all(self, images: Images) -> torch.Tensor:
+        """A split's representations in its order: ``float32``, ``(N, D)``, on the CPU."""
+        parts = torch.arange(len(images.labels_N)).split(_BATCH)
+        with torch.inference_mode():
+            return torch.cat([self.of_pixels(pixels).cpu() for _, pixels in images.batches(parts)])
+
+
+def load_representation(common: Common, name: str, seed: int, device: torch.device) -> Representation:
+    """The representation ``simclr``, ``ncl`` or ``sae`` of a seed.
+
+    Raises:
+        InputError: if it has not been trained, or its files are damaged.
+    """
+    sae = load_sae(encoder_folder(common.out, "sae", seed), device) if name == "sae" else None
+    encoder = load_encoder(encoder_folder(common.out, "simclr" if name == "sae" else name, seed), device)
+    return Representation(encoder, sae, dtype_of(common.precision, device))
+
+
+def features_of(common: Common, name: str, seed: int, data: ImageData, device: torch.device) -> Features:
+    """The representation of both splits, from its cache where that is of the same weights and images.
+
+    Raises:
+        InputError: if it has not been trained, or its files are damaged.
+        SaveError: if the disk does not take the cache.
+    """
+    representation = load_representation(common, name, seed, device)
+    folder = encoder_folder(common.out, name, seed)
+    key = {
+        "weights": fingerprint_files(folder),
+        "train": data.train.fingerprint,
+        "val": data.val.fingerprint,
+        "precision": str(representation.dtype),
+    }
+    sae = representation.sae
+    if sae is None:
+        return cached_features(folder, key, lambda split: representation.of_all(getattr(data, split)))
+    below = features_of(common, "simclr", seed, data, device)
+    return cached_features(folder, key | {"features": below.fingerprint}, lambda split: _latents(sae, below, split))
+
+
+def _latents(sae: TopKAutoencoder, below: Features, split: str) -> torch.Tensor:
+    with torch.inference_mode():
+        x_ND = getattr(below, f"{split}_ND")
+        return torch.cat([sae.encode(part.to(sae.scale.device)).cpu() for part in x_ND.split(_BATCH)])

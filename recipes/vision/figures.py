@@ -19,34 +19,24 @@ from matplotlib.figure import Figure
 from monolora.errors import InputError, exit_status
 from monolora.recipes.experiments.plots import style
 from monolora.recipes.experiments.plots.saving import save_figure
+from monolora.recipes.vision import feature_plots, robustness_plots
 from monolora.recipes.vision.command_line import parse
+from monolora.recipes.vision.figure_data import Material, NotThereError
 from monolora.recipes.vision.images import Images, load_images
-from monolora.recipes.vision.results.comparable import compared
-from monolora.recipes.vision.results.gathered import Consistent, gather
-from monolora.recipes.vision.results.plots import (
-    fig1a,
-    fig1b,
-    fig2,
-    fig3,
-    fig3_curves,
-    fig4_images,
-    fig4c,
-    fig6,
-    fig_table1,
-)
-from monolora.recipes.vision.results.plots.material import Material, NotThereError
+from monolora.recipes.vision.paper_comparison import compared
+from monolora.recipes.vision.results import Consistent, gather
 from monolora.recipes.vision.settings import Settings
 
 FIGURES: Mapping[str, Callable[[Material], Figure]] = {
-    "fig-table1": fig_table1.draw,
-    "fig1a": fig1a.draw,
-    "fig1b": fig1b.draw,
-    "fig2": fig2.draw,
-    "fig3": fig3.draw,
-    "fig3-curves": fig3_curves.draw,
-    "fig4ab": fig4_images.draw,
-    "fig4c": fig4c.draw,
-    "fig6": fig6.draw,
+    "fig-table1": robustness_plots.fig_table1,
+    "fig1a": feature_plots.fig1a,
+    "fig1b": feature_plots.fig1b,
+    "fig2": robustness_plots.fig2,
+    "fig3": robustness_plots.fig3,
+    "fig3-curves": robustness_plots.fig3_curves,
+    "fig4ab": feature_plots.fig4_images,
+    "fig4c": feature_plots.fig4c,
+    "fig6": robustness_plots.fig6,
 }
 
 

@@ -1,20 +1,15 @@
-"""Finetune copies of the pretrained SimCLR encoders, on few images and on wrong labels (section 3.2, appendix A.2).
-
-    monolora vision finetune --config CONFIG [flags]
-    monolora vision finetune --out runs/cifar100 --objectives ce,nce --fractions 0.1,1 --noise-rates 0.8
-
-One run for each share of the images, with right labels, and one for each share of wrong labels, on all images; with
-both objectives, and as often as --draws says. CE and NCE of a run see the same images, labels, orders, augmentations
-and first weights. The record in OUT/finetune/SEED.json is written after every run: a program that was stopped goes on
-where it was, and runs that a later command adds join those that are there.
-"""
+"""A share of the training images, drawn class by class (paper, section 3.2.2)."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
+
+import numpy as np
+import torch
 
 from monolora.errors import InputError, RunError, exit_status
 from monolora.fingerprints import fingerprint_files
@@ -25,11 +20,30 @@ from monolora.recipes.experiments.generators import generator_of
 from monolora.recipes.experiments.label_noise import noisy_labels
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.encoder import Encoder, load_encoder
-from monolora.recipes.vision.few_shot import stratified
+from monolora.recipes.vision.features import encoder_folder, finetune_file
 from monolora.recipes.vision.finetune_training import Classifier, Curves, Training, at_common_lengths
 from monolora.recipes.vision.images import ImageData, load_images
-from monolora.recipes.vision.places import encoder_folder, finetune_file
 from monolora.recipes.vision.settings import Finetune, Settings
+
+
+def stratified(labels_N: torch.Tensor, fraction: float, seed: int | Sequence[int]) -> torch.Tensor:
+    """Places of ``round(fraction * count)`` images of each class, at least one of each, in ascending order.
+
+    For one seed a smaller fraction's images are among a larger one's.
+
+    Args:
+        labels_N: ``int64``, on the CPU.
+        fraction: above 0, at most 1.
+        seed: of the draw.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels_N))  # of all images, whatever the fraction
+    labels = labels_N.numpy()[order]
+    chosen = []
+    for each in np.unique(labels):
+        of_class = order[labels == each]
+        chosen.append(of_class[: max(1, round(fraction * len(of_class)))])
+    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+
 
 _SIMCLR = "simclr"
 _CHOICES = ("objectives", "fractions", "noise_rates", "draws")  # of runs; what one run gives does not depend on them

@@ -9,9 +9,9 @@ import torch
 
 from monolora.errors import InputError
 from monolora.recipes.experiments.generators import generator_of
-from monolora.recipes.vision.batched_probe import Probes
+from monolora.recipes.vision.features import Representation
 from monolora.recipes.vision.images import Images, cached
-from monolora.recipes.vision.represent import Representation
+from monolora.recipes.vision.linear_probe import Probes
 from monolora.recipes.vision.settings import NOISES, Data
 from monolora.recipes.vision.sources import open_class_folders
 

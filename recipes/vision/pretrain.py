@@ -28,8 +28,8 @@ from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_mem
 from monolora.recipes.main_process import on_main_process
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.encoder import WEIGHTS, Encoder, EncoderConfig, save_encoder
+from monolora.recipes.vision.features import encoder_folder
 from monolora.recipes.vision.images import Images, load_images
-from monolora.recipes.vision.places import encoder_folder
 from monolora.recipes.vision.pretraining import Pretraining
 from monolora.recipes.vision.settings import Settings
 from monolora.runs import write_aside

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import nn
+from pytorch_optimizer import LARS
+from torch import distributed, nn
+from torch.distributed.nn.functional import all_gather
 
 from monolora.errors import RunError
 from monolora.recipes.experiments.devices import autocast
 from monolora.recipes.experiments.generators import generator_of
 from monolora.recipes.vision.augment import Augment
-from monolora.recipes.vision.contrastive import nt_xent, of_all_processes
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import Images
-from monolora.recipes.vision.lars import ClippedLars
 from monolora.recipes.vision.settings import Pretrain
 
 _CHECK_EVERY = 50  # steps between looks at the losses; each look waits for the device
@@ -249,3 +249,83 @@ class Pretraining:
                 f"The loss is not finite at epoch {self.epoch + 1}, step {step} of {self.steps_per_epoch}. What was "
                 "saved before is whole. Lower --learning-rate or raise --warmup-epochs, in another --out."
             )
+
+
+def nt_xent(z_2BD: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The normalised, temperature-scaled cross entropy (Chen et al., 2020, equation 1), a scalar.
+
+    Each view is to find the other view of its image among all other views, by cosine similarity.
+
+    Args:
+        z_2BD: shape ``(2, B, D)``: the two views' representations, unnormalised; B at least 2. For NCL they are
+            non-negative.
+        temperature: similarities are divided by it.
+    """
+    views, batch, _ = z_2BD.shape
+    z_ND = F.normalize(z_2BD.flatten(0, 1), dim=-1)
+    similar_NN = z_ND @ z_ND.T / temperature
+    similar_NN = similar_NN.masked_fill(torch.eye(views * batch, dtype=torch.bool, device=z_ND.device), -torch.inf)
+    partners_N = torch.arange(views * batch, device=z_ND.device).roll(batch)
+    return F.cross_entropy(similar_NN, partners_N)
+
+
+def of_all_processes(z_2BD: torch.Tensor) -> torch.Tensor:
+    """The representations of all processes' images, ``(2, B of all, D)``, differentiable; of this one's where alone.
+
+    Every process computes the loss of them all, so the average of the processes' gradients, which is what they step
+    with, is the gradient of one process that has all images.
+    """
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        return z_2BD
+    return torch.cat(all_gather(z_2BD.contiguous()), dim=1)
+
+
+class ClippedLars(LARS):
+    """SGD with momentum whose step for each weight is at most ``trust`` of the weight's norm.
+
+    The learning rate of a weight is ``min(trust * |w| / (|g| + decay * |w|), lr)``: plain SGD's until a step would be
+    too large for its weight. Biases and norms (one dimension) step as in plain SGD, without decay.
+
+    Args:
+        parameters: those with ``requires_grad``.
+        lr: the largest learning rate of any weight.
+        momentum, weight_decay: as in SGD.
+        trust: LARS's trust coefficient, eta.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float, trust: float
+    ) -> None:
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        self._weights = [parameter for parameter in trained if parameter.ndim > 1]
+        self._trust, self._decay = trust, weight_decay
+        # A group for each weight, as the bound is of each weight's own.
+        groups = [{"params": [each for each in trained if each.ndim <= 1]}]
+        groups += [{"params": [weight]} for weight in self._weights]
+        super().__init__(
+            [group for group in groups if group["params"]], lr=lr, momentum=momentum, weight_decay=weight_decay
+        )
+
+    def set_lr(self, lr: float) -> None:
+        """For the steps from now on."""
+        for group in self.param_groups:
+            group["lr"] = lr
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step; parameters without a gradient stay as they are."""
+        self._bound_trust()
+        return super().step(closure)
+
+    def _bound_trust(self) -> None:
+        """The coefficient c that makes LARS's ``lr * c * |w| / (|g| + decay * |w|)`` the bounded learning rate."""
+        by_weight = {id(group["params"][0]): group for group in self.param_groups}
+        weights = [weight for weight in self._weights if weight.grad is not None]
+        if not weights:
+            return
+        norms = torch.stack(torch._foreach_norm(tuple(weights)))
+        gradients = torch.stack(torch._foreach_norm(tuple(each.grad for each in weights if each.grad is not None)))
+        most = self._trust / max(self.param_groups[0]["lr"], 1e-12)
+        coefficients = ((gradients + self._decay * norms) / norms).clamp(max=most)
+        for weight, coefficient in zip(weights, coefficients.unbind(), strict=True):
+            by_weight[id(weight)]["trust_coefficient"] = coefficient

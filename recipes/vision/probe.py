@@ -27,9 +27,20 @@ from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
 from monolora.recipes.experiments.generators import generator_of
 from monolora.recipes.experiments.label_noise import noisy_labels
-from monolora.recipes.vision import encoder, sae_model
+from monolora.recipes.vision import autoencoder, encoder
 from monolora.recipes.vision.augment import Augment
-from monolora.recipes.vision.batched_probe import (
+from monolora.recipes.vision.command_line import parse
+from monolora.recipes.vision.features import (
+    Features,
+    Representation,
+    encoder_folder,
+    features_of,
+    load_representation,
+    probe_file,
+)
+from monolora.recipes.vision.images import ImageData, Images, load_images
+from monolora.recipes.vision.input_noise import noise_accuracies, ood_accuracies, open_ood
+from monolora.recipes.vision.linear_probe import (
     CROSS_ENTROPY,
     FeatureSource,
     Loss,
@@ -40,12 +51,6 @@ from monolora.recipes.vision.batched_probe import (
     shuffled,
     train_probes,
 )
-from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.features import Features
-from monolora.recipes.vision.images import ImageData, Images, load_images
-from monolora.recipes.vision.input_noise import noise_accuracies, ood_accuracies, open_ood
-from monolora.recipes.vision.places import encoder_folder, probe_file
-from monolora.recipes.vision.represent import Representation, features_of, load_representation
 from monolora.recipes.vision.settings import REPRESENTATIONS, Probe, Settings
 from monolora.runs import write_aside
 
@@ -92,7 +97,7 @@ def _check(probe: Probe) -> None:
 
 
 def _weights_of(name: str) -> str:
-    return sae_model.WEIGHTS if name == "sae" else encoder.WEIGHTS
+    return autoencoder.WEIGHTS if name == "sae" else encoder.WEIGHTS
 
 
 def _probe(

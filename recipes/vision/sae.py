@@ -23,13 +23,10 @@ from monolora.errors import SaveError, exit_status
 from monolora.locks import locked
 from monolora.recipes.experiments.devices import device_of, out_of_memory
 from monolora.recipes.experiments.records import results_if_same, write
+from monolora.recipes.vision.autoencoder import WEIGHTS, TopKAutoencoder, quality_of, save_sae, train_sae
 from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.features import Features
+from monolora.recipes.vision.features import Features, encoder_folder, features_of
 from monolora.recipes.vision.images import load_images
-from monolora.recipes.vision.places import encoder_folder
-from monolora.recipes.vision.represent import features_of
-from monolora.recipes.vision.sae_model import WEIGHTS, TopKAutoencoder, save_sae
-from monolora.recipes.vision.sae_training import quality_of, train_sae
 from monolora.recipes.vision.settings import Sae, Settings
 
 RECORD = "sae.json"

@@ -17,7 +17,7 @@ from sklearn.metrics.cluster import expected_mutual_information
 
 from monolora.explain import labels
 from monolora.explain.labels import coarsened, consistency_by_chance, mutual_information, semantic_consistency
-from monolora.recipes.vision import semantic
+from monolora.recipes.vision import consistency
 
 COUNTS = arrays(np.int64, (2, 3, 14), elements=st.integers(0, 5))
 
@@ -123,7 +123,7 @@ def test_semantic_consistency_is_that_of_the_vision_recipe() -> None:
     labels_N = rng.integers(4, size=60)
     counts_UG = np.array([np.bincount(labels_N[z_ND[:, unit] != 0], minlength=4) for unit in range(8)])
     found_U = semantic_consistency(counts_UG)
-    expected_D = semantic.semantic_consistency(torch.tensor(z_ND), torch.tensor(labels_N), 4, 1e-5)
+    expected_D = consistency.semantic_consistency(torch.tensor(z_ND), torch.tensor(labels_N), 4, 1e-5)
     np.testing.assert_allclose(found_U, expected_D, rtol=1e-6)
     assert np.isnan(found_U[3])
 

@@ -12,9 +12,14 @@ x1 < x2, and a fair coin where both are 0. A representation is one number h = a 
 is x1, its polysemantic one, an antipodal pair, x1 - x2.
 """
 
-from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
-from monolora.recipes.superposition.theory.crossing import Crossover, crossover
-from monolora.recipes.superposition.theory.every_sparsity import Verdict, verdicts
+from monolora.recipes.superposition.theory.crossings import (
+    CRITERIA,
+    Crossover,
+    Verdict,
+    crossover,
+    separability,
+    verdicts,
+)
 from monolora.recipes.superposition.theory.moments import (
     Moments,
     conditional_moments,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monolora.recipes.superposition import slope_table
-from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
-from monolora.recipes.superposition.theory.crossing import Noise
+from monolora.recipes.superposition import verify
+from monolora.recipes.superposition.theory.crossings import CRITERIA, Noise, separability
 
 
 @pytest.mark.parametrize("noise", ["label", "input"])
@@ -19,10 +18,10 @@ def test_against_a_scan(name: str, noise: Noise) -> None:
     assert (mono > 0).all()
     assert (poly > 0).all()
     less = int((mono < poly).sum())
-    words = slope_table.in_words(name, noise)
+    words = verify.slopes_in_words(name, noise)
     assert words == ({0: "never", less: f"in {less} of {S.size} cases"} | {S.size: "always"})[less]
 
 
 def test_a_line_for_each_criterion() -> None:
-    lines = list(slope_table.lines())
+    lines = list(verify.slope_lines())
     assert [line.split()[0] for line in lines[2:]] == list(CRITERIA)

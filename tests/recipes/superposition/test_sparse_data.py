@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from monolora.errors import InputError
-from monolora.recipes.superposition.toy.sparse_data import labelled_samples, samples
+from monolora.recipes.superposition.toy_model import labelled_samples, samples
 
 RANDOM = torch.Generator().manual_seed(5)
 

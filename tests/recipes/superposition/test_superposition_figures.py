@@ -23,11 +23,14 @@ from scipy import stats
 from monolora.errors import InputError
 from monolora.recipes.experiments.plots import style
 from monolora.recipes.experiments.plots.saving import save_figure
-from monolora.recipes.superposition.plots import by_noise, differences, fig5a, fig5b, geometry
-from monolora.recipes.superposition.plots.colours import COLOURS
-from monolora.recipes.superposition.recorded import Recorded, read_recorded
+from monolora.recipes.superposition import comparison_plots, toy_plots
+from monolora.recipes.superposition.records import Recorded, read_recorded
+from monolora.recipes.superposition.toy_plots import COLOURS
 
-FIGURES = {module.__name__.rpartition(".")[2]: module for module in (fig5a, fig5b, by_noise, differences, geometry)}
+FIGURES = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (toy_plots, toy_plots, comparison_plots, comparison_plots, toy_plots)
+}
 SMALL = {"seeds": 1, "sparsities": (0.0, 0.5), "train_samples": (300,), "rates": (0.0, 0.6), "scales": (0.0, 0.2)}
 
 
@@ -103,7 +106,7 @@ def test_the_same_records_give_the_same_files(
 
 @pytest.mark.parametrize("seeds", [3, 1])
 def test_bars_are_means_and_their_ends_intervals(made: Callable[..., Recorded], tmp_path: Path, seeds: int) -> None:
-    figure = fig5b.draw(made(seeds=seeds, scales=(0.0, 0.4, 0.7)))
+    figure = toy_plots.fig5b(made(seeds=seeds, scales=(0.0, 0.4, 0.7)))
     assert [axes.get_title("left") for axes in figure.axes] == [f"S = {S:g}" for S in SPARSITIES[1:]]
     for axes, S in zip(figure.axes, SPARSITIES[1:], strict=True):
         shown = [("label", 0.0), ("label", 0.9), ("input", 0.4)]
@@ -122,13 +125,13 @@ def test_bars_are_means_and_their_ends_intervals(made: Callable[..., Recorded], 
 
 
 def test_without_noise_there_are_clean_bars_only(made: Callable[..., Recorded]) -> None:
-    figure = fig5b.draw(made(rates=(0.0,), scales=(0.0,)))
+    figure = toy_plots.fig5b(made(rates=(0.0,), scales=(0.0,)))
     assert [each.get_text() for each in figure.axes[0].child_axes[0].get_xticklabels()] == ["clean"]
 
 
 @pytest.mark.parametrize("seeds", [4, 1])
 def test_lines_are_means_and_bands_intervals(made: Callable[..., Recorded], tmp_path: Path, seeds: int) -> None:
-    figure = by_noise.draw(made(seeds=seeds))
+    figure = comparison_plots.by_noise_figure(made(seeds=seeds))
     panels = [(kind, S) for kind in ("label", "input") for S in SPARSITIES[1:]]
     for axes, (kind, S) in zip(figure.axes, panels, strict=True):
         assert axes.get_title("left") == f"S = {S:g}"
@@ -155,7 +158,7 @@ def table(axes: Axes) -> dict[tuple[int, int], Text]:
 
 @pytest.mark.parametrize("seeds", [3, 1])
 def test_differences_are_in_points_bold_where_sure(made: Callable[..., Recorded], tmp_path: Path, seeds: int) -> None:
-    label, noise, _ = differences.draw(made(seeds=seeds)).axes
+    label, noise, _ = comparison_plots.differences_figure(made(seeds=seeds)).axes
     bold: list[bool] = []
     for axes, kind, noises in ((label, "label", RATES), (noise, "input", SCALES)):
         cells = table(axes)
@@ -179,14 +182,14 @@ def test_differences_are_in_points_bold_where_sure(made: Callable[..., Recorded]
 
 def test_what_only_one_training_set_saw_leaves_a_gap(made: Callable[..., Recorded], tmp_path: Path) -> None:
     made(train_samples=(100,), rates=(0.0, 0.5))
-    label, *_ = differences.draw(made(train_samples=(200,), rates=(0.0, 0.8))).axes
+    label, *_ = comparison_plots.differences_figure(made(train_samples=(200,), rates=(0.0, 0.8))).axes
     gaps = {(row, column) for row in range(8) for column in range(3)} - table(label).keys()
     assert gaps == {(row, 2 if row < 4 else 1) for row in range(8)}
 
 
 def test_dots_are_features_and_grey_those_not_represented(made: Callable[..., Recorded], tmp_path: Path) -> None:
     recorded = made(seeds=4)
-    dots, shares = geometry.draw(recorded).axes
+    dots, shares = toy_plots.geometry_figure(recorded).axes
     assert [each.get_text() for each in dots.get_xticklabels()] == [f"{S:g}" for S in SPARSITIES]
     found = json.loads((tmp_path / "encoders.json").read_text())["results"]
     for place, S in enumerate(SPARSITIES):
@@ -220,7 +223,7 @@ def entries(axes: Axes) -> np.ndarray:
 def test_figure_5a_shows_the_first_seeds_encoders(
     made: Callable[..., Recorded], tmp_path: Path, sparsities: tuple[float, ...], asked: float | None, shown: float
 ) -> None:
-    figure = fig5a.draw(made(seeds=2, sparsities=sparsities), asked)
+    figure = toy_plots.fig5a(made(seeds=2, sparsities=sparsities), asked)
     W_Ssmn = load_file(tmp_path / "encoders.safetensors")["W"]
     for (turned, gram, learned), S in zip((figure.axes[:3], figure.axes[3:6]), (0.0, shown), strict=True):
         W_mn = W_Ssmn[sparsities.index(S), 0]
@@ -239,4 +242,4 @@ def test_figure_5a_shows_the_first_seeds_encoders(
 
 def test_figure_5a_refuses_a_sparsity_that_is_not_there(made: Callable[..., Recorded]) -> None:
     with pytest.raises(InputError, match=r"no encoder with superposition of S = 0\.7\. There are 0\.5, 0\.8, 0\.9"):
-        fig5a.draw(made(), 0.7)
+        toy_plots.fig5a(made(), 0.7)

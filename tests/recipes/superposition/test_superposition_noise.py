@@ -10,11 +10,10 @@ import torch
 
 from monolora.recipes.experiments.generators import generator_of
 from monolora.recipes.experiments.label_noise import noisy_labels
-from monolora.recipes.superposition import noise
-from monolora.recipes.superposition.classifiers import train_classifiers
-from monolora.recipes.superposition.noise import noise_results
+from monolora.recipes.superposition import classifiers
+from monolora.recipes.superposition.classifiers import noise_results, train_classifiers
 from monolora.recipes.superposition.settings import MONO, POLY, Run
-from monolora.recipes.superposition.toy.sparse_data import labelled_samples
+from monolora.recipes.superposition.toy_model import labelled_samples
 
 CPU = torch.device("cpu")
 COUNT = 150
@@ -105,7 +104,7 @@ def test_more_seeds_have_the_fewer_among_them(W_Ssmn: torch.Tensor, results: dic
 
 
 def test_gaussian_noise_is_standard_and_its_seeds_own() -> None:
-    of_seeds = [noise._gaussian(replace(SETTINGS, test_samples=20_000), seed) for seed in (0, 1)]
+    of_seeds = [classifiers._gaussian(replace(SETTINGS, test_samples=20_000), seed) for seed in (0, 1)]
     for z_Nn in of_seeds:
         assert abs(float(z_Nn.mean())) < 0.01
         assert float(z_Nn.std()) == pytest.approx(1, abs=0.01)
@@ -114,7 +113,7 @@ def test_gaussian_noise_is_standard_and_its_seeds_own() -> None:
 
 def test_wrong_labels_are_nested_over_rates() -> None:
     train = labelled_samples(1_001, 6, 0.5, 0, 10)
-    half, clean, most = noise._label_noise(SETTINGS, train, seed=0)
+    half, clean, most = classifiers._label_noise(SETTINGS, train, seed=0)
     assert torch.equal(clean, train.labels_N)
     wrong = half != clean
     assert (int(wrong.sum()), int((most != clean).sum())) == (500, 900)

@@ -13,7 +13,7 @@ from made_toy_records import make_records
 from safetensors.numpy import load_file, save_file
 
 from monolora.errors import InputError
-from monolora.recipes.superposition.recorded import read_recorded
+from monolora.recipes.superposition.records import read_recorded
 
 
 def test_all_is_in_the_order_of_sparsity(tmp_path: Path) -> None:

@@ -14,10 +14,9 @@ from scipy import stats
 
 from monolora.holm import holm
 from monolora.recipes.experiments import records
-from monolora.recipes.superposition.recorded import read_recorded
-from monolora.recipes.superposition.results import CLEAN, INPUT, LABEL, Compared, Results, results_of
+from monolora.recipes.superposition.records import read_recorded
 from monolora.recipes.superposition.settings import MONO, POLY
-from monolora.recipes.superposition.tables import as_markdown
+from monolora.recipes.superposition.tables import CLEAN, INPUT, LABEL, Compared, Results, as_markdown, results_of
 
 SEEDS = 5
 LEVELS = {"label": ("0.0", "0.6", "0.9"), "input": ("0.0", "0.3", "0.6", "2.0")}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from monolora.errors import InputError, SaveError, exit_status
 from monolora.recipes.superposition import run as program
-from monolora.recipes.superposition.toy.geometry import dimensionality, in_antipodal_pair
+from monolora.recipes.superposition.toy_model import dimensionality, in_antipodal_pair
 
 FLAGS = {
     "features": "6", "dimensions": "3", "sparsities": "0.9,0,0.5", "seeds": "3", "encoder-steps": "20",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from monolora import cli
-from monolora.recipes.superposition import verdict_table, verify
+from monolora.recipes.superposition import verify
 from monolora.recipes.superposition.theory.moments import Moments
 
 QUICK = ["--samples", "40000", "--sparsities", "0.5,0.9"]
@@ -17,7 +17,7 @@ QUICK = ["--samples", "40000", "--sparsities", "0.5,0.9"]
 @pytest.fixture
 def _few_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the weights of the same length, whose square roots take time."""
-    monkeypatch.setattr(verdict_table, "POLYS", {"poly": verdict_table.POLYS["poly"]})
+    monkeypatch.setattr(verify, "POLYS", {"poly": verify.POLYS["poly"]})
 
 
 def run(*flags: str) -> int:

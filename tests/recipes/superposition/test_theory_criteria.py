@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monolora.errors import InputError
-from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
+from monolora.recipes.superposition.theory.crossings import CRITERIA, separability
 from monolora.recipes.superposition.theory.moments import noisy_moments
 
 POSITIVE = st.fractions(Fraction(1, 10), 3, max_denominator=20)

@@ -11,10 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monolora.errors import InputError
-from monolora.recipes.superposition.theory.arithmetic import SAME_LENGTH, Representation, weights_of
-from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
-from monolora.recipes.superposition.theory.crossing import OVERTAKES, S_SYMBOL, X_SYMBOL, Noise, crossover, numerator
-from monolora.recipes.superposition.theory.every_sparsity import verdicts
+from monolora.recipes.superposition.theory.crossings import (
+    CRITERIA,
+    OVERTAKES,
+    S_SYMBOL,
+    X_SYMBOL,
+    Noise,
+    crossover,
+    numerator,
+    separability,
+    verdicts,
+)
+from monolora.recipes.superposition.theory.moments import SAME_LENGTH, Representation, weights_of
 
 HALF = Fraction(1, 2)
 NOISES: tuple[Noise, Noise] = ("label", "input")

@@ -8,11 +8,8 @@ from itertools import pairwise
 import pytest
 from scipy import optimize
 
-from monolora.recipes.superposition.theory.arithmetic import SAME_LENGTH
-from monolora.recipes.superposition.theory.criteria import CRITERIA
-from monolora.recipes.superposition.theory.crossing import Noise, crossover
-from monolora.recipes.superposition.theory.every_sparsity import verdicts
-from monolora.recipes.superposition.theory.moments import feature_gap, feature_variance
+from monolora.recipes.superposition.theory.crossings import CRITERIA, Noise, crossover, verdicts
+from monolora.recipes.superposition.theory.moments import SAME_LENGTH, feature_gap, feature_variance
 
 
 @pytest.mark.parametrize("noise", ["label", "input"])

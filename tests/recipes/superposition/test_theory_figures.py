@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from monolora.recipes.experiments.plots import style
-from monolora.recipes.superposition.plots import criteria, leaders
-from monolora.recipes.superposition.plots.colours import COLOURS
-from monolora.recipes.superposition.theory.arithmetic import SAME_LENGTH
-from monolora.recipes.superposition.theory.criteria import CRITERIA, separability
-from monolora.recipes.superposition.theory.crossing import Noise, crossover
+from monolora.recipes.superposition import comparison_plots
+from monolora.recipes.superposition.theory.crossings import CRITERIA, Noise, crossover, separability
+from monolora.recipes.superposition.theory.moments import SAME_LENGTH
+from monolora.recipes.superposition.toy_plots import COLOURS
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +25,7 @@ def _style() -> Iterator[None]:
 
 @pytest.mark.parametrize("noise", ["label", "input"])
 def test_lines_are_j(noise: Noise) -> None:
-    figure = criteria.draw(noise)
+    figure = comparison_plots.criteria_figure(noise)
     for axes, name in zip(figure.axes, CRITERIA, strict=True):
         mono, poly, same_length, *rings = axes.lines
         assert axes.get_title(loc="left").rstrip("*") == name
@@ -46,7 +45,7 @@ def test_lines_are_j(noise: Noise) -> None:
 
 
 def test_the_map_says_who_leads() -> None:
-    figure = leaders.draw()
+    figure = comparison_plots.leaders_figure()
     grid = np.array(figure.axes).reshape(len(CRITERIA), 4)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mono leads", "poly leads"]
     for row, name in zip(grid, CRITERIA, strict=True):
@@ -70,5 +69,5 @@ def test_the_same_bytes_each_time() -> None:
 
 def svg() -> bytes:
     out = io.BytesIO()
-    criteria.draw("label").savefig(out, format="svg", metadata={"Date": None})
+    comparison_plots.criteria_figure("label").savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate
 
-from monolora.recipes.superposition.theory.joint import of_label, raw_moment
+from monolora.recipes.superposition.theory.moments import of_label, raw_moment
 
 
 def by_quadrature(S: float, i: int, j: int) -> float:

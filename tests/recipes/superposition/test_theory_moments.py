@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monolora.errors import InputError
-from monolora.recipes.superposition.theory.arithmetic import REPRESENTATIONS
-from monolora.recipes.superposition.theory.joint import joint_moments
 from monolora.recipes.superposition.theory.moments import (
+    REPRESENTATIONS,
     Moments,
     conditional_moments,
     feature_gap,
     feature_variance,
+    joint_moments,
     noisy_moments,
     summed_variances,
     under_input_noise,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from monolora.recipes.superposition.theory import monte_carlo
+from monolora.recipes.superposition.theory import accuracy
+from monolora.recipes.superposition.theory.accuracy import Noises, estimate_moments
 from monolora.recipes.superposition.theory.moments import Moments, noisy_moments
-from monolora.recipes.superposition.theory.monte_carlo import Noises, estimate_moments
 
 MONO, POLY = (1.0, 0.0), (1.0, -1.0)
 NOISES = [Noises(0, 0), Noises(0.3, 0), Noises(0.2, 0.5)]
@@ -16,7 +16,7 @@ NOISES = [Noises(0, 0), Noises(0.3, 0), Noises(0.2, 0.5)]
 
 def test_statistics_from_sums_of_powers() -> None:
     h = np.random.default_rng(0).gamma(2.0, size=1000)
-    (mean, mean_error), (variance, variance_error) = monte_carlo._estimates([(h**power).sum() for power in range(5)])
+    (mean, mean_error), (variance, variance_error) = accuracy._estimates([(h**power).sum() for power in range(5)])
     assert (mean, variance) == pytest.approx((h.mean(), h.var(ddof=1)))
     assert mean_error == pytest.approx(stats.sem(h), rel=1e-3)
     assert variance_error == pytest.approx(((stats.moment(h, 4) - h.var() ** 2) / len(h)) ** 0.5)
@@ -41,13 +41,13 @@ def test_the_seed_gives_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert once(1) == once(1)
     assert once(1) != once(2)
-    monkeypatch.setattr(monte_carlo, "_CHUNK", 512)  # 9 chunks of 512 and one of 392
+    monkeypatch.setattr(accuracy, "_CHUNK", 512)  # 9 chunks of 512 and one of 392
     (_, _, first), *_ = once(1)
     assert first.mu1[0] == pytest.approx(noisy_moments(0.25, MONO).mu1, abs=5 * first.mu1[1])
 
 
 def test_every_sample_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error of a mean is its spread over the root of the class's size: about half of the samples."""
-    monkeypatch.setattr(monte_carlo, "_CHUNK", 300)
+    monkeypatch.setattr(accuracy, "_CHUNK", 300)
     ((_, _, found),) = estimate_moments(0.5, [POLY], NOISES[:1], 1000, [0])
     assert found.v1[0] / found.mu1[1] ** 2 + found.v0[0] / found.mu0[1] ** 2 == pytest.approx(1000, rel=0.01)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.recipes.superposition.toy.geometry import dimensionality, in_antipodal_pair, represented
+from monolora.recipes.superposition.toy_model import dimensionality, in_antipodal_pair, represented
 
 PENTAGON = [[math.cos(0.4 * math.pi * k), math.sin(0.4 * math.pi * k)] for k in range(5)]
 TETRAHEDRON = [[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]

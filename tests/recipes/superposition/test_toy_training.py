@@ -11,9 +11,16 @@ import torch
 from monolora.errors import RunError
 from monolora.recipes.experiments.generators import generator_of
 from monolora.recipes.superposition.settings import Run
-from monolora.recipes.superposition.toy.geometry import dimensionality, in_antipodal_pair, represented
-from monolora.recipes.superposition.toy.sparse_data import samples
-from monolora.recipes.superposition.toy.training import Encoders, importances, reconstruction_loss, train_encoders
+from monolora.recipes.superposition.toy_model import (
+    Encoders,
+    dimensionality,
+    importances,
+    in_antipodal_pair,
+    reconstruction_loss,
+    represented,
+    samples,
+    train_encoders,
+)
 
 CPU = torch.device("cpu")
 SHORT = Run(features=7, dimensions=3, sparsities=(0.0, 0.5, 0.9), seeds=3, encoder_steps=40, encoder_batch=16)

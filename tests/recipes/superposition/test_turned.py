@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.recipes.superposition.toy.turned import turned
+from monolora.recipes.superposition.toy_model import turned
 
 
 def random(seed: int, *shape: int) -> torch.Tensor:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import sympy
 
-from monolora.recipes.superposition import verdict_table
-from monolora.recipes.superposition.theory.crossing import Crossover
-from monolora.recipes.superposition.theory.every_sparsity import Verdict, verdicts
+from monolora.recipes.superposition import verify
+from monolora.recipes.superposition.theory.crossings import Crossover, Verdict, verdicts
 
 QUARTER, HALF = sympy.Rational(1, 4), sympy.Rational(1, 2)
 
@@ -25,24 +24,24 @@ QUARTER, HALF = sympy.Rational(1, 4), sympy.Rational(1, 2)
     ],
 )
 def test_at_one_sparsity(found: Crossover, words: str) -> None:
-    assert verdict_table.in_short(found) == words
+    assert verify.in_short(found) == words
 
 
 def test_for_every_sparsity() -> None:
-    assert verdict_table.in_words(verdicts("fisher")) == "every S: poly leads"
+    assert verify.verdicts_in_words(verdicts("fisher")) == "every S: poly leads"
     three = [
         Verdict(sympy.Integer(0), QUARTER, ("poly",)),
         Verdict(QUARTER, HALF, ("mono", "poly", "mono")),
         Verdict(HALF, sympy.Integer(1), ("poly", "mono")),
     ]
-    assert verdict_table.in_words(three) == (
+    assert verify.verdicts_in_words(three) == (
         "S < 0.2500: poly leads; 0.2500 < S < 0.5000: mono, then poly, then mono; S > 0.5000: MONO OVERTAKES"
     )
 
 
 def test_claims_follow_from_the_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verdict_table, "POLYS", {"poly": "as in the paper"})
-    text = " ".join(line.strip() for line in verdict_table.lines())
+    monkeypatch.setattr(verify, "POLYS", {"poly": "as in the paper"})
+    text = " ".join(line.strip() for line in verify.verdict_lines())
     assert (
         "theorem 4.2 (mono overtakes poly under label noise) holds for every S under difference; for some S under "
         "squared-difference (S < 0.9060), maximum-margin (S < 0.7378), product (S < 0.4616); for no S under fisher, "

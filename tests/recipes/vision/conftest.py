@@ -12,8 +12,8 @@ import torch
 from shapes import save_shapes
 
 from monolora.recipes.vision.encoder import Encoder, EncoderConfig, save_encoder
+from monolora.recipes.vision.features import encoder_folder
 from monolora.recipes.vision.images import ImageData, load_images
-from monolora.recipes.vision.places import encoder_folder
 from monolora.recipes.vision.settings import Common, Consistency, Data, Finetune, Pretrain, Probe, Sae, Settings
 
 

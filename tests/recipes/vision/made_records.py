@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from monolora.recipes.vision.places import consistency_file, encoder_folder, finetune_file, probe_file
+from monolora.recipes.vision.features import consistency_file, encoder_folder, finetune_file, probe_file
 
 REPRESENTATIONS = ("simclr", "ncl", "sae")
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

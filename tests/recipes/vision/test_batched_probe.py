@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from monolora.errors import InputError, RunError
 from monolora.recipes.experiments.label_noise import noisy_labels
-from monolora.recipes.vision.batched_probe import (
+from monolora.recipes.vision.linear_probe import (
     CROSS_ENTROPY,
     LOG_ZERO,
     FeatureSource,
@@ -21,10 +21,11 @@ from monolora.recipes.vision.batched_probe import (
     Probes,
     cached_source,
     feature_scale,
+    plain_probe,
     shuffled,
+    symmetric_cross_entropy,
     train_probes,
 )
-from monolora.recipes.vision.plain_probe import plain_probe, symmetric_cross_entropy
 from monolora.recipes.vision.settings import Probe
 
 CPU = torch.device("cpu")

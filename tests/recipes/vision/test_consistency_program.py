@@ -18,9 +18,8 @@ from monolora.recipes.experiments.records import write
 from monolora.recipes.vision import consistency as program
 from monolora.recipes.vision import probe, sae
 from monolora.recipes.vision.encoder import Encoder
+from monolora.recipes.vision.features import consistency_file, features_of, probe_file
 from monolora.recipes.vision.images import ImageData
-from monolora.recipes.vision.places import consistency_file, probe_file
-from monolora.recipes.vision.represent import features_of
 from monolora.recipes.vision.settings import Settings
 
 CPU = torch.device("cpu")

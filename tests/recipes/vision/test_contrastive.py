@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monolora.recipes.vision.contrastive import nt_xent
+from monolora.recipes.vision.pretraining import nt_xent
 
 
 def _by_loops(views: list[list[list[float]]], temperature: float) -> float:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monolora.recipes.vision.few_shot import stratified
+from monolora.recipes.vision.finetune import stratified
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(lambda values: torch.tensor(values))
 FRACTIONS = st.floats(0.001, 1.0)

@@ -25,14 +25,12 @@ from monolora.errors import InputError
 from monolora.recipes.experiments.plots import style
 from monolora.recipes.experiments.plots.lines import _apart
 from monolora.recipes.vision import figures
+from monolora.recipes.vision.feature_plots import short_name
+from monolora.recipes.vision.figure_data import COLOURS, Material
 from monolora.recipes.vision.figures import FIGURES, main, run
 from monolora.recipes.vision.images import ImageData
-from monolora.recipes.vision.results.comparable import compared
-from monolora.recipes.vision.results.gathered import gather
-from monolora.recipes.vision.results.paper_numbers import TABLE1
-from monolora.recipes.vision.results.plots.colours import COLOURS
-from monolora.recipes.vision.results.plots.material import Material
-from monolora.recipes.vision.results.plots.top_images import short_name
+from monolora.recipes.vision.paper_comparison import TABLE1, compared
+from monolora.recipes.vision.results import gather
 from monolora.recipes.vision.settings import Settings
 
 LONG = ("Staffordshire bullterrier, Staffordshire bull", "great white shark", "sweet_pepper")

@@ -16,10 +16,10 @@ from monolora.errors import InputError, RunError, exit_status
 from monolora.recipes.experiments.records import read
 from monolora.recipes.vision import finetune
 from monolora.recipes.vision.encoder import Encoder
+from monolora.recipes.vision.features import encoder_folder, finetune_file
 from monolora.recipes.vision.finetune import Run, main, runs_of
 from monolora.recipes.vision.finetune_training import Classifier, Curves, Training
 from monolora.recipes.vision.images import ImageData
-from monolora.recipes.vision.places import encoder_folder, finetune_file
 from monolora.recipes.vision.settings import Finetune, Settings
 
 SIX = [

@@ -11,7 +11,7 @@ import pytest
 from made_records import RATES, make_records, write_record
 
 from monolora.errors import InputError
-from monolora.recipes.vision.results.gathered import gather
+from monolora.recipes.vision.results import gather
 
 
 @pytest.fixture

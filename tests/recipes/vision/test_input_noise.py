@@ -11,11 +11,11 @@ from scipy.stats import kstest
 from shapes import save_shapes
 
 from monolora.errors import InputError
-from monolora.recipes.vision.batched_probe import Probes
 from monolora.recipes.vision.encoder import Encoder
+from monolora.recipes.vision.features import Representation, load_representation
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.input_noise import noise_accuracies, noise_of, ood_accuracies, open_ood
-from monolora.recipes.vision.represent import Representation, load_representation
+from monolora.recipes.vision.linear_probe import Probes
 from monolora.recipes.vision.settings import Settings
 
 CPU = torch.device("cpu")

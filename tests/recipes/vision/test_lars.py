@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from monolora.recipes.vision.lars import ClippedLars
+from monolora.recipes.vision.pretraining import ClippedLars
 
 
 def _model() -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monolora.recipes.vision.places import consistency_file, encoder_folder, finetune_file, probe_file
+from monolora.recipes.vision.features import consistency_file, encoder_folder, finetune_file, probe_file
 
 
 def test_places(tmp_path: Path) -> None:

@@ -14,14 +14,12 @@ from safetensors.torch import load_file
 from monolora.errors import InputError, RunError
 from monolora.recipes.experiments.label_noise import noisy_labels
 from monolora.recipes.vision import probe as program
-from monolora.recipes.vision.batched_probe import shuffled
+from monolora.recipes.vision.autoencoder import TopKAutoencoder, save_sae
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.encoder import Encoder
+from monolora.recipes.vision.features import encoder_folder, features_of, probe_file
 from monolora.recipes.vision.images import ImageData
-from monolora.recipes.vision.places import encoder_folder, probe_file
-from monolora.recipes.vision.plain_probe import plain_probe
-from monolora.recipes.vision.represent import features_of
-from monolora.recipes.vision.sae_model import TopKAutoencoder, save_sae
+from monolora.recipes.vision.linear_probe import plain_probe, shuffled
 from monolora.recipes.vision.settings import Settings
 
 CPU = torch.device("cpu")

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from monolora.recipes.vision.autoencoder import TopKAutoencoder, save_sae
 from monolora.recipes.vision.encoder import Encoder
+from monolora.recipes.vision.features import encoder_folder, features_of, load_representation
 from monolora.recipes.vision.images import ImageData
-from monolora.recipes.vision.places import encoder_folder
-from monolora.recipes.vision.represent import features_of, load_representation
-from monolora.recipes.vision.sae_model import TopKAutoencoder, save_sae
 from monolora.recipes.vision.settings import Settings
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from monolora.errors import InputError
-from monolora.recipes.vision.sae_model import WEIGHTS, TopKAutoencoder, largest, load_sae, save_sae
+from monolora.recipes.vision.autoencoder import WEIGHTS, TopKAutoencoder, largest, load_sae, save_sae
 
 CPU = torch.device("cpu")
 

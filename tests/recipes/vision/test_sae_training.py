@@ -11,9 +11,9 @@ from sklearn.metrics import r2_score
 from torch import nn
 
 from monolora.errors import InputError, RunError
-from monolora.recipes.vision import sae_training
-from monolora.recipes.vision.sae_model import TopKAutoencoder
-from monolora.recipes.vision.sae_training import (
+from monolora.recipes.vision import autoencoder
+from monolora.recipes.vision.autoencoder import (
+    TopKAutoencoder,
     _Steps,
     auxiliary_loss,
     quality_of,
@@ -58,7 +58,7 @@ def test_explained_variance_is_r2_weighted_by_variance() -> None:
 
 @pytest.mark.parametrize("chunk", [7, 4096])
 def test_dead_latents_and_zeros_are_counted(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sae_training, "_CHUNK", chunk)
+    monkeypatch.setattr(autoencoder, "_CHUNK", chunk)
     x_ND = sparse_truth(100)
     sae = train_sae(x_ND, FEW, 0).sae
     sae.encoder.bias[:6] = -1e6

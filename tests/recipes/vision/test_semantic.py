@@ -8,8 +8,8 @@ from math import isnan, nan
 import pytest
 import torch
 
-from monolora.recipes.vision import semantic
-from monolora.recipes.vision.semantic import (
+from monolora.recipes.vision import consistency
+from monolora.recipes.vision.consistency import (
     salient_consistency,
     salient_dimensions,
     semantic_consistency,
@@ -39,7 +39,7 @@ def test_the_case_made_by_hand() -> None:
 @pytest.mark.parametrize("threshold", [0.0, 1e-5, 0.8, 3.0])
 @pytest.mark.parametrize("chunk", [7, 4096])
 def test_counted_as_in_a_loop(threshold: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semantic, "_CHUNK", chunk)
+    monkeypatch.setattr(consistency, "_CHUNK", chunk)
     generator = torch.Generator().manual_seed(3)
     z_ND = torch.randn(60, 12, generator=generator) * torch.bernoulli(torch.full((60, 12), 0.3), generator=generator)
     z_ND[:, 4] = 0

@@ -16,9 +16,9 @@ from scipy import stats
 
 from monolora.errors import InputError
 from monolora.latex import escaped
-from monolora.recipes.vision.results import paper_numbers
-from monolora.recipes.vision.results.comparable import compared
-from monolora.recipes.vision.results.gathered import gather
+from monolora.recipes.vision import paper_comparison
+from monolora.recipes.vision.paper_comparison import compared
+from monolora.recipes.vision.results import gather
 from monolora.recipes.vision.settings import Common, Data, Settings
 from monolora.recipes.vision.table1 import main, run
 
@@ -63,18 +63,18 @@ def test_the_papers_numbers_are_those_of_its_text() -> None:
     for half, start in (("CIFAR-100", 0), ("ImageNet-100", 5)):
         for name, line in (("simclr", 0), ("sae", 1), ("ncl", 3)):
             expected = list(map(float, lines[start + line]))
-            assert [paper_numbers.accuracy(half, name, rate) for rate in RATES] == expected
+            assert [paper_comparison.accuracy(half, name, rate) for rate in RATES] == expected
         for name, line in (("sae", 2), ("ncl", 4)):
             expected = list(map(float, lines[start + line]))
             if (half, name) == ("ImageNet-100", "sae"):
                 expected[0] = -0.6  # the paper prints -0.4 for 66.2 - 66.8
-            assert [paper_numbers.gain(half, name, rate) for rate in RATES] == expected
+            assert [paper_comparison.gain(half, name, rate) for rate in RATES] == expected
 
 
 def test_the_paper_has_no_numbers_for_other_rates_and_data() -> None:
-    assert paper_numbers.accuracy("CIFAR-100", "ncl", 0.95) is None
-    assert paper_numbers.accuracy(None, "ncl", 0.9) is None
-    assert paper_numbers.gain(None, "ncl", 0.9) is None
+    assert paper_comparison.accuracy("CIFAR-100", "ncl", 0.95) is None
+    assert paper_comparison.accuracy(None, "ncl", 0.9) is None
+    assert paper_comparison.gain(None, "ncl", 0.9) is None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_paper_has_no_numbers_for_other_rates_and_data() -> None:
     ],
 )
 def test_the_half_is_that_of_the_data_set(dataset: str, half: str | None) -> None:
-    assert paper_numbers.half_of(dataset) == half
+    assert paper_comparison.half_of(dataset) == half
 
 
 def test_several_encoders_count_once_each(make: Callable[..., Settings], tmp_path: Path) -> None:

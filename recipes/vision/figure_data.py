@@ -1,13 +1,17 @@
-"""What figures are drawn from."""
+"""The colour and the marker of a representation, in all figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from monolora.recipes.vision.images import Images
-from monolora.recipes.vision.results.comparable import Compared
-from monolora.recipes.vision.results.gathered import ORDER, Consistent, Gathered
+from monolora.recipes.vision.paper_comparison import Compared
+from monolora.recipes.vision.results import ORDER, Consistent, Gathered
+
+# Told apart with any colour vision, by lightness too; dark enough for names on white.
+COLOURS: Mapping[str, str] = {"simclr": "#4c6285", "sae": "#1b9e77", "ncl": "#d9730d"}
+MARKERS: Mapping[str, str] = {"simclr": "o", "sae": "s", "ncl": "^"}
 
 
 class NotThereError(Exception):

@@ -1,0 +1,241 @@
+"""What "linearly separable" may mean: the criteria J that theorem 4.2 could have used.
+
+The paper asks for a large distance between the classes and a small variance within them, after Fisher (1936), and its
+formula for J is lost. These are the usual ways to say it in one number. They do not agree, so J is always named.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from itertools import combinations, pairwise
+from typing import Literal, NamedTuple
+
+import sympy
+from sympy.polys.fields import field
+
+from monolora.errors import unknown
+from monolora.recipes.superposition.theory import moments
+from monolora.recipes.superposition.theory.moments import (
+    Number,
+    Representation,
+    conditional_moments,
+    noisy_moments,
+    rational,
+    under_input_noise,
+    under_label_noise,
+    weights_of,
+)
+
+
+class Criterion(NamedTuple):
+    """A way to say in one number how separable two classes are; larger is better.
+
+    Attributes:
+        formula: in words.
+        value: of the gap and the two variances.
+        scale_free: whether c h has the same J as h. A linear classifier does not care for c; a J that does can put
+            representations in any order by their units.
+    """
+
+    formula: str
+    value: Callable[[Number, Number, Number], Number]
+    scale_free: bool
+
+
+CRITERIA: Mapping[str, Criterion] = {
+    "fisher": Criterion("gap² / (v1 + v0)", lambda gap, v1, v0: gap**2 / (v1 + v0), True),
+    "fisher-geometric": Criterion("gap⁴ / (v1 v0)", lambda gap, v1, v0: gap**4 / (v1 * v0), True),
+    "ratio": Criterion("gap / (v1 + v0)", lambda gap, v1, v0: gap / (v1 + v0), False),
+    "difference": Criterion("gap - (v1 + v0)", lambda gap, v1, v0: gap - (v1 + v0), False),
+    "squared-difference": Criterion("gap² - (v1 + v0) / 2", lambda gap, v1, v0: gap**2 - (v1 + v0) / 2, False),
+    "maximum-margin": Criterion("gap² / 4 - (v1 + v0) / 2", lambda gap, v1, v0: gap**2 / 4 - (v1 + v0) / 2, False),
+    "product": Criterion("gap / (v1 v0)", lambda gap, v1, v0: gap / (v1 * v0), False),
+    "squared-product": Criterion("gap² / (v1 v0)", lambda gap, v1, v0: gap**2 / (v1 * v0), False),
+}
+
+
+def criterion_of(name: str) -> Criterion:
+    """By its name in CRITERIA.
+
+    Raises:
+        InputError: for another name.
+    """
+    if name not in CRITERIA:
+        raise unknown("criterion", name, CRITERIA)
+    return CRITERIA[name]
+
+
+def separability(
+    S: Number, representation: Representation, criterion: str, eta: Number = 0, epsilon: Number = 0
+) -> Number:
+    """J of a representation (theorems 4.2, B.9).
+
+    Args:
+        S: probability that a feature is 0, in [0, 1).
+        representation: ``"mono"``, ``"poly"``, or weights.
+        criterion: a name in CRITERIA.
+        eta: share of wrong labels, in [0, 1]; above 1/2 the classes have swapped, and the gap is negative.
+        epsilon: standard deviation of Gaussian noise on each feature.
+
+    Raises:
+        InputError: for what cannot be.
+    """
+    moments = noisy_moments(S, representation, eta, epsilon)
+    return criterion_of(criterion).value(moments.gap, moments.v1, moments.v0)
+
+
+Noise = Literal["label", "input"]
+
+S_SYMBOL = sympy.Symbol("S", real=True)
+X_SYMBOL = sympy.Symbol("x", nonnegative=True)  # r = 1 - 2 eta, or epsilon
+TIED = "tied"
+OVERTAKES = ("poly", "mono")  # the claim of theorems 4.2 and B.9
+
+
+class Crossover(NamedTuple):
+    """Who is ahead as the noise grows.
+
+    Attributes:
+        leaders: ``"mono"`` and ``"poly"`` in turns, the first from no noise on; ``("tied",)`` if J is the same.
+        at: the noises at which they change, exact, ascending: eta below 1/2, or epsilon.
+    """
+
+    leaders: tuple[str, ...]
+    at: tuple[sympy.Expr, ...]
+
+
+def crossover(
+    S: Number, criterion: str, noise: Noise = "label", mono: Representation = "mono", poly: Representation = "poly"
+) -> Crossover:
+    """Where mono and poly swap places.
+
+    Args:
+        S: in [0, 1). A float is taken as the decimal number that it is printed as.
+        criterion: a name in CRITERIA.
+        noise: ``"label"``: eta from 0 to 1/2; ``"input"``: epsilon from 0 on.
+        mono, poly: the representations that are called so.
+
+    Raises:
+        InputError: for what cannot be.
+    """
+    p = numerator(criterion, noise, weights_of(mono), weights_of(poly))
+    at_S = p.eval(S_SYMBOL, rational(moments.sparsity(S)))
+    if at_S.is_zero:
+        return Crossover((TIED,), ())
+    end = sympy.Integer(1) if noise == "label" else sympy.oo
+    roots = sorted(root for root in _real_roots(at_S) if 0 < root < end)
+    signs = [sympy.sign(at_S.eval(x)) for x in _between(roots, end)]
+    if noise == "label":  # r falls as label noise grows
+        roots, signs = roots[::-1], signs[::-1]
+    leaders, at = [_leader(signs[0])], []
+    for root, sign in zip(roots, signs[1:], strict=True):
+        if _leader(sign) != leaders[-1]:  # at a double root nobody passes
+            leaders.append(_leader(sign))
+            at.append(sympy.radsimp((1 - root) / 2) if noise == "label" else root)
+    return Crossover(tuple(leaders), tuple(at))
+
+
+@functools.cache
+def numerator(criterion: str, noise: Noise, mono: tuple[Number, Number], poly: tuple[Number, Number]) -> sympy.Poly:
+    """Of J_mono - J_poly, a polynomial in S and x, positive where mono is ahead.
+
+    Raises:
+        InputError: for a criterion or a noise that there is not.
+    """
+    if noise not in ("label", "input"):
+        raise unknown("noise", noise, ("label", "input"))
+    value = criterion_of(criterion).value
+    numbers_of, _ = sympy.construct_domain([rational(each) for each in (*mono, *poly)], extension=True, field=True)
+    # elements of a field of rational functions: the formulas take them as they take any numbers
+    _, S, x = field((S_SYMBOL, X_SYMBOL), numbers_of)
+    found = []
+    for weights in (mono, poly):
+        moments = conditional_moments(S, tuple(numbers_of.from_sympy(rational(each)) for each in weights))
+        if noise == "label":
+            moments = under_label_noise(moments, (1 - x) / 2)
+        else:
+            moments = under_input_noise(moments, x, weights)
+        found.append(value(moments.gap, moments.v1, moments.v0))
+    difference = found[0] - found[1]
+    # the denominator has one sign everywhere, as variances do: take it from the numerator
+    third = numbers_of.from_sympy(sympy.Rational(1, 3))
+    sign = sympy.sign(numbers_of.to_sympy(difference.denom.evaluate([(S.numer, third), (x.numer, third)])))
+    return sympy.Poly(sign * difference.numer.as_expr(), S_SYMBOL, X_SYMBOL, domain=numbers_of)
+
+
+def _real_roots(poly: sympy.Poly) -> set[sympy.Expr]:
+    """In radicals: for the criteria here the polynomials are of degree 2 in x or x², but for factors of x."""
+    found = sympy.roots(poly)
+    if sum(found.values()) < poly.degree() or any(root.is_real is None for root in found):
+        raise ArithmeticError(f"not all roots of {poly.as_expr()} are found in radicals")
+    return {root for root in found if root.is_real}
+
+
+def _between(roots: list[sympy.Expr], end: sympy.Expr) -> list[sympy.Rational]:
+    """A rational in each gap that the ascending ``roots`` leave between 0 and ``end``."""
+    last = 2 * roots[-1] + 1 if end == sympy.oo and roots else sympy.Integer(1)
+    return [rational_between(low, high) for low, high in pairwise([sympy.Integer(0), *roots, last])]
+
+
+def rational_between(low: sympy.Expr, high: sympy.Expr) -> sympy.Rational:
+    """A rational number between two algebraic ones, ``low < high``, however near they are."""
+    digits = 15
+    while not low < (middle := sympy.Rational(str(sympy.N((low + high) / 2, digits)))) < high:
+        digits *= 2
+    return middle
+
+
+def _leader(sign: sympy.Expr) -> str:
+    return "mono" if sign > 0 else "poly"
+
+
+class Verdict(NamedTuple):
+    """Who leads as the noise grows, for an open interval of sparsities.
+
+    Attributes:
+        low, high: of S; algebraic numbers.
+        leaders: as in Crossover.
+    """
+
+    low: sympy.Expr
+    high: sympy.Expr
+    leaders: tuple[str, ...]
+
+
+def verdicts(
+    criterion: str, noise: Noise = "label", mono: Representation = "mono", poly: Representation = "poly"
+) -> tuple[Verdict, ...]:
+    """Verdicts that together cover 0 < S < 1, ascending; neighbours differ. Arguments as of ``crossover``."""
+    p = numerator(criterion, noise, weights_of(mono), weights_of(poly))
+    edges = [sympy.Integer(0), *_critical(p, noise), sympy.Integer(1)]
+    found: list[Verdict] = []
+    for low, high in pairwise(edges):
+        leaders = crossover(rational_between(low, high), criterion, noise, mono, poly).leaders
+        if found and found[-1].leaders == leaders:
+            found[-1] = found[-1]._replace(high=high)
+        else:
+            found.append(Verdict(low, high, leaders))
+    return tuple(found)
+
+
+def _critical(p: sympy.Poly, noise: Noise) -> list[sympy.Expr]:
+    """The sparsities between 0 and 1 where the pattern may change, ascending; there may be some where it does not."""
+    factors = [factor.reorder(X_SYMBOL, S_SYMBOL) for factor, _ in p.factor_list()[1]]
+    in_x = [factor for factor in factors if factor.degree(X_SYMBOL) > 0]
+    conditions = [factor.eval(X_SYMBOL, 0) for factor in factors if factor not in in_x]
+    for factor in in_x:
+        highest = factor.eject(S_SYMBOL).LC()
+        conditions += [sympy.Poly(highest, S_SYMBOL, extension=True), factor.eval(X_SYMBOL, 0), factor.discriminant()]
+        conditions += [factor.eval(X_SYMBOL, 1)] if noise == "label" else []
+    conditions += [one.resultant(other) for one, other in combinations(in_x, 2)]
+    roots = {root for condition in conditions for root in _roots_in_range(condition) if 0 < root < 1}
+    return sorted(roots)
+
+
+def _roots_in_range(condition: sympy.Poly) -> set[sympy.Expr]:
+    """Of a polynomial in S; if its coefficients have square roots in them, of its product with its conjugate."""
+    if condition.degree() < 1:
+        return set()
+    rational = condition if condition.domain.is_QQ or condition.domain.is_ZZ else condition.norm()
+    return {root for root, _ in rational.real_roots(multiple=False)}
