@@ -26,6 +26,9 @@ from rounds import Seconds, in_turns, spread
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from monolora import MonoLoraConfig, beaverdam
+from monolora.data.chat_template import prompt_ids
+from monolora.data.prompt_sets import content_key, load
+from monolora.data.tasks import Example
 from monolora.eval import judges, report
 from monolora.eval.engines import vllm as engine
 from monolora.eval.judges import JudgeOptions
@@ -33,13 +36,10 @@ from monolora.eval.measures.entries import entries
 from monolora.eval.measures.model import Model
 from monolora.eval.measures.table import build
 from monolora.eval.process import rows_of
-from monolora.eval.prompts import load
-from monolora.eval.records import Judgement, Response, content_key
+from monolora.eval.records import Judgement, Response
 from monolora.eval.store import opened
 from monolora.hub import SMOLLM2, load_causal_lm, load_dataset, load_tokenizer, resolve_model
 from monolora.provenance import provenance
-from monolora.recipes.prompts import prompt_ids
-from monolora.recipes.tasks import Example
 
 MODELS = ("base", "lora", "mono")
 

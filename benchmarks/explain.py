@@ -22,7 +22,7 @@ from monolora.adapters import load_adapted
 from monolora.eval.explain.text_sets import load
 from monolora.explain import Text, collect
 from monolora.explain.collect import padded_batch, windows
-from monolora.recipes.inference import evaluating
+from monolora.inference import evaluating
 
 
 def main() -> None:

@@ -32,11 +32,11 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from monolora import MonoLoraConfig
+from monolora.data.chat_template import render_all
+from monolora.data.tasks import sst2
 from monolora.hub import load_causal_lm, load_tokenizer, resolve_model
-from monolora.recipes.arguments import TrainingArguments
-from monolora.recipes.prompts import render_all
-from monolora.recipes.tasks import sst2
-from monolora.recipes.trainer import SftTrainer
+from monolora.recipes.training.arguments import TrainingArguments
+from monolora.recipes.training.trainer import SftTrainer
 
 SIDES = ("trl-lora", "trl-lora-plain", "monolora", "monolora-random", "monolora-masked", "monolora-full")
 

@@ -15,9 +15,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from monolora.adapters import adapter_tokenizer, load_adapted
+from monolora.data.chat_template import Split
 from monolora.hub import load_causal_lm, on_gpus
-from monolora.recipes.inference import MOST_PLACES, Inference, evaluating
-from monolora.recipes.prompts import Split
+from monolora.inference import MOST_PLACES, Inference, evaluating
 
 Row = Mapping[str, Any]
 

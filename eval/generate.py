@@ -8,13 +8,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monolora.data.prompt_sets import PromptSet, content_key
 from monolora.errors import InputError
 from monolora.eval.models import Subject, by_engine, token_ids
 from monolora.eval.plan import Plan, PlannedModel
 from monolora.eval.process import results_of
 from monolora.eval.progress import kept, tracked
-from monolora.eval.prompts import PromptSet
-from monolora.eval.records import OK, Measurement, Response, content_key
+from monolora.eval.records import OK, Measurement, Response
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store
 from monolora.hub import load_config

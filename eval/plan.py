@@ -7,9 +7,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.errors import InputError, SaveError, in_one_line
-from monolora.eval.prompts import PromptSet
-from monolora.eval.records import Prompt
 from monolora.runs import write_json
 from monolora.text_files import read_json, type_problem
 

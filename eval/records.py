@@ -1,4 +1,4 @@
-"""What the suite keeps: prompts, and one record for every response and every judgement.
+"""What the suite keeps: one record for every response and every judgement.
 
 Keys are hashes of contents: of the prompt's token ids, the model's weights, the settings, the judge. A record is found
 again if and only if all of these are the same, whatever anything is called.
@@ -6,33 +6,11 @@ again if and only if all of these are the same, whatever anything is called.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any, NamedTuple
 
+from monolora.data.prompt_sets import content_key
+
 OK, INVALID = "ok", "invalid"
-
-
-class Prompt(NamedTuple):
-    """One distinct prompt of a set.
-
-    Attributes:
-        key: hash of its contents.
-        instruction: what is asked.
-        context: material that it speaks of; may be empty.
-        categories: for the bars of the report; may be empty.
-        label: ``safe`` or ``unsafe`` where the set says so (XSTest), else None.
-        reference: the right answer where there is one (tasks), else None.
-        weight: how many rows of the set have this very prompt; it is answered once and counts so often.
-    """
-
-    key: str
-    instruction: str
-    context: str = ""
-    categories: tuple[str, ...] = ()
-    label: str | None = None
-    reference: str | None = None
-    weight: int = 1
 
 
 class Response(NamedTuple):
@@ -102,8 +80,3 @@ class Measurement(NamedTuple):
 def own_seed(seed: int, token_ids: Any) -> int:
     """A seed for sampling after this prompt: another for every prompt, and the same for every model."""
     return int(content_key("seed", seed, token_ids)[:7], 16)
-
-
-def content_key(*parts: Any) -> str:
-    """24 hex digits of the sha256 of JSON values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

@@ -16,9 +16,11 @@ from typing import Any, cast, get_type_hints
 
 from typing_extensions import TypedDict
 
+from monolora.data import prompt_sets
+from monolora.data.prompt_sets import PromptSet
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.eval import plan as plans
-from monolora.eval import prompts, report
+from monolora.eval import report
 from monolora.eval.command_line import SCORE_FLAGS
 from monolora.eval.judges import Judge
 from monolora.eval.measured import columns as measured_columns
@@ -26,7 +28,6 @@ from monolora.eval.measured import measured
 from monolora.eval.measures.columns import Measured, Whole
 from monolora.eval.measures.model import Model
 from monolora.eval.plan import Plan
-from monolora.eval.prompts import PromptSet
 from monolora.eval.score import judge_identity, make_judges, score
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store, is_invalid, opened
@@ -231,9 +232,9 @@ def _shown(value: Any) -> str:
 
 
 def _prompt_sets(settings: Settings) -> list[PromptSet]:
-    sets = prompts.suite(settings.suite, settings.limit, settings.xstest_limit, settings.unsafe_only)
-    tasks = prompts.names(f"task:{name}" for name in settings.tasks)
-    return sets + [prompts.load(name, settings.task_limit) for name in tasks]
+    sets = prompt_sets.suite(settings.suite, settings.limit, settings.xstest_limit, settings.unsafe_only)
+    tasks = prompt_sets.names(f"task:{name}" for name in settings.tasks)
+    return sets + [prompt_sets.load(name, settings.task_limit) for name in tasks]
 
 
 def _make(folder: Path) -> None:

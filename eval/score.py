@@ -7,14 +7,14 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from monolora.data.prompt_sets import Prompt, PromptSet, content_key
 from monolora.errors import InputError, RunError
 from monolora.eval import judges
 from monolora.eval.judges import Judge, JudgeOptions
 from monolora.eval.plan import Plan
 from monolora.eval.process import results_of, rows_of
 from monolora.eval.progress import kept, tracked
-from monolora.eval.prompts import PromptSet
-from monolora.eval.records import INVALID, Judgement, Prompt, Response, content_key
+from monolora.eval.records import INVALID, Judgement, Response
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store
 

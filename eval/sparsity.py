@@ -10,7 +10,7 @@ from typing import Any
 from peft.tuners.lora.layer import LoraLayer
 
 from monolora.adapters import load_adapted
-from monolora.recipes.inference import Inference
+from monolora.inference import Inference
 
 
 def measured(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

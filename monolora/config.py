@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftType
 
 from monolora.activations import check_activation
 from monolora.checkpoint import adapted_modules, check_weights_file
-from monolora.register import extend_peft_type
+from monolora.peft_type import extend_peft_type
 
 extend_peft_type()
 

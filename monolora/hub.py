@@ -165,7 +165,7 @@ def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
                 "config.json. Copy the model again."
             )
     text = model.config.get_text_config()
-    if text.to_dict().get("output_router_logits"):  # no answer could be generated: see recipes/trainer.py
+    if text.to_dict().get("output_router_logits"):  # no answer could be generated: see recipes/training/trainer.py
         text.output_router_logits = False
     return model
 

@@ -19,20 +19,7 @@ from peft import PeftType, peft_model
 from peft.utils import CONFIG_NAME, hotswap, register_peft_method
 from transformers.utils import find_adapter_config_file
 
-NAME = "MONOLORA"
-
-
-def extend_peft_type() -> None:
-    """Add ``PeftType.MONOLORA``: a true member, so that ``.value``, pickle, deepcopy and JSON work."""
-    if NAME in PeftType.__members__:
-        return
-    member = str.__new__(PeftType, NAME)
-    member._name_ = NAME
-    member._value_ = NAME
-    setattr(PeftType, NAME, member)
-    PeftType._member_names_.append(NAME)
-    PeftType._member_map_[NAME] = member
-    PeftType._value2member_map_[NAME] = member
+from monolora.peft_type import NAME
 
 
 def register() -> None:

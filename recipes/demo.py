@@ -11,9 +11,9 @@ from pathlib import Path
 
 from monolora.errors import exit_status
 from monolora.flags import FlagParser
-from monolora.recipes.arguments import parse
-from monolora.recipes.report import result_table
 from monolora.recipes.sft import run
+from monolora.recipes.training.arguments import parse
+from monolora.recipes.training.report import result_table
 from monolora.terminal import Terminal, say
 
 SETTINGS = ["--dataset", "demo", "--per-device-train-batch-size", "8", "--overwrite"]

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from monolora import run_record
 from monolora.beaverdam import MAX_LENGTH
 from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
@@ -32,9 +33,7 @@ from monolora.hub import MINILM, local_path, resolve_model
 from monolora.model_files import save_model
 from monolora.provenance import provenance
 from monolora.recipes import judge_data
-from monolora.recipes import record as run_record
 from monolora.recipes.judge_data import Splits
-from monolora.recipes.judge_metrics import measure
 from monolora.recipes.judge_model import (
     Example,
     encode_rows,
@@ -45,7 +44,7 @@ from monolora.recipes.judge_model import (
     start_from_mean,
 )
 from monolora.recipes.judge_report import model_card, table
-from monolora.recipes.judge_training import train
+from monolora.recipes.judge_training import measure, train
 from monolora.remote_code import TRUST_HELP, code_trusted
 from monolora.runs import MODEL_FILES, Kind, claim
 from monolora.terminal import Terminal

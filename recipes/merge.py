@@ -33,9 +33,9 @@ from monolora.merge.lora import check_readable
 from monolora.merge.unload import active_units, dequantized
 from monolora.model_files import save_model
 from monolora.recipes import merge_report
-from monolora.recipes import subject as subjects
-from monolora.recipes.subject import Subject
-from monolora.recipes.texts import Rows, batches
+from monolora.recipes import merge_source as subjects
+from monolora.recipes.calibration_data import Rows, batches
+from monolora.recipes.merge_source import Subject
 from monolora.recipes.verify import CALIBRATION_TOKENS, add_flags, check_flags, task_of, texts_of, verify
 from monolora.remote_code import code_trusted
 from monolora.runs import OutputFolder, claim

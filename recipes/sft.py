@@ -24,16 +24,21 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from monolora import run_record
+from monolora.data.chat_template import render_all
+from monolora.data.custom import Most, Source
+from monolora.data.scoring import prompt_sparsity, score, validation_loss
+from monolora.data.tasks import BUILT_IN, Example, Task, load_task
 from monolora.errors import exit_status
 from monolora.fingerprints import fingerprint_files, fingerprint_rows
 from monolora.hub import check_vocabulary, local_path, resolve_model
+from monolora.inference import Inference
 from monolora.locks import no_empty_folder
 from monolora.provenance import provenance
-from monolora.recipes import publish, resume
-from monolora.recipes import record as run_record
-from monolora.recipes.adapter_config import peft_config
-from monolora.recipes.arguments import Arguments, parse
-from monolora.recipes.checks import (
+from monolora.recipes.training import checkpoints, publication
+from monolora.recipes.training.arguments import Arguments, parse, resolved_config
+from monolora.recipes.training.checkpoints import Resumed
+from monolora.recipes.training.data_checks import (
     check_alive,
     check_finite,
     check_steps,
@@ -41,16 +46,10 @@ from monolora.recipes.checks import (
     check_truncation,
     preview,
 )
-from monolora.recipes.inference import Inference
-from monolora.recipes.main_process import on_main_process
-from monolora.recipes.models import is_sharded, load_model, load_tokenizer, make_trainer
-from monolora.recipes.prompts import render_all
-from monolora.recipes.report import result_table, rows_line
-from monolora.recipes.resume import Resumed
-from monolora.recipes.scoring import prompt_sparsity, score, validation_loss
-from monolora.recipes.tasks import BUILT_IN, Example, Task, load_task
-from monolora.recipes.tasks.custom import Most, Source
-from monolora.recipes.trainer import SftTrainer
+from monolora.recipes.training.models import is_sharded, load_model, load_tokenizer, make_trainer, peft_config
+from monolora.recipes.training.processes import on_main_process
+from monolora.recipes.training.report import result_table, rows_line
+from monolora.recipes.training.trainer import SftTrainer
 from monolora.remote_code import code_trusted
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, say, unfailing_stdout
@@ -136,8 +135,8 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     """
     script, training, flags = arguments.script, arguments.training, arguments.adapter
     output = Path(training.output_dir or "")
-    config = run_record.resolved_config(arguments)
-    resumed = resume.find(training.resume_from_checkpoint, output, config)
+    config = resolved_config(arguments)
+    resumed = checkpoints.find(training.resume_from_checkpoint, output, config)
     if not flags.preview and not (resumed and resumed.checkpoint.parent.resolve() == output.resolve()):
         on_main_process(lambda: _check(folder, arguments))
     adapter = peft_config(arguments)
@@ -163,7 +162,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     if resumed:
         resumed.check_same_inputs(fingerprints)
     tokenizer = load_tokenizer(model_folder, training)
-    hub_repo = publish.claim(training)
+    hub_repo = publication.claim(training)
     rows = render_all(train, tokenizer, training.dataset_num_proc)
     is_wrapped = training.packing and training.packing_strategy == "wrapped"  # it cuts nothing off
     truncation = check_truncation(rows, None if is_wrapped else training.max_length)
@@ -261,9 +260,9 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
         "seconds": {"train": train_seconds, "total": time.monotonic() - started},
     }
     record = {**record, "status": "done", "results": results, "history": trainer.state.log_history}
-    publish.save(trainer, record, this.output)
+    publication.save(trainer, record, this.output)
     if PartialState().is_main_process and this.hub_repo is not None:
-        publish.push(this.output, this.hub_repo, this.arguments.training)
+        publication.push(this.output, this.hub_repo, this.arguments.training)
     return record
 
 

@@ -12,12 +12,12 @@ from peft.tuners.lora.layer import LoraLayer
 from rich.table import Table
 
 from monolora.adapters import load_adapted
+from monolora.data.custom import load_prompts
+from monolora.data.scoring import prompt_sparsity
+from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError, exit_status
 from monolora.flags import FlagParser
-from monolora.recipes.inference import Inference
-from monolora.recipes.scoring import prompt_sparsity
-from monolora.recipes.tasks import BUILT_IN
-from monolora.recipes.tasks.custom import load_prompts
+from monolora.inference import Inference
 from monolora.remote_code import TRUST_HELP, code_trusted
 from monolora.sparsity import Sparsity
 from monolora.terminal import Terminal

@@ -18,18 +18,18 @@ from typing import Any, cast
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from monolora.data.scoring import score_and_answers
+from monolora.data.tasks import Task
 from monolora.errors import InputError, SaveError, exit_status
 from monolora.flags import FlagParser
+from monolora.inference import Inference
 from monolora.locks import locked
 from monolora.merge.verify import Comparison, compare
 from monolora.provenance import provenance
 from monolora.recipes import merge_report
-from monolora.recipes import subject as subjects
-from monolora.recipes.inference import Inference
-from monolora.recipes.scoring import score_and_answers
-from monolora.recipes.subject import Subject
-from monolora.recipes.tasks import Task
-from monolora.recipes.texts import Rows, Texts, batches, choose, run_task, same_rows, sources
+from monolora.recipes import merge_source as subjects
+from monolora.recipes.calibration_data import Rows, Texts, batches, choose, run_task, same_rows, sources
+from monolora.recipes.merge_source import Subject
 from monolora.remote_code import code_trusted
 from monolora.terminal import Terminal, track
 from monolora.units import input_device

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from limits import HANG_S
 
-from monolora.recipes.arguments import parse
+from monolora.recipes.training.arguments import parse
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from monolora.recipes.prompts import ALPACA, ALPACA_CONTEXT
-from monolora.recipes.tasks import demo
+from monolora.data.chat_template import ALPACA, ALPACA_CONTEXT
+from monolora.data.tasks import demo
 
 # It begins with BOS, as Llama's does, because a chat is tokenized without the BOS that plain text gets.
 CHAT_TEMPLATE = (

@@ -19,7 +19,7 @@ from monolora.adapters import load_adapted
 from monolora.eval.batches import fixed_batches
 from monolora.eval.records import own_seed
 from monolora.hub import check_vocabulary, load_causal_lm, load_tokenizer, on_gpus
-from monolora.recipes.inference import GREEDY, evaluating, padded
+from monolora.inference import GREEDY, evaluating, padded
 from monolora.units import input_device
 
 

@@ -24,7 +24,7 @@ from monolora.eval.process import results_of, rows_of
 from monolora.eval.progress import tracked
 from monolora.eval.records import OK
 from monolora.explain.ablation import ablated
-from monolora.recipes.inference import GREEDY, evaluating, padded
+from monolora.inference import GREEDY, evaluating, padded
 from monolora.units import input_device
 
 

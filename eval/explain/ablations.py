@@ -22,14 +22,14 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from monolora.data.chat_template import split_at_answer
+from monolora.data.task import Example
 from monolora.eval.explain.records import Ablations, Change, Floats, Measure
 from monolora.eval.measures.bootstrap import bootstrap
 from monolora.eval.progress import tracked
 from monolora.explain.ablation import ablated
 from monolora.explain.rates import false_discovery_rate
-from monolora.recipes.inference import evaluating, padded
-from monolora.recipes.prompts import split_at_answer
-from monolora.recipes.tasks.base import Example
+from monolora.inference import evaluating, padded
 from monolora.units import UnitName, input_device
 
 Ablation = Collection[UnitName]
@@ -98,7 +98,7 @@ class Effect:
 
 
 def scored_prompt(example: Example, labels: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> ScoredPrompt:
-    """An example of a classification task, divided as :func:`monolora.recipes.scoring.label_likelihoods` does it.
+    """An example of a classification task, divided as :func:`monolora.data.scoring.label_likelihoods` does it.
 
     Where tokens merge over the end of the prompt with some label, they count as the answers'.
     """

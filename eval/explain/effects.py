@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from monolora.data.prompt_sets import Prompt
 from monolora.errors import InputError
 from monolora.eval import judges
 from monolora.eval.explain.ablated_responses import ablated_responses, judged_effects
@@ -27,11 +28,10 @@ from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet
 from monolora.eval.judges import Judge, JudgeOptions
 from monolora.eval.progress import tracked
-from monolora.eval.records import Prompt
 from monolora.eval.score import question
 from monolora.explain.layout import Layout
 from monolora.explain.logits import TopTokens, ablation_logits, direct_logits
-from monolora.recipes.inference import Inference, evaluating
+from monolora.inference import Inference, evaluating
 from monolora.terminal import STDERR
 from monolora.units import UnitName, find_units
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monolora.adapters import adapter_config, load_adapted
+from monolora.data.scoring import label_likelihoods
+from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError
 from monolora.eval.explain.contrasts import Counted, Side, asks_for_answers, contrasted, side, usual
 from monolora.eval.explain.effects import ablations, check_ablations, chosen_units, make_panel, unit_logits
@@ -22,11 +24,9 @@ from monolora.explain import Layout, collect
 from monolora.explain.ablation import why_not_ablated
 from monolora.fingerprints import fingerprint_files
 from monolora.hub import local_path, resolve_model
+from monolora.inference import Inference, evaluating
 from monolora.provenance import provenance
 from monolora.prune import read_adapter
-from monolora.recipes.inference import Inference, evaluating
-from monolora.recipes.scoring import label_likelihoods
-from monolora.recipes.tasks import BUILT_IN
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import STDERR
 

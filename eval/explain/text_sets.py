@@ -24,14 +24,13 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
+from monolora.data.chat_template import Split, prompt_ids, split_at_answer
+from monolora.data.custom import prompt_rows, read
+from monolora.data.prompt_sets import PUBLISHED, collapse, published_rows
+from monolora.data.tasks import BUILT_IN, Example
 from monolora.errors import InputError
-from monolora.eval.prompt_sources import PUBLISHED, published_rows
-from monolora.eval.prompts import collapse
 from monolora.explain.texts import Text
 from monolora.hub import load_dataset
-from monolora.recipes.prompts import Split, prompt_ids, split_at_answer
-from monolora.recipes.tasks import BUILT_IN, Example
-from monolora.recipes.tasks.custom import prompt_rows, read
 
 ANSWERS, LAST = "-answers", "-last"
 Part = Literal["text", "last", "answers"]

@@ -16,7 +16,7 @@ from monolora.eval.judges.padding import padding_token, unpadded
 from monolora.eval.judges.reading import Readable
 from monolora.eval.judges.running import Logits
 from monolora.hub import load_causal_lm, load_classifier, load_config
-from monolora.recipes.inference import evaluating, padded
+from monolora.inference import evaluating, padded
 from monolora.units import input_device
 
 _Forward = Callable[[Sequence[list[int]]], torch.Tensor]

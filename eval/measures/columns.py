@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from monolora.eval.records import Prompt
+from monolora.data.prompt_sets import Prompt
 
 MCNEMAR, BOOTSTRAP = "mcnemar", "bootstrap"
 PERCENT = "%"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.eval.judges.base import Judge
 from monolora.eval.measures.gathered import Gathered
 from monolora.eval.measures.model import Model
-from monolora.eval.prompts import PromptSet
-from monolora.eval.records import OK, Judgement, Prompt, Response
+from monolora.eval.records import OK, Judgement, Response
 
 
 def entries(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.eval.judges.base import Judge
 from monolora.eval.measures.columns import Column, Measured
 from monolora.eval.measures.model import Model
-from monolora.eval.prompts import PromptSet
-from monolora.eval.records import OK, Judgement, Prompt, Response
+from monolora.eval.records import OK, Judgement, Response
 
 Matrix = NDArray[np.float64]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from monolora.data.prompt_sets import PromptSet
 from monolora.eval.judges.base import Judge
 from monolora.eval.measures.columns import Cell, Column, Measured, Whole
 from monolora.eval.measures.comparisons import compare
@@ -16,7 +17,6 @@ from monolora.eval.measures.sparse import ALIGNMENT, Sparsities, sparsity_column
 from monolora.eval.measures.tasks import task_columns
 from monolora.eval.measures.verdicts import flag_columns, policy_columns, refusal_columns
 from monolora.eval.measures.writing import writing_columns
-from monolora.eval.prompts import PromptSet
 from monolora.eval.records import Judgement, Response
 
 FORMAT = 1

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from monolora.data.prompt_sets import Prompt
+from monolora.data.scoring import first_word
 from monolora.eval.measures.columns import BOOTSTRAP, MCNEMAR, Cell, Column, Measured, Whole, cell
 from monolora.eval.measures.gathered import Gathered
-from monolora.eval.records import OK, Prompt, Response
-from monolora.recipes.scoring import first_word
+from monolora.eval.records import OK, Response
 
 if TYPE_CHECKING:
     from sacrebleu import BLEU

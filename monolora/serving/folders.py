@@ -18,7 +18,7 @@ from monolora.checkpoint import AdapterFileError, check_no_lora_tensors, check_w
 from monolora.config import MonoLoraConfig
 from monolora.errors import in_one_line
 from monolora.patterns import check_bounded
-from monolora.register import NAME
+from monolora.peft_type import NAME
 from monolora.serving.gate import ACTIVATION_BOUNDS
 from monolora.serving.ranks import EXACT_MEND
 

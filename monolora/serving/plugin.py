@@ -24,7 +24,7 @@ from typing import Any
 
 from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
-from monolora.register import NAME
+from monolora.peft_type import NAME
 from monolora.serving import end_tokens, executor, gate, loading, reload, requests, resolver, versions
 from monolora.serving.folders import peft_type
 from monolora.serving.seams import MissingSeamError, wrap_all

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from monolora.register import NAME
+from monolora.peft_type import NAME
 
 
 async def find_adapter(

@@ -8,10 +8,10 @@ from typing import Any
 
 from monolora.errors import InputError
 from monolora.eval import run as runs
-from monolora.recipes.record import read
 from monolora.recipes.studies.cells import training
 from monolora.recipes.studies.chosen import Chosen
 from monolora.recipes.studies.settings import Study
+from monolora.run_record import read
 from monolora.text_files import read_json
 
 _ALIKE = ("max_train_samples", "num_train_epochs", "per_device_train_batch_size", "max_length", "lora_r")

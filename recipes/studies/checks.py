@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from monolora.errors import InputError
 from monolora.eval import command_line
-from monolora.recipes import arguments, judge
+from monolora.recipes import judge
 from monolora.recipes.studies.cells import Cell, planned
 from monolora.recipes.studies.settings import Study
+from monolora.recipes.training import arguments
 
 _LOOKERS: dict[str, Callable[[list[str]], object]] = {
     "judge": judge.parse,

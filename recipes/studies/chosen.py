@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from monolora.errors import InputError
-from monolora.recipes.record import read
 from monolora.recipes.studies.cells import training
 from monolora.recipes.studies.settings import Study
+from monolora.run_record import read
 
 
 class Chosen(NamedTuple):

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from monolora.eval import prompts
+from monolora.data import prompt_sets
+from monolora.data.chat_template import prompt_ids, split_at_answer
+from monolora.data.custom import Source
+from monolora.data.tasks import Example, load_task
 from monolora.eval.judges.shieldgemma import POLICIES
 from monolora.eval.settings import Settings
 from monolora.recipes import judge_data
-from monolora.recipes.prompts import prompt_ids, split_at_answer
 from monolora.recipes.studies.settings import Estimates, Study
-from monolora.recipes.tasks import Example, load_task
-from monolora.recipes.tasks.custom import Source
 
 _ACTIVATIONS = 34  # bytes a token, layer and hidden unit in 16 bits (Korthikanti et al. 2022, eq. 1, flash attention)
 _KEPT = 2  # with gradient checkpointing
@@ -154,8 +154,8 @@ def _calls(judge: str) -> int:
 def _asked(flags: Flags, tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
     words = flags.get("suite", ["alignment"])
     suite = words if isinstance(words, list) else [words]
-    sets = prompts.suite(suite, flags.get("limit"), flags.get("xstest_limit"), bool(flags.get("unsafe_only")))
-    sets += [prompts.load(f"task:{name}", flags.get("task_limit")) for name in flags.get("tasks", [])]
+    sets = prompt_sets.suite(suite, flags.get("limit"), flags.get("xstest_limit"), bool(flags.get("unsafe_only")))
+    sets += [prompt_sets.load(f"task:{name}", flags.get("task_limit")) for name in flags.get("tasks", [])]
     return [
         Asked(
             [len(prompt_ids(Example(each.instruction, "", each.context), tokenizer)) for each in found.prompts],

@@ -21,9 +21,9 @@ from monolora.eval.run import KIND as EVALUATION
 from monolora.fingerprints import fingerprint_files
 from monolora.hub import local_path
 from monolora.recipes.judge import KIND as JUDGE
-from monolora.recipes.record import SFT
 from monolora.recipes.studies.at_once import at_once
 from monolora.recipes.studies.cells import Cell
+from monolora.run_record import SFT
 from monolora.runs import claim, write_json
 from monolora.terminal import STDERR
 from monolora.text_files import read_json

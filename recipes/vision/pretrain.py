@@ -25,7 +25,7 @@ from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_
 from monolora.locks import locked, no_empty_folder
 from monolora.recipes.experiments import records
 from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
-from monolora.recipes.main_process import on_main_process
+from monolora.recipes.training.processes import on_main_process
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.encoder import WEIGHTS, Encoder, EncoderConfig, save_encoder
 from monolora.recipes.vision.features import encoder_folder

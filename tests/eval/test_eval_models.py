@@ -11,11 +11,10 @@ import pytest
 from evaluated import Evaluated
 from transformers import AutoTokenizer
 
+from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.errors import InputError
 from monolora.eval.command_line import parse
 from monolora.eval.models import by_engine, subjects, token_ids
-from monolora.eval.prompts import PromptSet
-from monolora.eval.records import Prompt
 
 DAY = date(2024, 2, 29)
 # Transformers gives templates one function of the clock. Llama 3 asks it where nobody gives a date, others always do.

@@ -127,9 +127,9 @@ def test_what_a_run_leaves(ran: Path) -> None:
 def test_sparsity_is_that_of_the_program(ran: Path, evaluated: Evaluated) -> None:
     """``monolora sparsity`` measures the same prompts, by its own way to them."""
     from monolora.adapters import load_adapted
-    from monolora.recipes.inference import Inference
-    from monolora.recipes.scoring import prompt_sparsity
-    from monolora.recipes.tasks import Example
+    from monolora.data.scoring import prompt_sparsity
+    from monolora.data.tasks import Example
+    from monolora.inference import Inference
 
     model, tokenizer = load_adapted(str(evaluated.mono), str(evaluated.base), dtype="float32")
     rows = [Example(each["prompt"], "") for each in QUESTIONS[:-1]]

@@ -14,11 +14,20 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from monolora.data.prompt_sets import (
+    PUBLISHED,
+    Prompt,
+    PromptSet,
+    collapse,
+    content_key,
+    evenly,
+    fingerprint,
+    load,
+    names,
+    suite,
+)
+from monolora.data.tasks import demo, sst2
 from monolora.errors import InputError
-from monolora.eval.prompt_sources import PUBLISHED, evenly
-from monolora.eval.prompts import PromptSet, collapse, fingerprint, load, names, suite
-from monolora.eval.records import Prompt, content_key
-from monolora.recipes.tasks import demo, sst2
 
 KINDS = ("fruit", "tools", "birds")
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from monolora.recipes import sft
-from monolora.recipes.arguments import parse
-from monolora.recipes.trainer import SftTrainer
+from monolora.recipes.training.arguments import parse
+from monolora.recipes.training.trainer import SftTrainer
 
 # The vocabulary of `make_llama`: three special tokens and sixty words.
 WORDS = [f"w{number}" for number in range(3, 63)]

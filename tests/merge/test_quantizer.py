@@ -49,8 +49,8 @@ from monolora.merge.quantizer import (
     MonoLoraQuantizationConfig,
     check_checkpoint,
 )
-from monolora.recipes.arguments import parse
-from monolora.recipes.models import load_model
+from monolora.recipes.training.arguments import parse
+from monolora.recipes.training.models import load_model
 from monolora.register import register
 
 Adapt = Callable[..., PeftModel]

@@ -15,13 +15,12 @@ from tiny_chat import CHAT_TEMPLATE, save_tiny_chat
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from monolora import cli
+from monolora.data.chat_template import render_all
+from monolora.data.tasks import Example
 from monolora.recipes import sft
-from monolora.recipes.adapter_config import peft_config
-from monolora.recipes.arguments import parse
-from monolora.recipes.models import load_model, make_trainer
-from monolora.recipes.prompts import render_all
-from monolora.recipes.record import SFT
-from monolora.recipes.tasks import Example
+from monolora.recipes.training.arguments import parse
+from monolora.recipes.training.models import load_model, make_trainer, peft_config
+from monolora.run_record import SFT
 
 
 @pytest.fixture(autouse=True, scope="session")

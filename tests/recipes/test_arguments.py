@@ -13,11 +13,10 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from monolora import MonoLoraConfig
 from monolora.errors import InputError
-from monolora.recipes import conflicts
-from monolora.recipes import record as run_record
-from monolora.recipes.adapter_config import peft_config
-from monolora.recipes.arguments import Arguments, parse
-from monolora.recipes.conflicts import NOT_HERE, RENAMED, WORKS, unclassified
+from monolora.recipes.training import conflicts
+from monolora.recipes.training.arguments import Arguments, parse, resolved_config
+from monolora.recipes.training.conflicts import NOT_HERE, RENAMED, WORKS, unclassified
+from monolora.recipes.training.models import peft_config
 
 PRESETS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml"))
 
@@ -78,7 +77,7 @@ def test_environment_from_the_config_file(tmp_path: Path, monkeypatch: pytest.Mo
 def test_presets(preset: Path, adapter: str) -> None:
     arguments = parse(["--config", str(preset), "--adapter", adapter])
     given = yaml.safe_load(preset.read_text())
-    resolved = run_record.resolved_config(arguments)
+    resolved = resolved_config(arguments)
     for key, value in given.items():
         assert resolved[key] == (value if key != "lora_target_modules" or len(value) > 1 else value[0]), key
     config = peft_config(arguments)

@@ -9,12 +9,11 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 import monolora.recipes
+from monolora.data.chat_template import ALPACA, ALPACA_CONTEXT, prompt_ids, set_chat_template, split_at_answer
+from monolora.data.tasks import Example
 from monolora.errors import InputError
 from monolora.eval.command_line import parse as parse_eval
-from monolora.recipes.arguments import parse
-from monolora.recipes.chat_template import set_chat_template
-from monolora.recipes.prompts import ALPACA, ALPACA_CONTEXT, prompt_ids, split_at_answer
-from monolora.recipes.tasks import Example
+from monolora.recipes.training.arguments import parse
 
 RECIPES = Path(monolora.recipes.__file__).parent
 ALPACA_TEMPLATE = str(RECIPES / "templates" / "alpaca.jinja")

@@ -11,8 +11,9 @@ import pytest
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from monolora.data.tasks import Example, demo
 from monolora.errors import InputError, RunError
-from monolora.recipes.checks import (
+from monolora.recipes.training.data_checks import (
     bos_in_front,
     check_alive,
     check_finite,
@@ -21,7 +22,6 @@ from monolora.recipes.checks import (
     documents,
     preview,
 )
-from monolora.recipes.tasks import Example, demo
 from monolora.sparsity import Sparsity
 from monolora.terminal import Terminal
 

@@ -13,10 +13,10 @@ import pytest
 import trl
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from monolora.data.chat_template import prompt_ids, render_all, split_at_answer
+from monolora.data.custom import Most, Source, load_prompts
+from monolora.data.tasks import Example, load_task
 from monolora.errors import InputError
-from monolora.recipes.prompts import prompt_ids, render_all, split_at_answer
-from monolora.recipes.tasks import Example, load_task
-from monolora.recipes.tasks.custom import Most, Source, load_prompts
 
 CHATML = (
     "{{ bos_token }}{% if tools %}<|im_start|>system\n{% if messages[0].role == 'system' %}{{ messages[0].content }}\n"

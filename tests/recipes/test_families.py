@@ -18,13 +18,12 @@ from tiny_families import save_tiny_family
 from transformers import AutoModelForCausalLM
 
 from monolora import MonoLoraConfig
+from monolora.data.chat_template import render_all
+from monolora.data.tasks import demo
 from monolora.errors import InputError
 from monolora.layer import MonoLoraLayer
-from monolora.recipes.adapter_config import peft_config, settle_targets
-from monolora.recipes.arguments import parse
-from monolora.recipes.models import load_model, load_tokenizer, make_trainer
-from monolora.recipes.prompts import render_all
-from monolora.recipes.tasks import demo
+from monolora.recipes.training.arguments import parse
+from monolora.recipes.training.models import load_model, load_tokenizer, make_trainer, peft_config, settle_targets
 
 SHORT = ("--max-steps", "1", "--max-eval-samples", "2")
 Run = Callable[..., Outcome]

@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from monolora import MonoLoraConfig
-from monolora.recipes import inference as inference_module
-from monolora.recipes.inference import Inference, evaluating
-from monolora.recipes.prompts import Split
+from monolora import inference as inference_module
+from monolora.data.chat_template import Split
+from monolora.inference import Inference, evaluating
 
 KINDS = ("llama", "monolora", "gpt2")
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from monolora.adapters import load_adapted, load_sum
+from monolora.inference import Inference
 from monolora.recipes import merge_report
-from monolora.recipes.inference import Inference
 
 Trained = Callable[..., Path]
 Merge = Callable[..., Path]

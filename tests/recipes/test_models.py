@@ -16,9 +16,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from monolora import MonoLoraConfig
 from monolora.errors import InputError
 from monolora.model_files import end_tokens
-from monolora.recipes.adapter_config import settle_targets
-from monolora.recipes.arguments import parse
-from monolora.recipes.models import check_gathers, is_sharded, load_model, load_tokenizer
+from monolora.recipes.training.arguments import parse
+from monolora.recipes.training.models import check_gathers, is_sharded, load_model, load_tokenizer, settle_targets
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -20,7 +20,7 @@ from running import QUICK, Outcome
 
 from monolora.locks import locked
 from monolora.recipes import sft
-from monolora.recipes.trainer import SftTrainer
+from monolora.recipes.training.trainer import SftTrainer
 
 Run = Callable[..., Outcome]
 SHORT = ("--skip-eval", "--max-steps", "1", "--save-strategy", "no")

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from monolora.data.chat_template import prompt_ids, render, render_all, split_at_answer
+from monolora.data.tasks import Example
 from monolora.errors import InputError
-from monolora.recipes.prompts import prompt_ids, render, render_all, split_at_answer
-from monolora.recipes.tasks import Example
 
 PLAIN = Example("Say it", "positive")
 WITH_CONTEXT = Example("Is it good", "negative", context="The soup was awful.")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from monolora.errors import InputError, RunError
-from monolora.recipes import publish
-from monolora.recipes.arguments import parse
+from monolora.recipes.training import publication
+from monolora.recipes.training.arguments import parse
 
 Run = Callable[..., Any]
 
@@ -58,7 +58,7 @@ class Hub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> type[Hub]:
     """A hub that works."""
     Hub.calls, Hub.broken = [], ""
-    monkeypatch.setattr(publish, "HfApi", Hub)
+    monkeypatch.setattr(publication, "HfApi", Hub)
     return Hub
 
 
@@ -89,16 +89,16 @@ def test_a_failed_push_keeps_the_model(run_sft: Run, hub: type[Hub]) -> None:
 
 
 def test_claim(hub: type[Hub]) -> None:
-    assert publish.claim(parse([]).training) is None
+    assert publication.claim(parse([]).training) is None
     training = parse(["--push-to-hub", "--hub-model-id", "org/name"]).training
-    assert publish.claim(training) == "org/name"
+    assert publication.claim(training) == "org/name"
     assert not training.push_to_hub  # the recipe pushes; the trainer must not
     hub.broken = "whoami"
     with pytest.raises(InputError, match="HF_TOKEN"):
-        publish.claim(parse(["--push-to-hub"]).training)
+        publication.claim(parse(["--push-to-hub"]).training)
 
 
 def test_push_reports_what_the_hub_said(hub: type[Hub], tmp_path: Path) -> None:
     hub.broken = "create_repo"
     with pytest.raises(RunError, match=r"Cannot push to a/b: the hub is on fire\."):
-        publish.push(tmp_path, "a/b", parse([]).training)
+        publication.push(tmp_path, "a/b", parse([]).training)

@@ -8,22 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from monolora import run_record
 from monolora.errors import InputError, SaveError
-from monolora.recipes import record
-from monolora.recipes.arguments import parse
+from monolora.recipes.training.arguments import parse, resolved_config
 
 RESULTS = {"before": None, "after": None}
 
 
 def test_write_and_read(tmp_path: Path) -> None:
-    record.write(tmp_path / "new", {"config": {"a": 1}, "results": RESULTS, "nan": [float("nan"), float("inf")]})
+    run_record.write(tmp_path / "new", {"config": {"a": 1}, "results": RESULTS, "nan": [float("nan"), float("inf")]})
     assert os.listdir(tmp_path / "new") == ["run.json"]
-    assert record.read(tmp_path / "new") == {"config": {"a": 1}, "results": RESULTS, "nan": [None, None]}
-    assert record.read(tmp_path) is None
+    assert run_record.read(tmp_path / "new") == {"config": {"a": 1}, "results": RESULTS, "nan": [None, None]}
+    assert run_record.read(tmp_path) is None
 
 
 def test_a_failed_write_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record.write(tmp_path, {"config": {}, "results": RESULTS})
+    run_record.write(tmp_path, {"config": {}, "results": RESULTS})
 
     def full(self: Path, text: str) -> int:
         self.touch()
@@ -31,28 +31,28 @@ def test_a_failed_write_leaves_the_old_record(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(SaveError, match="No space left on device"):
-        record.write(tmp_path, {"config": {"new": 1}, "results": RESULTS})
+        run_record.write(tmp_path, {"config": {"new": 1}, "results": RESULTS})
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["run.json"]
-    assert record.read(tmp_path) == {"config": {}, "results": RESULTS}
+    assert run_record.read(tmp_path) == {"config": {}, "results": RESULTS}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", "3", "\0"])
 def test_read_refuses_what_is_no_record(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(InputError, match="Remove the folder, or take another --output-dir"):
-        record.read(tmp_path)
+        run_record.read(tmp_path)
 
 
 def test_read_says_the_mend_that_it_is_given(tmp_path: Path) -> None:
     for text in ("{", "{}"):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(InputError, match="Do this"):
-            record.read(tmp_path, "Do this.")
+            run_record.read(tmp_path, "Do this.")
 
 
 def test_no_secret_is_recorded() -> None:
-    config = record.resolved_config(parse(["--hub-token", "hf_secret", "--eos-token", "</s>", "--run-name", "mine"]))
+    config = resolved_config(parse(["--hub-token", "hf_secret", "--eos-token", "</s>", "--run-name", "mine"]))
     assert "hf_secret" not in json.dumps(config)
     assert config["eos_token"] == "</s>"
     assert config["adapter"] == "monolora"
@@ -75,5 +75,5 @@ SHARDED = (
 @pytest.mark.parametrize("path", SHARDED)
 def test_files_of_sharded_runs_are_a_runs(path: str) -> None:
     """What FSDP and DeepSpeed write into a checkpoint, which no test here can train with."""
-    assert record.SFT.foreign([path]) == []
-    assert record.SFT.foreign([path.rpartition("/")[2] + "~", f"notes/{path}"]) != []
+    assert run_record.SFT.foreign([path]) == []
+    assert run_record.SFT.foreign([path.rpartition("/")[2] + "~", f"notes/{path}"]) != []

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from monolora.recipes.resume import Resumed
+from monolora.recipes.training.checkpoints import Resumed
 
 Run = Callable[..., Any]
 SAVING = ("--save-steps", "2")

@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from monolora.recipes import row_cache
+from monolora.data import chat_template
 
 ROWS = [{"prompt": f"Question {number}", "completion": "yes"} for number in range(20)]
 
@@ -24,7 +24,7 @@ def rows() -> datasets.Dataset:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    return tmp_path / row_cache.FOLDER
+    return tmp_path / chat_template.FOLDER
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def _no_caching() -> Iterator[None]:
 
 
 def test_the_rows_are_the_same_and_stored_once(rows: datasets.Dataset, cache: Path) -> None:
-    first = row_cache.on_disk(rows)
-    second = row_cache.on_disk(datasets.Dataset.from_list(ROWS))
+    first = chat_template.on_disk(rows)
+    second = chat_template.on_disk(datasets.Dataset.from_list(ROWS))
     assert first.to_list() == second.to_list() == ROWS
     assert first.cache_files == second.cache_files
     assert len(list(cache.iterdir())) == 1
-    other = row_cache.on_disk(datasets.Dataset.from_list(ROWS[1:]))
+    other = chat_template.on_disk(datasets.Dataset.from_list(ROWS[1:]))
     assert other.to_list() == ROWS[1:]
     assert len(list(cache.iterdir())) == 2
 
@@ -67,7 +67,7 @@ print(sum(rows.map(longer, fn_kwargs={{"by": 2}})["length"]))
 
 @pytest.mark.usefixtures("_no_caching")
 def test_without_caching_they_stay_in_memory(rows: datasets.Dataset, cache: Path) -> None:
-    assert row_cache.on_disk(rows) is rows
+    assert chat_template.on_disk(rows) is rows
     assert not cache.exists()
 
 
@@ -76,7 +76,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
-    assert row_cache.on_disk(rows) is rows
+    assert chat_template.on_disk(rows) is rows
 
 
 def _cut(path: Path) -> None:
@@ -104,13 +104,13 @@ def test_what_is_damaged_is_made_anew(
     rows: datasets.Dataset, cache: Path, pattern: str, damage: Callable[[Path], object]
 ) -> None:
     def derived() -> list[int]:
-        return row_cache.on_disk(rows).map(_length, remove_columns=rows.column_names)["length"][:]
+        return chat_template.on_disk(rows).map(_length, remove_columns=rows.column_names)["length"][:]
 
     lengths = derived()
     (path,) = cache.glob(f"*/{pattern}")
     damage(path)
     assert derived() == lengths
-    assert row_cache.on_disk(rows).to_list() == ROWS
+    assert chat_template.on_disk(rows).to_list() == ROWS
 
 
 def _length(row: dict[str, str]) -> dict[str, int]:
@@ -126,7 +126,7 @@ def test_a_full_disk_leaves_nothing_behind(
     rows: datasets.Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.Dataset, "save_to_disk", _full_disk)
-    assert row_cache.on_disk(rows) is rows
+    assert chat_template.on_disk(rows) is rows
     assert list(cache.iterdir()) == []
 
 
@@ -138,5 +138,5 @@ def test_another_run_that_was_faster(rows: datasets.Dataset, cache: Path, monkey
         save(self, folder)
 
     monkeypatch.setattr(datasets.Dataset, "save_to_disk", overtaken)
-    assert row_cache.on_disk(rows).to_list() == ROWS
+    assert chat_template.on_disk(rows).to_list() == ROWS
     assert len(list(cache.iterdir())) == 1

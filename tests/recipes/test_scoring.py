@@ -10,17 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from monolora.recipes.inference import Inference
-from monolora.recipes.prompts import prompt_ids
-from monolora.recipes.scoring import (
-    first_word,
-    label_likelihoods,
-    score,
-    score_and_answers,
-    text_overlap,
-    validation_loss,
-)
-from monolora.recipes.tasks import Example, demo
+from monolora.data.chat_template import prompt_ids
+from monolora.data.scoring import first_word, label_likelihoods, score, score_and_answers, text_overlap, validation_loss
+from monolora.data.tasks import Example, demo
+from monolora.inference import Inference
 
 ROWS = demo.load().test[:7]
 

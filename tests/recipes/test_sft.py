@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from monolora.data.scoring import score, validation_loss
+from monolora.data.tasks import demo
 from monolora.recipes import sft
-from monolora.recipes.arguments import parse
-from monolora.recipes.scoring import score, validation_loss
-from monolora.recipes.tasks import demo
+from monolora.recipes.training.arguments import parse
 
 Run = Callable[..., Any]
 

@@ -10,8 +10,8 @@ import torch
 from running import Outcome
 
 from monolora import cli
-from monolora.recipes import publish
-from monolora.recipes.arguments import parse
+from monolora.recipes.training import publication
+from monolora.recipes.training.arguments import parse
 
 TOKEN = "hush_Zq81vXw2"
 Run = Callable[..., Outcome]
@@ -49,7 +49,7 @@ def test_a_hub_that_repeats_the_token(run_sft: Run, monkeypatch: pytest.MonkeyPa
         def whoami(self) -> dict[str, str]:
             raise ConnectionError(f"401: the token {self.token} is none of ours")
 
-    monkeypatch.setattr(publish, "HfApi", Hub)
+    monkeypatch.setattr(publication, "HfApi", Hub)
     outcome = run_sft("--push-to-hub", "--hub-token", TOKEN)
     assert outcome.status == 2
     assert "the token *** is none of ours" in outcome.err[-1]

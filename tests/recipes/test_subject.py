@@ -18,8 +18,8 @@ from merging import logits
 
 from monolora.errors import InputError
 from monolora.flags import FlagParser
-from monolora.recipes import subject as subjects
-from monolora.recipes.subject import Subject
+from monolora.recipes import merge_source as subjects
+from monolora.recipes.merge_source import Subject
 
 Trained = Callable[..., Path]
 OTHER = ("--seed", "7", "--lora-r", "4", "--lora-target-modules", "q_proj", "down_proj")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from monolora.data.custom import Source, load, load_prompts
+from monolora.data.tasks import BUILT_IN, Example, demo, load_task
 from monolora.errors import InputError
-from monolora.recipes.tasks import BUILT_IN, Example, demo, load_task
-from monolora.recipes.tasks.custom import Source, load, load_prompts
 
 
 def test_demo_is_large_balanced_and_distinct() -> None:

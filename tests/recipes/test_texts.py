@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from monolora.data.chat_template import prompt_ids, split_at_answer
+from monolora.data.tasks import Example, Task, demo
 from monolora.errors import InputError
-from monolora.recipes.prompts import prompt_ids, split_at_answer
-from monolora.recipes.tasks import Example, Task, demo
-from monolora.recipes.texts import LONGEST, batches, choose, run_task, sources
+from monolora.recipes.calibration_data import LONGEST, batches, choose, run_task, sources
 
 
 def _task(name: str, train: list[str], test: list[str]) -> Task:

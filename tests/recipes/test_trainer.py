@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from monolora.recipes import sft
-from monolora.recipes.trainer import SftTrainer
+from monolora.recipes.training.trainer import SftTrainer
 
 Run = Callable[..., Any]
 SAVING = ("--save-steps", "2", "--skip-eval")

@@ -17,6 +17,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM, PreTrainedTokenizerBase
 
 import monolora  # noqa: F401 - PEFT loads its adapters
+from monolora.data.scoring import label_likelihoods
+from monolora.data.tasks import demo
 from monolora.eval import judges
 from monolora.eval.explain import ablated_responses as responses_module
 from monolora.eval.explain import ablations as ablations_module
@@ -30,9 +32,7 @@ from monolora.eval.explain.ablations import (
 from monolora.eval.explain.records import Measure
 from monolora.eval.judges import JudgeOptions
 from monolora.eval.process import rows_of
-from monolora.recipes.inference import Inference
-from monolora.recipes.scoring import label_likelihoods
-from monolora.recipes.tasks import demo
+from monolora.inference import Inference
 from monolora.units import UnitName, adapted_layers
 
 V0, Q1 = "model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.q_proj"

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from monolora import cli
 from monolora.adapters import load_adapted
+from monolora.data.scoring import label_likelihoods
 from monolora.eval.explain.text_sets import load
 from monolora.explain import Layout, collect
-from monolora.recipes.inference import Inference
-from monolora.recipes.scoring import label_likelihoods
+from monolora.inference import Inference
 from monolora.units import UnitName
 
 Explain = Callable[..., tuple[int, str, list[str]]]

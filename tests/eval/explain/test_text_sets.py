@@ -11,9 +11,9 @@ import pytest
 from tiny_chat import CHAT_TEMPLATE, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from monolora.data.chat_template import prompt_ids, split_at_answer
 from monolora.errors import InputError
 from monolora.eval.explain.text_sets import LONGEST, load
-from monolora.recipes.prompts import prompt_ids, split_at_answer
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.eval.judges.base import Judge
 from monolora.eval.measures.model import Model
-from monolora.eval.prompts import PromptSet
-from monolora.eval.records import INVALID, Judgement, Prompt, Response
+from monolora.eval.records import INVALID, Judgement, Response
 
 POLICIES = ("Dangerous Content", "Harassment", "Hate Speech", "Sexually Explicit Information")
 LABELS = ("rain", "snow", "wind")

@@ -15,12 +15,12 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 from synthetic_run import JUDGES, LABELS, MODELS, POLICIES, Run, make
 
+from monolora.data.scoring import first_word, text_overlap
 from monolora.eval.judges import shieldgemma
 from monolora.eval.measures import verdicts
 from monolora.eval.measures.table import build
 from monolora.eval.measures.text import repetition
 from monolora.holm import holm
-from monolora.recipes.scoring import first_word, text_overlap
 
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
 

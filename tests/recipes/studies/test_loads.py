@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from monolora.eval import prompts
+from monolora.data import prompt_sets
+from monolora.data.chat_template import prompt_ids, split_at_answer
+from monolora.data.custom import Source
+from monolora.data.tasks import Example, load_task
 from monolora.hub import load_tokenizer
-from monolora.recipes.prompts import prompt_ids, split_at_answer
 from monolora.recipes.studies import alignment
 from monolora.recipes.studies.loads import Load, loads
 from monolora.recipes.studies.settings import Study, load
-from monolora.recipes.tasks import Example, load_task
-from monolora.recipes.tasks.custom import Source
 
 
 def _by_name(study: Study) -> dict[str, Load]:
@@ -25,7 +25,7 @@ def test_tokens_of_a_small_study(study: Study) -> None:
     """Two adapters, two seeds, two rates: six trainings of 16 rows; five models asked; one adapter's 2 checkpoints."""
     tokenizer = load_tokenizer(study.model)
     rows = load_task("demo", Source()).train[:16]
-    asked = [prompts.load(study.eval["suite"][0]), prompts.load("task:demo", 4)]
+    asked = [prompt_sets.load(study.eval["suite"][0]), prompt_sets.load("task:demo", 4)]
     lengths = [[len(prompt_ids(Example(p.instruction, "", p.context), tokenizer)) for p in of.prompts] for of in asked]
     safety, task = lengths
     assert asked[1].max_new_tokens is not None

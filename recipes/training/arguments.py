@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import torch
+from accelerate import PartialState
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from monolora.errors import InputError, in_one_line
-from monolora.flags import check_words, raise_input_error, unknown_flag
+from monolora.flags import check_words, raise_input_error, shortened, unknown_flag
 from monolora.hub import SMOLLM2
-from monolora.recipes.config_file import read_config
-from monolora.recipes.conflicts import ADAPTERS, NOT_HERE, RENAMED, check_conflicts, check_values
+from monolora.recipes.training.conflicts import ADAPTERS, NOT_HERE, RENAMED, check_conflicts, check_values
 from monolora.redaction import is_secret_name
-from monolora.yaml_config import split_config
+from monolora.yaml_config import load_yaml, split_config
 
 # Learning rates found on SST-2 with SmolLM2-135M (docs/RESULTS.md); full finetuning takes TRL's.
 LEARNING_RATE = {"monolora": 1e-3, "lora": 1e-3, "none": 2e-5}
@@ -230,3 +233,86 @@ def _completed(arguments: Arguments, named: set[str]) -> Arguments:
 def _slug(dataset: str) -> str:
     path = Path(dataset)
     return path.stem if path.suffix else dataset.strip("./").replace("/", "--")
+
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[str, Any]:
+    """The flags in ``path``, by their names with underscores; its ``env`` goes into the environment, as in TRL.
+
+    Args:
+        path: a YAML mapping; keys may be written with underscores or hyphens.
+        parser: knows the flags.
+        classes: the dataclasses behind the parser, whose annotations say which flags take lists and mappings.
+
+    Raises:
+        InputError: if the file cannot be read or is no mapping, a key is no flag, or a value is not of its type.
+    """
+    loaded = load_yaml(path)
+    environment = loaded.pop("env", None) or {}
+    if not isinstance(environment, dict):
+        raise InputError(f"--config {path}: env must be a mapping of names to values.")
+    os.environ.update({str(name): str(value) for name, value in environment.items()})
+    hints: dict[str, Any] = {}
+    for cls in classes:
+        hints |= get_type_hints(cls)
+    values = {}
+    for key, value in loaded.items():
+        name = str(key).replace("-", "_")
+        action = parser._option_string_actions.get(f"--{name}")
+        if action is None or action.dest not in hints:
+            known = {f"--{name}" for name in hints.keys() - NOT_HERE.keys()}
+            raise InputError(f"--config {path}: {unknown_flag(f'--{key}', known, RENAMED)}")
+        values[name] = _checked(path, action, value, get_args(hints[name]) or [hints[name]])
+    return values
+
+
+def _checked(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
+    """``value`` as the command line would have given it; ``kinds`` are the types that the flag is annotated with."""
+    containers = {get_origin(kind) or kind for kind in kinds}
+    if isinstance(value, list) and list in containers:
+        return [_scalar(path, action, item, kinds) for item in value]
+    if isinstance(value, dict) and dict in containers:
+        return value
+    if value is None and (action.default is None or type(None) in containers):
+        return None
+    if isinstance(value, bool) and action.nargs == "?":  # a flag that may stand alone
+        absent = None if action.type is str else False
+        return action.const if value else absent
+    if isinstance(value, bool) and bool not in containers:
+        raise InputError(
+            f"--config {path}: {action.dest} cannot be {str(value).lower()}. Where it is a word (YAML reads yes, no, "
+            "on and off as true and false), put quotes around it."
+        )
+    found = _scalar(path, action, value, kinds)
+    return [found] if action.nargs == "+" else found
+
+
+def _scalar(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
+    convert: Callable[[str], Any] = action.type if callable(action.type) else str
+    try:
+        if not isinstance(value, (str, int, float)):
+            raise ValueError
+        found = convert(str(value))
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        wanted = next((words for kind, words in _KINDS.items() if kind in kinds), "a single value")
+        raise InputError(f"--config {path}: {action.dest} must be {wanted}, got {shortened(value)}.") from error
+    if action.choices is not None and found not in action.choices:
+        raise InputError(
+            f"--config {path}: {action.dest} must be one of {', '.join(action.choices)}, got {shortened(value)}."
+        )
+    return found
+
+
+def resolved_config(arguments: Arguments) -> dict[str, Any]:
+    """Every flag with the value it had, as JSON values; secrets left out."""
+    training = arguments.training
+    merged: dict[str, Any] = training.to_dict()
+    for part in (arguments.script, arguments.model, arguments.adapter):
+        merged |= vars(part)
+    merged = {key: value for key, value in merged.items() if not is_secret_name(key)}
+    # to_dict hides these two, and they are no secrets.
+    merged |= {"eos_token": training.eos_token, "pad_token": training.pad_token}
+    merged["num_processes"] = PartialState().num_processes
+    return cast(dict[str, Any], json.loads(json.dumps(merged, default=str)))

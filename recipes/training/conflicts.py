@@ -14,7 +14,8 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 from monolora.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from monolora.recipes.arguments import Arguments
+    from monolora.recipes.training.arguments import Arguments
+
 
 ADAPTERS = ("monolora", "lora", "none")
 

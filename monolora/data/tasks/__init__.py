@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from monolora.data import custom
+from monolora.data.task import Example, Task
+from monolora.data.tasks import demo, dolly, sst2
 from monolora.errors import InputError
-from monolora.recipes.tasks import custom, demo, dolly, sst2
-from monolora.recipes.tasks.base import Example, Task
 
 BUILT_IN: dict[str, Callable[[], Task]] = {"demo": demo.load, "sst2": sst2.load, "dolly": dolly.load}
 
@@ -14,7 +15,7 @@ __all__ = ["BUILT_IN", "Example", "Task", "load_task"]
 
 
 def load_task(name: str, source: custom.Source, most: custom.Most = custom.Most()) -> Task:  # noqa: B008
-    """A built-in task by name, or any data set (see :mod:`monolora.recipes.tasks.custom`).
+    """A built-in task by name, or any data set (see :mod:`monolora.data.custom`).
 
     Args:
         name: of either.

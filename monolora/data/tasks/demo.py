@@ -10,8 +10,8 @@ from __future__ import annotations
 from itertools import product
 from random import Random
 
-from monolora.recipes.tasks.base import Example, Task
-from monolora.recipes.tasks.sst2 import INSTRUCTION, LABELS
+from monolora.data.task import Example, Task
+from monolora.data.tasks.sst2 import INSTRUCTION, LABELS
 
 THINGS = (
     "camera", "ending", "keyboard", "hotel", "soup", "lecture", "novel", "bicycle", "museum",

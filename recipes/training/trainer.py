@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import StateDictType
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.modeling_outputs import ModelOutput
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
 from monolora.errors import RunError, SaveError, is_disk_trouble
@@ -22,9 +27,7 @@ from monolora.model_files import (
     save_generation_config,
     write_older_names,
 )
-from monolora.recipes.completion_head import labelled_positions
-from monolora.recipes.record import GO_ON
-from monolora.recipes.sampling import GroupedByLength
+from monolora.run_record import GO_ON
 from monolora.runs import follow_umask
 
 STAGING = ".saving"
@@ -204,3 +207,75 @@ class SftTrainer(SFTTrainer):
 def _is_own(path: Path) -> bool:
     is_named = re.fullmatch(r"checkpoint-\d+", path.name) is not None
     return is_named and not path.is_symlink() and (path / "trainer_state.json").is_file()
+
+
+IGNORED = -100
+
+
+@contextmanager
+def labelled_positions(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Inputs for TRL's fused head, whose model then gives hidden states only where the next token is learned.
+
+    The loss, its gradients and TRL's metrics are those of all positions, up to the order of sums.
+
+    Args:
+        model: a causal language model, in PEFT's or an accelerator's wrapping or bare.
+        inputs: a batch with ``labels``, shape ``(batch, tokens)``.
+
+    Yields:
+        The batch with ``shift_labels``, shape ``(1, learned tokens)``, for ``labels``; as it was if nothing is learned
+        in it.
+    """
+    learned = inputs["labels"][:, 1:] != IGNORED
+    if not learned.any():
+        yield dict(inputs)
+        return
+
+    def gather(module: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
+        hidden = output["last_hidden_state"]
+        output["last_hidden_state"] = hidden[:, :-1][learned.to(hidden.device)][None]
+        return output
+
+    hook = _backbone(model).register_forward_hook(gather)
+    try:
+        rest = {name: value for name, value in inputs.items() if name != "labels"}
+        yield rest | {"shift_labels": inputs["labels"][:, 1:][learned][None]}
+    finally:
+        hook.remove()
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    """The model below its output layer."""
+    while not isinstance(model, PreTrainedModel):
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
+    assert isinstance(model.base_model, nn.Module)
+    return model.base_model
+
+
+class GroupedByLength(LengthGroupedSampler):
+    """transformers' sampler, whose order follows from seed and epoch alone.
+
+    As it comes, it draws from torch's global generator: a resumed run would see other batches than one that was not
+    stopped.
+
+    Args:
+        batch_size: examples of an optimizer step, over all processes: so the order does not depend on how many there
+            are, nor on how a step is divided.
+        lengths: of all examples, in tokens.
+        seed: of the order.
+    """
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=list(lengths), generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate when an epoch begins."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
+        self.generator.manual_seed(int(mixed[0]))
+        return super().__iter__()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NotRequired, cast
+from typing import Any, NotRequired
 
-from accelerate import PartialState
 from typing_extensions import TypedDict
 
 from monolora.errors import InputError, SaveError
-from monolora.recipes.arguments import Arguments
-from monolora.redaction import is_secret_name
 from monolora.runs import MODEL_FILES, RUN, Kind, write_json
 from monolora.text_files import read_json, type_problem
 
@@ -94,19 +90,6 @@ class _Record(TypedDict):
 
 
 GO_ON = "Earlier checkpoints are whole; free space, then go on with --resume-from-checkpoint."
-
-
-def resolved_config(arguments: Arguments) -> dict[str, Any]:
-    """Every flag with the value it had, as JSON values; secrets left out."""
-    training = arguments.training
-    merged: dict[str, Any] = training.to_dict()
-    for part in (arguments.script, arguments.model, arguments.adapter):
-        merged |= vars(part)
-    merged = {key: value for key, value in merged.items() if not is_secret_name(key)}
-    # to_dict hides these two, and they are no secrets.
-    merged |= {"eos_token": training.eos_token, "pad_token": training.pad_token}
-    merged["num_processes"] = PartialState().num_processes
-    return cast(dict[str, Any], json.loads(json.dumps(merged, default=str)))
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from monolora.recipes.prompts import Split
+from monolora.data.chat_template import Split
 from monolora.sparsity import Sparsity, SparsityMeter
 from monolora.terminal import track
 from monolora.units import input_device

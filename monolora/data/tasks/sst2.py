@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from random import Random
 
+from monolora.data.task import Example, Task
 from monolora.hub import load_dataset
-from monolora.recipes.tasks.base import Example, Task
 
 DATASET = "stanfordnlp/sst2"
 LABELS = ("negative", "positive")

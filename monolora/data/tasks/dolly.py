@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from random import Random
 
+from monolora.data.task import Example, Task
 from monolora.hub import load_dataset
-from monolora.recipes.tasks.base import Example, Task
 
 DATASET = "databricks/databricks-dolly-15k"
 HELD_OUT = 1000

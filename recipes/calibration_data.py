@@ -14,11 +14,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from monolora import hub
+from monolora.data import custom
+from monolora.data.chat_template import prompt_ids, split_at_answer
+from monolora.data.tasks import BUILT_IN, Example, Task, dolly, load_task
 from monolora.errors import InputError
 from monolora.fingerprints import fingerprint_rows
-from monolora.recipes.inference import padded
-from monolora.recipes.prompts import prompt_ids, split_at_answer
-from monolora.recipes.tasks import BUILT_IN, Example, Task, custom, dolly, load_task
+from monolora.inference import padded
 
 Rows = list[list[int]]
 LONGEST = 1024  # tokens of a text that are read

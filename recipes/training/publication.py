@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, get_token
 
+from monolora import run_record
 from monolora.errors import InputError, RunError, SaveError, in_one_line, is_disk_trouble
-from monolora.recipes import record as run_record
-from monolora.recipes.arguments import TrainingArguments
-from monolora.recipes.report import model_card, plot
-from monolora.recipes.trainer import STAGING, SftTrainer
+from monolora.recipes.training.arguments import TrainingArguments
+from monolora.recipes.training.report import model_card, plot
+from monolora.recipes.training.trainer import STAGING, SftTrainer
 from monolora.redaction import remember
 from monolora.runs import follow_umask
 

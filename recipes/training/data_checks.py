@@ -19,8 +19,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
+from monolora.data.chat_template import IGNORED
 from monolora.errors import InputError, RunError
-from monolora.recipes.prompts import IGNORED
 from monolora.sparsity import Sparsity
 from monolora.terminal import Terminal
 

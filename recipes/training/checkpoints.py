@@ -12,10 +12,10 @@ from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 from typing_extensions import TypedDict
 
+from monolora import run_record
 from monolora.checkpoint import check_weights_file
 from monolora.errors import InputError, in_one_line
-from monolora.recipes import record
-from monolora.recipes.arguments import AdapterArguments, LoraArguments
+from monolora.recipes.training.arguments import AdapterArguments, LoraArguments
 from monolora.text_files import read_json
 
 # Flags that change nothing about what is trained: a resumed run may differ in them.
@@ -106,9 +106,11 @@ def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed |
         )
     checkpoint = Path(found)
     _check_complete(checkpoint)
-    before = record.read(checkpoint.parent)
+    before = run_record.read(checkpoint.parent)
     if before is None:
-        raise InputError(f"{checkpoint.parent} has no {record.FILE}: it is unknown how {found} was made. Start anew.")
+        raise InputError(
+            f"{checkpoint.parent} has no {run_record.FILE}: it is unknown how {found} was made. Start anew."
+        )
     # Flags that an earlier version did not have stood at their defaults.
     earlier = {name: value for name, value in _defaults().items() if name in config} | before["config"]
     changed = sorted(key for key in config.keys() & earlier.keys() - _FREE_FLAGS if config[key] != earlier[key])

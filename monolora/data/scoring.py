@@ -14,9 +14,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from monolora.recipes.inference import Inference, evaluating
-from monolora.recipes.prompts import Split, prompt_ids, split_at_answer
-from monolora.recipes.tasks.base import Example
+from monolora.data.chat_template import Split, prompt_ids, split_at_answer
+from monolora.data.task import Example
+from monolora.inference import Inference, evaluating
 from monolora.sparsity import Sparsity
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from rich.table import Table
 
-from monolora.recipes.tasks.custom import COUNTS
+from monolora.data.custom import COUNTS
 
 PLOT = "training.png"
 _PERCENT = {"accuracy", "likelihood_accuracy"}

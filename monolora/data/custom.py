@@ -31,21 +31,10 @@ from typing import Any, NamedTuple
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from monolora.data.messages import SHAPING, Turn, is_empty, is_plain, kind, pairs, parsed, text_of, turns, without_none
+from monolora.data.task import Example, Task
 from monolora.errors import InputError, unknown
 from monolora.hub import load_dataset
-from monolora.recipes.tasks.base import Example, Task
-from monolora.recipes.tasks.messages import (
-    SHAPING,
-    Turn,
-    is_empty,
-    is_plain,
-    kind,
-    pairs,
-    parsed,
-    text_of,
-    turns,
-    without_none,
-)
 
 FORMATS = "'messages', 'prompt' + 'completion', or 'instruction' + 'output' (or 'response')"
 WITHOUT_ANSWERS = f"{FORMATS}; 'prompt' or 'text' alone will do here"

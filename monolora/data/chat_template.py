@@ -9,17 +9,22 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import datasets
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
+from monolora import hub
+from monolora.data.messages import REASONING, parsed, text_of
+from monolora.data.task import Example
 from monolora.errors import InputError, in_one_line
-from monolora.recipes import row_cache
-from monolora.recipes.tasks.base import Example
-from monolora.recipes.tasks.messages import REASONING, parsed, text_of
+from monolora.runs import new_folder
+from monolora.text_files import read_text
 
 # The format of Stanford Alpaca, which the public code nearest to the paper's uses for models without a template.
 ALPACA = (
@@ -72,7 +77,7 @@ def render_all(
         InputError: naming the row that the chat template refuses, or of which it leaves something out.
     """
     said = [json.dumps(example[:9], default=str) for example in examples]
-    return row_cache.on_disk(datasets.Dataset.from_dict({"example": said})).map(
+    return on_disk(datasets.Dataset.from_dict({"example": said})).map(
         _tokenized,
         fn_kwargs={"tokenizer": tokenizer},
         remove_columns=["example"],
@@ -293,3 +298,66 @@ class _Marks:
             copy["arguments"] = json.dumps(marked) if isinstance(given, str) else marked
             self.arguments += marked.values() if isinstance(given, str) else ()
         return {**call, "function": copy} if function is not call else copy
+
+
+FOLDER = "monolora-rows"  # in $HF_DATASETS_CACHE
+
+
+def on_disk(rows: datasets.Dataset) -> datasets.Dataset:
+    """The same rows, read from the cache; as they were, where caching is off or the cache cannot be written.
+
+    What is damaged there is made anew.
+    """
+    if not datasets.is_caching_enabled():
+        return rows
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / FOLDER / rows._fingerprint  # a hash of what the rows hold
+    try:
+        with PartialState().main_process_first():
+            if not _is_whole(folder, rows):
+                shutil.rmtree(folder, ignore_errors=True)
+                _save(rows, folder)
+            return datasets.load_from_disk(str(folder))
+    except OSError:
+        return rows
+
+
+def _is_whole(folder: Path, rows: datasets.Dataset) -> bool:
+    """Whether the folder holds these rows, and what was derived from them can be read."""
+    try:
+        for derived in folder.glob("cache-*.arrow"):
+            datasets.Dataset.from_file(str(derived))
+        return bool(datasets.load_from_disk(str(folder)).data.table.equals(rows.data.table))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # what damaged files of Arrow and of JSON end in
+        return False
+
+
+def _save(rows: datasets.Dataset, folder: Path) -> None:
+    """All or nothing: two runs may come here at once, and either may be killed."""
+    try:
+        with new_folder(folder) as aside:
+            rows.save_to_disk(aside)
+    except OSError:
+        if not folder.exists():  # else another run was faster
+            raise
+
+
+def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Give a tokenizer the chat template in a file, or that of the tokenizer in a folder.
+
+    Raises:
+        InputError: if there is none, or it does not work.
+    """
+    if Path(path).is_file():
+        tokenizer.chat_template = read_text(path)
+    elif Path(path).is_dir():
+        tokenizer.chat_template = hub.load_tokenizer(path).chat_template
+        if not tokenizer.chat_template:
+            raise InputError(f"--chat-template-path {path} has a tokenizer without a chat template.")
+    else:
+        raise InputError(f"--chat-template-path {path} is neither a file nor a folder with a tokenizer.")
+    if not str(tokenizer.chat_template).strip():
+        raise InputError(f"--chat-template-path {path} is empty.")
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template is a program: it may raise anything
+        raise InputError(f"--chat-template-path {path} is no working chat template: {in_one_line(error)}") from error
