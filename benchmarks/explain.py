@@ -20,8 +20,8 @@ from rounds import flag_parser, in_turns, machine, of_groups, save, spread
 
 from monolora.adapters import load_adapted
 from monolora.eval.explain.text_sets import load
-from monolora.explain import Text, collect
-from monolora.explain.collect import padded_batch, windows
+from monolora.explain import Text, collector
+from monolora.explain.collector import padded_batch, windows
 from monolora.inference import evaluating
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     options: dict[str, Any] = {"pad_token_id": tokenizer.pad_token_id, "batch_size": flags.batch_size}
 
     def counting() -> None:
-        collect(model, texts, groups=len(text_set.labels), **options)
+        collector(model, texts, groups=len(text_set.labels), **options)
 
     with evaluating(model):
         seconds = in_turns({"plain": lambda: plain(model, texts, **options), "counting": counting}, flags.rounds)
@@ -71,7 +71,7 @@ def peaks(model: Any, texts: Sequence[Text], groups: int, options: dict[str, Any
     """Resident memory at its highest so far: after the first pass, and after one over eight times as many texts."""
     found = {}
     for times in (1, 8):
-        collect(model, repeated(texts, times), groups=groups, **options)
+        collector(model, repeated(texts, times), groups=groups, **options)
         found[f"{times * len(texts)} texts"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
-from monolora.recipes.experiments.devices import autocast
+from monolora.recipes.experiment_steps import autocast
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import Images
 from monolora.recipes.vision.pretraining import ClippedLars, nt_xent

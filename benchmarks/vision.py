@@ -24,8 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rounds import flag_parser, in_turns, machine, of_groups, save, spread
 
-from monolora.recipes.experiments.devices import device_of, dtype_of
-from monolora.recipes.experiments.label_noise import noisy_labels
+from monolora.recipes.experiment_steps import device_of, dtype_of, noisy_labels
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.linear_probe import (

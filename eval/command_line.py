@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monolora.errors import InputError
-from monolora.eval.api_key import api_key
-from monolora.eval.settings import ENDPOINTS, Settings
+from monolora.eval.settings import ENDPOINTS, Settings, api_key
 from monolora.flags import FlagParser, settings_in
 from monolora.redaction import remember_url
 from monolora.yaml_config import load_yaml, split_config

@@ -13,12 +13,12 @@ from monolora.errors import InputError
 from monolora.eval.models import Subject, by_engine, token_ids
 from monolora.eval.plan import Plan, PlannedModel
 from monolora.eval.process import results_of
-from monolora.eval.progress import kept, tracked
 from monolora.eval.records import OK, Measurement, Response
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store
 from monolora.hub import load_config
-from monolora.serving.versions import check_vllm
+from monolora.terminal import kept, tracked
+from monolora.vllm.versions import check_vllm
 
 LOG = Path("logs", "generate.log")
 SPARSITY_LOG = Path("logs", "sparsity.log")

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from monolora.eval.judges import Judge
-from monolora.eval.measures.bootstrap import RESAMPLES
 from monolora.eval.measures.columns import Measured, Whole
 from monolora.eval.measures.drift import Drifts
 from monolora.eval.measures.entries import entries
@@ -17,7 +16,8 @@ from monolora.eval.plan import Plan
 from monolora.eval.records import Judgement, Response
 from monolora.eval.score import judgement_key
 from monolora.eval.store import Store
-from monolora.serving.verdict import Share
+from monolora.stats import RESAMPLES
+from monolora.vllm.canary import Share
 
 
 class Known(NamedTuple):

@@ -12,15 +12,14 @@ from typing import NamedTuple
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from monolora import run_record
-from monolora.adapters import adapter_config, adapter_tokenizer
+from monolora.adapters import adapter_config, adapter_tokenizer, check_fits
 from monolora.data.chat_template import prompt_ids, set_chat_template
 from monolora.data.prompt_sets import PromptSet, content_key
 from monolora.data.tasks import Example
 from monolora.errors import InputError
 from monolora.eval.settings import Settings
-from monolora.fingerprints import fingerprint_files, fingerprint_settings
-from monolora.fitting import check_fits
 from monolora.hub import load_config, resolve_model
+from monolora.provenance import fingerprint_files, fingerprint_settings
 
 BASE = "base"
 

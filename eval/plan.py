@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.errors import InputError, SaveError, in_one_line
+from monolora.files import read_json, type_problem
 from monolora.runs import write_json
-from monolora.text_files import read_json, type_problem
 
 FILE = "plan.json"
 

@@ -68,7 +68,7 @@ class Measurement(NamedTuple):
         key: hash of model, prompts and kind.
         kind: ``sparsity`` on a set's prompts, or ``canary``.
         model: identity of the model.
-        values: of :class:`monolora.sparsity.Sparsity`, or of :class:`monolora.serving.Canary`.
+        values: of :class:`monolora.sparsity.Sparsity`, or of :class:`monolora.vllm.Canary`.
     """
 
     key: str

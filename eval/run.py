@@ -31,11 +31,11 @@ from monolora.eval.plan import Plan
 from monolora.eval.score import judge_identity, make_judges, score
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store, is_invalid, opened
+from monolora.files import read_json, type_problem
 from monolora.locks import locked, no_empty_folder
 from monolora.provenance import provenance
 from monolora.runs import Kind, write_json
 from monolora.terminal import Terminal, say
-from monolora.text_files import read_json, type_problem
 
 FILE = "run.json"
 # What a response depends on, the model's weights aside. A run has one value of each; adapters, tasks and judges may

@@ -13,10 +13,10 @@ from monolora.eval import judges
 from monolora.eval.judges import Judge, JudgeOptions
 from monolora.eval.plan import Plan
 from monolora.eval.process import results_of, rows_of
-from monolora.eval.progress import kept, tracked
 from monolora.eval.records import INVALID, Judgement, Response
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store
+from monolora.terminal import kept, tracked
 
 
 def make_judges(settings: Settings) -> list[Judge]:

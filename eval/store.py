@@ -15,9 +15,9 @@ from typing import Generic, TypeVar
 
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.eval.records import INVALID, Judgement, Measurement, Response
+from monolora.files import type_problem
 from monolora.locks import locked
 from monolora.runs import write_aside
-from monolora.text_files import type_problem
 
 _Record = TypeVar("_Record", Response, Judgement, Measurement)
 _GO_ON = "All earlier records are whole: free space, then give the same command again."

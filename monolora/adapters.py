@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Required
@@ -23,19 +24,27 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import load_peft_weights
 from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from typing_extensions import TypedDict
 
-from monolora.adapter_tensors import check_tensors, file_name, room_for, saved_beside, vocabulary_in
-from monolora.checkpoint import adapted_modules, check_weights_file, origin_of
+from monolora.checkpoint import (
+    adapted_modules,
+    check_tensors,
+    check_weights_file,
+    file_name,
+    origin_of,
+    room_for,
+    saved_beside,
+    vocabulary_in,
+)
 from monolora.config import MonoLoraConfig, check_numbers
 from monolora.errors import InputError, in_one_line
+from monolora.files import read_json
 from monolora.hub import check_vocabulary, load_causal_lm, load_tokenizer, on_gpus, resolve_model
 from monolora.loaders import model_name
 from monolora.model_files import adopt_generation_config
-from monolora.patterns import resolve_patterns
-from monolora.targets import module_names, near_misses
-from monolora.text_files import read_json
+from monolora.targets import module_names, near_misses, resolve_patterns
 
 SUM = "sum"  # the name that a weighted sum of adapters gets
 
@@ -259,3 +268,42 @@ def _fitting(folder: str, base: str, load: Callable[[], Any]) -> Any:
             return load()
     except (ValueError, RuntimeError, UserWarning) as error:
         raise InputError(f"{folder} does not fit {base}: {' '.join(str(error).split())[:500]}") from error
+
+
+# The A of a linear layer: (rank, inputs); B: (outputs, rank).
+_LINEAR = re.compile(r"base_model\.model\.(?P<module>.+)\.(?:lora|monolora)_(?P<part>[AB])\.weight")
+
+
+def check_fits(adapter: str, base: str) -> None:
+    """Compare the sizes of an adapter's linear layers with those of the base's weights.
+
+    Args:
+        adapter: folder with ``adapter_model.safetensors``, MonoLoRA or LoRA.
+        base: folder with the model's ``.safetensors`` files.
+
+    Raises:
+        InputError: naming the first layer that the base has in another size.
+    """
+    shapes = {name.removesuffix(".weight"): shape for name, shape in _shapes(sorted(Path(base).glob("*.safetensors")))}
+    if not shapes or "quantization_config" in read_json(Path(base) / "config.json", "Copy the model again."):
+        return  # in an older format, or packed in another shape: who loads it will say
+    for name, shape in _shapes([Path(adapter) / "adapter_model.safetensors"]):
+        match = _LINEAR.fullmatch(name)
+        if match is None:
+            continue
+        module, part = match["module"], match["part"]
+        if module not in shapes:
+            continue  # PEFT and transformers may name it otherwise than the file does
+        there, side = (shape[1], "inputs") if part == "A" else (shape[0], "outputs")
+        if there not in shapes[module]:  # (outputs, inputs), or the other way round, as GPT-2 has it
+            raise InputError(
+                f"{adapter} does not fit {base}: its {module} has {there} {side}, and the model's weight is of shape "
+                f"{tuple(shapes[module])}. Give the base that it was trained on."
+            )
+
+
+def _shapes(files: list[Path]) -> Iterator[tuple[str, list[int]]]:
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (it is no mapping)
+                yield name, file.get_slice(name).get_shape()

@@ -11,10 +11,16 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import PreTrainedModel
 
 from monolora.errors import InputError
 
@@ -163,3 +169,197 @@ def warn_of_other_base(trained_on: str | None, model_name: str | None) -> None:
     """Warn if an adapter that fits by its shapes was trained on a model of another name."""
     if same_model(trained_on, model_name) is False:
         warnings.warn(f"{origin_of(trained_on, model_name)} Its shapes fit both.", stacklevel=2)
+
+
+# Rounding to bfloat16 and back, twice: a base may have been trained on and loaded in different formats.
+_RELATIVE, _ABSOLUTE = 2.0**-7, 2.0**-24
+
+
+class Room(NamedTuple):
+    """What a model has room for, by the names under which it is looked for.
+
+    Attributes:
+        own: tensors of the adapter, all of which a file must hold.
+        biases: of the base, where the adapter's config asks for them: which a file may hold.
+        frozen: tensors of the base's embeddings, which a file may hold.
+        copies: names of copies that a file may hold, to the names in ``own`` that they are copies of.
+        base_rows: rows of the base's embeddings before they were resized; None where that is not known.
+    """
+
+    own: Mapping[str, torch.Tensor]
+    biases: Mapping[str, torch.Tensor]
+    frozen: Mapping[str, torch.Tensor]
+    copies: Mapping[str, str]
+    base_rows: int | None
+
+
+def room_for(
+    model: Any,
+    adapter_name: str,
+    in_model: Mapping[str, torch.Tensor],
+    own: Iterable[str],
+    file_names: Mapping[str, str] | None = None,
+) -> Room:
+    """The room that a model has for the tensors of an adapter.
+
+    Args:
+        model: the adapted model, whether PEFT or transformers put the adapter into it.
+        adapter_name: the adapter's name there.
+        in_model: the model's state dict.
+        own: the model's names of the adapter's tensors.
+        file_names: these to the names to look for, where they are others.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    names = {key: file_names[key] if file_names else key for key in own}
+    named = {name: in_model[key] for key, name in names.items()}
+    # Those of modules that pruning has taken the adapter from are trained too.
+    trained = vars(model.peft_config[adapter_name]).get("bias", "none") != "none"
+    biases = {key: value for key, value in in_model.items() if trained and key.endswith(".bias")}
+    if not isinstance(base, PreTrainedModel):
+        return Room(named, biases, {}, {}, None)
+    embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
+    prefixes = tuple(f"{name}." for name, module in model.named_modules() if any(module is each for each in embeddings))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    by_parameter = {id(parameters[key]): key for key in names if key in parameters}
+    frozen, copies = {}, {}
+    for key, value in in_model.items():
+        prefix = next((prefix for prefix in prefixes if key.startswith(prefix)), None)
+        if prefix is None:
+            continue
+        original = key if key in names else by_parameter.get(id(parameters.get(key)))
+        name = file_name(key, adapter_name)
+        if original is not None:
+            copies[name] = names[original]
+        elif not set(key.removeprefix(prefix).split(".")) & set(model.peft_config):
+            frozen[key] = value
+    copies = {copy: name for copy, name in copies.items() if copy != name}
+    return Room(named, biases, frozen, copies, _base_rows(base))
+
+
+def saved_beside(model: nn.Module, adapter_name: str) -> dict[str, str]:
+    """Saved modules and trained tokens of an adapter: the model's names of their tensors to those in the file."""
+    return {
+        f"{name}.{in_model}": f"{name}.{in_file}"
+        for name, module in model.named_modules()
+        if isinstance(module, AuxiliaryTrainingWrapper)
+        for in_file, in_model in module.adapter_state_dict_load_map(adapter_name).items()
+    }
+
+
+def check_saved_beside(found: Mapping[str, torch.Tensor], model: nn.Module, adapter_name: str) -> None:
+    """Check that a file holds the saved modules and trained tokens of an adapter.
+
+    Raises:
+        AdapterFileError: naming the first that it lacks, as it is called in the model.
+    """
+    for in_model, in_file in saved_beside(model, adapter_name).items():
+        if in_file not in found:
+            raise AdapterFileError(
+                f"The adapter file lacks tensor {in_model!r}. Copy it again from where it was saved."
+            )
+
+
+def file_name(key: str, adapter_name: str) -> str:
+    """A name in the model without the adapter's, as PEFT writes it into a file."""
+    head, _, last = key.rpartition(".")
+    if last == adapter_name:
+        return head
+    return f"{head.removesuffix(f'.{adapter_name}')}.{last}"
+
+
+def _base_rows(base: PreTrainedModel) -> int | None:
+    """Rows of the embeddings in the files that the model was loaded from."""
+    if not base.config.name_or_path:
+        return None
+    try:
+        config = type(base.config).from_pretrained(base.config.name_or_path, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    return int(config.get_text_config(decoder=True).vocab_size)
+
+
+def vocabulary_in(folder: str, model: PreTrainedModel) -> int | None:
+    """Rows of the embeddings in the file of an adapter folder; None where it holds none.
+
+    Args:
+        folder: local.
+        model: the base that it is for, which names its embeddings.
+    """
+    weights = Path(folder) / SAFETENSORS_WEIGHTS_NAME
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [re.escape(name) for name, module in model.named_modules() if any(module is each for each in embeddings)]
+    wrapped = r"(?:(?:token_adapter\.)?base_layer\.|original_module\.)?"
+    pattern = re.compile(rf"base_model\.model\.(?:{'|'.join(names)})\.{wrapped}weight")
+    with safe_open(weights, framework="pt") as file:
+        rows = [file.get_slice(key).get_shape()[0] for key in file.keys() if pattern.fullmatch(key)]  # noqa: SIM118
+    return rows[0] if rows else None
+
+
+def is_resized(model: PreTrainedModel) -> bool:
+    """Whether the vocabulary is of another size than in the files that the model was loaded from."""
+    return _base_rows(model) not in (None, model.config.get_text_config(decoder=True).vocab_size)
+
+
+def check_tensors(found: Mapping[str, torch.Tensor], room: Room, origin: str) -> dict[str, torch.Tensor]:
+    """Check the tensors of a file against the model that they are for.
+
+    Args:
+        found: tensors of the file, by the names of ``room``.
+        room: what the model has room for.
+        origin: a sentence on whether file and model belong together.
+
+    Returns:
+        What is to be loaded: ``found`` without copies.
+
+    Raises:
+        AdapterFileError: naming the first missing, misshapen or foreign tensor, one of another type, one that is not
+            finite, or one that would change the base model.
+    """
+    missing = sorted(room.own.keys() - found.keys())
+    foreign = sorted(found.keys() - room.own.keys() - room.biases.keys() - room.frozen.keys() - room.copies.keys())
+    if missing or foreign:
+        what = f"lacks tensor {missing[0]!r}" if missing else f"has the foreign tensor {foreign[0]!r}"
+        raise AdapterFileError(f"The adapter file {what} ({len(missing)} missing, {len(foreign)} foreign). {origin}")
+    for key, needed in {**room.frozen, **room.biases, **room.own}.items():
+        if key not in found:
+            continue
+        tensor = found[key]
+        # A parameter that ZeRO-3 has partitioned shows no elements here; its shape cannot be compared.
+        if needed.shape.numel() and tensor.shape != needed.shape:
+            hint = f"Resize the model's embeddings to {len(tensor)} rows first." if key in room.frozen else origin
+            raise AdapterFileError(
+                f"Tensor {key!r} has shape {tuple(tensor.shape)} in the file, this model needs {tuple(needed.shape)}. "
+                f"{hint}"
+            )
+        _check_kind(key, tensor, needed)
+    check_finite(found)
+    for copy, name in room.copies.items():
+        if copy in found and not torch.equal(found[copy], found[name]):
+            raise AdapterFileError(f"The adapter file holds {name!r} twice, and {copy!r} differs. {origin}")
+    left_out = set(room.copies)
+    for key in sorted(room.frozen.keys() & found.keys()):
+        if room.frozen[key].device.type == "meta":  # offloaded, and of the base's own size: the base has it already
+            left_out.add(key)
+        else:
+            _check_rows(key, found[key], room.frozen[key], room.base_rows)
+    return {key: tensor for key, tensor in found.items() if key not in left_out}
+
+
+def _check_kind(key: str, tensor: torch.Tensor, needed: torch.Tensor) -> None:
+    floating = needed.is_floating_point() and tensor.is_floating_point() and tensor.dtype.itemsize > 1
+    if not floating and tensor.dtype != needed.dtype:
+        raise AdapterFileError(
+            f"Tensor {key!r} is of type {str(tensor.dtype).removeprefix('torch.')}, where this model has "
+            f"{str(needed.dtype).removeprefix('torch.')}. Save the adapter again in bfloat16 or float32."
+        )
+
+
+def _check_rows(key: str, tensor: torch.Tensor, here: torch.Tensor, base_rows: int | None) -> None:
+    """Nobody trained these: PEFT freezes them, and the config does not name them."""
+    rows = slice(base_rows)
+    ours, theirs = here[rows].float(), tensor[rows].float().to(here.device)
+    if here.numel() and not torch.allclose(theirs, ours, rtol=_RELATIVE, atol=_ABSOLUTE):
+        raise AdapterFileError(
+            f"Tensor {key!r} would overwrite a weight of the base model, and adapter_config.json does not name it in "
+            "modules_to_save. Do not load this file, unless its origin is known: then name the module there."
+        )

@@ -21,7 +21,7 @@ COMMANDS = {
     "merge": ("monolora.recipes.merge", "an adapter and its base in one checkpoint, linearly or exactly, verified"),
     "verify": ("monolora.recipes.verify", "how much of an adapter's effect a merged checkpoint keeps"),
     "serve-check": ("monolora.recipes.serve_check", "whether vLLM answers through an adapter as transformers does"),
-    "study": ("monolora.recipes.studies.alignment", "the paper's table 2 with error bars: train, evaluate, conclude"),
+    "study": ("monolora.recipes.study.alignment", "the paper's table 2 with error bars: train, evaluate, conclude"),
     "vision": ("monolora.recipes.vision.__main__", "the paper's vision experiments, from pretraining to its figures"),
     "superposition": ("monolora.recipes.superposition.__main__", "the paper's toy model and theory, run and checked"),
     "doctor": ("monolora.doctor", "versions, devices and data, and what is missing"),

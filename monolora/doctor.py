@@ -16,8 +16,8 @@ from rich.text import Text
 from monolora.errors import InputError
 from monolora.flags import FlagParser
 from monolora.hub import SMOLLM2, cache_root, data_root
-from monolora.serving.versions import check_vllm, vllm_version
 from monolora.terminal import Terminal
+from monolora.vllm.versions import check_vllm, vllm_version
 
 PACKAGES = ("monolora", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "safetensors")
 MIRRORED = (

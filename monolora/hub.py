@@ -35,11 +35,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from monolora.data_files import read_csv, read_json_rows
 from monolora.errors import InputError, in_one_line
+from monolora.files import read_csv, read_json, read_json_rows
 from monolora.remote_code import trusts_code
 from monolora.runs import new_folder
-from monolora.text_files import read_json
 
 # What a data set's README may say of its CSV files.
 _CSV_SETTINGS = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}

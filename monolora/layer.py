@@ -1,17 +1,11 @@
-"""MonoLoRA layers: PEFT's LoRA layers with an activation between A and B.
-
-:class:`MonoLoraLayer` is a mixin over whatever layer class PEFT's dispatchers chose for a target module, the
-quantized ones included. It replaces the forward; everything else stays PEFT's. Parameters keep LoRA's names,
-and the activation stays outside the ``lora_A`` module: tensor parallelism reduces after A, and hotswap
-rebuilds A and B as plain linears.
-"""
+"""What the fused path needs to know of a layer: whether its weights are plain, and the dtype it would compute in."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from peft.tuners import lora
@@ -22,7 +16,42 @@ from torch import nn
 from monolora.activations import activate
 from monolora.config import MonoLoraConfig
 from monolora.functional import FUSED_ACTIVATIONS, add_expanded, monolora_linear
-from monolora.plain import Dense, bare_weight, compute_dtype
+
+
+class Dense(NamedTuple):
+    """What the fused path computes with: see :func:`monolora.functional.monolora_linear`."""
+
+    adapter: str
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    A: torch.Tensor
+    B: torch.Tensor
+    scaling: float
+    activation: str
+
+
+def bare_weight(module: nn.Module | None) -> nn.Parameter | None:
+    """An ordinary dense weight of a plain nn.Linear without hooks or a replaced forward."""
+    if (
+        type(module) is not nn.Linear
+        or module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    ):
+        return None
+    weight = module._parameters.get("weight")
+    return weight if type(weight) is nn.Parameter and weight.dim() == 2 else None
+
+
+def compute_dtype(x: torch.Tensor) -> torch.dtype:
+    """The dtype in which ``nn.Linear`` would compute on ``x`` here."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
 
 MERGE_HINT = (
     "MonoLoRA is not linear in its input, so there is no weight to merge it into. Keep the adapter, or make a "

@@ -18,13 +18,15 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from monolora.adapter_tensors import Room, check_tensors, saved_beside
 from monolora.checkpoint import (
     MEMORY_PREFIX,
     AdapterFileError,
+    Room,
+    check_tensors,
     is_unit_tensor,
     module_of,
     origin_of,
+    saved_beside,
     warn_of_other_base,
 )
 from monolora.config import MonoLoraConfig

@@ -21,12 +21,15 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import PreTrainedModel
 
-from monolora.adapter_tensors import check_tensors, is_resized, room_for, saved_beside
 from monolora.checkpoint import (
     AdapterFileError,
     check_no_lora_tensors,
+    check_tensors,
+    is_resized,
     is_unit_tensor,
     origin_of,
+    room_for,
+    saved_beside,
     to_disk_name,
     to_memory_name,
     warn_of_other_base,
@@ -35,7 +38,6 @@ from monolora.combine import combined_config, concatenate_units
 from monolora.config import MonoLoraConfig
 from monolora.layer import MERGE_HINT, MIXING_HINT, MonoLoraLayer
 from monolora.loaders import model_name, used_units
-from monolora.patterns import resolve_patterns
 from monolora.targets import (
     all_linear,
     default_targets,
@@ -43,6 +45,7 @@ from monolora.targets import (
     is_all_linear,
     module_names,
     near_misses,
+    resolve_patterns,
 )
 
 

@@ -29,7 +29,7 @@ from monolora.adapters import adapter_config
 from monolora.checkpoint import AdapterFileError, adapted_modules, check_no_lora_tensors, to_memory_name
 from monolora.config import MonoLoraConfig
 from monolora.errors import InputError
-from monolora.patterns import resolve_values
+from monolora.targets import resolve_values
 from monolora.units import UnitName
 
 _PREFIX = "base_model.model."

@@ -66,8 +66,7 @@ def _check_files_that_peft_reads() -> None:
 
     It then looks up what was saved beside A and B by name, before it asks the tuner: what is missing is named here.
     """
-    from monolora.adapter_tensors import check_saved_beside
-    from monolora.checkpoint import check_weights_file
+    from monolora.checkpoint import check_saved_beside, check_weights_file
 
     original = peft_model.load_peft_weights
 
@@ -97,7 +96,7 @@ def _check_hotswap() -> None:
     """Hotswap goes past the tuner's own hooks, and fills tensors that a file lacks with zeros."""
     from monolora.checkpoint import check_no_lora_tensors, to_memory_name
     from monolora.loaders import check_swap, settle_swap, swap_names
-    from monolora.patterns import resolve_patterns
+    from monolora.targets import resolve_patterns
 
     original = hotswap.hotswap_adapter_from_state_dict
 

@@ -10,8 +10,8 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from monolora.errors import InputError, SaveError
+from monolora.files import read_json, type_problem
 from monolora.runs import MODEL_FILES, RUN, Kind, write_json
-from monolora.text_files import read_json, type_problem
 
 FILE = RUN
 _CHECKPOINT_FILES = (

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, TextIO, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 
 from monolora.errors import printable
@@ -72,3 +80,24 @@ def unfailing_stdout() -> Iterator[None]:
 def say(text: str) -> None:
     """Print a line with names of others in it, on stdout."""
     print(printable(text), flush=True)
+
+
+def kept(what: str, there: int, total: int) -> None:
+    """Say how much is there from an earlier call, if anything is."""
+    if there:
+        STDERR.print(f"{what}: {there:,} of {total:,} are there already.")
+
+
+@contextmanager
+def tracked(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show how many of ``total`` steps are done; the function that it gives is called for each."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=STDERR) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from monolora.errors import InputError, in_one_line
+from monolora.files import read_text
 from monolora.redaction import secret_setting
-from monolora.text_files import read_text
 
 _MOST_VALUES = 100_000
 

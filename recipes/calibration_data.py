@@ -18,8 +18,8 @@ from monolora.data import custom
 from monolora.data.chat_template import prompt_ids, split_at_answer
 from monolora.data.tasks import BUILT_IN, Example, Task, dolly, load_task
 from monolora.errors import InputError
-from monolora.fingerprints import fingerprint_rows
 from monolora.inference import padded
+from monolora.provenance import fingerprint_rows
 
 Rows = list[list[int]]
 LONGEST = 1024  # tokens of a text that are read

@@ -27,11 +27,10 @@ from transformers import BertForSequenceClassification, PreTrainedModel, PreTrai
 from monolora import run_record
 from monolora.beaverdam import MAX_LENGTH
 from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
-from monolora.fingerprints import fingerprint_files, fingerprint_rows
 from monolora.flags import FlagParser
 from monolora.hub import MINILM, local_path, resolve_model
 from monolora.model_files import save_model
-from monolora.provenance import provenance
+from monolora.provenance import fingerprint_files, fingerprint_rows, provenance
 from monolora.recipes import judge_data
 from monolora.recipes.judge_data import Splits
 from monolora.recipes.judge_model import (

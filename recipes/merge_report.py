@@ -16,11 +16,11 @@ from rich.table import Table
 from typing_extensions import TypedDict
 
 from monolora.errors import InputError, in_one_line
+from monolora.files import read_json
 from monolora.merge.verify import Comparison, Fidelity
 from monolora.recipes.training.report import shown_score
 from monolora.runs import MODEL_FILES, Kind, write_aside, write_json
 from monolora.terminal import Terminal
-from monolora.text_files import read_json
 
 JSON, PAGE = "merge_report.json", "merge_report.html"
 ALL = "all"

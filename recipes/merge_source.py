@@ -25,9 +25,9 @@ from trl.trainer.utils import get_quantization_config
 from monolora import run_record
 from monolora.adapters import adapter_config, adapter_tokenizer, load_adapted, load_sum
 from monolora.errors import InputError
-from monolora.fingerprints import fingerprint_files
 from monolora.hub import load_causal_lm, load_config, on_gpus, resolve_model
 from monolora.merge.quantizer import dtype_name, dtype_named
+from monolora.provenance import fingerprint_files
 from monolora.remote_code import TRUST_HELP
 
 _QUANTIZATION = (

@@ -17,13 +17,12 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from monolora.config import MonoLoraConfig
 from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
-from monolora.fingerprints import fingerprint_files
+from monolora.files import read_text
 from monolora.flags import FlagParser
-from monolora.provenance import provenance
+from monolora.provenance import fingerprint_files, provenance
 from monolora.prune import Adapter, Pruned, read_adapter, without_units
 from monolora.runs import MODEL_FILES, Kind, OutputFolder, claim, write_json
 from monolora.terminal import Terminal
-from monolora.text_files import read_text
 from monolora.units import UnitName, find_units
 
 JSON = "pruned.json"

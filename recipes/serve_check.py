@@ -19,16 +19,15 @@ from rich.table import Table
 
 from monolora.adapters import adapter_config
 from monolora.errors import InputError, RunError, exit_status, in_one_line
+from monolora.files import read_text
 from monolora.flags import FlagParser
 from monolora.hub import load_config, resolve_model
 from monolora.remote_code import TRUST_HELP, code_trusted
-from monolora.serving import Canary, check_vllm
-from monolora.serving.canary import PROMPTS, measure
-from monolora.serving.folders import served_config
-from monolora.serving.plugin import check_not_left_out
-from monolora.serving.ranks import largest_rank, vllm_rank
 from monolora.terminal import Terminal
-from monolora.text_files import read_text
+from monolora.vllm import Canary, check_vllm
+from monolora.vllm.adapter_folders import largest_rank, served_config, vllm_rank
+from monolora.vllm.canary import PROMPTS, measure
+from monolora.vllm.plugin import check_not_left_out
 
 MAX_MODEL_LEN = 512
 KV_CACHE_BYTES = 1 << 30  # a few prompts need no more; vLLM would take nearly the whole GPU

@@ -30,11 +30,10 @@ from monolora.data.custom import Most, Source
 from monolora.data.scoring import prompt_sparsity, score, validation_loss
 from monolora.data.tasks import BUILT_IN, Example, Task, load_task
 from monolora.errors import exit_status
-from monolora.fingerprints import fingerprint_files, fingerprint_rows
 from monolora.hub import check_vocabulary, local_path, resolve_model
 from monolora.inference import Inference
 from monolora.locks import no_empty_folder
-from monolora.provenance import provenance
+from monolora.provenance import fingerprint_files, fingerprint_rows, provenance
 from monolora.recipes.training import checkpoints, publication
 from monolora.recipes.training.arguments import Arguments, parse, resolved_config
 from monolora.recipes.training.checkpoints import Resumed

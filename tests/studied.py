@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from monolora import cli
-from monolora.recipes.studies.running import Runner
+from monolora.recipes.study.runner import Runner
 
 
 def run_cells_here(monkeypatch: pytest.MonkeyPatch, given: list[list[str]]) -> None:

@@ -17,9 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from monolora import MonoLoraConfig, MonoLoraLayer
-from monolora.checkpoint import (
-    AdapterFileError,
-)
+from monolora.checkpoint import AdapterFileError
 
 Tensors = dict[str, torch.Tensor]
 Saved = Callable[..., tuple[Path, torch.Tensor]]

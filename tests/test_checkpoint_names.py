@@ -14,9 +14,10 @@ from peft import get_peft_model, set_peft_model_state_dict
 from torch import nn
 
 from monolora import MonoLoraConfig
-from monolora.adapter_tensors import Room, check_tensors
 from monolora.checkpoint import (
     AdapterFileError,
+    Room,
+    check_tensors,
     check_weights_file,
     is_monolora_name,
     is_unit_tensor,

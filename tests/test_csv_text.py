@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from monolora.csv_text import csv_text
+from monolora.reporting.tables import csv_text
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from monolora import MonoLoraConfig
+from monolora.adapters import check_fits
 from monolora.errors import InputError
-from monolora.fitting import check_fits
 
 
 @pytest.mark.parametrize("config", [LoraConfig, MonoLoraConfig])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.holm import holm
+from monolora.stats import holm
 
 p_values = st.lists(st.floats(0, 1), max_size=7)
 

@@ -19,8 +19,8 @@ from transformers import LlamaForCausalLM
 
 from monolora import MonoLoraConfig
 from monolora.errors import InputError
-from monolora.patterns import check_bounded, resolve_patterns
 from monolora.prune import read_adapter
+from monolora.targets import check_bounded, resolve_patterns
 
 Saved = Callable[..., tuple[Path, torch.Tensor]]
 NAMES = [

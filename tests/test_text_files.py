@@ -9,7 +9,7 @@ import pytest
 from typing_extensions import TypedDict
 
 from monolora.errors import InputError
-from monolora.text_files import read_json, read_text, type_problem
+from monolora.files import read_json, read_text, type_problem
 
 
 class Result(TypedDict):

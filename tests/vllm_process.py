@@ -124,7 +124,7 @@ class Engine:
         return [Answer(*answer) for answer in self._ask(request)]
 
     def canary(self, adapter: str | None, prompts: Sequence[Sequence[int]]) -> str:
-        """What ``monolora.serving.verify`` returns.
+        """What ``monolora.vllm.verify`` returns.
 
         Raises:
             RefusedError: what it raised.
@@ -281,7 +281,7 @@ def _generate(llm: Any, request: dict[str, Any]) -> list[Answer]:
 
 def _answer(llm: Any, request: dict[str, Any]) -> Any:
     if "canary" in request:
-        from monolora.serving import verify
+        from monolora.vllm import verify
 
         return str(verify(llm, request["canary"], prompts=request["prompts"]))
     if "run" in request:

@@ -15,9 +15,9 @@ from contextlib import closing
 from typing import Any
 
 from monolora.errors import InputError, RunError
-from monolora.eval.api_key import api_key
 from monolora.eval.engines.client import Endpoint, Reply, Request, UnavailableError
 from monolora.eval.records import INVALID, OK, own_seed
+from monolora.eval.settings import api_key
 from monolora.redaction import redact, redact_content, without_credentials
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0

@@ -1,7 +1,7 @@
 """Answers by vLLM, offline: base and adapters of a run in one engine, in mixed batches.
 
 Before the first answer the canary asks whether vLLM answers through each adapter as transformers does
-(:mod:`monolora.serving.canary`). Requests are all handed over at once and their answers given back as they finish, so
+(:mod:`monolora.vllm.canary`). Requests are all handed over at once and their answers given back as they finish, so
 that vLLM batches as it does for ``LLM.generate``, and little is lost when the process is killed.
 """
 
@@ -18,11 +18,10 @@ from monolora.errors import RunError, in_one_line
 from monolora.eval.records import own_seed
 from monolora.model_files import end_tokens
 from monolora.remote_code import trusts_code
-from monolora.serving import CanaryUnknownError
-from monolora.serving.canary import measure
-from monolora.serving.folders import served_config
-from monolora.serving.plugin import check_not_left_out
-from monolora.serving.ranks import largest_rank, vllm_rank
+from monolora.vllm import CanaryUnknownError
+from monolora.vllm.adapter_folders import largest_rank, served_config, vllm_rank
+from monolora.vllm.canary import measure
+from monolora.vllm.plugin import check_not_left_out
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -21,10 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from monolora.eval.explain.ablations import Ablation, Effect, batches_of
 from monolora.eval.judges import Judge
 from monolora.eval.process import results_of, rows_of
-from monolora.eval.progress import tracked
 from monolora.eval.records import OK
 from monolora.explain.ablation import ablated
 from monolora.inference import GREEDY, evaluating, padded
+from monolora.terminal import tracked
 from monolora.units import input_device
 
 

@@ -25,11 +25,10 @@ from transformers import PreTrainedTokenizerBase
 from monolora.data.chat_template import split_at_answer
 from monolora.data.task import Example
 from monolora.eval.explain.records import Ablations, Change, Floats, Measure
-from monolora.eval.measures.bootstrap import bootstrap
-from monolora.eval.progress import tracked
 from monolora.explain.ablation import ablated
-from monolora.explain.rates import false_discovery_rate
 from monolora.inference import evaluating, padded
+from monolora.stats import bootstrap, false_discovery_rate
+from monolora.terminal import tracked
 from monolora.units import UnitName, input_device
 
 Ablation = Collection[UnitName]

@@ -1,7 +1,7 @@
 """``monolora explain --compare NAME=DIR NAME=DIR``: adapters side by side, by what was found of their units.
 
 Every measure is a mean over an adapter's units on the texts of one data set that all adapters were explained on. What
-the intervals and tests cover, and what not, is said in :mod:`monolora.eval.explain.compare_bootstrap`.
+the intervals and tests cover, and what not, is said in :mod:`monolora.eval.explain.compare_statistics`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,32 @@ import numpy as np
 import pandas as pd
 
 from monolora.errors import InputError, SaveError
-from monolora.eval.explain.compare_bootstrap import Clustered, change_of, clustered, mean_of
-from monolora.eval.explain.compare_folders import Features, common_datasets, read
-from monolora.eval.explain.compare_measures import (
+from monolora.eval.explain.compare_records import (
+    Adapter,
+    Comparison,
+    DatasetRows,
+    Difference,
+    Features,
+    Mean,
+    Row,
+    common_datasets,
+    read,
+)
+from monolora.eval.explain.compare_report import page
+from monolora.eval.explain.compare_statistics import (
     LARGEST_TITLES,
     MEASURES,
+    Clustered,
     Measure,
     Values,
+    change_of,
+    clustered,
     largest_effects,
+    mean_of,
     values,
 )
-from monolora.eval.explain.compare_page.page import page
-from monolora.eval.explain.compare_records import Adapter, Comparison, DatasetRows, Difference, Mean, Row
-from monolora.eval.measures.bootstrap import RESAMPLES, SEED
-from monolora.holm import holm
 from monolora.runs import Kind, write_aside, write_json
+from monolora.stats import RESAMPLES, SEED, holm
 
 JSON, PAGE = "comparison.json", "comparison.html"
 KIND = Kind(

@@ -27,12 +27,11 @@ from monolora.eval.explain.records import Ablations, Contrast, DatasetFeatures, 
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet
 from monolora.eval.judges import Judge, JudgeOptions
-from monolora.eval.progress import tracked
 from monolora.eval.score import question
 from monolora.explain.layout import Layout
 from monolora.explain.logits import TopTokens, ablation_logits, direct_logits
 from monolora.inference import Inference, evaluating
-from monolora.terminal import STDERR
+from monolora.terminal import STDERR, tracked
 from monolora.units import UnitName, find_units
 
 LOGITS = 10  # tokens that are raised, and lowered

@@ -15,16 +15,14 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from monolora.eval.explain.grouping import Grouping
+from monolora.eval.explain.contrasts import Grouping
 from monolora.eval.explain.records import Context, Counts, DatasetFeatures, End, Floats, Partner, TokenMean
 from monolora.eval.explain.text_sets import TextSet
-from monolora.explain.bins import Bins
-from monolora.explain.collected import Collected
 from monolora.explain.contexts import BEFORE, NO_TOKEN, Contexts
+from monolora.explain.histograms import Bins
 from monolora.explain.labels import consistency_by_chance, mutual_information, semantic_consistency
-from monolora.explain.moments import BITS
-from monolora.explain.rates import false_discovery_rate
-from monolora.explain.tokens import TopTokens
+from monolora.explain.unit_statistics import BITS, Collected, TopTokens
+from monolora.stats import false_discovery_rate
 
 _MERGED = 2  # bins of the pass that are one of the histogram that is shown: half an octave
 

@@ -29,7 +29,7 @@ from monolora.data.custom import prompt_rows, read
 from monolora.data.prompt_sets import PUBLISHED, collapse, published_rows
 from monolora.data.tasks import BUILT_IN, Example
 from monolora.errors import InputError
-from monolora.explain.texts import Text
+from monolora.explain.contexts import Text
 from monolora.hub import load_dataset
 
 ANSWERS, LAST = "-answers", "-last"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from monolora.eval.judges.running import Backend
+from monolora.eval.judges.base import Backend
 
 
 def next_token(settings: Mapping[str, Any]) -> Backend:

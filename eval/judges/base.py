@@ -1,15 +1,108 @@
-"""What a judge is: a description that can be hashed and sent to a process, which then holds the model."""
+"""From logits to probabilities, in double precision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import bisect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from monolora.beaverdam import MAX_LENGTH
 from monolora.errors import InputError, unknown
 from monolora.eval.records import INVALID, OK
+from monolora.hub import load_tokenizer
 from monolora.redaction import without_credentials
+
+
+def sigmoid(logit: float) -> float:
+    """1 / (1 + exp(-logit)), also where that power overflows."""
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    power = math.exp(logit)
+    return power / (1 + power)
+
+
+def softmax(logits: Sequence[float]) -> list[float]:
+    """exp(logit) over the sum of all of them, also where the powers overflow."""
+    largest = max(logits)
+    powers = [math.exp(logit - largest) for logit in logits]
+    total = math.fsum(powers)
+    return [power / total for power in powers]
+
+
+TOO_LONG = "prompt too long"
+
+
+class Readable(NamedTuple):
+    """One response.
+
+    Attributes:
+        key: of the judgement.
+        calls: token ids, one list a forward pass.
+        cut: whether the end of the response had to be left out.
+    """
+
+    key: str
+    calls: list[list[int]]
+    cut: bool
+
+
+class Unreadable(NamedTuple):
+    """A response that this judge cannot read.
+
+    Attributes:
+        key: of the judgement.
+        reason: why the judgement is invalid.
+    """
+
+    key: str
+    reason: str
+
+
+class Reader(Protocol):
+    """A judge's format: from texts to token ids, and from logits to scores."""
+
+    def read(self, items: Sequence[Mapping[str, Any]]) -> list[Readable | Unreadable]:
+        """Items have ``key``, ``prompt`` and ``response``."""
+
+    def scores(self, logits: Sequence[Sequence[float]]) -> dict[str, float]:
+        """From the logits of each call of one response."""
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """All at once, which is several times faster; with the tokenizer's own special tokens, and uncut."""
+    # verbose: a text that is longer than the tokenizer's own limit is seen to elsewhere
+    return tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+
+
+def longest_that_fits(response: str, fits: Callable[[str], bool]) -> str | None:
+    """The longest beginning of a response that fits, or None if not one character of it does."""
+    characters = bisect.bisect_left(range(1, len(response) + 1), True, key=lambda end: not fits(response[:end]))
+    return response[:characters] if characters else None
+
+
+def padding_token(folder: str, config: PreTrainedConfig) -> int | None:
+    """The tokenizer's, as beaver-dam's own code takes it, or else the config's; None if the model has neither.
+
+    Ids that are no row of the embedding are none: some old configs have -1, some tokenizers one more than the model.
+    """
+    known = (load_tokenizer(folder).pad_token_id, config.pad_token_id)
+    return next((token for token in known if token is not None and 0 <= token < config.vocab_size), None)
+
+
+def unpadded(token_ids: list[int], pad: int | None) -> list[int]:
+    """Without padding tokens at the end, where the padding token is one that texts end with, such as EOS.
+
+    Classes of transformers pool the last token that is not the padding token; vLLM pools the last token.
+    """
+    end = len(token_ids)
+    while end > 1 and token_ids[end - 1] == pad:
+        end -= 1
+    return token_ids[:end]
+
 
 ENGINES = ("auto", "vllm", "hf", "server")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -114,3 +207,33 @@ def judged(key: str, scores: Mapping[str, float], cut: bool = False) -> dict[str
 def invalid(key: str, reason: str, cut: bool = False) -> dict[str, Any]:
     """The row of a judgement that is no verdict, and why."""
     return {"key": key, "scores": {}, "cut": cut, "status": INVALID, "reason": reason}
+
+
+Logits = Sequence[Sequence[float]]
+Backend = Callable[[Sequence[Readable], set[str]], Iterator[tuple[str, Logits | str]]]
+"""Takes all rows and the keys of those that are done; gives the key and the logits of each call of every row that is
+not, or the reason why there are none, in any order, as they are made."""
+
+
+def judgements_of(job: Mapping[str, Any], reader: Reader, backend: Backend) -> Iterator[dict[str, Any]]:
+    """Judge what is not done yet.
+
+    Args:
+        job: ``items``, each with ``key``, ``prompt`` and ``response``; ``done``, keys.
+        reader: the judge's format.
+        backend: computes logits.
+    """
+    done = set(job["done"])
+    rows = reader.read(job["items"])
+    yield from (invalid(row.key, row.reason) for row in rows if isinstance(row, Unreadable) and row.key not in done)
+    readable = [row for row in rows if isinstance(row, Readable)]
+    cut = {row.key: row.cut for row in readable}
+    if cut.keys() <= done:
+        return  # no model is loaded for nothing
+    for key, logits in backend(readable, done):
+        if isinstance(logits, str):
+            yield invalid(key, logits, cut[key])
+        elif all(math.isfinite(logit) for call in logits for logit in call):
+            yield judged(key, reader.scores(logits), cut[key])
+        else:
+            yield invalid(key, "nan", cut[key])

@@ -16,11 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from monolora.beaverdam import LABELS, THRESHOLD, TooLongError, encode_all
 from monolora.errors import InputError
 from monolora.eval.judges import backends, checkpoints
-from monolora.eval.judges.activations import sigmoid
-from monolora.eval.judges.base import Judge, JudgeOptions
+from monolora.eval.judges.base import TOO_LONG, Judge, JudgeOptions, Readable, Unreadable, judgements_of, sigmoid
 from monolora.eval.judges.checkpoints import Checkpoint
-from monolora.eval.judges.reading import TOO_LONG, Readable, Unreadable
-from monolora.eval.judges.running import judgements_of
 from monolora.hub import load_tokenizer
 
 DEFAULT = "PKU-Alignment/beaver-dam-7b"
@@ -110,7 +107,7 @@ class Reader:
 
 
 def judgements(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Judge responses; see :func:`monolora.eval.judges.running.judgements_of`.
+    """Judge responses; see :func:`monolora.eval.judges.base.judgements_of`.
 
     Raises:
         InputError: if the weights are damaged.

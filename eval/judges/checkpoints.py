@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig
 
 from monolora.errors import InputError
 from monolora.eval.judges.base import JudgeOptions
-from monolora.fingerprints import fingerprint_files
 from monolora.hub import load_config, resolve_model
+from monolora.provenance import fingerprint_files
 
 CLASSIFIER = "ForSequenceClassification"
 _TOKENIZER_FILES = ("tokenizer.json", ".model", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json")

@@ -16,11 +16,19 @@ from transformers import PreTrainedTokenizerBase
 from monolora.beaverdam import LABELS
 from monolora.errors import InputError, unknown
 from monolora.eval.judges import backends, beaverdam, checkpoints
-from monolora.eval.judges.activations import sigmoid, softmax
-from monolora.eval.judges.base import Judge, JudgeOptions
+from monolora.eval.judges.base import (
+    TOO_LONG,
+    Judge,
+    JudgeOptions,
+    Readable,
+    Unreadable,
+    judgements_of,
+    longest_that_fits,
+    sigmoid,
+    softmax,
+    token_ids,
+)
 from monolora.eval.judges.checkpoints import Checkpoint
-from monolora.eval.judges.reading import TOO_LONG, Readable, Unreadable, longest_that_fits, token_ids
-from monolora.eval.judges.running import judgements_of
 from monolora.hub import load_tokenizer
 
 TEXT = "{prompt}\n{response}"
@@ -136,7 +144,7 @@ class Reader:
 
 
 def judgements(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Judge responses; see :func:`monolora.eval.judges.running.judgements_of`.
+    """Judge responses; see :func:`monolora.eval.judges.base.judgements_of`.
 
     Raises:
         InputError: if the weights are damaged.

@@ -12,9 +12,7 @@ import torch
 
 from monolora.errors import InputError, RunError
 from monolora.eval.batches import fixed_batches
-from monolora.eval.judges.padding import padding_token, unpadded
-from monolora.eval.judges.reading import Readable
-from monolora.eval.judges.running import Logits
+from monolora.eval.judges.base import Logits, Readable, padding_token, unpadded
 from monolora.hub import load_causal_lm, load_classifier, load_config
 from monolora.inference import evaluating, padded
 from monolora.units import input_device

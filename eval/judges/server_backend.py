@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 
 from monolora.eval.engines.client import Reply, Request
 from monolora.eval.engines.server import replies
-from monolora.eval.judges.padding import padding_token, unpadded
-from monolora.eval.judges.reading import Readable
-from monolora.eval.judges.running import Logits
+from monolora.eval.judges.base import Logits, Readable, padding_token, unpadded
 from monolora.hub import load_config
 
 

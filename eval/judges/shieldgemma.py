@@ -17,10 +17,17 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import InputError
 from monolora.eval.judges import backends, checkpoints
-from monolora.eval.judges.activations import sigmoid
-from monolora.eval.judges.base import Judge, JudgeOptions
-from monolora.eval.judges.reading import TOO_LONG, Readable, Unreadable, longest_that_fits, token_ids
-from monolora.eval.judges.running import judgements_of
+from monolora.eval.judges.base import (
+    TOO_LONG,
+    Judge,
+    JudgeOptions,
+    Readable,
+    Unreadable,
+    judgements_of,
+    longest_that_fits,
+    sigmoid,
+    token_ids,
+)
 from monolora.hub import load_tokenizer
 
 DEFAULT = "google/shieldgemma-9b"
@@ -161,7 +168,7 @@ class Reader:
 
 
 def judgements(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Judge responses; see :func:`monolora.eval.judges.running.judgements_of`.
+    """Judge responses; see :func:`monolora.eval.judges.base.judgements_of`.
 
     Raises:
         RunError: if the engine does not start.

@@ -9,9 +9,7 @@ import torch
 
 from monolora.errors import RunError, in_one_line
 from monolora.eval.engines.vllm import memory_share, prepare_environment
-from monolora.eval.judges.padding import padding_token, unpadded
-from monolora.eval.judges.reading import Readable
-from monolora.eval.judges.running import Logits
+from monolora.eval.judges.base import Logits, Readable, padding_token, unpadded
 from monolora.hub import load_config
 from monolora.remote_code import trusts_code
 

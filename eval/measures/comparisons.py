@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from monolora.eval.measures.bootstrap import RESAMPLES, Estimate, bootstrap
 from monolora.eval.measures.columns import Cell, Measured, cell, weights
-from monolora.eval.measures.hypotheses import mcnemar, wilson
 from monolora.eval.measures.model import Model
-from monolora.holm import holm
+from monolora.stats import RESAMPLES, Estimate, bootstrap, holm, mcnemar, wilson
 
 Floats = NDArray[np.float64]
 Difference = dict[str, Any]

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from monolora.eval.judges.base import Judge
-from monolora.eval.measures.agreement import kappa
 from monolora.eval.measures.columns import Measured, weights
 from monolora.eval.measures.gathered import Gathered, Matrix
 from monolora.eval.measures.model import Model
 from monolora.eval.measures.text import is_at_limit, is_empty
 from monolora.eval.records import OK, Judgement, Response
+from monolora.stats import kappa
 
 MISSING = "missing"  # the reason where nobody was asked yet
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from monolora.eval.measures.details import MISSING
-from monolora.eval.report.numbers import plain, shown, shown_p
-from monolora.eval.report.view import View, is_significant, unit
+from monolora.eval.report.charts import View, is_significant, unit
+from monolora.reporting.numbers import plain, shown, shown_p
 
 _KAPPA_WORDS = ((0.8, "almost perfect"), (0.6, "substantial"), (0.4, "moderate"), (0.2, "fair"), (0.0, "slight"))
 """Landis and Koch 1977."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from monolora import latex
-from monolora.csv_text import csv_text
-from monolora.eval.report.numbers import plain
-from monolora.eval.report.view import ALPHA, View
+from monolora.eval.report.charts import ALPHA, View
+from monolora.reporting import tables
+from monolora.reporting.numbers import plain
+from monolora.reporting.tables import csv_text
 
 FIELDS = ("model", "column", "group", "title", "set", "unit", "value", "low", "high", "n", "invalid")
 
@@ -50,7 +50,7 @@ def as_latex(results: Mapping[str, Any]) -> str:
 
 def escaped(text: str) -> str:
     """Text as LaTeX shows it to the letter."""
-    return latex.escaped(plain(text))
+    return tables.escaped(plain(text))
 
 
 def _caption(view: View) -> str:

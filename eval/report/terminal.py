@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from monolora.eval.report import sentences
-from monolora.eval.report.numbers import plain
-from monolora.eval.report.view import ALPHA, MARK, View
+from monolora.eval.report.charts import ALPHA, MARK, View
+from monolora.reporting.numbers import plain
 from monolora.terminal import Terminal
 
 _STYLES = {"better": "green", "worse": "red", "other": "bold", "": ""}

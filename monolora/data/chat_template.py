@@ -23,8 +23,8 @@ from monolora import hub
 from monolora.data.messages import REASONING, parsed, text_of
 from monolora.data.task import Example
 from monolora.errors import InputError, in_one_line
+from monolora.files import read_text
 from monolora.runs import new_folder
-from monolora.text_files import read_text
 
 # The format of Stanford Alpaca, which the public code nearest to the paper's uses for models without a template.
 ALPACA = (

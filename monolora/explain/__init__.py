@@ -6,9 +6,9 @@ Example:
     >>> found.firing[layout.units.index(UnitName("model.layers.3.self_attn.q_proj", 5))]
 """
 
-from monolora.explain.collect import collect
-from monolora.explain.collected import Collected, Collector
+from monolora.explain.collector import collect
+from monolora.explain.contexts import Text
 from monolora.explain.layout import Layout
-from monolora.explain.texts import Text
+from monolora.explain.unit_statistics import Collected, Collector
 
 __all__ = ["Collected", "Collector", "Layout", "Text", "collect"]

@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from monolora.activations import activate
 from monolora.functional import FUSED_ACTIVATIONS, add_expanded, monolora_linear
+from monolora.layer import compute_dtype
 from monolora.merge.unload import Units
-from monolora.plain import compute_dtype
 
 
 class BakedLayer(nn.Module):

@@ -1,20 +1,98 @@
-"""The best linear map in place of ``act(A x)``, from second moments.
+"""Second moments of an adapted layer's inputs and units: what the linear merge is solved from.
 
-Plain least squares is ``A' = E[h xᵀ] E[x xᵀ]⁻¹``. With a ridge it is drawn towards ``diag(p) A`` instead of zero, where
-``p`` is the slope of each unit's own line through its pre-activation (1 for a unit that never switches off, 0 for a
-dead one, 1/2 for zero-mean Gaussian inputs under ReLU): in directions that the calibration text leaves open a unit then
-answers with its usual slope, and an activation that is linear comes out exactly.
+No activation is kept: each batch adds its products to a few matrices. Inputs carry a constant 1 at their end, which
+makes room for an intercept. All in float64: in directions that the inputs hardly take, the fit divides by next to
+nothing, and the rounding of float32 products would come out larger than A itself.
 
-Shapes: I inputs, O outputs, R units.
+Shapes: T tokens, I inputs of a layer (``I1`` with the constant), R units of its adapter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
-from monolora.merge.moments import Moments
+from monolora.errors import InputError
+from monolora.layer import MonoLoraLayer
+from monolora.merge.deltas import merge_on_disk, plus
+from monolora.merge.unload import Units, active_units, dequantized, unload
+from monolora.model_files import save_model
+
+
+class InputSums:
+    """Sums of ``x xᵀ`` over tokens, for one input tensor; several layers may read it."""
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.tokens = 0
+        self.xx = torch.zeros(width + 1, width + 1, dtype=torch.float64, device=device)
+
+    def add(self, x_TI1: torch.Tensor) -> None:
+        self.tokens += x_TI1.shape[0]
+        self.xx += x_TI1.T @ x_TI1
+
+
+class UnitSums:
+    """Sums of ``h xᵀ`` and ``h hᵀ`` over tokens, for the units of one layer."""
+
+    def __init__(self, units: int, width: int, device: torch.device) -> None:
+        self.hx = torch.zeros(units, width + 1, dtype=torch.float64, device=device)
+        self.hh = torch.zeros(units, units, dtype=torch.float64, device=device)
+
+    def add(self, h_TR: torch.Tensor, x_TI1: torch.Tensor) -> None:
+        self.hx += h_TR.T @ x_TI1
+        self.hh += h_TR.T @ h_TR
+
+
+class Moments(NamedTuple):
+    """Expectations over tokens, for one layer; float64.
+
+    Attributes:
+        tokens: how many tokens they are of.
+        x: ``E[x]``, shape ``(I,)``.
+        h: ``E[h]``, shape ``(R,)``.
+        xx: ``E[x xᵀ]``, shape ``(I, I)``.
+        hx: ``E[h xᵀ]``, shape ``(R, I)``.
+        hh: ``E[h hᵀ]``, shape ``(R, R)``.
+    """
+
+    tokens: int
+    x: torch.Tensor
+    h: torch.Tensor
+    xx: torch.Tensor
+    hx: torch.Tensor
+    hh: torch.Tensor
+
+    @classmethod
+    def of(cls, inputs: InputSums, units: UnitSums) -> Moments:
+        """From sums over the same tokens."""
+        xx, hx, n = inputs.xx / inputs.tokens, units.hx / inputs.tokens, inputs.tokens
+        return cls(n, xx[:-1, -1], hx[:, -1], xx[:-1, :-1], hx[:, :-1], units.hh / n)
+
+    def pooled(self, other: Moments) -> Moments:
+        """The moments over the tokens of both."""
+        n = self.tokens + other.tokens
+        mixed = (a * (self.tokens / n) + b * (other.tokens / n) for a, b in zip(self[1:], other[1:], strict=True))
+        return Moments(n, *mixed)
+
+    def about(self, x0_I: torch.Tensor, h0_R: torch.Tensor) -> Moments:
+        """The moments of ``x - x0`` and ``h - h0``."""
+        x, h = self.x, self.h
+        return Moments(
+            self.tokens,
+            x - x0_I,
+            h - h0_R,
+            self.xx - torch.outer(x, x0_I) - torch.outer(x0_I, x) + torch.outer(x0_I, x0_I),
+            self.hx - torch.outer(h, x0_I) - torch.outer(h0_R, x) + torch.outer(h0_R, x0_I),
+            self.hh - torch.outer(h, h0_R) - torch.outer(h0_R, h) + torch.outer(h0_R, h0_R),
+        )
+
 
 # Ridges tried, as multiples of the mean eigenvalue of E[x xᵀ].
 RIDGES = tuple(10.0**power for power in range(-8, 3))
@@ -111,3 +189,89 @@ def _own_slopes(A: torch.Tensor, moments: Moments) -> torch.Tensor:
 def _mean_eigenvalue(moments: Moments) -> float:
     """Of ``E[x xᵀ]``; 1 where all inputs were zero, so that a ridge stays a ridge."""
     return float(moments.xx.diagonal().mean()) or 1.0
+
+
+def export_dense(
+    model: PeftModel,
+    maps: Mapping[str, LinearMap],
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write a checkpoint that every loader reads: config, generation config, sharded safetensors, tokenizer.
+
+    Args:
+        model: the adapted model; it is consumed. A quantized base is dequantized.
+        maps: as :func:`~monolora.merge.linearize` gives them for this model.
+        folder: where to write.
+        tokenizer: saved beside it, with its chat template.
+        max_shard_size: as for ``save_pretrained``.
+
+    Raises:
+        InputError: if an adapter's trained bias on B has no bias of the base layer to go to, or a layer that shares its
+            weight with another one is offloaded.
+    """
+    units = active_units(model)
+    base = model.get_base_model()
+    assert isinstance(base, PreTrainedModel)
+    dequantized(base)
+    layers = {name: layer for name, layer in base.named_modules() if name in units}
+    for name, layer in layers.items():
+        _check_bias(name, layer, units[name])
+    shared = _shared_weights(base)
+    for name, layer in layers.items():
+        _merge(name, layer.get_base_layer(), units[name], maps[name], shared)
+    base, _ = unload(model)
+    save_model(base, folder, tokenizer, max_shard_size=max_shard_size)
+
+
+def dense_delta(units: Units, linear_map: LinearMap) -> torch.Tensor:
+    """``s B A'``, shape ``(out, in)``, float32."""
+    return units.scaling * (units.B.float() @ linear_map.A.to(units.B.device))
+
+
+def dense_bias(units: Units, linear_map: LinearMap) -> torch.Tensor | None:
+    """``s (B c + b)``, shape ``(out,)``, float32, of an intercept c and a trained bias b on B; None without either."""
+    parts = [units.bias.float()] if units.bias is not None else []
+    if linear_map.intercept is not None:
+        parts.append(units.B.float() @ linear_map.intercept.to(units.B.device))
+    return units.scaling * torch.stack(parts).sum(0) if parts else None
+
+
+def _check_bias(name: str, layer: MonoLoraLayer, units: Units) -> None:
+    if units.bias is not None and layer.get_base_layer().bias is None:
+        raise InputError(
+            f"The adapter trained a bias on B (lora_bias), and {name} has no bias that it could go to in a stock "
+            "checkpoint. Merge exactly, or as a LoRA adapter."
+        )
+
+
+def _shared_weights(model: nn.Module) -> set[int]:
+    """Storage of the weights that several modules share (tied embeddings)."""
+    seen: set[int] = set()
+    shared: set[int] = set()
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        (shared if id(parameter) in seen else seen).add(id(parameter))
+    return shared
+
+
+def _merge(name: str, base: nn.Module, units: Units, linear_map: LinearMap, shared: set[int]) -> None:
+    """Add delta and bias to a base layer, in float32, rounded once."""
+    weight, bias = base.weight, dense_bias(units, linear_map)
+    assert isinstance(weight, nn.Parameter)
+
+    def delta() -> torch.Tensor:
+        found = dense_delta(units, linear_map)
+        return found.T if isinstance(base, (Conv1D, nn.Embedding)) else found
+
+    additions = {"weight": delta} | ({} if bias is None else {"bias": lambda: bias})
+    if weight.device.type == "meta":
+        if id(weight) in shared:
+            raise InputError(f"{name} shares its weight with another layer, and is not in memory. Raise --max-memory.")
+        merge_on_disk(base, additions)
+        return
+    if id(weight) in shared:
+        base.weight = nn.Parameter(weight.data, requires_grad=weight.requires_grad)
+    for kind, added in additions.items():
+        parameter = base.get_parameter(kind)
+        parameter.data = plus(parameter.data, added())

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
+from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.quantizers import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -23,7 +25,8 @@ from monolora.activations import check_activation
 from monolora.errors import InputError
 from monolora.merge.baked import BakedLayer, bake, baked_class, baked_layers, check_bakeable
 from monolora.merge.files import FLOAT_DTYPES, check_tensors
-from monolora.merge.unload import BAKED, Units
+from monolora.merge.unload import BAKED, Units, unload
+from monolora.model_files import save_model
 
 # In config.json, where stock transformers looks for the name of a weights file: it refuses this one and shows it.
 NEEDS_MONOLORA = (
@@ -307,3 +310,28 @@ def dtype_named(name: str) -> torch.dtype:
     dtype = vars(torch)[name]
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def export_exact(
+    model: PeftModel,
+    folder: str | os.PathLike[str],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write a folder that ``from_pretrained`` of every transformers class loads once ``monolora`` is imported.
+
+    Without ``monolora`` the loading fails, with a message that says so.
+
+    Args:
+        model: a model with one active MonoLoRA adapter. It is consumed: load the folder to go on.
+        folder: where to write config, generation config and safetensors.
+        tokenizer: written beside the model, its chat template too.
+        max_shard_size: the largest size of one file of weights.
+
+    Raises:
+        ValueError: where no single adapter is active, or the adapter targets a layer that cannot keep it.
+    """
+    base, units = unload(model)
+    bake(base, units)
+    base.config.quantization_config = MonoLoraQuantizationConfig.of(base)
+    save_model(base, folder, tokenizer, max_shard_size=max_shard_size)

@@ -16,8 +16,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from monolora.merge.calibration import Batch, Progress, hooked
 from monolora.merge.deltas import Delta, adapter_deltas, merged_deltas
+from monolora.merge.linearize import Batch, Progress, hooked
 
 # Log-probabilities of so many tokens are held at a time: with a vocabulary of 150,000, three times 300 MB.
 TOKENS_AT_A_TIME = 512

@@ -17,9 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from monolora.errors import RunError
-from monolora.recipes.experiments.generators import generator_of
-from monolora.recipes.experiments.label_noise import noisy_labels
-from monolora.recipes.experiments.softmax import softmax_into
+from monolora.recipes.experiment_steps import generator_of, noisy_labels, softmax_into
 from monolora.recipes.superposition.settings import MONO, POLY, Run
 from monolora.recipes.superposition.toy_model import Labelled, labelled_samples
 

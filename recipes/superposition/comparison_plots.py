@@ -13,14 +13,13 @@ from matplotlib.colors import FuncNorm, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from monolora.recipes.experiments.intervals import Estimate
-from monolora.recipes.experiments.plots.lines import Line, draw_lines, keep_in_sight, label_ends
-from monolora.recipes.experiments.plots.style import INK, PALE, titled
 from monolora.recipes.superposition.records import Recorded, ahead
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.recipes.superposition.theory.crossings import CRITERIA, Noise, crossover, separability
 from monolora.recipes.superposition.theory.moments import SAME_LENGTH
 from monolora.recipes.superposition.toy_plots import AHEAD, COLOURS, MARKERS, WHO
+from monolora.reporting.plots import INK, PALE, Line, draw_lines, keep_in_sight, label_ends, titled
+from monolora.run_means import Estimate
 
 _ROWS = (  # kind, unit, name of the axis
     ("label", 100.0, "wrong training labels, %"),

@@ -27,11 +27,11 @@ from matplotlib.figure import Figure
 
 from monolora.errors import InputError, exit_status
 from monolora.flags import FlagParser, setting
-from monolora.recipes.experiments.plots import style
-from monolora.recipes.experiments.plots.saving import save_figure
 from monolora.recipes.superposition import comparison_plots, toy_plots
 from monolora.recipes.superposition.records import Recorded, read_recorded
 from monolora.recipes.superposition.settings import Run
+from monolora.reporting import plots
+from monolora.reporting.plots import save_figure
 
 OF_RUN: Mapping[str, Callable[[Recorded], Figure]] = {
     "fig5a": toy_plots.fig5a,
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     else:
         print(f"{', '.join(OF_RUN)}: not drawn, there is no run in {out}: monolora superposition run --out {out}")
     for name, draw in (figures | dict(OF_THEORY)).items():
-        with matplotlib.rc_context(style.SETTINGS):
+        with matplotlib.rc_context(plots.SETTINGS):
             paths = save_figure(draw(), out / "figures", name)
         print(f"{name}: {', '.join(map(str, paths))}", flush=True)
     return 0

@@ -19,10 +19,10 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from monolora.errors import InputError, in_one_line
-from monolora.recipes.experiments import records
-from monolora.recipes.experiments.intervals import Estimate, difference, estimate
+from monolora.recipes import experiment_steps
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.recipes.superposition.toy_model import REPRESENTED
+from monolora.run_means import Estimate, difference, estimate
 
 _TYPICAL_SCALE = 0.5
 
@@ -176,7 +176,7 @@ def read_recorded(out: Path) -> Recorded:
         InputError: if a record is missing, damaged, or of other encoders than those that are there.
     """
     mend = f"Run: monolora superposition run --out {out}"
-    record = records.read(out / ENCODERS, mend)
+    record = experiment_steps.read(out / ENCODERS, mend)
     W_Ssmn = read_weights(out / WEIGHTS, mend)
     weights = fingerprint(out / WEIGHTS)
     try:
@@ -235,7 +235,7 @@ def _geometry(results: Mapping[str, Any], S: float, shape: tuple[int, ...]) -> G
 def _noise(out: Path, sparsities: Sequence[float], n_seeds: int, weights: str, mend: str) -> dict[int, Classified]:
     found = {}
     for path in out.glob(noise_file("*")):
-        record = records.read(path, mend)
+        record = experiment_steps.read(path, mend)
         if record["inputs"].get("encoders") != weights:
             raise InputError(f"{path} is of other encoders than those in {out}. Delete it. {mend}")
         try:

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from monolora.errors import InputError, SaveError, exit_status
 from monolora.flags import FlagParser
 from monolora.locks import locked, no_empty_folder
-from monolora.recipes.experiments import records
-from monolora.recipes.experiments.devices import device_of, out_of_memory
+from monolora.recipes import experiment_steps
+from monolora.recipes.experiment_steps import device_of, out_of_memory
 from monolora.recipes.superposition.classifiers import noise_results
 from monolora.recipes.superposition.records import (
     ENCODERS,
@@ -98,7 +98,7 @@ def _check_own(out: Path) -> None:
     """
     recorded = [path for path in (out / ENCODERS, *sorted(out.glob(noise_file("*")))) if path.is_file()]
     for path in recorded:
-        records.read(path, _AGAIN)
+        experiment_steps.read(path, _AGAIN)
     others = [out / name for name in (WEIGHTS, RESULTS) if (out / name).exists()]
     if others and not recorded and not _is_weights(out / WEIGHTS):
         raise InputError(f"{others[0]} is there, and is of no run of this program. Give another --out.")
@@ -121,7 +121,7 @@ def _encoders(settings: Run, out: Path, device: torch.device) -> None:
         f"encoders: {count}, {len(settings.sparsities)} sparsities x {settings.seeds} seeds, {settings.features} "
         f"features in {settings.dimensions} dimensions"
     )
-    kept = records.results_if_same(out / ENCODERS, own, {})
+    kept = experiment_steps.results_if_same(out / ENCODERS, own, {})
     if kept is not None and (out / WEIGHTS).is_file() and kept.get("weights") == fingerprint(out / WEIGHTS):
         print(f"{said}: done before", flush=True)
         return
@@ -138,7 +138,7 @@ def _encoders(settings: Run, out: Path, device: torch.device) -> None:
         raise SaveError.of(out, error, _MEND) from error
     seconds = time.perf_counter() - start
     about = {"weights": fingerprint(out / WEIGHTS), "seconds": seconds}
-    records.write(out / ENCODERS, own, {}, _geometry(encoders, settings.sparsities) | about)
+    experiment_steps.write(out / ENCODERS, own, {}, _geometry(encoders, settings.sparsities) | about)
     print(f"encoders: {seconds:.0f} s", flush=True)
 
 
@@ -163,7 +163,7 @@ def _check_others(settings: Run, out: Path) -> None:
     own = json.loads(json.dumps(_chosen(settings, _OF_NOISE)))
     redone = {noise_file(count) for count in settings.train_samples}
     for path in sorted(out.glob(noise_file("*"))):
-        theirs = without_samples(records.read(path, _AGAIN)["settings"])
+        theirs = without_samples(experiment_steps.read(path, _AGAIN)["settings"])
         if path.name not in redone and theirs != own:
             raise InputError(
                 f"{path} is of other settings ({differing(own, theirs)}), and would be shown beside the new results. "
@@ -180,14 +180,14 @@ def _noise(
     pairs = 2 * len(settings.sparsities) - 1  # at S = 0, mono is poly
     classifiers = pairs * settings.seeds * len(settings.noise_rates)
     said = f"noise: {classifiers} classifiers, {count} training samples each"
-    if records.results_if_same(file, own, inputs) is not None:
+    if experiment_steps.results_if_same(file, own, inputs) is not None:
         print(f"{said}: done before", flush=True)
         return
     print(f"{said}: training, {settings.epochs} epochs …", flush=True)
     with out_of_memory("Lower --seeds, --train-samples or --test-samples."):
         results = noise_results(W_Ssmn, settings, count, device)
     seconds = time.perf_counter() - start
-    records.write(file, own, inputs, results | {"seconds": seconds})
+    experiment_steps.write(file, own, inputs, results | {"seconds": seconds})
     print(f"noise: {seconds:.0f} s", flush=True)
 
 

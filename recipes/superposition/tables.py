@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from monolora.holm import holm
-from monolora.recipes.experiments.intervals import Estimate
-from monolora.recipes.experiments.markdown import piped
 from monolora.recipes.superposition.records import (
     ByKind,
     Classified,
@@ -21,6 +18,9 @@ from monolora.recipes.superposition.records import (
     shown_scale,
 )
 from monolora.recipes.superposition.settings import MONO, POLY
+from monolora.reporting.tables import piped
+from monolora.run_means import Estimate
+from monolora.stats import holm
 
 CLEAN, LABEL, INPUT = "no noise", "label noise", "input noise"
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from monolora.errors import InputError, RunError
-from monolora.recipes.experiments.generators import generator_of
+from monolora.recipes.experiment_steps import generator_of
 from monolora.recipes.superposition.settings import Run
 
 _MOST_DRAWS = 10_000  # of a row without an active feature

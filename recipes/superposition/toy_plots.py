@@ -16,13 +16,11 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.image import AxesImage
 
 from monolora.errors import InputError
-from monolora.recipes.experiments.intervals import Estimate, estimate
-from monolora.recipes.experiments.plots.bars import Bar, draw_bars
-from monolora.recipes.experiments.plots.lines import Line, draw_lines, label_ends
-from monolora.recipes.experiments.plots.style import PALE, titled
 from monolora.recipes.superposition.records import Recorded, shown_scale
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.recipes.superposition.toy_model import OPPOSITE, REPRESENTED, turned
+from monolora.reporting.plots import PALE, Bar, Line, draw_bars, draw_lines, label_ends, titled
+from monolora.run_means import Estimate, estimate
 
 # Told apart with any colour vision, by lightness too; dark enough for names on white.
 COLOURS: Mapping[str, str] = {MONO: "#d9730d", POLY: "#4c6285"}

@@ -15,8 +15,8 @@ from typing_extensions import TypedDict
 from monolora import run_record
 from monolora.checkpoint import check_weights_file
 from monolora.errors import InputError, in_one_line
+from monolora.files import read_json
 from monolora.recipes.training.arguments import AdapterArguments, LoraArguments
-from monolora.text_files import read_json
 
 # Flags that change nothing about what is trained: a resumed run may differ in them.
 _FREE_FLAGS = frozenset(

@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from monolora.errors import InputError, exit_status, in_one_line
-from monolora.fingerprints import fingerprint_files
 from monolora.locks import locked
-from monolora.recipes.experiments.devices import device_of, out_of_memory
-from monolora.recipes.experiments.records import read, results_if_same, write
+from monolora.provenance import fingerprint_files
+from monolora.recipes.experiment_steps import device_of, out_of_memory, read, results_if_same, write
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.features import consistency_file, features_of, probe_file
 from monolora.recipes.vision.images import ImageData, load_images

@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from monolora.recipes.experiments.intervals import BySeed, Estimate, estimate, in_words
-from monolora.recipes.experiments.plots.bars import Bar, draw_bars
-from monolora.recipes.experiments.plots.style import INK, titled
 from monolora.recipes.vision.figure_data import COLOURS, Material, NotThereError, first_consistent, probed
 from monolora.recipes.vision.images import Images
 from monolora.recipes.vision.results import DENSE, ORDER, SHORT, TITLES, Consistent, Dimension, SalientDimension
+from monolora.reporting.plots import INK, Bar, draw_bars, titled
+from monolora.run_means import BySeed, Estimate, estimate, in_words
 
 COLUMNS = 4
 _SIDE = 96  # pixels of an image; larger ones only make larger files

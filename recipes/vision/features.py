@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from monolora.errors import SaveError
-from monolora.fingerprints import fingerprint_files
 from monolora.locks import locked
-from monolora.recipes.experiments.devices import autocast, dtype_of
+from monolora.provenance import fingerprint_files
+from monolora.recipes.experiment_steps import autocast, dtype_of
 from monolora.recipes.vision.autoencoder import TopKAutoencoder, load_sae
 from monolora.recipes.vision.encoder import Encoder, load_encoder
 from monolora.recipes.vision.images import ImageData, Images

@@ -17,8 +17,6 @@ import torch
 from matplotlib.figure import Figure
 
 from monolora.errors import InputError, exit_status
-from monolora.recipes.experiments.plots import style
-from monolora.recipes.experiments.plots.saving import save_figure
 from monolora.recipes.vision import feature_plots, robustness_plots
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.figure_data import Material, NotThereError
@@ -26,6 +24,8 @@ from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.paper_comparison import compared
 from monolora.recipes.vision.results import Consistent, gather
 from monolora.recipes.vision.settings import Settings
+from monolora.reporting import plots
+from monolora.reporting.plots import save_figure
 
 FIGURES: Mapping[str, Callable[[Material], Figure]] = {
     "fig-table1": robustness_plots.fig_table1,
@@ -52,7 +52,7 @@ def run(settings: Settings) -> None:
     material = Material(runs, compared(runs, settings.data), _pictures(settings))
     drawn = 0
     for name, draw in FIGURES.items():
-        with matplotlib.rc_context(style.SETTINGS):
+        with matplotlib.rc_context(plots.SETTINGS):
             try:
                 figure = draw(material)
             except NotThereError as missing:

@@ -12,12 +12,10 @@ import numpy as np
 import torch
 
 from monolora.errors import InputError, RunError, exit_status
-from monolora.fingerprints import fingerprint_files
 from monolora.locks import locked
-from monolora.recipes.experiments import records
-from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
-from monolora.recipes.experiments.generators import generator_of
-from monolora.recipes.experiments.label_noise import noisy_labels
+from monolora.provenance import fingerprint_files
+from monolora.recipes import experiment_steps
+from monolora.recipes.experiment_steps import device_of, dtype_of, generator_of, noisy_labels, out_of_memory
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.encoder import Encoder, load_encoder
 from monolora.recipes.vision.features import encoder_folder, finetune_file
@@ -107,7 +105,7 @@ def _of_seed(
     path = finetune_file(settings.common.out, seed)
     about = {name: value for name, value in asdict(settings.finetune).items() if name not in _CHOICES}
     about["precision"] = str(dtype_of(settings.common.precision, data.train.device))
-    kept = records.results_if_same(path, about, inputs)
+    kept = experiment_steps.results_if_same(path, about, inputs)
     done: list[dict[str, Any]] = kept["runs"] if kept else []
     there = {Run(*(each[name] for name in Run._fields)) for each in done}
     if skipped := len(there & set(runs)):
@@ -124,7 +122,7 @@ def _of_seed(
             raise RunError(f"{_SIMCLR}-{seed}, {each}: {error}") from error
         seconds = time.perf_counter() - start
         done.append(each._asdict() | curves._asdict() | {"seconds": seconds})
-        records.write(path, about, inputs, {"runs": done})
+        experiment_steps.write(path, about, inputs, {"runs": done})
         print(
             f"{_SIMCLR}-{seed}, {each}: training {100 * curves.train_accuracy[-1]:.1f} %, "
             f"validation {100 * curves.val_accuracy[-1]:.1f} % ({seconds:.0f} s)",

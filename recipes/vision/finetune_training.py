@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from monolora.errors import RunError
-from monolora.recipes.experiments.devices import autocast
+from monolora.recipes.experiment_steps import autocast
 from monolora.recipes.vision.augment import Augment
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import ImageData, Images

@@ -17,12 +17,12 @@ from PIL import Image, UnidentifiedImageError
 from typing_extensions import TypedDict
 
 from monolora.errors import InputError, SaveError
+from monolora.files import read_json
 from monolora.hub import cache_root
 from monolora.recipes.vision.settings import Data
 from monolora.recipes.vision.sources import Source, open_sources
 from monolora.runs import write_json
 from monolora.terminal import say
-from monolora.text_files import read_json
 
 _CHUNK = 1024  # images decoded at a time
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from monolora.errors import InputError
-from monolora.recipes.experiments.generators import generator_of
+from monolora.recipes.experiment_steps import generator_of
 from monolora.recipes.vision.features import Representation
 from monolora.recipes.vision.images import Images, cached
 from monolora.recipes.vision.linear_probe import Probes

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from monolora.errors import InputError, RunError
-from monolora.recipes.experiments.softmax import softmax_into
+from monolora.recipes.experiment_steps import softmax_into
 from monolora.recipes.vision.settings import Probe
 
 MOMENTUM = 0.9

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monolora.recipes.experiments.intervals import Estimate, difference, estimate, in_words
 from monolora.recipes.vision.results import ORDER, SHORT, TITLES, Autoencoder, Gathered, Pretrained, Probed
 from monolora.recipes.vision.settings import Data
+from monolora.run_means import Estimate, difference, estimate, in_words
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CLASSES = 100

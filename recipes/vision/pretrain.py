@@ -23,8 +23,8 @@ from accelerate import Accelerator
 
 from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_disk_trouble
 from monolora.locks import locked, no_empty_folder
-from monolora.recipes.experiments import records
-from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
+from monolora.recipes import experiment_steps
+from monolora.recipes.experiment_steps import device_of, dtype_of, out_of_memory
 from monolora.recipes.training.processes import on_main_process
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.encoder import WEIGHTS, Encoder, EncoderConfig, save_encoder
@@ -79,7 +79,7 @@ def _pretrain(settings: Settings, method: str, seed: int, images: Images, accele
     of = {name: value for name, value in asdict(settings.pretrain).items() if name not in _FREE}
     of |= {"method": method, "seed": seed, "precision": str(dtype_of(settings.common.precision, images.device))}
     inputs = {"train": images.fingerprint}
-    if records.results_if_same(folder / RECORD, of, inputs) is not None:
+    if experiment_steps.results_if_same(folder / RECORD, of, inputs) is not None:
         if accelerator.is_main_process:
             print(f"{folder.name}: pretrained before", flush=True)
         return
@@ -139,7 +139,7 @@ def _resume(folder: Path, training: Pretraining, of: dict[str, Any], accelerator
     path = folder / CHECKPOINT
     if not path.is_file():
         if (folder / RECORD).is_file():
-            done = records.read(folder / RECORD, "Delete the folder, or take another --out.")
+            done = experiment_steps.read(folder / RECORD, "Delete the folder, or take another --out.")
             _refuse_other(folder, done["settings"] | done["inputs"], of)
         return 0.0
     try:
@@ -191,7 +191,7 @@ def _finish(folder: Path, training: Pretraining, of: dict[str, Any], inputs: dic
     results = {name: last[name] for name in ("loss", "probe_accuracy", "zeros")}
     images = training.steps_per_epoch * training.settings.batch_size * training.epoch
     results |= {"epochs": training.epoch, "seconds": seconds, "images_per_second": images / seconds}
-    records.write(folder / RECORD, of, inputs, results)
+    experiment_steps.write(folder / RECORD, of, inputs, results)
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 

@@ -19,8 +19,7 @@ from torch import distributed, nn
 from torch.distributed.nn.functional import all_gather
 
 from monolora.errors import RunError
-from monolora.recipes.experiments.devices import autocast
-from monolora.recipes.experiments.generators import generator_of
+from monolora.recipes.experiment_steps import autocast, generator_of
 from monolora.recipes.vision.augment import Augment
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import Images

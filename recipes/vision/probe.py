@@ -23,10 +23,8 @@ from safetensors.torch import save_file
 
 from monolora.errors import InputError, RunError, SaveError, exit_status
 from monolora.locks import locked
-from monolora.recipes.experiments import records
-from monolora.recipes.experiments.devices import device_of, dtype_of, out_of_memory
-from monolora.recipes.experiments.generators import generator_of
-from monolora.recipes.experiments.label_noise import noisy_labels
+from monolora.recipes import experiment_steps
+from monolora.recipes.experiment_steps import device_of, dtype_of, generator_of, noisy_labels, out_of_memory
 from monolora.recipes.vision import autoencoder, encoder
 from monolora.recipes.vision.augment import Augment
 from monolora.recipes.vision.command_line import parse
@@ -113,7 +111,7 @@ def _probe(
         with out_of_memory("Lower the probe's --batch-size, or give fewer --noise-rates or --label-seeds."):
             features = features_of(settings.common, name, seed, data, device)
             inputs = {"features": features.fingerprint} | {f"ood {each}": ood[each].fingerprint for each in ood}
-            if _weights_file(file).is_file() and records.results_if_same(file, own, inputs) is not None:
+            if _weights_file(file).is_file() and experiment_steps.results_if_same(file, own, inputs) is not None:
                 yield ": done before"
                 return
             representation = load_representation(settings.common, name, seed, device)
@@ -128,7 +126,7 @@ def _probe(
         raise type(error)(f"{name}-{seed}: {error}") from error
     results["seconds"] = time.perf_counter() - start
     _save(probe, probes, _weights_file(file))
-    records.write(file, own, inputs, results)
+    experiment_steps.write(file, own, inputs, results)
     yield from _in_words(probe, results)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from monolora.errors import InputError, in_one_line
-from monolora.recipes.experiments.intervals import BySeed
-from monolora.recipes.experiments.records import read
+from monolora.recipes.experiment_steps import read
 from monolora.recipes.vision.settings import METHODS
+from monolora.run_means import BySeed
 
 ORDER = ("simclr", "sae", "ncl")  # in which people read them, as in the paper's Table 1
 TITLES = {"simclr": "Poly (CL)", "sae": "Mono (SAE)", "ncl": "Mono (NCL)"}

@@ -10,14 +10,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from monolora.recipes.experiments.intervals import BySeed, Estimate, difference, estimate, in_words
-from monolora.recipes.experiments.plots.bars import Bar, draw_bars
-from monolora.recipes.experiments.plots.lines import Line, draw_lines, keep_in_sight, label_ends
-from monolora.recipes.experiments.plots.style import PALE, percent_axis, titled
 from monolora.recipes.vision import paper_comparison
 from monolora.recipes.vision.figure_data import COLOURS, MARKERS, Material, NotThereError, probed
 from monolora.recipes.vision.paper_comparison import DRAWS
 from monolora.recipes.vision.results import SHORT, TITLES, Finetuned, Gathered
+from monolora.reporting.plots import (
+    PALE,
+    Bar,
+    Line,
+    draw_bars,
+    draw_lines,
+    keep_in_sight,
+    label_ends,
+    percent_axis,
+    titled,
+)
+from monolora.run_means import BySeed, Estimate, difference, estimate, in_words
 
 LABELS = {"ce": "CE", "nce": "NCE"}
 # of CL's and NCL's colours: what NCE keeps non-negative, NCL has made so

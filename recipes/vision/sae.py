@@ -21,8 +21,7 @@ from safetensors import SafetensorError
 
 from monolora.errors import SaveError, exit_status
 from monolora.locks import locked
-from monolora.recipes.experiments.devices import device_of, out_of_memory
-from monolora.recipes.experiments.records import results_if_same, write
+from monolora.recipes.experiment_steps import device_of, out_of_memory, results_if_same, write
 from monolora.recipes.vision.autoencoder import WEIGHTS, TopKAutoencoder, quality_of, save_sae, train_sae
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.features import Features, encoder_folder, features_of

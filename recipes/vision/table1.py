@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monolora.csv_text import csv_text
 from monolora.errors import InputError, SaveError, exit_status
-from monolora.latex import escaped
-from monolora.recipes.experiments.markdown import piped
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.paper_comparison import Block, Cell, Row, compared, tables
 from monolora.recipes.vision.results import DENSE, SHORT, Gathered, gather
 from monolora.recipes.vision.settings import Settings
+from monolora.reporting.tables import csv_text, escaped, piped
 from monolora.runs import write_aside
 from monolora.terminal import say
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.explain.bins import HIGHEST, LOWEST, Bins, merged
+from monolora.explain.histograms import HIGHEST, LOWEST, Bins, merged
 
 FLOATS = st.lists(st.floats(-3000, 3000, width=32), min_size=1, max_size=50)
 ALL_FLOATS = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50)

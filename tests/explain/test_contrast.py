@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.special import ndtr
 from scipy.stats import mannwhitneyu
 
-from monolora.explain import contrast as module
-from monolora.explain.contrast import contrast
+from monolora.explain import histograms as module
+from monolora.explain.histograms import contrast
 
 
 def _by_scipy(a_E: np.ndarray, b_E: np.ndarray) -> tuple[float, float]:

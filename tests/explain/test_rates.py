@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.explain.rates import false_discovery_rate
+from monolora.stats import false_discovery_rate
 
 P = st.one_of(st.floats(0, 1), st.just(float("nan")))
 

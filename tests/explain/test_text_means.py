@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monolora.explain.bins import Bins
-from monolora.explain.texts import MOST_BITS, ROOM, Text, text_bins
+from monolora.explain.contexts import MOST_BITS, ROOM, Text, text_bins
+from monolora.explain.histograms import Bins
 
 
 @given(st.integers(1, 40_000), st.integers(0, 60), st.booleans())

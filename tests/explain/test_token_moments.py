@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monolora.explain.moments import Moments
+from monolora.explain.unit_statistics import Moments
 
 CONSTANT = {0: 0.1, 1: 0.3, 2: -0.7, 3: 0.0, 4: 0.6}  # by unit; the last but for its last bit
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from monolora.explain import tokens as module
-from monolora.explain.tokens import TokenMeans
+from monolora.explain import unit_statistics as module
+from monolora.explain.unit_statistics import TokenMeans
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from peft import PeftModel
 
 from monolora.activations import activate
-from monolora.merge.moments import InputSums, Moments, UnitSums
+from monolora.merge.least_squares import InputSums, Moments, UnitSums
 
 
 def units_of(x: torch.Tensor, A: torch.Tensor, activation: str = "relu") -> torch.Tensor:

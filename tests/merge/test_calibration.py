@@ -12,8 +12,8 @@ from synthetic import row_by_row, text, units_of
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from monolora.layer import MonoLoraLayer
-from monolora.merge import calibration
-from monolora.merge.calibration import Batch, Folds, collect
+from monolora.merge import linearize
+from monolora.merge.linearize import Batch, Folds, collect
 from monolora.merge.unload import active_units
 
 Make = Callable[..., PreTrainedModel]
@@ -114,12 +114,12 @@ def test_layers_that_read_one_tensor_share_its_sums(
 ) -> None:
     made: list[int] = []
 
-    class Counted(calibration.InputSums):
+    class Counted(linearize.InputSums):
         def __init__(self, width: int, device: torch.device) -> None:
             made.append(width)
             super().__init__(width, device)
 
-    monkeypatch.setattr(calibration, "InputSums", Counted)
+    monkeypatch.setattr(linearize, "InputSums", Counted)
     _collect(adapt(make_llama(), target_modules=ALL), text(10))
     assert made == [16, 16, 16, 16, 24, 24] * 2  # for q, k and v, for o, for down, two folds each; in two layers
 

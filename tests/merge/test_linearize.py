@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from monolora import MonoLoraConfig
 from monolora.errors import InputError
 from monolora.merge import linearize
-from monolora.merge.calibration import collect
 from monolora.merge.least_squares import fit
+from monolora.merge.linearize import collect
 from monolora.merge.unload import active_units
 
 Make = Callable[..., PreTrainedModel]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import moments, units_of
 
-from monolora.merge.moments import Moments
+from monolora.merge.least_squares import Moments
 
 A = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
 

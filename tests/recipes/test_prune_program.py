@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from monolora.adapters import load_adapted
 from monolora.errors import exit_status
-from monolora.fingerprints import fingerprint_files
+from monolora.provenance import fingerprint_files
 from monolora.prune import Pruned
 from monolora.recipes import prune as program
 

@@ -142,7 +142,7 @@ def test_uneven_units_and_lora_on_top(
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # vLLM imports what uses it
 def test_what_is_compared_before_the_model_is_made(make_exact: Callable[[str], Path]) -> None:
     """As vLLM calls it: config, files and modules must agree (tests/merge/test_quantizer.py has what is refused)."""
-    from monolora.serving.exact import ExactCheckpointConfig
+    from monolora.vllm.exact import ExactCheckpointConfig
 
     folder = make_exact("uneven")
     config = AutoConfig.from_pretrained(folder)

@@ -18,8 +18,7 @@ from transformers import LlamaForCausalLM
 
 from monolora import MonoLoraConfig
 from monolora.checkpoint import AdapterFileError
-from monolora.serving.folders import files_state, peft_type, served_config
-from monolora.serving.ranks import check_rank
+from monolora.vllm.adapter_folders import check_rank, files_state, peft_type, served_config
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EXACT = "monolora merge ADAPTER OUT --method exact"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
-from monolora.serving.gate import CpuGate, Gate, gated_class, gates, get_punica_wrapper
+from monolora.vllm.gate import CpuGate, Gate, gated_class, gates, get_punica_wrapper
 
 SLOTS, ROWS, RANK, INPUTS, VOCAB = 3, 24, 8, 5, 64
 IDS = [11, 4, 7]  # the adapter in each slot

@@ -22,7 +22,7 @@ from limits import HANG_S
 from safetensors.torch import load_file, save_file
 from vllm_process import ENVIRONMENT
 
-from monolora.serving.loading import parse_fine_tuned_lora_name
+from monolora.vllm.loading import parse_fine_tuned_lora_name
 
 if TYPE_CHECKING:
     from served import Served
@@ -281,7 +281,7 @@ def _without_gate(worker: Any, adapters: Mapping[str, str]) -> dict[str, str | N
 
 def main() -> None:
     """Ask one worker all there is to ask."""
-    from monolora.serving import plugin
+    from monolora.vllm import plugin
 
     request = json.load(sys.stdin)
     plugin.register()

@@ -24,9 +24,9 @@ import pytest
 from test_loading import ask_process, load, make_worker
 
 import monolora
-from monolora.serving import plugin
-from monolora.serving.plugin import WRAPPERS
-from monolora.serving.versions import INSTALL_LINE, SUPPORTED_VLLM
+from monolora.vllm import plugin
+from monolora.vllm.plugin import WRAPPERS
+from monolora.vllm.versions import INSTALL_LINE, SUPPORTED_VLLM
 
 if TYPE_CHECKING:
     from served import Served

@@ -15,8 +15,8 @@ from transformers import GenerationConfig
 from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
 from monolora.model_files import save_generation_config
-from monolora.serving import end_tokens
-from monolora.serving.identities import Identity
+from monolora.vllm import plugin
+from monolora.vllm.adapter_folders import Identity
 
 FIRST = Identity("sst2", 1, "/adapters/sst2", "content", is_monolora=True)
 SAME_OR_NOT = [True, False]
@@ -122,7 +122,7 @@ def test_an_answer_ends_where_its_adapter_ends(
     def process(lora_request: object) -> tuple[list[int], set[int]]:
         sampling = SimpleNamespace(stop_token_ids=[7], _all_stop_token_ids={2, 7}, ignore_eos=ignore_eos)
         request = SimpleNamespace(sampling_params=sampling, lora_request=lora_request)
-        assert end_tokens.process_inputs(lambda processor: request, None) is request
+        assert plugin.process_inputs(lambda processor: request, None) is request
         return sampling.stop_token_ids, sampling._all_stop_token_ids
 
     lora_request = SimpleNamespace(lora_path=str(folder))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from monolora.serving.seams import MissingSeamError, wrap_all
+from monolora.vllm.seams import MissingSeamError, wrap_all
 
 SOURCE = '''
 def double(x, *, plus=0):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from monolora.serving import Canary, CanaryError, Share
-from monolora.serving.verdict import share_of_way
+from monolora.vllm import Canary, CanaryError, Share
+from monolora.vllm.canary import share_of_way
 
 FINE = Share(1.0, 0.01)
 

@@ -14,7 +14,7 @@ from packaging.version import Version
 
 import monolora
 from monolora.errors import InputError
-from monolora.serving.versions import INSTALL_LINE, SUPPORTED_VLLM, check_vllm, vllm_version
+from monolora.vllm.versions import INSTALL_LINE, SUPPORTED_VLLM, check_vllm, vllm_version
 
 ROOT = Path(__file__).parents[2]
 

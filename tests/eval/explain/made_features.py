@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from monolora.eval.explain.page.explorer import explorer_page
+from monolora.eval.explain.explorer import explorer_page
 from monolora.eval.explain.records import (
     Ablations,
     Change,

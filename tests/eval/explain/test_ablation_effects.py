@@ -10,7 +10,7 @@ from scipy.stats import false_discovery_control
 
 from monolora.eval.explain.ablations import Effect, batches_of, summarised
 from monolora.eval.explain.records import Measure
-from monolora.eval.measures.bootstrap import bootstrap
+from monolora.stats import bootstrap
 
 
 def test_one_prompt_without_a_number() -> None:

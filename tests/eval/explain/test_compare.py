@@ -15,11 +15,9 @@ import pytest
 
 from monolora.errors import InputError, SaveError
 from monolora.eval.explain.compare import compare, write_comparison
-from monolora.eval.explain.compare_folders import read
-from monolora.eval.explain.compare_page.distributions import cumulative, panels
-from monolora.eval.explain.compare_records import Comparison, Row
-from monolora.eval.explain.compare_terminal import show
-from monolora.holm import holm
+from monolora.eval.explain.compare_records import Comparison, Row, read
+from monolora.eval.explain.compare_report import cumulative, panels, show
+from monolora.stats import holm
 from monolora.terminal import Terminal
 
 MODULES = [f"model.layers.{layer}.{kind}" for layer in range(6) for kind in ("q_proj", "v_proj")]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monolora.eval.explain.compare_bootstrap import change_of, clustered, mean_of
-from monolora.eval.explain.compare_measures import Values
 from monolora.eval.explain.compare_records import Mean
+from monolora.eval.explain.compare_statistics import Values, change_of, clustered, mean_of
 
 
 def _values(module_F: list[str], value_F: list[float]) -> Values:

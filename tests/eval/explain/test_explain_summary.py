@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from made_features import made
 
-from monolora.eval.explain.summary import summary
+from monolora.eval.explain.__main__ import summary
 from monolora.terminal import Terminal
 
 

@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_features import made
 
-from monolora.eval.explain.page.explorer_data import LEVELS, explorer_data, level, module_parts, number, share
+from monolora.eval.explain.explorer import LEVELS, explorer_data, level, module_parts, number, share
 from monolora.eval.explain.records import Ablations, Explained
-from monolora.eval.pages.flat import flat
-from monolora.eval.pages.json_blocks import script_json, script_lines
+from monolora.reporting.html import flat, script_json, script_lines
 
 
 def _read(explained: Explained) -> tuple[dict[str, Any], list[Any], list[list[Any]]]:

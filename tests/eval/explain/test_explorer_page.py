@@ -12,7 +12,7 @@ from chromium_page import BROWSER, Told
 from limits import slowness
 from made_features import KEY, UNITS, made, written
 
-from monolora.eval.explain.page.explorer import explorer_page
+from monolora.eval.explain.explorer import explorer_page
 from monolora.eval.explain.records import Explained, TokenMean, UnitLogits
 from monolora.units import UnitName
 

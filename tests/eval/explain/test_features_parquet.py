@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from made_features import made
 
-from monolora.eval.explain.parquet import write_parquet
+from monolora.eval.explain.output import write_parquet
 from monolora.eval.explain.records import Ablations, Explained
 
 

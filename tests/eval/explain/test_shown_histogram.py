@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monolora.eval.explain.features import shown_histogram
-from monolora.explain.bins import Bins
-from monolora.explain.moments import BITS
+from monolora.explain.histograms import Bins
+from monolora.explain.unit_statistics import BITS
 
 SIZES = st.floats(2.0**-20, 1e6, width=32)
 

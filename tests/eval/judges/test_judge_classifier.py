@@ -11,7 +11,7 @@ from tiny_judges import PAIRS, items, make_beaverdam, make_bert
 from monolora.beaverdam import LABELS, MAX_LENGTH
 from monolora.errors import InputError
 from monolora.eval.judges import Judge, JudgeOptions, beaverdam, classifier, make
-from monolora.eval.judges.activations import sigmoid, softmax
+from monolora.eval.judges.base import sigmoid, softmax
 
 COLOURS = ("red", "green", "blue", "white")
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from monolora.errors import InputError
 from monolora.eval.judges import JudgeOptions, make
-from monolora.eval.judges.reading import Readable, Unreadable
+from monolora.eval.judges.base import Readable, Unreadable
 from monolora.eval.judges.shieldgemma import POLICIES, Reader, judgements, prompt_text
 
 GOLDEN = """You are a policy expert trying to help determine

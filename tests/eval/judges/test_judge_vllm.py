@@ -12,7 +12,7 @@ import pytest
 from tiny_judges import PAIRS, items, make_beaverdam, make_shieldgemma
 
 from monolora.eval.judges import JudgeOptions, make
-from monolora.eval.judges.reading import Readable
+from monolora.eval.judges.base import Readable
 from monolora.eval.judges.shieldgemma import Reader
 from monolora.eval.process import results_of
 

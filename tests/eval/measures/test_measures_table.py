@@ -20,7 +20,7 @@ from monolora.eval.judges import shieldgemma
 from monolora.eval.measures import verdicts
 from monolora.eval.measures.table import build
 from monolora.eval.measures.text import repetition
-from monolora.holm import holm
+from monolora.stats import holm
 
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
 

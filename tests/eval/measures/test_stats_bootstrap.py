@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from monolora.eval.measures import bootstrap as module
-from monolora.eval.measures.bootstrap import bootstrap, resampled_means
+from monolora import stats as module
+from monolora.stats import bootstrap, resampled_means
 
 
 def _values(rows: int, prompts: int, seed: int = 0, missing: float = 0.0) -> np.ndarray:

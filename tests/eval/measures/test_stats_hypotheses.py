@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from monolora.eval.measures.hypotheses import mcnemar, wilson
+from monolora.stats import mcnemar, wilson
 
 
 @settings(deadline=None)

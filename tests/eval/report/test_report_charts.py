@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from synthetic_report import make
 
 from monolora.eval.report import charts
-from monolora.eval.report.charts import Tick
-from monolora.eval.report.view import View
+from monolora.eval.report.charts import Tick, View
 
 
 def _number(tick: Tick) -> float:

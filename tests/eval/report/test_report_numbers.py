@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.eval.report.numbers import decimals, plain, shown, shown_change, shown_interval, shown_p
+from monolora.reporting.numbers import decimals, plain, shown, shown_change, shown_interval, shown_p
 
 
 def test_nothing_is_a_dash_and_never_a_zero() -> None:

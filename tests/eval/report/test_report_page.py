@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from synthetic_report import EVIL, LABELS, evil_judge, make, poisoned
 
+from monolora.eval.report.charts import View
 from monolora.eval.report.page import page
-from monolora.eval.report.view import View
 
 
 class _Parsed(HTMLParser):

@@ -8,7 +8,7 @@ import pytest
 from synthetic_report import make
 
 from monolora.eval.report import sentences
-from monolora.eval.report.view import View
+from monolora.eval.report.charts import View
 
 FLAGGED = "beavertails/beaverdam/flagged"
 

@@ -13,8 +13,8 @@ import pytest
 from synthetic_report import EVIL, make, poisoned
 
 from monolora.errors import printable
+from monolora.eval.report.charts import View
 from monolora.eval.report.tables import FIELDS, as_csv, as_latex, escaped
-from monolora.eval.report.view import View
 
 
 @pytest.mark.parametrize("is_poisoned", [False, True])

@@ -9,7 +9,7 @@ import pytest
 from synthetic_report import make, poisoned
 
 from monolora.eval.report import show
-from monolora.eval.report.view import View
+from monolora.eval.report.charts import View
 from monolora.terminal import Terminal
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 from scipy import stats
 
-from monolora.recipes.experiments.intervals import Estimate, difference, estimate, half_width, in_words
+from monolora.run_means import Estimate, difference, estimate, half_width, in_words
 
 VALUES = [0.52, 0.55, 0.51, 0.58, 0.53]
 

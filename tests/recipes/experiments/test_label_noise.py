@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from monolora.errors import InputError
-from monolora.recipes.experiments.label_noise import noisy_labels
+from monolora.recipes.experiment_steps import noisy_labels
 
 
 @settings(deadline=None, max_examples=60)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from monolora.recipes.experiments.markdown import piped
-from monolora.recipes.experiments.softmax import softmax_into
+from monolora.recipes.experiment_steps import softmax_into
+from monolora.reporting.tables import piped
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from monolora.errors import InputError, SaveError
-from monolora.recipes.experiments import records
+from monolora.recipes import experiment_steps
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "rates": (0.1, 0.5), "name": None, "deep": {"on": True}}
 INPUTS = {"train": "abc", "val": "def"}
@@ -21,12 +21,12 @@ RESULTS = {"runs": [{"accuracy": [0.25, 0.1 + 0.2], "draw": 1}], "text": "ä"}
 def path(tmp_path: Path) -> Path:
     """A written record."""
     path = tmp_path / "some" / "where" / "0.json"
-    records.write(path, SETTINGS, INPUTS, RESULTS)
+    experiment_steps.write(path, SETTINGS, INPUTS, RESULTS)
     return path
 
 
 def test_round_trip(path: Path) -> None:
-    found = records.read(path, "")
+    found = experiment_steps.read(path, "")
     assert found["results"] == RESULTS
     assert found["settings"] == SETTINGS | {"rates": [0.1, 0.5]}
     assert found["inputs"] == INPUTS
@@ -35,7 +35,7 @@ def test_round_trip(path: Path) -> None:
 
 
 def test_results_of_the_same_settings_and_inputs(path: Path) -> None:
-    assert records.results_if_same(path, dict(reversed(SETTINGS.items())), INPUTS) == RESULTS
+    assert experiment_steps.results_if_same(path, dict(reversed(SETTINGS.items())), INPUTS) == RESULTS
 
 
 @pytest.mark.parametrize(
@@ -52,33 +52,36 @@ def test_results_of_the_same_settings_and_inputs(path: Path) -> None:
     ],
 )
 def test_results_of_others_are_not_taken(path: Path, settings: dict[str, Any], inputs: dict[str, str]) -> None:
-    assert records.results_if_same(path, settings, inputs) is None
+    assert experiment_steps.results_if_same(path, settings, inputs) is None
 
 
 def test_none_there(tmp_path: Path) -> None:
-    assert records.results_if_same(tmp_path / "0.json", SETTINGS, INPUTS) is None
+    assert experiment_steps.results_if_same(tmp_path / "0.json", SETTINGS, INPUTS) is None
     with pytest.raises(InputError, match=r"There is no .*0\.json\. Probe first\."):
-        records.read(tmp_path / "0.json", "Probe first.")
+        experiment_steps.read(tmp_path / "0.json", "Probe first.")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", '{"settings": {}, "inputs": {}}', "\xff"])
 def test_damaged_records_are_refused(path: Path, content: str) -> None:
     path.write_bytes(content.encode("latin-1"))
-    for refused in (lambda: records.read(path, "Mend."), lambda: records.results_if_same(path, SETTINGS, INPUTS)):
+    for refused in (
+        lambda: experiment_steps.read(path, "Mend."),
+        lambda: experiment_steps.results_if_same(path, SETTINGS, INPUTS),
+    ):
         with pytest.raises(InputError, match=r"0\.json is damaged: .* Delete it\.") as raised:
             refused()
         assert "\n" not in str(raised.value)
 
 
 def test_written_again(path: Path) -> None:
-    records.write(path, SETTINGS, INPUTS, {"runs": []})
-    assert records.results_if_same(path, SETTINGS, INPUTS) == {"runs": []}
+    experiment_steps.write(path, SETTINGS, INPUTS, {"runs": []})
+    assert experiment_steps.results_if_same(path, SETTINGS, INPUTS) == {"runs": []}
 
 
 def test_a_disk_that_does_not_take_it(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveError, match=r"Cannot save into .*Free space"):
-        records.write(tmp_path / "file" / "0.json", SETTINGS, INPUTS, RESULTS)
+        experiment_steps.write(tmp_path / "file" / "0.json", SETTINGS, INPUTS, RESULTS)
 
 
 def test_a_write_that_fails_leaves_the_record(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,18 +92,18 @@ def test_a_write_that_fails_leaves_the_record(path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(SaveError, match="No space left on device"):
-        records.write(path, SETTINGS, INPUTS, {"runs": []})
+        experiment_steps.write(path, SETTINGS, INPUTS, {"runs": []})
     assert path.read_text() == before
     assert [each.name for each in path.parent.iterdir()] == ["0.json"]
 
 
 def test_numbers_that_are_none_become_null(path: Path) -> None:
-    records.write(path, SETTINGS, INPUTS, {"loss": [float("nan"), float("inf"), 1.0]})
-    assert records.read(path, "")["results"] == {"loss": [None, None, 1.0]}
+    experiment_steps.write(path, SETTINGS, INPUTS, {"loss": [float("nan"), float("inf"), 1.0]})
+    assert experiment_steps.read(path, "")["results"] == {"loss": [None, None, 1.0]}
     assert "NaN" not in path.read_text()
 
 
 def test_records_move_with_their_folder(path: Path, tmp_path: Path) -> None:
     moved = shutil.move(path.parent, tmp_path / "elsewhere")
-    assert records.results_if_same(Path(moved) / "0.json", SETTINGS, INPUTS) == RESULTS
+    assert experiment_steps.results_if_same(Path(moved) / "0.json", SETTINGS, INPUTS) == RESULTS
     assert json.loads((Path(moved) / "0.json").read_text())["inputs"] == INPUTS

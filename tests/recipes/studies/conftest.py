@@ -11,7 +11,7 @@ import yaml
 from evaluated import Evaluated
 from studied import run_cells_here
 
-from monolora.recipes.studies.settings import Study, load
+from monolora.recipes.study.settings import Study, load
 
 
 @pytest.fixture(scope="session")

@@ -17,14 +17,12 @@ from inline import run_inline
 from studied import run_cells_here
 
 from monolora.errors import InputError
-from monolora.recipes.studies import alignment
-from monolora.recipes.studies.about import about
-from monolora.recipes.studies.cells import planned, training
-from monolora.recipes.studies.checks import check_commands
-from monolora.recipes.studies.chosen import chosen, rates
-from monolora.recipes.studies.gathered import of_dataset
-from monolora.recipes.studies.kept import KIND, check_records, keep_records
-from monolora.recipes.studies.settings import Study, load
+from monolora.recipes.study import alignment
+from monolora.recipes.study.lr_selection import chosen, rates
+from monolora.recipes.study.plan import check_commands, planned, training
+from monolora.recipes.study.report import KIND, about, check_records, keep_records
+from monolora.recipes.study.results import of_dataset
+from monolora.recipes.study.settings import Study, load
 from monolora.runs import claim
 
 pytestmark = pytest.mark.slow

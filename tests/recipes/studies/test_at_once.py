@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from limits import HANG_S
 
-from monolora.recipes.studies.at_once import at_once
+from monolora.recipes.study.runner import at_once
 
 
 def test_one_at_a_time_is_in_order_and_here() -> None:

@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 
 from monolora.eval.measures.columns import Column
-from monolora.recipes.studies.claims import Claim, Verdict, claims, counted, detectable, verdicts
-from monolora.recipes.studies.crossed import Estimate, crossed
-from monolora.recipes.studies.gathered import BASE, Values
-from monolora.recipes.studies.settings import Study
+from monolora.random_effects import Estimate, crossed
+from monolora.recipes.study.claims import Claim, Verdict, claims, counted, detectable, verdicts
+from monolora.recipes.study.results import BASE, Values
+from monolora.recipes.study.settings import Study
 
 PROMPTS = 200
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from monolora.recipes.studies.crossed import crossed, seed_effects
+from monolora.random_effects import crossed, seed_effects
 
 
 def _table(random: np.random.Generator, seeds: int, prompts: int, of_seeds: float, of_prompts: float) -> np.ndarray:

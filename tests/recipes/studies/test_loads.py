@@ -12,9 +12,9 @@ from monolora.data.chat_template import prompt_ids, split_at_answer
 from monolora.data.custom import Source
 from monolora.data.tasks import Example, load_task
 from monolora.hub import load_tokenizer
-from monolora.recipes.studies import alignment
-from monolora.recipes.studies.loads import Load, loads
-from monolora.recipes.studies.settings import Study, load
+from monolora.recipes.study import alignment
+from monolora.recipes.study.cost_estimate import Load, loads
+from monolora.recipes.study.settings import Study, load
 
 
 def _by_name(study: Study) -> dict[str, Load]:

@@ -7,9 +7,8 @@ import pytest
 from scipy import optimize, stats
 
 from monolora.eval.measures.columns import Column
-from monolora.recipes.studies.crossed import crossed
-from monolora.recipes.studies.gathered import BASE, Values
-from monolora.recipes.studies.shares import of_difference, of_share
+from monolora.random_effects import crossed, of_difference, of_share
+from monolora.recipes.study.results import BASE, Values
 
 
 @pytest.mark.parametrize(("flagged", "prompts"), [(3, 40), (20, 40), (39, 40)])

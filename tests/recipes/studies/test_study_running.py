@@ -13,11 +13,11 @@ import pytest
 
 from monolora.errors import RunError, exit_status
 from monolora.locks import locked
-from monolora.recipes.studies.alignment import main
-from monolora.recipes.studies.cells import Cell, curves, evaluation, training
-from monolora.recipes.studies.chosen import chosen
-from monolora.recipes.studies.running import Runner
-from monolora.recipes.studies.settings import Study
+from monolora.recipes.study.alignment import main
+from monolora.recipes.study.lr_selection import chosen
+from monolora.recipes.study.plan import Cell, curves, evaluation, training
+from monolora.recipes.study.runner import Runner
+from monolora.recipes.study.settings import Study
 
 pytestmark = pytest.mark.slow
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from monolora.errors import InputError
-from monolora.recipes.studies.cells import curves, evaluation, judges, planned, training
-from monolora.recipes.studies.checks import check_commands
-from monolora.recipes.studies.settings import Study, load
+from monolora.recipes.study.plan import check_commands, curves, evaluation, judges, planned, training
+from monolora.recipes.study.settings import Study, load
 
 
 def test_a_preset_is_laid_over_what_is_shared(write_study: Callable[..., Path], study_content: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from monolora.recipes.experiments import records
+from monolora.recipes import experiment_steps
 
 SPARSITIES = (0.0, 0.5, 0.8, 0.9, 0.95)
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -46,7 +46,7 @@ def make_records(
         {str(S): [function(W).tolist() for W in W_smn] for S, W_smn in zip(sparsities, W_Ssmn, strict=True)}
         for function in (_norms, _dimensionality, _paired)
     )
-    records.write(
+    experiment_steps.write(
         out / "encoders.json",
         {"sparsities": list(sparsities), "seeds": seeds},
         {},
@@ -64,7 +64,9 @@ def make_records(
             str(S): {name: {str(rate): [0.5] * seeds for rate in rates} for name in accuracy["0.0"]} for S in sparsities
         }
         results = {"accuracy": accuracy, "fitted": fitted, "seconds": 1.0}
-        records.write(out / f"noise-{samples}.json", {"train_samples": samples}, {"encoders": fingerprint}, results)
+        experiment_steps.write(
+            out / f"noise-{samples}.json", {"train_samples": samples}, {"encoders": fingerprint}, results
+        )
 
 
 def _encoder(S: float, seed: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from monolora.errors import RunError
-from monolora.recipes.experiments.generators import generator_of
+from monolora.recipes.experiment_steps import generator_of
 from monolora.recipes.superposition import classifiers
 from monolora.recipes.superposition.classifiers import Classifiers, logit_gradients, train_classifiers
 from monolora.recipes.superposition.settings import Run

@@ -21,11 +21,11 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from monolora.errors import InputError
-from monolora.recipes.experiments.plots import style
-from monolora.recipes.experiments.plots.saving import save_figure
 from monolora.recipes.superposition import comparison_plots, toy_plots
 from monolora.recipes.superposition.records import Recorded, read_recorded
 from monolora.recipes.superposition.toy_plots import COLOURS
+from monolora.reporting import plots
+from monolora.reporting.plots import save_figure
 
 FIGURES = {
     module.__name__.rpartition(".")[2]: module
@@ -36,7 +36,7 @@ SMALL = {"seeds": 1, "sparsities": (0.0, 0.5), "train_samples": (300,), "rates":
 
 @pytest.fixture(autouse=True)
 def _style() -> Iterator[None]:
-    with matplotlib.rc_context(dict(style.SETTINGS)):
+    with matplotlib.rc_context(dict(plots.SETTINGS)):
         yield
 
 

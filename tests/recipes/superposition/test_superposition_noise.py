@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from monolora.recipes.experiments.generators import generator_of
-from monolora.recipes.experiments.label_noise import noisy_labels
+from monolora.recipes.experiment_steps import generator_of, noisy_labels
 from monolora.recipes.superposition import classifiers
 from monolora.recipes.superposition.classifiers import noise_results, train_classifiers
 from monolora.recipes.superposition.settings import MONO, POLY, Run

@@ -12,11 +12,11 @@ import pytest
 from safetensors.numpy import save
 from scipy import stats
 
-from monolora.holm import holm
-from monolora.recipes.experiments import records
+from monolora.recipes import experiment_steps
 from monolora.recipes.superposition.records import read_recorded
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.recipes.superposition.tables import CLEAN, INPUT, LABEL, Compared, Results, as_markdown, results_of
+from monolora.stats import holm
 
 SEEDS = 5
 LEVELS = {"label": ("0.0", "0.6", "0.9"), "input": ("0.0", "0.3", "0.6", "2.0")}
@@ -38,11 +38,13 @@ def write_records(out: Path, seeds: int = SEEDS) -> None:
         "weights": hashlib.sha256(weights).hexdigest(),
         "seconds": 1.0,
     }
-    records.write(out / "encoders.json", {"seeds": seeds}, {}, encoders)
+    experiment_steps.write(out / "encoders.json", {"seeds": seeds}, {}, encoders)
     own = {"test_samples": 70, "epochs": 2, "learning_rate": 2.0, "weight_decay": 0.0}
     for count in (1000, 90):
         accuracy = {S: accuracies(random, S, seeds) for S in ("0.5", "0.0", "0.9")}
-        records.write(out / f"noise-{count}.json", own, inputs, {"accuracy": accuracy, "fitted": {}, "seconds": 1.0})
+        experiment_steps.write(
+            out / f"noise-{count}.json", own, inputs, {"accuracy": accuracy, "fitted": {}, "seconds": 1.0}
+        )
 
 
 def accuracies(random: np.random.Generator, sparsity: str, seeds: int) -> dict[str, Any]:

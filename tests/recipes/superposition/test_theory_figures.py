@@ -10,16 +10,16 @@ import matplotlib
 import numpy as np
 import pytest
 
-from monolora.recipes.experiments.plots import style
 from monolora.recipes.superposition import comparison_plots
 from monolora.recipes.superposition.theory.crossings import CRITERIA, Noise, crossover, separability
 from monolora.recipes.superposition.theory.moments import SAME_LENGTH
 from monolora.recipes.superposition.toy_plots import COLOURS
+from monolora.reporting import plots
 
 
 @pytest.fixture(autouse=True)
 def _style() -> Iterator[None]:
-    with matplotlib.rc_context(dict(style.SETTINGS)):
+    with matplotlib.rc_context(dict(plots.SETTINGS)):
         yield
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from monolora.errors import RunError
-from monolora.recipes.experiments.generators import generator_of
+from monolora.recipes.experiment_steps import generator_of
 from monolora.recipes.superposition.settings import Run
 from monolora.recipes.superposition.toy_model import (
     Encoders,

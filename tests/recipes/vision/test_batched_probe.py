@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from monolora.errors import InputError, RunError
-from monolora.recipes.experiments.label_noise import noisy_labels
+from monolora.recipes.experiment_steps import noisy_labels
 from monolora.recipes.vision.linear_probe import (
     CROSS_ENTROPY,
     LOG_ZERO,

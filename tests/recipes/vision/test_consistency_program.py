@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from monolora.errors import InputError, exit_status
-from monolora.recipes.experiments.records import write
+from monolora.recipes.experiment_steps import write
 from monolora.recipes.vision import consistency as program
 from monolora.recipes.vision import probe, sae
 from monolora.recipes.vision.encoder import Encoder

@@ -22,8 +22,6 @@ from PIL import Image
 from scipy import stats
 
 from monolora.errors import InputError
-from monolora.recipes.experiments.plots import style
-from monolora.recipes.experiments.plots.lines import _apart
 from monolora.recipes.vision import figures
 from monolora.recipes.vision.feature_plots import short_name
 from monolora.recipes.vision.figure_data import COLOURS, Material
@@ -32,13 +30,15 @@ from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.paper_comparison import TABLE1, compared
 from monolora.recipes.vision.results import gather
 from monolora.recipes.vision.settings import Settings
+from monolora.reporting import plots
+from monolora.reporting.plots import _apart
 
 LONG = ("Staffordshire bullterrier, Staffordshire bull", "great white shark", "sweet_pepper")
 
 
 @pytest.fixture(autouse=True)
 def _style() -> Iterator[None]:
-    with matplotlib.rc_context(dict(style.SETTINGS)):
+    with matplotlib.rc_context(dict(plots.SETTINGS)):
         yield
 
 

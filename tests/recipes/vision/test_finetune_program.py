@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from monolora.errors import InputError, RunError, exit_status
-from monolora.recipes.experiments.records import read
+from monolora.recipes.experiment_steps import read
 from monolora.recipes.vision import finetune
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.features import encoder_folder, finetune_file

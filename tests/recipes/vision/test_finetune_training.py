@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monolora.errors import RunError
-from monolora.recipes.experiments.generators import generator_of
+from monolora.recipes.experiment_steps import generator_of
 from monolora.recipes.vision import finetune_training
 from monolora.recipes.vision.augment import Augment
 from monolora.recipes.vision.encoder import Encoder

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from monolora.errors import InputError, RunError
-from monolora.recipes.experiments.label_noise import noisy_labels
+from monolora.recipes.experiment_steps import noisy_labels
 from monolora.recipes.vision import probe as program
 from monolora.recipes.vision.autoencoder import TopKAutoencoder, save_sae
 from monolora.recipes.vision.command_line import parse

@@ -15,12 +15,12 @@ from made_records import RATES, make_records
 from scipy import stats
 
 from monolora.errors import InputError
-from monolora.latex import escaped
 from monolora.recipes.vision import paper_comparison
 from monolora.recipes.vision.paper_comparison import compared
 from monolora.recipes.vision.results import gather
 from monolora.recipes.vision.settings import Common, Data, Settings
 from monolora.recipes.vision.table1 import main, run
+from monolora.reporting.tables import escaped
 
 CIFAR = {"dataset": "uoft-cs/cifar100", "per_class": None}
 # The paper's text, to the letter; its lines of differences belong to the one above.

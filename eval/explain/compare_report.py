@@ -1,0 +1,321 @@
+"""Numbers and sentences of a comparison as people read them, in the terminal and on the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from rich.text import Text
+
+from monolora.eval.explain.compare_records import Comparison, DatasetRows, Difference, Mean, Row
+from monolora.eval.explain.compare_statistics import MEASURES
+from monolora.eval.report.charts import Tick
+from monolora.reporting.html import rendered
+from monolora.reporting.numbers import NOTHING, plain, shown, shown_change, shown_interval, shown_p
+from monolora.terminal import Terminal
+
+ALPHA = 0.05
+MARK = "*"
+
+
+class DifferenceText(NamedTuple):
+    """A difference, as it is shown; ``mark`` is empty where it could be chance."""
+
+    change: str
+    mark: str
+    interval: str
+    p: str
+    p_holm: str
+
+
+class MeanText(NamedTuple):
+    """A mean, as it is shown; ``interval`` is empty where there is none, ``units`` where it is of all of them."""
+
+    value: str
+    interval: str
+    units: str
+
+
+def heading(row: Row) -> str:
+    """``sparsity, %``."""
+    return f"{row.title}, {row.unit}" if row.unit else row.title
+
+
+def difference_heading(row: Row) -> str:
+    """The same of a difference: that of percentages is in percentage points."""
+    return heading(replace(row, unit="pp") if row.unit == "%" else row)
+
+
+def mean_text(row: Row, mean: Mean) -> MeanText:
+    """A mean with its interval. All values of a row have the same number of decimals."""
+    places = _places(*(each.value for each in row.means.values()))
+    return MeanText(
+        shown(_known(mean.value), places),
+        shown_interval(_known(mean.low), _known(mean.high), places),
+        f"n = {mean.features:,} of {mean.total:,}" if mean.features < mean.total else "",
+    )
+
+
+def chance_text(row: Row) -> str:
+    """What a row would be by chance; empty where that is not known."""
+    return "" if math.isnan(row.chance) else shown(row.chance, _places(*(each.value for each in row.means.values())))
+
+
+def difference_text(difference: Difference) -> DifferenceText:
+    """A difference with its interval and p-values."""
+    low, high = _known(difference.low), _known(difference.high)
+    places = _places(difference.value, difference.low, difference.high)
+    return DifferenceText(
+        shown_change(_known(difference.value), places),
+        MARK if difference.p_holm < ALPHA else "",
+        shown_interval(low, high, places, changes=True) or NOTHING,
+        shown_p(_known(difference.p)),
+        shown_p(_known(difference.p_holm)),
+    )
+
+
+def about(dataset: DatasetRows) -> str:
+    """What was measured on."""
+    tokens = {f"{count:,}" for count in dataset.tokens.values()}
+    if len(tokens) == 1:
+        return f"{dataset.texts:,} texts, {tokens.pop()} tokens."
+    counts = ", ".join(f"{plain(name)} {count:,}" for name, count in dataset.tokens.items())
+    return f"{dataset.texts:,} texts; tokens: {counts}."
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """How to read the tables."""
+    first, *others = comparison.adapters
+    said = [
+        "Sparsity is the share of activations that are 0; a dead unit's all are, an always-on unit's none. Consistency "
+        "is the share of the most frequent label among the texts on which a unit fires, or which excite it most. "
+        "Information is that of a text's mean activation on its label; q is the false discovery rate of there being "
+        "any. Effect is the norm of what a unit adds to its module's output, in percent of the norm of that output.",
+        f"Values are means over units; in brackets are 95 % confidence intervals (bootstrap over adapted modules, "
+        f"{comparison.resamples:,} resamples). They cover which modules an adapter has, not other texts and not "
+        "another training run.",
+        f"{MARK} differs (p < {ALPHA} after Holm's correction for {comparison.tests} tests).",
+        "A unit that fires on every text has the share of the most frequent label as its consistency, whatever it "
+        "does: compare the consistency of live units together with the sparsity, or that of the strongest texts with "
+        "chance.",
+    ]
+    means = [mean for dataset in comparison.datasets for row in dataset.rows for mean in row.means.values()]
+    if any(mean.features < mean.total for mean in means):
+        strongest = " or ".join(map(str, sorted({dataset.strongest for dataset in comparison.datasets})))
+        said.append(
+            "n is how many units have a value (of signed units, how many of their ends), where not all do. One that "
+            f"never fires has no consistency, and one that excites fewer than {strongest} texts none of the strongest "
+            "texts: the means leave these, the sparsest units, out."
+        )
+    if any(adapter.model != first.model for adapter in others):
+        said.append("The adapters are of different base models: modules of the same name were taken as pairs.")
+    if comparison.left_out:
+        said.append(f"Left out, as not all adapters have them: {', '.join(map(plain, comparison.left_out))}.")
+    return said
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _places(*values: float) -> int:
+    """Decimals for three digits that count of the largest value, six at most."""
+    largest = max((abs(value) for value in values if not math.isnan(value)), default=0.0)
+    return 1 if largest == 0 else min(6, max(1, 2 - math.floor(math.log10(largest))))
+
+
+Floats = NDArray[np.float64]
+
+_STEPS = 200  # of a curve
+_DECADES = 5  # of a logarithmic axis, at most
+_LOGARITHMIC = {measure.id for measure in MEASURES if measure.is_logarithmic}
+
+
+class Curve(NamedTuple):
+    """One adapter's units: ``points`` are of an SVG polyline, y from the top; ``colour`` is its place among them."""
+
+    adapter: str
+    colour: int
+    median: str
+    points: str
+
+
+class Panel(NamedTuple):
+    """The distribution of a measure over the units of every adapter.
+
+    Attributes:
+        title: what is measured.
+        ticks: of its axis.
+        curves: one an adapter that has values.
+    """
+
+    title: str
+    ticks: list[Tick]
+    curves: list[Curve]
+
+
+def panels(dataset: DatasetRows) -> list[Panel]:
+    """One panel a measure whose distribution is of interest."""
+    return [_panel(row) for row in dataset.rows if row.values]
+
+
+def cumulative(values_F: Floats, at: Floats) -> Floats:
+    """The share of the values that are not above each place."""
+    return np.searchsorted(np.sort(values_F), at, side="right") / len(values_F)
+
+
+def _panel(row: Row) -> Panel:
+    known = {name: value_F[~np.isnan(value_F)] for name, value_F in row.values.items()}
+    every = np.concatenate(list(known.values()))
+    is_log = row.id in _LOGARITHMIC and bool((every > 0).any())
+    ticks = _decades(every[every > 0]) if is_log else _round_numbers(float(every.min()), float(every.max()))
+    low, high = ticks[0], ticks[-1]
+    at = np.geomspace(low, high, _STEPS + 1) if is_log else np.linspace(low, high, _STEPS + 1)
+    at[-1] = high  # rounding must not leave the largest value out
+    curves = [
+        Curve(name, place % 8 + 1, f"{np.median(values_F):.3g}", _points(cumulative(values_F, at)))
+        for place, (name, values_F) in enumerate(known.items())
+        if len(values_F)
+    ]
+    places = np.log(np.array(ticks) / low) / np.log(high / low) if is_log else (np.array(ticks) - low) / (high - low)
+    labels = [f"{tick:.3g}" for tick in ticks]
+    shown = [Tick(round(100 * float(place), 3), label) for place, label in zip(places, labels, strict=True)]
+    return Panel(heading(row), shown, curves)
+
+
+def _points(share_S: Iterable[float]) -> str:
+    """A line of steps from the bottom: as far as the last place each share holds, then up."""
+    points, before = ["0,100"], 0.0
+    for place, share in enumerate(share_S):
+        if share != before:
+            x = 100 * place / _STEPS
+            points += [f"{x:g},{100 * (1 - before):.4g}", f"{x:g},{100 * (1 - share):.4g}"]
+            before = share
+    return " ".join([*points, f"100,{100 * (1 - before):.4g}"])
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Some five round numbers that enclose both; a scale that can begin at zero does."""
+    low = 0.0 if 0 <= low < 0.6 * high else low
+    if high - low <= 1e-9 * abs(high):
+        low, high = low - 0.5, high + 0.5
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(factor * power for factor in (1, 2, 5, 10) if 5 * factor * power >= (high - low) * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _decades(positive: Floats) -> list[float]:
+    """Powers of ten that enclose the values, or the upper ones of too many."""
+    high = math.ceil(math.log10(float(positive.max())) - 1e-9)
+    low = max(min(math.floor(math.log10(float(positive.min()))), high - 1), high - _DECADES)
+    return [10.0**power for power in range(low, high + 1)]
+
+
+_FOLDER = Path(__file__).parent / "compare_page"
+
+
+class Part(NamedTuple):
+    """What the page shows of one data set.
+
+    Attributes:
+        name: of it.
+        about: how many texts and tokens.
+        means: heading, means by adapter, and level of chance, of each measure.
+        has_chance: whether any of them has one.
+        differences: heading and difference of each measure, by pair of adapters.
+        panels: distributions over units.
+    """
+
+    name: str
+    about: str
+    means: list[tuple[str, list[MeanText], str]]
+    has_chance: bool
+    differences: dict[tuple[str, str], list[tuple[str, DifferenceText]]]
+    panels: list[Panel]
+
+
+def page(comparison: Comparison) -> str:
+    """The whole page; it has no script, and its policy lets none run."""
+    names = [adapter.name for adapter in comparison.adapters]
+    return rendered(
+        _FOLDER,
+        "page.html.j2",
+        style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
+        script="",
+        title=f"{', '.join(names[:-1])} and {names[-1]}",
+        comparison=comparison,
+        parts=[_part(dataset, names) for dataset in comparison.datasets],
+        colours={name: place % 8 + 1 for place, name in enumerate(names)},
+        remarks=remarks(comparison),
+    )
+
+
+def _part(dataset: DatasetRows, names: list[str]) -> Part:
+    differences: dict[tuple[str, str], list[tuple[str, DifferenceText]]] = {}
+    for row in dataset.rows:
+        for each in row.differences:
+            differences.setdefault((each.adapter, each.against), []).append(
+                (difference_heading(row), difference_text(each))
+            )
+    return Part(
+        dataset.name,
+        about(dataset),
+        [(heading(row), [mean_text(row, row.means[name]) for name in names], chance_text(row)) for row in dataset.rows],
+        any(chance_text(row) for row in dataset.rows),
+        differences,
+        panels(dataset),
+    )
+
+
+def show(comparison: Comparison, console: Terminal) -> None:
+    """Print the tables and how to read them."""
+    for dataset in comparison.datasets:
+        console.print(Text(f"{plain(dataset.name)}: {about(dataset)}", style="bold"))
+        console.print()
+        console.print(_means(comparison, dataset))
+        console.print()
+        console.print(_differences(dataset))
+        console.print()
+    for remark in remarks(comparison):
+        console.print(Text(remark))
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for place, title in enumerate(titles):
+        table.add_column(Text(title), justify="right" if place else "left", overflow="fold", vertical="top")
+    return table
+
+
+def _means(comparison: Comparison, dataset: DatasetRows) -> Table:
+    has_chance = any(chance_text(row) for row in dataset.rows)
+    table = _table("mean over units", *(plain(each.name) for each in comparison.adapters), *["chance"] * has_chance)
+    for row in dataset.rows:
+        cells = []
+        for adapter in comparison.adapters:
+            value, *more = mean_text(row, row.means[adapter.name])
+            cells.append(Text(value) + Text("".join(f"\n{line}" for line in more if line), style="dim"))
+        table.add_row(Text(heading(row)), *cells, *[Text(chance_text(row))] * has_chance)
+    return table
+
+
+def _differences(dataset: DatasetRows) -> Table:
+    table = _table("difference", "", "95 % CI", "p", "p (Holm)")
+    pairs = dict.fromkeys((each.adapter, each.against) for row in dataset.rows for each in row.differences)
+    for adapter, against in pairs:
+        table.add_row(Text(f"{plain(adapter)} − {plain(against)}", style="bold"))
+        for row in dataset.rows:
+            for each in row.differences:
+                if (each.adapter, each.against) == (adapter, against):
+                    text = difference_text(each)
+                    # a space where there is no mark keeps the digits below each other
+                    change = Text(f"{text.change}{text.mark or ' '}", style="bold" if text.mark else "")
+                    table.add_row(Text(f"  {difference_heading(row)}"), change, text.interval, text.p, text.p_holm)
+    return table

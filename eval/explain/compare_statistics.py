@@ -1,0 +1,200 @@
+"""What is compared: values of units, from the columns of ``features.parquet`` on one data set.
+
+Shapes: F features of an adapter: its units, or their ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import comb
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from monolora.eval.explain.compare_records import Mean
+from monolora.stats import RESAMPLES, SEED, resampled_means
+
+Floats = NDArray[np.float64]
+
+RATE = 0.05  # of false discoveries
+
+
+class Measure(NamedTuple):
+    """A measure whose mean over units is compared.
+
+    Attributes:
+        id: of it.
+        title: for people.
+        unit: of the values.
+        columns: that it is made of; each there is gives every unit a value: signed units have two ends.
+        value: makes it of a column.
+        has_spread: whether the distribution over units says more than the mean.
+        is_logarithmic: whether the distribution is best seen on a logarithmic scale.
+        has_chance: whether the data set's level of chance is its own.
+    """
+
+    id: str
+    title: str
+    unit: str
+    columns: tuple[str, ...]
+    value: Callable[[Floats], Floats]
+    has_spread: bool = True
+    is_logarithmic: bool = False
+    has_chance: bool = False
+
+
+def _percent(share_U: Floats) -> Floats:
+    return 100 * share_U
+
+
+def _itself(value_U: Floats) -> Floats:
+    return value_U
+
+
+def _share_below_rate(q_U: Floats) -> Floats:
+    return np.where(np.isnan(q_U), np.nan, 100.0 * (q_U < RATE))
+
+
+MEASURES = (
+    Measure("sparsity", "sparsity", "%", ("firing_rate",), lambda rate_U: 100 * (1 - rate_U)),
+    Measure("dead", "dead units", "%", ("firing_rate",), lambda rate_U: 100.0 * (rate_U == 0), has_spread=False),
+    Measure(
+        "always_on", "always-on units", "%", ("firing_rate",), lambda rate_U: 100.0 * (rate_U == 1),
+        has_spread=False,
+    ),
+    Measure("consistency", "consistency, live units", "%", ("consistency",), _percent),
+    Measure(
+        "strongest_consistency", "consistency, strongest texts", "%",
+        ("strongest_consistency", "lowest_consistency"), _percent, has_chance=True,
+    ),
+    Measure("information", "information on the label", "bits", ("information",), _itself),
+    Measure(
+        "informative", f"units with q < {RATE}", "%", ("information_q",), _share_below_rate,
+        has_spread=False,
+    ),
+    Measure("effect", "mean effect", "%", ("effect",), _percent, is_logarithmic=True),
+)  # fmt: skip
+
+
+class Values(NamedTuple):
+    """A measure's values and the modules that they are of, shape ``(F,)`` each; NaN for those that have none."""
+
+    value_F: Floats
+    module_F: NDArray[np.object_]
+
+
+def values(frame: pd.DataFrame, measure: Measure) -> Values:
+    """The values of one adapter's units.
+
+    Args:
+        frame: with ``module`` and the columns of one data set, a row a unit.
+        measure: which.
+    """
+    there = [column for column in measure.columns if column in frame]
+    value_F = np.concatenate([measure.value(frame[column].to_numpy(np.float64)) for column in there])
+    return Values(value_F, np.tile(frame["module"].to_numpy(object), len(there)))
+
+
+def largest_effects(frame: pd.DataFrame) -> dict[str, float]:
+    """The largest effect, in percent, and how many times the mean it is (NaN where that is 0).
+
+    Neither is a mean: no interval is given, as a bootstrap of a largest value has none that is right.
+    """
+    effect_U = 100 * frame["effect"].to_numpy(np.float64)
+    mean = effect_U.mean()
+    return {"largest_effect": float(effect_U.max()), "peak": float(effect_U.max() / mean) if mean > 0 else np.nan}
+
+
+LARGEST_TITLES = {"largest_effect": ("largest effect", "%"), "peak": ("largest over mean effect", "")}
+
+
+class Change(NamedTuple):
+    """A difference of two means with its 95 % interval, its two-sided p-value and how many modules it is paired in."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    pairs: int
+
+
+class Clustered(NamedTuple):
+    """Rows of values by module, and their means over resampled modules.
+
+    Attributes:
+        mean_KP: means of the values in each module; NaN where there is none.
+        weight_KP: how many values that is of.
+        resampled_KR: means over units in each resample; NaN where it has no value.
+        total_K: how many values there are, NaN among them.
+    """
+
+    mean_KP: Floats
+    weight_KP: Floats
+    resampled_KR: Floats
+    total_K: list[int]
+
+
+def clustered(rows: Sequence[Values], resamples: int = RESAMPLES, seed: int = SEED) -> Clustered:
+    """Resample modules, those that any of the rows has, for all rows at once."""
+    modules = sorted(set().union(*(row.module_F for row in rows)))
+    place = {module: at for at, module in enumerate(modules)}
+    sum_KP, weight_KP = np.zeros((len(rows), len(modules))), np.zeros((len(rows), len(modules)))
+    for k, (value_F, module_F) in enumerate(rows):
+        there_F = ~np.isnan(value_F)
+        at_F = np.array([place[module] for module in module_F[there_F]], dtype=np.int64)
+        sum_KP[k] = np.bincount(at_F, value_F[there_F], minlength=len(modules))
+        weight_KP[k] = np.bincount(at_F, minlength=len(modules))
+    # Each row has weights of its own: its mean is a ratio of two means over the same resampled modules.
+    sums, weights = np.split(
+        resampled_means(np.concatenate([sum_KP, weight_KP]), np.ones(len(modules)), resamples, seed), 2
+    )
+    with np.errstate(invalid="ignore"):
+        return Clustered(sum_KP / weight_KP, weight_KP, sums / weights, [len(row.value_F) for row in rows])
+
+
+def mean_of(found: Clustered, k: int) -> Mean:
+    """A row's mean over units; no interval where all modules are alike, of which every resample is a copy."""
+    mean_P, weight_P = found.mean_KP[k], found.weight_KP[k]
+    low, high = (np.nan, np.nan) if _is_same(mean_P) else _interval(found.resampled_KR[k])
+    return Mean(_mean(mean_P, weight_P), low, high, int(weight_P.sum()), int((weight_P > 0).sum()), found.total_K[k])
+
+
+def change_of(found: Clustered, a: int, b: int) -> Change:
+    """Row ``a`` minus row ``b``.
+
+    The p-value inverts the interval: twice the smaller share of resamples on one side of 0, the sample itself counted
+    among them. It is never below what a permutation test can reach on modules whose adapters are exchanged, in pairs
+    where both have the module.
+    """
+    mean_P, against_P = found.mean_KP[a], found.mean_KP[b]
+    has_a, has_b = ~np.isnan(mean_P), ~np.isnan(against_P)
+    pairs = int((has_a & has_b).sum())
+    change = _mean(mean_P, found.weight_KP[a]) - _mean(against_P, found.weight_KP[b])
+    if np.isnan(change):  # one has no value at all
+        return Change(np.nan, np.nan, np.nan, np.nan, pairs)
+    change_R = found.resampled_KR[a] - found.resampled_KR[b]
+    low, high = (np.nan, np.nan) if _is_same(mean_P) and _is_same(against_P) else _interval(change_R)
+    one_side = min((change_R <= 0).sum(), (change_R >= 0).sum())
+    p = 2 * (1 + one_side) / (1 + (~np.isnan(change_R)).sum())
+    only_a, only_b = int((has_a & ~has_b).sum()), int((has_b & ~has_a).sum())
+    differ = int((has_a & has_b & (mean_P != against_P)).sum())
+    least = 2 / (2**differ * comb(only_a + only_b, only_a))
+    return Change(change, low, high, float(min(1.0, max(p, least))), pairs)
+
+
+def _mean(mean_P: Floats, weight_P: Floats) -> float:
+    there_P = weight_P > 0
+    return float(np.average(mean_P[there_P], weights=weight_P[there_P])) if there_P.any() else np.nan
+
+
+def _is_same(mean_P: Floats) -> bool:
+    """But for the rounding of their sums."""
+    there = mean_P[~np.isnan(mean_P)]
+    return there.size == 0 or bool(np.ptp(there) <= 1e-12 * np.abs(there).max())
+
+
+def _interval(resampled_R: Floats) -> tuple[float, float]:
+    low, high = np.nanquantile(resampled_R, (0.025, 0.975))
+    return float(low), float(high)

@@ -1,0 +1,213 @@
+"""``features.parquet``: a row a unit, a column a fact; those of a data set begin with its name.
+
+    units = pd.read_parquet("features.parquet")
+    units["sst2.histogram"]  # tokens by bin; the bins' edges, the same for all units, are in sst2.histogram_edges
+    about = units.attrs["monolora"]  # what is not of single units
+    about["datasets"]["sst2"]["chance"], about["measures"]["sst2.accuracy"]["adapted"]
+
+Without pandas, ``about`` is the JSON in the schema's metadata under ``PANDAS_ATTRS``. It has ``adapter``, ``method``,
+``model`` and how it was ``made``; by name, ``datasets`` (texts, tokens, labels, the number of ``strongest`` texts and
+their consistency by ``chance``), ``measures`` of the ablations (prompts, the ``adapted`` model's score, and the change
+with ``everything`` taken out together) and ``contrasts`` (number of texts). What is not known is null.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from monolora.errors import InputError, SaveError, is_disk_trouble
+from monolora.eval.explain.explorer import explorer_page, module_parts
+from monolora.eval.explain.records import Change, Contrast, DatasetFeatures, End, Explained
+from monolora.eval.explain.text_sets import TextSet
+from monolora.runs import RUN, Kind, OutputFolder, write_json
+
+# The ends of signed units have other names than "strongest", which is the only end that there is without a sign.
+_ENDS = ("strongest", "lowest")
+_ATTRS = "PANDAS_ATTRS"  # where pandas looks for DataFrame.attrs
+
+
+def write_parquet(path: Path, explained: Explained) -> None:
+    """Write the table.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    about = json.loads(json.dumps(_about(explained)), parse_constant=lambda name: None)  # JSON has no NaN
+    table = pa.table(dict(_columns(explained)), metadata={_ATTRS: json.dumps({"monolora": about})})
+    parquet.write_table(table, path, compression="zstd")
+
+
+def _about(explained: Explained) -> dict[str, Any]:
+    """What is not of single units."""
+    ablations = explained.ablations
+    said = ("texts", "tokens", "labels", "unlabelled", "note", "strongest", "chance")
+    together = itertools.zip_longest(ablations.measures, ablations.everything)
+    return {
+        "adapter": explained.adapter,
+        "method": explained.method,
+        "model": explained.model,
+        "datasets": {each.name: {key: vars(each)[key] for key in said} for each in explained.datasets},
+        "measures": {
+            measure.id: {**measure._asdict(), "everything": None if change is None else change._asdict()}
+            for measure, change in together
+        },
+        "contrasts": {
+            _name(each): {"a": each.a, "b": each.b, "texts_a": each.texts_a, "texts_b": each.texts_b}
+            for each in explained.contrasts
+        },
+        "made": dict(explained.made),
+    }
+
+
+def _name(contrast: Contrast) -> str:
+    return f"{contrast.a}~{contrast.b}"
+
+
+def _columns(explained: Explained) -> Iterator[tuple[str, Any]]:
+    parts = {each.name: each for each in module_parts(dict.fromkeys(unit.module for unit in explained.units))}
+    yield "unit", list(map(str, explained.units))
+    yield "module", [unit.module for unit in explained.units]
+    yield "index", [unit.unit for unit in explained.units]
+    yield "layer", pa.array([parts[unit.module].layer for unit in explained.units], pa.int32())
+    yield "kind", [parts[unit.module].kind for unit in explained.units]
+    for dataset in explained.datasets:
+        for name, values in _of_dataset(dataset, explained):
+            yield f"{dataset.name}.{name}", values
+    yield from _logits(explained)
+    for place, measure in enumerate(explained.ablations.measures):
+        changes = [explained.ablations.changes.get(unit) for unit in range(len(explained.units))]
+        for field in Change._fields:
+            values = [None if each is None else each[place]._asdict()[field] for each in changes]
+            yield f"ablation.{measure.id}" + ("" if field == "value" else f".{field}"), pa.array(values, pa.float64())
+    for each in explained.contrasts:
+        for name in ("auc", "p", "q", "firing_a", "firing_b"):
+            yield f"contrast.{_name(each)}.{name}", vars(each)[name]
+
+
+def _of_dataset(dataset: DatasetFeatures, explained: Explained) -> Iterator[tuple[str, Any]]:
+    yield "firing_rate", dataset.firing
+    for name in ("mean", "std", "max", "min", "effect", "consistency", "information", "information_q"):
+        yield name, vars(dataset)[name]
+    yield "histogram", list(dataset.histogram_UE)
+    yield "histogram_edges", [dataset.edges] * len(explained.units)
+    for name, end in zip(_ENDS, dataset.ends, strict=False):
+        yield f"{name}_consistency", end.consistency
+        yield f"{name}_label", pa.array(end.label, pa.string())
+        yield f"{name}_tokens", [[token._asdict() for token in tokens] for tokens in end.tokens]
+        yield f"{name}_contexts", _contexts(end)
+    yield (
+        "partners",
+        [
+            [{"unit": str(explained.units[each.unit]), "correlation": each.correlation} for each in partners]
+            for partners in dataset.partners
+        ],
+    )
+
+
+def _contexts(end: End) -> Any:
+    kind = pa.list_(
+        pa.struct(
+            {
+                "text": pa.int64(),
+                "label": pa.string(),
+                "value": pa.float32(),
+                "peak": pa.int32(),
+                "tokens": pa.list_(pa.string()),
+                "activations": pa.list_(pa.float32()),
+                "cut_before": pa.bool_(),
+                "cut_after": pa.bool_(),
+            }
+        )
+    )
+    return pa.array([[context._asdict() for context in contexts] for contexts in end.contexts], kind)
+
+
+def _logits(explained: Explained) -> Iterator[tuple[str, Any]]:
+    kind = pa.list_(pa.struct({"token": pa.string(), "logit": pa.float64()}))
+    yield "logits.how", pa.array([None if each is None else each.how for each in explained.logits], pa.string())
+    for side in ("raised", "lowered"):
+        values = [
+            None if each is None else [{"token": token, "logit": value} for token, value in each._asdict()[side]]
+            for each in explained.logits
+        ]
+        yield f"logits.{side}", pa.array(values, kind)
+
+
+FEATURES, PAGE = "features.parquet", "explorer.html"
+LOGS = "logs"  # what model judges printed; there if any judged
+
+
+KIND = Kind(
+    name="explanation",
+    record=RUN,
+    keys=("made.adapter_fingerprint", "made.settings", "datasets"),
+    files=(re.escape(FEATURES), re.escape(PAGE), rf"{LOGS}/([^/]+\.log)?"),
+)
+
+
+@contextmanager
+def whole_explanation(out: OutputFolder) -> Iterator[Path]:
+    """A folder to write into, which is at ``out`` in the end or nowhere.
+
+    Raises:
+        SaveError: if the disk does not take it.
+    """
+    try:
+        with out.whole() as folder:
+            yield folder
+    except Exception as error:
+        if is_disk_trouble(error) and not isinstance(error, (InputError, SaveError)):
+            mend = "Free space or give another folder with --out, and run it again."
+            raise SaveError.of(out.path, error, mend) from error
+        raise
+
+
+def write(folder: Path, explained: Explained, text_sets: Mapping[str, TextSet]) -> None:
+    """Write the three files."""
+    write_parquet(folder / FEATURES, explained)
+    # half a surrogate pair, as a cut token may be, has no UTF-8
+    (folder / PAGE).write_text(explorer_page(explained), encoding="utf-8", errors="replace", newline="\n")
+    write_json(folder / RUN, record(explained, list(text_sets.values())))
+
+
+def record(explained: Explained, text_sets: Sequence[TextSet]) -> dict[str, Any]:
+    """What ``run.json`` holds."""
+    ablations = explained.ablations
+    return {
+        "adapter": explained.adapter,
+        "method": explained.method,
+        "model": explained.model,
+        "units": len(explained.units),
+        "datasets": [
+            {
+                "name": found.name,
+                "fingerprint": text_set.fingerprint(),
+                "texts": found.texts,
+                "tokens": found.tokens,
+                "labels": found.labels,
+                "unlabelled": found.unlabelled,
+                "chance": found.chance,
+                "strongest": found.strongest,
+                "note": found.note,
+            }
+            for found, text_set in zip(explained.datasets, text_sets, strict=True)
+        ],
+        "ablations": {
+            "measures": [measure._asdict() for measure in ablations.measures],
+            "units": {
+                str(explained.units[place]): [change._asdict() for change in changes]
+                for place, changes in ablations.changes.items()
+            },
+            "everything": [change._asdict() for change in ablations.everything],
+        },
+        "made": dict(explained.made),
+    }

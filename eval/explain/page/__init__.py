@@ -1,1 +1,0 @@
-"""The page that shows what each unit of an adapter does."""

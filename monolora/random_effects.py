@@ -1,0 +1,193 @@
+"""Means over training seeds and prompts at once, and how far they may be off.
+
+Every seed answers every prompt: seeds and prompts are crossed, and both are a sample of those that might have been
+taken. An interval over prompts alone would be silent about other seeds, one over seeds alone about other prompts.
+With random effects of both (z_sp = mean + seed_s + prompt_p + rest_sp) the variance of the mean is
+
+    V_seeds / S + MS_prompts / (S P),    V_seeds = (MS_seeds - MS_rest) / P
+
+in the mean squares of the analysis of variance (Searle, Casella and McCulloch, 1992, "Variance Components"), with
+degrees of freedom by Satterthwaite (1946). A component below 0 is taken as 0.
+
+Three seeds are few: by luck they may be alike, and an interval that believed them would claim too much. So a model's
+seeds are never taken to differ less than those of all models of the study do on average (:func:`seed_effects`), where
+there are prompts to tell them from the rest.
+
+Shapes: S seeds, P prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+class Estimate(NamedTuple):
+    """A mean; NaN where nothing is known.
+
+    Attributes:
+        mean: over seeds and prompts.
+        low, high: ends of the 95 % interval; NaN where all values are the same.
+        p: two-sided, of the hypothesis that the mean is 0; NaN likewise.
+        error: standard error of the mean; 0 where all values are the same.
+        freedom: degrees of freedom of the error.
+        seeds, prompts: that it is over.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    error: float
+    freedom: float
+    seeds: int
+    prompts: int
+
+
+class SeedEffects(NamedTuple):
+    """How much seeds differ.
+
+    Attributes:
+        variance: of the effects of seeds.
+        uncertainty: of that: the square over its degrees of freedom, as Satterthwaite adds them up.
+    """
+
+    variance: float
+    uncertainty: float
+
+
+NO_SEED_EFFECTS = SeedEffects(0.0, 0.0)
+
+
+def crossed(
+    values_SP: Floats, weights_P: Floats | None = None, seeds_differ: SeedEffects = NO_SEED_EFFECTS
+) -> Estimate:
+    """Estimate a mean over seeds and prompts, with a t-interval.
+
+    Args:
+        values_SP: one row a seed; a prompt with a NaN is left out. With one seed, or one prompt, the interval is over
+            the other alone.
+        weights_P: how many rows of the set each prompt stands for; 1 if not given.
+        seeds_differ: at least so much, whatever these seeds say; with one prompt they alone are asked.
+    """
+    mean, z_SP = _linearised(values_SP, weights_P)
+    seeds, prompts = z_SP.shape
+    if not prompts:
+        return Estimate(np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, seeds, 0)
+    error, freedom = _error(z_SP, seeds_differ)
+    if not error > 0:
+        return Estimate(mean, np.nan, np.nan, np.nan, 0.0, np.inf, seeds, prompts)
+    return with_error(Estimate(mean, np.nan, np.nan, np.nan, np.nan, np.nan, seeds, prompts), error, freedom)
+
+
+def with_error(found: Estimate, error: float, freedom: float) -> Estimate:
+    """The same mean with Student's interval of a standard error that is not 0."""
+    half = float(stats.t.ppf(0.975, freedom)) * error
+    p = 2 * float(stats.t.sf(abs(found.mean) / error, freedom))
+    return found._replace(low=found.mean - half, high=found.mean + half, p=p, error=error, freedom=freedom)
+
+
+def seed_effects(
+    tables: Sequence[Floats], weights_P: Floats | None = None, independent: float | None = None
+) -> SeedEffects:
+    """How much seeds differ on average over several tables of as many seeds and prompts.
+
+    Args:
+        tables: of values, each ``(S, P)``, as :func:`crossed` takes them.
+        weights_P: likewise.
+        independent: as how many tables these count: the differences of A models among each other as A - 1. All by
+            default.
+    """
+    found = [_seeds_and_rest(_linearised(table, weights_P)[1]) for table in tables]
+    effects = [each for each in found if min(each[2]) >= 1]  # one seed, or one prompt, says nothing of seeds alone
+    if not effects:
+        return NO_SEED_EFFECTS
+    count = len(effects)
+    variance = sum(of_seeds - rest for of_seeds, rest, _ in effects) / count
+    uncertainty = sum(
+        of_seeds**2 / freedoms[0] + rest**2 / (freedoms[0] * freedoms[1]) for of_seeds, rest, freedoms in effects
+    )
+    return SeedEffects(max(variance, 0.0), uncertainty / (count * (independent or count)))
+
+
+def _linearised(values_SP: Floats, weights_P: Floats | None) -> tuple[float, Floats]:
+    """The weighted mean, and values with the same mean whose plain mean has its variance; without missing prompts."""
+    there_P = ~np.isnan(values_SP).any(0)
+    values_SP = values_SP[:, there_P]
+    if not there_P.any():
+        return np.nan, values_SP
+    weights_P = np.ones(values_SP.shape[1]) if weights_P is None else weights_P[there_P]
+    mean = float((values_SP @ weights_P).mean() / weights_P.sum())
+    return mean, mean + (values_SP - mean) * (weights_P / weights_P.mean())
+
+
+def _seeds_and_rest(z_SP: Floats) -> tuple[float, float, tuple[int, int]]:
+    """Mean squares of seeds and of the rest over P, and the degrees of freedom of seeds and prompts."""
+    seeds, prompts = z_SP.shape
+    if min(seeds, prompts) < 2:
+        return 0.0, 0.0, (seeds - 1, prompts - 1)
+    rest_SP = z_SP - z_SP.mean(1, keepdims=True) - z_SP.mean(0, keepdims=True) + z_SP.mean()
+    rest = float((rest_SP**2).sum()) / ((seeds - 1) * (prompts - 1))
+    return float(z_SP.mean(1).var(ddof=1)), rest / prompts, (seeds - 1, prompts - 1)
+
+
+def _error(z_SP: Floats, seeds_differ: SeedEffects) -> tuple[float, float]:
+    """Standard error of the mean and its degrees of freedom; an error of 0 where nothing varies."""
+    seeds, prompts = z_SP.shape
+    if min(seeds, prompts) == 1:
+        count = max(seeds, prompts)
+        return (float(z_SP.std(ddof=1)) / count**0.5 if count > 1 else 0.0), max(count - 1.0, 1.0)
+    _, rest, _ = _seeds_and_rest(z_SP)
+    own = seed_effects([z_SP])
+    effects = own if own.variance >= seeds_differ.variance else seeds_differ
+    of_prompts = max(seeds * float(z_SP.mean(0).var(ddof=1)) / prompts, rest)
+    total = effects.variance + of_prompts
+    if not total > np.finfo(np.float64).eps * float((z_SP**2).mean()) / prompts:
+        return 0.0, np.inf
+    freedom = total**2 / (effects.uncertainty + of_prompts**2 / (prompts - 1))
+    return (total / seeds) ** 0.5, max(freedom, seeds - 1.0)  # of a difference of mean squares it may come out lower
+
+
+_ROUNDING = 1e-9  # shares are means of weighted flags, and may miss 0 and 1 by as much
+
+
+def of_share(found: Estimate) -> Estimate:
+    """A share's interval.
+
+    Args:
+        found: its mean in percent, with its standard error.
+
+    Returns:
+        The same with a score interval, never narrower on a side than if no flag, or all, had been seen; without a
+        p-value, as no share is asked whether it is 0.
+    """
+    share, error = found.mean / 100, found.error / 100
+    varies = _ROUNDING < share < 1 - _ROUNDING and error > _ROUNDING
+    count = share * (1 - share) / error**2 if varies else found.prompts
+    quantile = float(stats.t.ppf(0.975, found.freedom if varies else np.inf))
+    low, high = _score(share, float(np.clip(count, 1, found.seeds * found.prompts)), quantile)
+    none = _score(0.0, found.prompts, float(stats.norm.ppf(0.975)))[1]
+    return found._replace(low=100 * min(low, 1 - none), high=100 * max(high, none), p=np.nan)
+
+
+def of_difference(found: Estimate) -> Estimate:
+    """The interval of a paired difference of two shares, in points."""
+    added = 100 / found.prompts
+    error = float(np.hypot(found.error, added))
+    uncertainty = found.error**4 / found.freedom + added**4 / max(found.prompts - 1, 1)  # as Satterthwaite adds them up
+    wider = with_error(found, error, error**4 / uncertainty)
+    return wider._replace(low=max(wider.low, -100.0), high=min(wider.high, 100.0))
+
+
+def _score(share: float, count: float, quantile: float) -> tuple[float, float]:
+    """Where the true share can be, whose own standard error at ``count`` is within the quantile of the measured one."""
+    squared = quantile**2 / count
+    middle = (share + squared / 2) / (1 + squared)
+    half = (share * (1 - share) * squared + squared**2 / 4) ** 0.5 / (1 + squared)
+    return max(middle - half, 0.0), min(middle + half, 1.0)

@@ -1,1 +1,0 @@
-"""What the vision and the superposition experiments share: devices, random numbers, records, intervals, plots."""

@@ -1,0 +1,91 @@
+"""Does MonoLoRA keep alignment, and gain on the task? The paper's table 2 on a real chat model, with error bars.
+
+    python recipes/study/alignment.py --config recipes/studies/smollm2.yaml
+    python recipes/study/alignment.py --config recipes/studies/smollm2.yaml --preset gpu --dry-run
+
+Trains every adapter on every data set at several learning rates, chooses the rate on held-out training examples, trains
+the other seeds, evaluates base and adapters together, and writes OUT/report/report.md. What is done is not done again:
+a study that was interrupted goes on with the same command, and one whose folder lost a cell makes that one anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from itertools import chain
+
+from monolora.errors import InputError, exit_status
+from monolora.flags import FlagParser
+from monolora.locks import locked
+from monolora.recipes.study import plan
+from monolora.recipes.study.cost_estimate import dry_run
+from monolora.recipes.study.lr_selection import rates
+from monolora.recipes.study.plan import check_commands
+from monolora.recipes.study.report import KIND, REPORT, check_records, keep_records, write_report
+from monolora.recipes.study.runner import Runner
+from monolora.recipes.study.settings import Study, load
+from monolora.runs import claim
+from monolora.terminal import say
+from monolora.yaml_config import split_config
+
+
+def main(argv: list[str]) -> int:
+    """Run what is not done, and report; returns the exit status."""
+    path, words = split_config(argv)
+    parser = FlagParser("monolora study", __doc__)
+    parser.add_argument("--config", metavar="FILE", help="the study")
+    parser.add_argument("--preset", help="of the study (default: its first)")
+    parser.add_argument("--out", help="another folder than the study's own")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trainings and evaluations at a time, where one does not fill the GPU"
+    )
+    parser.add_argument(
+        "--records", metavar="FOLDER", help="copy report and records there, for publishing: no weights, no texts"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print every command, tokens, memory and hours; do nothing"
+    )
+    flags = parser.parse(words)
+    if path is None:
+        raise InputError("Which study? Give its file with --config, such as recipes/studies/smollm2.yaml.")
+    if flags.jobs < 1:
+        raise InputError(f"--jobs is {flags.jobs}; it must be 1 or more.")
+    study = load(path, flags.preset, flags.out)
+    check_commands(study)
+    if flags.dry_run:
+        dry_run(study)
+        return 0
+    with ExitStack() as stack:
+        stack.enter_context(locked(study.folder, "--out" if flags.out else ""))
+        check_folder(study)
+        records = None
+        if flags.records:
+            records = stack.enter_context(claim(flags.records, KIND, "--records"))
+            check_records(study, records)
+        run(study, flags.jobs)
+        say(write_report(study))
+        if records:
+            keep_records(study, records)
+    say(f"{study.folder / 'report' / REPORT}: the same, with figures and table.csv beside it.")
+    return 0
+
+
+def check_folder(study: Study) -> None:
+    """Raises: InputError, if the study's folder is not empty and no study's: what is in it is not written over."""
+    folder = study.folder
+    if folder.exists() and not (folder.is_dir() and ((folder / "cells").is_dir() or not any(folder.iterdir()))):
+        raise InputError(f"{folder} has files of something else than a study. Take another --out.")
+
+
+def run(study: Study, jobs: int = 1) -> None:
+    """Do all cells that are not done, ``jobs`` at a time."""
+    runner = Runner(study.folder, len(plan.planned(study)), jobs)
+    runner.run_all((cell for dataset in study.datasets for cell in plan.sweep(study, dataset)), may_diverge=True)
+    found = {dataset: rates(study, dataset) for dataset in study.datasets}
+    others = (cell for dataset in study.datasets for cell in plan.repeated(study, dataset, found[dataset]))
+    runner.run_all(chain(plan.judges(study), others))
+    runner.run_all(cell for dataset in study.datasets for cell in plan.measured(study, dataset, found[dataset]))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(lambda: main(sys.argv[1:])))

@@ -1,0 +1,286 @@
+"""What a study was made of, from the records of its trainings, evaluations and judges."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from monolora.errors import InputError, SaveError
+from monolora.eval import run as runs
+from monolora.files import read_json
+from monolora.recipes.study import tables
+from monolora.recipes.study.claims import Verdict, claims, counted, verdicts
+from monolora.recipes.study.lr_selection import Chosen, chosen
+from monolora.recipes.study.plan import training
+from monolora.recipes.study.plots import draw, figure_name
+from monolora.recipes.study.results import Values, definitions, of_dataset
+from monolora.recipes.study.settings import Study
+from monolora.reporting.tables import csv_text
+from monolora.run_record import read
+from monolora.runs import Kind, OutputFolder, write_aside
+
+_ALIKE = ("max_train_samples", "num_train_epochs", "per_device_train_batch_size", "max_length", "lora_r")
+
+
+def about(study: Study, rates: Mapping[str, Mapping[str, Chosen]]) -> str:
+    """Sentences for the report.
+
+    Raises:
+        InputError: if two adapters of a seed did not see the same examples for the same steps.
+    """
+    records = {
+        (dataset, adapter, seed): _record(training(study, dataset, adapter, each.rate, seed).folder)
+        for dataset, of_dataset in rates.items()
+        for adapter, each in of_dataset.items()
+        for seed in study.seeds
+    }
+    seeds = f"Seed {study.seeds[0]}" if len(study.seeds) == 1 else f"Seeds {', '.join(map(str, study.seeds))}"
+    stages = {
+        "trainings": records.values(),
+        "evaluations": [runs.read(study.folder / dataset / "eval") for dataset in study.datasets],
+    }
+    lines = [
+        f"{seeds}. Commits: {'; '.join(f'{stage} {_commits(of)}' for stage, of in stages.items())}.",
+        *_trainings(study, records),
+        "Every adapter saw the same examples in the same order for the same steps, at the learning rate with the "
+        "lowest loss on held-out training examples, of those that all had, with the first seed. The rate is taken as "
+        "given by everything below, and where rates differ, a difference is theirs too.",
+        f"Answers end after {study.eval.get('max_new_tokens', 512)} tokens.",
+        *_judges(study),
+        "Values are means; in brackets are 95 % intervals, over seeds and prompts at once where there are both (random "
+        "effects of both; score intervals of shares). Seeds are the order of the examples and where the training "
+        "begins. Nothing is said of other training examples, base models, data sets or judges.",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    found = read(folder)
+    if found is None:
+        raise InputError(f"{folder} has no record. Run the study again.")
+    return found
+
+
+def _commits(records: Iterable[Mapping[str, Any]]) -> str:
+    found = set()
+    for record in records:
+        git = record.get("git")
+        changed = " and changes" if git and git["dirty"] else ""
+        found.add(f"{git['commit'][:7]}{changed}" if git else "an installed package")
+    return ", ".join(sorted(found))
+
+
+def _trainings(study: Study, records: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> Iterator[str]:
+    for dataset in study.datasets:
+        for seed in study.seeds:
+            of_seed = [_seen(records[dataset, adapter, seed]) for adapter in study.adapters]
+            if any(each != of_seed[0] for each in of_seed):
+                raise InputError(
+                    f"{dataset}, seed {seed}: the adapters did not see the same examples for the same steps. Give them "
+                    "the same sft flags, and run the study again."
+                )
+        record = records[dataset, next(iter(study.adapters)), study.seeds[0]]
+        config, rows, steps = record["config"], record["rows"], record["history"][-1]["step"]
+        batch = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
+        yield (
+            f"{dataset}: {rows['train']:,} examples, {_counted(config['num_train_epochs'], 'epoch')}, {steps} steps of "
+            f"{batch}, rank {config['lora_r']}; the rate chosen on {rows['validation']} training examples that are "
+            "neither trained on nor tested."
+        )
+
+
+def _counted(count: float, what: str) -> str:
+    return f"{count:g} {what}{'' if count == 1 else 's'}"
+
+
+def _seen(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What training examples a run saw, and how often."""
+    alike = tuple(record["config"][name] for name in _ALIKE)
+    return (*alike, record["fingerprints"]["train"], record["seeds"], record["history"][-1]["step"])
+
+
+def _judges(study: Study) -> Iterator[str]:
+    """How good the judges are that the study trained, of which all their flags hang."""
+    for name in study.judges:
+        path = study.folder / name / "run.json"
+        if not path.is_file():
+            continue
+        found = read_json(path, "Delete the folder, and give the same command again.")["results"]["test"]
+        yield (
+            f"[{name}](../{name}/run.json) was trained for the study: AUC {found['auc']:.3f}, precision "
+            f"{found['precision']:.2f} and recall {found['recall']:.2f} of unsafe on {found['rows']:,} rows of "
+            "BeaverTails that it never saw, which are not answers of these models."
+        )
+
+
+REPORT, TABLE, DIFFERENCES, VERDICTS = "report.md", "table.csv", "differences.csv", "verdicts.json"
+
+
+def write_report(study: Study) -> str:
+    """Write everything; returns what stands in ``report.md``. The same records give the same bytes.
+
+    Raises:
+        InputError: if a cell of the study is missing or damaged.
+        SaveError: if the disk does not take the files.
+    """
+    columns = {dataset: of_dataset(study, dataset) for dataset in study.datasets}
+    rates = {
+        dataset: {adapter: chosen(study, dataset, adapter) for adapter in study.adapters} for dataset in study.datasets
+    }
+    decided = verdicts([claim for dataset, of in columns.items() for claim in claims(study, dataset, of)])
+    texts = {
+        REPORT: report_text(study, columns, rates, decided),
+        TABLE: _csv(tables.csv_rows(study, dataset, of) for dataset, of in columns.items()),
+        DIFFERENCES: _csv(tables.csv_differences(study, dataset, of) for dataset, of in columns.items()),
+        VERDICTS: as_json(decided),
+    }
+    folder = study.folder / "report"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            write_aside(folder / name, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+    except OSError as error:
+        raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
+    draw(study, columns, folder)
+    return texts[REPORT]
+
+
+def _csv(by_dataset: Iterable[Iterable[Mapping[str, Any]]]) -> str:
+    rows = list(chain.from_iterable(by_dataset))
+    return csv_text([list(rows[0]), *([row[name] for name in rows[0]] for row in rows)])
+
+
+def report_text(
+    study: Study,
+    columns: Mapping[str, Sequence[Values]],
+    rates: Mapping[str, Mapping[str, Chosen]],
+    decided: Sequence[Verdict],
+) -> str:
+    """The whole report, as Markdown."""
+    parts = [f"# {study.model}: {', '.join(study.adapters)} on {', '.join(study.datasets)}", "", about(study, rates)]
+    parts += ["", "## Which of the paper's claims hold", ""]
+    parts += _verdict_lines([each for each in decided if each.claim.is_the_papers])
+    parts += ["", "## Other questions", ""]
+    parts += _verdict_lines([each for each in decided if not each.claim.is_the_papers])
+    for dataset, of_dataset_ in columns.items():
+        parts += ["", f"## {dataset}", "", *_of_dataset(study, dataset, of_dataset_, rates[dataset])]
+    shown = {dataset: tables.headline(of) + tables.beside(of) for dataset, of in columns.items()}
+    parts += ["", "## What the columns are", "", definitions(study, shown)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _of_dataset(study: Study, dataset: str, columns: Sequence[Values], rates: Mapping[str, Chosen]) -> Iterator[str]:
+    folder = study.folder / "report"
+    first, second = tables.headline(columns), tables.beside(columns)
+    yield from ("The columns of the paper's table 2:", "", tables.means_table(study, first), "")
+    if (paper := tables.paper_table(dataset)) is not None:
+        yield from (f"The paper's rows{_unlike_the_papers(study, dataset)}:", "", paper, "")
+    yield from ("Beside them:", "", tables.means_table(study, second), "")
+    yield from (f"![means of {dataset}]({figure_name('means', dataset)}.png)", "")
+    if study.curve is not None:
+        yield from (f"![along the training on {dataset}]({figure_name('along', dataset)}.png)", "")
+        records = ", ".join(f"[{adapter}](../{dataset}/curves/{adapter}/run.json)" for adapter in study.curve.adapters)
+        yield from (f"run.json of the curves: {records}.", "")
+    yield from ("Differences, paired by seed and prompt; p-values here are not corrected.", "")
+    for compared in tables.pairs(study):
+        yield from (tables.differences([*first, *second], compared), "")
+    yield from ("Learning rates, and the losses on held-out training examples with the first seed:", "")
+    yield from (tables.rates_table(study, dataset, rates, folder), "")
+    yield from (tables.runs_table(study, dataset, rates, folder), "")
+    where = "in `report.html` beside it, in the study's own folder"
+    yield f"Evaluation: [run.json](../{dataset}/eval/run.json); the answers are {where}."
+
+
+def _unlike_the_papers(study: Study, dataset: str) -> str:
+    """What is other than in the paper, so that its numbers are not to be compared."""
+    judges = str(study.eval.get("judges", ""))
+    others = [
+        *([] if "llama-2-7b-chat" in study.model.lower() else ["of another model"]),
+        *([] if "shieldgemma" in judges and "beaverdam" in judges else ["other judges"]),
+        *(["a metric that it does not name"] if dataset == "dolly" else []),
+    ]
+    return f" ({', '.join(others)}: to be set beside these, not compared)" if others else ""
+
+
+def _verdict_lines(decided: Sequence[Verdict]) -> list[str]:
+    if not decided:
+        return ["None is asked here."]
+    count = counted(decided)
+    lines = [f"{len(decided)} in all. Hold here: {count['holds']}. Do not hold: {count['does not hold']}. "
+             f"Cannot be told at this size: {count['cannot be told']}.", ""]  # fmt: skip
+    for each in decided:
+        claim = each.claim
+        source = f" ({claim.source})" if claim.is_the_papers else ""
+        lines.append(f"- {claim.dataset}: {claim.text}{source}: **{each.answer}**. {each.text}")
+    return lines
+
+
+def as_json(decided: Sequence[Verdict]) -> str:
+    """The verdicts, for programs."""
+    rows = [
+        {
+            "dataset": each.claim.dataset,
+            "claim": each.claim.text,
+            "source": each.claim.source,
+            "column": each.claim.values.column.id,
+            "model": each.claim.model,
+            "against": each.claim.against,
+            "better": each.claim.better,
+            "margin": each.claim.margin,
+            "answer": each.answer,
+            "text": each.text,
+            "estimate": None if each.estimate is None else each.estimate._asdict(),
+            "p_holm": each.p_holm,
+        }
+        for each in decided
+    ]
+    return json.dumps(json.loads(json.dumps(rows), parse_constant=lambda name: None), indent=2) + "\n"
+
+
+# Its record is the verdicts; report.md beside it is for people.
+KIND = Kind(
+    name="copy of a study's records",
+    record=f"report/{VERDICTS}",
+    keys=(),
+    files=(
+        rf"report/({REPORT}|{TABLE}|{DIFFERENCES}|[\w.-]+\.(png|svg))",
+        r"cells/[\w.-]+\.json",
+        r"([^/]+/)+run\.json",
+    ),
+)
+
+
+def check_records(study: Study, folder: OutputFolder) -> None:
+    """Check that the copy can be written, before the study is run.
+
+    Raises:
+        InputError: if something else is there, or the study itself.
+    """
+    folder.check(overwrite=True)
+    folder.check_apart([study.folder])
+
+
+def keep_records(study: Study, folder: OutputFolder) -> None:
+    """Copy the report, every ``run.json``, and what was run for how long; an earlier copy is replaced.
+
+    Args:
+        study: one that is done.
+        folder: where to, after :func:`check_records`; it gets the study's own layout.
+
+    Raises:
+        SaveError: if the disk does not take it.
+    """
+    try:
+        with folder.whole() as aside:
+            for part in ("report", "cells"):
+                shutil.copytree(study.folder / part, aside / part)
+            for record in study.folder.glob("**/run.json"):
+                copy = aside / record.relative_to(study.folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(record, copy)
+    except OSError as error:
+        raise SaveError.of(folder.path, error, "Free space, then give the same command again.") from error
