@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from monolora.hub import resolve_model
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from vllm_process import Adapter, Engine, largest_difference
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.support.vllm_process import Adapter, Engine, largest_difference
 
 TOKENS = 16
 LARGEST_RANK = 64

@@ -19,16 +19,24 @@ from typing import Any
 
 import pytest
 import torch
-from evaluated import QUESTIONS, Evaluated
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_chat import save_tiny_chat
-from tiny_judges import make_bert
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from monolora import MonoLoraConfig
 from monolora.beaverdam import LABELS
+from tests.support.evaluated import QUESTIONS, Evaluated
+from tests.support.tiny_chat import CHAT_TEMPLATE, save_tiny_chat
+from tests.support.tiny_judges import make_bert
 
 transformers_logging.disable_progress_bar()
 
@@ -85,6 +93,51 @@ def make_gpt2() -> Callable[..., GPT2LMHeadModel]:
             return GPT2LMHeadModel(config).to(dtype).eval()
 
     return make
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """The models are so small that threads cost more than they give."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny Llama whose tokenizer has a chat template."""
+    return save_tiny_chat(tmp_path_factory.mktemp("models") / "tiny-chat", CHAT_TEMPLATE)
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model without a chat template."""
+    return save_tiny_chat(tmp_path_factory.mktemp("models") / "tiny-plain", None)
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer(chat_model: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``chat_model``."""
+    return PreTrainedTokenizerFast.from_pretrained(chat_model)
+
+
+@pytest.fixture(scope="session")
+def plain_tokenizer(plain_model: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of ``plain_model``."""
+    return PreTrainedTokenizerFast.from_pretrained(plain_model)
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., str]:
+    """``write_rows(rows, name="rows.jsonl")``: a JSONL file; returns its path."""
+
+    def write(rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from one_layer import adapted, expected, layer_of
 from peft import PeftModel
 from torch import nn
 
 import monolora.layer
 from monolora import MonoLoraConfig
+from tests.support.one_layer import adapted, expected, layer_of
 
 
 @pytest.fixture

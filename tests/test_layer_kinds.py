@@ -10,7 +10,6 @@ import pickle
 
 import pytest
 import torch
-from one_layer import adapted, expected, layer_of
 from peft import get_peft_model
 from peft.tuners import lora
 from peft.tuners.lora import layer as lora_layers
@@ -20,6 +19,7 @@ import monolora.layer
 from monolora import MonoLoraConfig, MonoLoraLayer
 from monolora.activations import activate
 from monolora.layer import monolora_class
+from tests.support.one_layer import adapted, expected, layer_of
 
 # What each kind of layer computes
 

@@ -18,7 +18,6 @@ import transformers
 from filelock import FileLock
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_chat import train_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
 from monolora.adapters import load_adapted
@@ -34,6 +33,7 @@ from monolora.model_files import (
     save_model,
     write_older_names,
 )
+from tests.support.tiny_chat import train_tokenizer
 
 Make = Callable[..., LlamaForCausalLM]
 Adapt = Callable[..., PeftModel]

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from limits import HANG_S
 
 from monolora.recipes.training.arguments import parse
+from tests.support.limits import HANG_S
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

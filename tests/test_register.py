@@ -24,7 +24,8 @@ from transformers.integrations.peft import PeftAdapterMixin
 
 from monolora import MonoLoraConfig, MonoLoraLayer, MonoLoraModel
 from monolora.checkpoint import AdapterFileError
-from monolora.peft_type import extend_peft_type, register
+from monolora.peft_type import extend_peft_type
+from monolora.register import register
 
 Saved = Callable[..., tuple[Path, torch.Tensor]]
 

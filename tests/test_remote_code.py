@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from tiny_chat import save_tiny_chat
 from transformers import AutoModelForCausalLM
 
 from monolora import MonoLoraConfig, cli
@@ -21,6 +20,7 @@ from monolora.errors import InputError
 from monolora.hub import load_causal_lm, load_classifier, load_config, load_tokenizer
 from monolora.recipes.judge_model import load_backbone
 from monolora.remote_code import code_trusted
+from tests.support.tiny_chat import save_tiny_chat
 
 CODE = """
 from pathlib import Path

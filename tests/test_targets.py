@@ -10,13 +10,10 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from peft import LoraConfig, get_peft_model
-from tiny_families import tiny_model
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     GPT2LMHeadModel,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -34,6 +31,7 @@ from monolora.targets import (
     read_as_experts,
     target_names,
 )
+from tests.support.tiny_families import tiny_gemma3, tiny_model
 
 Q_AND_V = {"q_proj", "v_proj"}
 # Families whose attention goes by other names than q_proj and v_proj, or query and value.
@@ -158,22 +156,6 @@ def test_fused_experts(family: str) -> None:
     assert len(experts) == 4
     assert all(model.get_parameter(name).shape[0] == 4 for name in experts)
     assert fused_experts(tiny_model("llama")) == []
-
-
-def tiny_gemma3() -> Gemma3ForConditionalGeneration:
-    """A text and a vision model whose attention goes by the same names."""
-    text = {
-        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1,
-        "eos_token_id": 2,
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "image_size": 28, "patch_size": 14,
-    }  # fmt: skip
-    return Gemma3ForConditionalGeneration(
-        Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=3)
-    )
 
 
 def test_towers_are_what_text_does_not_go_through() -> None:

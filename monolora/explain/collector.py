@@ -18,6 +18,9 @@ from monolora.explain.layout import Layout, not_of_tokens
 from monolora.explain.unit_statistics import Collected, Collector
 from monolora.units import inner_model, input_device, watch
 
+TOKENS = 4096  # over so many, or some more, the norms are measured
+_FEWEST = 8  # batches of a window that are measured, if it has them: of the longest texts, the shortest and between
+
 
 class OutputNorms:
     """Mean norm ``‖W x‖`` of each module's base layer over counted tokens.

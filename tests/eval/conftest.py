@@ -1,21 +1,12 @@
-"""Tests of the suite run on one thread; those of pages share a browser."""
+"""Tests of pages share a browser."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-import torch
-from chromium_page import Told, browser_open
 
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """The models are so small that threads cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from tests.support.chromium_page import Told, browser_open
 
 
 @pytest.fixture(scope="module")

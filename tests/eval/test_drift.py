@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from evaluated import Evaluated
-from inline import run_inline
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from monolora import cli
 from monolora.adapters import load_adapted
 from monolora.eval.drift import measured
+from tests.support.evaluated import Evaluated
+from tests.support.inline import run_inline
 
 FLAGS = ("--drift", "5", "--skip-sparsity")
 

@@ -13,15 +13,16 @@ from typing import Any
 
 import psutil
 import pytest
-from limits import HANG_S
 
 from monolora.errors import InputError, RunError
 from monolora.eval.process import results_of
+from tests.support import worker_functions
+from tests.support.limits import HANG_S
 
 
 @pytest.fixture(autouse=True)
 def _functions_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(worker_functions.__file__).parent))
 
 
 def rows_of(name: str, log: Path, **job: Any) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,6 @@ from accelerate import disk_offload
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_families import tiny_model
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
@@ -21,6 +20,7 @@ from monolora import MonoLoraConfig, SparsityMeter
 from monolora.errors import InputError
 from monolora.explain.ablation import ablated, why_not_ablated
 from monolora.units import UnitName
+from tests.support.tiny_families import tiny_model
 
 Make = Callable[..., LlamaForCausalLM]
 Adapt = Callable[..., PeftModel]

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from evaluated import Evaluated
-from inline import run_inline
-from limits import HANG_S
 
 from monolora import cli
 from monolora.eval import store
 from monolora.eval.store import Records
+from tests.support.evaluated import Evaluated
+from tests.support.inline import run_inline
+from tests.support.limits import HANG_S
 
 # In the program itself each start takes seconds: MONOLORA_KILLS=20 for the whole law.
 KILLS_OF_THE_PROGRAM = int(os.environ.get("MONOLORA_KILLS", "2"))

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import pytest
 from peft import PeftModel
 from transformers import LlamaForCausalLM
-from vllm_process import Adapter, Engine, RefusedError, largest_difference
 
 from monolora.merge import export_exact
+from tests.support.vllm_process import Adapter, Engine, RefusedError, largest_difference
 
 pytestmark = [
     pytest.mark.vllm,

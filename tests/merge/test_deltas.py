@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from synthetic import text
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -17,6 +16,7 @@ from monolora import MonoLoraConfig
 from monolora.errors import InputError
 from monolora.merge import export_dense, export_exact, export_lora, linearize
 from monolora.merge.deltas import Delta, adapter_deltas, merged_deltas
+from tests.support.merge_inputs import text
 
 Make = Callable[..., PreTrainedModel]
 Adapt = Callable[..., PeftModel]

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
-from synthetic import moments, units_of
 
 from monolora.merge.least_squares import RIDGES, LinearMap, fit
+from tests.support.merge_inputs import moments, units_of
 
 INPUTS, UNITS, OUTPUTS = 5, 3, 4
 ACTIVATIONS = ["relu", "softplus", "topk:2"]

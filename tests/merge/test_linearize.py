@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from one_layer import adapted, layer_of
 from peft import PeftModel
-from synthetic import text, units_of
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,6 +17,8 @@ from monolora.merge import linearize
 from monolora.merge.least_squares import fit
 from monolora.merge.linearize import collect
 from monolora.merge.unload import active_units
+from tests.support.merge_inputs import text, units_of
+from tests.support.one_layer import adapted, layer_of
 
 Make = Callable[..., PreTrainedModel]
 Adapt = Callable[..., PeftModel]

@@ -14,7 +14,6 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_chat import train_tokenizer
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -52,6 +51,7 @@ from monolora.merge.quantizer import (
 from monolora.recipes.training.arguments import parse
 from monolora.recipes.training.models import load_model
 from monolora.register import register
+from tests.support.tiny_chat import train_tokenizer
 
 Adapt = Callable[..., PeftModel]
 Make = Callable[..., PreTrainedModel]

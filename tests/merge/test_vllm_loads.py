@@ -12,9 +12,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import LlamaForCausalLM
-from vllm_process import Adapter, Engine, largest_difference
 
 from monolora.merge import export_dense, export_lora, linearize
+from tests.support.vllm_process import Adapter, Engine, largest_difference
 
 pytestmark = [
     pytest.mark.vllm,

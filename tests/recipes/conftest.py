@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from merging import Ended
-from running import QUICK, Outcome, lines_of
-from tiny_chat import CHAT_TEMPLATE, save_tiny_chat
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from monolora import cli
 from monolora.data.chat_template import render_all
@@ -21,39 +17,8 @@ from monolora.recipes import sft
 from monolora.recipes.training.arguments import parse
 from monolora.recipes.training.models import load_model, make_trainer, peft_config
 from monolora.run_record import SFT
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """The models are so small that threads cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved tiny Llama whose tokenizer has a chat template."""
-    return save_tiny_chat(tmp_path_factory.mktemp("models") / "tiny-chat", CHAT_TEMPLATE)
-
-
-@pytest.fixture(scope="session")
-def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model without a chat template."""
-    return save_tiny_chat(tmp_path_factory.mktemp("models") / "tiny-plain", None)
-
-
-@pytest.fixture(scope="session")
-def chat_tokenizer(chat_model: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``chat_model``."""
-    return PreTrainedTokenizerFast.from_pretrained(chat_model)
-
-
-@pytest.fixture(scope="session")
-def plain_tokenizer(plain_model: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``plain_model``."""
-    return PreTrainedTokenizerFast.from_pretrained(plain_model)
+from tests.support.merge_runs import Ended
+from tests.support.program_runs import QUICK, Outcome, lines_of
 
 
 @pytest.fixture
@@ -115,18 +80,6 @@ def refused(run_sft: Callable[..., Outcome]) -> Callable[..., str]:
         return outcome.err[-1].removeprefix("error: ")
 
     return run
-
-
-@pytest.fixture
-def write_rows(tmp_path: Path) -> Callable[..., str]:
-    """``write_rows(rows, name="rows.jsonl")``: a JSONL file; returns its path."""
-
-    def write(rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return str(path)
-
-    return write
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from running import Outcome, lines_of
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -37,6 +36,7 @@ from monolora.recipes import judge, judge_data
 from monolora.recipes.judge_data import Row
 from monolora.recipes.judge_model import encode_rows, load_backbone, load_tokenizer, probabilities, start_from_mean
 from monolora.recipes.judge_training import LABELS_WEIGHT, KeptEpoch, judge_loss
+from tests.support.program_runs import Outcome, lines_of
 
 Judge = Callable[..., Outcome]
 NO_LABELS = (False,) * len(LABELS)

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
-from limits import HANG_S
-from running import QUICK
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from monolora.adapters import load_adapted
 from monolora.locks import locked
+from tests.support.limits import HANG_S
+from tests.support.program_runs import QUICK
 
 REPOSITORY = Path(__file__).parents[2]
 ACCELERATE = Path(sys.executable).parent / "accelerate"

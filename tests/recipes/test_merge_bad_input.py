@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from merging import Ended, contents, report_of
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -30,6 +29,7 @@ from transformers import (
 from monolora import MonoLoraConfig
 from monolora.recipes import merge as program
 from monolora.recipes import merge_report
+from tests.support.merge_runs import Ended, contents, report_of
 
 Trained = Callable[..., Path]
 Cli = Callable[..., Ended]

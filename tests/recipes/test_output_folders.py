@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from merging import Ended, contents
-from running import QUICK, Outcome
 
 from monolora.locks import locked
 from monolora.recipes import sft
 from monolora.recipes.training.trainer import SftTrainer
+from tests.support.merge_runs import Ended, contents
+from tests.support.program_runs import QUICK, Outcome
 
 Run = Callable[..., Outcome]
 SHORT = ("--skip-eval", "--max-steps", "1", "--save-strategy", "no")

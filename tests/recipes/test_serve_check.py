@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from limits import HANG_S
 from peft import get_peft_model
 from torch import nn
 from transformers import LlamaForCausalLM
 
 from monolora import MonoLoraConfig
 from monolora.hub import SMOLLM2, load_causal_lm, resolve_model
+from tests.support.limits import HANG_S
 
 ONLY_WITH_VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 Run = Callable[..., Any]

@@ -19,6 +19,7 @@ from monolora.data.scoring import score, validation_loss
 from monolora.data.tasks import demo
 from monolora.recipes import sft
 from monolora.recipes.training.arguments import parse
+from tests.support.conversations import CHATML, CHATS, WEATHER, assistant, user
 
 Run = Callable[..., Any]
 
@@ -288,3 +289,34 @@ def test_a_compiled_run_has_the_same_losses(run_sft: Callable[..., Any]) -> None
     compiled = run_sft("--skip-eval", "--torch-compile", "--torch-compile-backend", "eager", name="compiled")
     assert compiled.status == 0
     assert compiled.losses == pytest.approx(run_sft("--skip-eval", name="plain").losses, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*lose every trained token")
+def test_a_run_shows_tools_and_counts(
+    run_sft: Callable[..., Any], write_rows: Callable[..., str], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "chatml.jinja").write_text(CHATML)
+    chat = CHATS["result"]["messages"]
+    chats = [[chat[0], user(f"{k}: hi"), *chat[2:], user("thanks")] for k in range(4)]
+    long = [user("word " * 400), assistant("yes")]
+    rows = [{"messages": each, "tools": [WEATHER]} for each in chats]
+    flags = ["--chat-template-path", str(tmp_path / "chatml.jinja"), "--skip-eval"]
+    shown = run_sft("--dataset", write_rows(rows), *flags, "--preview").out
+    assert '"name": "weather", "description": "Of a city."' in shown
+    assert '⟦<tool_call>{"name": "weather", "arguments": {"city": "Rome"}}</tool_call></s>' in shown
+    assert "⟦It is sunny.</s>" in shown
+    path = write_rows([*rows, {"messages": long}, {"messages": [long[0], assistant("", weight=0)]}])
+    outcome = run_sft("--dataset", path, *flags, "--max-steps", "1", "--max-length", "400")
+    assert outcome.status == 0
+    counted = outcome.record["rows"]
+    assert (counted["data_set"], counted["read"], counted["test"]) == (6, 5, 2)
+    assert counted["examples"] == 7
+    assert counted["dropped"] == counted["untrained_rows"] == counted["untrained_turns"] == 1
+    assert counted["unanswered_turns"] == 3
+    assert "Data: 5 of 6 rows read for training, 7 examples, 1 rows without a trained turn" in outcome.out
+    assert "1 dropped (longer than --max-length)" in outcome.out
+    system = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    (tmp_path / "chatml.jinja").write_text(system + CHATML)
+    message = refused("--dataset", write_rows(rows), *flags, name="refused")
+    assert "the chat template refuses it: System role not supported" in message
+    assert "rows.jsonl, row " in message

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import Outcome
 
 from monolora import cli
 from monolora.recipes.training import publication
 from monolora.recipes.training.arguments import parse
+from tests.support.program_runs import Outcome
 
 TOKEN = "hush_Zq81vXw2"
 Run = Callable[..., Outcome]

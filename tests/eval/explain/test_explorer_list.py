@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium_page import BROWSER, Told
-from made_features import KEY, UNITS, made, written
 
 from monolora.eval.explain.records import DatasetFeatures, Explained
+from tests.support.chromium_page import BROWSER, Told
+from tests.support.feature_records import KEY, UNITS, made, written
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 

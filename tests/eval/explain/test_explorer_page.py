@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium_page import BROWSER, Told
-from limits import slowness
-from made_features import KEY, UNITS, made, written
 
 from monolora.eval.explain.explorer import explorer_page
 from monolora.eval.explain.records import Explained, TokenMean, UnitLogits
 from monolora.units import UnitName
+from tests.support.chromium_page import BROWSER, Told
+from tests.support.feature_records import KEY, UNITS, made, written
+from tests.support.limits import slowness
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chromium_page import BROWSER, Told
-from made_features import KEY, made, written
 
 from monolora.eval.explain.records import Ablations, Explained
+from tests.support.chromium_page import BROWSER, Told
+from tests.support.feature_records import KEY, made, written
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 

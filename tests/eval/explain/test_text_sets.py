@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_chat import CHAT_TEMPLATE, train_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from monolora.data.chat_template import prompt_ids, split_at_answer
 from monolora.errors import InputError
 from monolora.eval.explain.text_sets import LONGEST, load
+from tests.support.tiny_chat import CHAT_TEMPLATE, train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from shapes import save_shapes
 
 from monolora.recipes.vision.encoder import Encoder, EncoderConfig, save_encoder
 from monolora.recipes.vision.features import encoder_folder
 from monolora.recipes.vision.images import ImageData, load_images
 from monolora.recipes.vision.settings import Common, Consistency, Data, Finetune, Pretrain, Probe, Sae, Settings
+from tests.support.shapes import save_shapes
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,7 +14,6 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from made_records import RATES, SCALES, make_records
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -32,6 +31,7 @@ from monolora.recipes.vision.results import gather
 from monolora.recipes.vision.settings import Settings
 from monolora.reporting import plots
 from monolora.reporting.plots import _apart
+from tests.support.vision_records import RATES, SCALES, make_records
 
 LONG = ("Staffordshire bullterrier, Staffordshire bull", "great white shark", "sweet_pepper")
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shapes import CLASSES, picture, save_shapes
 
 from monolora.errors import InputError, SaveError
 from monolora.recipes.vision import images
 from monolora.recipes.vision.images import ImageData, load_images
 from monolora.recipes.vision.settings import Data
+from tests.support.shapes import CLASSES, picture, save_shapes
 
 CPU = torch.device("cpu")
 

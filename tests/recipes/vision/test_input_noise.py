@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from scipy.stats import kstest
-from shapes import save_shapes
 
 from monolora.errors import InputError
 from monolora.recipes.vision.encoder import Encoder
@@ -17,6 +16,7 @@ from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.input_noise import noise_accuracies, noise_of, ood_accuracies, open_ood
 from monolora.recipes.vision.linear_probe import Probes
 from monolora.recipes.vision.settings import Settings
+from tests.support.shapes import save_shapes
 
 CPU = torch.device("cpu")
 SCALES = (0.0, 0.5, 3.0)

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import one_step
 import pytest
 import torch
-from limits import HANG_S
-from one_step import pretraining, step_of
 
 from monolora.errors import RunError
 from monolora.recipes.vision import pretraining as module
 from monolora.recipes.vision.pretraining import Pretraining
+from tests.support import pretraining_step
+from tests.support.limits import HANG_S
+from tests.support.pretraining_step import pretraining, step_of
 
 
 def _check_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -44,7 +44,7 @@ def test_in_parts_is_as_at_once(shapes: Path, method: str, parts: int) -> None:
 def test_two_processes_are_as_one(shapes: Path, tmp_path: Path, method: str) -> None:
     """The negatives of both are gathered, with their gradients."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    program = [one_step.__file__, str(shapes), method, str(tmp_path / "weights.pt")]
+    program = [pretraining_step.__file__, str(shapes), method, str(tmp_path / "weights.pt")]
     done = subprocess.run([*launcher, *program], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr[-2000:]
     _check_close(torch.load(tmp_path / "weights.pt", weights_only=True), step_of(pretraining(shapes, method)))

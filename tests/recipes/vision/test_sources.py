@@ -12,11 +12,11 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
-from shapes import CLASSES, picture, save_shapes
 
 from monolora.errors import InputError
 from monolora.recipes.vision.settings import Data
 from monolora.recipes.vision.sources import Source, open_class_folders, open_sources
+from tests.support.shapes import CLASSES, picture, save_shapes
 
 
 def _png(label: int, number: int) -> bytes:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import RATES, make_records
 from scipy import stats
 
 from monolora.errors import InputError
@@ -21,6 +20,7 @@ from monolora.recipes.vision.results import gather
 from monolora.recipes.vision.settings import Common, Data, Settings
 from monolora.recipes.vision.table1 import main, run
 from monolora.reporting.tables import escaped
+from tests.support.vision_records import RATES, make_records
 
 CIFAR = {"dataset": "uoft-cs/cifar100", "per_class": None}
 # The paper's text, to the letter; its lines of differences belong to the one above.

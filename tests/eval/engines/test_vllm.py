@@ -1,0 +1,71 @@
+"""Answers by vLLM: all adapters and the base in one engine, the same words as transformers, the canary first."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monolora.errors import InputError
+from monolora.eval.engines import hf
+from monolora.eval.process import results_of
+from tests.support.engine_jobs import LONGEST, PROMPTS, ending_early, job
+from tests.support.evaluated import Evaluated
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+]
+TARGET = "monolora.eval.engines.vllm:answers"
+SETTINGS = {
+    "max_model_len": 128, "max_num_seqs": 8, "gpu_memory_utilization": 0.1, "tensor_parallel_size": 1,
+    "batch_invariant": False, "canary": True,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # no thread is tied to a core: others use the machine too
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+
+
+def rows_of(given: dict[str, Any], log: Path) -> Iterator[dict[str, Any]]:
+    return results_of(TARGET, given, log)
+
+
+def test_answers_are_transformers_answers(evaluated: Evaluated, tmp_path: Path) -> None:
+    given = job(evaluated, done=("mono-0",), **SETTINGS)
+    rows = list(rows_of(given, tmp_path / "log"))
+    canaries, found = [row["canary"] for row in rows[:2]], {row["key"]: row for row in rows[2:]}
+    assert [each["adapter"] for each in canaries] == ["lora", "mono"]
+    for each in canaries:
+        assert each["unknown"] is None
+        assert each["applied"][0] == pytest.approx(1, abs=0.02)
+        assert each["base_error"] < 1e-3
+    assert canaries[0]["activation"] is None
+    assert canaries[1]["activation"][0] == pytest.approx(1, abs=0.05)
+    assert found == {row["key"]: row for row in hf.answers(given)}
+    assert len(found) == 3 * len(PROMPTS) - 1
+    assert {row["tokens"] for row in found.values()} <= set(range(1, max(LONGEST) + 1))
+
+
+def test_an_adapter_ends_where_its_folder_says(evaluated: Evaluated, tmp_path: Path) -> None:
+    """vLLM knows the base's end tokens only; the answers end as transformers' do."""
+    given = ending_early(evaluated, tmp_path / "mono")
+    given["settings"] |= SETTINGS | {"canary": False}
+    found = {row["key"]: row for row in rows_of(given, tmp_path / "log")}
+    assert (found["mono-0"]["tokens"], found["mono-0"]["finish"]) == (1, "stop")
+    assert found == {row["key"]: row for row in hf.answers(given)}
+
+
+def test_an_adapter_that_does_not_fit(evaluated: Evaluated, tmp_path: Path) -> None:
+    """vLLM refuses it with our message, and nothing has been answered by then."""
+    given = job(evaluated, **SETTINGS)
+    given["adapters"]["mono"] = str(tmp_path)
+    with pytest.raises(InputError, match="holds no adapter"):
+        list(rows_of(given, tmp_path / "log"))

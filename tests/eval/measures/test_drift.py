@@ -1,0 +1,31 @@
+"""The column of the drift in the table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from monolora.eval.measures.table import build
+from tests.support.synthetic_run import make
+
+
+def test_drift_is_a_mean_over_prompts_and_none_of_the_base() -> None:
+    """Where a model has no value for a prompt, that is invalid; models are compared with each other, not with 0."""
+    run = make()
+    keys = [prompt.key for prompt in run.sets[0].prompts[:5]]
+    drift = {"lora": dict(zip(keys, (0.5, 1.0, 1.5, 2.0, 2.5), strict=True)), "mono": dict.fromkeys(keys[1:], 0.25)}
+    results = build(**run._replace(drift=drift)._asdict())
+    name = f"{run.sets[0].name}/drift"
+    weights = [prompt.weight for prompt in run.sets[0].prompts[:5]]
+    cells = {model: of_model[name] for model, of_model in results["cells"].items()}
+    assert cells["base"] is None
+    assert cells["lora"]["value"] == pytest.approx(np.average([0.5, 1, 1.5, 2, 2.5], weights=weights))
+    assert cells["mono"]["value"] == pytest.approx(0.25)
+    assert (cells["mono"]["n"], cells["mono"]["invalid"]) == (sum(weights[1:]), weights[0])
+    found = {(each["model"], each["against"]): each for each in results["differences"] if each["column"] == name}
+    assert found["lora", "base"]["p"] is None
+    assert found["mono", "lora"]["difference"] == pytest.approx(
+        0.25 - np.average([1, 1.5, 2, 2.5], weights=weights[1:])
+    )
+    assert found["mono", "lora"]["p"] is not None
+    assert not any(each["id"] == name for each in build(**run._asdict())["columns"])
