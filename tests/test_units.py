@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaForCausalLM
 
 from monolora import SparsityMeter
-from monolora.explain import Text, collector
+from monolora.explain import Text, collect
 from monolora.units import adapted_layers, watch
 
 Make = Callable[..., LlamaForCausalLM]
@@ -30,7 +30,7 @@ def test_a_meter_goes_on_after_a_pass(model: PeftModel, ids: torch.Tensor) -> No
     meter = SparsityMeter(model)
     with meter.measuring(), torch.no_grad():
         model(input_ids=ids)
-        collector(model, TEXTS, pad_token_id=0)
+        collect(model, TEXTS, pad_token_id=0)
         model(input_ids=ids)
     assert meter.result().tokens == 2 * ids.numel() + 5
 
@@ -60,6 +60,6 @@ def test_another_observer_stays(make_llama: Make, adapt: Any, ids: torch.Tensor)
 
     for layer in layers:
         layer.unit_observer = observer
-    collector(model, TEXTS, pad_token_id=0)
+    collect(model, TEXTS, pad_token_id=0)
     assert len(seen) == len(layers)
     assert all(layer.unit_observer is observer for layer in layers)

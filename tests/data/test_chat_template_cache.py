@@ -50,8 +50,8 @@ def test_what_is_made_of_them_is_found_by_another_process(cache: Path) -> None:
     program = f"""
 import datasets
 datasets.config.HF_DATASETS_CACHE = {str(cache.parent)!r}
-from monolora.recipes import row_cache
-rows = row_cache.on_disk(datasets.Dataset.from_list({ROWS!r}))
+from monolora.data.chat_template import on_disk
+rows = on_disk(datasets.Dataset.from_list({ROWS!r}))
 def longer(row, by):
     print("called")
     return {{"length": len(row["prompt"]) + by}}

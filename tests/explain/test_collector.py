@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from monolora import MonoLoraConfig
 from monolora.adapters import load_adapted
 from monolora.errors import InputError
-from monolora.explain import Collected, Layout, Text, collector
+from monolora.explain import Collected, Layout, Text, collect
 from monolora.explain import unit_statistics as token_means
 from monolora.explain.contexts import AFTER, BEFORE, NO_TOKEN, Contexts
 from monolora.explain.histograms import Bins
@@ -64,7 +64,7 @@ def model(request: pytest.FixtureRequest, make_llama: Make, adapt: Any, fill: An
 @pytest.fixture(scope="module")
 def found(model: PeftModel) -> Collected:
     with torch.no_grad():
-        return collector(model, iter(_texts()), groups=GROUPS, pad_token_id=0, batch_size=BATCH, contexts=CONTEXTS)
+        return collect(model, iter(_texts()), groups=GROUPS, pad_token_id=0, batch_size=BATCH, contexts=CONTEXTS)
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +236,7 @@ def test_tokens_with_the_highest_means(found: Collected, by_hand: list[np.ndarra
 
 
 def test_batches_do_not_matter(model: PeftModel, found: Collected) -> None:
-    alone = collector(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=1, contexts=CONTEXTS)
+    alone = collect(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=1, contexts=CONTEXTS)
     assert alone.mean == pytest.approx(found.mean, rel=1e-5, abs=1e-7)
     assert (alone.strongest_SUM == found.strongest_SUM).all()
     for one, other in zip(alone.contexts, found.contexts, strict=True):
@@ -248,7 +248,7 @@ def test_more_units_than_a_block_are_correlated_within_theirs(
     model: PeftModel, found: Collected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("monolora.explain.unit_statistics.BLOCK", 5)
-    blocks = collector(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=BATCH)
+    blocks = collect(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=BATCH)
     for unit, places in enumerate(blocks.partner_UP):
         assert {place // 5 for place in places.tolist() if place >= 0} <= {unit // 5}
     assert blocks.std == pytest.approx(found.std)
@@ -256,14 +256,14 @@ def test_more_units_than_a_block_are_correlated_within_theirs(
 
 def test_tokens_without_room_are_passed_over(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_means, "ROOM", len(Layout.of(model).units) * 7)
-    few = collector(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=BATCH)
+    few = collect(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=BATCH)
     assert len({token for top in few.tokens_by_end for token in top.ids_UN.flatten().tolist()} - {-1}) <= 7
 
 
 @pytest.mark.parametrize("config_class", [MonoLoraConfig, LoraConfig])
 def test_units_of_an_embedding(make_llama: Make, fill: Any, config_class: type) -> None:
     model = fill(get_peft_model(make_llama(), config_class(target_modules=["embed_tokens"], r=3))).eval()
-    found = collector(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=BATCH)
+    found = collect(model, _texts(), groups=GROUPS, pad_token_id=0, batch_size=BATCH)
     layer = model.get_base_model().model.embed_tokens
     ids = [token for text in _texts() for token in text.ids[text.start : text.stop]]
     z_TU = layer.lora_embedding_A["default"].detach().T[ids].double()
@@ -284,16 +284,16 @@ def test_nothing_is_left_on_the_model(model: PeftModel, found: Collected) -> Non
 
 def test_what_cannot_be_explained_is_refused(make_llama: Make, adapt: Any) -> None:
     with pytest.raises(InputError, match="neither MonoLoRA nor LoRA"):
-        collector(make_llama(), _texts(), pad_token_id=0)
+        collect(make_llama(), _texts(), pad_token_id=0)
     model = adapt(make_llama())
     with pytest.raises(InputError, match="no texts"):
-        collector(model, [], pad_token_id=0)
+        collect(model, [], pad_token_id=0)
     with model.disable_adapter(), pytest.raises(InputError, match="was not run"):
-        collector(model, _texts(), pad_token_id=0)
+        collect(model, _texts(), pad_token_id=0)
     layer = model.base_model.model.model.layers[1].self_attn.q_proj
     layer.lora_A["default"].weight.data[0, 0] = torch.inf
     with pytest.raises(InputError, match=r"model\.layers\.1\.self_attn\.q_proj are not finite"):
-        collector(model, _texts(), pad_token_id=0)
+        collect(model, _texts(), pad_token_id=0)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_what_cannot_be_explained_is_refused(make_llama: Make, adapt: Any) -> No
 @pytest.mark.parametrize("others", [0, 5])
 def test_a_text_of_which_nothing_counts_is_refused(model: PeftModel, text: Text, others: int) -> None:
     with pytest.raises(InputError, match="Text 7 has no token that counts"):
-        collector(model, [*_texts()[:others], text], groups=GROUPS, pad_token_id=0)
+        collect(model, [*_texts()[:others], text], groups=GROUPS, pad_token_id=0)
 
 
 def test_units_that_are_never_computed_are_refused() -> None:
@@ -340,7 +340,7 @@ def test_routed_experts_are_refused(
     layer = model.get_base_model().model.layers[1]
     layer.mlp = _Expert(layer.mlp.down_proj, tokens)
     with pytest.raises(InputError, match=rf"model\.layers\.1\.mlp\.down_proj {why}"):
-        collector(model, _texts(), groups=GROUPS, pad_token_id=0)
+        collect(model, _texts(), groups=GROUPS, pad_token_id=0)
 
 
 def test_tokens_that_do_not_count_may_be_infinite(model: PeftModel) -> None:
@@ -370,7 +370,7 @@ def test_weights_on_disk(evaluated: Evaluated, tmp_path: Path) -> None:
     def found(**options: Any) -> Collected:
         model, _ = load_adapted(str(evaluated.mono), dtype=torch.float32, **options)
         assert (model.device.type == "meta") == bool(options)
-        return collector(model, _texts(), groups=GROUPS, pad_token_id=0)
+        return collect(model, _texts(), groups=GROUPS, pad_token_id=0)
 
     on_disk = found(device_map="auto", max_memory={"cpu": "200KB"}, offload_folder=str(tmp_path))
     in_memory = found()
@@ -409,7 +409,7 @@ def test_memory_does_not_grow_with_the_texts(model: PeftModel, monkeypatch: pyte
 
     monkeypatch.setattr(Collector, "finish", measured)
     for times in (1, 10):
-        collector(model, _texts() * times, groups=GROUPS, pad_token_id=0)
+        collect(model, _texts() * times, groups=GROUPS, pad_token_id=0)
     assert sizes[0] == sizes[1]
     assert sizes[0] > 4 * len(Layout.of(model).units) * (GROUPS + 1) * Bins(False, 6).number
 
@@ -429,5 +429,5 @@ def test_texts_are_read_no_further_ahead_than_a_window(model: PeftModel) -> None
         counted += texts
         assert asked - counted <= 32
 
-    collector(model, stream(), groups=1, pad_token_id=0, batch_size=1, step=step)
+    collect(model, stream(), groups=1, pad_token_id=0, batch_size=1, step=step)
     assert counted == 100

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from monolora.errors import InputError
-from monolora.explain import Layout, Text, collector
+from monolora.explain import Layout, Text, collect
 from monolora.explain.collector import TOKENS, OutputNorms
 
 Make = Callable[..., LlamaForCausalLM]
@@ -38,7 +38,7 @@ def test_short_texts_have_their_part(model: PeftModel) -> None:
     texts = [Text(number, [LONG] * 60) for number in range(80)] + [Text(number, [SHORT] * 12) for number in range(48)]
     assert TOKENS < 80 * 60
     share = 48 * 12 / (80 * 60 + 48 * 12)
-    found = collector(model, texts, pad_token_id=0, batch_size=4)
+    found = collect(model, texts, pad_token_id=0, batch_size=4)
     base: Any = model.get_base_model().model
     q_proj, embedding_H = base.layers[0].self_attn.q_proj, base.embed_tokens.weight[SHORT]
     x_H = embedding_H / embedding_H.square().mean().sqrt()
@@ -72,7 +72,7 @@ def test_of_a_long_stream_no_more_is_measured_than_it_takes(model: PeftModel, mo
         return measuring(norms, counted_BL)
 
     monkeypatch.setattr(OutputNorms, "measuring", noted)
-    collector(model, [Text(number, [5 + number % 40] * 50) for number in range(300)], pad_token_id=0, batch_size=2)
+    collect(model, [Text(number, [5 + number % 40] * 50) for number in range(300)], pad_token_id=0, batch_size=2)
     assert TOKENS <= sum(measured) <= 1.5 * TOKENS
 
 
@@ -80,4 +80,4 @@ def test_outputs_that_are_not_finite_are_refused(make_llama: Make, adapt: Any) -
     model = adapt(make_llama())
     model.get_base_model().model.layers[1].mlp.down_proj.base_layer.weight.data[0, 0] = torch.inf
     with pytest.raises(InputError, match=r"outputs of model\.layers\.1\.mlp\.down_proj are not finite"):
-        collector(model, [Text(0, [5, 6, 7])], pad_token_id=0)
+        collect(model, [Text(0, [5, 6, 7])], pad_token_id=0)

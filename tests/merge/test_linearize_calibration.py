@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from peft import PeftModel
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel
 
 from monolora.layer import MonoLoraLayer
-from monolora.merge import linearize
+from monolora.merge.least_squares import InputSums
 from monolora.merge.linearize import Batch, Folds, collect
 from monolora.merge.unload import active_units
 from tests.support.merge_inputs import row_by_row, text, units_of
@@ -114,12 +115,14 @@ def test_layers_that_read_one_tensor_share_its_sums(
 ) -> None:
     made: list[int] = []
 
-    class Counted(linearize.InputSums):
+    class Counted(InputSums):
         def __init__(self, width: int, device: torch.device) -> None:
             made.append(width)
             super().__init__(width, device)
 
-    monkeypatch.setattr(linearize, "InputSums", Counted)
+    monkeypatch.setattr(
+        sys.modules["monolora.merge.linearize"], "InputSums", Counted
+    )  # the package has a function of its name
     _collect(adapt(make_llama(), target_modules=ALL), text(10))
     assert made == [16, 16, 16, 16, 24, 24] * 2  # for q, k and v, for o, for down, two folds each; in two layers
 

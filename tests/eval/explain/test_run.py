@@ -18,7 +18,7 @@ from monolora import cli
 from monolora.adapters import load_adapted
 from monolora.data.scoring import label_likelihoods
 from monolora.eval.explain.text_sets import load
-from monolora.explain import Layout, collector
+from monolora.explain import Layout, collect
 from monolora.inference import Inference
 from monolora.units import UnitName
 from tests.support.evaluated import Evaluated
@@ -67,7 +67,7 @@ def test_the_table_has_what_a_pass_of_the_library_finds(evaluated: Evaluated, un
     model, tokenizer = load_adapted(str(evaluated.mono), dtype=torch.float32)
     text_set = load("demo", 24)
     texts = list(text_set.texts(tokenizer, text_set.groups))
-    found = collector(model, texts, groups=2, pad_token_id=tokenizer.pad_token_id, batch_size=3)
+    found = collect(model, texts, groups=2, pad_token_id=tokenizer.pad_token_id, batch_size=3)
     assert [UnitName.parse(name) for name in units.index] == Layout.of(model).units
     assert units["demo.firing_rate"].to_numpy() == pytest.approx(found.firing)
     assert units["demo.max"].to_numpy() == pytest.approx(found.max, rel=1e-4)
@@ -87,7 +87,7 @@ def test_consistency_is_that_of_the_strongest_texts(evaluated: Evaluated, units:
     text_set = load("demo", 24)
     rows = []
     for text in text_set.texts(tokenizer, text_set.groups):
-        found = collector(model, [text], groups=2, pad_token_id=0)
+        found = collect(model, [text], groups=2, pad_token_id=0)
         rows.append(found.mean)
     means = np.stack(rows)
     labels = np.array(text_set.groups)
@@ -113,7 +113,7 @@ def test_right_and_wrong_answers_are_told_apart(evaluated: Evaluated, folder: Pa
         for each, row in zip(likelihoods, text_set.examples, strict=True)
     ]
     assert 0 < sum(right) < 24
-    means = [collector(model, [text], pad_token_id=0).mean for text in text_set.texts(tokenizer, [-1] * 24)]
+    means = [collect(model, [text], pad_token_id=0).mean for text in text_set.texts(tokenizer, [-1] * 24)]
     for place, name in enumerate(units.index):
         of_right = [mean[place] for mean, is_right in zip(means, right, strict=True) if is_right]
         of_wrong = [mean[place] for mean, is_right in zip(means, right, strict=True) if not is_right]

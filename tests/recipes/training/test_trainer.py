@@ -83,9 +83,9 @@ def test_disk_that_takes_no_more_at_the_end(run_sft: Run, monkeypatch: pytest.Mo
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    original = sft.publish.save
+    original = sft.publication.save
     with monkeypatch.context() as patched:
-        patched.setattr(sft.publish, "save", save)
+        patched.setattr(sft.publication, "save", save)
         outcome = run_sft(*flags)
     assert outcome.status == 1
     assert "Cannot save into" in outcome.err[-1]
