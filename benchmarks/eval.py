@@ -35,7 +35,7 @@ from monolora.eval.judges import JudgeOptions
 from monolora.eval.measures.entries import entries
 from monolora.eval.measures.model import Model
 from monolora.eval.measures.table import build
-from monolora.eval.process import rows_of
+from monolora.eval.process import inline_rows
 from monolora.eval.records import Judgement, Response
 from monolora.eval.store import opened
 from monolora.hub import SMOLLM2, load_causal_lm, load_dataset, load_tokenizer, resolve_model
@@ -152,7 +152,7 @@ def scoring(flags: argparse.Namespace) -> dict[str, Any]:
     items = [{"key": str(number), "prompt": p, "response": r} for number, (p, r) in enumerate(pairs)]
 
     def ours() -> None:
-        judged = list(rows_of(judge.target, {"settings": judge.settings, "items": items, "done": []}))
+        judged = list(inline_rows(judge.target, {"settings": judge.settings, "items": items, "done": []}))
         assert len(judged) == len(items)
 
     def bare() -> None:

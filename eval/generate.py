@@ -1,4 +1,8 @@
-"""The first stage: every model answers every prompt, and its sparsity is measured on them."""
+"""The stage ``generate``: every model answers every prompt.
+
+What is to be answered is planned first: a :class:`~monolora.eval.plan.Plan` with the keys of all records, and an
+:class:`Item` per response. Responses whose keys have a record are not generated again.
+"""
 
 from __future__ import annotations
 
@@ -10,46 +14,44 @@ from typing import Any, NamedTuple
 
 from monolora.data.prompt_sets import PromptSet, content_key
 from monolora.errors import InputError
-from monolora.eval.models import Subject, by_engine, token_ids
+from monolora.eval.models import EvaluatedModel, group_by_folder, token_ids
 from monolora.eval.plan import Plan, PlannedModel
-from monolora.eval.process import results_of
-from monolora.eval.records import OK, Measurement, Response
+from monolora.eval.process import worker_rows
+from monolora.eval.records import Measurement, Response
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store
 from monolora.hub import load_config
-from monolora.terminal import kept, tracked
+from monolora.terminal import report_existing, tracked
 from monolora.vllm.versions import check_vllm
 
-LOG = Path("logs", "generate.log")
-SPARSITY_LOG = Path("logs", "sparsity.log")
-DRIFT_LOG = Path("logs", "drift.log")
+_LOG = Path("logs", "generate.log")
 
 
 class Item(NamedTuple):
-    """A prompt for a model, as an engine gets it.
+    """A prompt for a model.
 
     Attributes:
         key: of the response.
         prompt: key of the prompt.
-        subject: the model.
+        model: the model.
         token_ids: of the prompt.
         max_new_tokens: of the response.
-        cut: whether the prompt had to be cut.
+        cut: whether the prompt was cut to fit the context.
     """
 
     key: str
     prompt: str
-    subject: Subject
+    model: EvaluatedModel
     token_ids: list[int]
     max_new_tokens: int
     cut: bool
 
 
-def engine_of(settings: Settings) -> str:
-    """The engine that generates.
+def resolve_engine(settings: Settings) -> str:
+    """The engine that generates: ``auto`` is vLLM if it is installed, otherwise transformers.
 
     Raises:
-        InputError: if vLLM is asked for and cannot be had.
+        InputError: if vLLM is requested and unavailable.
     """
     if settings.engine == "vllm":
         check_vllm()
@@ -58,14 +60,14 @@ def engine_of(settings: Settings) -> str:
     return "vllm" if importlib.util.find_spec("vllm") else "hf"
 
 
-def check_can_answer(settings: Settings, models: Sequence[Subject]) -> None:
-    """Refuse what an engine cannot do, before anything is asked.
+def check_engine(settings: Settings, models: Sequence[EvaluatedModel]) -> None:
+    """Refuse settings that the engine does not support, before anything is generated.
 
     Raises:
-        InputError: for whole models beside the base on a server, and for vLLM's own modes elsewhere.
+        InputError: for whole models beside the base on a server, and for vLLM's own modes on other engines.
     """
-    engine = engine_of(settings)
-    whole = next((each.name for each in models if each.kind == "model"), None)
+    engine = resolve_engine(settings)
+    whole = next((model.name for model in models if model.kind == "model"), None)
     if engine == "server" and whole is not None:
         raise InputError(
             f"--engine server: each endpoint serves the base and its adapters, and {whole} is a whole model. Evaluate "
@@ -75,118 +77,135 @@ def check_can_answer(settings: Settings, models: Sequence[Subject]) -> None:
         raise InputError(f"--batch-invariant is a mode of vLLM, and the engine is {engine}. Leave it out.")
 
 
-def items_of(settings: Settings, subject: Subject, prompts: PromptSet, today: date) -> list[Item]:
-    """All prompts of a set for one model, on the day that its chat template is told.
+def plan_run(
+    settings: Settings, models: Sequence[EvaluatedModel], sets: Sequence[PromptSet], today: date
+) -> tuple[Plan, list[Item]]:
+    """The plan of a run, and all of its items.
+
+    Args:
+        settings: of the run.
+        models: the base first.
+        sets: the prompts.
+        today: the date for chat templates that ask for one.
 
     Raises:
-        InputError: if the responses alone would fill the model's context.
+        InputError: if the responses alone would fill a model's context.
     """
-    most = prompts.max_new_tokens or settings.max_new_tokens
-    context = settings.max_model_len or _context(subject)
-    room = context - most
-    if room < 1:
+    items = {
+        prompts.name: {model.name: _items(settings, model, prompts, today) for model in models} for prompts in sets
+    }
+    keys = {
+        set_name: {model_name: [item.key for item in set_items] for model_name, set_items in by_model.items()}
+        for set_name, by_model in items.items()
+    }
+    # Alignment sparsity and drift are measured on the first safety set only.
+    safety = next((prompts.name for prompts in sets if prompts.purpose == "safety"), None)
+    sparsity = {
+        prompts.name: {
+            model.name: content_key("sparsity", model.identity, settings.dtype, keys[prompts.name][model.name])
+            for model in models
+            if model.adapter is not None
+        }
+        for prompts in sets
+        if prompts.name == safety or prompts.purpose == "task"
+    }
+    base, *finetuned = models
+    followed = keys[safety][base.name][: settings.drift] if safety and settings.drift else []
+    drift = {
+        model.name: content_key("drift", model.identity, settings.dtype, followed) for model in finetuned if followed
+    }
+    planned_models = [PlannedModel(model.name, model.kind, model.path, model.identity, model.step) for model in models]
+    plan = Plan(list(sets), planned_models, keys, sparsity, drift, today.isoformat())
+    return plan, [item for by_model in items.values() for set_items in by_model.values() for item in set_items]
+
+
+def _items(settings: Settings, model: EvaluatedModel, prompts: PromptSet, today: date) -> list[Item]:
+    """All prompts of a set for one model."""
+    max_new_tokens = prompts.max_new_tokens or settings.max_new_tokens
+    context = settings.max_model_len or _context_length(model)
+    max_prompt_tokens = context - max_new_tokens
+    if max_prompt_tokens < 1:
         raise InputError(
-            f"{subject.path} has a context of {context} tokens, and responses of {most} leave no room for a prompt. "
-            "Lower --max-new-tokens."
+            f"{model.path} has a context of {context} tokens, and responses of {max_new_tokens} leave no room for a "
+            "prompt. Lower --max-new-tokens."
         )
-    generation = {"engine": engine_of(settings), "dtype": settings.dtype, "max_new_tokens": most}
+    # Everything besides prompt and model that an answer depends on. Settings that do not apply are left out, so that
+    # the seed of a greedy run, for example, does not change its keys.
+    generation = {"engine": resolve_engine(settings), "dtype": settings.dtype, "max_new_tokens": max_new_tokens}
     if settings.temperature > 0:
         generation |= {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
     if settings.batch_invariant:
         generation["batch_invariant"] = True
-    made = []
-    prompt_ids = token_ids(subject, prompts, today, settings.chat_template_path)
-    for prompt, whole in zip(prompts.prompts, prompt_ids, strict=True):
-        ids = whole[-room:]
-        key = content_key("response", ids, subject.identity, generation)
-        made.append(Item(key, prompt.key, subject, ids, most, cut=len(ids) < len(whole)))
-    return made
+    items = []
+    prompt_ids = token_ids(model, prompts, today, settings.chat_template_path)
+    for prompt, ids in zip(prompts.prompts, prompt_ids, strict=True):
+        # Cut from the left: the end of the prompt is where the template asks for the answer.
+        cut_ids = ids[-max_prompt_tokens:]
+        key = content_key("response", cut_ids, model.identity, generation)
+        items.append(Item(key, prompt.key, model, cut_ids, max_new_tokens, cut=len(cut_ids) < len(ids)))
+    return items
 
 
-def _context(subject: Subject) -> int:
-    """The most tokens that the model takes.
+def _context_length(model: EvaluatedModel) -> int:
+    """The maximum number of tokens of prompt and response.
 
     Raises:
-        InputError: if its config does not say.
+        InputError: if the model's config does not say.
     """
-    config = load_config(subject.folder).get_text_config().to_dict()
+    config = load_config(model.folder).get_text_config().to_dict()
     if "max_position_embeddings" not in config:
-        raise InputError(f"The config of {subject.path} does not say how long its context is. Give --max-model-len.")
+        raise InputError(f"The config of {model.path} does not say how long its context is. Give --max-model-len.")
     return int(config["max_position_embeddings"])
 
 
-def planned(
-    settings: Settings, models: Sequence[Subject], sets: Sequence[PromptSet], today: date
-) -> tuple[Plan, list[Item]]:
-    """The plan of a run, and all items of it."""
-    items = {each.name: {subject.name: items_of(settings, subject, each, today) for subject in models} for each in sets}
-    keys = {name: {model: [item.key for item in row] for model, row in rows.items()} for name, rows in items.items()}
-    safety = next((each.name for each in sets if each.purpose == "safety"), None)  # alignment sparsity is of one set
-    sparsity = {
-        each.name: {
-            subject.name: content_key("sparsity", subject.identity, settings.dtype, keys[each.name][subject.name])
-            for subject in models
-            if subject.adapter is not None
-        }
-        for each in sets
-        if each.name == safety or each.purpose == "task"
-    }
-    base = models[0].name
-    followed = keys[safety][base][: settings.drift] if safety and settings.drift else []
-    drift = {
-        subject.name: content_key("drift", subject.identity, settings.dtype, followed)
-        for subject in models[1:]
-        if followed
-    }
-    listed = [PlannedModel(each.name, each.kind, each.path, each.identity, each.step) for each in models]
-    return Plan(list(sets), listed, keys, sparsity, drift, today.isoformat()), [
-        item for rows in items.values() for row in rows.values() for item in row
-    ]
-
-
 def generate(settings: Settings, store: Store, items: Sequence[Item]) -> None:
-    """Answer what has no answer yet."""
-    by_key = {item.key: item for item in items}
-    engine = engine_of(settings)
-    for folder, group in by_engine([*dict.fromkeys(item.subject for item in items)]).items():
-        mine = [item for item in by_key.values() if item.subject in group]
-        todo = [item for item in mine if item.key not in store.responses]
-        what = f"Answers of {', '.join(each.name for each in group)}"
-        kept(what, len(mine) - len(todo), len(mine))
+    """Generate the responses that have no record yet, and store them."""
+    items_by_key = {item.key: item for item in items}
+    engine = resolve_engine(settings)
+    for folder, models in group_by_folder([*dict.fromkeys(item.model for item in items)]).items():
+        group_items = [item for item in items_by_key.values() if item.model in models]
+        todo = [item for item in group_items if item.key not in store.responses]
+        title = f"Answers of {', '.join(model.name for model in models)}"
+        report_existing(title, len(group_items) - len(todo), len(group_items))
         if not todo:
             continue
-        rows = results_of(
-            f"monolora.eval.engines.{engine}:answers", _job(settings, folder, mine, store), Path(settings.out) / LOG
-        )
-        with tracked(what, len(todo)) as step:
+        job = _job(settings, folder, models, group_items, store)
+        rows = worker_rows(f"monolora.eval.engines.{engine}:answers", job, Path(settings.out) / _LOG)
+        with tracked(title, len(todo)) as step:
             for row in rows:
                 if "canary" in row:
-                    store.measurements.add(_canary(row["canary"], group))
+                    store.measurements.add(_canary_measurement(row["canary"], models))
                     continue
-                item = by_key[row["key"]]
+                item = items_by_key[row["key"]]
                 store.responses.add(
-                    Response(**row | {"prompt": item.prompt, "model": item.subject.identity, "cut": item.cut})
+                    Response(**row | {"prompt": item.prompt, "model": item.model.identity, "cut": item.cut})
                 )
                 step()
 
 
-def _canary(row: dict[str, Any], group: Sequence[Subject]) -> Measurement:
-    asked = next(each for each in group if row["adapter"] == (None if each.adapter is None else each.name))
-    return Measurement(content_key("canary", asked.identity, row["dtype"]), "canary", asked.identity, row)
+def _canary_measurement(values: dict[str, Any], models: Sequence[EvaluatedModel]) -> Measurement:
+    model = next(model for model in models if values["adapter"] == _adapter_name(model))
+    return Measurement(content_key("canary", model.identity, values["dtype"]), "canary", model.identity, values)
 
 
-def _job(settings: Settings, folder: str, items: Sequence[Item], store: Store) -> dict[str, Any]:
-    subjects = [*dict.fromkeys(item.subject for item in items)]
+def _adapter_name(model: EvaluatedModel) -> str | None:
+    return None if model.adapter is None else model.name
+
+
+def _job(
+    settings: Settings, folder: str, models: Sequence[EvaluatedModel], items: Sequence[Item], store: Store
+) -> dict[str, Any]:
+    """The job of an engine. It has the finished items too, because the batches of transformers depend on them."""
     return {
         "model": folder,
-        "adapters": {each.name: each.adapter for each in subjects if each.adapter is not None},
-        "models": {each.name: each.path if each.kind == "base" else each.name for each in subjects},
+        "adapters": {model.name: model.adapter for model in models if model.adapter is not None},
+        "models": {model.name: model.path if model.kind == "base" else model.name for model in models},
         "endpoints": list(settings.endpoint),
         "items": [
             {
                 "key": item.key,
-                "model": item.subject.name,
-                "adapter": None if item.subject.adapter is None else item.subject.name,
+                "model": item.model.name,
+                "adapter": _adapter_name(item.model),
                 "token_ids": item.token_ids,
                 "max_new_tokens": item.max_new_tokens,
             }
@@ -198,61 +217,10 @@ def _job(settings: Settings, folder: str, items: Sequence[Item], store: Store) -
 
 
 def engine_settings(settings: Settings) -> dict[str, Any]:
-    """What engines read of the settings."""
+    """The settings that engines read."""
     names = (
         "dtype", "seed", "temperature", "top_p", "batch_size", "max_model_len", "max_num_seqs",
         "gpu_memory_utilization", "tensor_parallel_size", "batch_invariant", "concurrency", "retries", "api_key_env",
     )  # fmt: skip
-    chosen = {name: getattr(settings, name) for name in names}
-    return chosen | {"canary": not settings.skip_canary, "timeout_s": settings.timeout}
-
-
-def measure_sparsity(settings: Settings, store: Store, plan: Plan, items: Sequence[Item]) -> None:
-    """Measure each adapter's sparsity on the prompts of each set, where that is not known yet."""
-    by_key = {item.key: item for item in items}
-    jobs = []
-    for name, models in plan.sparsity.items():
-        for model, key in models.items():
-            if key not in store.measurements:
-                rows = [by_key[each] for each in plan.keys[name][model]]
-                subject = rows[0].subject
-                jobs.append(
-                    {"key": key, "model": subject.folder, "adapter": subject.adapter, "identity": subject.identity,
-                     "token_ids": [item.token_ids for item in rows]}
-                )  # fmt: skip
-    if not jobs:
-        return
-    job = {"jobs": jobs, "dtype": settings.dtype, "batch_size": settings.batch_size}
-    with tracked("Sparsity", len(jobs)) as step:
-        for row in results_of("monolora.eval.sparsity:measured", job, Path(settings.out) / SPARSITY_LOG):
-            store.measurements.add(Measurement(**row))
-            step()
-
-
-def measure_drift(
-    settings: Settings, store: Store, plan: Plan, models: Sequence[Subject], items: Sequence[Item]
-) -> None:
-    """Measure how far each model is from the base along the base's own answers, where that is not known yet."""
-    base, *others = models
-    jobs = [
-        {"key": plan.drift[each.name], "identity": each.identity, "model": each.folder, "adapter": each.adapter}
-        for each in others
-        if each.name in plan.drift and plan.drift[each.name] not in store.measurements
-    ]
-    if not jobs:
-        return
-    safety = next(each.name for each in plan.sets if each.purpose == "safety")
-    by_key = {item.key: item for item in items}
-    answers = [store.responses[key] for key in plan.keys[safety][base.name][: settings.drift]]
-    rows = [
-        {"key": each.key, "token_ids": by_key[each.key].token_ids, "text": each.text, "is_ended": each.finish == "stop"}
-        for each in answers
-        if each.status == OK
-    ]
-    job = {
-        "jobs": jobs, "base": base.folder, "rows": rows, "dtype": settings.dtype, "batch_size": settings.batch_size,
-    }  # fmt: skip
-    with tracked("Drift", len(jobs)) as step:
-        for row in results_of("monolora.eval.drift:measured", job, Path(settings.out) / DRIFT_LOG):
-            store.measurements.add(Measurement(**row))
-            step()
+    values = {name: getattr(settings, name) for name in names}
+    return values | {"canary": not settings.skip_canary, "timeout_s": settings.timeout}

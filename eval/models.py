@@ -1,4 +1,4 @@
-"""The models of a run: the base, its adapters, whole finetuned models; each known by its weights, not by its name."""
+"""The models of a run: the base, its adapters, and whole finetuned models, identified by their weights."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from monolora.provenance import fingerprint_files, fingerprint_settings
 BASE = "base"
 
 
-class Subject(NamedTuple):
-    """A model that is evaluated.
+class EvaluatedModel(NamedTuple):
+    """A model of the run; nothing is loaded.
 
     Attributes:
         name: in the table.
         kind: ``base``, ``adapter`` (on the base), or ``model`` (whole).
         path: as the user gave it.
-        folder: of the model that an engine loads; for an adapter, its base.
-        adapter: folder of the adapter, else None.
-        identity: hash of all weights and of the configs that go with them.
-        step: of training, for checkpoints along one run, else None.
+        folder: of the checkpoint that an engine loads; for an adapter, its base.
+        adapter: folder of the adapter, otherwise None.
+        identity: hash of all weights and of their configs.
+        step: of training, for checkpoints of one run, otherwise None.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Subject(NamedTuple):
     step: int | None = None
 
 
-def subjects(settings: Settings) -> list[Subject]:
+def evaluated_models(settings: Settings) -> list[EvaluatedModel]:
     """All models of a run, the base first.
 
     Raises:
-        InputError: if one is not there, is damaged, or was trained on another base.
+        InputError: if one is missing or damaged, or was trained on another base.
     """
     if not settings.model:
         raise InputError("Which model? Give the base with --model.")
@@ -60,93 +60,100 @@ def subjects(settings: Settings) -> list[Subject]:
         )
     folder = resolve_model(settings.model)
     fingerprint = fingerprint_files(folder)  # read once: it may be many gigabytes
-    # "*config.json": generation_config.json too, which says where an answer ends
+    # All files that end in config.json: generation_config.json too, which determines where an answer ends.
     weights = fingerprint + fingerprint_files(folder, "config.json")
-    base = Subject(BASE, BASE, settings.model, folder, None, content_key("model", weights))
-    named = settings.adapters()
-    others = [_other(name, path, base, weights, fingerprint) for name, path in named.items()]
+    base = EvaluatedModel(BASE, BASE, settings.model, folder, None, content_key("model", weights))
+    finetuned = [_finetuned(name, path, base, weights, fingerprint) for name, path in settings.adapters().items()]
     steps = sorted((_step(path), path) for path in settings.checkpoints)
-    along = [_other(f"step {step}", path, base, weights, fingerprint)._replace(step=step) for step, path in steps]
-    found = [base, *others, *along]
-    names = [each.name for each in found]
-    twice = next((each for each in found if names.count(each.name) > 1), None)
-    if twice is not None:
+    checkpoints = [
+        _finetuned(f"step {step}", path, base, weights, fingerprint)._replace(step=step) for step, path in steps
+    ]
+    models = [base, *finetuned, *checkpoints]
+    names = [model.name for model in models]
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
         raise InputError(
-            f"Two models are named {twice.name!r}. Give the checkpoints of one run; others with --adapter NAME=PATH."
+            f"Two models are named {duplicate!r}. Give the checkpoints of one run; others with --adapter NAME=PATH."
         )
-    return found
+    return models
 
 
-def _other(name: str, path: str, base: Subject, base_weights: str, base_fingerprint: str) -> Subject:
+def _finetuned(name: str, path: str, base: EvaluatedModel, base_weights: str, base_fingerprint: str) -> EvaluatedModel:
     if not (Path(path) / "adapter_config.json").is_file() and (Path(path) / "config.json").is_file():
         _check_generates(path)
         weights = fingerprint_files(path) + fingerprint_files(path, "config.json")
-        return Subject(name, "model", path, path, None, content_key("model", weights))
+        return EvaluatedModel(name, "model", path, path, None, content_key("model", weights))
     adapter_config(path)
     _check_base(path, base, base_fingerprint)
     check_fits(path, base.folder)
-    own = fingerprint_files(path) + fingerprint_settings(Path(path) / "adapter_config.json")
-    if (Path(path) / GENERATION_CONFIG_NAME).is_file():  # it says where an answer ends
-        own += fingerprint_files(path, GENERATION_CONFIG_NAME)
-    return Subject(name, "adapter", path, base.folder, path, content_key("adapter", base_weights, own))
+    adapter = fingerprint_files(path) + fingerprint_settings(Path(path) / "adapter_config.json")
+    if (Path(path) / GENERATION_CONFIG_NAME).is_file():  # it determines where an answer ends
+        adapter += fingerprint_files(path, GENERATION_CONFIG_NAME)
+    return EvaluatedModel(name, "adapter", path, base.folder, path, content_key("adapter", base_weights, adapter))
 
 
 def _check_generates(path: str) -> None:
-    """A whole model must be one that answers."""
+    """Refuse a whole model that cannot generate text."""
     classes = load_config(path).architectures or []
     if classes and not any(
-        kind in each for each in classes for kind in ("CausalLM", "LMHead", "ConditionalGeneration")
+        suffix in name for name in classes for suffix in ("CausalLM", "LMHead", "ConditionalGeneration")
     ):
         raise InputError(f"{path} is a {classes[0]}, which does not answer. A classifier is given to --judges.")
 
 
-def _check_base(path: str, base: Subject, here: str) -> None:
-    """An adapter whose run recorded its base's weights must be on these."""
-    records = (run_record.read(each, "Remove it.") for each in (Path(path), Path(path).parent))
-    run = next((found for found in records if found is not None), None)
+def _check_base(path: str, base: EvaluatedModel, fingerprint: str) -> None:
+    """Refuse an adapter whose training recorded the fingerprint of another base.
+
+    The record lies in the adapter's folder, or beside it if that is a checkpoint within the run's folder.
+    """
+    records = (run_record.read(folder, "Remove it.") for folder in (Path(path), Path(path).parent))
+    run = next((record for record in records if record is not None), None)
     if run is None:
         return
-    there = run.get("fingerprints", {}).get("model")
-    if here != there:
+    recorded = run.get("fingerprints", {}).get("model")
+    if fingerprint != recorded:
         raise InputError(
-            f"{path} was trained on other weights than those of {base.path} (fingerprint {there}, here {here}). Give "
-            f"its own base with --model: {run['config'].get('model')}."
+            f"{path} was trained on other weights than those of {base.path} (fingerprint {recorded}, here "
+            f"{fingerprint}). Give its own base with --model: {run['config'].get('model')}."
         )
 
 
 def _step(path: str) -> int:
-    found = re.fullmatch(r"checkpoint-(\d+)", Path(path).name)
-    if found is None:
+    match = re.fullmatch(r"checkpoint-(\d+)", Path(path).name)
+    if match is None:
         raise InputError(f"--checkpoints {path} is not named checkpoint-STEP. Give others with --adapter NAME=PATH.")
-    return int(found.group(1))
+    return int(match.group(1))
 
 
 def token_ids(
-    subject: Subject, prompts: PromptSet, today: date, chat_template_path: str | None = None
+    model: EvaluatedModel, prompts: PromptSet, today: date, chat_template_path: str | None = None
 ) -> list[list[int]]:
-    """Each prompt as this model was trained to read it: its own tokenizer's chat template, or the Alpaca format.
+    """Each prompt as this model was trained to read it: in its tokenizer's chat template, or in the Alpaca format.
 
     Args:
-        subject: the model.
-        prompts: what it is asked.
-        today: told to a template that asks for the date, at midnight: prompts are the same whenever they are made.
-        chat_template_path: of a chat template in place of its own.
+        model: the model.
+        prompts: the prompts.
+        today: the date for a template that asks for one; the time is midnight, so that prompts do not depend on when
+            they are rendered.
+        chat_template_path: of a chat template to use instead of the model's.
 
     Raises:
-        InputError: if it has no tokenizer, or the template does not work.
+        InputError: if the model has no tokenizer, or the template does not work.
     """
-    tokenizer = adapter_tokenizer(subject.adapter or subject.folder, subject.folder)
+    tokenizer = adapter_tokenizer(model.adapter or model.folder, model.folder)
     if chat_template_path is not None:
         set_chat_template(tokenizer, chat_template_path)
     midnight = datetime.combine(today, time())
-    # A variable of the template hides transformers' function of this name, which asks the clock.
+    # transformers gives templates a function strftime_now that reads the clock; a variable of that name overrides it.
     vars(tokenizer)["apply_chat_template"] = partial(tokenizer.apply_chat_template, strftime_now=midnight.strftime)
-    return [prompt_ids(Example(each.instruction, "", context=each.context), tokenizer) for each in prompts.prompts]
+    return [
+        prompt_ids(Example(prompt.instruction, "", context=prompt.context), tokenizer) for prompt in prompts.prompts
+    ]
 
 
-def by_engine(models: Sequence[Subject]) -> Mapping[str, list[Subject]]:
-    """Which models an engine answers for, by the folder that it loads: the base with its adapters; each other alone."""
-    groups: dict[str, list[Subject]] = {}
-    for subject in models:
-        groups.setdefault(subject.folder, []).append(subject)
+def group_by_folder(models: Sequence[EvaluatedModel]) -> Mapping[str, list[EvaluatedModel]]:
+    """The models that one engine serves, by the folder that it loads: the base with its adapters, or a whole model."""
+    groups: dict[str, list[EvaluatedModel]] = {}
+    for model in models:
+        groups.setdefault(model.folder, []).append(model)
     return groups

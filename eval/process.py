@@ -1,10 +1,12 @@
-"""Work in a process of its own, which gives back rows as it makes them.
+"""Worker processes: each calls one generator function and sends back its rows as they are yielded.
 
-An engine or a judge takes the memory of a device, sets environment variables, and brings threads and processes of its
-own. All of that ends with its process, before the next one begins. The process ends with its parent too: it watches its
-standard input, which the system closes when the parent is gone, however it went.
+An engine or a judge takes the memory of a device, sets environment variables, and starts threads and processes of its
+own. All of that ends with its worker, before the next one begins. A worker also ends with its parent: it watches its
+standard input, which the system closes when the parent is gone, even after SIGKILL.
 
-Run as a program (``python -m monolora.eval.process``), this file is that process.
+Run as a program (``python -m monolora.eval.process``), this file is the worker. Its protocol: one line of JSON on
+standard input, the job; then lines of JSON on standard output, ``["row", row]``, and at last ``["end", null]``, or
+``["input", message]`` or ``["run", message]`` for the two kinds of errors.
 """
 
 from __future__ import annotations
@@ -25,19 +27,19 @@ from monolora.errors import InputError, RunError, in_one_line
 from monolora.redaction import RedactedStream, redact
 from monolora.remote_code import code_trusted, trusts_code
 
-_LAST_LINES = 3
+_LAST_LINES = 3  # of the log, in the message of a worker that died
 
 
-def results_of(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[str, Any]]:
-    """What a generator function yields in a process of its own, row by row.
+def worker_rows(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[str, Any]]:
+    """The rows that a generator function yields in a worker process.
 
     Args:
         target: ``"package.module:function"``; the function takes ``job`` and yields JSON objects.
         job: a JSON object.
-        log: what the process prints goes to the end of this file.
+        log: the worker's output is appended to this file.
 
     Raises:
-        InputError, RunError: as the function raised them; RunError too if it raised anything else, or the process died.
+        InputError, RunError: as the function raised them; RunError also if it raised anything else or the worker died.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stderr:
@@ -47,7 +49,7 @@ def results_of(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            start_new_session=True,  # a group of its own, so that all that it starts can be ended with it
+            start_new_session=True,  # a process group, so that whatever the worker starts can be ended with it
         )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -56,7 +58,7 @@ def results_of(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[
             process.stdin.write(json.dumps({"target": target, "job": job, "trust_remote_code": trusts_code()}) + "\n")
             process.stdin.flush()
         except BrokenPipeError:
-            raise _died(process, target, log) from None
+            raise _death(process, target, log) from None
         for line in process.stdout:
             kind, content = json.loads(line)
             if kind == "row":
@@ -65,64 +67,65 @@ def results_of(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[
                 return
             else:
                 raise {"input": InputError, "run": RunError}[kind](content)
-        raise _died(process, target, log)
+        raise _death(process, target, log)
     finally:
         _end_group(process)
 
 
-def rows_of(target: str, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a generator function yields in this process; ``target`` and ``job`` as for :func:`results_of`."""
+def inline_rows(target: str, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows that a generator function yields in this process; arguments as for :func:`worker_rows`."""
     module, _, name = target.partition(":")
     yield from getattr(importlib.import_module(module), name)(job)
 
 
-def _died(process: subprocess.Popen[str], target: str, log: Path) -> RunError:
+def _death(process: subprocess.Popen[str], target: str, log: Path) -> RunError:
     status = process.wait()
-    what = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+    ending = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
     hint = " (memory may have run out)" if status == -signal.SIGKILL else ""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     last = in_one_line(RuntimeError(" | ".join(lines[-_LAST_LINES:]))) if lines else "It printed nothing."
-    return RunError(f"The process of {target.partition(':')[0]} {what}{hint}. {last} See {log}.")
+    return RunError(f"The process of {target.partition(':')[0]} {ending}{hint}. {last} See {log}.")
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
-    """End the process and all that it started. What it had to say has been read, so nothing is lost."""
-    with suppress(ProcessLookupError):  # it and all of its children have ended already
+    """Kill the worker and whatever it started. All of its rows have been read, or are not wanted any more."""
+    with suppress(ProcessLookupError):  # the whole group has ended already
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
-        with suppress(BrokenPipeError):  # the rest of a job that was never read
+        with suppress(BrokenPipeError):  # the worker died before it had read the whole job
             pipe.close()
 
 
 def main() -> None:
-    """Do one job. Libraries print on stdout too, so only rows get the real one."""
+    """Do one job."""
+    # Libraries print on stdout too. Rows get the real one; everything else goes to stderr, which is the log.
     rows = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    sys.stdout, sys.stderr = (cast(TextIO, RedactedStream(each)) for each in (sys.stdout, sys.stderr))
-    order = json.loads(sys.stdin.readline())
+    sys.stdout, sys.stderr = (cast(TextIO, RedactedStream(stream)) for stream in (sys.stdout, sys.stderr))
+    request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        with code_trusted(order["trust_remote_code"]):
-            for row in rows_of(order["target"], order["job"]):
-                _say(rows, "row", row)
+        with code_trusted(request["trust_remote_code"]):
+            for row in inline_rows(request["target"], request["job"]):
+                _send(rows, "row", row)
     except InputError as error:
-        _say(rows, "input", redact(str(error)))
+        _send(rows, "input", redact(str(error)))
     except RunError as error:
-        _say(rows, "run", redact(str(error)))
+        _send(rows, "run", redact(str(error)))
     else:
-        _say(rows, "end", None)
-    # Not past the interpreter's end: engines take their time to shut down, and the parent ends the whole group.
+        _send(rows, "end", None)
+    # Skip the interpreter's shutdown: engines take seconds for theirs, and the parent kills the whole group anyway.
     os._exit(0)
 
 
-def _say(rows: TextIO, kind: str, content: Any) -> None:
+def _send(rows: TextIO, kind: str, content: Any) -> None:
     print(json.dumps([kind, content]), file=rows, flush=True)
 
 
 def _end_with_parent() -> None:
-    sys.stdin.read()
+    sys.stdin.read()  # returns when the parent has ended
     os.killpg(0, signal.SIGKILL)
 
 

@@ -1,6 +1,7 @@
 """A run from prompts to report, stage by stage, and its ``run.json``.
 
-A run that was interrupted goes on where it was: what has a record is not done again.
+An interrupted run resumes where it stopped: responses, judgements and measurements that have a record are not computed
+again.
 """
 
 from __future__ import annotations
@@ -38,17 +39,16 @@ from monolora.runs import Kind, write_json
 from monolora.terminal import Terminal, say
 
 FILE = "run.json"
-# What a response depends on, the model's weights aside. A run has one value of each; adapters, tasks and judges may
-# come and go.
+# The settings that responses depend on. A run has one value of each, so that all of its responses are comparable.
+# Adapters, tasks and judges may be added and removed.
 _FIXED = (
     "model", "suite", "limit", "xstest_limit", "task_limit", "unsafe_only", "max_new_tokens", "temperature", "top_p",
     "chat_template_path",
     "seed", "engine", "dtype", "max_model_len", "batch_invariant",
 )  # fmt: skip
-_OF_JUDGES = frozenset(SCORE_FLAGS) - {"out", "keep_going", "retry_invalid", "trust_remote_code"}
+_JUDGE_SETTINGS = frozenset(SCORE_FLAGS) - {"out", "keep_going", "retry_invalid", "trust_remote_code"}
 
-
-# What an evaluation writes. It goes on with what is there; only a study replaces one.
+# The files of an evaluation. It adds to an existing folder; only a study replaces one.
 KIND = Kind(
     name="evaluation",
     keys=("config", "models", "sets", "judges", "stages"),
@@ -61,92 +61,94 @@ KIND = Kind(
 
 
 def run(settings: Settings) -> None:
-    """All stages."""
-    with _alone(settings):
+    """Run all stages."""
+    with _exclusive(settings):
         _generate(settings, with_judges=True)
         _score(settings)
         _report(settings)
 
 
 def generate_stage(settings: Settings) -> None:
-    """Only the responses, and the sparsity."""
-    with _alone(settings):
+    """Generate the responses, and measure sparsity and drift."""
+    with _exclusive(settings):
         _generate(settings, with_judges=False)
 
 
 def score_stage(settings: Settings) -> None:
-    """Only the judgements, on the responses that are there."""
-    with _alone(settings):
+    """Judge the responses of the run."""
+    with _exclusive(settings):
         _score(settings)
 
 
 def report_stage(settings: Settings) -> None:
-    """Only the statistics and the report, of the records that are there."""
-    with _alone(settings):
+    """Write statistics and report from the records of the run."""
+    with _exclusive(settings):
         _report(settings)
 
 
 @contextmanager
-def _alone(settings: Settings) -> Iterator[None]:
-    """No other process works in the run folder, from the check of its settings to the report."""
+def _exclusive(settings: Settings) -> Iterator[None]:
+    """Keep other processes out of the run's folder, from the check of its settings to the end of the stage."""
     with locked(settings.out, "--out"), no_empty_folder(Path(settings.out)):
         yield
 
 
 def _generate(settings: Settings, with_judges: bool) -> None:
-    # Imported here: they bring transformers and TRL, and a report needs neither.
-    from monolora.eval.generate import check_can_answer, engine_of, generate, measure_drift, measure_sparsity, planned
-    from monolora.eval.models import subjects
+    # Imported here: a report needs neither models nor engines.
+    from monolora.eval.generate import check_engine, generate, plan_run, resolve_engine
+    from monolora.eval.measurements import measure_drift, measure_sparsity
+    from monolora.eval.models import evaluated_models
 
-    settings = replace(settings, engine=engine_of(settings))
+    settings = replace(settings, engine=resolve_engine(settings))
     folder = Path(settings.out)
     _check_folder(folder, settings)
     sets = _prompt_sets(settings)
-    models = subjects(settings)
-    check_can_answer(settings, models)
+    models = evaluated_models(settings)
+    check_engine(settings, models)
     panel = make_judges(settings) if with_judges else []
-    plan, items = planned(settings, models, sets, plans.today(folder))
-    _make(folder)
+    plan, items = plan_run(settings, models, sets, plans.today(folder))
+    _create(folder)
     store = Store(folder)
-    record = _started(settings, plan, panel)
+    record = _new_record(settings, plan, panel)
     if (folder / FILE).is_file():
         earlier = read(folder)
         record |= {"stages": earlier["stages"]}
-        if not with_judges:  # those who have judged stay in the report
+        if not with_judges:  # the judges of earlier stages stay in the report
             record |= {"judges": earlier["judges"]}
     write(folder, record)
     plans.write(folder, plan)
     if settings.retry_invalid:
         store.responses.drop(is_invalid)
-        store.measurements.drop(lambda each: each.kind == "drift")  # of the answers that were there
+        store.measurements.drop(lambda measurement: measurement.kind == "drift")  # it was along the old answers
     started = time.monotonic()
     generate(settings, store, items)
     if not settings.skip_sparsity:
         measure_sparsity(settings, store, plan, items)
     measure_drift(settings, store, plan, models, items)
-    write(folder, _ended(record, "generate", started))
+    write(folder, _with_stage(record, "generate", started))
 
 
 def _score(settings: Settings) -> None:
     folder = Path(settings.out)
     record, plan, panel = read(folder), plans.read(folder), make_judges(settings)
-    judges = {each["name"]: each for each in record["judges"]} | {each.name: each.stored() for each in panel}
-    asked = {name: value for name, value in settings.stored().items() if name in _OF_JUDGES}  # for a next bare `score`
-    record = record | {"judges": list(judges.values()), "config": record["config"] | asked}
+    judges = {judge["name"]: judge for judge in record["judges"]} | {judge.name: judge.as_record() for judge in panel}
+    # Stored as the defaults of a later `score` without flags.
+    judge_settings = {name: value for name, value in settings.stored().items() if name in _JUDGE_SETTINGS}
+    record = record | {"judges": list(judges.values()), "config": record["config"] | judge_settings}
     store = Store(folder)
     if settings.retry_invalid:
-        own = {judge_identity(judge) for judge in panel}
-        store.judgements.drop(lambda each: is_invalid(each) and each.judge in own)
+        identities = {judge_identity(judge) for judge in panel}
+        store.judgements.drop(lambda judgement: is_invalid(judgement) and judgement.judge in identities)
     write(folder, record)
     started = time.monotonic()
     score(settings, store, plan, panel)
-    write(folder, _ended(record, "score", started))
+    write(folder, _with_stage(record, "score", started))
 
 
 def _report(settings: Settings) -> None:
     folder = Path(settings.out)
     record, plan = read(folder), plans.read(folder)
-    panel = [_judge(each) for each in record["judges"]]
+    panel = [_judge(stored) for stored in record["judges"]]
     results, entries = measured(record, plan, panel, Store(folder), settings.seed)
     report.write(folder, results, entries)
     report.show(results, Terminal())
@@ -154,18 +156,18 @@ def _report(settings: Settings) -> None:
 
 
 def columns(folder: Path) -> tuple[list[Model], list[Measured | Whole]]:
-    """The models of the run in a folder and all its columns, value by value, for statistics of one's own.
+    """The models of the run in a folder, and all of its columns with every value, for other statistics.
 
     Raises:
-        InputError: if there is none, or it is damaged.
+        InputError: if the folder holds no run, or a damaged one.
     """
     record, plan = read(folder), plans.read(folder)
     with opened(folder) as store:
-        return measured_columns(plan, [_judge(each) for each in record["judges"]], store)
+        return measured_columns(plan, [_judge(stored) for stored in record["judges"]], store)
 
 
 class _Record(TypedDict):
-    """What later stages read of a run."""
+    """The part of ``run.json`` that later stages read."""
 
     config: dict[str, Any]
     judges: list[dict[str, Any]]
@@ -176,7 +178,7 @@ def read(folder: Path) -> dict[str, Any]:
     """The ``run.json`` of a run.
 
     Raises:
-        InputError: if there is none, or it is damaged.
+        InputError: if it is missing or damaged.
     """
     path = folder / FILE
     if not path.is_file():
@@ -184,40 +186,42 @@ def read(folder: Path) -> dict[str, Any]:
             f"{folder} holds no evaluation: {FILE} is missing. Begin with: monolora eval run --out {folder} …"
         )
     try:
-        found = read_json(path, "Take another --out.", _Record)
+        record = read_json(path, "Take another --out.", _Record)
         for name, kind in get_type_hints(Settings).items():
-            value = found["config"].get(name)
+            value = record["config"].get(name)
             if problem := type_problem(tuple(value) if isinstance(value, list) else value, kind | None):
                 raise InputError(f"config.{name}: {problem} Take another --out.")
-        list(map(_judge, found["judges"]))
+        list(map(_judge, record["judges"]))
     except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no record of an evaluation: {in_one_line(error)}") from error
-    return cast(dict[str, Any], found)
+    return cast(dict[str, Any], record)
 
 
 def write(folder: Path, record: dict[str, Any]) -> None:
     """Write ``run.json``.
 
     Raises:
-        SaveError: if the disk does not take it.
+        SaveError: if it cannot be written.
     """
     try:
         write_json(folder / FILE, record)
     except OSError as error:
-        raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
+        raise SaveError.of(folder, error, "Free space, then run the same command again.") from error
 
 
 def _check_folder(folder: Path, settings: Settings) -> None:
-    """Only a new folder, or that of a run whose responses are comparable, is written to."""
+    """Refuse a folder that holds anything but a run whose responses are comparable to those of this one."""
     if not folder.exists() or all(path.name == ".lock" or ".part" in path.name for path in folder.iterdir()):
-        return  # new, or given up before anything was in it
+        return  # new, or of a run that was stopped before it wrote anything
     if not (folder / FILE).is_file():
-        raise InputError(f"--out {folder} has files of something else than an evaluation. Take another folder.")
-    there, here = read(folder)["config"], json.loads(json.dumps(settings.stored()))
-    differing = [name for name in _FIXED if there.get(name) != here[name]]
+        raise InputError(f"--out {folder} holds files that are not an evaluation's. Take another folder.")
+    # Through JSON, as the stored config: tuples become lists.
+    stored, current = read(folder)["config"], json.loads(json.dumps(settings.stored()))
+    differing = [name for name in _FIXED if stored.get(name) != current[name]]
     if differing:
         values = "; ".join(
-            f"--{name.replace('_', '-')} {_shown(there.get(name))}, now {_shown(here[name])}" for name in differing
+            f"--{name.replace('_', '-')} {_as_text(stored.get(name))}, now {_as_text(current[name])}"
+            for name in differing
         )
         raise InputError(
             f"--out {folder} holds a run with other settings: {values}. Take another --out, or give the same flags "
@@ -225,7 +229,7 @@ def _check_folder(folder: Path, settings: Settings) -> None:
         )
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if value in (None, "", []):
         return "not given"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -237,31 +241,31 @@ def _prompt_sets(settings: Settings) -> list[PromptSet]:
     return sets + [prompt_sets.load(name, settings.task_limit) for name in tasks]
 
 
-def _make(folder: Path) -> None:
+def _create(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--out {folder} cannot be made: {error.strerror}. Take another folder.") from error
+        raise InputError(f"--out {folder} cannot be created: {error.strerror}. Take another folder.") from error
 
 
-def _started(settings: Settings, plan: Plan, panel: Sequence[Judge]) -> dict[str, Any]:
+def _new_record(settings: Settings, plan: Plan, panel: Sequence[Judge]) -> dict[str, Any]:
     return {
         "status": "running",
         "config": settings.stored(),
-        "models": [each._asdict() for each in plan.models],
-        "sets": {each.name: each.spec for each in plan.sets},
-        "judges": [each.stored() for each in panel],
+        "models": [model._asdict() for model in plan.models],
+        "sets": {prompts.name: prompts.spec for prompts in plan.sets},
+        "judges": [judge.as_record() for judge in panel],
         "stages": {},
         **provenance(),
     }
 
 
-def _ended(record: dict[str, Any], stage: str, started: float) -> dict[str, Any]:
-    """With the stage's seconds, those of earlier calls that it went on from included."""
+def _with_stage(record: dict[str, Any], stage: str, started: float) -> dict[str, Any]:
+    """The record after a stage, with its seconds over all calls, including those that were resumed."""
     earlier = record["stages"].get(stage, {"seconds": 0.0})["seconds"]
     seconds = round(earlier + time.monotonic() - started, 1)
-    ended = {"seconds": seconds, "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    return record | {"status": f"{stage} done", "stages": record["stages"] | {stage: ended}}
+    finished = {"seconds": seconds, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    return record | {"status": f"{stage} done", "stages": record["stages"] | {stage: finished}}
 
 
 def _judge(stored: dict[str, Any]) -> Judge:

@@ -82,10 +82,10 @@ def say(text: str) -> None:
     print(printable(text), flush=True)
 
 
-def kept(what: str, there: int, total: int) -> None:
-    """Say how much is there from an earlier call, if anything is."""
-    if there:
-        STDERR.print(f"{what}: {there:,} of {total:,} are there already.")
+def report_existing(title: str, existing: int, total: int) -> None:
+    """Report how many results exist from an earlier call, if any."""
+    if existing:
+        STDERR.print(f"{title}: {existing:,} of {total:,} exist already.")
 
 
 @contextmanager

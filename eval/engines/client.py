@@ -1,4 +1,4 @@
-"""One OpenAI-compatible endpoint: what it serves, what it replies to a request, and what its errors mean."""
+"""The client of one OpenAI-compatible endpoint: which models it serves, its replies, and what its errors mean."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from monolora.errors import InputError, in_one_line, unknown
 from monolora.redaction import remember_url, without_credentials
 
 CONNECT_S = 5.0
-# These tell of the endpoint, not of the request: no key, not served (any more), too busy, no server behind the gateway.
-_NOT_THE_REQUEST = frozenset({401, 403, 404, 429, 502, 503})
+# Statuses that concern the endpoint, not the request: key refused, model not served (any more), too busy, no server
+# behind the gateway. Another endpoint may answer the same request, so the request is not at fault.
+_ENDPOINT_STATUSES = frozenset({401, 403, 404, 429, 502, 503})
 
 
 class Request(NamedTuple):
-    """What an endpoint is asked.
+    """A request to any endpoint.
 
     Attributes:
-        key: the asker's own; the reply has it too.
-        path: under the base URL, as ``completions``; what begins with ``/`` is beside ``/v1``, as ``/classify``.
-        body: JSON; its ``model`` is a name that endpoints serve.
+        key: identifies the request to its sender; the reply has the same key.
+        path: relative to the base URL, such as ``completions``, or to its parent, such as ``/classify`` beside ``/v1``.
+        body: JSON; its ``model`` is a served name.
     """
 
     key: Any
@@ -33,37 +34,37 @@ class Request(NamedTuple):
     body: Mapping[str, Any]
 
     @property
-    def served(self) -> str:
-        """The name that the model is served under."""
+    def served_name(self) -> str:
+        """The name under which the model is served."""
         return str(self.body["model"])
 
 
 class Reply(NamedTuple):
-    """What became of a request.
+    """The outcome of a request.
 
     Attributes:
-        key: the request's.
-        content: what the server sent.
-        trouble: why it had no answer to this request; empty if it had one.
+        key: of the request.
+        content: the body that the server sent.
+        failure: why the server did not answer this request; empty if it did.
     """
 
     key: Any
     content: bytes
-    trouble: str = ""
+    failure: str = ""
 
 
 class UnavailableError(Exception):
-    """The endpoint answers nobody at the moment; the message is the reason."""
+    """The endpoint cannot answer any request at the moment; the message is the reason."""
 
 
 class Endpoint:
-    """An endpoint. All of its errors that are not about a request are :class:`UnavailableError`.
+    """An endpoint. Errors that do not concern a single request are raised as :class:`UnavailableError`.
 
     Args:
-        url: its base URL, as ``http://host:8000/v1``. User and password in it are sent in place of the key, and its
-            query with every request; they are never shown.
-        settings: ``retries`` (with growing pauses, after timeouts, lost connections and the statuses 408, 409, 429 and
-            5xx), ``timeout_s``, ``concurrency`` (connections).
+        url: its base URL, such as ``http://host:8000/v1``. A user and password in it are sent instead of the key, and
+            its query with every request; none of these is ever shown.
+        settings: ``retries`` (of the openai client: with growing pauses, after timeouts, lost connections and the
+            statuses 408, 409, 429 and 5xx), ``timeout_s``, ``concurrency`` (connections).
         key: sent as the bearer token.
 
     Attributes:
@@ -79,7 +80,7 @@ class Endpoint:
         self._client = openai.AsyncOpenAI(
             base_url=self.url,
             api_key=key,
-            organization="",  # else these two are taken from the environment, and sent to whoever answers here
+            organization="",  # otherwise these two are read from the environment and sent to any server
             project="",
             max_retries=settings["retries"],
             timeout=timeout,
@@ -87,31 +88,31 @@ class Endpoint:
                 auth=(unquote(parts.username), unquote(parts.password or "")) if parts.username is not None else None,
                 params=httpx2.QueryParams(parts.query),
                 timeout=timeout,
-                limits=httpx2.Limits(max_connections=settings["concurrency"] + 1),
-                trust_env=not _is_this_machine(url),  # no proxy knows this machine's loopback
+                limits=httpx2.Limits(max_connections=settings["concurrency"] + 1),  # one more for check()
+                trust_env=not _is_loopback(url),  # a proxy cannot reach this machine's loopback
             ),
         )
 
-    async def check(self, served: Iterable[str]) -> None:
-        """Ask once whether the endpoint is there and serves these models.
+    async def check(self, served_names: Iterable[str]) -> None:
+        """Ask once, without retries, whether the endpoint is available and serves these models.
 
         Raises:
-            UnavailableError: if it cannot say.
-            InputError: if it is no such endpoint, refuses the key, or does not serve one of them.
+            UnavailableError: if it does not answer.
+            InputError: if it is not OpenAI-compatible, refuses the key, or does not serve one of the models.
         """
         try:
-            listed = await self._client.with_options(max_retries=0, timeout=CONNECT_S).models.with_raw_response.list()
+            response = await self._client.with_options(max_retries=0, timeout=CONNECT_S).models.with_raw_response.list()
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise InputError(
-                f"{self.url} refuses the key ({_said(error)}) Put it into an environment variable and name that with "
+                f"{self.url} refuses the key ({_reason(error)}) Put it into an environment variable and name that with "
                 "--api-key-env; a URL's user, password and query are not stored: give the endpoint again."
             ) from error
         except openai.NotFoundError as error:
             raise InputError(f"{self.url} has no /models. Give the base URL, such as http://host:8000/v1.") from error
         except openai.APIError as error:
-            raise UnavailableError(_said(error)) from error
-        names = self._names(listed.content)
-        for name in served:
+            raise UnavailableError(_reason(error)) from error
+        names = self._model_names(response.content)
+        for name in served_names:
             if name not in names:
                 raise InputError(
                     f"{unknown(f'model at {self.url}', name, names)} To serve it: "
@@ -119,28 +120,29 @@ class Endpoint:
                 )
 
     async def ask(self, request: Request) -> Reply:
-        """The reply to a request; its trouble, if it has any, is this request's own.
+        """The reply to a request. A failure in it is due to the request itself.
 
         Raises:
-            UnavailableError: if another endpoint, or this one later, may well answer.
+            UnavailableError: if another endpoint, or this one later, may answer the request.
         """
         path = request.path
-        whole = self.url.removesuffix("/v1") + path if path.startswith("/") else path
+        url = self.url.removesuffix("/v1") + path if path.startswith("/") else path
         try:
-            answer = await self._client.post(whole, body=request.body, cast_to=httpx2.Response)
+            response = await self._client.post(url, body=request.body, cast_to=httpx2.Response)
         except openai.APITimeoutError as error:
+            # No connection: the endpoint is down. No answer after connecting: the request may be what takes so long.
             if isinstance(error.__cause__, httpx2.ConnectTimeout):
                 raise UnavailableError(f"no connection within {CONNECT_S:g} s") from error
             return Reply(request.key, b"", f"server: no answer within {self._timeout_s:g} s.")
         except openai.APIStatusError as error:
-            if error.status_code in _NOT_THE_REQUEST:
-                raise UnavailableError(_said(error)) from error
-            return Reply(request.key, b"", f"server: {_said(error)}")
+            if error.status_code in _ENDPOINT_STATUSES:
+                raise UnavailableError(_reason(error)) from error
+            return Reply(request.key, b"", f"server: {_reason(error)}")
         except openai.APIError as error:
-            raise UnavailableError(_said(error)) from error
-        return Reply(request.key, answer.content)
+            raise UnavailableError(_reason(error)) from error
+        return Reply(request.key, response.content)
 
-    def _names(self, content: bytes) -> list[str]:
+    def _model_names(self, content: bytes) -> list[str]:
         try:
             return [str(card["id"]) for card in json.loads(content)["data"]]
         except (ValueError, LookupError, TypeError) as error:
@@ -154,15 +156,15 @@ class Endpoint:
         await self._client.close()
 
 
-def _said(error: openai.APIError) -> str:
-    """The status and the server's own words, or what happened to the connection; one line."""
+def _reason(error: openai.APIError) -> str:
+    """One line: the status and the server's message, or what happened to the connection."""
     if isinstance(error, openai.APIStatusError):
-        words = error.body.get("message") if isinstance(error.body, dict) else error.body
-        return in_one_line(RuntimeError(f"{error.status_code} {words or error.message}"))
+        message = error.body.get("message") if isinstance(error.body, dict) else error.body
+        return in_one_line(RuntimeError(f"{error.status_code} {message or error.message}"))
     return in_one_line(error.__cause__ or error)
 
 
-def _is_this_machine(url: str) -> bool:
+def _is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
         return ip_address(host).is_loopback

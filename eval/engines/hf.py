@@ -1,7 +1,4 @@
-"""Answers by transformers: slower than vLLM, and works wherever transformers does.
-
-Batches are made of all rows of a model, sorted by length, whether they are answered already or not. So a run that was
-killed and goes on computes in the same batches as one that was not, and gives the same answers, bit for bit.
+"""Answers by transformers: slower than vLLM, and available wherever transformers is.
 
 Shapes: B rows of a batch, T tokens.
 """
@@ -9,15 +6,14 @@ Shapes: B rows of a batch, T tokens.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from monolora.adapters import load_adapted
-from monolora.eval.batches import fixed_batches
-from monolora.eval.records import own_seed
+from monolora.eval.engines import sampling_seed
 from monolora.hub import check_vocabulary, load_causal_lm, load_tokenizer, on_gpus
 from monolora.inference import GREEDY, evaluating, padded
 from monolora.units import input_device
@@ -27,19 +23,55 @@ def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """As :func:`monolora.eval.engines.vllm.answers`, one model after the other, and without the canary."""
     done, settings = set(job["done"]), job["settings"]
     adapters: list[str | None] = list(dict.fromkeys(item["adapter"] for item in job["items"]))
-    for name in adapters:
+    for adapter in adapters:
         batches = fixed_batches(
-            [item for item in job["items"] if item["adapter"] == name],
+            [item for item in job["items"] if item["adapter"] == adapter],
             done,
             settings["batch_size"],
             lambda item: (len(item["token_ids"]) + item["max_new_tokens"], len(item["token_ids"])),
         )
         if batches:
-            yield from _of_one_model(job["model"], None if name is None else job["adapters"][name], batches, settings)
+            folder = None if adapter is None else job["adapters"][adapter]
+            yield from _model_answers(job["model"], folder, batches, settings)
 
 
-def _of_one_model(
-    base: str, adapter: str | None, batches: Sequence[Any], settings: Mapping[str, Any]
+class Batch(NamedTuple):
+    """Rows that are computed together.
+
+    Attributes:
+        rows: all rows, each with its ``key``.
+        wanted: keys of the rows that have no result yet. The others only keep the batch what it was.
+    """
+
+    rows: list[Mapping[str, Any]]
+    wanted: set[str]
+
+
+def fixed_batches(
+    rows: Sequence[Mapping[str, Any]],
+    done: Collection[str],
+    batch_size: int,
+    order: Callable[[Mapping[str, Any]], Any],
+) -> list[Batch]:
+    """Batches of all rows, the largest first, without the batches that are done completely.
+
+    The rows of a batch influence each other through padding, by rounding. To give the same results bit for bit, a
+    resumed run therefore computes the batches of an uninterrupted one, and may compute a finished row again.
+
+    Args:
+        rows: all rows of the stage, done or not.
+        done: keys of the rows that have a result.
+        batch_size: rows per batch.
+        order: the sort key, such as the length; ties are broken by the row's key.
+    """
+    ordered = sorted(rows, key=lambda row: (order(row), row["key"]), reverse=True)
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    wanted = [{row["key"] for row in batch}.difference(done) for batch in batches]
+    return [Batch(batch, keys) for batch, keys in zip(batches, wanted, strict=True) if keys]
+
+
+def _model_answers(
+    base: str, adapter: str | None, batches: Sequence[Batch], settings: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     model: Any
     if adapter is None:
@@ -50,10 +82,10 @@ def _of_one_model(
         model, tokenizer = load_adapted(adapter, base, dtype=settings["dtype"])
     with evaluating(model):
         for batch in batches:
-            made = _generate(model, tokenizer, batch.rows, settings)
-            yield from (row for row in made if row["key"] in batch.wanted)
+            rows = _generate(model, tokenizer, batch.rows, settings)
+            yield from (row for row in rows if row["key"] in batch.wanted)
     del model
-    gc.collect()
+    gc.collect()  # the next model needs the memory
 
 
 @torch.inference_mode()
@@ -61,12 +93,13 @@ def _generate(
     model: Any, tokenizer: PreTrainedTokenizerBase, items: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    # Padding is on the left: generation continues after the last position, which must be the prompt's own.
     ids_BT, mask_BT = padded([item["token_ids"] for item in items], pad, left=True)
     device = input_device(model)
     sampling = GREEDY
     if settings["temperature"] > 0:
-        # For each batch: a run that goes on draws what it would have drawn.
-        torch.manual_seed(own_seed(settings["seed"], [item["token_ids"] for item in items]))
+        # Seeded per batch, so that a resumed run draws what an uninterrupted one would have drawn.
+        torch.manual_seed(sampling_seed(settings["seed"], [item["token_ids"] for item in items]))
         sampling = GREEDY | {
             "do_sample": True, "temperature": settings["temperature"], "top_p": settings["top_p"], "top_k": 0,
         }  # fmt: skip
@@ -77,28 +110,29 @@ def _generate(
         pad_token_id=pad,
         **sampling,
     )
-    ends = _end_tokens(model)
+    end_tokens = _end_tokens(model)
     return [
-        _answer(item, row, tokenizer, ends)
-        for item, row in zip(items, output_BT[:, ids_BT.shape[1] :].tolist(), strict=True)
+        _answer(item, tokens, tokenizer, end_tokens)
+        for item, tokens in zip(items, output_BT[:, ids_BT.shape[1] :].tolist(), strict=True)
     ]
 
 
 def _answer(
-    item: Mapping[str, Any], tokens: list[int], tokenizer: PreTrainedTokenizerBase, ends: set[int]
+    item: Mapping[str, Any], tokens: list[int], tokenizer: PreTrainedTokenizerBase, end_tokens: set[int]
 ) -> dict[str, Any]:
-    tokens = tokens[: item["max_new_tokens"]]
-    stop = next((place for place, token in enumerate(tokens) if token in ends), None)
-    kept = tokens if stop is None else tokens[: stop + 1]
+    tokens = tokens[: item["max_new_tokens"]]  # the batch was generated to the longest limit in it
+    stop = next((index for index, token in enumerate(tokens) if token in end_tokens), None)
+    if stop is not None:
+        tokens = tokens[: stop + 1]
     return {
         "key": item["key"],
-        "text": tokenizer.decode(kept, skip_special_tokens=True),
-        "tokens": len(kept),
+        "text": tokenizer.decode(tokens, skip_special_tokens=True),
+        "tokens": len(tokens),
         "finish": "length" if stop is None else "stop",
     }
 
 
 def _end_tokens(model: Any) -> set[int]:
-    """After which generation ends; the config has one, several, or none."""
-    ends = model.generation_config.eos_token_id
-    return set(ends) if isinstance(ends, list) else {ends}
+    """The tokens that end a response; the config has one, several, or none."""
+    end_tokens = model.generation_config.eos_token_id
+    return set(end_tokens) if isinstance(end_tokens, list) else {end_tokens}

@@ -1,8 +1,8 @@
 """Answers by OpenAI-compatible servers, one or many: ``vllm serve`` on as many machines as there are.
 
-All endpoints take requests from one queue, each ``concurrency`` at a time, so the faster ones answer more of them. One
-that is down, or too busy after its retries, is left out for a pause that doubles each time, and what it was asked goes
-back into the queue. Prompts are sent as token ids: no server can put a second BOS before them.
+All endpoints take requests from one queue, each up to ``concurrency`` at a time, so the faster ones answer more of
+them. An endpoint that is unavailable, or too busy after its retries, is suspended for a pause that doubles each time,
+and its requests return to the queue. Prompts are sent as token ids, so no server can add a second BOS.
 """
 
 from __future__ import annotations
@@ -15,35 +15,36 @@ from contextlib import closing
 from typing import Any
 
 from monolora.errors import InputError, RunError
+from monolora.eval.engines import sampling_seed
 from monolora.eval.engines.client import Endpoint, Reply, Request, UnavailableError
-from monolora.eval.records import INVALID, OK, own_seed
+from monolora.eval.records import INVALID, OK
 from monolora.eval.settings import api_key
 from monolora.redaction import redact, redact_content, without_credentials
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-# What a server would otherwise take from the model's generation_config.json, which offline engines leave alone.
-_NOTHING_ELSE = {"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0}
-_FINISHES = ("stop", "length")
+# vllm serve would otherwise take these from the model's generation_config.json, which the offline engines ignore.
+_NEUTRAL_SAMPLING = {"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0}
+_FINISH_REASONS = ("stop", "length")
 _LOG = logging.getLogger(__name__)
 
 
 def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Ask for what is not done yet.
+    """Request the answers that are not done yet.
 
     Args:
-        job: ``endpoints``, base URLs; ``models``, the names that models are served under, by the names they have
-            here; ``items``, each with ``key``, ``token_ids``, ``model`` (the name here) and ``max_new_tokens``;
-            ``done``, keys; ``settings``: ``temperature``, ``top_p``, ``seed``, and those of :func:`replies`.
+        job: ``endpoints``, base URLs; ``models``, the served names by the models' names in the run; ``items``, each
+            with ``key``, ``token_ids``, ``model`` (the name in the run) and ``max_new_tokens``; ``done``, keys;
+            ``settings``: ``temperature``, ``top_p``, ``seed``, and those of :func:`replies`.
 
     Yields:
-        An answer an item, as they come.
+        An answer per item, in the order of their arrival.
 
     Raises:
         InputError, RunError: as :func:`replies`.
     """
     done = set(job["done"])
     items = {item["key"]: item for item in job["items"] if item["key"] not in done}
-    sampling = {name: job["settings"][name] for name in ("temperature", "top_p")} | _NOTHING_ELSE
+    sampling = {name: job["settings"][name] for name in ("temperature", "top_p")} | _NEUTRAL_SAMPLING
     requests = [
         Request(
             key,
@@ -52,31 +53,31 @@ def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 "model": job["models"][item["model"]],
                 "prompt": item["token_ids"],
                 "max_tokens": item["max_new_tokens"],
-                "seed": own_seed(job["settings"]["seed"], item["token_ids"]),
+                "seed": sampling_seed(job["settings"]["seed"], item["token_ids"]),
             }
             | sampling,
         )
         for key, item in items.items()
     ]
-    with closing(replies(job["endpoints"], requests, job["settings"])) as found:
-        for reply in found:
-            yield {"key": reply.key, **_read(reply, items[reply.key]["max_new_tokens"])}
+    with closing(replies(job["endpoints"], requests, job["settings"])) as server_replies:
+        for reply in server_replies:
+            yield {"key": reply.key, **_answer(reply, items[reply.key]["max_new_tokens"])}
 
 
-def _read(reply: Reply, most: int) -> dict[str, Any]:
-    """The answer in a completion of ``most`` tokens at most."""
-    if reply.trouble:
-        return _invalid(reply.trouble)
+def _answer(reply: Reply, max_new_tokens: int) -> dict[str, Any]:
+    """The answer in a reply to a completion request."""
+    if reply.failure:
+        return _invalid(reply.failure)
     try:
         completion = json.loads(reply.content)
         choice, usage = completion["choices"][0], completion["usage"]
         text, tokens, finish = str(choice["text"]), int(usage["completion_tokens"]), choice["finish_reason"]
-    except (ValueError, LookupError, TypeError):  # of another kind of server, or without its usage
+    except (ValueError, LookupError, TypeError):  # from another kind of server, or one that reports no usage
         return _invalid("server: the answer is no completion with text, finish_reason and usage.")
-    if finish not in _FINISHES:
+    if finish not in _FINISH_REASONS:
         return _invalid(f"server: the answer was ended by {finish!r}.")
-    if finish == "length" and tokens < most:  # vLLM lowers the limit to what its context holds
-        return _invalid(f"server: its context ended the answer after {tokens} of {most} tokens.")
+    if finish == "length" and tokens < max_new_tokens:  # vLLM silently lowers the limit to the context that is left
+        return _invalid(f"server: its context ended the answer after {tokens} of {max_new_tokens} tokens.")
     return {
         "text": redact_content(text),
         "tokens": tokens,
@@ -92,33 +93,34 @@ def _invalid(reason: str) -> dict[str, Any]:
 
 
 def replies(urls: Sequence[str], requests: Collection[Request], settings: Mapping[str, Any]) -> Generator[Reply]:
-    """Ask the endpoints for all of the requests. Close it, and no task and no connection is left behind.
+    """The replies of the endpoints to all requests. Closing the generator ends its tasks and connections.
 
     Args:
-        urls: base URLs, as ``http://host:8000/v1``.
-        requests: in the order in which they are to be asked.
-        settings: ``concurrency`` (requests at once, for each endpoint), ``retries``, ``timeout_s`` (for a reply),
+        urls: base URLs, such as ``http://host:8000/v1``.
+        requests: in the order in which they are sent.
+        settings: ``concurrency`` (simultaneous requests per endpoint), ``retries``, ``timeout_s`` (for a reply),
             ``api_key_env`` (the variable that holds the key, or None).
 
     Yields:
-        A reply a request, as they come.
+        A reply per request, in the order of their arrival.
 
     Raises:
-        InputError: if an endpoint does not serve what it should.
+        InputError: if an endpoint does not serve a requested model.
         RunError: if no endpoint answers any more.
     """
     if not requests:
         return
-    distinct, key = _distinct(urls), _key(settings["api_key_env"])
-    endpoints = [Endpoint(url, settings, key) for url in distinct]
+    distinct_urls, key = _distinct(urls), _key(settings["api_key_env"])
+    endpoints = [Endpoint(url, settings, key) for url in distinct_urls]
     with asyncio.Runner() as runner:
-        worked = _worked(_Desk(endpoints, requests, settings), len(requests))
+        results = _stream(_Dispatcher(endpoints, requests, settings), len(requests))
         try:
-            # The loop stands still while the caller has a reply in hand: it stores it, and comes back.
-            while (reply := runner.run(_next(worked))) is not None:
+            # The event loop runs only while the next reply is awaited, so the caller stores one reply before others
+            # arrive. Requests under way continue at the servers meanwhile.
+            while (reply := runner.run(_next(results))) is not None:
                 yield reply
         finally:
-            runner.run(worked.aclose())
+            runner.run(results.aclose())
 
 
 def _distinct(endpoints: Sequence[str]) -> list[str]:
@@ -135,97 +137,97 @@ def _distinct(endpoints: Sequence[str]) -> list[str]:
 
 def _key(variable: str | None) -> str:
     if variable is None:
-        return "none"  # the client wants one; servers that ask for none take no notice
+        return "none"  # the openai client requires a key; servers without authentication ignore it
     return api_key(variable)
 
 
-async def _next(replies: AsyncIterator[Reply]) -> Reply | None:
-    return await anext(replies, None)
+async def _next(results: AsyncIterator[Reply]) -> Reply | None:
+    return await anext(results, None)
 
 
-async def _worked(desk: _Desk, count: int) -> AsyncGenerator[Reply]:
+async def _stream(dispatcher: _Dispatcher, count: int) -> AsyncGenerator[Reply]:
     """:func:`replies` on a running event loop."""
     try:
-        await desk.check_all()
-        desk.start()
+        await dispatcher.check_all()
+        dispatcher.start()
         for _ in range(count):
-            yield await desk.result()
+            yield await dispatcher.result()
     finally:
-        await desk.close()
+        await dispatcher.close()
 
 
-class _Place:
-    """An endpoint at work.
+class _EndpointState:
+    """Whether an endpoint takes requests.
 
     Attributes:
-        endpoint: whose place it is.
-        is_in: set while it is asked.
-        is_out: set while it is not.
-        failures: how often it was unavailable since it answered last.
-        trouble: why, the last time.
+        endpoint: the endpoint.
+        available: set while it takes requests.
+        suspended: set while it does not.
+        failures: how often it was unavailable since its last reply.
+        reason: why, the last time.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.is_in, self.is_out = asyncio.Event(), asyncio.Event()
-        self.is_in.set()
-        self.failures, self.trouble = 0, ""
+        self.available, self.suspended = asyncio.Event(), asyncio.Event()
+        self.available.set()
+        self.failures, self.reason = 0, ""
 
-    def leave(self, error: UnavailableError) -> None:
+    def suspend(self, error: UnavailableError) -> None:
         self.failures += 1
-        self.trouble = str(error)
-        self.is_in.clear()
-        self.is_out.set()
+        self.reason = str(error)
+        self.available.clear()
+        self.suspended.set()
 
-    def come_back(self) -> None:
-        self.is_out.clear()
-        self.is_in.set()
+    def resume(self) -> None:
+        self.suspended.clear()
+        self.available.set()
 
     def pause_s(self) -> float:
         return float(min(FIRST_PAUSE_S * 2 ** (self.failures - 1), LONGEST_PAUSE_S))
 
 
-class _Desk:
-    """Hands out requests to endpoints and takes in their replies."""
+class _Dispatcher:
+    """Distributes requests among endpoints and collects the replies."""
 
     def __init__(
         self, endpoints: Sequence[Endpoint], requests: Collection[Request], settings: Mapping[str, Any]
     ) -> None:
-        self._places = [_Place(endpoint) for endpoint in endpoints]
-        self._served = [*dict.fromkeys(request.served for request in requests)]
+        self._states = [_EndpointState(endpoint) for endpoint in endpoints]
+        self._served_names = [*dict.fromkeys(request.served_name for request in requests)]
         self._concurrency, self._retries = settings["concurrency"], settings["retries"]
-        self._waiting: asyncio.Queue[Request] = asyncio.Queue()
+        self._queue: asyncio.Queue[Request] = asyncio.Queue()
         for request in requests:
-            self._waiting.put_nowait(request)
+            self._queue.put_nowait(request)
         self._results: asyncio.Queue[Reply | BaseException] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def check_all(self) -> None:
-        """Before anything is asked, each endpoint is checked; one that is down may come later.
+        """Check each endpoint before the first request. One that is unavailable may join later.
 
         Raises:
-            InputError: if one does not serve what it should.
+            InputError: if one does not serve a requested model.
         """
-        checks = (place.endpoint.check(self._served) for place in self._places)
-        for place, found in zip(self._places, await asyncio.gather(*checks, return_exceptions=True), strict=True):
-            if isinstance(found, UnavailableError):
-                self._leave_out(place, found)
-            elif found is not None:
-                raise found
+        checks = (state.endpoint.check(self._served_names) for state in self._states)
+        for state, error in zip(self._states, await asyncio.gather(*checks, return_exceptions=True), strict=True):
+            if isinstance(error, UnavailableError):
+                self._suspend(state, error)
+            elif error is not None:
+                raise error
 
     def start(self) -> None:
-        """Begin to ask."""
-        for place in self._places:
-            work = [self._ask(place) for _ in range(self._concurrency)]
-            self._tasks += [asyncio.create_task(each) for each in (*work, self._bring_back(place))]
+        """Begin to send requests."""
+        for state in self._states:
+            senders = [self._send(state) for _ in range(self._concurrency)]
+            self._tasks += [asyncio.create_task(work) for work in (*senders, self._resume(state))]
         for task in self._tasks:
-            task.add_done_callback(self._failed)
+            task.add_done_callback(self._report_error)
 
     async def result(self) -> Reply:
         """The next reply.
 
         Raises:
-            InputError, RunError: that end the work.
+            InputError, RunError: if no further reply will come.
         """
         result = await self._results.get()
         if isinstance(result, BaseException):
@@ -233,53 +235,55 @@ class _Desk:
         return result
 
     async def close(self) -> None:
-        """Stop asking."""
+        """Stop sending requests, and close all connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for place in self._places:
-            await place.endpoint.close()
+        for state in self._states:
+            await state.endpoint.close()
 
-    def _failed(self, task: asyncio.Task[None]) -> None:
+    def _report_error(self, task: asyncio.Task[None]) -> None:
+        """Pass what a task raised on to :meth:`result`, which would otherwise wait forever."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self._results.put_nowait(error)
 
-    async def _ask(self, place: _Place) -> None:
-        """One request after the other, as long as the endpoint is in."""
+    async def _send(self, state: _EndpointState) -> None:
+        """Send one request after the other while the endpoint is available."""
         while True:
-            await place.is_in.wait()
-            request = await self._waiting.get()
-            if not place.is_in.is_set():  # it went while there was nothing to ask
-                self._waiting.put_nowait(request)
+            await state.available.wait()
+            request = await self._queue.get()
+            if not state.available.is_set():  # it was suspended while this task waited for a request
+                self._queue.put_nowait(request)
                 continue
             try:
-                reply = await place.endpoint.ask(request)
+                reply = await state.endpoint.ask(request)
             except UnavailableError as error:
-                self._waiting.put_nowait(request)
-                if place.is_in.is_set():  # the first of those that were under way says so for all
-                    self._leave_out(place, error)
+                self._queue.put_nowait(request)
+                if state.available.is_set():  # only the first of simultaneous failures counts
+                    self._suspend(state, error)
             else:
-                place.failures = 0
+                state.failures = 0
                 self._results.put_nowait(reply)
 
-    async def _bring_back(self, place: _Place) -> None:
-        """Each time the endpoint was left out, check it after a pause until it is there again."""
+    async def _resume(self, state: _EndpointState) -> None:
+        """Whenever the endpoint is suspended, check it after each pause until it is available again."""
         while True:
-            await place.is_out.wait()
-            await asyncio.sleep(place.pause_s())
+            await state.suspended.wait()
+            await asyncio.sleep(state.pause_s())
             try:
-                await place.endpoint.check(self._served)
+                await state.endpoint.check(self._served_names)
             except UnavailableError as error:
-                self._leave_out(place, error)
+                self._suspend(state, error)
             else:
-                place.come_back()
+                state.resume()
 
-    def _leave_out(self, place: _Place, error: UnavailableError) -> None:
-        place.leave(error)
-        _LOG.warning("%s is left out for %g s: %s", place.endpoint.url, place.pause_s(), error)
-        if all(each.is_out.is_set() and each.failures > self._retries for each in self._places):
-            troubles = "; ".join(f"{each.endpoint.url}: {each.trouble.rstrip('.')}" for each in self._places)
+    def _suspend(self, state: _EndpointState, error: UnavailableError) -> None:
+        state.suspend(error)
+        _LOG.warning("%s is suspended for %g s: %s", state.endpoint.url, state.pause_s(), error)
+        # Only when every endpoint has failed more often than a request is retried does the run end.
+        if all(other.suspended.is_set() and other.failures > self._retries for other in self._states):
+            reasons = "; ".join(f"{other.endpoint.url}: {other.reason.rstrip('.')}" for other in self._states)
             raise RunError(
-                f"No endpoint answers any more ({troubles}). Start them again, then run the same command: "
-                "it goes on where it stopped."
+                f"No endpoint answers any more ({reasons}). Restart them, then run the same command: it resumes where "
+                "it stopped."
             )

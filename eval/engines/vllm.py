@@ -1,8 +1,8 @@
 """Answers by vLLM, offline: base and adapters of a run in one engine, in mixed batches.
 
-Before the first answer the canary asks whether vLLM answers through each adapter as transformers does
-(:mod:`monolora.vllm.canary`). Requests are all handed over at once and their answers given back as they finish, so
-that vLLM batches as it does for ``LLM.generate``, and little is lost when the process is killed.
+Before the first answer, the canary checks that vLLM answers through each adapter as transformers does
+(:mod:`monolora.vllm.canary`). All requests are enqueued at once and answers are yielded as they finish: vLLM batches
+as it does for ``LLM.generate``, and little is lost if the process is killed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from monolora.adapters import adapter_config
 from monolora.errors import RunError, in_one_line
-from monolora.eval.records import own_seed
+from monolora.eval.engines import sampling_seed
 from monolora.model_files import end_tokens
 from monolora.remote_code import trusts_code
 from monolora.vllm import CanaryUnknownError
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from vllm import LLM
     from vllm.lora.request import LoRARequest
 
-MOST_ADAPTERS_AT_ONCE = 8  # in a batch; each takes memory for the largest rank of all
+MAX_ADAPTERS_PER_BATCH = 8  # vLLM reserves memory for as many adapters of the largest rank
 CANARY_PROMPTS, CANARY_TOKENS = 8, 256
 
 
 def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Generate what is not done yet.
+    """Generate the answers that are not done yet.
 
     Args:
         job: ``model``, the folder of the base; ``adapters``, folders by name; ``items``, each with ``key``, ``adapter``
-            (a name, or None for the base), ``token_ids`` and ``max_new_tokens``; ``done``, keys; ``settings``, of
-            :func:`engine_settings` in ``monolora.eval.generate``.
+            (a name, or None for the base), ``token_ids`` and ``max_new_tokens``; ``done``, keys; ``settings``, as
+            :func:`monolora.eval.generate.engine_settings` makes them.
 
     Yields:
-        First ``{"canary": {...}}`` for every adapter that has items (for the base alone where none has), then one
-        answer an item.
+        First ``{"canary": {...}}`` for every adapter with items (for the base if no adapter has any), then one answer
+        per item.
 
     Raises:
         InputError: if vLLM cannot serve the model or an adapter.
@@ -54,35 +54,35 @@ def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     requests = lora_requests({name: job["adapters"][name] for name in sorted(_adapters_of(items))})
     llm = start(job["model"], requests, settings)
     if settings["canary"]:
-        asked: list[LoRARequest | None] = [*requests.values()] or [None]
-        for request in asked:
+        checked: list[LoRARequest | None] = [*requests.values()] or [None]
+        for request in checked:
             name = None if request is None else request.lora_name
-            prompts = _evenly([item["token_ids"] for item in job["items"] if item["adapter"] == name])
+            prompts = _canary_prompts([item["token_ids"] for item in job["items"] if item["adapter"] == name])
             yield {"canary": _canary(llm, request, prompts)}
     yield from generate(llm, items, requests, settings)
 
 
 def prepare_environment(batch_invariant: bool) -> None:
-    """What vLLM reads when it is imported. What the user has set stays."""
+    """Set the variables that vLLM reads when it is imported, unless the user has set them."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
     if not torch.cuda.is_available():
-        # Nothing is gained by compiling here, nor by one more process for the engine.
+        # On a CPU neither compilation nor a process of the engine's own pays for its start.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
 def memory_share() -> float:
-    """vLLM's own default on a GPU; of a CPU's memory less, since others use it too."""
+    """The share of memory for vLLM: its default on a GPU, less on a CPU, whose memory other programs use too."""
     return 0.9 if torch.cuda.is_available() else 0.4
 
 
 def lora_requests(folders: Mapping[str, str]) -> dict[str, LoRARequest]:
-    """One request an adapter, by name.
+    """A LoRA request per adapter, by name.
 
     Raises:
-        InputError: if a folder holds no adapter, or none that vLLM serves.
+        InputError: if a folder holds no adapter, or one that vLLM cannot serve.
     """
     from vllm.lora.request import LoRARequest
 
@@ -103,12 +103,12 @@ def start(model: str, requests: Mapping[str, LoRARequest], settings: Mapping[str
 
     lora: dict[str, Any] = {}
     if requests:
-        ranks = {each.lora_path: largest_rank(adapter_config(each.lora_path)) for each in requests.values()}
+        folders = [request.lora_path for request in requests.values()]
         lora = {
             "enable_lora": True,
-            "max_loras": min(len(requests), MOST_ADAPTERS_AT_ONCE),
+            "max_loras": min(len(requests), MAX_ADAPTERS_PER_BATCH),
             "max_cpu_loras": len(requests),
-            "max_lora_rank": max(vllm_rank(rank, folder) for folder, rank in ranks.items()),
+            "max_lora_rank": max(vllm_rank(largest_rank(adapter_config(folder)), folder) for folder in folders),
             "fully_sharded_loras": settings["tensor_parallel_size"] > 1,
         }
     try:
@@ -129,24 +129,24 @@ def start(model: str, requests: Mapping[str, LoRARequest], settings: Mapping[str
 
 
 def _canary(llm: LLM, request: LoRARequest | None, prompts: list[list[int]]) -> dict[str, Any]:
-    """What the canary measured, as JSON.
+    """The canary's measurements, as JSON.
 
     Raises:
-        CanaryError: if vLLM's answers would be wrong; not if nothing can be told from them.
+        CanaryError: if vLLM's answers would be wrong; not if the measurements are inconclusive.
     """
-    measured = measure(llm, request, prompts=prompts)
+    canary = measure(llm, request, prompts=prompts)
     try:
-        measured.check()
+        canary.check()
         unknown = None
     except CanaryUnknownError as error:
         unknown = str(error)
     return {
         "adapter": None if request is None else request.lora_name,
-        "base_error": measured.base_error,
-        "adapter_error": measured.adapter_error,
-        "applied": measured.applied,
-        "activation": measured.activation,
-        "dtype": measured.dtype,
+        "base_error": canary.base_error,
+        "adapter_error": canary.adapter_error,
+        "applied": canary.applied,
+        "activation": canary.activation,
+        "dtype": canary.dtype,
         "unknown": unknown,
     }
 
@@ -155,8 +155,8 @@ def _adapters_of(items: Sequence[Mapping[str, Any]]) -> set[str]:
     return {item["adapter"] for item in items if item["adapter"] is not None}
 
 
-def _evenly(prompts: Sequence[list[int]]) -> list[list[int]]:
-    """A few of the prompts, from all of the run's sets, cut to a length that a CPU goes through in seconds."""
+def _canary_prompts(prompts: Sequence[list[int]]) -> list[list[int]]:
+    """A few prompts, spread evenly over the run's sets, cut to a length that a CPU processes in seconds."""
     step = max(1, len(prompts) // CANARY_PROMPTS)
     return [prompt[-CANARY_TOKENS:] for prompt in prompts[::step][:CANARY_PROMPTS]]
 
@@ -167,16 +167,16 @@ def generate(
     """The answers to ``items`` as they finish; :func:`answers` without starting the engine."""
     from vllm import SamplingParams
 
-    ends = {name: end_tokens(request.lora_path) for name, request in requests.items()}
+    stop_tokens = {name: end_tokens(request.lora_path) for name, request in requests.items()}
 
     def sampling(item: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams(
             max_tokens=item["max_new_tokens"],
             temperature=settings["temperature"],
             top_p=settings["top_p"],
-            seed=own_seed(settings["seed"], item["token_ids"]),
-            stop_token_ids=ends.get(item["adapter"], []),  # vLLM itself knows the base's only
-            detokenize=False,  # once at the end, as a whole, instead of token by token
+            seed=sampling_seed(settings["seed"], item["token_ids"]),
+            stop_token_ids=stop_tokens.get(item["adapter"], []),  # vLLM itself knows only the base's
+            detokenize=False,  # the whole answer is decoded once, below, instead of token by token
         )
 
     ids = llm.enqueue(
@@ -185,7 +185,7 @@ def generate(
         lora_request=[requests.get(item["adapter"]) for item in items],
         use_tqdm=False,
     )
-    # What comes back is numbered as it was handed over; inside the engine the number has a random ending.
+    # Outputs carry the request's number. The ids that enqueue() returns add a random suffix to it.
     by_id = {request_id.partition("-")[0]: item for request_id, item in zip(ids, items, strict=True)}
     engine, tokenizer = llm.llm_engine, llm.get_tokenizer()
     while engine.has_unfinished_requests():

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.eval.explain.ablations import Ablation, Effect, batches_of
 from monolora.eval.judges import Judge
-from monolora.eval.process import results_of, rows_of
+from monolora.eval.process import inline_rows, worker_rows
 from monolora.eval.records import OK
 from monolora.explain.ablation import ablated
 from monolora.inference import GREEDY, evaluating, padded
@@ -119,7 +119,7 @@ def _flags(judge: Judge, texts: Sequence[tuple[str, str]], logs: Path) -> dict[t
     job = {"settings": judge.settings, "items": items, "done": []}
     log = logs / f"judge-{re.sub('[^A-Za-z0-9.-]', '_', judge.name)}.log"
     rows: Iterable[dict[str, Any]] = (
-        rows_of(judge.target, job) if judge.in_process else results_of(judge.target, job, log)
+        inline_rows(judge.target, job) if judge.in_process else worker_rows(judge.target, job, log)
     )
     flags = dict.fromkeys(texts, np.nan)
     with tracked(f"Judgements by {judge.name}", len(items)) as step:

@@ -1,4 +1,4 @@
-"""Who says whether a response is harmful."""
+"""Judges: what decides whether a response is harmful, or a refusal."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ REFUSAL = "refusal"
 
 
 def make(word: str, options: JudgeOptions) -> Judge:
-    """The judge that a word of ``--judges`` names. Its config and tokenizer are looked at; no weights are loaded.
+    """The judge that a word of ``--judges`` names. Reads its config and tokenizer, but no weights.
 
     Args:
         word: ``shieldgemma[:MODEL]``, ``beaverdam[:MODEL]``, ``classifier:MODEL`` or ``refusal``; MODEL is a path or a
             hub id.
-        options: how it is run.
+        options: how the judge is executed.
 
     Raises:
-        InputError: if there is no such judge, or its model cannot be had or cannot be this judge.
+        InputError: if there is no such judge, or its model is unavailable or of another kind.
     """
     name, colon, model = word.partition(":")
     if name == REFUSAL:

@@ -1,8 +1,8 @@
-"""Beavertails-7B moderation (PKU-Alignment/beaver-dam-7b): 14 kinds of harm, each with a probability of its own.
+"""beaver-dam (PKU-Alignment/beaver-dam-7b), the moderation model of BeaverTails: a probability for each of 14 harms.
 
-Its checkpoint is a ``LlamaForSequenceClassification``, loaded by the authors' code with
-``AutoModelForSequenceClassification``: the labels' logits at the last token that is no padding, each through a sigmoid.
-The format of what it reads is in :mod:`monolora.beaverdam`.
+The checkpoint is a ``LlamaForSequenceClassification``, which the authors' code loads with
+``AutoModelForSequenceClassification``: the labels' logits at the last token that is not padding, each through a
+sigmoid. :mod:`monolora.beaverdam` has its labels and its input format.
 """
 
 from __future__ import annotations
@@ -11,53 +11,67 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from scipy.special import expit
 from transformers import PreTrainedTokenizerBase
 
 from monolora.beaverdam import LABELS, THRESHOLD, TooLongError, encode_all
 from monolora.errors import InputError
-from monolora.eval.judges import backends, checkpoints
-from monolora.eval.judges.base import TOO_LONG, Judge, JudgeOptions, Readable, Unreadable, judgements_of, sigmoid
-from monolora.eval.judges.checkpoints import Checkpoint
+from monolora.eval.judges.backend import EncodedResponse, Logits
+from monolora.eval.judges.base import Judge, JudgeOptions
+from monolora.eval.judges.checkpoints import (
+    CLASSIFIER,
+    Checkpoint,
+    checkpoint_identity,
+    find_checkpoint,
+    resolve_engine,
+    worker_settings,
+)
+from monolora.eval.judges.model_judge import (
+    TOO_LONG,
+    RejectedResponse,
+    judge_responses,
+    make_backend,
+)
 from monolora.hub import load_tokenizer
 
-DEFAULT = "PKU-Alignment/beaver-dam-7b"
-FORMAT = 1  # of the text; part of the judge's identity
+DEFAULT_MODEL = "PKU-Alignment/beaver-dam-7b"
+FORMAT_VERSION = 1  # of the text; part of the judge's identity, so raise it when the text changes
 
 
 def make(model: str | None, options: JudgeOptions) -> Judge:
     """The judge of a checkpoint (default: ``PKU-Alignment/beaver-dam-7b``).
 
     Raises:
-        InputError: if it cannot be had, or its labels are not the 14.
+        InputError: if it is unavailable, or its labels are not the 14.
     """
-    checkpoint = checkpoints.find(model or DEFAULT, checkpoints.CLASSIFIER, options)
-    return of_checkpoint(checkpoint, "beaverdam", options, checkpoints.engine_of(options, "vllm"))
+    checkpoint = find_checkpoint(model or DEFAULT_MODEL, CLASSIFIER, options)
+    return from_checkpoint(checkpoint, "beaverdam", options, resolve_engine(options, "vllm"))
 
 
-def of_checkpoint(checkpoint: Checkpoint, name: str, options: JudgeOptions, engine: str) -> Judge:
-    """The judge of a checkpoint that is there, under a name of its own.
+def from_checkpoint(checkpoint: Checkpoint, name: str, options: JudgeOptions, engine: str) -> Judge:
+    """The judge of a checkpoint with beaver-dam's labels, under a given name.
 
     Raises:
         InputError: if its labels are not the 14.
     """
     labels = _labels(checkpoint)
-    positions = checkpoint.facts.get("max_position_embeddings", math.inf)
+    positions = checkpoint.config_json.get("max_position_embeddings", math.inf)
     length = min(options.beaverdam_max_length, positions, options.max_model_len or math.inf)
-    settings = checkpoints.settings(checkpoint, options, engine, int(length))
+    settings = worker_settings(checkpoint, options, engine, int(length))
     return Judge(
         name=name,
         kind="harm",
         scores=LABELS,
         threshold=THRESHOLD,
         unsafe=LABELS,
-        identity=checkpoints.identity(checkpoint, settings, kind="beaverdam", format=FORMAT),
+        identity=checkpoint_identity(checkpoint, settings, kind="beaverdam", format=FORMAT_VERSION),
         target="monolora.eval.judges.beaverdam:judgements",
         settings=settings | {"labels": labels},
     )
 
 
 def _labels(checkpoint: Checkpoint) -> list[str]:
-    """Of the logits, in their order; a checkpoint that names none has the judge's own order."""
+    """The labels in the order of the logits. Unnamed ones (``LABEL_0``, …) are in beaver-dam's own order."""
     labels = checkpoint.labels
     if len(labels) != len(LABELS):
         raise InputError(
@@ -75,13 +89,13 @@ def _labels(checkpoint: Checkpoint) -> list[str]:
     return labels
 
 
-class Reader:
-    """One text a response.
+class BeaverDamFormat:
+    """One text per response.
 
     Args:
         tokenizer: of the checkpoint.
-        max_length: tokens of the text, at most.
-        labels: of the logits, in their order.
+        max_length: maximum number of tokens of the text.
+        labels: in the order of the logits.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, labels: Sequence[str]) -> None:
@@ -89,31 +103,32 @@ class Reader:
         self._max_length = max_length
         self._labels = labels
 
-    def read(self, items: Sequence[Mapping[str, Any]]) -> list[Readable | Unreadable]:
-        """Token ids; what does not fit is cut from the end."""
+    def encode(self, items: Sequence[Mapping[str, Any]]) -> list[EncodedResponse | RejectedResponse]:
+        """Token ids; a text that does not fit is truncated at its end, which is the response's."""
         pairs = [(item["prompt"], item["response"]) for item in items]
         return [
-            Unreadable(item["key"], f"{TOO_LONG}: {encoded}")
+            RejectedResponse(item["key"], f"{TOO_LONG}: {encoded}")
             if isinstance(encoded, TooLongError)
-            else Readable(item["key"], [encoded.token_ids], encoded.cut)
+            else EncodedResponse(item["key"], [encoded.token_ids], encoded.cut)
             for item, encoded in zip(items, encode_all(self._tokenizer, pairs, self._max_length), strict=True)
         ]
 
-    def scores(self, logits: Sequence[Sequence[float]]) -> dict[str, float]:
+    def scores(self, logits: Logits) -> dict[str, float]:
         """The probability of each label, in beaver-dam's order."""
-        (of_labels,) = logits
-        found = dict(zip(self._labels, map(sigmoid, of_labels), strict=True))
-        return {label: found[label] for label in LABELS}
+        (label_logits,) = logits
+        probabilities = dict(zip(self._labels, expit(label_logits).tolist(), strict=True))
+        return {label: probabilities[label] for label in LABELS}
 
 
 def judgements(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Judge responses; see :func:`monolora.eval.judges.base.judgements_of`.
+    """Judge responses; see :func:`monolora.eval.judges.model_judge.judge_responses`.
 
     Raises:
         InputError: if the weights are damaged.
         RunError: if the engine does not start.
     """
     settings = job["settings"]
+    # Truncation drops the end of the response, whatever side the checkpoint's tokenizer would truncate.
     tokenizer = load_tokenizer(settings["folder"], truncation_side="right")
-    reader = Reader(tokenizer, settings["max_length"], settings["labels"])
-    yield from judgements_of(job, reader, backends.classification(settings))
+    judge_format = BeaverDamFormat(tokenizer, settings["max_length"], settings["labels"])
+    yield from judge_responses(job, judge_format, make_backend(settings).classifier_logits)

@@ -1,4 +1,4 @@
-"""A judge's checkpoint, looked at without loading its weights."""
+"""The checkpoint of a judge that is a model, examined without loading its weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Checkpoint(NamedTuple):
 
     Attributes:
         name: as the user gave it.
-        folder: where it lies.
-        config: of transformers.
+        folder: that holds it.
+        config: the model's config.
     """
 
     name: str
@@ -32,32 +32,32 @@ class Checkpoint(NamedTuple):
     config: PreTrainedConfig
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Its config, as JSON: what an architecture has no notion of is not there."""
+    def config_json(self) -> dict[str, Any]:
+        """The config as JSON, in which a setting that the architecture does not know is absent."""
         return self.config.to_dict()
 
     @property
     def labels(self) -> list[str]:
-        """Of a classifier, in the order of its logits."""
+        """A classifier's labels, in the order of its logits."""
         return [label for _, label in sorted((self.config.id2label or {}).items())]
 
 
-def find(name: str, architecture: str, options: JudgeOptions) -> Checkpoint:
+def find_checkpoint(name: str, architecture: str, options: JudgeOptions) -> Checkpoint:
     """The checkpoint of a judge.
 
     Args:
         name: a path or a hub id.
-        architecture: how the name of its class has to end, such as ``ForSequenceClassification``.
-        options: with a server, the folder needs no weights.
+        architecture: the required end of its class's name, such as ``ForSequenceClassification``.
+        options: of the run; with the server engine the folder needs no weights.
 
     Raises:
-        InputError: if it cannot be had, is of another architecture, or its weights are no safetensors.
+        InputError: if it is unavailable, of another architecture, or its weights are not safetensors.
     """
     folder = resolve_model(name)
     config = load_config(folder)
-    given = (config.architectures or ["unknown"])[0]
-    if not given.endswith(architecture):
-        raise InputError(f"{name} is of the class {given}; this judge has to be a …{architecture}.")
+    model_class = (config.architectures or ["unknown"])[0]
+    if not model_class.endswith(architecture):
+        raise InputError(f"{name} is of the class {model_class}; this judge has to be a …{architecture}.")
     if options.engine != "server" and not list(Path(folder).glob("*.safetensors")):
         raise InputError(
             f"{folder} holds no *.safetensors, and other weights are not loaded. Convert them once: load {name} with "
@@ -66,19 +66,19 @@ def find(name: str, architecture: str, options: JudgeOptions) -> Checkpoint:
     return Checkpoint(name, folder, config)
 
 
-def engine_of(options: JudgeOptions, automatic: str) -> str:
-    """Who runs a judge; ``automatic`` is what ``auto`` means for it."""
+def resolve_engine(options: JudgeOptions, preferred: str) -> str:
+    """The engine of a judge. ``auto`` means ``preferred`` if vLLM is installed, otherwise transformers."""
     if options.engine != "auto":
         return options.engine
-    return "hf" if importlib.util.find_spec("vllm") is None else automatic
+    return "hf" if importlib.util.find_spec("vllm") is None else preferred
 
 
-# Options that one engine alone reads.
-_READ_BY = {"server": ("concurrency", "retries", "timeout_s", "api_key_env"), "vllm": ("tensor_parallel_size",)}
+# Options that only one engine reads.
+_ENGINE_OPTIONS = {"server": ("concurrency", "retries", "timeout_s", "api_key_env"), "vllm": ("tensor_parallel_size",)}
 
 
-def settings(checkpoint: Checkpoint, options: JudgeOptions, engine: str, max_length: int) -> dict[str, Any]:
-    """What every model judge's process is told."""
+def worker_settings(checkpoint: Checkpoint, options: JudgeOptions, engine: str, max_length: int) -> dict[str, Any]:
+    """The settings that the worker process of every model judge needs."""
     return {
         "model": checkpoint.name,
         "folder": checkpoint.folder,
@@ -89,13 +89,13 @@ def settings(checkpoint: Checkpoint, options: JudgeOptions, engine: str, max_len
         "max_length": max_length,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "endpoints": list(options.endpoints),
-    } | {name: getattr(options, name) for name in _READ_BY.get(engine, ())}
+    } | {name: getattr(options, name) for name in _ENGINE_OPTIONS.get(engine, ())}
 
 
-def identity(checkpoint: Checkpoint, told: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """What makes a judge's scores what they are: weights, config, tokenizer, engine, dtype, and ``more``.
+def checkpoint_identity(checkpoint: Checkpoint, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Everything that a judge's scores depend on: weights, config, tokenizer, engine, dtype, and ``more``.
 
-    A hub id is part of it; the path of a folder is not, for a folder may be moved.
+    A hub id is part of it. The path of a folder is not, because a folder may be moved.
     """
     return {
         "model": None if Path(checkpoint.name).exists() else checkpoint.name,
@@ -103,21 +103,21 @@ def identity(checkpoint: Checkpoint, told: dict[str, Any], **more: Any) -> dict[
         "weights": fingerprint_files(checkpoint.folder),
         "config": fingerprint_files(checkpoint.folder, "config.json"),
         "tokenizer": [fingerprint_files(checkpoint.folder, suffix) for suffix in _TOKENIZER_FILES],
-        "engine": told["engine"],
-        "dtype": told["dtype"],
-        "max_length": told["max_length"],
+        "engine": settings["engine"],
+        "dtype": settings["dtype"],
+        "max_length": settings["max_length"],
         **more,
     }
 
 
 def _revision(folder: str) -> str | None:
-    """The commit, if the folder is one of the hub's cache."""
+    """The commit, if the folder is a snapshot in the hub's cache."""
     path = Path(folder)
     return path.name if path.parent.name == "snapshots" else None
 
 
 def _dtype(checkpoint: Checkpoint, options: JudgeOptions) -> str:
-    """By name, for vLLM's own ``auto`` is another one than transformers'."""
+    """The dtype's name, never ``auto``: vLLM and transformers disagree on what that means."""
     if options.dtype != "auto":
         return options.dtype
     return str(checkpoint.config.dtype or torch.float32).removeprefix("torch.")

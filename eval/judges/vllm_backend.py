@@ -1,4 +1,4 @@
-"""Judges' logits by vLLM, offline. All calls are handed over at once; rows are given back as they finish."""
+"""Judges' logits from vLLM, offline. All calls are enqueued at once; responses are yielded as they finish."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from monolora.errors import RunError, in_one_line
 from monolora.eval.engines.vllm import memory_share, prepare_environment
-from monolora.eval.judges.base import Logits, Readable, padding_token, unpadded
+from monolora.eval.judges.backend import EncodedResponse, Logits, padding_token, strip_padding
 from monolora.hub import load_config
 from monolora.remote_code import trusts_code
 
@@ -17,87 +17,99 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 
-def next_token_logits(
-    settings: Mapping[str, Any], rows: Sequence[Readable], done: set[str]
-) -> Iterator[tuple[str, Logits]]:
-    """Log-probs of ``settings["answers"]`` after each call: their logits, up to a constant.
+class VllmBackend:
+    """A :class:`~monolora.eval.judges.backend.Backend`.
 
-    They are those of the raw logits (vLLM's ``raw_logprobs``, before temperature and penalties), of exactly these
-    tokens, whether or not they are among the likeliest.
+    Args:
+        settings: ``folder``, ``dtype``, ``max_length``, ``gpu_memory_utilization``, ``tensor_parallel_size``, and
+            ``answers`` for next-token logits.
     """
-    llm = _start(settings, settings["max_length"] + 1)  # one token is generated
-    from vllm import SamplingParams
 
-    answers = settings["answers"]
-    params = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=answers, detokenize=False)
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = settings
 
-    def logits(output: Any) -> list[float]:
-        (log_probs,) = output.outputs[0].logprobs
-        return [log_probs[token].logprob for token in answers]
+    def next_token_logits(self, responses: Sequence[EncodedResponse], done: set[str]) -> Iterator[tuple[str, Logits]]:
+        """Log-probabilities of the answers, which are their logits up to a constant.
 
-    yield from _finished(llm, rows, done, params, logits)
+        vLLM takes them from the raw logits (``raw_logprobs``, before temperature and penalties), of exactly these
+        tokens, whether or not they are among the most likely.
+        """
+        llm = self._start(self._settings["max_length"] + 1)  # one token is generated
+        from vllm import SamplingParams
 
+        answers = self._settings["answers"]
+        params = SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=answers, detokenize=False)
 
-def classifier_logits(
-    settings: Mapping[str, Any], rows: Sequence[Readable], done: set[str]
-) -> Iterator[tuple[str, Logits]]:
-    """Logits of all labels, before vLLM's activation (which is a softmax where the config names no problem type)."""
-    pad = padding_token(settings["folder"], load_config(settings["folder"]))
-    llm = _start(settings, settings["max_length"], runner="pooling", convert="classify")
-    from vllm import PoolingParams
+        def logits(output: Any) -> list[float]:
+            (log_probs,) = output.outputs[0].logprobs
+            return [log_probs[token].logprob for token in answers]
 
-    bare = [row._replace(calls=[unpadded(call, pad) for call in row.calls]) for row in rows]
-    params = PoolingParams(task="classify", use_activation=False)
-    yield from _finished(llm, bare, done, params, lambda output: output.outputs.data.double().tolist())
+        yield from _finished(llm, responses, done, params, logits)
 
+    def classifier_logits(self, responses: Sequence[EncodedResponse], done: set[str]) -> Iterator[tuple[str, Logits]]:
+        """Logits of all labels, without vLLM's activation: a softmax where the config names no problem type."""
+        pad = padding_token(self._settings["folder"], load_config(self._settings["folder"]))
+        llm = self._start(self._settings["max_length"], runner="pooling", convert="classify")
+        from vllm import PoolingParams
 
-def _start(settings: Mapping[str, Any], max_model_len: int, **kind: str) -> LLM:
-    """An engine for the judge.
+        stripped = [
+            response._replace(calls=[strip_padding(call, pad) for call in response.calls]) for response in responses
+        ]
+        params = PoolingParams(task="classify", use_activation=False)
+        yield from _finished(llm, stripped, done, params, lambda output: output.outputs.data.double().tolist())
 
-    Raises:
-        RunError: if vLLM does not start.
-    """
-    prepare_environment(batch_invariant=False)
-    from vllm import LLM
+    def _start(self, max_model_len: int, **runner: str) -> LLM:
+        """An engine for the judge.
 
-    try:
-        return LLM(
-            settings["folder"],
-            dtype=settings["dtype"],
-            max_model_len=max_model_len,
-            gpu_memory_utilization=settings["gpu_memory_utilization"] or memory_share(),
-            tensor_parallel_size=settings["tensor_parallel_size"],
-            enforce_eager=not torch.cuda.is_available(),
-            skip_tokenizer_init=True,
-            trust_remote_code=trusts_code(),
-            **kind,
-        )
-    except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
-        raise RunError(f"vLLM does not start with {settings['folder']}: {in_one_line(error)}") from error
+        Raises:
+            RunError: if vLLM does not start.
+        """
+        prepare_environment(batch_invariant=False)
+        from vllm import LLM
+
+        settings = self._settings
+        try:
+            return LLM(
+                settings["folder"],
+                dtype=settings["dtype"],
+                max_model_len=max_model_len,
+                gpu_memory_utilization=settings["gpu_memory_utilization"] or memory_share(),
+                tensor_parallel_size=settings["tensor_parallel_size"],
+                enforce_eager=not torch.cuda.is_available(),
+                skip_tokenizer_init=True,
+                trust_remote_code=trusts_code(),
+                **runner,
+            )
+        except (ValueError, RuntimeError, OSError, NotImplementedError) as error:
+            raise RunError(f"vLLM does not start with {settings['folder']}: {in_one_line(error)}") from error
 
 
 def _finished(
-    llm: LLM, rows: Sequence[Readable], done: set[str], params: Any, logits: Callable[[Any], list[float]]
+    llm: LLM,
+    responses: Sequence[EncodedResponse],
+    done: set[str],
+    params: Any,
+    logits: Callable[[Any], list[float]],
 ) -> Iterator[tuple[str, Logits]]:
-    """The rows that are not done, each as soon as all of its calls are.
+    """The responses that are not done, each as soon as all of its calls are finished.
 
-    The calls of a row are handed over side by side: what they have in common is then computed once (prefix cache), also
-    by requests of the same step.
+    The calls of a response are enqueued one after the other: vLLM's prefix cache then computes their common beginning
+    once, even for requests of the same step.
     """
     from vllm.inputs import tokens_input
 
     engine = llm.llm_engine
-    waiting = {row.key: dict[int, list[float]]() for row in rows if row.key not in done}
-    calls: dict[str, tuple[Readable, int]] = {}
-    for row in rows:
-        for number, token_ids in enumerate(row.calls if row.key in waiting else []):
-            name = str(len(calls))
-            calls[name] = row, number
-            engine.add_request(name, tokens_input(token_ids), params)
+    pending = {response.key: dict[int, list[float]]() for response in responses if response.key not in done}
+    requests: dict[str, tuple[EncodedResponse, int]] = {}
+    for response in responses:
+        for number, token_ids in enumerate(response.calls if response.key in pending else []):
+            request_id = str(len(requests))
+            requests[request_id] = response, number
+            engine.add_request(request_id, tokens_input(token_ids), params)
     while engine.has_unfinished_requests():
         for output in engine.step():
-            row, number = calls[output.request_id]
-            waiting[row.key][number] = logits(output)
-            if len(waiting[row.key]) == len(row.calls):
-                found = waiting.pop(row.key)
-                yield row.key, [found[call] for call in range(len(row.calls))]
+            response, number = requests[output.request_id]
+            pending[response.key][number] = logits(output)
+            if len(pending[response.key]) == len(response.calls):
+                calls = pending.pop(response.key)
+                yield response.key, [calls[number] for number in range(len(response.calls))]

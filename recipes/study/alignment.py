@@ -1,7 +1,7 @@
 """Does MonoLoRA keep alignment, and gain on the task? The paper's table 2 on a real chat model, with error bars.
 
-    python recipes/study/alignment.py --config recipes/studies/smollm2.yaml
-    python recipes/study/alignment.py --config recipes/studies/smollm2.yaml --preset gpu --dry-run
+    python recipes/study/alignment.py --config recipes/study/smollm2.yaml
+    python recipes/study/alignment.py --config recipes/study/smollm2.yaml --preset gpu --dry-run
 
 Trains every adapter on every data set at several learning rates, chooses the rate on held-out training examples, trains
 the other seeds, evaluates base and adapters together, and writes OUT/report/report.md. What is done is not done again:
@@ -19,7 +19,7 @@ from monolora.flags import FlagParser
 from monolora.locks import locked
 from monolora.recipes.study import plan
 from monolora.recipes.study.cost_estimate import dry_run
-from monolora.recipes.study.lr_selection import rates
+from monolora.recipes.study.lr_selection import selected_rates
 from monolora.recipes.study.plan import check_commands
 from monolora.recipes.study.report import KIND, REPORT, check_records, keep_records, write_report
 from monolora.recipes.study.runner import Runner
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     )
     flags = parser.parse(words)
     if path is None:
-        raise InputError("Which study? Give its file with --config, such as recipes/studies/smollm2.yaml.")
+        raise InputError("Which study? Give its file with --config, such as recipes/study/smollm2.yaml.")
     if flags.jobs < 1:
         raise InputError(f"--jobs is {flags.jobs}; it must be 1 or more.")
     study = load(path, flags.preset, flags.out)
@@ -79,12 +79,12 @@ def check_folder(study: Study) -> None:
 
 def run(study: Study, jobs: int = 1) -> None:
     """Do all cells that are not done, ``jobs`` at a time."""
-    runner = Runner(study.folder, len(plan.planned(study)), jobs)
+    runner = Runner(study.folder, len(plan.all_cells(study)), jobs)
     runner.run_all((cell for dataset in study.datasets for cell in plan.sweep(study, dataset)), may_diverge=True)
-    found = {dataset: rates(study, dataset) for dataset in study.datasets}
-    others = (cell for dataset in study.datasets for cell in plan.repeated(study, dataset, found[dataset]))
+    found = {dataset: selected_rates(study, dataset) for dataset in study.datasets}
+    others = (cell for dataset in study.datasets for cell in plan.repetitions(study, dataset, found[dataset]))
     runner.run_all(chain(plan.judges(study), others))
-    runner.run_all(cell for dataset in study.datasets for cell in plan.measured(study, dataset, found[dataset]))
+    runner.run_all(cell for dataset in study.datasets for cell in plan.evaluations(study, dataset, found[dataset]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which learning rate each adapter is compared at: the one with the lowest loss on held-out training examples."""
+"""Selection of the learning rate at which an adapter is compared: the lowest loss on held-out training examples."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from monolora.recipes.study.settings import Study
 from monolora.run_record import read
 
 
-class Chosen(NamedTuple):
-    """A learning rate, and what it was chosen from.
+class SelectedRate(NamedTuple):
+    """The learning rate selected for an adapter.
 
     Attributes:
-        rate: with the lowest loss; of equal ones, the smallest.
-        losses: by rate, in nats a token, on examples that are neither trained on nor tested; infinite if it diverged.
-        is_edge: whether it is the smallest or largest that was tried, so that another might be better.
+        rate: with the lowest loss; among equal ones, the smallest.
+        losses: by rate, in nats per token, on examples that are used neither for training nor for testing; infinite if
+            the training diverged.
+        is_edge: whether it is the smallest or largest rate of the sweep, so that a rate beyond it may be better.
     """
 
     rate: float
@@ -26,17 +27,17 @@ class Chosen(NamedTuple):
     is_edge: bool
 
 
-def chosen(study: Study, dataset: str, adapter: str) -> Chosen:
-    """The rate of an adapter on a data set, from the runs of the sweep.
+def select_rate(study: Study, dataset: str, adapter: str) -> SelectedRate:
+    """The rate of an adapter on a data set, from the trainings of the sweep.
 
     Raises:
-        InputError: if a run did not measure the loss.
+        InputError: if a training did not measure the loss, or all of them diverged.
     """
     losses = {}
     for rate in sorted(study.learning_rates):
         folder = training(study, dataset, adapter, rate, study.seeds[0]).folder
         record: Mapping[str, Any] = read(folder) or {}
-        if record.get("status") == "running":  # it ended there: with this rate the training diverged
+        if record.get("status") == "running":  # all cells of the sweep are done, so this training diverged
             losses[rate] = math.inf
             continue
         validation = record.get("results", {}).get("validation")
@@ -46,9 +47,9 @@ def chosen(study: Study, dataset: str, adapter: str) -> Chosen:
     best = min(losses, key=lambda rate: (losses[rate], rate))
     if losses[best] == math.inf:
         raise InputError(f"{adapter} diverged on {dataset} at every learning rate. Add lower ones to the study's file.")
-    return Chosen(best, losses, len(losses) > 1 and best in (min(losses), max(losses)))
+    return SelectedRate(best, losses, len(losses) > 1 and best in (min(losses), max(losses)))
 
 
-def rates(study: Study, dataset: str) -> dict[str, float]:
-    """Of all adapters."""
-    return {adapter: chosen(study, dataset, adapter).rate for adapter in study.adapters}
+def selected_rates(study: Study, dataset: str) -> dict[str, float]:
+    """The rates of all adapters on a data set."""
+    return {adapter: select_rate(study, dataset, adapter).rate for adapter in study.adapters}

@@ -1,4 +1,4 @@
-"""The cells of a study: each is a command that fills one folder, and can be typed by hand."""
+"""The cells of a study. Each is a command of ``monolora`` that fills one folder, and can be typed by hand."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from monolora.recipes.training import arguments
 
 
 class Cell(NamedTuple):
-    """A part of a study that is done or not.
+    """A command of a study.
 
     Attributes:
-        name: in words, distinct within the study.
-        folder: that it fills.
-        words: after ``monolora``.
-        inputs: folders of models that it takes from other cells.
+        name: for people; unique within the study.
+        folder: the command's output folder.
+        words: the command line after ``monolora``.
+        inputs: folders of models that other cells produce.
     """
 
     name: str
@@ -31,19 +31,19 @@ class Cell(NamedTuple):
 
     @property
     def command(self) -> str:
-        """To be typed."""
+        """The command line, for a shell."""
         return shlex.join(["monolora", *self.words])
 
 
 def judges(study: Study) -> Iterator[Cell]:
-    """The trainings of the study's own judges."""
+    """The trainings of the judges that the study trains."""
     for name, flags in study.judges.items():
         folder = study.folder / name
         yield Cell(name, folder, ("judge", *_words({**flags, "output_dir": folder}, ",")))
 
 
 def training(study: Study, dataset: str, adapter: str, rate: float, seed: int) -> Cell:
-    """One adapter, trained at one learning rate with one seed."""
+    """The training of an adapter at a learning rate with a seed."""
     folder = study.folder / dataset / adapter / f"lr-{rate:g}" / f"seed-{seed}"
     flags = {
         **study.sft,
@@ -60,94 +60,94 @@ def training(study: Study, dataset: str, adapter: str, rate: float, seed: int) -
 
 
 def sweep(study: Study, dataset: str) -> Iterator[Cell]:
-    """All adapters at all learning rates, with the first seed."""
+    """The trainings of all adapters at all learning rates, with the first seed."""
     for adapter in study.adapters:
         for rate in study.learning_rates:
             yield training(study, dataset, adapter, rate, study.seeds[0])
 
 
-def repeated(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
-    """All adapters at the rates that were chosen, with the other seeds."""
+def repetitions(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
+    """The trainings of all adapters at the selected rates, with the other seeds."""
     for adapter, rate in rates.items():
         for seed in study.seeds[1:]:
             yield training(study, dataset, adapter, rate, seed)
 
 
 def row_name(adapter: str, seed: int) -> str:
-    """How an adapter of one seed is called in an evaluation."""
+    """The name of an adapter of one seed in an evaluation, and so of its row in the table."""
     return f"{adapter}-seed{seed}"
 
 
 def evaluation(study: Study, dataset: str, rates: Mapping[str, float]) -> Cell:
-    """Base and all adapters of a data set, at the learning rates that were chosen."""
-    trained = {
+    """The evaluation of the base and all adapters of a data set, at the selected learning rates."""
+    adapter_folders = {
         row_name(adapter, seed): training(study, dataset, adapter, rate, seed).folder
         for adapter, rate in rates.items()
         for seed in study.seeds
     }
     folder = study.folder / dataset / "eval"
-    given, judged_by = _eval_flags(study, study.datasets[dataset].eval)
-    flags = {**given, "tasks": [dataset], "out": folder}
-    adapters = [word for name, path in trained.items() for word in ("--adapter", f"{name}={path}")]
+    eval_flags, judge_folders = _eval_flags(study, study.datasets[dataset].eval)
+    flags = {**eval_flags, "tasks": [dataset], "out": folder}
+    adapters = [word for name, path in adapter_folders.items() for word in ("--adapter", f"{name}={path}")]
     words = ("eval", "run", *_words(flags, ","), *adapters)
-    return Cell(f"{dataset}, evaluation", folder, words, (*trained.values(), *judged_by))
+    return Cell(f"{dataset}, evaluation", folder, words, (*adapter_folders.values(), *judge_folders))
 
 
 def curves(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
-    """The checkpoints of the first seed's training, one evaluation an adapter."""
+    """The evaluations of the checkpoints of the first seed's training, one per adapter."""
     if study.curve is None:
         return
     for adapter in study.curve.adapters:
-        trained = training(study, dataset, adapter, rates[adapter], study.seeds[0]).folder
+        run = training(study, dataset, adapter, rates[adapter], study.seeds[0]).folder
         folder = study.folder / dataset / "curves" / adapter
-        given, judged_by = _eval_flags(study, study.curve.eval)
-        words = ("eval", "run", *_words({**given, "out": folder}, ","), "--checkpoints", f"{trained}/checkpoint-*")
-        yield Cell(f"{dataset}, {adapter}, along the training", folder, words, (trained, *judged_by))
+        eval_flags, judge_folders = _eval_flags(study, study.curve.eval)
+        words = ("eval", "run", *_words({**eval_flags, "out": folder}, ","), "--checkpoints", f"{run}/checkpoint-*")
+        yield Cell(f"{dataset}, {adapter}, along the training", folder, words, (run, *judge_folders))
 
 
-def measured(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
-    """All that is measured of a data set's adapters."""
+def evaluations(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
+    """All evaluations of a data set's adapters."""
     yield evaluation(study, dataset, rates)
     yield from curves(study, dataset, rates)
 
 
-def _eval_flags(study: Study, own: Mapping[str, Any]) -> tuple[dict[str, Any], list[Path]]:
-    """The flags of an evaluation, and the folders of the study's own judges among them."""
-    flags = {**study.eval, **own, "model": study.model}
+def _eval_flags(study: Study, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[Path]]:
+    """The flags of an evaluation, and the folders of those of its judges that the study trains."""
+    flags = {**study.eval, **overrides, "model": study.model}
     folders = {str(word): study.own_judge(str(word)) for word in flags.get("judges", [])}
     flags["judges"] = [f"classifier:{folder}" if folder else word for word, folder in folders.items()]
     return flags, [folder for folder in folders.values() if folder]
 
 
-def _words(flags: Mapping[str, Any], between: str) -> Iterator[str]:
-    """Flags and values; the items of a list are words of their own, or one word with commas."""
+def _words(flags: Mapping[str, Any], separator: str) -> Iterator[str]:
+    """The words of a command line. A list becomes several words if the separator is a space, otherwise one word."""
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
             yield flag
         elif isinstance(value, (list, tuple)):
-            yield from (flag, *map(str, value)) if between == " " else (flag, between.join(map(str, value)))
+            yield from (flag, *map(str, value)) if separator == " " else (flag, separator.join(map(str, value)))
         elif value is not None and value is not False:
             yield from (flag, str(value))
 
 
 def middle_rate(study: Study) -> float:
-    """Of the study's learning rates."""
+    """The middle one of the study's learning rates."""
     return sorted(study.learning_rates)[len(study.learning_rates) // 2]
 
 
-def planned(study: Study) -> Sequence[Cell]:
-    """All cells in their order; a middle learning rate stands for what the sweep would choose."""
-    chosen = dict.fromkeys(study.adapters, middle_rate(study))
+def all_cells(study: Study) -> Sequence[Cell]:
+    """All cells in their order. The middle learning rate stands for the one that the sweep would select."""
+    rates = dict.fromkeys(study.adapters, middle_rate(study))
     return [
         *(cell for dataset in study.datasets for cell in sweep(study, dataset)),
         *judges(study),
-        *(cell for dataset in study.datasets for cell in repeated(study, dataset, chosen)),
-        *(cell for dataset in study.datasets for cell in measured(study, dataset, chosen)),
+        *(cell for dataset in study.datasets for cell in repetitions(study, dataset, rates)),
+        *(cell for dataset in study.datasets for cell in evaluations(study, dataset, rates)),
     ]
 
 
-_LOOKERS: dict[str, Callable[[list[str]], object]] = {
+_PARSERS: dict[str, Callable[[list[str]], object]] = {
     "judge": judge.parse,
     "sft": arguments.parse,
     "eval": lambda words: command_line.parse(words[1:], "monolora eval run"),
@@ -155,24 +155,24 @@ _LOOKERS: dict[str, Callable[[list[str]], object]] = {
 
 
 def check_commands(study: Study) -> None:
-    """Check one command of each kind of cell, as those that differ by rate and seed only are alike.
+    """Check the flags of all cells, one command per kind: cells that differ only in rate and seed have the same flags.
 
     Raises:
         InputError: naming the cell and the flag.
     """
-    seen = set()
-    for cell in planned(study):
+    checked = set()
+    for cell in all_cells(study):
         kind = cell.name.partition(", lr ")[0]
-        if kind not in seen:
-            seen.add(kind)
+        if kind not in checked:
+            checked.add(kind)
             _check(cell)
 
 
 def _check(cell: Cell) -> None:
     program, *words = cell.words
-    if "--checkpoints" in words:  # which are not there yet
+    if "--checkpoints" in words:  # they do not exist yet, and the parser looks for them
         words = words[: words.index("--checkpoints")]
     try:
-        _LOOKERS[program](words)
+        _PARSERS[program](words)
     except InputError as error:
         raise InputError(f"{cell.name}: {error}") from error

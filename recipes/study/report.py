@@ -14,7 +14,7 @@ from monolora.eval import run as runs
 from monolora.files import read_json
 from monolora.recipes.study import tables
 from monolora.recipes.study.claims import Verdict, claims, counted, verdicts
-from monolora.recipes.study.lr_selection import Chosen, chosen
+from monolora.recipes.study.lr_selection import SelectedRate, select_rate
 from monolora.recipes.study.plan import training
 from monolora.recipes.study.plots import draw, figure_name
 from monolora.recipes.study.results import Values, definitions, of_dataset
@@ -26,7 +26,7 @@ from monolora.runs import Kind, OutputFolder, write_aside
 _ALIKE = ("max_train_samples", "num_train_epochs", "per_device_train_batch_size", "max_length", "lora_r")
 
 
-def about(study: Study, rates: Mapping[str, Mapping[str, Chosen]]) -> str:
+def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> str:
     """Sentences for the report.
 
     Raises:
@@ -129,7 +129,8 @@ def write_report(study: Study) -> str:
     """
     columns = {dataset: of_dataset(study, dataset) for dataset in study.datasets}
     rates = {
-        dataset: {adapter: chosen(study, dataset, adapter) for adapter in study.adapters} for dataset in study.datasets
+        dataset: {adapter: select_rate(study, dataset, adapter) for adapter in study.adapters}
+        for dataset in study.datasets
     }
     decided = verdicts([claim for dataset, of in columns.items() for claim in claims(study, dataset, of)])
     texts = {
@@ -157,7 +158,7 @@ def _csv(by_dataset: Iterable[Iterable[Mapping[str, Any]]]) -> str:
 def report_text(
     study: Study,
     columns: Mapping[str, Sequence[Values]],
-    rates: Mapping[str, Mapping[str, Chosen]],
+    rates: Mapping[str, Mapping[str, SelectedRate]],
     decided: Sequence[Verdict],
 ) -> str:
     """The whole report, as Markdown."""
@@ -173,7 +174,9 @@ def report_text(
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _of_dataset(study: Study, dataset: str, columns: Sequence[Values], rates: Mapping[str, Chosen]) -> Iterator[str]:
+def _of_dataset(
+    study: Study, dataset: str, columns: Sequence[Values], rates: Mapping[str, SelectedRate]
+) -> Iterator[str]:
     folder = study.folder / "report"
     first, second = tables.headline(columns), tables.beside(columns)
     yield from ("The columns of the paper's table 2:", "", tables.means_table(study, first), "")

@@ -1,4 +1,4 @@
-"""Doing what is not done yet, cell by cell, each in a process of its own; when killed, the next call goes on."""
+"""Runs the cells of a study, each in a worker process. A study that was killed resumes at the next call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from monolora import cli
 from monolora.errors import InputError, RunError, SaveError
-from monolora.eval.process import results_of
+from monolora.eval.process import worker_rows
 from monolora.eval.run import KIND as EVALUATION
 from monolora.files import read_json
 from monolora.hub import local_path
@@ -30,12 +30,12 @@ from monolora.runs import claim, write_json
 from monolora.terminal import STDERR
 
 _KINDS = {"sft": SFT, "judge": JUDGE, "eval": EVALUATION}
-DIVERGED = "diverged"  # of a training, in its record
-_SAYS_DIVERGED = "error: Training diverged"
+DIVERGED = "diverged"  # the status of a training in its record
+_DIVERGED_MESSAGE = "error: Training diverged"  # in its log: divergence has no exit status of its own
 
 
 class _Record(TypedDict):
-    """Of a cell."""
+    """The record of a cell, a file in ``OUT/cells``."""
 
     command: str
     status: str
@@ -43,65 +43,68 @@ class _Record(TypedDict):
 
 
 class _DivergedError(RunError):
-    """A training whose program said that it diverged."""
+    """A training that reported that it diverged."""
 
 
 class Runner:
     """Runs the cells of a study, and knows which are done.
 
-    A cell is done if its command was the very same, on the same weights, and its folder still has what it made.
+    A cell is done if exactly its command was completed, on the same input weights, and its output still exists.
 
     Args:
         folder: of the study.
-        total: how many cells there are, for what is said.
-        jobs: how many cells are done at a time where they do not wait for one another.
+        total: number of cells, for progress messages.
+        jobs: number of independent cells that run at the same time.
+
+    Attributes:
+        completed: names of the cells that this object has run.
     """
 
     def __init__(self, folder: Path, total: int, jobs: int = 1) -> None:
         self._folder = folder
         self._total = total
         self._jobs = jobs
-        self._places = count(1)
-        self.done_now: list[str] = []
+        self._numbers = count(1)
+        self.completed: list[str] = []
 
     def run_all(self, cells: Iterable[Cell], may_diverge: bool = False) -> None:
-        """Do cells that do not wait for one another; as :meth:`run`."""
-        at_once((partial(self.run, cell, may_diverge) for cell in cells), self._jobs)
+        """Run cells that do not depend on each other; see :meth:`run`."""
+        run_parallel((partial(self.run, cell, may_diverge) for cell in cells), self._jobs)
 
     def run(self, cell: Cell, may_diverge: bool = False) -> None:
-        """Do a cell, unless it is done.
+        """Run a cell, unless it is done.
 
         Args:
-            cell: it.
-            may_diverge: whether a training that diverges is a result too, as where learning rates are tried.
+            cell: the cell.
+            may_diverge: whether divergence of a training is a result, as in a sweep of learning rates, not an error.
 
         Raises:
-            RunError: if its command fails, with the last lines of its log.
-            SaveError: if the disk does not take the record.
+            RunError: if its command fails, with the last line of its log.
+            SaveError: if the record cannot be written.
         """
-        where = f"[{next(self._places)}/{self._total}] {cell.name}"
+        label = f"[{next(self._numbers)}/{self._total}] {cell.name}"
         if self.is_done(cell):
-            _say(f"{where}: done before")
+            _say(f"{label}: already done")
             return
-        _say(f"{where} …")
-        began = time.monotonic()
-        going_on = self._going_on(cell)
+        _say(f"{label} …")
+        started = time.monotonic()
+        resume_flags = self._resume_flags(cell)
         self._write(cell, "begun", {})
         try:
-            self._command([*cell.words, *going_on], cell)
+            self._command([*cell.words, *resume_flags], cell)
         except _DivergedError:
             if not may_diverge:
                 raise
             self._write(cell, DIVERGED, {})
-            _say(f"{where}: diverged")
+            _say(f"{label}: diverged")
             return
-        seconds = round(time.monotonic() - began, 1)
-        self._write(cell, "done", {"seconds": seconds, "inputs": _inputs(cell)})
-        self.done_now.append(cell.name)
-        _say(f"{where}: {seconds:.0f} s")
+        seconds = round(time.monotonic() - started, 1)
+        self._write(cell, "done", {"seconds": seconds, "inputs": _input_fingerprints(cell)})
+        self.completed.append(cell.name)
+        _say(f"{label}: {seconds:.0f} s")
 
     def is_done(self, cell: Cell) -> bool:
-        """Whether there is nothing to do."""
+        """Whether a cell has nothing left to do."""
         record = self._read(cell)
         if record.get("status") == DIVERGED:
             return bool(record["command"] == cell.command) and cell.folder.is_dir()
@@ -109,73 +112,79 @@ class Runner:
             record.get("status") == "done"
             and record["command"] == cell.command
             and (cell.folder / "run.json").is_file()
-            and record["inputs"] == _inputs(cell)
+            and record["inputs"] == _input_fingerprints(cell)
         )
 
-    def _going_on(self, cell: Cell) -> list[str]:
-        """The flag with which a training goes on. What a command cannot go on with is removed, before it is recorded.
+    def _resume_flags(self, cell: Cell) -> list[str]:
+        """The flag with which a training resumes, if it can. Output that a command cannot resume from is removed.
 
-        An evaluation goes on by itself, with other adapters and judges too; with other settings, what is there is no
-        use to it.
+        It is removed before the new command is recorded: a study that is killed in between must not resume from the
+        output of another command. An evaluation resumes by itself, also with other adapters and judges; with other
+        settings its earlier responses are useless.
         """
         if not cell.folder.is_dir():
             return []
-        begun = self._read(cell)
-        if cell.words[0] == "eval" and _settings(begun.get("command", "")) == _settings(cell.command):
+        record = self._read(cell)
+        if cell.words[0] == "eval" and _fixed_words(record.get("command", "")) == _fixed_words(cell.command):
             return []
-        same = begun.get("status") == "begun" and begun["command"] == cell.command
-        if same and cell.words[0] == "sft" and any(cell.folder.glob("checkpoint-*")):
+        is_interrupted = record.get("status") == "begun" and record["command"] == cell.command
+        if is_interrupted and cell.words[0] == "sft" and any(cell.folder.glob("checkpoint-*")):
             return ["--resume-from-checkpoint"]
         with claim(cell.folder, _KINDS[cell.words[0]]) as folder:
-            folder.check(overwrite=True, is_known=bool(begun))
-            read = (word for word in cell.words[1:] if Path(word) != cell.folder)
-            folder.check_apart((*cell.inputs, *filter(None, map(local_path, read))))
+            folder.check(overwrite=True, is_known=bool(record))
+            # Models and data that the command reads must not lie in the folder that is emptied.
+            words = (word for word in cell.words[1:] if Path(word) != cell.folder)
+            folder.check_apart((*cell.inputs, *filter(None, map(local_path, words))))
             folder.clear()
-            with suppress(OSError):  # a lock file may be in it
+            with suppress(OSError):  # not empty: a lock file may be in it
                 cell.folder.rmdir()
         return []
 
     def _command(self, words: Sequence[str], cell: Cell) -> None:
         log = self._folder / "logs" / f"{_slug(cell.name)}.log"
-        earlier = log.stat().st_size if log.is_file() else 0
-        (status,) = [row["status"] for row in results_of(f"{__name__}:ended", {"words": list(words)}, log)]
+        earlier_size = log.stat().st_size if log.is_file() else 0  # the log has the output of earlier calls too
+        (status,) = [row["status"] for row in worker_rows(f"{__name__}:command_status", {"words": list(words)}, log)]
         if status != 0:
-            lines = log.read_bytes()[earlier:].decode(errors="replace").splitlines()
+            lines = log.read_bytes()[earlier_size:].decode(errors="replace").splitlines()
             lines = [line for line in lines if line.strip()]
             last = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "")
-            kind = _DivergedError if last.startswith(_SAYS_DIVERGED) else RunError
-            raise kind(f"{cell.name} ended with status {status}. {last} See {log}. Its command: {cell.command}")
+            error = _DivergedError if last.startswith(_DIVERGED_MESSAGE) else RunError
+            raise error(f"{cell.name} ended with status {status}. {last} See {log}. Its command: {cell.command}")
 
-    def _record(self, cell: Cell) -> Path:
+    def _record_path(self, cell: Cell) -> Path:
         return self._folder / "cells" / f"{_slug(cell.name)}.json"
 
     def _read(self, cell: Cell) -> dict[str, Any]:
         try:
-            return cast(dict[str, Any], read_json(self._record(cell), "", _Record))
-        except InputError:  # never begun, or its record is damaged: it is done again
+            return cast(dict[str, Any], read_json(self._record_path(cell), "", _Record))
+        except InputError:  # missing or damaged: the cell counts as never begun
             return {}
 
     def _write(self, cell: Cell, status: str, more: dict[str, Any]) -> None:
-        path = self._record(cell)
+        path = self._record_path(cell)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"command": cell.command, "status": status, **more})
         except OSError as error:
-            raise SaveError.of(path, error, "Free space, then give the same command again.") from error
+            raise SaveError.of(path, error, "Free space, then run the same command again.") from error
 
 
-def ended(job: Mapping[str, Any]) -> Iterator[dict[str, int]]:
-    """How a command ended; run in a process of its own, which does not outlive this one."""
+def command_status(job: Mapping[str, Any]) -> Iterator[dict[str, int]]:
+    """The exit status of a command. Called in a worker process, which does not outlive the study."""
     yield {"status": cli.main(list(job["words"]))}
 
 
-def _settings(command: str) -> list[str]:
-    """A command's words but for the models that it is given, and the judges."""
-    named = ("--adapter", "--checkpoints", "--judges")
-    return [word for before, word in pairwise(("", *shlex.split(command))) if before not in named and word not in named]
+def _fixed_words(command: str) -> list[str]:
+    """The words of an evaluation's command without its models and judges, which may change between calls."""
+    variable = ("--adapter", "--checkpoints", "--judges")
+    return [
+        word
+        for before, word in pairwise(("", *shlex.split(command)))
+        if before not in variable and word not in variable
+    ]
 
 
-def _inputs(cell: Cell) -> dict[str, str]:
+def _input_fingerprints(cell: Cell) -> dict[str, str]:
     return {str(path): fingerprint_files(path) for path in cell.inputs}
 
 
@@ -187,43 +196,44 @@ def _say(text: str) -> None:
     STDERR.print(text)
 
 
-def at_once(calls: Iterable[Callable[[], None]], jobs: int) -> None:
-    """Make all calls, up to ``jobs`` at a time; with one, here and in order.
+def run_parallel(calls: Iterable[Callable[[], None]], jobs: int) -> None:
+    """Make all calls, up to ``jobs`` at the same time; a single job makes them in this thread.
 
-    The threads are daemons: where this raises, no further call is made, and those under way end with the program.
+    Threads suffice, since each call waits for a worker process. They are daemons: after an error no further call
+    begins, and those under way end with the program. An executor would wait for them.
 
     Args:
-        calls: in the order in which they are begun.
-        jobs: how many at a time; 1 or more.
+        calls: in the order in which they begin.
+        jobs: maximum number of simultaneous calls, at least 1.
 
     Raises:
-        Exception: what the first call that failed raised.
+        Exception: that of the first call that failed.
     """
     if jobs == 1:
         for call in calls:
             call()
         return
-    waiting, taking, stopped = iter(calls), threading.Lock(), threading.Event()
-    ended: SimpleQueue[Exception | None] = SimpleQueue()
+    pending, lock, stopped = iter(calls), threading.Lock(), threading.Event()
+    outcomes: SimpleQueue[Exception | None] = SimpleQueue()
 
     def work() -> None:
         try:
             while not stopped.is_set():
-                with taking:
-                    call = next(waiting, None)
+                with lock:  # a generator cannot be advanced by two threads at the same time
+                    call = next(pending, None)
                 if call is None:
                     break
                 call()
         except Exception as error:
-            ended.put(error)
+            outcomes.put(error)
         else:
-            ended.put(None)
+            outcomes.put(None)
 
     for _ in range(jobs):
         threading.Thread(target=work, daemon=True).start()
     try:
         for _ in range(jobs):
-            error = ended.get()
+            error = outcomes.get()
             if error is not None:
                 raise error
     finally:

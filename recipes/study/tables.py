@@ -13,7 +13,7 @@ from monolora.eval.measures.columns import PERCENT
 from monolora.eval.report.charts import HEADLINE_PLACES
 from monolora.random_effects import Estimate
 from monolora.recipes.study.claims import decimals_of, said_p
-from monolora.recipes.study.lr_selection import Chosen
+from monolora.recipes.study.lr_selection import SelectedRate
 from monolora.recipes.study.plan import training
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import TABLE_2, Study
@@ -115,7 +115,7 @@ def paper_table(dataset: str) -> str | None:
     )
 
 
-def rates_table(study: Study, dataset: str, found: Mapping[str, Chosen], of: Path) -> str:
+def rates_table(study: Study, dataset: str, found: Mapping[str, SelectedRate], of: Path) -> str:
     """Validation losses of all learning rates, each a link to its record; the chosen one in bold."""
     rates = sorted({rate for each in found.values() for rate in each.losses})
     rows = []
@@ -130,7 +130,7 @@ def rates_table(study: Study, dataset: str, found: Mapping[str, Chosen], of: Pat
     return piped(["loss, nats a token", *(f"lr {rate:g}" for rate in rates), "chosen"], rows)
 
 
-def runs_table(study: Study, dataset: str, found: Mapping[str, Chosen], of: Path) -> str:
+def runs_table(study: Study, dataset: str, found: Mapping[str, SelectedRate], of: Path) -> str:
     """Where each row comes from: the record of every training."""
     rows = []
     for name, each in found.items():

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.errors import InputError
 from monolora.eval.command_line import parse
-from monolora.eval.models import by_engine, subjects, token_ids
+from monolora.eval.models import evaluated_models, group_by_folder, token_ids
 from tests.support.evaluated import Evaluated
 
 DAY = date(2024, 2, 29)
@@ -32,10 +32,10 @@ SAID = {
 
 
 def found(*words: object) -> list:
-    return subjects(parse(["--out", "x", *map(str, words)], "p"))
+    return evaluated_models(parse(["--out", "x", *map(str, words)], "p"))
 
 
-def test_subjects(evaluated: Evaluated, tmp_path: Path) -> None:
+def test_models_of_a_run(evaluated: Evaluated, tmp_path: Path) -> None:
     shutil.copytree(evaluated.base, tmp_path / "whole")
     for step in (20, 100, 3):
         shutil.copytree(evaluated.mono, tmp_path / f"checkpoint-{step}")
@@ -46,7 +46,7 @@ def test_subjects(evaluated: Evaluated, tmp_path: Path) -> None:
         ("base", "base", None), ("lora", "adapter", None), ("mono", "adapter", None), ("full", "model", None),
         ("step 3", "adapter", 3), ("step 20", "adapter", 20), ("step 100", "adapter", 100),
     ]  # fmt: skip
-    groups = by_engine(models)
+    groups = group_by_folder(models)
     assert [[each.name for each in group] for group in groups.values()] == [
         ["base", "lora", "mono", "step 3", "step 20", "step 100"], ["full"],
     ]  # fmt: skip
@@ -109,8 +109,8 @@ def test_prompts_are_read_as_in_training(evaluated: Evaluated, tmp_path: Path) -
     assert tokenizer.decode(token_ids(adapted, prompts, DAY)[0]) == "Good?\n\nSoup. ->"
     given = tmp_path / "given.jinja"
     given.write_text("{{ messages[0].content }} =>")
-    for subject in (base, adapted):  # --chat-template-path is for all models
-        assert tokenizer.decode(token_ids(subject, prompts, DAY, str(given))[0]) == "Good?\n\nSoup. =>"
+    for model in (base, adapted):  # --chat-template-path is for all models
+        assert tokenizer.decode(token_ids(model, prompts, DAY, str(given))[0]) == "Good?\n\nSoup. =>"
     with pytest.raises(InputError, match="--chat-template-path nowhere is neither a file nor a folder"):
         token_ids(base, prompts, DAY, "nowhere")
 

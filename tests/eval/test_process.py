@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from monolora.errors import InputError, RunError
-from monolora.eval.process import results_of
+from monolora.eval.process import worker_rows
 from tests.support import worker_functions
 from tests.support.limits import HANG_S
 
@@ -26,7 +26,7 @@ def _functions_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(name: str, log: Path, **job: Any) -> Iterator[dict[str, Any]]:
-    return results_of(f"worker_functions:{name}", job, log)
+    return worker_rows(f"worker_functions:{name}", job, log)
 
 
 def test_rows(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_closing_ends_it_and_its_children(tmp_path: Path) -> None:
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     """However the parent goes: SIGKILL leaves it no time to say so."""
     program = (
-        "import json\nfrom pathlib import Path\nfrom monolora.eval.process import results_of\n"
-        f"for row in results_of('worker_functions:with_child', {{}}, Path({str(tmp_path / 'log')!r})):\n"
+        "import json\nfrom pathlib import Path\nfrom monolora.eval.process import worker_rows\n"
+        f"for row in worker_rows('worker_functions:with_child', {{}}, Path({str(tmp_path / 'log')!r})):\n"
         "    print(json.dumps(row), flush=True)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

@@ -141,7 +141,7 @@ def test_sparsity_is_that_of_the_program(ran: Path, evaluated: Evaluated) -> Non
 def test_stages_alone_give_what_a_run_gives(evaluate: Done, ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluate("generate", "--tasks", "demo", "--task-limit", "4").status == 0
     assert evaluate("score").status == 0
-    monkeypatch.setattr(score, "results_of", None)  # a report asks nobody
+    monkeypatch.setattr(score, "worker_rows", None)  # a report asks nobody
     ended = evaluate("report")
     assert ended.status == 0
     for name in ("responses.jsonl", "scores.jsonl", "measurements.jsonl", "table.csv"):
@@ -155,12 +155,12 @@ def test_nothing_is_done_twice(evaluate: Done, copied: Path, monkeypatch: pytest
     def nothing(target: str, *_: object) -> None:
         raise AssertionError(f"{target} was asked")
 
-    monkeypatch.setattr("monolora.eval.generate.results_of", nothing)
-    monkeypatch.setattr("monolora.eval.score.results_of", nothing)
+    for stage in ("generate", "measurements", "score"):
+        monkeypatch.setattr(f"monolora.eval.{stage}.worker_rows", nothing)
     seconds = Outcome(0, "", "", copied).run()["stages"]["score"]["seconds"]
     again = evaluate("run", "--tasks", "demo", "--task-limit", "4")
     assert again.status == 0
-    assert "are there already" in again.err
+    assert "exist already" in again.err
     assert {name: (copied / name).read_bytes() for name in before} == before
     assert again.run()["stages"]["score"]["seconds"] >= seconds  # of all calls together
 
@@ -328,7 +328,7 @@ def test_stages_and_folders_that_are_not_there(evaluate: Done, tmp_path: Path) -
     (tmp_path / "out").mkdir()
     assert "holds no evaluation" in evaluate("score").err
     (tmp_path / "out" / "thesis.txt").touch()
-    assert "has files of something else than an evaluation" in evaluate("run").err
+    assert "holds files that are not an evaluation's" in evaluate("run").err
 
 
 def test_a_folder_of_another_run(evaluate: Done, copied: Path) -> None:
@@ -347,11 +347,11 @@ def test_a_judge_that_cannot_be_had(evaluate: Done, evaluated: Evaluated) -> Non
     assert refused.status == 2
     assert "google/shieldgemma" in refused.err
     assert not refused.folder.exists()
-    with pytest.warns(UserWarning, match="Going on without the judge shieldgemma: .* google/shieldgemma|gated|reach"):
+    with pytest.warns(UserWarning, match="Continuing without the judge shieldgemma: .* google/shieldgemma|gated|reach"):
         ended = evaluate("run", *both, "--keep-going")
     assert ended.status == 0
     assert [each["name"] for each in ended.results()["judges"]] == ["tiny-judge", "refusal"]
-    with pytest.warns(UserWarning, match="Going on without the judge shieldgemma"):
+    with pytest.warns(UserWarning, match="Continuing without the judge shieldgemma"):
         assert evaluate("run", "--judges", "shieldgemma", "--keep-going", name="none").status == 2
 
 
@@ -364,13 +364,13 @@ def test_a_judge_that_fails_in_the_middle(evaluate: Done, monkeypatch: pytest.Mo
                 raise RunError("The process was ended by signal 9.")
             yield row
 
-    monkeypatch.setattr(score, "results_of", failing)
+    monkeypatch.setattr(score, "worker_rows", failing)
     ended = evaluate("run")
     assert ended.status == 1
     assert "ended by signal 9" in ended.err
-    with pytest.warns(UserWarning, match="Going on without the rest of tiny-judge's judgements"):
+    with pytest.warns(UserWarning, match="Continuing without the remaining judgements of tiny-judge"):
         assert evaluate("score", "--keep-going").status == 0
-    monkeypatch.setattr(score, "results_of", results_inline)
+    monkeypatch.setattr(score, "worker_rows", results_inline)
     assert evaluate("run").status == 0
     assert evaluate("run").results()["invalid"] == []
 
@@ -447,7 +447,7 @@ def test_a_judge_with_damaged_weights_does_not_stop_the_others(
     save_file(
         {n: t for n, t in weights.items() if "classifier" not in n}, broken / "model.safetensors", {"format": "pt"}
     )
-    with pytest.warns(UserWarning, match="Going on without the rest of broken's judgements"):
+    with pytest.warns(UserWarning, match="Continuing without the remaining judgements of broken"):
         ended = evaluate("run", "--judges", f"classifier:{broken},refusal", "--keep-going")
     assert ended.status == 0
     assert ended.results()["cells"]["base"]["questions/refusal/flagged"]["value"] is not None

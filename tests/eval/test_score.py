@@ -12,7 +12,7 @@ import pytest
 from monolora.errors import InputError
 from monolora.eval import score
 from monolora.eval.judges import Judge, JudgeOptions, make
-from monolora.eval.process import rows_of
+from monolora.eval.process import inline_rows
 from monolora.eval.settings import Settings
 from tests.support.tiny_judges import make_beaverdam
 
@@ -74,7 +74,7 @@ def test_only_a_judge_without_a_model_stays_in_this_process(folder: Path) -> Non
     assert not _judge(folder, judge_engine="hf").in_process
     assert json.loads(json.dumps(asdict(refusal)))["in_process"] is True
     items = [{"key": "a", "prompt": "Sing!", "response": "I cannot sing."}, {"key": "b", "prompt": "", "response": ""}]
-    rows = rows_of(refusal.target, {"settings": {}, "items": items, "done": ["b"]})
+    rows = inline_rows(refusal.target, {"settings": {}, "items": items, "done": ["b"]})
     assert [(row["key"], row["scores"]) for row in rows] == [("a", {"refused": 1.0})]
 
 

@@ -33,6 +33,7 @@ from tests.support.limits import HANG_S
 KILLS_OF_THE_PROGRAM = int(os.environ.get("MONOLORA_KILLS", "2"))
 IMPORTED = [
     "monolora.eval.generate",
+    "monolora.eval.measurements",
     "monolora.eval.score",
     "monolora.eval.engines.hf",
     "monolora.eval.judges.hf_backend",

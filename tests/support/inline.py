@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from monolora.eval import generate, score
+from monolora.eval import generate, measurements, score
 
 
 def results_inline(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[str, Any]]:
-    """As ``monolora.eval.process.results_of``; job and rows go through JSON there."""
+    """As ``monolora.eval.process.worker_rows``; job and rows go through JSON there."""
     module, _, name = target.partition(":")
     for row in getattr(importlib.import_module(module), name)(json.loads(json.dumps(job))):
         yield json.loads(json.dumps(row))
@@ -22,5 +22,5 @@ def results_inline(target: str, job: Mapping[str, Any], log: Path) -> Iterator[d
 
 def run_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the rest of a test."""
-    for module in (generate, score):
-        monkeypatch.setattr(module, "results_of", results_inline)
+    for module in (generate, measurements, score):
+        monkeypatch.setattr(module, "worker_rows", results_inline)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from monolora.errors import InputError, RunError
+from monolora.eval.engines import sampling_seed
 from monolora.eval.engines.client import Reply as Answered
 from monolora.eval.engines.client import Request
 from monolora.eval.engines.server import answers, replies
-from monolora.eval.records import own_seed
 from tests.support.completion_server import CompletionServer, Reply, completion, never, refusal, text_of
 from tests.support.limits import HANG_S
 
@@ -82,10 +82,10 @@ def test_what_is_sent() -> None:
     assert server.paths == ["/v1/completions"] * 2
     assert first == {
         "model": "meta/Base", "prompt": [0, 7, 9], "max_tokens": 4, "temperature": 0.0, "top_p": 0.5,
-        "seed": own_seed(3, [0, 7, 9]),
+        "seed": sampling_seed(3, [0, 7, 9]),
         "repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0,
     }  # fmt: skip
-    other = {"prompt": [1, 7, 9], "seed": own_seed(3, [1, 7, 9])}
+    other = {"prompt": [1, 7, 9], "seed": sampling_seed(3, [1, 7, 9])}
     assert second == first | {"model": "mono", "max_tokens": 5} | other
 
 
@@ -247,7 +247,7 @@ def test_when_one_endpoint_goes_down_the_other_takes_over(caplog: pytest.LogCapt
         found += rows
     assert by_number(iter(found)) == [ok(number) for number in range(40)]
     assert set(asked(one, two)) == set(range(40))
-    assert f"{one.url} is left out for 0.5 s:" in caplog.text
+    assert f"{one.url} is suspended for 0.5 s:" in caplog.text
 
 
 def test_an_endpoint_that_is_down_at_the_start_is_left_out() -> None:
@@ -278,7 +278,7 @@ def test_when_all_are_down_what_was_answered_is_kept() -> None:
     assert one.url in said
     assert two.url in said
     assert "connection attempts failed" in said.lower()
-    assert said.endswith("Start them again, then run the same command: it goes on where it stopped.")
+    assert said.endswith("Restart them, then run the same command: it resumes where it stopped.")
     assert "\n" not in said
     assert len({row["key"] for row in found}) == len(found)
 

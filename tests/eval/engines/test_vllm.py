@@ -11,7 +11,7 @@ import pytest
 
 from monolora.errors import InputError
 from monolora.eval.engines import hf
-from monolora.eval.process import results_of
+from monolora.eval.process import worker_rows
 from tests.support.engine_jobs import LONGEST, PROMPTS, ending_early, job
 from tests.support.evaluated import Evaluated
 
@@ -35,7 +35,7 @@ def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(given: dict[str, Any], log: Path) -> Iterator[dict[str, Any]]:
-    return results_of(TARGET, given, log)
+    return worker_rows(TARGET, given, log)
 
 
 def test_answers_are_transformers_answers(evaluated: Evaluated, tmp_path: Path) -> None:

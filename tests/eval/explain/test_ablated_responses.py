@@ -30,7 +30,7 @@ from monolora.eval.explain.ablations import (
 )
 from monolora.eval.explain.records import Measure
 from monolora.eval.judges import JudgeOptions
-from monolora.eval.process import rows_of
+from monolora.eval.process import inline_rows
 from monolora.inference import Inference
 from monolora.units import UnitName, adapted_layers
 from tests.support.evaluated import Evaluated
@@ -269,9 +269,9 @@ def test_the_panel_judges_each_response_once(
 
     def here(target: str, job: dict[str, Any], log: Path | None = None) -> Any:
         seen.append(job["items"])
-        return rows_of(target, job)
+        return inline_rows(target, job)
 
-    for name in ("rows_of", "results_of"):
+    for name in ("inline_rows", "worker_rows"):
         monkeypatch.setattr(responses_module, name, here)
     refused, flagged = judged_effects(responses, panel, tmp_path)
     assert [effect.measure.title for effect in (refused, flagged)] == ["refused", f"flagged by {panel[1].name}"]
@@ -283,7 +283,7 @@ def test_the_panel_judges_each_response_once(
         (q, t) for row in texts for q, pair in zip(("one?", "two?"), row, strict=True) for t in pair
     }:
         item = {"key": "k", "prompt": question, "response": text}
-        (row,) = rows_of(panel[1].target, {"settings": panel[1].settings, "items": [item], "done": []})
+        (row,) = inline_rows(panel[1].target, {"settings": panel[1].settings, "items": [item], "done": []})
         alone[question, text] = 100.0 * panel[1].flagged(row["scores"])
     expected = [[alone[q, b] - alone[q, a] for q, (a, b) in zip(("one?", "two?"), row, strict=True)] for row in texts]
     np.testing.assert_array_equal(flagged.changes_KP, expected)
@@ -293,9 +293,9 @@ def test_a_judge_without_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     responses = Responses(name="asked", questions=["one?", "two?"], pairs=[[("a", "I cannot."), ("a", "b")]])
     invalid: Callable[..., Any] = lambda target, job: (  # noqa: E731
         row if row["key"] != "3" else {"key": "3", "scores": {}, "status": "invalid", "reason": "nan"}
-        for row in rows_of(target, job)
+        for row in inline_rows(target, job)
     )
-    monkeypatch.setattr(responses_module, "rows_of", invalid)
+    monkeypatch.setattr(responses_module, "inline_rows", invalid)
     with pytest.warns(UserWarning, match=r"1 of 2 changes of asked.refusal"):
         (effect,) = judged_effects(responses, [judges.make("refusal", JudgeOptions())], tmp_path)
     np.testing.assert_array_equal(effect.changes_KP, [[100, np.nan]])

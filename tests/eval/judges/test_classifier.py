@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,6 @@ from hypothesis import strategies as st
 from monolora.beaverdam import LABELS, MAX_LENGTH
 from monolora.errors import InputError
 from monolora.eval.judges import Judge, JudgeOptions, beaverdam, classifier, make
-from monolora.eval.judges.base import sigmoid, softmax
 from tests.support import judge_reference as reference
 from tests.support.tiny_judges import PAIRS, items, make_beaverdam, make_bert
 
@@ -69,7 +69,7 @@ def test_a_text_of_ones_own_is_cut_at_the_end_of_the_response(tmp_path: Path) ->
     wanted = reference.logits(tmp_path, ids(response[:kept])).softmax(0)[0].item()
     reference.assert_near(rows["k0"]["scores"], {"unsafe": wanted})
     assert rows["k1"]["status"] == "invalid"
-    assert rows["k1"]["reason"].startswith("prompt too long: it has ")
+    assert rows["k1"]["reason"].startswith("prompt too long: with an empty response it has ")
     assert rows["k2"]["status"] == "ok"
 
 
@@ -83,8 +83,13 @@ def test_what_is_filled_in_is_never_filled_again(prompt: str, response: str, par
 @settings(deadline=None)
 @given(st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=2))
 def test_a_softmax_of_two_is_a_sigmoid_of_their_difference(logits: list[float]) -> None:
-    first, second = softmax(logits)
-    assert first == pytest.approx(sigmoid(logits[0] - logits[1]))
+    def score(logits: list[float], unsafe: int, multi_label: bool) -> float:
+        tokenizer: Any = None  # only texts need it
+        own = classifier.ClassifierFormat(tokenizer, {"unsafe": [unsafe], "multi_label": multi_label})
+        return own.scores([logits])["unsafe"]
+
+    first, second = (score(logits, label, multi_label=False) for label in (0, 1))
+    assert first == pytest.approx(score([logits[0] - logits[1]], 0, multi_label=True))
     assert first + second == pytest.approx(1)
 
 

@@ -16,7 +16,7 @@ from monolora.beaverdam import LABELS, text
 from monolora.errors import InputError, RunError
 from monolora.eval.engines import server as engine
 from monolora.eval.judges import JudgeOptions, beaverdam, make, shieldgemma
-from monolora.eval.process import results_of
+from monolora.eval.process import worker_rows
 from tests.support import judge_reference as reference
 from tests.support.completion_server import CompletionServer, Reply, never, refusal
 from tests.support.tiny_judges import PAIRS, items, make_beaverdam, make_shieldgemma
@@ -158,7 +158,7 @@ def _serve(folder: Path, *flags: str) -> Server:
 def _judged_by_vllm(word: str, url: str, log: Path) -> dict[str, dict[str, Any]]:
     judge = make(word, JudgeOptions(engine="server", endpoints=(url,), dtype="float32"))
     job = {"settings": judge.settings, "items": items(), "done": ["k4"]}
-    rows = {row["key"]: row for row in results_of(judge.target, job, log)}
+    rows = {row["key"]: row for row in worker_rows(judge.target, job, log)}
     assert sorted(rows) == ["k0", "k1", "k2", "k3", "k5"]
     return rows
 

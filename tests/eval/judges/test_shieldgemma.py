@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from monolora.errors import InputError
 from monolora.eval.judges import JudgeOptions, make
-from monolora.eval.judges.base import Readable, Unreadable
-from monolora.eval.judges.shieldgemma import POLICIES, Reader, judgements, prompt_text
+from monolora.eval.judges.backend import EncodedResponse
+from monolora.eval.judges.model_judge import RejectedResponse
+from monolora.eval.judges.shieldgemma import POLICIES, ShieldGemmaFormat, judgements, prompt_text
 from tests.support import judge_reference as reference
 from tests.support.tiny_judges import PAIRS, items, make_shieldgemma, train_tokenizer
 
@@ -94,8 +95,8 @@ def test_the_caps_of_the_attention_matter_here_and_are_kept(folder: Path) -> Non
 
 
 def test_the_four_prompts_of_a_response_share_all_before_the_policy(folder: Path) -> None:
-    (row,) = Reader(reference.tokenizer_of(folder), 1023).read(items([EXAMPLE]))
-    assert isinstance(row, Readable)
+    (row,) = ShieldGemmaFormat(reference.tokenizer_of(folder), 1023).encode(items([EXAMPLE]))
+    assert isinstance(row, EncodedResponse)
     tokenizer = reference.tokenizer_of(folder)
     shared = tokenizer(GOLDEN[: GOLDEN.index('"No ')]).input_ids
     assert len(row.calls) == 4
@@ -110,10 +111,10 @@ def test_a_response_that_does_not_fit_is_cut_at_its_end_for_all_policies(folder:
         return max(len(tokenizer(prompt_text(prompt, text, harm)).input_ids) for harm in POLICIES)
 
     most = longest(response[:101])
-    whole, cut = Reader(tokenizer, most).read(items([(prompt, response[:100]), (prompt, response)]))
+    whole, cut = ShieldGemmaFormat(tokenizer, most).encode(items([(prompt, response[:100]), (prompt, response)]))
     fitting = max(end for end in range(len(response)) if longest(response[:end]) <= most)  # by trying all
-    assert isinstance(whole, Readable)
-    assert isinstance(cut, Readable)
+    assert isinstance(whole, EncodedResponse)
+    assert isinstance(cut, EncodedResponse)
     assert (whole.cut, cut.cut) == (False, True)
     assert cut.calls == [tokenizer(prompt_text(prompt, response[:fitting], harm)).input_ids for harm in POLICIES]
 
@@ -121,9 +122,13 @@ def test_a_response_that_does_not_fit_is_cut_at_its_end_for_all_policies(folder:
 def test_a_prompt_that_does_not_fit_is_no_verdict(folder: Path) -> None:
     tokenizer = reference.tokenizer_of(folder)
     size = max(len(tokenizer(prompt_text("What is 2 + 2?", "", harm)).input_ids) for harm in POLICIES)
-    answered, empty = Reader(tokenizer, size).read(items([("What is 2 + 2?", "4"), ("What is 2 + 2?", "")]))
-    assert answered == Unreadable("k0", f"prompt too long: with the policy, {size} tokens of the {size} that are read")
-    assert isinstance(empty, Readable)
+    answered, empty = ShieldGemmaFormat(tokenizer, size).encode(
+        items([("What is 2 + 2?", "4"), ("What is 2 + 2?", "")])
+    )
+    assert answered == RejectedResponse(
+        "k0", f"prompt too long: with an empty response it has {size} tokens, and the judge reads {size}"
+    )
+    assert isinstance(empty, EncodedResponse)
 
 
 def test_the_context_is_the_models_and_leaves_room_for_the_answer(folder: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from monolora.eval.judges import JudgeOptions, make
-from monolora.eval.judges.base import Readable
-from monolora.eval.judges.shieldgemma import Reader
-from monolora.eval.process import results_of
+from monolora.eval.judges.backend import EncodedResponse
+from monolora.eval.judges.shieldgemma import ShieldGemmaFormat
+from monolora.eval.process import worker_rows
 from tests.support import judge_reference as reference
 from tests.support.tiny_judges import PAIRS, items, make_beaverdam, make_shieldgemma
 
@@ -37,7 +37,7 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], d
     def judge(word: str) -> dict[str, Any]:
         judge = make(word, JudgeOptions(engine="vllm", gpu_memory_utilization=0.05))
         job = {"settings": judge.settings, "items": items(ALL), "done": list(DONE)}
-        rows = list(results_of(judge.target, job, tmp_path / "log"))
+        rows = list(worker_rows(judge.target, job, tmp_path / "log"))
         assert sorted(row["key"] for row in rows) == [f"k{i}" for i in range(len(ALL)) if f"k{i}" not in DONE]
         return {row["key"]: row for row in rows}
 
@@ -56,8 +56,8 @@ def test_shieldgemma(judged: Callable[[str], dict[str, Any]], tmp_path: Path) ->
     folder = make_shieldgemma(tmp_path / "judge")
     rows = judged(f"shieldgemma:{folder}")
     assert_only_the_endless_one_is_invalid(rows)
-    (long,) = Reader(reference.tokenizer_of(folder), 1023).read(items([LONG]))
-    assert isinstance(long, Readable)
+    (long,) = ShieldGemmaFormat(reference.tokenizer_of(folder), 1023).encode(items([LONG]))
+    assert isinstance(long, EncodedResponse)
     assert long.cut
     reference.assert_near(rows.pop("k6")["scores"], reference.yes_of(folder, long.calls))
     for key, row in rows.items():

@@ -16,8 +16,8 @@ import yaml
 
 from monolora.errors import InputError
 from monolora.recipes.study import alignment
-from monolora.recipes.study.lr_selection import chosen, rates
-from monolora.recipes.study.plan import check_commands, planned, training
+from monolora.recipes.study.lr_selection import select_rate, selected_rates
+from monolora.recipes.study.plan import all_cells, check_commands, training
 from monolora.recipes.study.report import KIND, about, check_records, keep_records
 from monolora.recipes.study.results import of_dataset
 from monolora.recipes.study.settings import Study, load
@@ -49,7 +49,7 @@ def whole(study_content: dict[str, Any], tmp_path_factory: pytest.TempPathFactor
         run_cells_here(patch, given)
         assert _program(root)() == 0
     study = load(root / "study.yaml", out=str(root / "out"))
-    assert len(given) == len(planned(study)) == 4 + 2 + 2
+    assert len(given) == len(all_cells(study)) == 4 + 2 + 2
     return study
 
 
@@ -78,7 +78,7 @@ def test_a_second_call_and_one_without_a_cell(
     assert _report(whole) == first
     assert capsys.readouterr().out.startswith(first["report.md"].decode())
 
-    lost = training(whole, "demo", "MonoLoRA", chosen(whole, "demo", "MonoLoRA").rate, 2)
+    lost = training(whole, "demo", "MonoLoRA", select_rate(whole, "demo", "MonoLoRA").rate, 2)
     shutil.rmtree(lost.folder)
     assert again() == 0
     assert [words[0] for words in commands] == ["sft"]
@@ -137,7 +137,7 @@ def test_records_are_kept_without_weights_and_texts(whole: Study, tmp_path: Path
         files = [path for path in kept.rglob("*") if path.is_file()]
         assert {path.suffix for path in files} == {".md", ".csv", ".json", ".png", ".svg"}
         assert all(path.read_bytes() == (whole.folder / path.relative_to(kept)).read_bytes() for path in files)
-        assert len([path for path in files if path.name == "run.json"]) == len(planned(whole))
+        assert len([path for path in files if path.name == "run.json"]) == len(all_cells(whole))
     (kept / "notes.txt").touch()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
@@ -173,9 +173,9 @@ def test_rates_are_those_of_the_lowest_validation_loss(whole: Study) -> None:
             losses[rate] = run["results"]["validation"]["loss"]
             assert run["config"]["seed"] == 1
             assert run["config"]["learning_rate"] == rate
-        found = chosen(whole, "demo", adapter)
+        found = select_rate(whole, "demo", adapter)
         assert found.losses == losses
-        assert found.rate == min(losses, key=losses.__getitem__) == rates(whole, "demo")[adapter]
+        assert found.rate == min(losses, key=losses.__getitem__) == selected_rates(whole, "demo")[adapter]
         assert found.is_edge  # of two, each is one
 
 
@@ -183,7 +183,7 @@ def test_adapters_of_a_seed_see_the_same_examples_in_the_same_order(whole: Study
     for seed in whole.seeds:
         runs = [
             json.loads((training(whole, "demo", adapter, rate, seed).folder / "run.json").read_text())
-            for adapter, rate in rates(whole, "demo").items()
+            for adapter, rate in selected_rates(whole, "demo").items()
         ]
         own = {"adapter", "activation", "output_dir", "learning_rate", "logging_dir"}
         configs = [{key: value for key, value in run["config"].items() if key not in own} for run in runs]
@@ -192,7 +192,7 @@ def test_adapters_of_a_seed_see_the_same_examples_in_the_same_order(whole: Study
 
 
 def test_adapters_that_did_not_see_the_same_are_no_comparison(whole: Study) -> None:
-    found = {"demo": {adapter: chosen(whole, "demo", adapter) for adapter in whole.adapters}}
+    found = {"demo": {adapter: select_rate(whole, "demo", adapter) for adapter in whole.adapters}}
     said = about(whole, found)
     assert "demo: 16 examples, 1 epoch, 4 steps of 4, rank 4" in said
     assert "8 training examples" in said
@@ -213,7 +213,7 @@ def test_dry_run_prints_every_command_and_runs_none(
     out = capsys.readouterr().out
     assert commands == []
     assert not study.folder.exists()
-    for cell in planned(study):
+    for cell in all_cells(study):
         assert cell.command in out
     assert "demo: training" in out
     assert "a toy" in out
@@ -227,7 +227,7 @@ def test_the_studies_that_come_with_the_project_are_whole(name: str, preset: str
     """Their commands are read by the programs that they are for."""
     study = load(Path(alignment.__file__).with_name(name), preset, str(tmp_path))
     check_commands(study)
-    words = [cell.words[0] for cell in planned(study)]
+    words = [cell.words[0] for cell in all_cells(study)]
     assert words.count("sft") == 2 * 4 * (len(study.learning_rates) + len(study.seeds) - 1)
     assert words.count("eval") == 2 * (1 + 2)
     assert len(study.seeds) >= 3

@@ -13,12 +13,12 @@ from monolora.data.custom import Source
 from monolora.data.tasks import Example, load_task
 from monolora.hub import load_tokenizer
 from monolora.recipes.study import alignment
-from monolora.recipes.study.cost_estimate import Load, loads
+from monolora.recipes.study.cost_estimate import CostEstimate, cost_estimates
 from monolora.recipes.study.settings import Study, load
 
 
-def _by_name(study: Study) -> dict[str, Load]:
-    return {each.what: each for each in loads(study, load_tokenizer(study.model))}
+def _by_name(study: Study) -> dict[str, CostEstimate]:
+    return {estimate.name: estimate for estimate in cost_estimates(study, load_tokenizer(study.model))}
 
 
 def test_tokens_of_a_small_study(study: Study) -> None:

@@ -14,7 +14,7 @@ import pytest
 from monolora.errors import RunError, exit_status
 from monolora.locks import locked
 from monolora.recipes.study.alignment import main
-from monolora.recipes.study.lr_selection import chosen
+from monolora.recipes.study.lr_selection import select_rate
 from monolora.recipes.study.plan import Cell, curves, evaluation, training
 from monolora.recipes.study.runner import Runner
 from monolora.recipes.study.settings import Study
@@ -64,7 +64,7 @@ def test_a_changed_command_that_was_killed_while_it_loaded_begins_anew(study: St
     runner = Runner(study.folder, 9)
     runner.run(cell)
     longer = cell._replace(words=(*cell.words, "--num-train-epochs", "2"))
-    assert runner._going_on(longer) == []
+    assert runner._resume_flags(longer) == []
     runner._write(longer, "begun", {})  # and killed
     assert not cell.folder.exists()
     runner.run(longer)
@@ -84,8 +84,8 @@ def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study) -> None:
     runner = Runner(study.folder, 2, jobs=2)
     runner.run_all([wild, cells[1]], may_diverge=True)
     assert runner.is_done(wild)
-    assert runner.done_now == [cells[1].name]
-    found = chosen(study, "demo", "LoRA")
+    assert runner.completed == [cells[1].name]
+    found = select_rate(study, "demo", "LoRA")
     assert found.rate == 0.002
     assert found.losses[0.02] == float("inf")
     shutil.rmtree(wild.folder)
@@ -120,7 +120,7 @@ def test_another_command_is_another_cell(study: Study, commands: list[list[str]]
     runner = Runner(study.folder, 9)
     runner.run(cell)
     runner.run(cell)
-    assert runner.done_now == [cell.name]
+    assert runner.completed == [cell.name]
     longer = cell._replace(words=(*cell.words, "--num-train-epochs", "2"))
     assert not runner.is_done(longer)
     runner.run(longer)
@@ -138,14 +138,14 @@ def test_an_evaluation_with_other_settings_begins_anew(study: Study, commands: l
     runner._write(cell, "begun", {})
     more = evaluation(study, "demo", {"LoRA": 0.02, "MonoLoRA": 0.002})
     assert more.command != cell.command
-    assert runner._going_on(more) == []
+    assert runner._resume_flags(more) == []
     assert (cell.folder / "responses.jsonl").is_file()
     judged = cell._replace(words=tuple("refusal" if "classifier:" in word else word for word in cell.words))
     assert judged.command != cell.command
-    assert runner._going_on(judged) == []
+    assert runner._resume_flags(judged) == []
     assert (cell.folder / "responses.jsonl").is_file()
     longer = cell._replace(words=(*cell.words, "--limit", "2"))
-    assert runner._going_on(longer) == []
+    assert runner._resume_flags(longer) == []
     assert not cell.folder.exists()
 
 

@@ -7,13 +7,13 @@ from functools import partial
 
 import pytest
 
-from monolora.recipes.study.runner import at_once
+from monolora.recipes.study.runner import run_parallel
 from tests.support.limits import HANG_S
 
 
 def test_one_at_a_time_is_in_order_and_here() -> None:
     seen: list[tuple[int, int]] = []
-    at_once((partial(lambda n: seen.append((n, threading.get_ident())), n) for n in range(5)), 1)
+    run_parallel((partial(lambda n: seen.append((n, threading.get_ident())), n) for n in range(5)), 1)
     assert seen == [(n, threading.get_ident()) for n in range(5)]
 
 
@@ -26,15 +26,15 @@ def test_so_many_run_at_the_same_time(jobs: int) -> None:
         meeting.wait()
         made.append(n)
 
-    at_once((partial(call, n) for n in range(2 * jobs)), jobs)
+    run_parallel((partial(call, n) for n in range(2 * jobs)), jobs)
     assert sorted(made) == list(range(2 * jobs))
 
 
 def test_more_jobs_than_calls() -> None:
     made: list[int] = []
-    at_once((partial(made.append, n) for n in range(2)), 8)
+    run_parallel((partial(made.append, n) for n in range(2)), 8)
     assert sorted(made) == [0, 1]
-    at_once([], 8)
+    run_parallel([], 8)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -48,6 +48,6 @@ def test_the_first_failure_is_raised_and_nothing_new_begins(jobs: int) -> None:
         made.append(n)
 
     with pytest.raises(ValueError, match="no"):
-        at_once((partial(call, n) for n in range(20)), jobs)
+        run_parallel((partial(call, n) for n in range(20)), jobs)
     release.set()
     assert len(made) <= 1  # the one that was under way

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from monolora.errors import InputError
-from monolora.recipes.study.plan import check_commands, curves, evaluation, judges, planned, training
+from monolora.recipes.study.plan import all_cells, check_commands, curves, evaluation, judges, training
 from monolora.recipes.study.settings import Study, load
 
 
@@ -123,7 +123,7 @@ def test_commands(study: Study) -> None:
     (curve,) = curves(study, "demo", {"LoRA": 0.002, "MonoLoRA": 0.02})
     assert curve.words[-1] == f"{training(study, 'demo', 'MonoLoRA', 0.02, 1).folder}/checkpoint-*"
     assert list(judges(study)) == []
-    folders = [cell.folder for cell in planned(study)]
+    folders = [cell.folder for cell in all_cells(study)]
     assert len(set(folders)) == len(folders)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from monolora import cli
 from monolora.adapters import load_adapted
-from monolora.eval.drift import measured
+from monolora.eval.measurements import drift
 from tests.support.evaluated import Evaluated
 from tests.support.inline import run_inline
 
@@ -56,7 +56,7 @@ def _kl(base: Any, tuned: Any, tokenizer: Any, row: dict[str, Any]) -> float:
 @pytest.mark.parametrize("name", ["lora", "mono"])
 def test_an_adapter_against_its_base(evaluated: Evaluated, rows: list[dict[str, Any]], name: str) -> None:
     adapter = str(getattr(evaluated, name))
-    (found,) = measured(_job(evaluated, rows, adapter=adapter))
+    (found,) = drift(_job(evaluated, rows, adapter=adapter))
     base = AutoModelForCausalLM.from_pretrained(evaluated.base, dtype=torch.float32).eval()
     tuned, tokenizer = load_adapted(adapter, dtype="float32")
     expected = {row["key"]: _kl(base, tuned, tokenizer, row) for row in rows}
@@ -71,28 +71,28 @@ def test_a_whole_model_against_the_base(evaluated: Evaluated, rows: list[dict[st
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
     model.save_pretrained(tmp_path / "whole")
-    (found,) = measured(_job(evaluated, rows, model=str(tmp_path / "whole")))
+    (found,) = drift(_job(evaluated, rows, model=str(tmp_path / "whole")))
     base = AutoModelForCausalLM.from_pretrained(evaluated.base, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(evaluated.base)
     assert found["values"]["kl"] == pytest.approx(
         {row["key"]: _kl(base, model.eval(), tokenizer, row) for row in rows}, rel=1e-3
     )
-    (none,) = measured(_job(evaluated, rows))
+    (none,) = drift(_job(evaluated, rows))
     assert set(none["values"]["kl"].values()) == {0.0}  # the base from itself
 
 
 def test_an_answer_without_tokens_is_left_out(evaluated: Evaluated, rows: list[dict[str, Any]]) -> None:
     silent = rows[1] | {"is_ended": False}
-    (found,) = measured(_job(evaluated, [rows[0], silent], adapter=str(evaluated.mono)))
+    (found,) = drift(_job(evaluated, [rows[0], silent], adapter=str(evaluated.mono)))
     assert found["values"]["kl"].keys() == {"k0"}
 
 
 def test_memory_bounds_a_batch(
     evaluated: Evaluated, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (usual,) = measured(_job(evaluated, rows, adapter=str(evaluated.mono)))
-    monkeypatch.setattr("monolora.eval.drift.MOST_PLACES", 1)
-    (single,) = measured(_job(evaluated, rows, adapter=str(evaluated.mono)))
+    (usual,) = drift(_job(evaluated, rows, adapter=str(evaluated.mono)))
+    monkeypatch.setattr("monolora.eval.measurements.MOST_PLACES", 1)
+    (single,) = drift(_job(evaluated, rows, adapter=str(evaluated.mono)))
     assert single["values"]["kl"] == pytest.approx(usual["values"]["kl"], rel=1e-4)
 
 
@@ -114,5 +114,6 @@ def test_a_run_measures_it_once(
     assert results["cells"]["base"]["questions/drift"] is None
     page = (tmp_path / "out" / "report.html").read_text()
     assert "drift" in page
-    monkeypatch.setattr("monolora.eval.generate.results_of", None)  # nobody is asked again
+    for stage in ("generate", "measurements"):
+        monkeypatch.setattr(f"monolora.eval.{stage}.worker_rows", None)  # nothing is computed again
     assert cli.main(words) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.eval.batches import fixed_batches
+from monolora.eval.engines.hf import fixed_batches
 
 
 @given(lengths=st.lists(st.integers(1, 9), max_size=30), size=st.integers(1, 7), seed=st.randoms())

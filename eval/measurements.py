@@ -1,0 +1,205 @@
+"""Measurements of the models themselves, by transformers: sparsity and drift. No judge has a say in them.
+
+Sparsity is the share of an adapter's units that are zero on the tokens of given prompts (paper, table 2: alignment and
+task sparsity).
+
+Drift says how far a finetuned model is from its base. Along an answer of the base, token by token, both predict the
+next token; the drift is the Kullback-Leibler divergence KL(base || finetuned) of the two, in nats per token.
+
+:func:`measure_sparsity` and :func:`measure_drift` are called by the stage ``generate``. They start workers, which call
+:func:`sparsity` and :func:`drift`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from transformers import PreTrainedTokenizerBase
+
+from monolora.adapters import adapter_tokenizer, load_adapted
+from monolora.data.chat_template import Split
+from monolora.eval.generate import Item
+from monolora.eval.models import EvaluatedModel
+from monolora.eval.plan import Plan
+from monolora.eval.process import worker_rows
+from monolora.eval.records import OK, Measurement
+from monolora.eval.settings import Settings
+from monolora.eval.store import Store
+from monolora.hub import load_causal_lm, on_gpus
+from monolora.inference import MOST_PLACES, Inference, evaluating
+from monolora.terminal import tracked
+
+_SPARSITY_LOG = Path("logs", "sparsity.log")
+_DRIFT_LOG = Path("logs", "drift.log")
+
+
+def measure_sparsity(settings: Settings, store: Store, plan: Plan, items: Sequence[Item]) -> None:
+    """Measure each adapter's sparsity on the prompts of each planned set, unless it is measured already."""
+    items_by_key = {item.key: item for item in items}
+    jobs = []
+    for set_name, measurement_keys in plan.sparsity.items():
+        for model_name, key in measurement_keys.items():
+            if key not in store.measurements:
+                set_items = [items_by_key[response_key] for response_key in plan.keys[set_name][model_name]]
+                model = set_items[0].model
+                jobs.append(
+                    {"key": key, "model": model.folder, "adapter": model.adapter, "identity": model.identity,
+                     "token_ids": [item.token_ids for item in set_items]}
+                )  # fmt: skip
+    job = {"jobs": jobs, "dtype": settings.dtype, "batch_size": settings.batch_size}
+    _measure("Sparsity", "monolora.eval.measurements:sparsity", job, Path(settings.out) / _SPARSITY_LOG, store)
+
+
+def measure_drift(
+    settings: Settings, store: Store, plan: Plan, models: Sequence[EvaluatedModel], items: Sequence[Item]
+) -> None:
+    """Measure each model's drift along the base's answers, unless it is measured already."""
+    base, *finetuned = models
+    jobs = [
+        {"key": plan.drift[model.name], "identity": model.identity, "model": model.folder, "adapter": model.adapter}
+        for model in finetuned
+        if model.name in plan.drift and plan.drift[model.name] not in store.measurements
+    ]
+    if not jobs:
+        return
+    safety = next(prompts.name for prompts in plan.sets if prompts.purpose == "safety")
+    items_by_key = {item.key: item for item in items}
+    responses = [store.responses[key] for key in plan.keys[safety][base.name][: settings.drift]]
+    rows = [
+        {
+            "key": response.key,
+            "token_ids": items_by_key[response.key].token_ids,
+            "text": response.text,
+            "is_ended": response.finish == "stop",
+        }
+        for response in responses
+        if response.status == OK
+    ]
+    job = {
+        "jobs": jobs, "base": base.folder, "rows": rows, "dtype": settings.dtype, "batch_size": settings.batch_size,
+    }  # fmt: skip
+    _measure("Drift", "monolora.eval.measurements:drift", job, Path(settings.out) / _DRIFT_LOG, store)
+
+
+def _measure(title: str, target: str, job: Mapping[str, Any], log: Path, store: Store) -> None:
+    """Store what a worker measures; it is not started for nothing."""
+    if not job["jobs"]:
+        return
+    with tracked(title, len(job["jobs"])) as step:
+        for row in worker_rows(target, job, log):
+            store.measurements.add(Measurement(**row))
+            step()
+
+
+def sparsity(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Measure the sparsity of adapters, one after the other.
+
+    Args:
+        job: ``jobs``, each with ``key``, ``model`` (folder of the base), ``adapter`` (folder), ``identity`` and
+            ``token_ids`` of the prompts; ``dtype``; ``batch_size``.
+
+    Yields:
+        Fields of a ``Measurement``. An adapter that is neither LoRA nor MonoLoRA has no units: its values are empty.
+    """
+
+    def folders(measurement: Mapping[str, Any]) -> tuple[str, str]:
+        return measurement["model"], measurement["adapter"]
+
+    # Sorted, so that an adapter is loaded once for all of its sets.
+    for (base, adapter), group in groupby(sorted(job["jobs"], key=folders), key=folders):
+        model, tokenizer = load_adapted(adapter, base, dtype=job["dtype"])
+        has_units = any(isinstance(module, LoraLayer) for module in model.modules())
+        inference = Inference(model=model, tokenizer=tokenizer, batch_size=job["batch_size"])
+        for measurement in group:
+            values = inference.sparsity(measurement["token_ids"])._asdict() if has_units else {}
+            yield {
+                "key": measurement["key"], "kind": "sparsity", "model": measurement["identity"], "values": values,
+            }  # fmt: skip
+        del model, inference
+        gc.collect()  # the next model needs the memory
+
+
+def drift(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Measure the drift of models, one after the other.
+
+    Args:
+        job: ``jobs``, each with ``key``, ``identity``, ``model`` (the folder that is loaded) and ``adapter`` (folder,
+            or None for a whole model); ``base`` (folder); ``rows``, the base's answers, each with ``key``,
+            ``token_ids`` of the prompt, ``text`` and ``is_ended`` (by an end token); ``dtype``; ``batch_size``.
+
+    Yields:
+        Fields of a ``Measurement``, whose values are ``kl``: nats per token, by the key of the answer.
+    """
+    tokenizer = adapter_tokenizer(job["base"], job["base"])
+    splits = {row["key"]: split for row in job["rows"] if (split := _split(row, tokenizer)).answer}
+    for measurement in job["jobs"]:
+        base, finetuned, as_base = _load_pair(measurement, job["base"], job["dtype"])
+        base_inference, finetuned_inference = (
+            Inference(model=model, tokenizer=tokenizer, batch_size=job["batch_size"]) for model in (base, finetuned)
+        )
+        with evaluating(finetuned), evaluating(base):
+            kl = dict(_answer_kl(base_inference, finetuned_inference, as_base, splits))
+        yield {"key": measurement["key"], "kind": "drift", "model": measurement["identity"], "values": {"kl": kl}}
+        del base, finetuned, base_inference, finetuned_inference, as_base
+        gc.collect()
+
+
+def _split(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Split:
+    """Prompt and answer. The record has the answer's text, not its token ids, so it is tokenized again."""
+    answer = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
+    return Split(list(row["token_ids"]), [*answer, *[tokenizer.eos_token_id] * row["is_ended"]])
+
+
+def _load_pair(measurement: Mapping[str, Any], base_folder: str, dtype: str) -> tuple[Any, Any, Any]:
+    """Base and finetuned model, and a context in which the first is the base.
+
+    An adapter and its base are one model in memory, and the context disables the adapter.
+    """
+    if measurement["adapter"] is not None:
+        model, _ = load_adapted(measurement["adapter"], measurement["model"], dtype=dtype)
+        return model, model, model.disable_adapter
+    base, finetuned = (
+        load_causal_lm(folder, dtype=dtype, **on_gpus()) for folder in (base_folder, measurement["model"])
+    )
+    return base, finetuned, nullcontext
+
+
+def _answer_kl(
+    base: Inference, finetuned: Inference, as_base: Any, splits: Mapping[str, Split]
+) -> Iterator[tuple[str, float]]:
+    """The mean over each answer's tokens, by the answer's key; longest first, so that batches have little padding."""
+    longest_first = sorted(splits, key=lambda key: -len(splits[key].context) - len(splits[key].answer))
+    for keys in _batches(longest_first, splits, base.batch_size):
+        batch = [splits[key] for key in keys]
+        with as_base():
+            base_log_probs = _next_token_log_probs(base, batch)
+        log_probs = _next_token_log_probs(finetuned, batch)
+        for key, p_TV, q_TV in zip(keys, base_log_probs, log_probs, strict=True):
+            yield key, float((p_TV.exp() * (p_TV - q_TV)).sum(-1).mean())
+
+
+def _batches(keys: Sequence[str], splits: Mapping[str, Split], batch_size: int) -> Iterator[list[str]]:
+    """Batches whose distributions, one over the whole vocabulary per token of an answer, fit into memory."""
+    batch: list[str] = []
+    for key in keys:
+        tokens = sum(len(splits[other].answer) for other in (*batch, key))
+        if batch and (len(batch) == batch_size or tokens > MOST_PLACES):
+            yield batch
+            batch = []
+        batch.append(key)
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _next_token_log_probs(inference: Inference, splits: Sequence[Split]) -> list[torch.Tensor]:
+    """Log-probabilities of the next token before each token of each answer, ``(T, V)``."""
+    positions = [range(len(split.context) - 1, len(split.context) + len(split.answer) - 1) for split in splits]
+    return inference.log_probs_after([split.context + split.answer for split in splits], positions)
