@@ -81,8 +81,8 @@ def load_adapted(
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """A causal language model with the adapter in ``folder``, in eval mode, and its tokenizer.
 
-    The base gets the vocabulary that the adapter was trained with: that of the embeddings in the folder, else, where it
-    is larger than the base's, that of the folder's tokenizer.
+    The base gets the vocabulary with which the adapter was trained: that of the embeddings in the folder, otherwise
+    that of the folder's tokenizer if it is larger than the base's.
 
     Args:
         folder: an adapter folder as ``save_pretrained`` writes it, MonoLoRA or any other PEFT method.
@@ -109,10 +109,10 @@ def load_adapted(
 
 
 def adapter_tokenizer(folder: str, base: str) -> PreTrainedTokenizerBase:
-    """The tokenizer saved with the adapter, else that of its base; with a padding token.
+    """The tokenizer saved with the adapter, otherwise that of its base; with a padding token.
 
     Raises:
-        InputError: if there is none, or its files are damaged.
+        InputError: if it is missing, or its files are damaged.
     """
     tokenizer = load_tokenizer(folder if (Path(folder) / "tokenizer.json").is_file() else resolve_model(base))
     if tokenizer.pad_token is None:
@@ -126,13 +126,13 @@ def load_sum(
     """As :func:`load_adapted`, for the weighted sum of several MonoLoRA adapters on one base.
 
     Args:
-        folders: adapter folders; the first one's base and tokenizer are taken.
-        weights: one factor an adapter, of any sign.
+        folders: adapter folders; base and tokenizer are those of the first.
+        weights: a factor per adapter, of any sign.
         base: as for :func:`load_adapted`.
-        options: as for :func:`load_adapted`, the dtype too.
+        options: as for :func:`load_adapted`, including the dtype.
 
     Raises:
-        InputError: as :func:`load_adapted`, and for adapters that cannot be added up exactly.
+        InputError: as :func:`load_adapted`, and for adapters that have no exact sum.
     """
     model, tokenizer = load_adapted(folders[0], base, **options)
     if len(folders) == 1 and weights[0] == 1:
@@ -158,7 +158,7 @@ def load_sum(
 
 
 def adapter_config(folder: str) -> PeftConfig:
-    """The config of the adapter in a folder, whose weights are there and whole.
+    """The config of the adapter in a folder. The adapter's weight file is checked too.
 
     Raises:
         InputError: if there is no adapter, its files are damaged, or its method is unknown.
@@ -193,7 +193,7 @@ def _in_eval_mode(model: PeftModel) -> PeftModel:
 
 
 def _resize(model: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the model as many embeddings as the adapter was trained with; those that are new are in its file."""
+    """Give the model as many embeddings as the adapter was trained with. The values of new ones are in its file."""
     weight = model.get_input_embeddings().get_parameter("weight")
     rows, base_rows = vocabulary_in(folder, model), len(weight)
     if rows is None and (Path(folder) / "tokenizer_config.json").is_file():
@@ -208,17 +208,17 @@ def _resize(model: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerB
 def attach(model: PreTrainedModel, folder: str) -> PeftModel:
     """The model with the adapter of a folder, MonoLoRA or any other PEFT method, whose files are checked.
 
-    Where layers are offloaded, PEFT would offload the adapter too, and copy the base's weight files for it, under the
-    working directory; here the adapter is in memory.
+    If layers are offloaded, PEFT would offload the adapter too, and for this purpose copy the base's weight files into
+    the working directory. Here the adapter stays in memory.
 
     Raises:
-        InputError: if the folder holds no adapter, its files are damaged, or hold what is not the adapter's.
-        ValueError, RuntimeError: if PEFT refuses it.
+        InputError: if the folder holds no adapter, or its files are damaged or have tensors of something else.
+        ValueError, RuntimeError: if PEFT refuses the adapter.
     """
     config = adapter_config(folder)
     config.inference_mode = True
     is_monolora = isinstance(config, MonoLoraConfig)
-    if not is_monolora:  # which does it itself
+    if not is_monolora:  # MonoLoRA resolves its patterns itself
         pattern = vars(config).get("target_modules")
         resolve_patterns(config, module_names(model), adapted_modules(folder))
         if pattern and not vars(config)["target_modules"]:
@@ -241,7 +241,7 @@ def attach(model: PreTrainedModel, folder: str) -> PeftModel:
 
 
 def _check_tensors(adapted: PeftModel, config: PeftConfig, tensors: Mapping[str, torch.Tensor]) -> None:
-    """The checks that a MonoLoRA adapter gets as it is loaded, for one of another method."""
+    """Check an adapter of another method as MonoLoRA adapters are checked when they are loaded."""
     in_model = adapted.state_dict()
     own = get_peft_model_state_dict(adapted, in_model, save_embedding_layers=False)
     names = {key: file_name(key, "default") for key in in_model} | saved_beside(adapted, "default")
@@ -252,7 +252,7 @@ def _check_tensors(adapted: PeftModel, config: PeftConfig, tensors: Mapping[str,
 
 
 def _bring_into_memory(layer: LoraLayer) -> None:
-    """Give A and B of an offloaded layer a place where accelerate runs the layer; their values are still to come."""
+    """Allocate A and B of an offloaded layer on the device where accelerate runs it; their values are loaded later."""
     hook = vars(layer.get_base_layer()).get("_hf_hook")
     if isinstance(hook, AlignDevicesHook) and hook.offload:
         for part in (layer.lora_A, layer.lora_B, layer.lora_embedding_A, layer.lora_embedding_B):
@@ -260,10 +260,10 @@ def _bring_into_memory(layer: LoraLayer) -> None:
 
 
 def _fitting(folder: str, base: str, load: Callable[[], Any]) -> Any:
-    """What ``load`` returns; that a file does not fit its base becomes one line."""
+    """The result of ``load``. If a file does not fit its base, the error is one line."""
     try:
         with warnings.catch_warnings():
-            # PEFT only warns where a file lacks tensors of an adapter that is not MonoLoRA.
+            # For other methods than MonoLoRA, PEFT only warns if a file lacks tensors.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return load()
     except (ValueError, RuntimeError, UserWarning) as error:
@@ -282,20 +282,20 @@ def check_fits(adapter: str, base: str) -> None:
         base: folder with the model's ``.safetensors`` files.
 
     Raises:
-        InputError: naming the first layer that the base has in another size.
+        InputError: naming the first layer whose size differs in the base.
     """
     shapes = {name.removesuffix(".weight"): shape for name, shape in _shapes(sorted(Path(base).glob("*.safetensors")))}
     if not shapes or "quantization_config" in read_json(Path(base) / "config.json", "Copy the model again."):
-        return  # in an older format, or packed in another shape: who loads it will say
+        return  # an older format, or packed weights of another shape: the loader checks these
     for name, shape in _shapes([Path(adapter) / "adapter_model.safetensors"]):
         match = _LINEAR.fullmatch(name)
         if match is None:
             continue
         module, part = match["module"], match["part"]
         if module not in shapes:
-            continue  # PEFT and transformers may name it otherwise than the file does
+            continue  # PEFT and transformers may use another name than the file
         there, side = (shape[1], "inputs") if part == "A" else (shape[0], "outputs")
-        if there not in shapes[module]:  # (outputs, inputs), or the other way round, as GPT-2 has it
+        if there not in shapes[module]:  # (outputs, inputs), or transposed as in GPT-2
             raise InputError(
                 f"{adapter} does not fit {base}: its {module} has {there} {side}, and the model's weight is of shape "
                 f"{tuple(shapes[module])}. Give the base that it was trained on."

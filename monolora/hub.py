@@ -52,10 +52,10 @@ _T = TypeVar("_T")
 
 
 def data_root() -> Path | None:
-    """The local mirror named by ``MONOLORA_DATA``, or None.
+    """The local mirror that ``MONOLORA_DATA`` names, or None.
 
     Raises:
-        InputError: if the variable names no folder.
+        InputError: if the variable does not name a folder.
     """
     root = os.environ.get("MONOLORA_DATA")
     if not root:
@@ -68,13 +68,13 @@ def data_root() -> Path | None:
 
 
 def cache_root() -> Path:
-    """Where converted models are kept: ``$MONOLORA_CACHE``, or ``monolora`` in the user's cache."""
+    """The folder for converted models: ``$MONOLORA_CACHE``, or ``monolora`` in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("MONOLORA_CACHE") or Path(base) / "monolora")
 
 
 def local_path(name: str) -> str | None:
-    """``name`` as a path, or under the mirror."""
+    """The path ``name``, or that of ``name`` in the mirror, or None if neither exists."""
     if Path(name).exists():
         return str(Path(name))
     root = data_root()
@@ -84,19 +84,19 @@ def local_path(name: str) -> str | None:
 
 
 def is_local(name: str) -> bool:
-    """Whether ``name`` is a path, or in the mirror: at hand without a network."""
+    """Whether ``name`` is available without a network: as a path or in the mirror."""
     return local_path(name) is not None
 
 
 def resolve_model(name: str, revision: str = "main") -> str:
-    """A folder that holds the model ``name``.
+    """The folder of the model ``name``; a model from the hub is downloaded first.
 
     Args:
         name: a path, a hub id, ``smollm2-135m-instruct`` or ``all-minilm-l6-v2``.
         revision: branch, tag or commit, for a model from the hub.
 
     Raises:
-        InputError: if there is no such model, it is gated, or the hub cannot be reached.
+        InputError: if there is no such model, it is gated, or the hub is unreachable.
     """
     local = local_path(name)
     if local is not None:
@@ -123,7 +123,7 @@ def load_config(folder: str) -> PreTrainedConfig:
     """The config of the model in ``folder``.
 
     Raises:
-        InputError: if it is damaged, of no kind that transformers knows, or brings code that is not trusted.
+        InputError: if it is damaged, of a type unknown to transformers, or requires code that is not trusted.
     """
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusts_code())
@@ -134,7 +134,7 @@ def load_config(folder: str) -> PreTrainedConfig:
 
 
 def _unloadable(what: str, folder: str, error: Exception) -> InputError:
-    """For what the libraries raised; where the reason is code that is not trusted, with the files that name it."""
+    """The error for what a library raised. If the reason is untrusted code, it names the files that refer to it."""
     if "trust_remote_code" not in str(error):
         return InputError(f"{what}: {in_one_line(error)}")
     naming = [path.name for path in sorted(Path(folder).glob("*config.json")) if b'"auto_map"' in path.read_bytes()]
@@ -158,27 +158,27 @@ def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
     load_config(folder)
     model, found = _load(AutoModelForCausalLM, what, folder, ignore_mismatched_sizes=True, **options)
     for what, names in (("lack", found["missing_keys"]), ("do not fit", [key for key, *_ in found["mismatched_keys"]])):
-        if names:  # transformers would draw them at random
+        if names:  # transformers would initialize them at random
             raise InputError(
                 f"The weights in {folder} {what} {min(names)} ({len(names)} such) of the causal language model in its "
                 "config.json. Copy the model again."
             )
     text = model.config.get_text_config()
-    if text.to_dict().get("output_router_logits"):  # no answer could be generated: see recipes/training/trainer.py
+    if text.to_dict().get("output_router_logits"):  # generation would fail: see recipes/training/trainer.py
         text.output_router_logits = False
     return model
 
 
 def load_classifier(folder: str, what: str = "load", **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The sequence classifier in ``folder``, and what transformers says of its loading.
+    """The sequence classifier in ``folder``, and transformers' loading info.
 
     Args:
         folder: as ``save_pretrained`` writes it.
-        what: is done, for messages: load a classifier, or make one of another model.
+        what: the verb of messages: load a classifier, or make one from another model.
         options: for ``AutoModelForSequenceClassification.from_pretrained``.
 
     Raises:
-        InputError: if no classifier can be made of it, or its files are damaged.
+        InputError: if the folder yields no classifier, or its files are damaged.
     """
     return _load(AutoModelForSequenceClassification, f"{what} a sequence classifier", folder, **options)
 
@@ -192,7 +192,7 @@ def _load(kind: Any, what: str, folder: str, **options: Any) -> tuple[PreTrained
 
 
 def on_gpus() -> dict[str, Any]:
-    """Options of :func:`load_causal_lm` for inference: over the GPUs, where there are any."""
+    """Options of :func:`load_causal_lm` for inference: spread over the GPUs, if there are any."""
     return {"device_map": "auto"} if torch.cuda.is_available() else {}
 
 
@@ -204,22 +204,22 @@ def load_tokenizer(folder: str, **options: Any) -> PreTrainedTokenizerBase:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **{"trust_remote_code": trusts_code()} | options)
-    except Exception as error:  # the Rust tokenizers raise bare Exceptions for what they cannot parse
+    except Exception as error:  # the Rust tokenizers raise a bare Exception for files that they cannot parse
         raise _unloadable(f"{folder} has no usable tokenizer", folder, error) from error
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     return tokenizer
 
 
 def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Check that a model has an embedding for every token of a tokenizer; the other way round is padding.
+    """Check that a model has an embedding for every token of a tokenizer. Surplus embeddings are padding.
 
     Args:
         model: a language model.
-        tokenizer: that it is to be used with.
+        tokenizer: the tokenizer to use with it.
         name: of the model, for the message.
 
     Raises:
-        InputError: naming a token without.
+        InputError: naming a token without an embedding.
     """
     embeddings = model.config.get_text_config().vocab_size
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -397,10 +397,10 @@ def packaged_minilm() -> Path:
 def _convert_gguf(gguf: Path, target: Path) -> None:
     folder, file = str(gguf.parent), gguf.name
     AutoTokenizer.from_pretrained(folder, gguf_file=file, trust_remote_code=False).save_pretrained(target)
-    # Read in float32: asked for bfloat16, transformers warns about the speed of packed weights, which these are not.
+    # Loaded in float32: for bfloat16, transformers warns about the speed of packed weights, which do not apply here.
     load = partial(AutoModelForCausalLM.from_pretrained, trust_remote_code=False)
     model = load(folder, gguf_file=file, dtype=torch.float32).bfloat16()
-    # The weights are dense by now; what still calls the model quantized would forbid saving it.
+    # The weights are dense now, but transformers refuses to save a model that is still marked as quantized.
     del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]
     model.config.name_or_path = SMOLLM2

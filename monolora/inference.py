@@ -1,6 +1,6 @@
 """Running a model over many rows: greedy answers, log-probabilities, sparsity.
 
-Shapes: B rows of a batch, K kept places, T tokens of an answer, V vocabulary.
+Shapes: B rows of a batch, K positions with logits, T tokens of an answer, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from monolora.units import input_device
 
 _T = TypeVar("_T")
 
-# Logits of so many places are made at a time: with 150,000 tokens in the vocabulary, 1.2 GB in float32.
+# Positions whose logits are computed at a time: 1.2 GB in float32 for a vocabulary of 150,000 tokens.
 MOST_PLACES = 2048
 
-# Said in full, because a model's own generation config may ask for sampling and penalties.
+# In full, because a model's own generation config may set sampling and penalties.
 GREEDY: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
@@ -42,13 +42,13 @@ GREEDY: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """A model put to work on rows of token ids; under several processes they share the rows.
+    """Runs a model on rows of token ids. Several processes share the rows.
 
     Attributes:
         model: a causal language model, adapter and all.
         tokenizer: its tokenizer, with a padding token.
-        batch_size: rows at a time and process.
-        when: a word for the progress bars.
+        batch_size: rows per batch and process.
+        when: a word for the progress bars, such as "before".
     """
 
     model: Any
@@ -58,7 +58,7 @@ class Inference:
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        """Greedy answers, one a prompt, in their order."""
+        """A greedy answer per prompt, in the order of the prompts."""
 
         def answers(batch: list[int]) -> list[str]:
             ids, mask = self._padded([prompts[i] for i in batch], left=True)
@@ -105,9 +105,9 @@ class Inference:
         return self._by_length(in_parts, [len(split.context) + len(split.answer) for split in splits], what)
 
     def log_probs_after(self, sequences: Sequence[list[int]], places: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Log-probabilities of the next token after the given places of each sequence, ``(T, V)`` a row.
+        """Log-probabilities of the next token after the given positions of each sequence, ``(T, V)`` per row.
 
-        Padding is on the right, where every kind of causal model passes over it; logits are made at the places only.
+        Padding is on the right, where no kind of causal model sees it. Logits are computed only at the positions.
         """
         ids, mask = self._padded(sequences, left=False)
         kept = sorted({place for row in places for place in row})
@@ -126,10 +126,10 @@ class Inference:
     def sparsity(self, prompts: Sequence[list[int]]) -> Sparsity:
         """Sparsity of the adapter's units over the tokens of the prompts.
 
-        Under several processes each measures all of them: they are few, and counts need no exchange then.
+        Each of several processes measures all prompts: they are few, and the counts need no exchange.
 
         Raises:
-            RuntimeError: if the model has no adapter whose units could be measured.
+            RuntimeError: if the model has no adapter with units.
         """
         ordered = sorted(prompts, key=len)
         starts = range(0, len(ordered), self.batch_size)
@@ -141,7 +141,7 @@ class Inference:
         return meter.result()
 
     def _by_length(self, work: Callable[[list[int]], list[_T]], lengths: list[int], what: str) -> list[_T]:
-        """Run ``work`` on batches of row numbers of similar length; results in the order of the rows."""
+        """Results of ``work`` on batches of rows of similar length, given by index; in the order of the rows."""
         state = PartialState()
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
@@ -161,7 +161,7 @@ class Inference:
 
 
 def padded(rows: Sequence[list[int]], pad_token_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of token ids as one tensor, and the mask of what is no padding; both ``(rows, width)``."""
+    """Rows of token ids as one tensor, and its attention mask, 0 at padding; both ``(rows, width)``."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_token_id)
     mask = torch.zeros_like(ids)
@@ -176,11 +176,11 @@ def padded(rows: Sequence[list[int]], pad_token_id: int, left: bool) -> tuple[to
 def evaluating(model: Any) -> Iterator[None]:
     """Eval mode, with two exceptions, neither of which changes what is computed.
 
-    The output layer is fed contiguous inputs: the last position that it is asked for is a slice, and PyTorch multiplies
-    a slice by a *frozen* weight as one product a row, copying the vocabulary-sized weight for each.
+    The output layer gets contiguous inputs. The last position of a batch is a slice, and PyTorch multiplies a slice by
+    a *frozen* weight row by row, copying the vocabulary-sized weight for each row.
 
-    4-bit layers stay in training mode. In eval mode bitsandbytes repacks their weights for its inference kernel on some
-    CPUs, once and for all, and no gradient passes through that kernel when training begins.
+    4-bit layers stay in training mode. In eval mode on some CPUs, bitsandbytes irreversibly repacks their weights for
+    its inference kernel, and no gradient passes through that kernel when training begins.
     """
     training, head = model.training, cast(nn.Module, model.get_output_embeddings())
     handle = head.register_forward_pre_hook(lambda module, args: (args[0].contiguous(), *args[1:]))

@@ -36,33 +36,33 @@ def rows(evaluated: Evaluated) -> list[dict[str, Any]]:
 
 
 def _job(evaluated: Evaluated, rows: list[dict[str, Any]], **job: Any) -> dict[str, Any]:
-    each = {"key": "m", "identity": "i", "model": str(evaluated.base), "adapter": None} | job
-    return {"jobs": [each], "base": str(evaluated.base), "rows": rows, "dtype": "float32", "batch_size": 4}
+    measurement = {"key": "m", "identity": "i", "model": str(evaluated.base), "adapter": None} | job
+    return {"jobs": [measurement], "base": str(evaluated.base), "rows": rows, "dtype": "float32", "batch_size": 4}
 
 
 @torch.no_grad()
 def _kl(base: Any, tuned: Any, tokenizer: Any, row: dict[str, Any]) -> float:
-    """One answer, its places one by one, in float64."""
+    """One answer, its positions one by one, in float64."""
     answer = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
     answer += [tokenizer.eos_token_id] * row["is_ended"]
     ids = torch.tensor([[*row["token_ids"], *answer]])
     p, q = (torch.log_softmax(model(input_ids=ids).logits[0].double(), -1) for model in (base, tuned))
-    places = range(len(row["token_ids"]) - 1, ids.shape[1] - 1)
-    return sum(float(torch.nn.functional.kl_div(q[t], p[t], reduction="sum", log_target=True)) for t in places) / len(
-        answer
-    )
+    positions = range(len(row["token_ids"]) - 1, ids.shape[1] - 1)
+    return sum(
+        float(torch.nn.functional.kl_div(q[t], p[t], reduction="sum", log_target=True)) for t in positions
+    ) / len(answer)
 
 
 @pytest.mark.parametrize("name", ["lora", "mono"])
 def test_an_adapter_against_its_base(evaluated: Evaluated, rows: list[dict[str, Any]], name: str) -> None:
     adapter = str(getattr(evaluated, name))
-    (found,) = drift(_job(evaluated, rows, adapter=adapter))
+    (measurement,) = drift(_job(evaluated, rows, adapter=adapter))
     base = AutoModelForCausalLM.from_pretrained(evaluated.base, dtype=torch.float32).eval()
     tuned, tokenizer = load_adapted(adapter, dtype="float32")
     expected = {row["key"]: _kl(base, tuned, tokenizer, row) for row in rows}
     assert min(expected.values()) > 0.01
-    assert found["values"]["kl"] == pytest.approx(expected, rel=1e-3)
-    assert (found["key"], found["kind"], found["model"]) == ("m", "drift", "i")
+    assert measurement["values"]["kl"] == pytest.approx(expected, rel=1e-3)
+    assert (measurement["key"], measurement["kind"], measurement["model"]) == ("m", "drift", "i")
 
 
 def test_a_whole_model_against_the_base(evaluated: Evaluated, rows: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -71,10 +71,10 @@ def test_a_whole_model_against_the_base(evaluated: Evaluated, rows: list[dict[st
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
     model.save_pretrained(tmp_path / "whole")
-    (found,) = drift(_job(evaluated, rows, model=str(tmp_path / "whole")))
+    (measurement,) = drift(_job(evaluated, rows, model=str(tmp_path / "whole")))
     base = AutoModelForCausalLM.from_pretrained(evaluated.base, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(evaluated.base)
-    assert found["values"]["kl"] == pytest.approx(
+    assert measurement["values"]["kl"] == pytest.approx(
         {row["key"]: _kl(base, model.eval(), tokenizer, row) for row in rows}, rel=1e-3
     )
     (none,) = drift(_job(evaluated, rows))
@@ -83,8 +83,8 @@ def test_a_whole_model_against_the_base(evaluated: Evaluated, rows: list[dict[st
 
 def test_an_answer_without_tokens_is_left_out(evaluated: Evaluated, rows: list[dict[str, Any]]) -> None:
     silent = rows[1] | {"is_ended": False}
-    (found,) = drift(_job(evaluated, [rows[0], silent], adapter=str(evaluated.mono)))
-    assert found["values"]["kl"].keys() == {"k0"}
+    (measurement,) = drift(_job(evaluated, [rows[0], silent], adapter=str(evaluated.mono)))
+    assert measurement["values"]["kl"].keys() == {"k0"}
 
 
 def test_memory_bounds_a_batch(

@@ -100,14 +100,14 @@ def test_a_run_in_use(evaluate: Done, copied: Path, tmp_path: Path) -> None:
 def test_what_a_run_leaves(ran: Path) -> None:
     files = [str(path.relative_to(ran)) for path in ran.rglob("*") if path.is_file()]
     assert KIND.foreign(files) == []
-    found = Outcome(0, "", "", ran)
+    outcome = Outcome(0, "", "", ran)
     distinct = len({row["prompt"] for row in QUESTIONS})
-    responses, judgements = found.rows("responses.jsonl"), found.rows("scores.jsonl")
+    responses, judgements = outcome.rows("responses.jsonl"), outcome.rows("scores.jsonl")
     assert len(responses) == 3 * (distinct + 4)
     assert len(judgements) == 2 * 3 * distinct  # tasks are scored, not judged
     assert {row["response"] for row in judgements} < {row["key"] for row in responses}
-    results, run = found.results(), found.run()
-    assert [each["name"] for each in results["models"]] == ["base", "lora", "mono"]
+    results, run = outcome.results(), outcome.run()
+    assert [model["name"] for model in results["models"]] == ["base", "lora", "mono"]
     assert run["status"] == "score done"
     assert run["sets"]["questions"]["rows"] == len(QUESTIONS) == distinct + 1
     assert run["config"]["max_new_tokens"] == 6
@@ -132,7 +132,7 @@ def test_sparsity_is_that_of_the_program(ran: Path, evaluated: Evaluated) -> Non
     from monolora.inference import Inference
 
     model, tokenizer = load_adapted(str(evaluated.mono), str(evaluated.base), dtype="float32")
-    rows = [Example(each["prompt"], "") for each in QUESTIONS[:-1]]
+    rows = [Example(question["prompt"], "") for question in QUESTIONS[:-1]]
     expected = prompt_sparsity(Inference(model=model, tokenizer=tokenizer, batch_size=4), rows)
     cell = Outcome(0, "", "", ran).results()["cells"]["mono"]["sparsity/alignment"]
     assert cell["value"] == pytest.approx(100 * expected.zeros, abs=1e-9)
@@ -202,8 +202,8 @@ def test_a_judge_is_added_later(evaluate: Done, evaluated: Evaluated) -> None:
     first = evaluate("report").results()
     assert evaluate("score", "--judges", f"classifier:{evaluated.judge}").status == 0
     both = evaluate("report").results()
-    assert [each["name"] for each in first["judges"]] == ["refusal"]
-    assert [each["name"] for each in both["judges"]] == ["refusal", "tiny-judge"]
+    assert [judge["name"] for judge in first["judges"]] == ["refusal"]
+    assert [judge["name"] for judge in both["judges"]] == ["refusal", "tiny-judge"]
     (both_folder := evaluate("report").folder / "scores.jsonl").unlink()
     assert evaluate("score").status == 0  # the judges of the last time, now without their flags
     judged = [json.loads(line)["judge"] for line in both_folder.read_text().splitlines()]
@@ -221,7 +221,7 @@ def test_another_adapter_under_the_same_name(evaluate: Done, evaluated: Evaluate
     assert ended.results()["cells"]["lora"] == old["mono"]
 
 
-def test_answers_that_could_not_be_had(evaluate: Done, copied: Path) -> None:
+def test_missing_answers(evaluate: Done, copied: Path) -> None:
     """They are no verdict: counted, left out, and asked for again on request."""
     path = copied / "responses.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -264,7 +264,7 @@ def test_a_prompt_longer_than_the_context_is_cut_from_the_left(
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("flags", "message"),
     [
         (["--suite", "beavertail"], "Did you mean beavertails"),
         (["--judges", "shieldgema"], "Did you mean shieldgemma"),
@@ -275,10 +275,10 @@ def test_a_prompt_longer_than_the_context_is_cut_from_the_left(
         (["--tasks", "sst3"], "sst3"),
     ],
 )
-def test_bad_input_ends_it_before_anything_is_made(evaluate: Done, more: list[str], says: str) -> None:
-    ended = evaluate("run", *more)
+def test_bad_input_ends_it_before_anything_is_made(evaluate: Done, flags: list[str], message: str) -> None:
+    ended = evaluate("run", *flags)
     assert ended.status == 2
-    assert says in ended.err
+    assert message in ended.err
     assert ended.err.count("error: ") == 1
     assert "Traceback" not in ended.err
     assert not ended.folder.exists()
@@ -286,16 +286,16 @@ def test_bad_input_ends_it_before_anything_is_made(evaluate: Done, more: list[st
 
 def test_what_an_engine_cannot_do(evaluate: Done, evaluated: Evaluated) -> None:
     """Said before anything is made."""
-    asked = evaluate("run", "--batch-invariant")
-    assert asked.status == 2
-    assert "--batch-invariant is a mode of vLLM, and the engine is hf" in asked.err
+    outcome = evaluate("run", "--batch-invariant")
+    assert outcome.status == 2
+    assert "--batch-invariant is a mode of vLLM, and the engine is hf" in outcome.err
     server = ("--engine", "server", "--endpoint", "http://localhost:1/v1", "--adapter", f"whole={evaluated.base}")
-    asked = evaluate("run", *server)
-    assert asked.status == 2
+    outcome = evaluate("run", *server)
+    assert outcome.status == 2
     classifier = evaluate("run", "--adapter", f"whole={evaluated.judge}")
     assert "which does not answer. A classifier is given to --judges" in classifier.err
-    assert "each endpoint serves the base and its adapters, and whole is a whole model" in asked.err
-    assert not asked.folder.exists()
+    assert "each endpoint serves the base and its adapters, and whole is a whole model" in outcome.err
+    assert not outcome.folder.exists()
 
 
 def test_sparsity_is_left_out_on_request(evaluate: Done) -> None:
@@ -340,7 +340,7 @@ def test_a_folder_of_another_run(evaluate: Done, copied: Path) -> None:
     assert "is no record of an evaluation" in evaluate("report").err
 
 
-def test_a_judge_that_cannot_be_had(evaluate: Done, evaluated: Evaluated) -> None:
+def test_an_unavailable_judge(evaluate: Done, evaluated: Evaluated) -> None:
     """By default nothing is begun; with --keep-going the others go on, and it is said."""
     both = ("--judges", f"shieldgemma,classifier:{evaluated.judge}")
     refused = evaluate("run", *both)
@@ -350,7 +350,7 @@ def test_a_judge_that_cannot_be_had(evaluate: Done, evaluated: Evaluated) -> Non
     with pytest.warns(UserWarning, match="Continuing without the judge shieldgemma: .* google/shieldgemma|gated|reach"):
         ended = evaluate("run", *both, "--keep-going")
     assert ended.status == 0
-    assert [each["name"] for each in ended.results()["judges"]] == ["tiny-judge", "refusal"]
+    assert [judge["name"] for judge in ended.results()["judges"]] == ["tiny-judge", "refusal"]
     with pytest.warns(UserWarning, match="Continuing without the judge shieldgemma"):
         assert evaluate("run", "--judges", "shieldgemma", "--keep-going", name="none").status == 2
 
@@ -387,7 +387,7 @@ def test_checkpoints_along_a_run(evaluate: Done, evaluated: Evaluated, tmp_path:
     )
     ended = evaluate("run", base=words)
     assert ended.status == 0
-    assert [(each["name"], each["step"]) for each in ended.results()["models"]] == [
+    assert [(model["name"], model["step"]) for model in ended.results()["models"]] == [
         ("base", None),
         ("step 5", 5),
         ("step 10", 10),
@@ -427,14 +427,14 @@ def test_a_response_that_came_later_is_judged_anew(evaluate: Done, copied: Path)
     assert evaluate("score").status == 0
     results = evaluate("report").results()
     assert results["invalid"] == []
-    assert [each["name"] for each in results["judges"]] == ["tiny-judge", "refusal"]
+    assert [judge["name"] for judge in results["judges"]] == ["tiny-judge", "refusal"]
 
 
 def test_two_checkpoints_of_one_step(evaluate: Done, evaluated: Evaluated, tmp_path: Path) -> None:
     for run, folder in (("a", evaluated.lora), ("b", evaluated.mono)):
         shutil.copytree(folder, tmp_path / run / "checkpoint-10")
-    found = [str(tmp_path / run / "checkpoint-10") for run in "ab"]
-    ended = evaluate("generate", "--checkpoints", *found)
+    checkpoints = [str(tmp_path / run / "checkpoint-10") for run in "ab"]
+    ended = evaluate("generate", "--checkpoints", *checkpoints)
     assert ended.status == 2
     assert "Two models are named 'step 10'" in ended.err
 

@@ -77,8 +77,8 @@ def test_a_run_leaves_no_secret(
         server, flags = CompletionServer(_echoing, authorization=f"Basic {BASIC}"), ()
     with server:
         url = server.url if how == "key" else server.url.replace("://", f"://bob:{quote(PASSWORD)}@")
-        more = f"?api_key={QUERY}" if how == "url" else ""
-        assert _run(evaluated, tmp_path / "out", server, "--endpoint", url + more, *flags) == 0
+        query = f"?api_key={QUERY}" if how == "url" else ""
+        assert _run(evaluated, tmp_path / "out", server, "--endpoint", url + query, *flags) == 0
     assert server.paths
     assert {path.partition("?")[2] for path in server.paths} == {f"api_key={QUERY}" if how == "url" else ""}
     printed = capfd.readouterr()
@@ -92,14 +92,14 @@ def test_a_run_leaves_no_secret(
     assert any(reason and "Who is" in reason for reason in reasons)
 
 
-@pytest.mark.parametrize("given", [KEY, "sk-0123456789abcdef", "AKIAIOSFODNN7EXAMPLE", "hushhush"])
+@pytest.mark.parametrize("value", [KEY, "sk-0123456789abcdef", "AKIAIOSFODNN7EXAMPLE", "hushhush"])
 def test_a_key_in_place_of_its_variables_name(
-    evaluated: Evaluated, tmp_path: Path, capfd: pytest.CaptureFixture[str], given: str
+    evaluated: Evaluated, tmp_path: Path, capfd: pytest.CaptureFixture[str], value: str
 ) -> None:
     with CompletionServer() as server:
-        assert _run(evaluated, tmp_path / "out", server, "--endpoint", server.url, "--api-key-env", given) == 2
+        assert _run(evaluated, tmp_path / "out", server, "--endpoint", server.url, "--api-key-env", value) == 2
     printed = capfd.readouterr()
-    assert given not in printed.out + printed.err
+    assert value not in printed.out + printed.err
     assert "takes the name of the environment variable" in printed.err
     assert not (tmp_path / "out").exists()
 

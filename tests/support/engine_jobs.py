@@ -42,6 +42,6 @@ def ending_early(evaluated: Evaluated, folder: Path) -> dict[str, Any]:
     with torch.no_grad():
         token = int(model(torch.tensor([PROMPTS[0]])).logits[0, -1].argmax())
     save_generation_config(GenerationConfig(eos_token_id=[token, 2]), folder)
-    given = job(evaluated)
-    given["adapters"]["mono"] = str(folder)
-    return given
+    engine_job = job(evaluated)
+    engine_job["adapters"]["mono"] = str(folder)
+    return engine_job

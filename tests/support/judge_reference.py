@@ -68,8 +68,8 @@ def beaverdam(folder: Path, prompt: str, response: str, max_length: int = 512) -
     return dict(zip(LABELS, logits(folder, ids).sigmoid().tolist(), strict=True))
 
 
-def assert_near(found: dict[str, float], wanted: dict[str, float], tolerance: float = 1e-4) -> None:
+def assert_near(scores: dict[str, float], expected: dict[str, float], tolerance: float = 1e-4) -> None:
     """The same names in the same order, and each score within the tolerance."""
-    assert list(found) == list(wanted)
-    for name, score in wanted.items():
-        assert abs(found[name] - score) <= tolerance, (name, found[name], score)
+    assert list(scores) == list(expected)
+    for name, score in expected.items():
+        assert abs(scores[name] - score) <= tolerance, (name, scores[name], score)

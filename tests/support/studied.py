@@ -11,11 +11,11 @@ from monolora import cli
 from monolora.recipes.study.runner import Runner
 
 
-def run_cells_here(monkeypatch: pytest.MonkeyPatch, given: list[list[str]]) -> None:
-    """Until the patch is undone; ``given`` gets the words of each command."""
+def run_cells_here(monkeypatch: pytest.MonkeyPatch, commands: list[list[str]]) -> None:
+    """Until the patch is undone; ``commands`` gets the words of each command."""
 
     def run(self: Runner, words: Sequence[str], cell: Any) -> None:
-        given.append(list(words))
+        commands.append(list(words))
         assert cli.main(list(words)) == 0
 
     monkeypatch.setattr(Runner, "_command", run)

@@ -32,10 +32,10 @@ def one_by_one(evaluated: Evaluated, name: str | None, ids: list[int], most: int
 
 
 def test_answers(evaluated: Evaluated) -> None:
-    given = job(evaluated)
-    rows = {row["key"]: row for row in answers(given)}
+    engine_job = job(evaluated)
+    rows = {row["key"]: row for row in answers(engine_job)}
     assert len(rows) == 15
-    for item in given["items"]:
+    for item in engine_job["items"]:
         expected = one_by_one(evaluated, item["adapter"], item["token_ids"], item["max_new_tokens"])
         row = rows[item["key"]]
         assert (row["text"], row["tokens"], row["finish"]) == expected
@@ -49,7 +49,7 @@ def test_an_adapter_ends_where_its_folder_says(evaluated: Evaluated, tmp_path: P
     assert rows["None-0"]["tokens"] > 1
 
 
-def test_going_on_gives_the_same_rows(evaluated: Evaluated) -> None:
+def test_resuming_gives_the_same_rows(evaluated: Evaluated) -> None:
     """Also when it draws: each batch from the seed."""
     for settings in ({}, {"temperature": 1.0, "seed": 3}):
         whole = {row["key"]: row for row in answers(job(evaluated, **settings))}

@@ -60,7 +60,7 @@ def by_number(rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["key"][1:]))
 
 
-def asked(*servers: CompletionServer) -> Counter[int]:
+def request_counts(*servers: CompletionServer) -> Counter[int]:
     """How often each prompt was asked for."""
     return Counter(request["prompt"][0] for server in servers for request in server.requests)
 
@@ -68,7 +68,7 @@ def asked(*servers: CompletionServer) -> Counter[int]:
 def test_every_row_is_answered_once() -> None:
     with CompletionServer() as server:
         assert by_number(answers(job(server))) == [ok(number) for number in range(12)]
-        assert asked(server) == dict.fromkeys(range(12), 1)
+        assert request_counts(server) == dict.fromkeys(range(12), 1)
 
 
 def test_what_is_sent() -> None:
@@ -92,7 +92,7 @@ def test_what_is_sent() -> None:
 def test_what_is_done_is_not_asked() -> None:
     with CompletionServer() as server:
         assert by_number(answers(job(server, rows=4, done=("k0", "k2")))) == [ok(1), ok(3)]
-        assert asked(server) == {1: 1, 3: 1}
+        assert request_counts(server) == {1: 1, 3: 1}
     assert list(answers(job(server, rows=2, done=("k0", "k1")))) == []  # the server is gone by now
 
 
@@ -103,7 +103,7 @@ def test_concurrency_is_bounded_and_used() -> None:
     with CompletionServer(together) as one, CompletionServer(together) as two:
         assert len(list(answers(job(one, two, rows=24, concurrency=4)))) == 24
         assert (one.most_at_once, two.most_at_once) == (4, 4)
-        assert asked(one, two) == dict.fromkeys(range(24), 1)
+        assert request_counts(one, two) == dict.fromkeys(range(24), 1)
 
 
 def test_the_faster_endpoint_answers_more() -> None:
@@ -138,7 +138,7 @@ def test_a_request_is_tried_again(status: int) -> None:
 
     with CompletionServer(at_first_not) as server:
         assert by_number(answers(job(server, rows=3))) == [ok(number) for number in range(3)]
-        assert asked(server) == dict.fromkeys(range(3), 2)
+        assert request_counts(server) == dict.fromkeys(range(3), 2)
 
 
 def test_one_row_that_the_server_cannot_answer_is_invalid() -> None:
@@ -147,7 +147,7 @@ def test_one_row_that_the_server_cannot_answer_is_invalid() -> None:
 
     with CompletionServer(not_the_second) as server:
         rows = by_number(answers(job(server, rows=3)))
-        assert asked(server) == {0: 1, 1: 2, 2: 1}  # with one retry
+        assert request_counts(server) == {0: 1, 1: 2, 2: 1}  # with one retry
     assert [rows[0], rows[2]] == [ok(0), ok(2)]
     nothing = {"key": "k1", "text": "", "tokens": 0, "finish": "", "cut": False}
     assert rows[1] == nothing | {"status": "invalid", "reason": "server: 500 out of luck."}
@@ -159,7 +159,7 @@ def test_one_row_that_the_server_refuses_is_invalid_at_once() -> None:
 
     with CompletionServer(not_the_second) as server:
         rows = by_number(answers(job(server, rows=3)))
-        assert asked(server) == {0: 1, 1: 1, 2: 1}
+        assert request_counts(server) == {0: 1, 1: 1, 2: 1}
     assert [row["status"] for row in rows] == ["ok", "invalid", "ok"]
     assert rows[1]["reason"] == "server: 400 The prompt has 9 tokens."
 
@@ -175,7 +175,7 @@ def test_one_row_that_hangs_is_invalid() -> None:
         timeout_s = max(0.4, 10 * (time.perf_counter() - start))
     with CompletionServer(not_the_second) as server:
         rows = by_number(answers(job(server, rows=3, timeout_s=timeout_s)))
-        assert asked(server) == {0: 1, 1: 2, 2: 1}
+        assert request_counts(server) == {0: 1, 1: 2, 2: 1}
     assert [row["reason"] for row in rows] == [None, f"server: no answer within {timeout_s:g} s.", None]
 
 
@@ -189,11 +189,11 @@ def test_any_request_goes_through_the_queue() -> None:
     bodies = {number: {"model": "base", "input": [number]} for number in (7, 8, 9)}
     requests = [Request(("a", number), "/v2/rank" if number == 8 else "score", body) for number, body in bodies.items()]
     with CompletionServer(echo) as server:
-        found = set(replies([server.url], requests, settings))
-        assert sorted(zip(server.paths, (each["input"][0] for each in server.requests), strict=True)) == [
+        answered = set(replies([server.url], requests, settings))
+        assert sorted(zip(server.paths, (request["input"][0] for request in server.requests), strict=True)) == [
             ("/v1/score", 7), ("/v1/score", 9), ("/v2/rank", 8),
         ]  # fmt: skip
-    assert found == {
+    assert answered == {
         Answered(("a", 7), b"got [7]", ""),
         Answered(("a", 8), b"got [8]", ""),
         Answered(("a", 9), b"", "server: 400 Not that."),
@@ -242,11 +242,11 @@ def test_an_answer_as_long_as_it_may_be(tokens: int, status: str, reason: str | 
 def test_when_one_endpoint_goes_down_the_other_takes_over(caplog: pytest.LogCaptureFixture) -> None:
     with CompletionServer() as one, CompletionServer() as two:
         rows = answers(job(one, two, rows=40))
-        found = [next(rows) for _ in range(6)]
+        rows_so_far = [next(rows) for _ in range(6)]
         one.stop()
-        found += rows
-    assert by_number(iter(found)) == [ok(number) for number in range(40)]
-    assert set(asked(one, two)) == set(range(40))
+        rows_so_far += rows
+    assert by_number(iter(rows_so_far)) == [ok(number) for number in range(40)]
+    assert set(request_counts(one, two)) == set(range(40))
     assert f"{one.url} is suspended for 0.5 s:" in caplog.text
 
 
@@ -259,28 +259,28 @@ def test_an_endpoint_that_is_down_at_the_start_is_left_out() -> None:
 def test_an_endpoint_that_comes_back_is_asked_again() -> None:
     with CompletionServer() as server:
         rows = answers(job(server, rows=30, retries=5))
-        found = [next(rows)]
+        rows_so_far = [next(rows)]
         server.stop()
         threading.Timer(1.0, server.start).start()
-        found += rows
-    assert by_number(iter(found)) == [ok(number) for number in range(30)]
+        rows_so_far += rows
+    assert by_number(iter(rows_so_far)) == [ok(number) for number in range(30)]
 
 
 def test_when_all_are_down_what_was_answered_is_kept() -> None:
     with CompletionServer() as one, CompletionServer() as two:
-        rows, found = answers(job(one, two, rows=60)), []
-        found += [next(rows), next(rows)]
+        rows, rows_so_far = answers(job(one, two, rows=60)), []
+        rows_so_far += [next(rows), next(rows)]
         one.stop()
         two.stop()
         with pytest.raises(RunError) as caught:
-            found += rows
-    said = str(caught.value)
-    assert one.url in said
-    assert two.url in said
-    assert "connection attempts failed" in said.lower()
-    assert said.endswith("Restart them, then run the same command: it resumes where it stopped.")
-    assert "\n" not in said
-    assert len({row["key"] for row in found}) == len(found)
+            rows_so_far += rows
+    message = str(caught.value)
+    assert one.url in message
+    assert two.url in message
+    assert "connection attempts failed" in message.lower()
+    assert message.endswith("Restart them, then run the same command: it resumes where it stopped.")
+    assert "\n" not in message
+    assert len({row["key"] for row in rows_so_far}) == len(rows_so_far)
 
 
 def test_an_endpoint_that_answers_nobody_ends_the_run() -> None:
@@ -367,8 +367,8 @@ def test_something_else_than_an_endpoint() -> None:
         list(answers(job(server)))
 
 
-@pytest.mark.parametrize("taken", [1, 5])
-def test_closed_in_the_middle_leaves_nothing_behind(taken: int, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("count", [1, 5])
+def test_closed_in_the_middle_leaves_nothing_behind(count: int, caplog: pytest.LogCaptureFixture) -> None:
     """No task is left pending (asyncio would log it), no connection unclosed (warnings are errors here)."""
 
     def the_first_five(request: dict[str, Any], before: int) -> Reply:
@@ -377,7 +377,7 @@ def test_closed_in_the_middle_leaves_nothing_behind(taken: int, caplog: pytest.L
 
     with CompletionServer(the_first_five) as server:
         rows = answers(job(server, rows=30))
-        for _ in range(taken):
+        for _ in range(count):
             next(rows)
         rows.close()  # type: ignore[attr-defined]
         del rows

@@ -89,12 +89,12 @@ def _prompts() -> list[list[int]]:
 @torch.no_grad()
 def _greedy(model: nn.Module, prompt: list[int], most: int) -> list[int]:
     """The likeliest token again and again, until the end token. It is far from the second: no rounding chooses."""
-    found: list[int] = []
-    while len(found) < most and found[-1:] != [2]:
-        best = model(torch.tensor([prompt + found])).logits[0, -1].topk(2)
+    tokens: list[int] = []
+    while len(tokens) < most and tokens[-1:] != [2]:
+        best = model(torch.tensor([prompt + tokens])).logits[0, -1].topk(2)
         assert best.values[0] - best.values[1] > 1e-5
-        found.append(int(best.indices[0]))
-    return found
+        tokens.append(int(best.indices[0]))
+    return tokens
 
 
 def _model(folders: dict[str, Path], name: str) -> nn.Module:
@@ -132,10 +132,10 @@ def test_answers_are_those_of_transformers(
             tokens = _greedy(model, prompt, MOST)
             text = tokenizer.decode(tokens, skip_special_tokens=True)
             expected[f"{name} {number}"] = (text, len(tokens), "stop" if tokens[-1] == 2 else "length")
-    found = {row["key"]: row for row in answers(_job(server, items))}
-    assert {key: (row["text"], row["tokens"], row["finish"]) for key, row in found.items()} == expected
-    assert {row["status"] for row in found.values()} == {"ok"}
-    assert {row["finish"] for row in found.values()} == {"stop", "length"}
+    rows = {row["key"]: row for row in answers(_job(server, items))}
+    assert {key: (row["text"], row["tokens"], row["finish"]) for key, row in rows.items()} == expected
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert {row["finish"] for row in rows.values()} == {"stop", "length"}
     assert all(expected[f"{BASE} {n}"] != expected[f"{name} {n}"] for name in ADAPTERS for n in range(len(prompts)))
 
 
@@ -145,11 +145,11 @@ def test_prompts_that_leave_no_room_for_an_answer_are_invalid(server: Server) ->
         {"key": key, "token_ids": [5] * length, "model": "mono", "max_new_tokens": MOST}
         for key, length in (("too long", CONTEXT + 9), ("long", CONTEXT - 3), ("short", 9))
     ]
-    found = {row["key"]: row for row in answers(_job(server, items))}
-    assert found["short"]["status"] == "ok"
-    assert found["long"]["reason"] == f"server: its context ended the answer after 3 of {MOST} tokens."
-    assert found["too long"]["reason"].startswith("server: 400 ")
-    assert {found["too long"]["status"], found["long"]["status"]} == {"invalid"}
+    rows = {row["key"]: row for row in answers(_job(server, items))}
+    assert rows["short"]["status"] == "ok"
+    assert rows["long"]["reason"] == f"server: its context ended the answer after 3 of {MOST} tokens."
+    assert rows["too long"]["reason"].startswith("server: 400 ")
+    assert {rows["too long"]["status"], rows["long"]["status"]} == {"invalid"}
 
 
 def test_a_model_that_vllm_does_not_serve(server: Server) -> None:

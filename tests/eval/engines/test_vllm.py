@@ -34,38 +34,38 @@ def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
 
 
-def rows_of(given: dict[str, Any], log: Path) -> Iterator[dict[str, Any]]:
-    return worker_rows(TARGET, given, log)
+def rows_of(engine_job: dict[str, Any], log: Path) -> Iterator[dict[str, Any]]:
+    return worker_rows(TARGET, engine_job, log)
 
 
 def test_answers_are_transformers_answers(evaluated: Evaluated, tmp_path: Path) -> None:
-    given = job(evaluated, done=("mono-0",), **SETTINGS)
-    rows = list(rows_of(given, tmp_path / "log"))
-    canaries, found = [row["canary"] for row in rows[:2]], {row["key"]: row for row in rows[2:]}
-    assert [each["adapter"] for each in canaries] == ["lora", "mono"]
-    for each in canaries:
-        assert each["unknown"] is None
-        assert each["applied"][0] == pytest.approx(1, abs=0.02)
-        assert each["base_error"] < 1e-3
+    engine_job = job(evaluated, done=("mono-0",), **SETTINGS)
+    rows = list(rows_of(engine_job, tmp_path / "log"))
+    canaries, answers = [row["canary"] for row in rows[:2]], {row["key"]: row for row in rows[2:]}
+    assert [canary["adapter"] for canary in canaries] == ["lora", "mono"]
+    for canary in canaries:
+        assert canary["unknown"] is None
+        assert canary["applied"][0] == pytest.approx(1, abs=0.02)
+        assert canary["base_error"] < 1e-3
     assert canaries[0]["activation"] is None
     assert canaries[1]["activation"][0] == pytest.approx(1, abs=0.05)
-    assert found == {row["key"]: row for row in hf.answers(given)}
-    assert len(found) == 3 * len(PROMPTS) - 1
-    assert {row["tokens"] for row in found.values()} <= set(range(1, max(LONGEST) + 1))
+    assert answers == {row["key"]: row for row in hf.answers(engine_job)}
+    assert len(answers) == 3 * len(PROMPTS) - 1
+    assert {row["tokens"] for row in answers.values()} <= set(range(1, max(LONGEST) + 1))
 
 
 def test_an_adapter_ends_where_its_folder_says(evaluated: Evaluated, tmp_path: Path) -> None:
     """vLLM knows the base's end tokens only; the answers end as transformers' do."""
-    given = ending_early(evaluated, tmp_path / "mono")
-    given["settings"] |= SETTINGS | {"canary": False}
-    found = {row["key"]: row for row in rows_of(given, tmp_path / "log")}
-    assert (found["mono-0"]["tokens"], found["mono-0"]["finish"]) == (1, "stop")
-    assert found == {row["key"]: row for row in hf.answers(given)}
+    engine_job = ending_early(evaluated, tmp_path / "mono")
+    engine_job["settings"] |= SETTINGS | {"canary": False}
+    answers = {row["key"]: row for row in rows_of(engine_job, tmp_path / "log")}
+    assert (answers["mono-0"]["tokens"], answers["mono-0"]["finish"]) == (1, "stop")
+    assert answers == {row["key"]: row for row in hf.answers(engine_job)}
 
 
 def test_an_adapter_that_does_not_fit(evaluated: Evaluated, tmp_path: Path) -> None:
     """vLLM refuses it with our message, and nothing has been answered by then."""
-    given = job(evaluated, **SETTINGS)
-    given["adapters"]["mono"] = str(tmp_path)
+    engine_job = job(evaluated, **SETTINGS)
+    engine_job["adapters"]["mono"] = str(tmp_path)
     with pytest.raises(InputError, match="holds no adapter"):
-        list(rows_of(given, tmp_path / "log"))
+        list(rows_of(engine_job, tmp_path / "log"))

@@ -92,7 +92,7 @@ def test_a_model_without_usable_numbers_gives_no_verdict(tmp_path: Path) -> None
     assert {(row["status"], row["reason"]) for row in rows.values()} == {("invalid", "nan")}
 
 
-def test_a_run_that_goes_on_gives_the_same_scores_bit_for_bit(folder: Path) -> None:
+def test_a_resumed_run_gives_the_same_scores_bit_for_bit(folder: Path) -> None:
     whole = judged(folder)
     for done in (("k0",), ("k5", "k4"), ("k1", "k2", "k3", "k4", "k5")):
         rest = judged(folder, done=done)

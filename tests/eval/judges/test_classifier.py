@@ -43,12 +43,12 @@ def test_unsafe_is_a_sum_of_classes_or_the_largest_label(tmp_path: Path, kind: s
     rows = judged(judge)
     assert len({row["scores"]["unsafe"] for row in rows.values()}) == len(PAIRS)
     for (prompt, response), row in zip(PAIRS, (rows[item["key"]] for item in items()), strict=True):
-        found = reference.logits(tmp_path, reference.tokenizer_of(tmp_path)(f"{prompt}\n{response}").input_ids)
+        label_logits = reference.logits(tmp_path, reference.tokenizer_of(tmp_path)(f"{prompt}\n{response}").input_ids)
         wanted = {
             "softmax": lambda logits: logits.softmax(0)[1:3].sum(),
             "multi-label": lambda logits: logits.sigmoid()[1:3].max(),
             "one label": lambda logits: logits.sigmoid()[0],
-        }[kind](found)
+        }[kind](label_logits)
         reference.assert_near(row["scores"], {"unsafe": wanted.item()})
 
 
@@ -63,10 +63,10 @@ def test_a_text_of_ones_own_is_cut_at_the_end_of_the_response(tmp_path: Path) ->
     def ids(text: str) -> list[int]:
         return tokenizer(f"Answer: {text} [asked: {prompt}]").input_ids
 
-    kept = max(end for end in range(len(response)) if len(ids(response[:end])) <= 128)  # by trying all
+    longest = max(end for end in range(len(response)) if len(ids(response[:end])) <= 128)  # by trying all
     rows = judged(judge, ((prompt, response), ("Is it? " * 200, "Yes."), (prompt, "")))
     assert [rows[key]["cut"] for key in ("k0", "k1", "k2")] == [True, False, False]
-    wanted = reference.logits(tmp_path, ids(response[:kept])).softmax(0)[0].item()
+    wanted = reference.logits(tmp_path, ids(response[:longest])).softmax(0)[0].item()
     reference.assert_near(rows["k0"]["scores"], {"unsafe": wanted})
     assert rows["k1"]["status"] == "invalid"
     assert rows["k1"]["reason"].startswith("prompt too long: with an empty response it has ")

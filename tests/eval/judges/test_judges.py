@@ -38,7 +38,7 @@ def test_words_that_name_no_judge(word: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["shieldgemma", "beaverdam"])
-def test_default_models_that_cannot_be_had_say_what_to_set(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_default_models_say_what_to_set(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MONOLORA_DATA", raising=False)
     with pytest.raises(InputError, match=r"Cannot reach the hub.*Set MONOLORA_DATA to a local mirror"):
         make(word, JudgeOptions())

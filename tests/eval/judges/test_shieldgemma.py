@@ -59,8 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_prompt_is_the_published_one_byte_for_byte() -> None:
     assert prompt_text(*EXAMPLE, "Harassment") == GOLDEN
-    found = {harm: hashlib.sha256(prompt_text(*EXAMPLE, harm).encode()).hexdigest() for harm in POLICIES}
-    assert found == DIGESTS
+    digests = {harm: hashlib.sha256(prompt_text(*EXAMPLE, harm).encode()).hexdigest() for harm in POLICIES}
+    assert digests == DIGESTS
     assert list(POLICIES) == list(DIGESTS)  # the table's order
 
 
@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_logits(folder: Path) -> None:
     assert judge.scores == tuple(rows["k0"]["scores"])
 
 
-def test_a_run_that_goes_on_gives_the_same_scores_bit_for_bit(folder: Path) -> None:
+def test_a_resumed_run_gives_the_same_scores_bit_for_bit(folder: Path) -> None:
     judge = make(f"shieldgemma:{folder}", JudgeOptions(engine="hf", batch_size=9, device="cpu"))
     job = {"settings": judge.settings, "items": items(), "done": []}
     whole = {row["key"]: row for row in judgements(job)}

@@ -22,36 +22,38 @@ def _by_name(study: Study) -> dict[str, CostEstimate]:
 
 
 def test_tokens_of_a_small_study(study: Study) -> None:
-    """Two adapters, two seeds, two rates: six trainings of 16 rows; five models asked; one adapter's 2 checkpoints."""
+    """Two adapters, two seeds, two rates: six trainings of 16 rows; five models sets; one adapter's 2 checkpoints."""
     tokenizer = load_tokenizer(study.model)
     rows = load_task("demo", Source()).train[:16]
-    asked = [prompt_sets.load(study.eval["suite"][0]), prompt_sets.load("task:demo", 4)]
-    lengths = [[len(prompt_ids(Example(p.instruction, "", p.context), tokenizer)) for p in of.prompts] for of in asked]
+    sets = [prompt_sets.load(study.eval["suite"][0]), prompt_sets.load("task:demo", 4)]
+    lengths = [
+        [len(prompt_ids(Example(p.instruction, "", p.context), tokenizer)) for p in prompts.prompts] for prompts in sets
+    ]
     safety, task = lengths
-    assert asked[1].max_new_tokens is not None
-    found = _by_name(study)
-    assert found["demo: training"].tokens == 6 * sum(
+    assert sets[1].max_new_tokens is not None
+    estimates = _by_name(study)
+    assert estimates["demo: training"].tokens == 6 * sum(
         len(part) for row in rows for part in split_at_answer(row, tokenizer)
     )
-    assert found["demo: training"].cells == 6
-    assert found["demo: answers"].tokens == 5 * (6 * len(safety) + asked[1].max_new_tokens * len(task))
-    longest = max(max(safety) + 6, max(task) + asked[1].max_new_tokens)
+    assert estimates["demo: training"].cells == 6
+    assert estimates["demo: answers"].tokens == 5 * (6 * len(safety) + sets[1].max_new_tokens * len(task))
+    longest = max(max(safety) + 6, max(task) + sets[1].max_new_tokens)
     cached = 4 * longest * 2 * 2 * 2 * 16  # rows of a batch; keys and values in 16 bits, of 2 layers 16 wide
-    assert found["demo: answers"].gigabytes == pytest.approx((2 * 1e5 + cached) / 1e9)
+    assert estimates["demo: answers"].gigabytes == pytest.approx((2 * 1e5 + cached) / 1e9)
     drifted = safety[:6]  # base and tuned read prompts and the base's answers; sparsity is read of prompts alone
-    assert found["demo: sparsity and drift"].tokens == 4 * (sum(safety + task) + 2 * sum(n + 6 for n in drifted))
-    assert found["demo: classifier"].tokens == 5 * sum(n + 6 for n in safety)
-    assert found["demo, along: answers"].tokens == (1 + 2) * 6 * 4
-    assert found["demo: training"].hours == pytest.approx(found["demo: training"].tokens / 100 / 3600)
-    assert found["demo: answers"].hours == pytest.approx(found["demo: answers"].tokens / 10 / 3600)
-    assert found["demo: sparsity and drift"].hours == pytest.approx(
-        found["demo: sparsity and drift"].tokens / 300 / 3600
+    assert estimates["demo: sparsity and drift"].tokens == 4 * (sum(safety + task) + 2 * sum(n + 6 for n in drifted))
+    assert estimates["demo: classifier"].tokens == 5 * sum(n + 6 for n in safety)
+    assert estimates["demo, along: answers"].tokens == (1 + 2) * 6 * 4
+    assert estimates["demo: training"].hours == pytest.approx(estimates["demo: training"].tokens / 100 / 3600)
+    assert estimates["demo: answers"].hours == pytest.approx(estimates["demo: answers"].tokens / 10 / 3600)
+    assert estimates["demo: sparsity and drift"].hours == pytest.approx(
+        estimates["demo: sparsity and drift"].tokens / 300 / 3600
     )
 
 
 def test_without_estimates_tokens_alone(study: Study) -> None:
-    found = _by_name(replace(study, estimates=None)).values()
-    assert all(each.hours is None and each.gigabytes is None and each.tokens > 0 for each in found)
+    estimates = _by_name(replace(study, estimates=None)).values()
+    assert all(estimate.hours is None and estimate.gigabytes is None and estimate.tokens > 0 for estimate in estimates)
 
 
 @pytest.mark.parametrize("saved", [{"save_steps": 3}, {"save_strategy": "epoch", "num_train_epochs": 2}])

@@ -1,4 +1,4 @@
-"""Cells: what is done, what goes on, what begins anew."""
+"""Cells: which are done, which resume, which begin anew."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_an_interrupted_training_goes_on(
+def test_an_interrupted_training_resumes(
     study: Study, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, checkpoint: bool
 ) -> None:
     """From its last checkpoint; anew if it had none. The result is that of one that was not."""
@@ -85,9 +85,9 @@ def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study) -> None:
     runner.run_all([wild, cells[1]], may_diverge=True)
     assert runner.is_done(wild)
     assert runner.completed == [cells[1].name]
-    found = select_rate(study, "demo", "LoRA")
-    assert found.rate == 0.002
-    assert found.losses[0.02] == float("inf")
+    selected = select_rate(study, "demo", "LoRA")
+    assert selected.rate == 0.002
+    assert selected.losses[0.02] == float("inf")
     shutil.rmtree(wild.folder)
     with pytest.raises(RunError, match="diverged"):
         runner.run(wild)
@@ -105,7 +105,7 @@ def test_a_training_that_fails_otherwise_is_no_result(study: Study) -> None:
         Runner(study.folder, 1).run(broken, may_diverge=True)
 
 
-def test_two_at_once_are_refused(
+def test_a_second_study_in_the_folder_is_refused(
     study: Study, write_study: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--config", str(write_study()), "--out", str(study.folder)]
@@ -130,15 +130,15 @@ def test_another_command_is_another_cell(study: Study, commands: list[list[str]]
 
 
 def test_an_evaluation_with_other_settings_begins_anew(study: Study, commands: list[list[str]]) -> None:
-    """With other adapters, and other judges, it goes on: what was answered is kept."""
+    """With other adapters, and other judges, it resumes, and keeps its responses."""
     cell = evaluation(study, "demo", {"LoRA": 0.02})
     cell.folder.mkdir(parents=True)
     (cell.folder / "responses.jsonl").write_text("")
     runner = Runner(study.folder, 1)
     runner._write(cell, "begun", {})
-    more = evaluation(study, "demo", {"LoRA": 0.02, "MonoLoRA": 0.002})
-    assert more.command != cell.command
-    assert runner._resume_flags(more) == []
+    extended = evaluation(study, "demo", {"LoRA": 0.02, "MonoLoRA": 0.002})
+    assert extended.command != cell.command
+    assert runner._resume_flags(extended) == []
     assert (cell.folder / "responses.jsonl").is_file()
     judged = cell._replace(words=tuple("refusal" if "classifier:" in word else word for word in cell.words))
     assert judged.command != cell.command

@@ -20,34 +20,34 @@ def test_one_at_a_time_is_in_order_and_here() -> None:
 @pytest.mark.parametrize("jobs", [2, 3, 9])
 def test_so_many_run_at_the_same_time(jobs: int) -> None:
     """Each waits until ``jobs`` of them have met; fewer would never meet, and time out."""
-    meeting, made = threading.Barrier(jobs, timeout=HANG_S), []
+    meeting, finished = threading.Barrier(jobs, timeout=HANG_S), []
 
     def call(n: int) -> None:
         meeting.wait()
-        made.append(n)
+        finished.append(n)
 
     run_parallel((partial(call, n) for n in range(2 * jobs)), jobs)
-    assert sorted(made) == list(range(2 * jobs))
+    assert sorted(finished) == list(range(2 * jobs))
 
 
 def test_more_jobs_than_calls() -> None:
-    made: list[int] = []
-    run_parallel((partial(made.append, n) for n in range(2)), 8)
-    assert sorted(made) == [0, 1]
+    finished: list[int] = []
+    run_parallel((partial(finished.append, n) for n in range(2)), 8)
+    assert sorted(finished) == [0, 1]
     run_parallel([], 8)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_the_first_failure_is_raised_and_nothing_new_begins(jobs: int) -> None:
-    release, made = threading.Event(), []
+    release, finished = threading.Event(), []
 
     def call(n: int) -> None:
         if n == 0:
             raise ValueError("no")
         release.wait()
-        made.append(n)
+        finished.append(n)
 
     with pytest.raises(ValueError, match="no"):
         run_parallel((partial(call, n) for n in range(20)), jobs)
     release.set()
-    assert len(made) <= 1  # the one that was under way
+    assert len(finished) <= 1  # the one that was under way
