@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -104,6 +105,12 @@ class JudgeOptions:
             raise InputError("The judges' retries must be 0 or more, and their timeout above 0 s.")
         if (self.engine == "server") != bool(self.endpoints):
             raise InputError("The judge engine server and its endpoints (http://host:8000/v1) go together.")
+
+    def resolve_engine(self, preferred: str) -> str:
+        """The engine of a judge: ``auto`` means ``preferred`` if vLLM is installed, otherwise transformers."""
+        if self.engine != "auto":
+            return self.engine
+        return "hf" if importlib.util.find_spec("vllm") is None else preferred
 
 
 def valid_judgement(key: str, scores: Mapping[str, float], cut: bool = False) -> dict[str, Any]:

@@ -7,7 +7,6 @@ sigmoid. :mod:`monolora.beaverdam` has its labels and its input format.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,20 +17,8 @@ from monolora.beaverdam import LABELS, THRESHOLD, TooLongError, encode_all
 from monolora.errors import InputError
 from monolora.eval.judges.backend import EncodedResponse, Logits
 from monolora.eval.judges.base import Judge, JudgeOptions
-from monolora.eval.judges.checkpoints import (
-    CLASSIFIER,
-    Checkpoint,
-    checkpoint_identity,
-    find_checkpoint,
-    resolve_engine,
-    worker_settings,
-)
-from monolora.eval.judges.model_judge import (
-    TOO_LONG,
-    RejectedResponse,
-    judge_responses,
-    make_backend,
-)
+from monolora.eval.judges.checkpoints import CLASSIFIER, Checkpoint
+from monolora.eval.judges.model_judge import TOO_LONG, RejectedResponse, judge_responses, make_backend
 from monolora.hub import load_tokenizer
 
 DEFAULT_MODEL = "PKU-Alignment/beaver-dam-7b"
@@ -44,8 +31,8 @@ def make(model: str | None, options: JudgeOptions) -> Judge:
     Raises:
         InputError: if it is unavailable, or its labels are not the 14.
     """
-    checkpoint = find_checkpoint(model or DEFAULT_MODEL, CLASSIFIER, options)
-    return from_checkpoint(checkpoint, "beaverdam", options, resolve_engine(options, "vllm"))
+    checkpoint = Checkpoint.find(model or DEFAULT_MODEL, CLASSIFIER, options)
+    return from_checkpoint(checkpoint, "beaverdam", options, options.resolve_engine("vllm"))
 
 
 def from_checkpoint(checkpoint: Checkpoint, name: str, options: JudgeOptions, engine: str) -> Judge:
@@ -55,16 +42,15 @@ def from_checkpoint(checkpoint: Checkpoint, name: str, options: JudgeOptions, en
         InputError: if its labels are not the 14.
     """
     labels = _labels(checkpoint)
-    positions = checkpoint.config_json.get("max_position_embeddings", math.inf)
-    length = min(options.beaverdam_max_length, positions, options.max_model_len or math.inf)
-    settings = worker_settings(checkpoint, options, engine, int(length))
+    max_length = min(options.beaverdam_max_length, checkpoint.max_length(options))
+    settings = checkpoint.worker_settings(options, engine, int(max_length))
     return Judge(
         name=name,
         kind="harm",
         scores=LABELS,
         threshold=THRESHOLD,
         unsafe=LABELS,
-        identity=checkpoint_identity(checkpoint, settings, kind="beaverdam", format=FORMAT_VERSION),
+        identity=checkpoint.identity(settings, kind="beaverdam", format=FORMAT_VERSION),
         target="monolora.eval.judges.beaverdam:judgements",
         settings=settings | {"labels": labels},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from monolora.provenance import fingerprint_files
 
 CLASSIFIER = "ForSequenceClassification"
 _TOKENIZER_FILES = ("tokenizer.json", ".model", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json")
+# Options that only one engine reads.
+_ENGINE_OPTIONS = {"server": ("concurrency", "retries", "timeout_s", "api_key_env"), "vllm": ("tensor_parallel_size",)}
 
 
 class Checkpoint(NamedTuple):
@@ -31,83 +33,70 @@ class Checkpoint(NamedTuple):
     folder: str
     config: PreTrainedConfig
 
-    @property
-    def config_json(self) -> dict[str, Any]:
-        """The config as JSON, in which a setting that the architecture does not know is absent."""
-        return self.config.to_dict()
+    @classmethod
+    def find(cls, name: str, architecture: str, options: JudgeOptions) -> Checkpoint:
+        """The checkpoint of a judge.
+
+        Args:
+            name: a path or a hub id.
+            architecture: the required end of its class's name, such as ``ForSequenceClassification``.
+            options: of the run; with the server engine the folder needs no weights.
+
+        Raises:
+            InputError: if it is unavailable, of another architecture, or its weights are not safetensors.
+        """
+        folder = resolve_model(name)
+        config = load_config(folder)
+        model_class = (config.architectures or ["unknown"])[0]
+        if not model_class.endswith(architecture):
+            raise InputError(f"{name} is of the class {model_class}; this judge has to be a …{architecture}.")
+        if options.engine != "server" and not list(Path(folder).glob("*.safetensors")):
+            raise InputError(
+                f"{folder} holds no *.safetensors, and other weights are not loaded. Convert them once: load {name} "
+                "with transformers, save_pretrained(FOLDER), and give that folder."
+            )
+        return cls(name, folder, config)
 
     @property
     def labels(self) -> list[str]:
         """A classifier's labels, in the order of its logits."""
         return [label for _, label in sorted((self.config.id2label or {}).items())]
 
+    def max_length(self, options: JudgeOptions) -> float:
+        """The maximum number of tokens by model and options; infinite if neither states one."""
+        positions = self.config.to_dict().get("max_position_embeddings", math.inf)
+        return min(positions, options.max_model_len or math.inf)
 
-def find_checkpoint(name: str, architecture: str, options: JudgeOptions) -> Checkpoint:
-    """The checkpoint of a judge.
+    def worker_settings(self, options: JudgeOptions, engine: str, max_length: int) -> dict[str, Any]:
+        """The settings that the worker process of every model judge needs."""
+        return {
+            "model": self.name,
+            "folder": self.folder,
+            "engine": engine,
+            "dtype": _dtype(self.config, options),
+            "batch_size": options.batch_size,
+            "device": options.device,
+            "max_length": max_length,
+            "gpu_memory_utilization": options.gpu_memory_utilization,
+            "endpoints": list(options.endpoints),
+        } | {name: getattr(options, name) for name in _ENGINE_OPTIONS.get(engine, ())}
 
-    Args:
-        name: a path or a hub id.
-        architecture: the required end of its class's name, such as ``ForSequenceClassification``.
-        options: of the run; with the server engine the folder needs no weights.
+    def identity(self, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """Everything that a judge's scores depend on: weights, config, tokenizer, engine, dtype, and ``more``.
 
-    Raises:
-        InputError: if it is unavailable, of another architecture, or its weights are not safetensors.
-    """
-    folder = resolve_model(name)
-    config = load_config(folder)
-    model_class = (config.architectures or ["unknown"])[0]
-    if not model_class.endswith(architecture):
-        raise InputError(f"{name} is of the class {model_class}; this judge has to be a …{architecture}.")
-    if options.engine != "server" and not list(Path(folder).glob("*.safetensors")):
-        raise InputError(
-            f"{folder} holds no *.safetensors, and other weights are not loaded. Convert them once: load {name} with "
-            "transformers, save_pretrained(FOLDER), and give that folder."
-        )
-    return Checkpoint(name, folder, config)
-
-
-def resolve_engine(options: JudgeOptions, preferred: str) -> str:
-    """The engine of a judge. ``auto`` means ``preferred`` if vLLM is installed, otherwise transformers."""
-    if options.engine != "auto":
-        return options.engine
-    return "hf" if importlib.util.find_spec("vllm") is None else preferred
-
-
-# Options that only one engine reads.
-_ENGINE_OPTIONS = {"server": ("concurrency", "retries", "timeout_s", "api_key_env"), "vllm": ("tensor_parallel_size",)}
-
-
-def worker_settings(checkpoint: Checkpoint, options: JudgeOptions, engine: str, max_length: int) -> dict[str, Any]:
-    """The settings that the worker process of every model judge needs."""
-    return {
-        "model": checkpoint.name,
-        "folder": checkpoint.folder,
-        "engine": engine,
-        "dtype": _dtype(checkpoint, options),
-        "batch_size": options.batch_size,
-        "device": options.device,
-        "max_length": max_length,
-        "gpu_memory_utilization": options.gpu_memory_utilization,
-        "endpoints": list(options.endpoints),
-    } | {name: getattr(options, name) for name in _ENGINE_OPTIONS.get(engine, ())}
-
-
-def checkpoint_identity(checkpoint: Checkpoint, settings: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """Everything that a judge's scores depend on: weights, config, tokenizer, engine, dtype, and ``more``.
-
-    A hub id is part of it. The path of a folder is not, because a folder may be moved.
-    """
-    return {
-        "model": None if Path(checkpoint.name).exists() else checkpoint.name,
-        "revision": _revision(checkpoint.folder),
-        "weights": fingerprint_files(checkpoint.folder),
-        "config": fingerprint_files(checkpoint.folder, "config.json"),
-        "tokenizer": [fingerprint_files(checkpoint.folder, suffix) for suffix in _TOKENIZER_FILES],
-        "engine": settings["engine"],
-        "dtype": settings["dtype"],
-        "max_length": settings["max_length"],
-        **more,
-    }
+        A hub id is part of it. The path of a folder is not, because a folder may be moved.
+        """
+        return {
+            "model": None if Path(self.name).exists() else self.name,
+            "revision": _revision(self.folder),
+            "weights": fingerprint_files(self.folder),
+            "config": fingerprint_files(self.folder, "config.json"),
+            "tokenizer": [fingerprint_files(self.folder, suffix) for suffix in _TOKENIZER_FILES],
+            "engine": settings["engine"],
+            "dtype": settings["dtype"],
+            "max_length": settings["max_length"],
+            **more,
+        }
 
 
 def _revision(folder: str) -> str | None:
@@ -116,8 +105,8 @@ def _revision(folder: str) -> str | None:
     return path.name if path.parent.name == "snapshots" else None
 
 
-def _dtype(checkpoint: Checkpoint, options: JudgeOptions) -> str:
+def _dtype(config: PreTrainedConfig, options: JudgeOptions) -> str:
     """The dtype's name, never ``auto``: vLLM and transformers disagree on what that means."""
     if options.dtype != "auto":
         return options.dtype
-    return str(checkpoint.config.dtype or torch.float32).removeprefix("torch.")
+    return str(config.dtype or torch.float32).removeprefix("torch.")

@@ -19,20 +19,8 @@ from monolora.errors import InputError, unknown
 from monolora.eval.judges import beaverdam
 from monolora.eval.judges.backend import EncodedResponse, Logits
 from monolora.eval.judges.base import Judge, JudgeOptions
-from monolora.eval.judges.checkpoints import (
-    CLASSIFIER,
-    Checkpoint,
-    checkpoint_identity,
-    find_checkpoint,
-    resolve_engine,
-    worker_settings,
-)
-from monolora.eval.judges.model_judge import (
-    RejectedResponse,
-    encode_truncated,
-    judge_responses,
-    make_backend,
-)
+from monolora.eval.judges.checkpoints import CLASSIFIER, Checkpoint
+from monolora.eval.judges.model_judge import RejectedResponse, encode_truncated, judge_responses, make_backend
 from monolora.hub import load_tokenizer
 
 TEXT = "{prompt}\n{response}"
@@ -49,14 +37,16 @@ def make(model: str | None, options: JudgeOptions) -> Judge:
     """
     if model is None:
         raise InputError("Which classifier? Write classifier:PATH or classifier:HUB_ID.")
-    checkpoint = find_checkpoint(model, CLASSIFIER, options)
-    name, engine = Path(model).resolve().name, resolve_engine(options, "hf")
+    checkpoint = Checkpoint.find(model, CLASSIFIER, options)
+    name, engine = Path(model).resolve().name, options.resolve_engine("hf")
     if set(checkpoint.labels) == set(LABELS):
         return beaverdam.from_checkpoint(checkpoint, name, options, engine)
     unsafe, text = _unsafe_labels(checkpoint, options), _text(options)
     # Independent labels have a sigmoid each. So has a single one: a softmax over it would always be 1.
     is_multi_label = checkpoint.config.problem_type == "multi_label_classification" or len(checkpoint.labels) == 1
-    settings = worker_settings(checkpoint, options, engine, _max_length(checkpoint, options))
+    # A tokenizer without a limit reports some 10^30.
+    max_length = min(checkpoint.max_length(options), load_tokenizer(checkpoint.folder).model_max_length)
+    settings = checkpoint.worker_settings(options, engine, int(max_length))
     label_settings = {"labels": checkpoint.labels, "unsafe": unsafe, "multi_label": is_multi_label, "text": text}
     return Judge(
         name=name,
@@ -64,7 +54,7 @@ def make(model: str | None, options: JudgeOptions) -> Judge:
         scores=(UNSAFE,),
         threshold=THRESHOLD,
         unsafe=(UNSAFE,),
-        identity=checkpoint_identity(checkpoint, settings, kind="classifier", format=FORMAT_VERSION, **label_settings),
+        identity=checkpoint.identity(settings, kind="classifier", format=FORMAT_VERSION, **label_settings),
         target="monolora.eval.judges.classifier:judgements",
         settings=settings | label_settings,
     )
@@ -91,13 +81,6 @@ def _text(options: JudgeOptions) -> str:
     if "{response}" not in text:
         raise InputError(f"The judge's text {text!r} has no {{response}} in it, so it would not read the response.")
     return text
-
-
-def _max_length(checkpoint: Checkpoint, options: JudgeOptions) -> int:
-    """The limit of the model, the tokenizer and the options. A tokenizer without a limit reports some 10^30."""
-    positions = checkpoint.config_json.get("max_position_embeddings", math.inf)
-    tokenizer_limit = load_tokenizer(checkpoint.folder).model_max_length
-    return int(min(positions, tokenizer_limit, options.max_model_len or math.inf))
 
 
 def fill(text: str, prompt: str, response: str) -> str:

@@ -10,7 +10,6 @@ Source: ``shieldgemma_on_huggingface.ipynb`` in google/generative-ai-docs, and t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from monolora.errors import InputError
 from monolora.eval.judges.backend import EncodedResponse, Logits
 from monolora.eval.judges.base import Judge, JudgeOptions
-from monolora.eval.judges.checkpoints import checkpoint_identity, find_checkpoint, resolve_engine, worker_settings
+from monolora.eval.judges.checkpoints import Checkpoint
 from monolora.eval.judges.model_judge import (
     RejectedResponse,
     encode_truncated,
@@ -87,18 +86,17 @@ def make(model: str | None, options: JudgeOptions) -> Judge:
     Raises:
         InputError: if it is unavailable or not a ShieldGemma.
     """
-    checkpoint = find_checkpoint(model or DEFAULT_MODEL, "Gemma2ForCausalLM", options)
+    checkpoint = Checkpoint.find(model or DEFAULT_MODEL, "Gemma2ForCausalLM", options)
     answers = _answer_tokens(load_tokenizer(checkpoint.folder), checkpoint.folder)
-    context = min(checkpoint.config_json["max_position_embeddings"], options.max_model_len or math.inf)
-    engine = resolve_engine(options, "vllm")
-    settings = worker_settings(checkpoint, options, engine, int(context) - 1)  # leaves room for the answer's token
+    max_length = int(checkpoint.max_length(options)) - 1  # leaves room for the answer's token
+    settings = checkpoint.worker_settings(options, options.resolve_engine("vllm"), max_length)
     return Judge(
         name="shieldgemma",
         kind="harm",
         scores=tuple(POLICIES),
         threshold=THRESHOLD,
         unsafe=tuple(POLICIES),
-        identity=checkpoint_identity(checkpoint, settings, kind="shieldgemma", format=FORMAT_VERSION),
+        identity=checkpoint.identity(settings, kind="shieldgemma", format=FORMAT_VERSION),
         target="monolora.eval.judges.shieldgemma:judgements",
         settings=settings | {"answers": answers},
     )
