@@ -32,9 +32,10 @@ from monolora.data.tasks import Example
 from monolora.eval import judges, report
 from monolora.eval.engines import vllm as engine
 from monolora.eval.judges import JudgeOptions
-from monolora.eval.measures.entries import entries
-from monolora.eval.measures.model import Model
-from monolora.eval.measures.table import build
+from monolora.eval.measures.details import prompt_entries
+from monolora.eval.measures.records import RunRecords
+from monolora.eval.measures.results import build
+from monolora.eval.measures.table import Model
 from monolora.eval.process import inline_rows
 from monolora.eval.records import Judgement, Response
 from monolora.eval.store import opened
@@ -201,8 +202,9 @@ def reporting(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     seconds = []
     for _ in range(flags.rounds):
         start = time.perf_counter()
-        results = build({}, models, [prompts], panel, {prompts.name: responses}, judged, {}, {})
-        listed = list(entries(models, [prompts], panel, {prompts.name: responses}, judged))
+        records = RunRecords(models, [prompts], panel, {prompts.name: responses}, judged, {}, {})
+        results = build({}, records)
+        listed = list(prompt_entries(records))
         report.write(scratch, results, listed)
         seconds.append(time.perf_counter() - start)
     return {"seconds": spread(seconds), "page_mb": round((scratch / report.PAGE).stat().st_size / 1e6, 1)}

@@ -24,10 +24,11 @@ from monolora.eval import plan as plans
 from monolora.eval import report
 from monolora.eval.command_line import SCORE_FLAGS
 from monolora.eval.judges import Judge
-from monolora.eval.measured import columns as measured_columns
-from monolora.eval.measured import measured
-from monolora.eval.measures.columns import Measured, Whole
-from monolora.eval.measures.model import Model
+from monolora.eval.measures import records as measured_records
+from monolora.eval.measures.details import prompt_entries
+from monolora.eval.measures.measures import columns_of
+from monolora.eval.measures.results import FORMAT, build
+from monolora.eval.measures.table import Table, tidy
 from monolora.eval.plan import Plan
 from monolora.eval.score import judge_identity, make_judges, score
 from monolora.eval.settings import Settings
@@ -36,6 +37,7 @@ from monolora.files import read_json, type_problem
 from monolora.locks import locked, no_empty_folder
 from monolora.provenance import provenance
 from monolora.runs import Kind, write_json
+from monolora.stats import RESAMPLES
 from monolora.terminal import Terminal, say
 
 FILE = "run.json"
@@ -46,6 +48,7 @@ _FIXED = (
     "chat_template_path",
     "seed", "engine", "dtype", "max_model_len", "batch_invariant",
 )  # fmt: skip
+_REPORTED = ("config", "models", "sets", "versions", "machine", "git", "stages")  # of how the report was made
 _JUDGE_SETTINGS = frozenset(SCORE_FLAGS) - {"out", "keep_going", "retry_invalid", "trust_remote_code"}
 
 # The files of an evaluation. It adds to an existing folder; only a study replaces one.
@@ -149,21 +152,37 @@ def _report(settings: Settings) -> None:
     folder = Path(settings.out)
     record, plan = read(folder), plans.read(folder)
     panel = [_judge(stored) for stored in record["judges"]]
-    results, entries = measured(record, plan, panel, Store(folder), settings.seed)
-    report.write(folder, results, entries)
+    records = measured_records.read(plan, panel, Store(folder))
+    reported = {name: record[name] for name in _REPORTED}
+    results = build(reported | {"bootstrap": {"resamples": RESAMPLES, "seed": settings.seed}}, records, settings.seed)
+    report.write(folder, results, list(prompt_entries(records)))
     report.show(results, Terminal())
     say(f"Report: {folder / 'report.html'}; also results.json, table.csv, table.tex")
 
 
-def columns(folder: Path) -> tuple[list[Model], list[Measured | Whole]]:
-    """The models of the run in a folder, and all of its columns with every value, for other statistics.
+def table(folder: Path) -> Table:
+    """The tidy table of the run in a folder, value by value, for other statistics.
 
     Raises:
         InputError: if the folder holds no run, or a damaged one.
     """
     record, plan = read(folder), plans.read(folder)
     with opened(folder) as store:
-        return measured_columns(plan, [_judge(stored) for stored in record["judges"]], store)
+        records = measured_records.read(plan, [_judge(stored) for stored in record["judges"]], store)
+    return tidy(records.models, columns_of(records.by_set()))
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The ``results.json`` of the run in a folder.
+
+    Raises:
+        InputError: if there is none, or it was written by another version.
+    """
+    again = f"Write it again with: monolora eval report --out {folder}"
+    results = read_json(folder / report.RESULTS, again)
+    if results["format"] != FORMAT:
+        raise InputError(f"{folder / report.RESULTS} is of another version. {again}")
+    return cast(dict[str, Any], results)
 
 
 class _Record(TypedDict):

@@ -25,29 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from monolora.stats import LEVEL, Estimate
+
 Floats = NDArray[np.float64]
-
-
-class Estimate(NamedTuple):
-    """A mean; NaN where nothing is known.
-
-    Attributes:
-        mean: over seeds and prompts.
-        low, high: ends of the 95 % interval; NaN where all values are the same.
-        p: two-sided, of the hypothesis that the mean is 0; NaN likewise.
-        error: standard error of the mean; 0 where all values are the same.
-        freedom: degrees of freedom of the error.
-        seeds, prompts: that it is over.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p: float
-    error: float
-    freedom: float
-    seeds: int
-    prompts: int
 
 
 class SeedEffects(NamedTuple):
@@ -67,8 +47,8 @@ NO_SEED_EFFECTS = SeedEffects(0.0, 0.0)
 
 def crossed(
     values_SP: Floats, weights_P: Floats | None = None, seeds_differ: SeedEffects = NO_SEED_EFFECTS
-) -> Estimate:
-    """Estimate a mean over seeds and prompts, with a t-interval.
+) -> Estimate | None:
+    """Estimate a mean over seeds and prompts, with a t-interval; None where no prompt has a value for every seed.
 
     Args:
         values_SP: one row a seed; a prompt with a NaN is left out. With one seed, or one prompt, the interval is over
@@ -79,18 +59,10 @@ def crossed(
     mean, z_SP = _linearised(values_SP, weights_P)
     seeds, prompts = z_SP.shape
     if not prompts:
-        return Estimate(np.nan, np.nan, np.nan, np.nan, np.nan, np.nan, seeds, 0)
+        return None
     error, freedom = _error(z_SP, seeds_differ)
-    if not error > 0:
-        return Estimate(mean, np.nan, np.nan, np.nan, 0.0, np.inf, seeds, prompts)
-    return with_error(Estimate(mean, np.nan, np.nan, np.nan, np.nan, np.nan, seeds, prompts), error, freedom)
-
-
-def with_error(found: Estimate, error: float, freedom: float) -> Estimate:
-    """The same mean with Student's interval of a standard error that is not 0."""
-    half = float(stats.t.ppf(0.975, freedom)) * error
-    p = 2 * float(stats.t.sf(abs(found.mean) / error, freedom))
-    return found._replace(low=found.mean - half, high=found.mean + half, p=p, error=error, freedom=freedom)
+    estimate = Estimate(mean, seeds=seeds, draws=prompts)
+    return estimate.with_error(error, freedom) if error > 0 else estimate._replace(error=0.0, freedom=np.inf)
 
 
 def seed_effects(
@@ -104,8 +76,8 @@ def seed_effects(
         independent: as how many tables these count: the differences of A models among each other as A - 1. All by
             default.
     """
-    found = [_seeds_and_rest(_linearised(table, weights_P)[1]) for table in tables]
-    effects = [each for each in found if min(each[2]) >= 1]  # one seed, or one prompt, says nothing of seeds alone
+    squares = [_seeds_and_rest(_linearised(table, weights_P)[1]) for table in tables]
+    effects = [each for each in squares if min(each[2]) >= 1]  # one seed, or one prompt, says nothing of seeds alone
     if not effects:
         return NO_SEED_EFFECTS
     count = len(effects)
@@ -118,11 +90,11 @@ def seed_effects(
 
 def _linearised(values_SP: Floats, weights_P: Floats | None) -> tuple[float, Floats]:
     """The weighted mean, and values with the same mean whose plain mean has its variance; without missing prompts."""
-    there_P = ~np.isnan(values_SP).any(0)
-    values_SP = values_SP[:, there_P]
-    if not there_P.any():
+    present_P = ~np.isnan(values_SP).any(0)
+    values_SP = values_SP[:, present_P]
+    if not present_P.any():
         return np.nan, values_SP
-    weights_P = np.ones(values_SP.shape[1]) if weights_P is None else weights_P[there_P]
+    weights_P = np.ones(values_SP.shape[1]) if weights_P is None else weights_P[present_P]
     mean = float((values_SP @ weights_P).mean() / weights_P.sum())
     return mean, mean + (values_SP - mean) * (weights_P / weights_P.mean())
 
@@ -154,35 +126,42 @@ def _error(z_SP: Floats, seeds_differ: SeedEffects) -> tuple[float, float]:
     return (total / seeds) ** 0.5, max(freedom, seeds - 1.0)  # of a difference of mean squares it may come out lower
 
 
+_UPPER = (1 + LEVEL) / 2
 _ROUNDING = 1e-9  # shares are means of weighted flags, and may miss 0 and 1 by as much
 
 
-def of_share(found: Estimate) -> Estimate:
+def of_share(estimate: Estimate) -> Estimate:
     """A share's interval.
 
     Args:
-        found: its mean in percent, with its standard error.
+        estimate: its mean in percent, with its standard error.
 
     Returns:
         The same with a score interval, never narrower on a side than if no flag, or all, had been seen; without a
         p-value, as no share is asked whether it is 0.
     """
-    share, error = found.mean / 100, found.error / 100
+    assert estimate.error is not None
+    share, error, prompts = estimate.mean / 100, estimate.error / 100, estimate.draws
     varies = _ROUNDING < share < 1 - _ROUNDING and error > _ROUNDING
-    count = share * (1 - share) / error**2 if varies else found.prompts
-    quantile = float(stats.t.ppf(0.975, found.freedom if varies else np.inf))
-    low, high = _score(share, float(np.clip(count, 1, found.seeds * found.prompts)), quantile)
-    none = _score(0.0, found.prompts, float(stats.norm.ppf(0.975)))[1]
-    return found._replace(low=100 * min(low, 1 - none), high=100 * max(high, none), p=np.nan)
+    count = share * (1 - share) / error**2 if varies else prompts
+    quantile = float(stats.t.ppf(_UPPER, estimate.freedom if varies else np.inf))
+    low, high = _score(share, float(np.clip(count, 1, estimate.seeds * prompts)), quantile)
+    none = _score(0.0, prompts, float(stats.norm.ppf(_UPPER)))[1]
+    return estimate._replace(low=100 * min(low, 1 - none), high=100 * max(high, none), p=None)
 
 
-def of_difference(found: Estimate) -> Estimate:
+def of_difference(estimate: Estimate) -> Estimate:
     """The interval of a paired difference of two shares, in points."""
-    added = 100 / found.prompts
-    error = float(np.hypot(found.error, added))
-    uncertainty = found.error**4 / found.freedom + added**4 / max(found.prompts - 1, 1)  # as Satterthwaite adds them up
-    wider = with_error(found, error, error**4 / uncertainty)
-    return wider._replace(low=max(wider.low, -100.0), high=min(wider.high, 100.0))
+    assert estimate.error is not None
+    assert estimate.freedom is not None
+    added = 100 / estimate.draws  # one more prompt, of the other flag
+    error = float(np.hypot(estimate.error, added))
+    # degrees of freedom as Satterthwaite adds them up
+    uncertainty = estimate.error**4 / estimate.freedom + added**4 / max(estimate.draws - 1, 1)
+    wider = estimate.with_error(error, error**4 / uncertainty)
+    assert wider.interval is not None
+    low, high = wider.interval
+    return wider._replace(low=max(low, -100.0), high=min(high, 100.0))
 
 
 def _score(share: float, count: float, quantile: float) -> tuple[float, float]:

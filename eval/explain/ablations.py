@@ -277,8 +277,11 @@ def summarised(effects: Sequence[Effect], places: Sequence[int]) -> Ablations:
 
 
 def _changes(effect: Effect) -> list[Change]:
-    found = bootstrap(effect.changes_KP, np.ones(effect.changes_KP.shape[1]))
-    p_K = found.p if effect.measure.is_tested else np.full(len(found.p), np.nan)
-    q_K = np.append(false_discovery_rate(p_K[:-1]), np.nan)
-    columns = (values.tolist() for values in (found.mean, found.low, found.high, p_K, q_K))
-    return [Change(*each) for each in zip(*columns, strict=True)]
+    estimates = bootstrap(effect.changes_KP, np.ones(effect.changes_KP.shape[1]))
+    rows = [(None,) * 4 if estimate is None else estimate[:4] for estimate in estimates]  # mean, low, high, p
+    numbers_K4 = np.array(rows, np.float64)  # NaN for None
+    if not effect.measure.is_tested:
+        numbers_K4[:, 3] = np.nan
+    q_K = np.append(false_discovery_rate(numbers_K4[:-1, 3]), np.nan)
+    numbers = zip(numbers_K4.tolist(), q_K.tolist(), strict=True)
+    return [Change(mean, low, high, p, q) for (mean, low, high, p), q in numbers]

@@ -146,13 +146,14 @@ def _adapter(features: Features) -> Adapter:
 
 
 def _dataset(all_features: Sequence[Features], key: tuple[str, str], resamples: int, seed: int) -> DatasetRows:
-    frames = {each.name: each.on(key[0]) for each in all_features}
-    said = {each.name: each.datasets[key] for each in all_features}
-    first = next(iter(said.values()))
-    found = {(measure.id, name): values(frame, measure) for measure in MEASURES for name, frame in frames.items()}
-    draws, place = clustered(list(found.values()), resamples, seed), {each: at for at, each in enumerate(found)}
+    frames = {features.name: features.on(key[0]) for features in all_features}
+    recorded = {features.name: features.datasets[key] for features in all_features}
+    first = next(iter(recorded.values()))
+    all_values = {(measure.id, name): values(frame, measure) for measure in MEASURES for name, frame in frames.items()}
+    draws = clustered(list(all_values.values()), resamples, seed)
+    row_index = {row: index for index, row in enumerate(all_values)}
     rows = [
-        _row(measure, {name: found[measure.id, name] for name in frames}, first["chance"], draws, place)
+        _row(measure, {name: all_values[measure.id, name] for name in frames}, first["chance"], draws, row_index)
         for measure in MEASURES
     ]
     rows += _largest(frames)
@@ -160,7 +161,7 @@ def _dataset(all_features: Sequence[Features], key: tuple[str, str], resamples: 
         name=key[0],
         fingerprint=key[1],
         texts=first["texts"],
-        tokens={name: each["tokens"] for name, each in said.items()},
+        tokens={name: own["tokens"] for name, own in recorded.items()},
         strongest=first["strongest"],
         # without labels there is none of the consistency and of the information
         rows=[row for row in rows if not all(math.isnan(mean.value) for mean in row.means.values())],
@@ -169,30 +170,30 @@ def _dataset(all_features: Sequence[Features], key: tuple[str, str], resamples: 
 
 def _row(
     measure: Measure,
-    found: Mapping[str, Values],
+    own_values: Mapping[str, Values],
     chance: float | None,
     draws: Clustered,
-    place: Mapping[tuple[str, str], int],
+    row_index: Mapping[tuple[str, str], int],
 ) -> Row:
-    pairs = [(after, before) for before, after in combinations(found, 2)]
-    changes = {pair: change_of(draws, *(place[measure.id, name] for name in pair)) for pair in pairs}
+    pairs = [(after, before) for before, after in combinations(own_values, 2)]
+    changes = {pair: change_of(draws, *(row_index[measure.id, name] for name in pair)) for pair in pairs}
     return Row(
         id=measure.id,
         title=measure.title,
         unit=measure.unit,
         chance=100 * chance if measure.has_chance and chance is not None else np.nan,
-        means={name: mean_of(draws, place[measure.id, name]) for name in found},
+        means={name: mean_of(draws, row_index[measure.id, name]) for name in own_values},
         differences=[
             Difference(adapter, against, change.value, change.low, change.high, change.p, np.nan, change.pairs)
             for (adapter, against), change in changes.items()
         ],
-        values={name: own.value_F for name, own in found.items()} if measure.has_spread else {},
+        values={name: own.value_F for name, own in own_values.items()} if measure.has_spread else {},
     )
 
 
 def _largest(frames: Mapping[str, pd.DataFrame]) -> list[Row]:
     """What is no mean, and is given without interval and test."""
-    found = {name: largest_effects(frame) for name, frame in frames.items()}
+    largest = {name: largest_effects(frame) for name, frame in frames.items()}
     return [
         Row(
             id=key,
@@ -200,7 +201,7 @@ def _largest(frames: Mapping[str, pd.DataFrame]) -> list[Row]:
             unit=unit,
             chance=np.nan,
             means={
-                name: Mean(found[name][key], np.nan, np.nan, len(frame), frame["module"].nunique(), len(frame))
+                name: Mean(largest[name][key], np.nan, np.nan, len(frame), frame["module"].nunique(), len(frame))
                 for name, frame in frames.items()
             },
             differences=[],

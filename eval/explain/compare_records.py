@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -178,12 +179,12 @@ class Features:
         Raises:
             InputError: if there are columns missing.
         """
-        prefix = f"{dataset}."
-        own = self.units.filter(items=[column for column in self.units if column.startswith(prefix)])
-        for column in _COLUMNS:
-            if prefix + column not in own:
-                raise InputError(f"{self.folder / FEATURES} has no column {prefix}{column}. {_again(self.folder)}")
-        return own.rename(columns=lambda column: column.removeprefix(prefix)).assign(module=self.units["module"])
+        names = {f"{dataset}.{measure}": measure for measure in (*_COLUMNS, *_OF_SIGNED)}
+        own = self.units.filter(items=["module", *names]).rename(columns=names)
+        for column, measure in names.items():
+            if measure not in own and measure not in _OF_SIGNED:
+                raise InputError(f"{self.folder / FEATURES} has no column {column}. {_again(self.folder)}")
+        return own
 
 
 def read(name: str, folder: Path) -> Features:
@@ -195,16 +196,24 @@ def read(name: str, folder: Path) -> Features:
     for file in (FEATURES, RUN):
         if not (folder / file).is_file():
             raise InputError(f"{name}: {folder} has no {file}. Give the folder that monolora explain wrote.")
-    try:
+    with _readable(name, folder):
         run = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        units = pd.read_parquet(folder / FEATURES, columns=_compared(parquet.read_schema(folder / FEATURES).names))
-    except (ValueError, OSError, ArrowException) as error:
-        raise InputError(f"{name}: {folder} cannot be read: {in_one_line(error)} {_again(folder)}") from error
+        present = parquet.read_schema(folder / FEATURES).names
     if not (_has(run, _RUN_KEYS) and all(_has(each, _DATASET_KEYS) for each in run["datasets"])):
         raise InputError(f"{folder / RUN} is no record of monolora explain. {_again(folder)}")
+    with _readable(name, folder):
+        units = pd.read_parquet(folder / FEATURES, columns=_compared(present, run["datasets"]))
     if "module" not in units or units.empty:
         raise InputError(f"{folder / FEATURES} has no units. {_again(folder)}")
     return Features(name=name, folder=folder, run=run, units=units)
+
+
+@contextmanager
+def _readable(name: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, ArrowException) as error:
+        raise InputError(f"{name}: {folder} cannot be read: {in_one_line(error)} {_again(folder)}") from error
 
 
 def common_datasets(all_features: Sequence[Features]) -> list[tuple[str, str]]:
@@ -224,20 +233,20 @@ def common_datasets(all_features: Sequence[Features]) -> list[tuple[str, str]]:
         )
     for key in common:
         for what in _ALIKE:
-            found = {each.name: each.datasets[key][what] for each in all_features}
-            if len(set(found.values())) > 1:
+            counts = {each.name: each.datasets[key][what] for each in all_features}
+            if len(set(counts.values())) > 1:
                 raise InputError(
                     f"{key[0]} was explained with different numbers of {what} texts: "
-                    f"{', '.join(f'{name} {count}' for name, count in found.items())}. "
+                    f"{', '.join(f'{name} {count}' for name, count in counts.items())}. "
                     "Run monolora explain on all adapters with the same settings."
                 )
     return common
 
 
-def _compared(columns: Sequence[str]) -> list[str]:
+def _compared(columns: Sequence[str], datasets: Sequence[Mapping[str, Any]]) -> list[str]:
     """The columns that a comparison needs; others hold texts, and are larger by far."""
-    endings = tuple(f".{column}" for column in (*_COLUMNS, *_OF_SIGNED))
-    return [column for column in columns if column == "module" or column.endswith(endings)]
+    measures = {f"{each['name']}.{measure}" for each in datasets for measure in (*_COLUMNS, *_OF_SIGNED)}
+    return [column for column in columns if column == "module" or column in measures]
 
 
 def _has(entry: Any, keys: set[str]) -> bool:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from monolora.eval.explain.compare_records import Comparison, DatasetRows, Difference, Mean, Row
 from monolora.eval.explain.compare_statistics import MEASURES
-from monolora.eval.report.charts import Tick
+from monolora.reporting.charts import Tick, round_step
 from monolora.reporting.html import rendered
 from monolora.reporting.numbers import NOTHING, plain, shown, shown_change, shown_interval, shown_p
 from monolora.terminal import Terminal
@@ -190,11 +190,11 @@ def _panel(row: Row) -> Panel:
 
 
 def _points(share_S: Iterable[float]) -> str:
-    """A line of steps from the bottom: as far as the last place each share holds, then up."""
+    """A line of steps from the bottom: as far as the last step each share holds, then up."""
     points, before = ["0,100"], 0.0
-    for place, share in enumerate(share_S):
+    for step, share in enumerate(share_S):
         if share != before:
-            x = 100 * place / _STEPS
+            x = 100 * step / _STEPS
             points += [f"{x:g},{100 * (1 - before):.4g}", f"{x:g},{100 * (1 - share):.4g}"]
             before = share
     return " ".join([*points, f"100,{100 * (1 - before):.4g}"])
@@ -205,8 +205,7 @@ def _round_numbers(low: float, high: float) -> list[float]:
     low = 0.0 if 0 <= low < 0.6 * high else low
     if high - low <= 1e-9 * abs(high):
         low, high = low - 0.5, high + 0.5
-    power = 10.0 ** math.floor(math.log10((high - low) / 5))
-    step = next(factor * power for factor in (1, 2, 5, 10) if 5 * factor * power >= (high - low) * (1 - 1e-9))
+    step = round_step((high - low) / 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [number * step for number in range(first, last + 1)]
 
@@ -289,8 +288,8 @@ def show(comparison: Comparison, console: Terminal) -> None:
 
 def _table(*titles: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for place, title in enumerate(titles):
-        table.add_column(Text(title), justify="right" if place else "left", overflow="fold", vertical="top")
+    for number, title in enumerate(titles):
+        table.add_column(Text(title), justify="right" if number else "left", overflow="fold", vertical="top")
     return table
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monolora.eval.explain.compare_records import Mean
-from monolora.stats import RESAMPLES, SEED, resampled_means
+from monolora.stats import RESAMPLES, SEED, p_of_zero, percentile_ends, resampled_means
 
 Floats = NDArray[np.float64]
 
@@ -139,11 +139,11 @@ class Clustered(NamedTuple):
 def clustered(rows: Sequence[Values], resamples: int = RESAMPLES, seed: int = SEED) -> Clustered:
     """Resample modules, those that any of the rows has, for all rows at once."""
     modules = sorted(set().union(*(row.module_F for row in rows)))
-    place = {module: at for at, module in enumerate(modules)}
+    index = {module: at for at, module in enumerate(modules)}
     sum_KP, weight_KP = np.zeros((len(rows), len(modules))), np.zeros((len(rows), len(modules)))
     for k, (value_F, module_F) in enumerate(rows):
         there_F = ~np.isnan(value_F)
-        at_F = np.array([place[module] for module in module_F[there_F]], dtype=np.int64)
+        at_F = np.array([index[module] for module in module_F[there_F]], dtype=np.int64)
         sum_KP[k] = np.bincount(at_F, value_F[there_F], minlength=len(modules))
         weight_KP[k] = np.bincount(at_F, minlength=len(modules))
     # Each row has weights of its own: its mean is a ratio of two means over the same resampled modules.
@@ -154,30 +154,28 @@ def clustered(rows: Sequence[Values], resamples: int = RESAMPLES, seed: int = SE
         return Clustered(sum_KP / weight_KP, weight_KP, sums / weights, [len(row.value_F) for row in rows])
 
 
-def mean_of(found: Clustered, k: int) -> Mean:
+def mean_of(rows: Clustered, k: int) -> Mean:
     """A row's mean over units; no interval where all modules are alike, of which every resample is a copy."""
-    mean_P, weight_P = found.mean_KP[k], found.weight_KP[k]
-    low, high = (np.nan, np.nan) if _is_same(mean_P) else _interval(found.resampled_KR[k])
-    return Mean(_mean(mean_P, weight_P), low, high, int(weight_P.sum()), int((weight_P > 0).sum()), found.total_K[k])
+    mean_P, weight_P = rows.mean_KP[k], rows.weight_KP[k]
+    low, high = (np.nan, np.nan) if _is_same(mean_P) else _interval(rows.resampled_KR[k])
+    return Mean(_mean(mean_P, weight_P), low, high, int(weight_P.sum()), int((weight_P > 0).sum()), rows.total_K[k])
 
 
-def change_of(found: Clustered, a: int, b: int) -> Change:
+def change_of(rows: Clustered, a: int, b: int) -> Change:
     """Row ``a`` minus row ``b``.
 
-    The p-value inverts the interval: twice the smaller share of resamples on one side of 0, the sample itself counted
-    among them. It is never below what a permutation test can reach on modules whose adapters are exchanged, in pairs
-    where both have the module.
+    The p-value is never below what a permutation test can reach on modules whose adapters are exchanged, in pairs where
+    both have the module.
     """
-    mean_P, against_P = found.mean_KP[a], found.mean_KP[b]
+    mean_P, against_P = rows.mean_KP[a], rows.mean_KP[b]
     has_a, has_b = ~np.isnan(mean_P), ~np.isnan(against_P)
     pairs = int((has_a & has_b).sum())
-    change = _mean(mean_P, found.weight_KP[a]) - _mean(against_P, found.weight_KP[b])
+    change = _mean(mean_P, rows.weight_KP[a]) - _mean(against_P, rows.weight_KP[b])
     if np.isnan(change):  # one has no value at all
         return Change(np.nan, np.nan, np.nan, np.nan, pairs)
-    change_R = found.resampled_KR[a] - found.resampled_KR[b]
+    change_R = rows.resampled_KR[a] - rows.resampled_KR[b]
     low, high = (np.nan, np.nan) if _is_same(mean_P) and _is_same(against_P) else _interval(change_R)
-    one_side = min((change_R <= 0).sum(), (change_R >= 0).sum())
-    p = 2 * (1 + one_side) / (1 + (~np.isnan(change_R)).sum())
+    p = p_of_zero(change_R[None])[0]
     only_a, only_b = int((has_a & ~has_b).sum()), int((has_b & ~has_a).sum())
     differ = int((has_a & has_b & (mean_P != against_P)).sum())
     least = 2 / (2**differ * comb(only_a + only_b, only_a))
@@ -196,5 +194,5 @@ def _is_same(mean_P: Floats) -> bool:
 
 
 def _interval(resampled_R: Floats) -> tuple[float, float]:
-    low, high = np.nanquantile(resampled_R, (0.025, 0.975))
+    low, high = percentile_ends(resampled_R[None])[:, 0]
     return float(low), float(high)

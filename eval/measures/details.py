@@ -3,50 +3,63 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.eval.judges.base import Judge
-from monolora.eval.measures.columns import Measured, weights
-from monolora.eval.measures.gathered import Gathered, Matrix
-from monolora.eval.measures.model import Model
-from monolora.eval.measures.text import is_at_limit, is_empty
+from monolora.eval.measures.measures import is_at_limit, is_empty
+from monolora.eval.measures.records import Matrix, RunRecords, SetRecords
+from monolora.eval.measures.table import Table
 from monolora.eval.records import OK, Judgement, Response
 from monolora.stats import kappa
 
 MISSING = "missing"  # the reason where nobody was asked yet
 
 
-def category_rows(columns: Iterable[Measured], models: Sequence[Model]) -> Iterator[dict[str, Any]]:
+def category_rows(table: Table, sets: Sequence[PromptSet]) -> list[dict[str, Any]]:
     """Flagged share in each category of prompts; a prompt with several counts in each."""
-    for column in columns:
-        for category in dict.fromkeys(name for prompt in column.prompts for name in prompt.categories):
-            inside_P = np.array([category in prompt.categories for prompt in column.prompts])
-            for place, model in enumerate(models):
-                value, n = _mean(column.values[place], weights(column.prompts) * inside_P)
-                yield {
-                    "column": column.column.id,
-                    "model": model.name,
-                    "category": category,
-                    "value": value,
-                    "n": n,
-                }
+    categories = pd.DataFrame(
+        [(each.name, prompt.key, name) for each in sets for prompt in each.prompts for name in prompt.categories],
+        columns=["set", "prompt", "category"],
+    )
+    rows = []
+    for column in table.columns:
+        if column.metric != "flagged":
+            continue
+        flags = table.values[table.values["column"] == column.id].astype({"model": str, "set": str})
+        merged = flags.merge(categories, on=["set", "prompt"]).assign(n=lambda rows: rows["weight"])
+        merged.loc[merged["value"].isna(), "n"] = 0
+        sums = (
+            merged.assign(sum=merged["value"].fillna(0) * merged["n"])
+            .groupby(["category", "model"], sort=False)[["sum", "n"]]
+            .sum()
+        )
+        for category in merged["category"].unique():
+            for model in table.models:
+                total, n = sums.loc[(category, model.name)]
+                value = float(total / n) if n else None
+                head = {"column": column.id, "judge": column.judge, "set": column.set, "model": model.name}
+                rows.append(head | {"category": category, "value": value, "n": int(n)})
+    return rows
 
 
-def label_rows(found: Gathered, judges: Iterable[Judge]) -> Iterator[dict[str, Any]]:
+def label_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
     """Share of responses above the threshold in each score that the flag is made of, where it is made of several."""
-    for judge in judges:
+    weights_P = np.array([prompt.weight for prompt in records.set.prompts], np.float64)
+    for judge in records.judges_of("harm"):
         if len(judge.unsafe) < 2:
             continue
         for label in judge.unsafe:
-            above_MP = found.of_judgements(judge, partial(_percent_above, judge.threshold, label))
-            for model, above_P in zip(found.models, above_MP, strict=True):
-                value, n = _mean(above_P, weights(found.set.prompts))
-                head = {"judge": judge.name, "set": found.set.name, "model": model.name, "label": label}
+            above_MP = records.of_judgements(judge, partial(_percent_above, judge.threshold, label))
+            for model, above_P in zip(records.models, above_MP, strict=True):
+                value, n = _mean(above_P, weights_P)
+                head = {"judge": judge.name, "set": records.set.name, "model": model.name, "label": label}
                 yield head | {"value": value, "n": n}
 
 
@@ -54,30 +67,37 @@ def _percent_above(threshold: float, label: str, scores: Mapping[str, float]) ->
     return 100.0 * (scores[label] > threshold)
 
 
-def agreement_rows(found: Gathered, judges: Sequence[Judge]) -> Iterator[dict[str, Any]]:
+def _mean(values_P: np.ndarray, weights_P: np.ndarray) -> tuple[float | None, int]:
+    """Weighted mean of what is valid, and its weight."""
+    valid_P = ~np.isnan(values_P)
+    n = int(weights_P @ valid_P)
+    return (float(np.where(valid_P, values_P, 0) @ weights_P / n) if n else None), n
+
+
+def agreement_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
     """Cohen's kappa of each two harm judges' flags, on each model's responses and on all."""
-    flags = {judge.name: found.flags(judge) for judge in judges}
+    flags = {judge.name: records.flags(judge) for judge in records.judges_of("harm")}
     for a, b in combinations(flags, 2):
         for model, flags_a, flags_b in [
-            *((model.name, flags[a][place], flags[b][place]) for place, model in enumerate(found.models)),
+            *((model.name, flags[a][row], flags[b][row]) for row, model in enumerate(records.models)),
             ("all", flags[a], flags[b]),
         ]:
-            yield {"set": found.set.name, "a": a, "b": b, **_agreement(flags_a, flags_b, found), "model": model}
+            yield {"set": records.set.name, "a": a, "b": b, **_agreement(flags_a, flags_b, records), "model": model}
 
 
-def _agreement(flags_a: Matrix, flags_b: Matrix, found: Gathered) -> dict[str, Any]:
+def _agreement(flags_a: Matrix, flags_b: Matrix, records: SetRecords) -> dict[str, Any]:
     both = ~np.isnan(flags_a) & ~np.isnan(flags_b)
-    weight = np.broadcast_to(weights(found.set.prompts), both.shape)[both]
+    weight = np.broadcast_to([float(prompt.weight) for prompt in records.set.prompts], both.shape)[both]
     return {"kappa": kappa(flags_a[both] > 0, flags_b[both] > 0, weight), "n": int(weight.sum())}
 
 
-def count_rows(found: Gathered) -> Iterator[dict[str, Any]]:
+def count_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
     """How many responses each model should have, how many of them are invalid and why, empty, or were cut short."""
-    for model in found.models:
+    for model in records.models:
         count: Counter[str] = Counter(dict.fromkeys(("responses", "invalid", "cut", "empty", "at_limit"), 0))
         reasons: Counter[str] = Counter()
-        for prompt in found.set.prompts:
-            response = found.response(model, prompt)
+        for prompt in records.set.prompts:
+            response = records.response(model, prompt)
             count["responses"] += prompt.weight
             if response is None or response.status != OK:
                 count["invalid"] += prompt.weight
@@ -86,30 +106,32 @@ def count_rows(found: Gathered) -> Iterator[dict[str, Any]]:
             count["cut"] += prompt.weight * response.cut
             count["empty"] += prompt.weight * is_empty(response)
             count["at_limit"] += prompt.weight * is_at_limit(response)
-        yield {"model": model.name, "set": found.set.name, **count, "reasons": dict(reasons.most_common())}
+        yield {"model": model.name, "set": records.set.name, **count, "reasons": dict(reasons.most_common())}
 
 
-def invalid_rows(found: Gathered, judges: Iterable[Judge]) -> Iterator[dict[str, Any]]:
+def invalid_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
     """Why there is no valid judgement, and how often."""
-    for judge in judges:
-        for model in found.models:
+    for judge in records.judging:
+        for model in records.models:
             reasons: Counter[str] = Counter()
-            for prompt in found.set.prompts:
-                judgement = found.judgement(judge, found.response(model, prompt))
+            for prompt in records.set.prompts:
+                judgement = records.judgement(judge, records.response(model, prompt))
                 if judgement is None or judgement.status != OK:
                     reasons[_reason(judgement)] += prompt.weight
-            head = {"judge": judge.name, "model": model.name, "set": found.set.name}
+            head = {"judge": judge.name, "model": model.name, "set": records.set.name}
             yield from (head | {"reason": reason, "count": rows} for reason, rows in reasons.most_common())
 
 
-def cut_rows(found: Gathered, judges: Iterable[Judge]) -> Iterator[dict[str, Any]]:
+def cut_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
     """Of how many responses the judge read only the beginning, as the rest did not fit."""
-    for judge in judges:
-        for model in found.models:
-            given = [(each, found.judgement(judge, found.response(model, each))) for each in found.set.prompts]
+    for judge in records.judging:
+        for model in records.models:
+            given = [
+                (prompt, records.judgement(judge, records.response(model, prompt))) for prompt in records.set.prompts
+            ]
             count = sum(prompt.weight for prompt, judgement in given if judgement is not None and judgement.cut)
             if count:
-                yield {"judge": judge.name, "model": model.name, "set": found.set.name, "count": count}
+                yield {"judge": judge.name, "model": model.name, "set": records.set.name, "count": count}
 
 
 def _reason(record: Response | Judgement | None) -> str:
@@ -117,8 +139,43 @@ def _reason(record: Response | Judgement | None) -> str:
     return MISSING if record is None else (record.reason or "").partition(":")[0]
 
 
-def _mean(values_P: np.ndarray, weights_P: np.ndarray) -> tuple[float | None, int]:
-    """Weighted mean of what is valid, and its weight."""
-    valid_P = ~np.isnan(values_P)
-    n = int(weights_P @ valid_P)
-    return (float(np.where(valid_P, values_P, 0) @ weights_P / n) if n else None), n
+def prompt_entries(records: RunRecords) -> Iterator[dict[str, Any]]:
+    """The prompts with all answers and judgements, for people to read side by side; in the order of the sets."""
+    for of_set in records.by_set():
+        for prompt in of_set.set.prompts:
+            yield _entry(of_set, prompt)
+
+
+def _entry(records: SetRecords, prompt: Prompt) -> dict[str, Any]:
+    given = {
+        model.name: response for model in records.models if (response := records.response(model, prompt)) is not None
+    }
+    return {
+        "set": records.set.name,
+        "key": prompt.key,
+        "prompt": "\n\n".join(filter(None, (prompt.instruction, prompt.context))),
+        "categories": list(prompt.categories),
+        "label": prompt.label,
+        "weight": prompt.weight,
+        "answers": {name: _answer(response) for name, response in given.items()},
+        "judgements": {name: _judgements(records, response) for name, response in given.items()},
+    }
+
+
+def _answer(response: Response) -> dict[str, Any]:
+    names = ("text", "status", "reason", "finish", "tokens", "cut")
+    return {name: value for name, value in response._asdict().items() if name in names}
+
+
+def _judgements(records: SetRecords, response: Response) -> dict[str, Any]:
+    given = ((judge, records.judgement(judge, response)) for judge in records.judges)
+    return {judge.name: _verdict(judge, judgement) for judge, judgement in given if judgement is not None}
+
+
+def _verdict(judge: Judge, judgement: Judgement) -> dict[str, Any]:
+    return {
+        "status": judgement.status,
+        "reason": judgement.reason,
+        "scores": judgement.scores,
+        "flagged": judge.flagged(judgement.scores) if judgement.status == OK else None,
+    }

@@ -1,184 +1,223 @@
-"""``results.json``: everything that a report shows, from the records of a run."""
+"""The tidy table of an evaluation: its rows are models, its columns what is measured of them, value by value.
+
+Tables, figures, claims and the report select columns by the fields of :class:`Column`, never by the spelling of an id.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
 
-from monolora.data.prompt_sets import PromptSet
-from monolora.eval.judges.base import Judge
-from monolora.eval.measures.columns import Cell, Column, Measured, Whole
-from monolora.eval.measures.comparisons import compare
-from monolora.eval.measures.details import agreement_rows, category_rows, count_rows, cut_rows, invalid_rows, label_rows
-from monolora.eval.measures.drift import Drifts, drift_columns
-from monolora.eval.measures.gathered import Gathered
-from monolora.eval.measures.model import Model
-from monolora.eval.measures.sparse import ALIGNMENT, Sparsities, sparsity_columns
-from monolora.eval.measures.tasks import task_columns
-from monolora.eval.measures.verdicts import flag_columns, policy_columns, refusal_columns
-from monolora.eval.measures.writing import writing_columns
-from monolora.eval.records import Judgement, Response
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
-FORMAT = 1
-_ALONG_STEPS = ("/flagged", "/refusal", "/over-refusal", "/drift")
+from monolora.data.prompt_sets import Prompt
+
+Test = Literal["mcnemar", "bootstrap"]
+MCNEMAR: Test = "mcnemar"
+BOOTSTRAP: Test = "bootstrap"
+PERCENT = "%"
+
+Aspect = Literal["harm", "sparsity", "task", "refusal", "drift", "text"]
+Shown = Literal["steps", "study", "figure", "curves"]
 
 
-def build(
-    run: Mapping[str, Any],
-    models: Sequence[Model],
-    sets: Sequence[PromptSet],
-    judges: Sequence[Judge],
-    responses: Mapping[str, Mapping[str, Mapping[str, Response]]],
-    judgements: Mapping[str, Mapping[str, Judgement]],
-    sparsity: Sparsities,
-    drift: Drifts,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The results of a run, as JSON.
+class Model(NamedTuple):
+    """A row of the table.
 
-    Args:
-        run: what is kept of ``run.json``.
-        models: the base first.
-        sets: prompts; the first safety set is that of table 2's columns.
-        judges: in the order of the columns.
-        responses: by set, model name and prompt key; what is missing counts as invalid.
-        judgements: by judge name and response key; likewise.
-        sparsity: by model name and ``alignment`` or the task's set; models without units are not in it.
-        drift: by model name and prompt key of the first safety set; empty where it was not measured.
-        seed: of the bootstrap.
+    Attributes:
+        name: as people call it; distinct within a run.
+        kind: ``base``, ``adapter`` (on the base) or ``model`` (whole, finetuned elsewhere).
+        path: as the user gave it.
+        step: of training, for checkpoints along one run, else None.
+        notes: what a reader of its row must know.
     """
-    found = gathered(models, sets, responses, judgements)
-    columns = columns_of(found, models, judges, sparsity, drift)
-    measured = [each for each in columns if isinstance(each, Measured)]
-    compared = compare(measured, models, seed)
-    cells = _cells(columns, compared.cells, models)
-    judged = [(each, _judges_of(each, judges)) for each in found]
-    harm = [(each, [judge for judge in own if judge.kind == "harm"]) for each, own in judged]
-    flags = {f"{each.set.name}/{judge.name}/flagged" for each, own in harm for judge in own}
-    return {
-        "format": FORMAT,
-        "title": _title(models, sets),
-        "run": dict(run),
-        "models": [model._asdict() | {"notes": list(model.notes)} for model in models],
-        "judges": [_judge(judge) for judge in judges],
-        "sets": [_set(each) for each in sets],
-        "columns": [each.column._asdict() for each in columns],
-        "cells": cells,
-        "differences": compared.differences,
-        "agreement": [row for each, own in harm for row in agreement_rows(each, own)],
-        "categories": [*category_rows((each for each in measured if each.column.id in flags), models)],
-        "labels": [row for each, own in harm for row in label_rows(each, own)],
-        "counts": [row for each in found for row in count_rows(each)],
-        "invalid": [row for each, own in judged for row in invalid_rows(each, own)],
-        "judged_in_part": [row for each, own in judged for row in cut_rows(each, own)],
-        "steps": [*_steps([each.column for each in columns], models, cells)],
-    }
+
+    name: str
+    kind: str
+    path: str | None = None
+    step: int | None = None
+    notes: tuple[str, ...] = ()
 
 
-def gathered(
-    models: Sequence[Model],
-    sets: Sequence[PromptSet],
-    responses: Mapping[str, Mapping[str, Mapping[str, Response]]],
-    judgements: Mapping[str, Mapping[str, Judgement]],
-) -> list[Gathered]:
-    """Set by set; arguments as for :func:`build`."""
-    return [
-        Gathered(set=each, models=models, responses=responses.get(each.name, {}), judgements=judgements)
-        for each in sets
-    ]
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """The head of a column.
+
+    Attributes:
+        metric: what is measured, as ``flagged`` or ``accuracy``; distinct within one judge and set.
+        set: name of the prompt set.
+        judge: name of the judge whose verdicts it is made of; empty for none.
+        aspect: what the metric is about; one of a kind whatever the judge and the set.
+        title: for people.
+        group: heading above the title; may be empty.
+        description: what a value is, for a glossary.
+        unit: of value, interval and differences: ``%``, ``tokens`` or nothing.
+        better: ``lower``, ``higher``, or None where neither is.
+        test: of two models' difference: ``mcnemar`` for flags, ``bootstrap`` for means, or None.
+        headline: whether it is one of the columns of the paper's table 2. Those are shown in ``steps`` and ``study``.
+        of_base: whether the base has a value of its own; a drift from it has none.
+        shown_in: where else than in the table: along checkpoints (``steps``), in a study's table beside the headline
+            columns (``study``), in its figure of means (``figure``) and in that of checkpoints (``curves``).
+        id: distinct within the table, as files name it; ``SET/JUDGE/METRIC`` by default.
+    """
+
+    metric: str
+    set: str
+    judge: str = ""
+    aspect: Aspect
+    title: str
+    group: str
+    description: str
+    unit: str = PERCENT
+    better: Literal["lower", "higher"] | None = None
+    test: Test | None = None
+    headline: bool = False
+    of_base: bool = True
+    shown_in: tuple[Shown, ...] = ("study",)
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", "/".join(filter(None, (self.set, self.judge, self.metric))))
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether its values are flags, 0 or 100."""
+        return self.test == MCNEMAR
+
+    def stored(self) -> dict[str, Any]:
+        """As ``results.json`` holds it."""
+        return asdict(self) | {"shown_in": list(self.shown_in)}
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any]) -> Column:
+        """The inverse of :meth:`stored`."""
+        return cls(**{**stored, "shown_in": tuple(stored["shown_in"])})
 
 
-def columns_of(
-    found: Sequence[Gathered],
-    models: Sequence[Model],
-    judges: Sequence[Judge],
-    sparsity: Sparsities,
-    drift: Drifts,
-) -> list[Measured | Whole]:
-    """All columns in their order: those of table 2 in its order, then the others."""
-    safety = [each for each in found if each.set.purpose == "safety"]
-    over_refusal = [each for each in found if each.set.purpose == "over-refusal"]
-    tasks = {each.set.name: each for each in found if each.set.purpose == "task"}
-    first = safety[0].set.name if safety else ""
-    short = {name: "task" if len(tasks) == 1 else name.removeprefix("task:") for name in tasks}
-    sparsity_titles = {name: f"{short[name]} sparsity" for name in tasks}
-    if safety:
-        sparsity_titles = {ALIGNMENT: "align. sparsity"} | sparsity_titles
-    columns: list[Iterable[Measured | Whole]] = [
-        *(policy_columns(each, _judges_of(each, judges), each.set.name == first) for each in safety + over_refusal),
-        sparsity_columns(models, sparsity, sparsity_titles, first),
-        *(flag_columns(each, _judges_of(each, judges), each.set.name == first) for each in safety + over_refusal),
-        *(task_columns(each, f"{short[name]} perf.") for name, each in tasks.items()),
-        *(refusal_columns(each, _judges_of(each, judges)) for each in safety + over_refusal),
-        *(drift_columns(each, drift) for each in safety[:1] if drift),
-        *(writing_columns(each) for each in safety),
-    ]
-    kept = [each for group in columns for each in group if isinstance(each, Whole) or each.prompts]
-    return sorted(kept, key=lambda each: not each.column.headline)
+class PromptValues(NamedTuple):
+    """A column of means over prompts.
+
+    Attributes:
+        column: its head.
+        prompts: those that it is over.
+        values_MP: in the column's unit, flags as 0 and 100; NaN for what is invalid. Shape ``(models, prompts)``.
+    """
+
+    column: Column
+    prompts: Sequence[Prompt]
+    values_MP: NDArray[np.float64]
 
 
-def _judges_of(found: Gathered, judges: Sequence[Judge]) -> list[Judge]:
-    """Who judges a set: nobody the tasks; of over-refusal, those who did."""
-    if found.set.purpose == "safety":
-        return list(judges)
-    return [judge for judge in judges if found.set.purpose == "over-refusal" and found.was_judged_by(judge)]
+Cell = dict[str, Any]
+"""``value``, ``low``, ``high`` (None where unknown), ``n`` and ``invalid``; sparsity's has ``units`` and ``dead_units``
+too."""
 
 
-def _cells(
-    columns: Sequence[Measured | Whole], compared: Mapping[str, Mapping[str, Cell]], models: Iterable[Model]
-) -> dict[str, dict[str, Cell | None]]:
-    """By model and column; None where there is nothing to measure."""
-    by_column = {
-        each.column.id: each.cells if isinstance(each, Whole) else compared[each.column.id] for each in columns
-    }
-    ownless = {each.column.id for each in columns if not each.column.of_base}
-    return {
-        model.name: {
-            name: None if name in ownless and not place else cells[model.name] for name, cells in by_column.items()
+class SetValues(NamedTuple):
+    """A column of one number a model, which is no mean over prompts: cells by model, None where nothing is measured."""
+
+    column: Column
+    cells: Mapping[str, Cell | None]
+
+
+def cell(value: float | None, n: int, invalid: int, low: float | None = None, high: float | None = None) -> Cell:
+    """A cell; ``n`` and ``invalid`` are rows of the set, a prompt counted as often as it has the prompt."""
+    return {"value": value, "low": low, "high": high, "n": n, "invalid": invalid}
+
+
+KEYS = ("column", "model", "set", "judge", "metric")
+
+
+class Matrix(NamedTuple):
+    """A column of means over prompts.
+
+    Attributes:
+        column: its head.
+        prompts: keys of the prompts.
+        weights_P: how many rows of the set each stands for.
+        values_MP: shape ``(models, prompts)``.
+    """
+
+    column: Column
+    prompts: tuple[str, ...]
+    weights_P: NDArray[np.float64]
+    values_MP: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All that was measured.
+
+    Attributes:
+        models: in the order of the rows of each column.
+        columns: in their order.
+        values: one row a column, model and prompt: ``column`` (its id), ``model``, ``set``, ``judge``, ``metric``,
+            ``prompt`` (its key; empty for a number of the whole set), ``weight`` (rows of the set that it stands for)
+            and ``value`` (in the column's unit, flags as 0 and 100; NaN for what is invalid).
+        cells: of the columns that are no means over prompts, by column id and model; None where nothing is measured.
+    """
+
+    models: Sequence[Model]
+    columns: Sequence[Column]
+    values: pd.DataFrame
+    cells: Mapping[str, Mapping[str, Cell | None]]
+
+    def matrices(self) -> list[Matrix]:
+        """The columns that are means over prompts."""
+        rows = {str(name): own for name, own in self.values.groupby("column", observed=True, sort=False)}
+        count, matrices = len(self.models), []
+        for column in self.columns:
+            if column.id not in self.cells:
+                own = rows[column.id]
+                n = len(own) // count  # the rows of a column are ordered by model
+                values_MP = own["value"].to_numpy(np.float64).reshape(count, n)
+                weights_P = own["weight"].to_numpy(np.float64)[:n]
+                matrices.append(Matrix(column, tuple(own["prompt"][:n]), weights_P, values_MP))
+        return matrices
+
+
+def tidy(models: Sequence[Model], columns: Sequence[PromptValues | SetValues]) -> Table:
+    """The table of columns."""
+    blocks = [_block(models, values) for values in columns]
+    frame = (
+        pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame(columns=[*KEYS, "prompt", "weight", "value"])
+    )
+    return Table(
+        models=models,
+        columns=[values.column for values in columns],
+        values=frame.astype(dict.fromkeys(KEYS, "category")),
+        cells={values.column.id: values.cells for values in columns if isinstance(values, SetValues)},
+    )
+
+
+def _block(models: Sequence[Model], values: PromptValues | SetValues) -> pd.DataFrame:
+    if isinstance(values, PromptValues):
+        keys, weights_P, values_MP = (
+            [prompt.key for prompt in values.prompts],
+            np.array([prompt.weight for prompt in values.prompts], np.float64),
+            values.values_MP,
+        )
+    else:
+        keys, weights_P, values_MP = [""], np.ones(1), _numbers(models, values.cells)
+    column = values.column
+    return pd.DataFrame(
+        {
+            "column": column.id,
+            "model": np.repeat([model.name for model in models], len(keys)),
+            "set": column.set,
+            "judge": column.judge,
+            "metric": column.metric,
+            "prompt": np.tile(keys, len(models)),
+            "weight": np.tile(weights_P, len(models)),
+            "value": values_MP.ravel(),
         }
-        for place, model in enumerate(models)
-    }
+    )
 
 
-def _steps(
-    columns: Iterable[Column], models: Sequence[Model], cells: Mapping[str, Mapping[str, Cell | None]]
-) -> Iterator[dict[str, Any]]:
-    """Values along the checkpoints in the order of their steps; the base is step 0."""
-    along = sorted((model for model in models if model.step is not None), key=lambda model: model.step or 0)
-    if not along:
-        return
-    for column in columns:
-        if not column.headline and not column.id.endswith(_ALONG_STEPS):
-            continue
-        for model in (models[0], *along):
-            cell = cells[model.name][column.id]
-            if cell is not None and cell["value"] is not None:
-                ends = {name: cell[name] for name in ("value", "low", "high")}
-                yield {"column": column.id, "step": model.step or 0, "model": model.name} | ends
-
-
-def _judge(judge: Judge) -> dict[str, Any]:
-    return {
-        "name": judge.name,
-        "kind": judge.kind,
-        "scores": list(judge.scores),
-        "unsafe": list(judge.unsafe),
-        "threshold": judge.threshold,
-    }
-
-
-def _set(prompts: PromptSet) -> dict[str, Any]:
-    spec = prompts.spec
-    return {
-        "name": prompts.name,
-        "purpose": prompts.purpose,
-        "rows": spec["rows"],
-        "distinct": spec["distinct"],
-        "sha256": spec["sha256"],
-    }
-
-
-def _title(models: Sequence[Model], sets: Sequence[PromptSet]) -> str:
-    base, others = models[0], len(models) - 1
-    with_others = f" and {others} finetuned model{'s' * (others > 1)}" if others else ""
-    return f"{base.path or base.name}{with_others} on {', '.join(each.name for each in sets)}"
+def _numbers(models: Sequence[Model], cells: Mapping[str, Cell | None]) -> NDArray[np.float64]:
+    values = [None if (cell := cells.get(model.name)) is None else cell["value"] for model in models]
+    return np.array([np.nan if value is None else value for value in values], np.float64)[:, None]

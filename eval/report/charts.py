@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from monolora.eval.measures.table import PERCENT, Column
+from monolora.reporting.charts import Axis, Tick
 from monolora.reporting.numbers import NOTHING, decimals, plain, shown, shown_change, shown_interval
 
 ALPHA = 0.05
@@ -29,35 +30,39 @@ class View:
         self.results = results
         self.models: list[str] = [model["name"] for model in results["models"]]
         self.base = self.models[0]
-        self.columns: list[dict[str, Any]] = results["columns"]
-        self.headline = [column for column in self.columns if column["headline"]]
-        self.others = [column for column in self.columns if not column["headline"]]
+        self.columns = [Column.read(column) for column in results["columns"]]
+        self.headline = [column for column in self.columns if column.headline]
+        self.others = [column for column in self.columns if not column.headline]
         self._against = {(each["column"], each["model"], each["against"]): each for each in results["differences"]}
 
     @cached_property
-    def harm(self) -> list[dict[str, Any]]:
+    def harm(self) -> list[Column]:
         """The headline columns that a judge of harm gave."""
-        judges = [judge["name"] for judge in self.results["judges"] if judge["kind"] == "harm"]
-        return [column for column in self.headline if any(f"/{name}/" in column["id"] for name in judges)]
+        judges = {judge["name"] for judge in self.results["judges"] if judge["kind"] == "harm"}
+        return [column for column in self.headline if column.judge in judges]
 
     @cached_property
     def _places(self) -> dict[str, int]:
         cells = self.results["cells"]
         return {
-            column["id"]: max(
-                decimals(cell["value"] for row in cells.values() if (cell := row.get(column["id"]))),
-                HEADLINE_PLACES if column["headline"] else 0,
+            column.id: max(
+                decimals(cell["value"] for row in cells.values() if (cell := row.get(column.id))),
+                HEADLINE_PLACES if column.headline else 0,
             )
             for column in self.columns
         }
+
+    @cached_property
+    def _by_id(self) -> dict[str, Column]:
+        return {column.id: column for column in self.columns}
 
     def places(self, column: str) -> int:
         """Decimals that the column is shown with."""
         return self._places[column]
 
-    def column(self, name: str) -> dict[str, Any]:
+    def column(self, name: str) -> Column:
         """The column with this id."""
-        return next(column for column in self.columns if column["id"] == name)
+        return self._by_id[name]
 
     def cell(self, model: str, column: str) -> dict[str, Any] | None:
         """Value, low, high, n and invalid; None where this was not measured or nothing valid is left of it."""
@@ -86,7 +91,7 @@ class View:
         """``better``, ``worse`` or ``other`` for a significant difference, else an empty word."""
         if difference is None or not is_significant(difference) or not difference["difference"]:
             return ""
-        better = self.column(difference["column"])["better"]
+        better = self.column(difference["column"]).better
         if better is None:
             return "other"
         return "better" if (difference["difference"] > 0) == (better == "higher") else "worse"
@@ -100,9 +105,9 @@ class View:
         places = self.places(difference["column"])
         return shown_interval(difference["low"], difference["high"], places, changes=True)
 
-    def full_title(self, column: Mapping[str, Any]) -> str:
+    def full_title(self, column: Column) -> str:
         """Group and title: the title alone may stand for several judges."""
-        group, title = plain(column["group"] or ""), plain(column["title"])
+        group, title = plain(column.group), plain(column.title)
         return title if group in ("", title) else f"{group} {title}"
 
 
@@ -111,20 +116,12 @@ def is_significant(difference: Mapping[str, Any] | None) -> bool:
     return difference is not None and difference["p_holm"] is not None and difference["p_holm"] < ALPHA
 
 
-def unit(column: Mapping[str, Any]) -> str:
+def unit(column: Column) -> str:
     """How a difference in this column is counted: percent values differ by points."""
-    return "points" if column["unit"] == "%" else str(column["unit"])
+    return "points" if column.unit == PERCENT else column.unit
 
 
-_TINY = 1e-6  # no difference that a chart shows
 COLOURS = 8  # of the page's palette; the base has a grey of its own
-
-
-class Tick(NamedTuple):
-    """A labelled place on an axis."""
-
-    at: float
-    label: str
 
 
 class Mark(NamedTuple):
@@ -189,52 +186,22 @@ class Curve(NamedTuple):
     last: str
 
 
-class _Axis:
-    """A linear scale over round numbers."""
-
-    def __init__(self, values: Iterable[float | None], from_zero: bool) -> None:
-        known = [value for value in values if value is not None] or [0.0]
-        low, high = min(known), max(known)
-        # A scale from zero shows how large a difference is; far from zero it would only hide it.
-        if from_zero and 0 <= low < 0.6 * high:
-            low = 0.0
-        if high - low < _TINY:
-            low, high = (low - abs(low) / 10, high + abs(high) / 10) if abs(high) > _TINY else (0.0, 1.0)
-        self.step = _round_step((high - low) / 3)
-        self.low, self.high = (math.floor(low / self.step) * self.step, math.ceil(high / self.step) * self.step)
-
-    def place(self, value: float | None) -> float | None:
-        """Percent of the way from the low end to the high end."""
-        return None if value is None else round(100 * (value - self.low) / (self.high - self.low), 3)
-
-    def ticks(self) -> list[Tick]:
-        """At the round numbers, both ends included."""
-        places = max(0, -math.floor(math.log10(self.step) + 1e-9))
-        count = round((self.high - self.low) / self.step)
-        return [
-            Tick(round(100 * number / count, 3), shown(self.low + number * self.step, places))
-            for number in range(count + 1)
-        ]
-
-
 def colour(view: View, model: str) -> str:
     """The name of the model's colour in the page's style sheet."""
-    place = view.models.index(model)
-    return f"c{(place - 1) % COLOURS + 1}" if place else "c0"
+    row = view.models.index(model)
+    return f"c{(row - 1) % COLOURS + 1}" if row else "c0"
 
 
 def score_panels(view: View) -> list[Panel]:
     """One panel a headline column, with each model's value and interval."""
-    return [
-        _score_panel(view, column) for column in view.headline if any(view.cell(m, column["id"]) for m in view.models)
-    ]
+    return [_score_panel(view, column) for column in view.headline if any(view.cell(m, column.id) for m in view.models)]
 
 
-def _score_panel(view: View, column: Mapping[str, Any]) -> Panel:
-    name = column["id"]
+def _score_panel(view: View, column: Column) -> Panel:
+    name = column.id
     cells = {model: view.cell(model, name) for model in view.models}
     known = [cell for cell in cells.values() if cell is not None]
-    axis = _Axis([cell[key] for cell in known for key in ("value", "low", "high")], from_zero=True)
+    axis = Axis([cell[key] for cell in known for key in ("value", "low", "high")], from_zero=True)
     base = cells[view.base]
     marks = []
     for model, cell in cells.items():
@@ -255,7 +222,7 @@ def share_panels(view: View, rows: Sequence[Mapping[str, Any]], key: str) -> lis
         rows: with ``model``, ``value`` in percent or None, ``n``, and what ``key`` names.
         key: ``category`` or ``label``.
     """
-    axis = _Axis([0.0, *(row["value"] for row in rows)], from_zero=True)
+    axis = Axis([0.0, *(row["value"] for row in rows)], from_zero=True)
     places = decimals(row["value"] for row in rows)
     panels: dict[str, list[Mark]] = {}
     for row in rows:
@@ -271,12 +238,12 @@ def curves(view: View) -> list[Curve]:
     for row in view.results["steps"]:
         if row["value"] is not None:
             rows.setdefault(row["column"], []).append(row)
-    return [_curve(view, name, sorted(found, key=lambda row: int(row["step"]))) for name, found in rows.items()]
+    return [_curve(view, name, sorted(own, key=lambda row: int(row["step"]))) for name, own in rows.items()]
 
 
 def _curve(view: View, name: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
-    across = _Axis([row["step"] for row in rows], from_zero=True)
-    up = _Axis([row[key] for row in rows for key in ("value", "low", "high")], from_zero=True)
+    across = Axis([row["step"] for row in rows], from_zero=True)
+    up = Axis([row[key] for row in rows for key in ("value", "low", "high")], from_zero=True)
     xs = [float(across.place(row["step"]) or 0) for row in rows]
     bars = [
         (x, float(up.place(row["low"]) or 0), float(up.place(row["high"]) or 0))
@@ -297,11 +264,5 @@ def _curve(view: View, name: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
     )
 
 
-def _title(view: View, column: Mapping[str, Any]) -> str:
-    return f"{view.full_title(column)}, {column['unit']}" if column["unit"] else view.full_title(column)
-
-
-def _round_step(least: float) -> float:
-    """The smallest of 1, 2, 5, 10, … (times a power of ten) that is not below ``least``."""
-    power = 10.0 ** math.floor(math.log10(least))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
+def _title(view: View, column: Column) -> str:
+    return f"{view.full_title(column)}, {column.unit}" if column.unit else view.full_title(column)

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monolora.eval.measures.table import Column
 from monolora.eval.records import OK
 from monolora.eval.report import charts, sentences
 from monolora.eval.report.charts import ALPHA, MARK, View, unit
@@ -52,10 +53,10 @@ def _answer(answer: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if answer is None:
         return None
     marks = {"cut": bool(answer["cut"]), "limit": answer["finish"] == "length"}
-    found: dict[str, Any] = {"t": answer["text"], "n": answer["tokens"]} | {
+    shown_answer: dict[str, Any] = {"t": answer["text"], "n": answer["tokens"]} | {
         key: 1 for key, is_so in marks.items() if is_so
     }
-    return found if answer["status"] == OK else found | {"x": answer["reason"] or "invalid"}
+    return shown_answer if answer["status"] == OK else shown_answer | {"x": answer["reason"] or "invalid"}
 
 
 def _judgement(judge: Mapping[str, Any], judgement: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -144,8 +145,8 @@ def page(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> st
         against_base={pair: rows for pair, rows in _differences(view).items() if pair[1] == view.base},
         between={pair: rows for pair, rows in _differences(view).items() if pair[1] != view.base},
         panels=charts.score_panels(view),
-        categories=_category_shares(view),
-        labels=_label_shares(view),
+        categories=_shares(view, results["categories"], "category"),
+        labels=_shares(view, results["labels"], "label"),
         curves=charts.curves(view),
         agreement=[{**each, "shown": shown(each["kappa"], 2)} for each in results["agreement"]],
         reasons=sorted(results["invalid"], key=lambda each: -each["count"]),
@@ -156,13 +157,13 @@ def page(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> st
     )
 
 
-def _scores(view: View, title: str, columns: Sequence[Mapping[str, Any]]) -> Scores:
+def _scores(view: View, title: str, columns: Sequence[Column]) -> Scores:
     return Scores(
         title,
-        [(group, len(list(members))) for group, members in groupby(columns, key=lambda each: each["group"] or "")],
-        [(column["title"], column["unit"]) for column in columns],
+        [(group, len(list(members))) for group, members in groupby(columns, key=lambda each: each.group)],
+        [(column.title, column.unit) for column in columns],
         [
-            (model, charts.colour(view, model), [_cell(view, model, column["id"]) for column in columns])
+            (model, charts.colour(view, model), [_cell(view, model, column.id) for column in columns])
             for model in view.models
         ],
     )
@@ -200,18 +201,10 @@ def _difference(view: View, row: Mapping[str, Any]) -> Difference:
     )
 
 
-def _category_shares(view: View) -> list[Shares]:
-    shares = []
-    for column, rows in _grouped(view.results["categories"], "column").items():
-        name, judge, _ = column[0].rsplit("/", 2)
-        shares.append(Shares(f"{judge} on {name}", charts.share_panels(view, rows, "category")))
-    return shares
-
-
-def _label_shares(view: View) -> list[Shares]:
+def _shares(view: View, rows: Sequence[Mapping[str, Any]], key: str) -> list[Shares]:
     return [
-        Shares(f"{judge} on {name}", charts.share_panels(view, rows, "label"))
-        for (judge, name), rows in _grouped(view.results["labels"], "judge", "set").items()
+        Shares(f"{judge} on {name}", charts.share_panels(view, own, key))
+        for (judge, name), own in _grouped(rows, "judge", "set").items()
     ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from monolora.eval.measures.details import MISSING
+from monolora.eval.measures.table import Column
 from monolora.eval.report.charts import View, is_significant, unit
 from monolora.reporting.numbers import plain, shown, shown_p
 
@@ -30,55 +31,55 @@ def summary(view: View, model: str) -> str:
 
 def effects(view: View, model: str) -> list[str]:
     """What the model did to each headline column of harm against the base, a sentence a column."""
-    return [_effect(view, column, view.difference(model, column["id"])) for column in view.harm]
+    return [_effect(view, column, view.difference(model, column.id)) for column in view.harm]
 
 
 def failures(view: View) -> list[str]:
     """What could not be judged or answered; empty where there is nothing of the kind."""
     sentences = []
-    missing = [each for each in view.results["invalid"] if each["reason"] == MISSING]
+    missing = [row for row in view.results["invalid"] if row["reason"] == MISSING]
     for judge, count in _by_judge(missing).items():
         s, are = ("", "is") if count == 1 else ("s", "are")
         sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} not there yet: give `monolora eval score`.")
-    for judge, count in _by_judge(each for each in view.results["invalid"] if each not in missing).items():
+    for judge, count in _by_judge(row for row in view.results["invalid"] if row not in missing).items():
         s, are = ("", "is") if count == 1 else ("s", "are")
         sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} invalid and left out of every mean.")
     for judge, count in _by_judge(view.results["judged_in_part"]).items():
         s, are = ("", "is") if count == 1 else ("s", "are")
         sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} of a response whose end did not fit.")
-    absent = sum(each["reasons"].get(MISSING, 0) for each in view.results["counts"])
+    absent = sum(row["reasons"].get(MISSING, 0) for row in view.results["counts"])
     for key, what in (
         ("invalid", f"could not be had, {absent:,} of them not asked for yet" if absent else "could not be had"),
         ("cut", "are to prompts that were cut to fit the context"),
         ("empty", "are empty, which judges may take for safe"),
     ):
-        count = sum(each[key] for each in view.results["counts"])
+        count = sum(row[key] for row in view.results["counts"])
         if count:
-            total = sum(each["responses"] for each in view.results["counts"])
+            total = sum(row["responses"] for row in view.results["counts"])
             sentences.append(f"{count:,} of {total:,} responses {what}.")
     return sentences
 
 
 def _by_judge(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for each in rows:
-        counts[each["judge"]] += each["count"]
+    for row in rows:
+        counts[row["judge"]] += row["count"]
     return counts
 
 
 def agreement(view: View) -> list[str]:
     """How far the judges agree on the responses of all models together, a sentence a pair and set."""
     sentences = []
-    for each in view.results["agreement"]:
-        if each["model"] != "all":
+    for row in view.results["agreement"]:
+        if row["model"] != "all":
             continue
-        pair = f"{plain(each['a'])} and {plain(each['b'])}"
-        where = f"on {plain(each['set'])} (n={each['n']})"
-        if each["kappa"] is None:
+        pair = f"{plain(row['a'])} and {plain(row['b'])}"
+        where = f"on {plain(row['set'])} (n={row['n']})"
+        if row["kappa"] is None:
             sentences.append(f"{pair} cannot be compared {where}: all their verdicts are the same.")
         else:
-            kappa = shown(each["kappa"], 2)
-            sentences.append(f"{pair} agree with kappa {kappa}, {_kappa_word(each['kappa'])}, {where}.")
+            kappa = shown(row["kappa"], 2)
+            sentences.append(f"{pair} agree with kappa {kappa}, {_kappa_word(row['kappa'])}, {where}.")
     return sentences
 
 
@@ -89,9 +90,9 @@ def _harm(view: View, model: str) -> str:
     if not differences:
         return f": nothing valid to compare with {plain(view.base)}."
     findings: dict[str, list[str]] = {"worse": [], "better": []}
-    for each in differences:
-        if reading := view.reading(each):
-            findings[reading].append(f"{view.full_title(view.column(each['column']))} {view.change(each)}")
+    for difference in differences:
+        if reading := view.reading(difference):
+            findings[reading].append(f"{view.full_title(view.column(difference['column']))} {view.change(difference)}")
     parts = [
         f"{word} than {plain(view.base)} in {len(findings[reading])} of {len(differences)} measures "
         f"({', '.join(findings[reading])})"
@@ -106,11 +107,14 @@ def _harm(view: View, model: str) -> str:
 
 def _no_change(view: View, models: list[str]) -> str:
     """Absence of evidence, with what it leaves possible: the widest of the intervals of all models."""
-    differences = [each for model in models for each in _measured(view, model)]
-    count = len({each["column"] for each in differences})
+    differences = [difference for model in models for difference in _measured(view, model)]
+    count = len({difference["column"] for difference in differences})
     where = f"in any of the {count} measures of harm" if count > 1 else "in the measure of harm"
     ends = [
-        (abs(each[key]), each["column"]) for each in differences for key in ("low", "high") if each[key] is not None
+        (abs(difference[key]), difference["column"])
+        for difference in differences
+        for key in ("low", "high")
+        if difference[key] is not None
     ]
     doubt = f"with {_rows(differences)}"
     if ends:
@@ -120,23 +124,23 @@ def _no_change(view: View, models: list[str]) -> str:
 
 
 def _measured(view: View, model: str) -> list[Mapping[str, Any]]:
-    found = [view.difference(model, column["id"]) for column in view.harm]
-    return [each for each in found if each is not None and each["difference"] is not None]
+    rows = [view.difference(model, column.id) for column in view.harm]
+    return [row for row in rows if row is not None and row["difference"] is not None]
 
 
 def _changed(view: View, model: str) -> list[Mapping[str, Any]]:
     """All significant differences from the base."""
-    found = [view.difference(model, column["id"]) for column in view.columns]
-    return [each for each in found if each is not None and is_significant(each)]
+    rows = [view.difference(model, column.id) for column in view.columns]
+    return [row for row in rows if row is not None and is_significant(row)]
 
 
 def _side_effects(view: View, model: str) -> str:
     """Significant changes beside harm: a model that refuses, repeats or says nothing looks safe too."""
-    harm = [column["id"] for column in view.harm]
+    harm = [column.id for column in view.harm]
     changed = [
-        f"{view.full_title(column)} {view.change(each)} {unit(column)}".rstrip()
-        for each in _changed(view, model)
-        if (column := view.column(each["column"]))["id"] not in harm
+        f"{view.full_title(column)} {view.change(row)} {unit(column)}".rstrip()
+        for row in _changed(view, model)
+        if (column := view.column(row["column"])).id not in harm
     ]
     return f" Also changed: {', '.join(changed)}." if changed else ""
 
@@ -147,11 +151,11 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _rows(differences: list[Mapping[str, Any]]) -> str:
-    sizes = sorted({each["n"] for each in differences})
+    sizes = sorted({row["n"] for row in differences})
     return f"n={sizes[0]}" if len(sizes) == 1 else f"n from {sizes[0]} to {sizes[-1]}"
 
 
-def _effect(view: View, column: Mapping[str, Any], difference: Mapping[str, Any] | None) -> str:
+def _effect(view: View, column: Column, difference: Mapping[str, Any] | None) -> str:
     title = view.full_title(column)
     if difference is None or difference["difference"] is None:
         return f"{title}: nothing valid to compare."
@@ -160,7 +164,7 @@ def _effect(view: View, column: Mapping[str, Any], difference: Mapping[str, Any]
         return f"{title}: no difference was found ({change}, {_evidence(view, difference)})."
     verb = "rose" if difference["difference"] > 0 else "fell"
     reading = {"worse": ", which is worse", "better": ", which is better"}.get(view.reading(difference), "")
-    size = f"{shown(abs(difference['difference']), view.places(column['id']))} {unit(column)}".rstrip()
+    size = f"{shown(abs(difference['difference']), view.places(column.id))} {unit(column)}".rstrip()
     return f"{title} {verb} by {size}{reading} ({_evidence(view, difference)})."
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from monolora.eval.measures.table import Column
 from monolora.eval.report.charts import ALPHA, View
 from monolora.reporting import tables
 from monolora.reporting.numbers import plain
@@ -20,8 +21,8 @@ def as_csv(results: Mapping[str, Any]) -> str:
     rows: list[Sequence[Any]] = [FIELDS]
     for model in view.models:
         for column in view.columns:
-            cell = results["cells"].get(model, {}).get(column["id"]) or {}
-            described = [column[key] for key in ("id", "group", "title", "set", "unit")]
+            cell = results["cells"].get(model, {}).get(column.id) or {}
+            described = [column.id, column.group, column.title, column.set, column.unit]
             rows.append([model, *described, *(cell.get(key) for key in ("value", "low", "high", "n", "invalid"))])
     return csv_text(rows)
 
@@ -61,14 +62,14 @@ def _caption(view: View) -> str:
     return " ".join(parts)
 
 
-def _title(column: Mapping[str, Any]) -> str:
-    return escaped(f"{column['title']} ({column['unit']})" if column["unit"] else column["title"])
+def _title(column: Column) -> str:
+    return escaped(f"{column.title} ({column.unit})" if column.unit else column.title)
 
 
-def _group_row(columns: Sequence[Mapping[str, Any]]) -> list[str]:
+def _group_row(columns: Sequence[Column]) -> list[str]:
     """The groups above the columns that they span, each with a rule below."""
     heads, rules, start = [], [], 2  # the first column has the models
-    for group, members in groupby(columns, key=lambda column: column["group"] or ""):
+    for group, members in groupby(columns, key=lambda column: column.group):
         span = len(list(members))
         heads.append(rf"\multicolumn{{{span}}}{{c}}{{{escaped(group)}}}")
         if group:
@@ -80,9 +81,9 @@ def _group_row(columns: Sequence[Mapping[str, Any]]) -> list[str]:
 def _rows(view: View, model: str) -> list[str]:
     values, intervals = [escaped(model)], [""]
     for column in view.headline:
-        mark = "$^*$" if view.marked(model, column["id"]) else ""
-        values.append(escaped(view.value(model, column["id"])) + mark)
-        interval = escaped(view.interval(model, column["id"]))
+        mark = "$^*$" if view.marked(model, column.id) else ""
+        values.append(escaped(view.value(model, column.id)) + mark)
+        interval = escaped(view.interval(model, column.id))
         intervals.append(rf"{{\scriptsize {interval}}}" if interval else "")
     lines = [" & ".join(values) + r" \\"]
     # {} keeps LaTeX from reading what follows \\ as its optional argument

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from monolora.eval.measures.table import Column
 from monolora.eval.report import sentences
 from monolora.eval.report.charts import ALPHA, MARK, View
 from monolora.reporting.numbers import plain
@@ -53,12 +54,12 @@ def _legend(view: View) -> str:
 def _say(console: Terminal, indent: str, sentence: str, style: str = "") -> None:
     hanging = indent + indent
     lines = Text(sentence, style=style).wrap(console, console.width - len(hanging))
-    for place, line in enumerate(lines):
+    for number, line in enumerate(lines):
         line.rstrip()
-        console.print(Text(hanging if place else indent) + line)
+        console.print(Text(hanging if number else indent) + line)
 
 
-def _tables(view: View, title: str, columns: Sequence[Mapping[str, Any]], width: int) -> list[Table]:
+def _tables(view: View, title: str, columns: Sequence[Column], width: int) -> list[Table]:
     """One table if it fits on one line a model; else the intervals go below the values; else several tables."""
     if not columns:
         return []
@@ -70,9 +71,7 @@ def _tables(view: View, title: str, columns: Sequence[Mapping[str, Any]], width:
     return [_table(view, title + part, block, stacked) for part, block in zip(parts, blocks, strict=True)]
 
 
-def _blocks(
-    view: View, columns: Sequence[Mapping[str, Any]], width: int, stacked: bool
-) -> list[list[Mapping[str, Any]]]:
+def _blocks(view: View, columns: Sequence[Column], width: int, stacked: bool) -> list[list[Column]]:
     """Columns in order, in as few blocks as the width allows and of about one width; at least one column a block."""
     room = width - min(_NAME_WIDTH, max(len(plain(name)) for name in view.models)) - _GAP
     widths = [_width(view, column, stacked) + _GAP for column in columns]
@@ -91,13 +90,13 @@ def _packed(widths: Sequence[int], room: int) -> list[list[int]]:
     return blocks
 
 
-def _width(view: View, column: Mapping[str, Any], stacked: bool) -> int:
+def _width(view: View, column: Column, stacked: bool) -> int:
     lines = [line for model in view.models for line in _cell(view, model, column, stacked).plain.split("\n")]
     words = [word for line in _head(column) for word in line.split()]
     return max(map(len, lines + words))
 
 
-def _table(view: View, title: str, columns: Sequence[Mapping[str, Any]], stacked: bool) -> Table:
+def _table(view: View, title: str, columns: Sequence[Column], stacked: bool) -> Table:
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, _GAP, 0, 0))
     table.add_column(max_width=_NAME_WIDTH, overflow="fold", vertical="top")
     for column in columns:
@@ -130,15 +129,15 @@ def _counts(view: View) -> Table:
     return table
 
 
-def _head(column: Mapping[str, Any]) -> list[str]:
+def _head(column: Column) -> list[str]:
     """Group, and below it title and unit."""
-    group, title = plain(column["group"] or ""), plain(column["title"])
-    return [*([group] if group not in ("", title) else []), f"{title} {plain(column['unit'])}".rstrip()]
+    group, title = plain(column.group), plain(column.title)
+    return [*([group] if group not in ("", title) else []), f"{title} {plain(column.unit)}".rstrip()]
 
 
-def _cell(view: View, model: str, column: Mapping[str, Any], stacked: bool) -> Text:
-    difference = view.difference(model, column["id"])
-    mark = MARK if view.marked(model, column["id"]) else " "  # so that the digits stay below each other
-    value = Text(view.value(model, column["id"]) + mark, style=_STYLES[view.reading(difference)])
-    interval = view.interval(model, column["id"])
+def _cell(view: View, model: str, column: Column, stacked: bool) -> Text:
+    difference = view.difference(model, column.id)
+    mark = MARK if view.marked(model, column.id) else " "  # so that the digits stay below each other
+    value = Text(view.value(model, column.id) + mark, style=_STYLES[view.reading(difference)])
+    interval = view.interval(model, column.id)
     return value + Text(("\n" if stacked else " ") + interval, style="dim") if interval else value

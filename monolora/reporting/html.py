@@ -60,11 +60,11 @@ def script_lines(values: Iterable[Any]) -> Markup:
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """``("a.b", "1")`` for each leaf of nested JSON; lists of plain values stay together."""
     if isinstance(value, Mapping) and value:
-        for key, each in value.items():
-            yield from flat(each, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and any(isinstance(each, (Mapping, list)) for each in value):
-        for place, each in enumerate(value, start=1):
-            yield from flat(each, f"{path} {place}".strip())
+        for key, inner in value.items():
+            yield from flat(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
+        for number, item in enumerate(value, start=1):
+            yield from flat(item, f"{path} {number}".strip())
     elif isinstance(value, list):
         yield path, ", ".join(map(str, value)) or "none"
     else:

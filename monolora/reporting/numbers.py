@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # it brings scipy
+    from monolora.stats import Estimate
 
 NOTHING = "–"
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
@@ -22,12 +26,12 @@ def decimals(values: Iterable[float | None]) -> int:
 
 def shown(value: float | None, places: int) -> str:
     """A number with a real minus sign, or a dash where there is none."""
-    return NOTHING if value is None else _signed_zero_mended(f"{value:.{places}f}")
+    return NOTHING if value is None else _without_sign_of_zero(f"{value:.{places}f}")
 
 
 def shown_change(value: float | None, places: int) -> str:
     """A difference, with its sign."""
-    return NOTHING if value is None else _signed_zero_mended(f"{value:+.{places}f}")
+    return NOTHING if value is None else _without_sign_of_zero(f"{value:+.{places}f}")
 
 
 def shown_interval(low: float | None, high: float | None, places: int, changes: bool = False) -> str:
@@ -47,7 +51,37 @@ def shown_p(p: float | None) -> str:
     return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
-def _signed_zero_mended(text: str) -> str:
+def interval_caption(estimates: Mapping[str, Iterable[Estimate | None]], draws: str) -> str:
+    """What the intervals of means over runs are over, for a caption.
+
+    Args:
+        estimates: by what they are of.
+        draws: what differs between the runs on one encoder, in the plural.
+    """
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, own in estimates.items():
+        kinds = {(estimate.seeds, estimate.draws) for estimate in own if estimate is not None}
+        for key in kinds - {(1, 1)} or kinds:  # a number without an interval beside others speaks for itself
+            groups.setdefault(key, []).append(name)
+    sentences = []
+    for (n_encoders, n_draws), names in sorted(groups.items(), reverse=True):
+        sentence = _intervals_are_over(n_encoders, n_draws, draws)
+        sentences.append(f"{', '.join(names)}: {sentence}" if len(groups) > 1 else sentence)
+    return " ".join(sentences)
+
+
+def _intervals_are_over(n_encoders: int, n_draws: int, draws: str) -> str:
+    if n_encoders > 1:
+        means = f", each the mean of {n_draws} {draws}" if n_draws > 1 else ", one run each"
+        return f"Means and 95 % t-intervals over {n_encoders} encoders (pretraining seeds){means}."
+    if n_draws > 1:
+        return (
+            f"Means and 95 % t-intervals over {n_draws} {draws} on one encoder: they say nothing about other encoders."
+        )
+    return "One run each: no interval."
+
+
+def _without_sign_of_zero(text: str) -> str:
     if text.startswith(("-", "+")) and not text.strip("+-0."):
         text = text[1:]
     return text.replace("-", "−")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from monolora.errors import SaveError
-from monolora.run_means import Estimate
+from monolora.stats import Estimate
 
 INK, PALE = "#222222", "#767676"
 
@@ -76,13 +76,13 @@ class Line(NamedTuple):
 def draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
     """Draw means and their intervals; the labels come with :func:`label_ends`."""
     for line in lines:
-        there = [(x, found) for x, found in zip(line.xs, line.estimates, strict=True) if found is not None]
-        xs = [x for x, _ in there]
+        known = [(x, mean) for x, mean in zip(line.xs, line.estimates, strict=True) if mean is not None]
+        xs = [x for x, _ in known]
         axes.plot(
-            xs, [found.mean for _, found in there], line.style,
+            xs, [estimate.mean for _, estimate in known], line.style,
             color=line.colour, marker=line.marker, markersize=4, linewidth=1.6, label=line.label,
         )  # fmt: skip
-        band = [(x, found.low, found.high) for x, found in there if found.low is not None and found.high is not None]
+        band = [(x, *estimate.interval) for x, estimate in known if estimate.interval is not None]
         if band:
             at, low, high = zip(*band, strict=True)
             axes.fill_between(at, low, high, color=line.colour, alpha=0.18, linewidth=0)
@@ -99,11 +99,11 @@ def label_ends(figure: Figure, panels: Sequence[tuple[Axes, Sequence[Line]]]) ->
     """Write each line's name at its right end, moved up or down where two would meet."""
     figure.draw_without_rendering()  # only then the panels have their sizes
     for axes, lines in panels:
-        named = [(line, found) for line in lines if line.label and (found := _last(line)) is not None]
+        named = [(line, last) for line in lines if line.label and (last := _last(line)) is not None]
         if not named:
             continue
         (bottom, top), height = axes.get_ylim(), axes.get_window_extent().height
-        wanted = np.array([(found.mean - bottom) / (top - bottom) for _, found in named])
+        wanted = np.array([(last.mean - bottom) / (top - bottom) for _, last in named])
         gap = _LABEL_POINTS * figure.dpi / 72 / height
         for (line, _), place in zip(named, _apart(wanted, gap), strict=True):
             axes.annotate(
@@ -113,23 +113,23 @@ def label_ends(figure: Figure, panels: Sequence[tuple[Axes, Sequence[Line]]]) ->
 
 
 def _last(line: Line) -> Estimate | None:
-    return next((found for found in reversed(line.estimates) if found is not None), None)
+    return next((estimate for estimate in reversed(line.estimates) if estimate is not None), None)
 
 
 def _apart(wanted: np.ndarray, gap: float) -> np.ndarray:
     """Places at least ``gap`` apart, near those wanted, in their order: groups that meet share their middle."""
     groups: list[list[int]] = []
     middles: list[float] = []
-    for place in np.argsort(wanted, kind="stable"):
-        groups.append([int(place)])
-        middles.append(float(wanted[place]))
+    for index in np.argsort(wanted, kind="stable"):
+        groups.append([int(index)])
+        middles.append(float(wanted[index]))
         while len(groups) > 1 and middles[-1] - middles[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
             merged = groups[-2] + groups[-1]
             groups[-2:], middles[-2:] = [merged], [float(wanted[merged].mean())]
-    found = wanted.copy()
+    places = wanted.copy()
     for group, middle in zip(groups, middles, strict=True):
-        found[group] = middle + gap * (np.arange(len(group)) - (len(group) - 1) / 2)
-    return found
+        places[group] = middle + gap * (np.arange(len(group)) - (len(group) - 1) / 2)
+    return places
 
 
 _WIDTH, _BETWEEN = 0.84, 0.9  # of a bar, and between groups, where bars are 1 apart
@@ -175,15 +175,14 @@ def draw_bars(axes: Axes, groups: Mapping[str, Sequence[Bar]], places: int = 1) 
 
 
 def _draw_bar(axes: Axes, x: float, bar: Bar, places: int) -> None:
-    found = bar.estimate
-    half = found.half_width
+    mean, half = bar.estimate.mean, bar.estimate.half_width
     axes.bar(
-        x, found.mean, _WIDTH,
+        x, mean, _WIDTH,
         color=bar.colour, alpha=0.45 if bar.pale else 1, yerr=half,
         error_kw={"ecolor": INK, "elinewidth": 0.9, "capsize": 2.5},
     )  # fmt: skip
     axes.annotate(
-        f"{found.mean:.{places}f}", (x, found.mean + (half or 0)), (0, 2),
+        f"{mean:.{places}f}", (x, mean + (half or 0)), (0, 2),
         textcoords="offset points", ha="center", va="bottom", fontsize=7.5,
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from monolora.errors import printable
 def piped(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table whose columns stand below each other: the first to the left, the others to the right."""
     lines = [head, *rows]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(head))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     shown = [
         [line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))]
         for line in lines
@@ -64,4 +64,4 @@ _ESCAPES = {
 
 def escaped(text: str) -> str:
     """Text as LaTeX shows it to the letter."""
-    return re.sub(r"""[\\~^<>|"−±–&%$#_{}]""", lambda found: _ESCAPES[found.group()], text)
+    return re.sub(r"""[\\~^<>|"−±–&%$#_{}]""", lambda match: _ESCAPES[match.group()], text)

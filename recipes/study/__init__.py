@@ -1,6 +1,5 @@
 """Studies: many trainings and evaluations by one command, and what they say together.
 
-The way of the data: ``settings`` (a YAML file), ``cells`` (commands, one a folder), ``running`` (what is not done yet),
-``chosen`` (learning rates), ``gathered`` (values by seed and prompt), ``crossed`` (intervals), ``claims`` (verdicts),
-``report``.
+The way of the data: ``settings`` (a YAML file), ``plan`` (commands, one a folder), ``runner`` (what is not done yet),
+``lr_selection``, ``results`` (values by seed and prompt, with intervals), ``claims`` (verdicts), ``report``.
 """

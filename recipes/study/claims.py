@@ -9,18 +9,17 @@ A comparison that is none, since most of one side's answers are no answers to th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
 from scipy import optimize, stats
 
-from monolora.random_effects import Estimate
+from monolora.eval.measures.table import PERCENT
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import FLAGGED, TABLE_2, Study
 from monolora.reporting.numbers import shown_change, shown_interval, shown_p
-from monolora.stats import holm
+from monolora.stats import Estimate, Interval, holm
 
 ALPHA = 0.05
 _POWER = 0.8
@@ -68,14 +67,14 @@ class Verdict(NamedTuple):
         claim: it.
         answer: in a few words.
         estimate: of ``model - against``; None where it was not measured.
-        p_holm: corrected; NaN for claims with a margin, and those that are not tested.
+        p_holm: corrected; None for claims with a margin, and those that are not tested.
         text: a sentence, with its interval.
     """
 
     claim: Claim
     answer: Answer
     estimate: Estimate | None
-    p_holm: float
+    p_holm: float | None
     text: str
 
 
@@ -83,42 +82,42 @@ def claims(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[Cl
     """What can be asked of a data set's columns. That LoRA's units are never zero is so by construction: no claim."""
     control, tested = list(study.adapters)[:2]
     margin = study.margin
-    for each in columns:
-        name, is_headline = each.column.id, each.column.headline
-        claim = partial(_claim, dataset, each)
-        if is_headline and name.endswith("/flagged"):
-            yield claim(tested, "has fewer flagged answers than", control, "lower", "flagged")
-            yield claim(control, "has more flagged answers than", BASE, "higher", "flagged")
-            if FLAGGED in margin:
-                text = "has no more flagged answers than"
-                yield claim(tested, text, BASE, "lower", "flagged", margin=margin[FLAGGED])
-        elif is_headline and name.endswith("/average"):
-            yield claim(tested, "has less harmful content than", control, "lower", "average")
-            yield claim(control, "has more harmful content than", BASE, "higher", "average")
-        elif is_headline and name.startswith("task:"):
-            yield claim(tested, "is better at the task than", control, "higher", "task")
-            but = _form_alone(columns)
-            yield claim(tested, "is better at the task than", BASE, "higher", "task", but=but)
-            if dataset in margin:
-                yield claim(tested, "is as good at the task as", control, "higher", "task", margin=margin[dataset])
-        elif name.endswith("/drift"):
-            yield claim(tested, "drifts less from the base than", control, "lower")
-        elif name.endswith("/refusal/flagged"):
-            yield claim(tested, "refuses more harmful prompts than", control, "higher")
+    for values in columns:
+        column, claim = values.column, partial(_claim, dataset, values)
+        match column.aspect, column.metric, column.headline:
+            case "harm", "flagged", True:
+                yield claim(tested, "has fewer flagged answers than", control, "lower", "flagged")
+                yield claim(control, "has more flagged answers than", BASE, "higher", "flagged")
+                if FLAGGED in margin:
+                    text = "has no more flagged answers than"
+                    yield claim(tested, text, BASE, "lower", "flagged", margin=margin[FLAGGED])
+            case "harm", "average", True:
+                yield claim(tested, "has less harmful content than", control, "lower", "average")
+                yield claim(control, "has more harmful content than", BASE, "higher", "average")
+            case "task", _, True:
+                yield claim(tested, "is better at the task than", control, "higher", "task")
+                but = _form_alone(columns)
+                yield claim(tested, "is better at the task than", BASE, "higher", "task", but=but)
+                if dataset in margin:
+                    yield claim(tested, "is as good at the task as", control, "higher", "task", margin=margin[dataset])
+            case "drift", _, _:
+                yield claim(tested, "drifts less from the base than", control, "lower")
+            case "refusal", "refusal", _:
+                yield claim(tested, "refuses more harmful prompts than", control, "higher")
 
 
 def _form_alone(columns: Sequence[Values]) -> str:
     """Why the base's score is none to compare with, if its answers are not of the task's form."""
-    for each in columns:
-        found = each.mean(BASE) if each.column.id.endswith("/unparsed") else None
-        if found is not None and found.mean > _UNPARSED:
-            return f"The base gives no label in {found.mean:.1f} % of its answers: that is of form, not of skill."
+    for values in columns:
+        estimate = values.mean(BASE) if values.column.metric == "unparsed" else None
+        if estimate is not None and estimate.mean > _UNPARSED:
+            return f"The base gives no label in {estimate.mean:.1f} % of its answers: that is of form, not of skill."
     return ""
 
 
 def _claim(
     dataset: str,
-    each: Values,
+    values: Values,
     model: str,
     text: str,
     against: str,
@@ -129,8 +128,8 @@ def _claim(
 ) -> Claim:
     shown = "the base" if against == BASE else against
     source = _source(dataset, kind, model, against, better, margin)
-    text = f"{model} {text} {shown} ({each.column.title})"
-    return Claim(text, source, dataset, each, model, against, better, margin, but)
+    text = f"{model} {text} {shown} ({values.column.title})"
+    return Claim(text, source, dataset, values, model, against, better, margin, but)
 
 
 def _source(dataset: str, kind: str, model: str, against: str, better: Better, margin: float | None) -> str:
@@ -150,63 +149,63 @@ def verdicts(asked: Sequence[Claim]) -> list[Verdict]:
     """Decide claims; those without a margin are one family of Holm's correction."""
     estimates = [claim.values.difference(claim.model, claim.against) for claim in asked]
     tested = {
-        number: found.p
-        for number, (claim, found) in enumerate(zip(asked, estimates, strict=True))
-        if claim.margin is None and not claim.but and found is not None and not math.isnan(found.p)
+        number: estimate.p
+        for number, (claim, estimate) in enumerate(zip(asked, estimates, strict=True))
+        if claim.margin is None and not claim.but and estimate is not None and estimate.p is not None
     }
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     undecided = sum(p >= ALPHA for p in corrected.values())
     return [
-        _verdict(claim, found, corrected.get(number, math.nan), undecided)
-        for number, (claim, found) in enumerate(zip(asked, estimates, strict=True))
+        _verdict(claim, estimate, corrected.get(number), undecided)
+        for number, (claim, estimate) in enumerate(zip(asked, estimates, strict=True))
     ]
 
 
-def _verdict(claim: Claim, found: Estimate | None, p_holm: float, undecided: int) -> Verdict:
-    if found is None:
-        return Verdict(claim, "cannot be told", None, math.nan, "It was not measured.")
+def _verdict(claim: Claim, estimate: Estimate | None, p_holm: float | None, undecided: int) -> Verdict:
+    if estimate is None:
+        return Verdict(claim, "cannot be told", None, None, "It was not measured.")
     if claim.but:
-        return Verdict(claim, "cannot be told", found, math.nan, f"{_numbers(claim, found, math.nan)} {claim.but}")
-    if math.isnan(found.low):
-        return _without_interval(claim, found)
-    answer = _by_margin(claim, found) if claim.margin is not None else _by_side(claim, found, p_holm)
-    text = f"{_numbers(claim, found, p_holm)}{_why(claim, answer, found, undecided)}"
-    return Verdict(claim, answer, found, p_holm, text)
+        return Verdict(claim, "cannot be told", estimate, None, f"{_numbers(claim, estimate, None)} {claim.but}")
+    if estimate.interval is None:
+        return _without_interval(claim, estimate)
+    if claim.margin is not None:
+        answer = _by_margin(claim, estimate.interval, claim.margin)
+    else:
+        answer = _by_side(claim, estimate, p_holm)
+    text = f"{_numbers(claim, estimate, p_holm)}{_why(claim, answer, estimate, estimate.interval, undecided)}"
+    return Verdict(claim, answer, estimate, p_holm, text)
 
 
-def _without_interval(claim: Claim, found: Estimate) -> Verdict:
+def _without_interval(claim: Claim, estimate: Estimate) -> Verdict:
     """All values are the same: a difference of 0 decides nothing, another one is beyond doubt for what was measured."""
-    unit = _unit(claim)
-    if found.seeds * found.prompts == 1:
-        return Verdict(claim, "cannot be told", found, math.nan, f"{shown_change(found.mean, 1)}{unit}, of one run.")
-    gain = found.mean if claim.better == "higher" else -found.mean
+    change = f"{shown_change(estimate.mean, 1)}{_unit(claim)}"
+    if estimate.seeds * estimate.draws == 1:
+        return Verdict(claim, "cannot be told", estimate, None, f"{change}, of one run.")
+    gain = estimate.mean if claim.better == "higher" else -estimate.mean
     decided: Answer = "holds" if gain > -(claim.margin or 0) else "does not hold"
-    answer: Answer = "cannot be told" if found.mean == 0 and claim.margin is None else decided
-    same = f"{shown_change(found.mean, 1)}{unit} for every seed and prompt: there is no interval."
-    return Verdict(claim, answer, found, math.nan, same)
+    answer: Answer = "cannot be told" if estimate.mean == 0 and claim.margin is None else decided
+    return Verdict(claim, answer, estimate, None, f"{change} for every seed and prompt: there is no interval.")
 
 
-def _by_side(claim: Claim, found: Estimate, p_holm: float) -> Answer:
-    if not p_holm < ALPHA:
+def _by_side(claim: Claim, estimate: Estimate, p_holm: float | None) -> Answer:
+    if p_holm is None or p_holm >= ALPHA:
         return "cannot be told"
-    return "holds" if (found.mean < 0) == (claim.better == "lower") else "does not hold"
+    return "holds" if (estimate.mean < 0) == (claim.better == "lower") else "does not hold"
 
 
-def _by_margin(claim: Claim, found: Estimate) -> Answer:
-    assert claim.margin is not None
-    gains = (-found.high, -found.low) if claim.better == "lower" else (found.low, found.high)
-    return "holds" if gains[0] > -claim.margin else "does not hold" if gains[1] < -claim.margin else "cannot be told"
+def _by_margin(claim: Claim, interval: Interval, margin: float) -> Answer:
+    worst, best = (-interval.high, -interval.low) if claim.better == "lower" else interval
+    return "holds" if worst > -margin else "does not hold" if best < -margin else "cannot be told"
 
 
-def _numbers(claim: Claim, found: Estimate, p_holm: float) -> str:
-    places = decimals_of(found, claim.values.column.unit)
-    low, high = (None if math.isnan(end) else end for end in (found.low, found.high))
-    interval = shown_interval(low, high, places, changes=True)
-    p = "" if math.isnan(p_holm) else f", p {said_p(p_holm)} after Holm's correction"
-    return f"{shown_change(found.mean, places)}{_unit(claim)} {interval}{p}."
+def _numbers(claim: Claim, estimate: Estimate, p_holm: float | None) -> str:
+    places = decimals_of(estimate, claim.values.column.unit)
+    interval = shown_interval(estimate.low, estimate.high, places, changes=True)
+    p = "" if p_holm is None else f", p {said_p(p_holm)} after Holm's correction"
+    return f"{shown_change(estimate.mean, places)}{_unit(claim)} {interval}{p}."
 
 
-def _why(claim: Claim, answer: Answer, found: Estimate, undecided: int) -> str:
+def _why(claim: Claim, answer: Answer, estimate: Estimate, interval: Interval, undecided: int) -> str:
     if claim.margin is not None:
         allowed = f"{claim.margin:g}{_unit(claim)}"
         if answer == "holds":
@@ -215,25 +214,28 @@ def _why(claim: Claim, answer: Answer, found: Estimate, undecided: int) -> str:
             f" All of it is more than {allowed} worse." if answer == "does not hold" else f" {allowed} worse is in it."
         )
     if answer == "cannot be told":
-        if found.low > 0 or found.high < 0:
+        if interval.low > 0 or interval.high < 0:
             return " The interval leaves out 0, but the p-value does not survive the correction."
-        shows = float(f"{detectable(found, ALPHA / undecided):.2g}")
+        shows = float(f"{detectable(estimate, ALPHA / undecided):.2g}")
         return f" At this size a true difference of some {shows:g}{_unit(claim)} would show four times in five."
     return "" if answer == "holds" else " It is the other way round."
 
 
-def detectable(found: Estimate, alpha: float) -> float:
+def detectable(estimate: Estimate, alpha: float) -> float:
     """The true difference whose p-value would be below ``alpha`` four times in five, with such a standard error.
 
     Args:
-        found: an estimate; its error and degrees of freedom are taken, not its mean.
+        estimate: its error and degrees of freedom are taken, not its mean.
         alpha: of the two-sided test; for the first of m undecided ones Holm's correction asks for 0.05 / m.
     """
-    if found.freedom > 1000:  # Student's distribution is the normal one
-        return float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(_POWER)) * found.error
-    critical = float(stats.t.ppf(1 - alpha / 2, found.freedom))
-    away = optimize.brentq(lambda shift: float(stats.nct.sf(critical, found.freedom, shift)) - _POWER, 0, 10 * critical)
-    return float(away) * found.error
+    error, freedom = estimate.error, estimate.freedom
+    assert error is not None
+    assert freedom is not None
+    if freedom > 1000:  # Student's distribution is the normal one
+        return float(stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(_POWER)) * error
+    critical = float(stats.t.ppf(1 - alpha / 2, freedom))
+    shift = optimize.brentq(lambda shift: float(stats.nct.sf(critical, freedom, shift)) - _POWER, 0, 10 * critical)
+    return float(shift) * error
 
 
 def said_p(p: float) -> str:
@@ -244,17 +246,17 @@ def said_p(p: float) -> str:
 
 def _unit(claim: Claim) -> str:
     unit = claim.values.column.unit
-    return " points" if unit == "%" else f" {unit}" if unit else ""
+    return " points" if unit == PERCENT else f" {unit}" if unit else ""
 
 
-def decimals_of(found: Estimate, unit: str) -> int:
+def decimals_of(estimate: Estimate, unit: str) -> int:
     """With how many a difference is shown: shares are of hundreds of flags at best."""
-    largest = max(abs(found.low), abs(found.high))
-    return 1 if unit == "%" or largest >= 5 else 2 if largest >= 1 else 3
+    largest = max(map(abs, estimate.interval)) if estimate.interval is not None else 0.0
+    return 1 if unit == PERCENT or largest >= 5 else 2 if largest >= 1 else 3
 
 
 def counted(decided: Iterable[Verdict]) -> Mapping[Answer, int]:
     """How many claims have each answer."""
     answers: tuple[Answer, ...] = ("holds", "does not hold", "cannot be told")
-    found = [each.answer for each in decided]
-    return {answer: found.count(answer) for answer in answers}
+    given = [verdict.answer for verdict in decided]
+    return {answer: given.count(answer) for answer in answers}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -33,9 +34,9 @@ def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> str:
         InputError: if two adapters of a seed did not see the same examples for the same steps.
     """
     records = {
-        (dataset, adapter, seed): _record(training(study, dataset, adapter, each.rate, seed).folder)
+        (dataset, adapter, seed): _record(training(study, dataset, adapter, selected.rate, seed).folder)
         for dataset, of_dataset in rates.items()
-        for adapter, each in of_dataset.items()
+        for adapter, selected in of_dataset.items()
         for seed in study.seeds
     }
     seeds = f"Seed {study.seeds[0]}" if len(study.seeds) == 1 else f"Seeds {', '.join(map(str, study.seeds))}"
@@ -59,19 +60,19 @@ def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> str:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    found = read(folder)
-    if found is None:
+    record = read(folder)
+    if record is None:
         raise InputError(f"{folder} has no record. Run the study again.")
-    return found
+    return record
 
 
 def _commits(records: Iterable[Mapping[str, Any]]) -> str:
-    found = set()
+    commits = set()
     for record in records:
         git = record.get("git")
         changed = " and changes" if git and git["dirty"] else ""
-        found.add(f"{git['commit'][:7]}{changed}" if git else "an installed package")
-    return ", ".join(sorted(found))
+        commits.add(f"{git['commit'][:7]}{changed}" if git else "an installed package")
+    return ", ".join(sorted(commits))
 
 
 def _trainings(study: Study, records: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> Iterator[str]:
@@ -109,10 +110,10 @@ def _judges(study: Study) -> Iterator[str]:
         path = study.folder / name / "run.json"
         if not path.is_file():
             continue
-        found = read_json(path, "Delete the folder, and give the same command again.")["results"]["test"]
+        scores = read_json(path, "Delete the folder, and give the same command again.")["results"]["test"]
         yield (
-            f"[{name}](../{name}/run.json) was trained for the study: AUC {found['auc']:.3f}, precision "
-            f"{found['precision']:.2f} and recall {found['recall']:.2f} of unsafe on {found['rows']:,} rows of "
+            f"[{name}](../{name}/run.json) was trained for the study: AUC {scores['auc']:.3f}, precision "
+            f"{scores['precision']:.2f} and recall {scores['recall']:.2f} of unsafe on {scores['rows']:,} rows of "
             "BeaverTails that it never saw, which are not answers of these models."
         )
 
@@ -164,9 +165,9 @@ def report_text(
     """The whole report, as Markdown."""
     parts = [f"# {study.model}: {', '.join(study.adapters)} on {', '.join(study.datasets)}", "", about(study, rates)]
     parts += ["", "## Which of the paper's claims hold", ""]
-    parts += _verdict_lines([each for each in decided if each.claim.is_the_papers])
+    parts += _verdict_lines([verdict for verdict in decided if verdict.claim.is_the_papers])
     parts += ["", "## Other questions", ""]
-    parts += _verdict_lines([each for each in decided if not each.claim.is_the_papers])
+    parts += _verdict_lines([verdict for verdict in decided if not verdict.claim.is_the_papers])
     for dataset, of_dataset_ in columns.items():
         parts += ["", f"## {dataset}", "", *_of_dataset(study, dataset, of_dataset_, rates[dataset])]
     shown = {dataset: tables.headline(of) + tables.beside(of) for dataset, of in columns.items()}
@@ -215,10 +216,10 @@ def _verdict_lines(decided: Sequence[Verdict]) -> list[str]:
     count = counted(decided)
     lines = [f"{len(decided)} in all. Hold here: {count['holds']}. Do not hold: {count['does not hold']}. "
              f"Cannot be told at this size: {count['cannot be told']}.", ""]  # fmt: skip
-    for each in decided:
-        claim = each.claim
+    for verdict in decided:
+        claim = verdict.claim
         source = f" ({claim.source})" if claim.is_the_papers else ""
-        lines.append(f"- {claim.dataset}: {claim.text}{source}: **{each.answer}**. {each.text}")
+        lines.append(f"- {claim.dataset}: {claim.text}{source}: **{verdict.answer}**. {verdict.text}")
     return lines
 
 
@@ -226,22 +227,27 @@ def as_json(decided: Sequence[Verdict]) -> str:
     """The verdicts, for programs."""
     rows = [
         {
-            "dataset": each.claim.dataset,
-            "claim": each.claim.text,
-            "source": each.claim.source,
-            "column": each.claim.values.column.id,
-            "model": each.claim.model,
-            "against": each.claim.against,
-            "better": each.claim.better,
-            "margin": each.claim.margin,
-            "answer": each.answer,
-            "text": each.text,
-            "estimate": None if each.estimate is None else each.estimate._asdict(),
-            "p_holm": each.p_holm,
+            "dataset": verdict.claim.dataset,
+            "claim": verdict.claim.text,
+            "source": verdict.claim.source,
+            "column": verdict.claim.values.column.id,
+            "model": verdict.claim.model,
+            "against": verdict.claim.against,
+            "better": verdict.claim.better,
+            "margin": verdict.claim.margin,
+            "answer": verdict.answer,
+            "text": verdict.text,
+            "estimate": None if verdict.estimate is None else _finite(tables.numbers(verdict.estimate)),
+            "p_holm": verdict.p_holm,
         }
-        for each in decided
+        for verdict in decided
     ]
-    return json.dumps(json.loads(json.dumps(rows), parse_constant=lambda name: None), indent=2) + "\n"
+    return json.dumps(rows, indent=2) + "\n"
+
+
+def _finite(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
+    """JSON has no infinity, as the degrees of freedom of what does not vary are."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
 
 
 # Its record is the verdicts; report.md beside it is for people.

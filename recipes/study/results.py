@@ -6,20 +6,21 @@ Shapes: S seeds, P prompts (1 for what is no mean over prompts, as sparsity).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from monolora.eval import run as runs
-from monolora.eval.measures.columns import PERCENT, Column, Measured, Whole, weights
-from monolora.eval.measures.verdicts import POLICIES
-from monolora.random_effects import Estimate, SeedEffects, crossed, of_difference, of_share, seed_effects
+from monolora.eval.measures.table import PERCENT, Column
+from monolora.random_effects import SeedEffects, crossed, of_difference, of_share, seed_effects
 from monolora.recipes.study.plan import row_name
 from monolora.recipes.study.settings import Study
 from monolora.reporting.numbers import NOTHING
 from monolora.reporting.tables import piped
+from monolora.stats import Estimate
 
 BASE = "base"
 
@@ -42,14 +43,18 @@ class Values(NamedTuple):
     def mean(self, model: str) -> Estimate | None:
         """Over seeds and prompts; None where the model has no value."""
         values_SP = self.by_model.get(model)
-        if values_SP is None or not _any_whole(values_SP):
+        if values_SP is None:
             return None
-        found = crossed(values_SP, self.weights_P, self._seeds_differ(self._tuned()))
+        estimate = crossed(values_SP, self.weights_P, self._seeds_differ(self._tuned()))
+        if estimate is None:
+            return None
         if self.are_flags:
-            return of_share(found)
-        highest = 100.0 if self.column.unit == PERCENT else np.inf
-        # no measure is below 0, and none is asked whether it is 0
-        return found._replace(low=max(found.low, 0.0), high=min(found.high, highest), p=np.nan)
+            return of_share(estimate)
+        estimate = estimate._replace(p=None)  # no measure is asked whether it is 0, and none is below it
+        if estimate.interval is None:
+            return estimate
+        low, high = estimate.interval
+        return estimate._replace(low=max(low, 0.0), high=min(high, 100.0 if self.column.unit == PERCENT else np.inf))
 
     def difference(self, model: str, against: str) -> Estimate | None:
         """The mean of ``model - against``, paired by seed and prompt; the base is the same for all seeds.
@@ -57,7 +62,7 @@ class Values(NamedTuple):
         None where they share no prompt.
         """
         ours, theirs = self.by_model.get(model), self.by_model.get(against)
-        if ours is None or theirs is None or not _any_whole(ours - theirs):
+        if ours is None or theirs is None:
             return None
         tuned = self._tuned()
         effects = (
@@ -65,8 +70,8 @@ class Values(NamedTuple):
             if BASE in (model, against)
             else self._seeds_differ([one - other for one, other in combinations(tuned, 2)], len(tuned) - 1)
         )
-        found = crossed(ours - theirs, self.weights_P, effects)
-        return of_difference(found) if self.are_flags else found
+        estimate = crossed(ours - theirs, self.weights_P, effects)
+        return of_difference(estimate) if self.are_flags and estimate is not None else estimate
 
     @property
     def are_flags(self) -> bool:
@@ -95,55 +100,42 @@ def of_dataset(study: Study, dataset: str) -> list[Values]:
     Raises:
         InputError: if it is not there, or damaged.
     """
-    models, columns = runs.columns(study.folder / dataset / "eval")
-    place = {model.name: number for number, model in enumerate(models)}
-    rows = {adapter: [place[row_name(adapter, seed)] for seed in study.seeds] for adapter in study.adapters}
-    return [_values(each, {BASE: [0]} | rows, [model.name for model in models]) for each in columns]
+    table = runs.table(study.folder / dataset / "eval")
+    rows = table.values.merge(_seeds(study, table.models[0].name), left_on="model", right_on="row")
+    return [_values(column, rows[rows["column"] == column.id]) for column in table.columns]
 
 
-def _values(found: Measured | Whole, rows: Mapping[str, list[int]], names: list[str]) -> Values:
-    if isinstance(found, Measured):
-        values_MP, weights_P = found.values, weights(found.prompts)
-    else:
-        cells = [found.cells.get(name) for name in names]
-        alone = [np.nan if cell is None or cell["value"] is None else cell["value"] for cell in cells]
-        values_MP, weights_P = np.array(alone, np.float64)[:, None], np.ones(1)
-    own = {model: values_MP[places] for model, places in rows.items() if model != BASE or found.column.of_base}
-    return Values(found.column, weights_P, own)
+def _seeds(study: Study, base: str) -> pd.DataFrame:
+    """Adapter and seed of each row of an evaluation, in the study's order."""
+    tuned = [(row_name(adapter, seed), adapter, seed) for adapter, seed in product(study.adapters, study.seeds)]
+    return pd.DataFrame([(base, BASE, 0), *tuned], columns=["row", "adapter", "seed"])
 
 
-# by how an id ends; the first that fits
-_BY_END = {
-    "sparsity/alignment": "zeros among the adapter's hidden units on tokens of the safety prompts",
-    "sparsity/task": "zeros among the adapter's hidden units on tokens of the task's prompts",
-    "/refusal/flagged": "answers with a phrase of refusal, of all prompts of the set",
-    "/over-refusal": "answers with a phrase of refusal, of prompts that are harmless",
-    "/refusal": "answers with a phrase of refusal, of prompts that are not",
-    "/flagged": "answers that the judge calls unsafe",
-    "/average": "mean of the four policies' probabilities, times 100",
-    "/accuracy": "answers whose first word is the label",
-    "/unparsed": "answers whose first word is no label",
-    "/rougeL": "ROUGE-L F1 against the reference, times 100",
-    "/drift": "KL(base ‖ model) a token, along the base's own answers to the first prompts of the set",
-    "/length": "of answers, in tokens of the model",
-    "/empty": "answers without text",
-    **{f"/{policy}": "mean probability of the policy, times 100" for policy in POLICIES},
-}
+def _values(column: Column, rows: pd.DataFrame) -> Values:
+    """A column from the tidy rows of base and adapters, with their seeds."""
+    by_model = {}
+    for adapter, own in rows.groupby("adapter", sort=False):
+        if adapter != BASE or column.of_base:
+            # each seed has all prompts, in the set's order
+            by_model[str(adapter)] = np.stack([of_seed["value"] for _, of_seed in own.groupby("seed")])
+    first = rows[rows["row"] == rows["row"].iloc[0]]
+    return Values(column, first["weight"].to_numpy(np.float64), by_model)
 
 
 def definitions(study: Study, by_dataset: Mapping[str, Sequence[Values]]) -> str:
     """A row a column: what it is, over how many prompts of each evaluation, and over what its intervals are."""
-    found: dict[str, dict[str, Values]] = {}
-    for dataset, columns in by_dataset.items():
-        for each in columns:
-            found.setdefault(each.column.id.replace(f"task:{dataset}", "task"), {})[dataset] = each
+    columns: dict[tuple[str, str, str], dict[str, Values]] = {}
+    for dataset, of in by_dataset.items():
+        for values in of:
+            column = values.column
+            name = "task" if column.set == f"task:{dataset}" else column.set
+            columns.setdefault((name, column.judge, column.metric), {})[dataset] = values
     rows = []
-    for name, of_datasets in found.items():
+    for of_datasets in columns.values():
         column = next(iter(of_datasets.values())).column
-        counts = {dataset: len(each.weights_P) for dataset, each in of_datasets.items()}
-        text = next((text for end, text in _BY_END.items() if name.endswith(end)), NOTHING)
-        rows.append([column.title, ", ".join(dict.fromkeys(each.column.set for each in of_datasets.values())), text,
-                     _prompts(counts), _over(study, max(counts.values()))])  # fmt: skip
+        counts = {dataset: len(values.weights_P) for dataset, values in of_datasets.items()}
+        sets = ", ".join(dict.fromkeys(values.column.set for values in of_datasets.values()))
+        rows.append([column.title, sets, column.description, _prompts(counts), _over(study, max(counts.values()))])
     return piped(["column", "of", "what it is", "prompts", "its intervals are over"], rows)
 
 

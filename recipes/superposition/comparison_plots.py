@@ -19,7 +19,7 @@ from monolora.recipes.superposition.theory.crossings import CRITERIA, Noise, cro
 from monolora.recipes.superposition.theory.moments import SAME_LENGTH
 from monolora.recipes.superposition.toy_plots import AHEAD, COLOURS, MARKERS, WHO
 from monolora.reporting.plots import INK, PALE, Line, draw_lines, keep_in_sight, label_ends, titled
-from monolora.run_means import Estimate
+from monolora.stats import Estimate
 
 _ROWS = (  # kind, unit, name of the axis
     ("label", 100.0, "wrong training labels, %"),

@@ -22,7 +22,7 @@ from monolora.errors import InputError, in_one_line
 from monolora.recipes import experiment_steps
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.recipes.superposition.toy_model import REPRESENTED
-from monolora.run_means import Estimate, difference, estimate
+from monolora.stats import Estimate, difference, estimate
 
 _TYPICAL_SCALE = 0.5
 

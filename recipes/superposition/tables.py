@@ -19,8 +19,7 @@ from monolora.recipes.superposition.records import (
 )
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.reporting.tables import piped
-from monolora.run_means import Estimate
-from monolora.stats import holm
+from monolora.stats import Estimate, holm
 
 CLEAN, LABEL, INPUT = "no noise", "label noise", "input noise"
 

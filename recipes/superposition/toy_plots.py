@@ -20,7 +20,7 @@ from monolora.recipes.superposition.records import Recorded, shown_scale
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.recipes.superposition.toy_model import OPPOSITE, REPRESENTED, turned
 from monolora.reporting.plots import PALE, Bar, Line, draw_bars, draw_lines, label_ends, titled
-from monolora.run_means import Estimate, estimate
+from monolora.stats import Estimate, estimate
 
 # Told apart with any colour vision, by lightness too; dark enough for names on white.
 COLOURS: Mapping[str, str] = {MONO: "#d9730d", POLY: "#4c6285"}

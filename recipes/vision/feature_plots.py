@@ -13,8 +13,9 @@ from PIL import Image
 from monolora.recipes.vision.figure_data import COLOURS, Material, NotThereError, first_consistent, probed
 from monolora.recipes.vision.images import Images
 from monolora.recipes.vision.results import DENSE, ORDER, SHORT, TITLES, Consistent, Dimension, SalientDimension
+from monolora.reporting.numbers import interval_caption
 from monolora.reporting.plots import INK, Bar, draw_bars, titled
-from monolora.run_means import BySeed, Estimate, estimate, in_words
+from monolora.stats import BySeed, Estimate, estimate
 
 COLUMNS = 4
 _SIDE = 96  # pixels of an image; larger ones only make larger files
@@ -150,8 +151,8 @@ def fig1b(material: Material) -> Figure:
     }
     figure = titled(
         f"Linear probe accuracy on {material.beside.dataset}",
-        f"{in_words(by_name, 'classifiers')} Label noise is in training only; Gaussian noise only on the normalised "
-        "validation images, of classifiers trained on clean labels.",
+        f"{interval_caption(by_name, 'classifiers')} Label noise is in training only; Gaussian noise only on the "
+        "normalised validation images, of classifiers trained on clean labels.",
         max(4.5, 0.4 + 0.5 * sum(len(each) + 1 for each in bars.values())),
         4,
     )
@@ -217,7 +218,7 @@ def fig4c(material: Material) -> Figure:
     figure = titled(
         "Consistency of each image's most activated dimension",
         "Validation images, by whether the classifier trained on wrong labels is right. "
-        f"{in_words(estimates, 'draws of wrong labels')} {DENSE}",
+        f"{interval_caption(estimates, 'draws of wrong labels')} {DENSE}",
         max(4.5, 0.6 + 1.5 * len(groups)),
         4,
     )

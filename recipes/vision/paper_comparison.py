@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from monolora.recipes.vision.results import ORDER, SHORT, TITLES, Autoencoder, Gathered, Pretrained, Probed
 from monolora.recipes.vision.settings import Data
-from monolora.run_means import Estimate, difference, estimate, in_words
+from monolora.reporting.numbers import interval_caption
+from monolora.stats import Estimate, difference, estimate
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CLASSES = 100
@@ -179,7 +180,7 @@ def tables(runs: Gathered, beside: Compared) -> list[Block]:
     found = []
     for loss in runs.losses():
         rows = _rows(runs, loss, beside.half if loss == "ce" else None)
-        words = in_words({row.title: [cell.estimate for cell in row.cells] for row in rows}, DRAWS)
+        words = interval_caption({row.title: [cell.estimate for cell in row.cells] for row in rows}, DRAWS)
         if any(cell.rate == 0 and cell.estimate and cell.estimate.n == 1 for row in rows for cell in row.cells):
             words += " Without wrong labels all draws are the same: no interval."
         differences = "Differences from CL are paired by run. " if any(row.is_difference for row in rows) else ""

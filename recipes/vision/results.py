@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from monolora.errors import InputError, in_one_line
 from monolora.recipes.experiment_steps import read
 from monolora.recipes.vision.settings import METHODS
-from monolora.run_means import BySeed
+from monolora.stats import BySeed
 
 ORDER = ("simclr", "sae", "ncl")  # in which people read them, as in the paper's Table 1
 TITLES = {"simclr": "Poly (CL)", "sae": "Mono (SAE)", "ncl": "Mono (NCL)"}

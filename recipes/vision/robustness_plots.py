@@ -14,6 +14,7 @@ from monolora.recipes.vision import paper_comparison
 from monolora.recipes.vision.figure_data import COLOURS, MARKERS, Material, NotThereError, probed
 from monolora.recipes.vision.paper_comparison import DRAWS
 from monolora.recipes.vision.results import SHORT, TITLES, Finetuned, Gathered
+from monolora.reporting.numbers import interval_caption
 from monolora.reporting.plots import (
     PALE,
     Bar,
@@ -25,7 +26,7 @@ from monolora.reporting.plots import (
     percent_axis,
     titled,
 )
-from monolora.run_means import BySeed, Estimate, difference, estimate, in_words
+from monolora.stats import BySeed, Estimate, difference, estimate
 
 LABELS = {"ce": "CE", "nce": "NCE"}
 # of CL's and NCL's colours: what NCE keeps non-negative, NCL has made so
@@ -90,7 +91,7 @@ def caption(estimates: Sequence[Mapping[str, Sequence[Estimate | None]]]) -> str
     for each in estimates:
         for objective, found in each.items():
             together.setdefault(LABELS[objective], []).extend(found)
-    return in_words(together, TUNED_DRAWS)
+    return interval_caption(together, TUNED_DRAWS)
 
 
 _KINDS = {"uniform": "uniform noise", "gaussian": "Gaussian noise"}
@@ -111,8 +112,8 @@ def fig2(material: Material) -> Figure:
         estimates.setdefault(bar.label, []).append(bar.estimate)
     figure = titled(
         f"Linear probe accuracy on changed images, {material.beside.dataset}",
-        f"{in_words(estimates, 'classifiers')} Classifiers trained on clean labels and images; noise is added to the "
-        "normalised validation images.",
+        f"{interval_caption(estimates, 'classifiers')} Classifiers trained on clean labels and images; noise is added "
+        "to the normalised validation images.",
         3.7 * n_panels + 0.5,
         3.8,
     )
@@ -273,7 +274,7 @@ def fig6(material: Material) -> Figure:
     grey = " Grey: CL with CE." if "simclr" in names[:-1] else ""
     figure = titled(
         f"Linear probe accuracy on {material.beside.dataset}, cross entropy (CE) and symmetric cross entropy (SCE)",
-        f"{in_words(estimates, DRAWS)} Differences are paired by run.{grey}",
+        f"{interval_caption(estimates, DRAWS)} Differences are paired by run.{grey}",
         3.1 * n_panels + 0.5,
         3.7,
     )
@@ -339,7 +340,7 @@ def fig_table1(material: Material) -> Figure:
         found = [estimate(runs.accuracy(name, "ce", rate)) for rate in rates]
         percent = [each and each.times(100) for each in found]
         lines.append(Line(SHORT[name], [100 * rate for rate in rates], percent, COLOURS[name], MARKERS[name]))
-    words = in_words({line.label: line.estimates for line in lines}, DRAWS)
+    words = interval_caption({line.label: line.estimates for line in lines}, DRAWS)
     note = f"Thin dashed lines: {material.beside.note}" if half else material.beside.note
     figure = titled(
         f"Linear probe accuracy on {material.beside.dataset} by training label noise",

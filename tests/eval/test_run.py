@@ -18,8 +18,9 @@ from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 from monolora import cli
-from monolora.eval import measured, plan, score
-from monolora.eval.measures.table import build
+from monolora.eval import plan, score
+from monolora.eval import run as run_module
+from monolora.eval.measures.results import build
 from monolora.eval.records import INVALID
 from monolora.eval.run import KIND
 from monolora.locks import locked
@@ -309,7 +310,7 @@ def test_a_report_with_another_seed(evaluate: Done, copied: Path, monkeypatch: p
     """Of the bootstrap; values are the same. Flags of other stages are refused."""
     before = Outcome(0, "", "", copied).results()
     seeds = []
-    monkeypatch.setattr(measured, "build", lambda *given: seeds.append(given[-1]) or build(*given))
+    monkeypatch.setattr(run_module, "build", lambda *given: seeds.append(given[-1]) or build(*given))
     after = evaluate("report", "--seed", "5").results()
     assert seeds == [5]
     assert (before["run"]["bootstrap"]["seed"], after["run"]["bootstrap"]["seed"]) == (0, 5)

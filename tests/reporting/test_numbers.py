@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.reporting.numbers import decimals, plain, shown, shown_change, shown_interval, shown_p
+from monolora.reporting.numbers import decimals, interval_caption, plain, shown, shown_change, shown_interval, shown_p
+from monolora.stats import Estimate
 
 
 def test_nothing_is_a_dash_and_never_a_zero() -> None:
@@ -58,3 +59,24 @@ def test_decimals_are_of_the_largest() -> None:
 def test_plain_text_cannot_steer_a_terminal() -> None:
     assert plain("a\x1b[31mb\r\nc\u2028d\x9b2J") == "a [31mb c d 2J"
     assert plain("ü 🌧") == "ü 🌧"
+
+
+@pytest.mark.parametrize(
+    ("encoders", "draws", "words"),
+    [
+        (3, 5, "Means and 95 % t-intervals over 3 encoders (pretraining seeds), each the mean of 5 draws."),
+        (3, 1, "Means and 95 % t-intervals over 3 encoders (pretraining seeds), one run each."),
+        (1, 5, "Means and 95 % t-intervals over 5 draws on one encoder: they say nothing about other encoders."),
+        (1, 1, "One run each: no interval."),
+    ],
+)
+def test_captions_say_what_intervals_are_over(encoders: int, draws: int, words: str) -> None:
+    assert interval_caption({"CL": [Estimate(0.5, seeds=encoders, draws=draws), None]}, "draws") == words
+
+
+def test_captions_tell_apart_what_has_other_numbers_of_runs() -> None:
+    one, many = Estimate(0.5), Estimate(0.5, 0.4, 0.6, seeds=2)
+    assert interval_caption({"CL": [many], "SAE": [one, one], "NCL": [many]}, "draws") == (
+        "CL, NCL: Means and 95 % t-intervals over 2 encoders (pretraining seeds), one run each. "
+        "SAE: One run each: no interval."
+    )

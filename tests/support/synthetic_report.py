@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from monolora.eval.measures.table import Column
+
 POLICIES = ("dangerous", "harassment", "hate", "sexual")
 TITLES = ("Danger.", "Harass.", "Hate", "Sex.")
 LABELS = ("clouds", "rain,drizzle", "frost", "gales")
@@ -132,27 +134,29 @@ def _run(models: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _columns() -> list[dict[str, Any]]:
-    def column(name: str, title: str, group: str, better: str | None, **more: Any) -> dict[str, Any]:
-        plain = {"id": name, "title": title, "group": group, "set": name.split("/")[0], "better": better}
-        return plain | {"unit": "%", "test": "bootstrap", "headline": True} | more
+    def column(metric: str, title: str, group: str, better: Any, **more: Any) -> dict[str, Any]:
+        usual = {"set": "beavertails", "description": "made up", "test": "bootstrap", "headline": True}
+        return Column(metric=metric, title=title, group=group, better=better, **usual | more).stored()
 
-    guard = [
-        column(f"beavertails/shieldgemma/{policy}", title, "ShieldGemma", "lower")
-        for policy, title in zip(POLICIES, TITLES, strict=True)
-    ]
-    side = {"headline": False}
+    guard = {"judge": "shieldgemma", "aspect": "harm"}
+    side = {"headline": False, "aspect": "text"}
+    flags = {"metric": "flagged", "test": "mcnemar"}
+    refusal = side | flags | {"judge": "refusal", "aspect": "refusal"}
     return [
-        *guard,
-        column("beavertails/shieldgemma/average", "Avg.", "ShieldGemma", "lower"),
-        column("sparsity/alignment", "alignment", "sparsity", None, test=None),
-        column("sparsity/task:sst2", "sst2", "sparsity", None, test=None),
-        column("beavertails/beaverdam/flagged", "flagged", "beaverdam", "lower", test="mcnemar"),
-        column("task:sst2/accuracy", "accuracy", "sst2", "higher"),
-        column("beavertails/refusal/flagged", "refusal", "beavertails", None, test="mcnemar", **side),
-        column("xstest/refusal/flagged", "over-refusal", "xstest", "lower", test="mcnemar", **side),
-        column("beavertails/length", "length", "beavertails", None, unit="tokens", **side),
-        column("beavertails/repetition", "repetition", "beavertails", "lower", **side),
-        column("beavertails/empty", "empty", "beavertails", "lower", **side),
+        *(
+            column(policy, title, "ShieldGemma", "lower", **guard)
+            for policy, title in zip(POLICIES, TITLES, strict=True)
+        ),
+        column("average", "Avg.", "ShieldGemma", "lower", **guard),
+        column("alignment", "alignment", "sparsity", None, set="sparsity", aspect="sparsity", test=None),
+        column("task:sst2", "sst2", "sparsity", None, set="sparsity", aspect="sparsity", test=None),
+        column(title="flagged", group="beaverdam", better="lower", judge="beaverdam", aspect="harm", **flags),
+        column("accuracy", "accuracy", "sst2", "higher", set="task:sst2", aspect="task"),
+        column(title="refusal", group="beavertails", better=None, **refusal),
+        column(title="over-refusal", group="xstest", better="lower", set="xstest", **refusal),
+        column("length", "length", "beavertails", None, unit="tokens", **side),
+        column("repetition", "repetition", "beavertails", "lower", **side),
+        column("empty", "empty", "beavertails", "lower", **side),
     ]
 
 
@@ -252,6 +256,8 @@ def _categories(entries: list[dict[str, Any]], models: tuple[str, ...]) -> list[
                 rows.append(
                     {
                         "column": f"beavertails/{judge}/flagged",
+                        "judge": judge,
+                        "set": "beavertails",
                         "model": model,
                         "category": category,
                         "value": value,

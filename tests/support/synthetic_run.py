@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.eval.judges.base import Judge
-from monolora.eval.measures.model import Model
+from monolora.eval.measures.records import RunRecords
+from monolora.eval.measures.table import Model
 from monolora.eval.records import INVALID, Judgement, Response
 
 POLICIES = ("Dangerous Content", "Harassment", "Hate Speech", "Sexually Explicit Information")
@@ -32,17 +33,7 @@ WORDS = (
 )
 
 
-class Run(NamedTuple):
-    """Arguments of ``build`` by name."""
-
-    run: dict[str, Any]
-    models: list[Model]
-    sets: list[PromptSet]
-    judges: list[Judge]
-    responses: dict[str, dict[str, dict[str, Response]]]
-    judgements: dict[str, dict[str, Judgement]]
-    sparsity: dict[tuple[str, str], dict[str, Any]]
-    drift: dict[str, dict[str, float]]
+RUN = {"seed": 0}  # what ``run.json`` holds
 
 
 def judge(name: str, scores: tuple[str, ...], kind: Any = "harm", **more: Any) -> Judge:
@@ -73,7 +64,7 @@ SETS = ("beavertails", "more", "xstest", "task:colours", "task:stories")
 BROKEN = 0.1
 
 
-def make(prompts: int = 40, seed: int = 0, models: list[Model] = MODELS, sets: Sequence[str] = SETS) -> Run:
+def make(prompts: int = 40, seed: int = 0, models: list[Model] = MODELS, sets: Sequence[str] = SETS) -> RunRecords:
     """A run on sets of made-up prompts, of whose answers and judgements a tenth is broken."""
     random = np.random.default_rng(seed)
     all_sets = [
@@ -94,12 +85,12 @@ def make(prompts: int = 40, seed: int = 0, models: list[Model] = MODELS, sets: S
     ]
     judgements = {each.name: _judgements(random, each, judged) for each in JUDGES}
     sparsity = {
-        (model.name, text): {"zeros": random.random(), "dead_units": 3, "units": 16, "tokens": 999}
+        (model.name, name): {"zeros": random.random(), "dead_units": 3, "units": 16, "tokens": 999}
         for model in models
         if model.kind == "adapter"
-        for text in ("alignment", "task:colours")
+        for name in ("beavertails", "task:colours")
     }
-    return Run({"seed": 0}, models, chosen, list(JUDGES), responses, judgements, sparsity, {})
+    return RunRecords(models, chosen, list(JUDGES), responses, judgements, sparsity, {})
 
 
 def _set(random: np.random.Generator, name: str, purpose: Any, size: int, labels: tuple[str, ...] = ()) -> PromptSet:

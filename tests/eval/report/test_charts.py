@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from monolora.eval.report import charts
-from monolora.eval.report.charts import Tick, View
+from monolora.eval.report.charts import View
+from monolora.reporting.charts import Tick
 from tests.support.synthetic_report import make
 
 
@@ -28,7 +27,7 @@ def test_score_panels_put_each_value_where_its_axis_says() -> None:
     for panel, column in zip(panels, view.headline, strict=True):
         assert [mark.model for mark in panel.marks] == view.models
         for mark in panel.marks:
-            cell = view.cell(mark.model, column["id"])
+            cell = view.cell(mark.model, column.id)
             if cell is None:
                 assert (mark.at, mark.low, mark.high, mark.value) == (None, None, None, "–")
                 continue
@@ -36,7 +35,7 @@ def test_score_panels_put_each_value_where_its_axis_says() -> None:
                 assert at is not None
                 assert 0 <= at <= 100
                 assert _value(at, panel.ticks) == pytest.approx(cell[key], abs=0.01)
-        base = view.cell("base", column["id"])
+        base = view.cell("base", column.id)
         assert panel.reference == (None if base is None else panel.marks[0].at)
 
 
@@ -93,14 +92,3 @@ def test_curves_follow_the_steps() -> None:
 def test_colours_are_steady_and_the_base_is_grey() -> None:
     view = View(make(tuple(f"m{number}" for number in range(11)), prompts=6)[0])
     assert [charts.colour(view, model) for model in view.models] == ["c0", *(f"c{n}" for n in range(1, 9)), "c1", "c2"]
-
-
-@given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=5))
-@settings(deadline=None)
-def test_any_values_are_within_an_axis_of_few_round_ticks(values: list[float]) -> None:
-    axis = charts._Axis(values, from_zero=True)
-    ticks = axis.ticks()
-    assert 2 <= len(ticks) <= 8
-    assert [tick.at for tick in ticks] == sorted(tick.at for tick in ticks)
-    assert len({tick.label for tick in ticks}) == len(ticks)
-    assert all(-1e-6 <= axis.place(value) <= 100 + 1e-6 for value in values)

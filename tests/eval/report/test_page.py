@@ -65,8 +65,8 @@ def test_all_scores_with_intervals_are_there(usual: Any) -> None:
     view = View(results)
     for model in view.models:
         for column in view.columns:
-            assert view.value(model, column["id"]) in parsed.text
-            assert view.interval(model, column["id"]) in parsed.text
+            assert view.value(model, column.id) in parsed.text
+            assert view.interval(model, column.id) in parsed.text
 
 
 def test_all_differences_are_there(usual: Any) -> None:

@@ -28,8 +28,8 @@ def test_every_value_and_interval_is_whole_at_any_width(width: int) -> None:
     view = View(results)
     for model in view.models:
         for column in view.columns:
-            assert view.value(model, column["id"]) in text
-            assert view.interval(model, column["id"]) in text
+            assert view.value(model, column.id) in text
+            assert view.interval(model, column.id) in text
 
 
 def test_a_narrow_terminal_is_not_overrun() -> None:

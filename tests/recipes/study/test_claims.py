@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from monolora.eval.measures.columns import Column
-from monolora.random_effects import Estimate, crossed
+from monolora.eval.measures.table import Column
+from monolora.random_effects import crossed
 from monolora.recipes.study.claims import Claim, Verdict, claims, counted, detectable, verdicts
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import Study
+from monolora.stats import Estimate
 
 PROMPTS = 200
 
 
-def _values(shift: float, column: str = "beavertails/judge/flagged", noise: float = 3, unit: str = "%") -> Values:
+def _values(
+    shift: float,
+    metric: str = "flagged",
+    aspect: Any = "harm",
+    of: str = "beavertails",
+    noise: float = 3,
+    unit: str = "%",
+    headline: bool = True,
+) -> Values:
     """MonoLoRA is ``shift`` above LoRA, which is as the base."""
     random = np.random.default_rng(0)
     base = random.normal(30, 5, (1, PROMPTS))
     lora = base + noise * random.normal(size=(3, PROMPTS))
     mono = base + shift + noise * random.normal(size=(3, PROMPTS))
-    headline = not column.endswith(("/drift", "/refusal/flagged", "/unparsed"))
-    found = Column(column, "judge flagged", "", "beavertails", better="lower", unit=unit, headline=headline)
-    return Values(found, np.ones(PROMPTS), {BASE: base, "LoRA": lora, "MonoLoRA": mono})
+    column = Column(
+        metric=metric, aspect=aspect, set=of, judge="judge", title="judge flagged", group="", description="made up",
+        better="lower", unit=unit, headline=headline,
+    )  # fmt: skip
+    return Values(column, np.ones(PROMPTS), {BASE: base, "LoRA": lora, "MonoLoRA": mono})
 
 
 def _claim(shift: float, margin: float | None = None, better: str = "lower", noise: float = 3) -> Claim:
@@ -68,7 +79,7 @@ def test_a_side(shift: float, better: str, answer: str) -> None:
 def test_a_margin(shift: float, better: str, answer: str) -> None:
     found = _only(_claim(shift, margin=2, better=better))
     assert found.answer == answer
-    assert math.isnan(found.p_holm)
+    assert found.p_holm is None
     assert "2 points" in found.text
 
 
@@ -107,19 +118,19 @@ def test_what_does_not_vary() -> None:
 @pytest.mark.parametrize(
     ("prompts", "ours", "margin", "answer", "p"),
     [
-        (300, 0, 3.0, "holds", math.nan),  # one prompt of 300 is the standard error
-        (20, 0, 3.0, "cannot be told", math.nan),
+        (300, 0, 3.0, "holds", None),  # one prompt of 300 is the standard error
+        (20, 0, 3.0, "cannot be told", None),
         (300, 0, None, "cannot be told", 1),
         (3, 100, None, "cannot be told", 2 * stats.t.sf(3, 2)),
         (20, 100, None, "does not hold", 2 * stats.t.sf(20, 19)),
     ],
 )
-def test_flags_that_do_not_vary(prompts: int, ours: float, margin: float | None, answer: str, p: float) -> None:
+def test_flags_that_do_not_vary(prompts: int, ours: float, margin: float | None, answer: str, p: float | None) -> None:
     of = {"LoRA": np.zeros((3, prompts)), "MonoLoRA": np.full((3, prompts), ours)}
     values = _values(0)._replace(by_model=of, weights_P=np.ones(prompts))
     found = _only(Claim("c", "s", "demo", values, "MonoLoRA", "LoRA", "lower", margin))
     assert found.answer == answer
-    assert found.p_holm == pytest.approx(p, nan_ok=True)
+    assert found.p_holm == pytest.approx(p)
     assert found.estimate is not None
     half = min(stats.t.ppf(0.975, prompts - 1) * 100 / prompts, 200)
     assert found.estimate.high - found.estimate.low == pytest.approx(half if ours else 2 * half)
@@ -148,24 +159,27 @@ def test_what_would_be_found_is_after_the_correction() -> None:
 
 
 def test_a_base_that_gives_no_labels_is_no_comparison(study: Study) -> None:
-    score, unparsed = _values(40, "task:demo/accuracy"), _values(0, "task:demo/unparsed")
+    score, unparsed = (
+        _values(40, "accuracy", "task", "task:demo"),
+        _values(0, "unparsed", "task", "task:demo", headline=False),
+    )
     for share, answer in ((80.0, "cannot be told"), (5.0, "holds")):
         of = {model: np.full_like(values, share) for model, values in unparsed.by_model.items()}
         asked = list(claims(study, "demo", [score, unparsed._replace(by_model=of)]))
         (found,) = (each for each in verdicts(asked) if each.claim.against == BASE)
         assert found.answer == answer
         assert ("gives no label in 80.0 %" in found.text) == (share > 50)
-        assert math.isnan(found.p_holm) == (share > 50)
+        assert (found.p_holm is None) == (share > 50)
 
 
 def test_what_is_asked_of_columns(study: Study) -> None:
     columns = [
         _values(-4),
-        _values(0, "task:demo/accuracy"),
-        _values(30, "sparsity/alignment"),
-        _values(-1, "beavertails/drift", unit="nats/token"),
-        _values(1, "beavertails/refusal/flagged"),
-        _values(0, "beavertails/length"),
+        _values(0, "accuracy", "task", "task:demo"),
+        _values(30, "sparsity", "sparsity"),
+        _values(-1, "drift", "drift", unit="nats/token", headline=False),
+        _values(1, "refusal", "refusal", headline=False),
+        _values(0, "length", "text"),
     ]
     asked = list(claims(study, "demo", columns))
     assert [claim.text.partition(" (")[0] for claim in asked] == [
@@ -191,6 +205,6 @@ def test_claims_are_the_papers_where_its_own_numbers_say_so(study: Study, datase
     asked = list(claims(study, dataset, [_values(0)]))
     assert [claim.source.startswith("table 2") for claim in asked] == [claim.is_the_papers for claim in asked]
     assert [claim.is_the_papers for claim in asked] == by_table_2
-    of_task = claims(replace(study, margin={dataset: 1}), dataset, [_values(0, f"task:{dataset}/x")])
+    of_task = claims(replace(study, margin={dataset: 1}), dataset, [_values(0, "x", "task", f"task:{dataset}")])
     (as_good,) = (each for each in of_task if each.margin)
     assert as_good.source == "section 3.3, with our margin"

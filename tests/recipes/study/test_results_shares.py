@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from monolora.eval.measures.columns import Column
+from monolora.eval.measures.table import Column
 from monolora.random_effects import crossed, of_difference, of_share
 from monolora.recipes.study.results import BASE, Values
 
@@ -69,7 +69,15 @@ def test_they_hold_the_truth(share: float, of_seeds: float) -> None:
 def test_intervals_of_a_whole_column_hold_the_truth(share: float) -> None:
     """As a report has them: a base and four adapters that are alike, 3 seeds that differ, 150 prompts."""
     random = np.random.default_rng(11)
-    column = Column("beavertails/judge/flagged", "flagged", "", "beavertails")
+    column = Column(
+        metric="flagged",
+        set="beavertails",
+        judge="judge",
+        aspect="harm",
+        title="flagged",
+        group="",
+        description="made up",
+    )
     shift = stats.norm.ppf(share) * np.sqrt(2 + 0.1**2)
     held = []
     for _ in range(250):

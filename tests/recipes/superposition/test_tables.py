@@ -105,7 +105,7 @@ def test_means_intervals_and_tests_are_scipys(
         values = 100 * shares
         interval = stats.t.interval(0.95, SEEDS - 1, values.mean(), stats.sem(values))
         assert (estimate.mean, estimate.low, estimate.high) == pytest.approx((values.mean(), *interval))
-        assert estimate.encoders == SEEDS
+        assert estimate.seeds == SEEDS
     assert compared.p == pytest.approx(stats.ttest_rel(mono, poly).pvalue)
 
 

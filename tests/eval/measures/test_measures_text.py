@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monolora.eval.measures.text import is_at_limit, is_empty, repetition
+from monolora.eval.measures.measures import is_at_limit, is_empty, repetition
 from monolora.eval.records import Response
 
 

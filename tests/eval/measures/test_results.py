@@ -16,27 +16,28 @@ from sklearn.metrics import cohen_kappa_score
 
 from monolora.data.scoring import first_word, text_overlap
 from monolora.eval.judges import shieldgemma
-from monolora.eval.measures import verdicts
-from monolora.eval.measures.table import build
-from monolora.eval.measures.text import repetition
+from monolora.eval.measures import measures
+from monolora.eval.measures.measures import repetition
+from monolora.eval.measures.records import RunRecords
+from monolora.eval.measures.results import build
 from monolora.stats import holm
-from tests.support.synthetic_run import JUDGES, LABELS, MODELS, POLICIES, Run, make
+from tests.support.synthetic_run import JUDGES, LABELS, MODELS, POLICIES, RUN, make
 
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
 
 
 @pytest.fixture(scope="module")
-def run() -> Run:
+def run() -> RunRecords:
     return make()
 
 
 @pytest.fixture(scope="module")
-def results(run: Run) -> dict[str, Any]:
-    return build(**run._asdict())
+def results(run: RunRecords) -> dict[str, Any]:
+    return build(RUN, run)
 
 
 @pytest.fixture(scope="module")
-def rows(run: Run) -> pd.DataFrame:
+def rows(run: RunRecords) -> pd.DataFrame:
     """One line a row of a set, model and measure: its value, NaN where it is invalid."""
     lines = []
     for each in run.sets:
@@ -55,7 +56,7 @@ def rows(run: Run) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def _values(run: Run, of: Any, model: str, prompt: Any) -> dict[str, float]:
+def _values(run: RunRecords, of: Any, model: str, prompt: Any) -> dict[str, float]:
     """All measures of one response by name."""
     response = run.responses[of.name][model].get(prompt.key)
     ok = response is not None and response.status == "ok"
@@ -157,7 +158,7 @@ def test_categories(results: dict[str, Any], rows: pd.DataFrame) -> None:
         assert found[key]["value"] == pytest.approx(mean)
 
 
-def test_labels(run: Run, results: dict[str, Any]) -> None:
+def test_labels(run: RunRecords, results: dict[str, Any]) -> None:
     """For judges whose flag is made of several scores; the weather judge's is one."""
     expected: dict[tuple[str, ...], list[bool]] = {}
     for each in run.sets[:3]:
@@ -194,7 +195,7 @@ def test_agreement(results: dict[str, Any], rows: pd.DataFrame) -> None:
         assert each["kappa"] == pytest.approx(cohen_kappa_score(*(flag[both] > 0 for flag in flags)))
 
 
-def test_counts(run: Run, results: dict[str, Any]) -> None:
+def test_counts(run: RunRecords, results: dict[str, Any]) -> None:
     found = {(each["set"], each["model"]): each for each in results["counts"]}
     assert len(found) == len(results["counts"]) == 5 * len(MODELS)
     for of in run.sets:
@@ -212,7 +213,7 @@ def test_counts(run: Run, results: dict[str, Any]) -> None:
             assert each["at_limit"] == sum(row.finish == "length" for row in valid)
 
 
-def test_invalid_judgements(run: Run, results: dict[str, Any]) -> None:
+def test_invalid_judgements(run: RunRecords, results: dict[str, Any]) -> None:
     reasons = pd.DataFrame(results["invalid"])
     assert set(reasons["reason"]) == {"missing", "prompt too long", "no response"}
     sums = reasons.groupby(["judge", "set", "model"])["count"].sum()
@@ -222,7 +223,7 @@ def test_invalid_judgements(run: Run, results: dict[str, Any]) -> None:
             assert sums.get((judge, "beavertails", model.name), 0) == cell["invalid"]
 
 
-def test_responses_judged_in_part(run: Run, results: dict[str, Any]) -> None:
+def test_responses_judged_in_part(run: RunRecords, results: dict[str, Any]) -> None:
     (beavertails, *_) = run.sets
     rows = [
         run.judgements["beaverdam"].get(run.responses["beavertails"]["mono"][prompt.key].key)
@@ -236,7 +237,7 @@ def test_responses_judged_in_part(run: Run, results: dict[str, Any]) -> None:
     assert found == [expected]
 
 
-def test_task_scores_are_the_recipes(run: Run, results: dict[str, Any]) -> None:
+def test_task_scores_are_the_recipes(run: RunRecords, results: dict[str, Any]) -> None:
     """On valid rows, ROUGE-L and BLEU are what ``recipes`` reports of them."""
     stories = run.sets[4]
     for model in run.models:
@@ -256,21 +257,21 @@ def test_task_scores_are_the_recipes(run: Run, results: dict[str, Any]) -> None:
         assert expected["bleu"] == corpus_bleu(answers, [references]).score
 
 
-def test_sparsity(run: Run, results: dict[str, Any]) -> None:
+def test_sparsity(run: RunRecords, results: dict[str, Any]) -> None:
     for model in run.models:
-        for text in ("alignment", "task:colours"):
+        for text, name in (("alignment", "beavertails"), ("task:colours", "task:colours")):
             cell = results["cells"][model.name][f"sparsity/{text}"]
             if model.kind == "adapter":
-                measured = run.sparsity[model.name, text]
+                measured = run.sparsity[model.name, name]
                 assert cell["value"] == 100 * measured["zeros"]
                 assert (cell["n"], cell["dead_units"], cell["units"], cell["low"]) == (999, 3, 16, None)
             else:
                 assert cell is None
 
 
-def test_plain_lora_is_not_sparse(run: Run) -> None:
-    zero = run.sparsity["lora", "alignment"] | {"zeros": 0.0}
-    results = build(**run._replace(sparsity={("lora", "alignment"): zero})._asdict())
+def test_plain_lora_is_not_sparse(run: RunRecords) -> None:
+    zero = run.sparsity["lora", "beavertails"] | {"zeros": 0.0}
+    results = build(RUN, run._replace(sparsity={("lora", "beavertails"): zero}))
     assert results["cells"]["lora"]["sparsity/alignment"]["value"] == 0
     assert results["cells"]["mono"]["sparsity/alignment"] is None
     assert not [column for column in results["columns"] if column["id"] == "sparsity/task:colours"]
@@ -294,11 +295,11 @@ def test_columns_are_those_of_table_2(results: dict[str, Any]) -> None:
 
 
 def test_every_policy_has_a_title() -> None:
-    assert tuple(verdicts.POLICIES) == tuple(shieldgemma.POLICIES)
+    assert tuple(measures.POLICIES) == tuple(shieldgemma.POLICIES)
 
 
-def test_one_task_goes_by_table_2s_words(run: Run) -> None:
-    results = build(**run._replace(sets=run.sets[:1] + run.sets[3:4])._asdict())
+def test_one_task_goes_by_table_2s_words(run: RunRecords) -> None:
+    results = build(RUN, run._replace(sets=run.sets[:1] + run.sets[3:4]))
     task = {column["id"]: (column["group"], column["title"]) for column in results["columns"] if column["headline"]}
     assert task["sparsity/task:colours"] == ("", "task sparsity")
     assert task["task:colours/accuracy"] == ("task perf.", "accuracy")
@@ -321,34 +322,34 @@ def test_steps(results: dict[str, Any]) -> None:
             assert each["value"] == results["cells"][each["model"]][column]["value"]
 
 
-def test_is_json(run: Run, results: dict[str, Any]) -> None:
+def test_is_json(run: RunRecords, results: dict[str, Any]) -> None:
     assert json.loads(json.dumps(results, allow_nan=False)) == results
-    assert results["run"] == run.run
+    assert results["run"] == RUN
     assert [each["name"] for each in results["models"]] == [model.name for model in MODELS]
     assert results["models"][2]["notes"] == ["merged"]
     assert results["sets"][0]["rows"] == sum(prompt.weight for prompt in run.sets[0].prompts)
     assert results["sets"][0]["distinct"] == 40
 
 
-def test_seed(run: Run, results: dict[str, Any]) -> None:
-    small = run._replace(sets=run.sets[:1])._asdict()
-    assert build(**small) == build(**small)
-    first, other = (build(**small, seed=seed)["cells"]["mono"]["beavertails/length"] for seed in (0, 1))
+def test_seed(run: RunRecords, results: dict[str, Any]) -> None:
+    small = run._replace(sets=run.sets[:1])
+    assert build(RUN, small) == build(RUN, small)
+    first, other = (build(RUN, small, seed)["cells"]["mono"]["beavertails/length"] for seed in (0, 1))
     assert first["value"] == other["value"]
     assert first["low"] != other["low"]
 
 
-def test_a_set_alone_gives_the_same(run: Run, results: dict[str, Any]) -> None:
+def test_a_set_alone_gives_the_same(run: RunRecords, results: dict[str, Any]) -> None:
     """No number depends on what else is in the run."""
-    alone = build(**run._replace(sets=run.sets[:1], models=run.models[:3])._asdict())
+    alone = build(RUN, run._replace(sets=run.sets[:1], models=run.models[:3]))
     for model in ("base", "lora", "mono"):
         for column, cell in alone["cells"][model].items():
             if cell is not None:
                 assert cell == pytest.approx(results["cells"][model][column])
 
 
-def test_a_judge_that_never_answered_has_no_rate(run: Run) -> None:
-    results = build(**run._replace(judgements=run.judgements | {"beaverdam": {}})._asdict())
+def test_a_judge_that_never_answered_has_no_rate(run: RunRecords) -> None:
+    results = build(RUN, run._replace(judgements=run.judgements | {"beaverdam": {}}))
     rows = sum(prompt.weight for prompt in run.sets[0].prompts)
     for model in run.models:
         cell = results["cells"][model.name]["beavertails/beaverdam/flagged"]
@@ -362,12 +363,12 @@ def test_a_judge_that_never_answered_has_no_rate(run: Run) -> None:
     assert not [each for each in results["steps"] if each["column"] == "beavertails/beaverdam/flagged"]
 
 
-def test_flags_that_are_all_the_same_have_wilsons_interval(run: Run) -> None:
+def test_flags_that_are_all_the_same_have_wilsons_interval(run: RunRecords) -> None:
     calm = {
         key: judgement._replace(scores=dict.fromkeys(judgement.scores, 0.1))
         for key, judgement in run.judgements["beaverdam"].items()
     }
-    results = build(**run._replace(judgements=run.judgements | {"beaverdam": calm})._asdict())
+    results = build(RUN, run._replace(judgements=run.judgements | {"beaverdam": calm}))
     given = run.responses["beavertails"]["mono"].values()
     distinct = sum(response.key in calm and calm[response.key].status == "ok" for response in given)
     cell = results["cells"]["mono"]["beavertails/beaverdam/flagged"]
@@ -382,25 +383,25 @@ def test_flags_that_are_all_the_same_have_wilsons_interval(run: Run) -> None:
     assert (change["low"], change["high"]) == (None, None)
 
 
-def test_base_alone(run: Run) -> None:
-    results = build(**run._replace(models=run.models[:1], sparsity={})._asdict())
+def test_base_alone(run: RunRecords) -> None:
+    results = build(RUN, run._replace(models=run.models[:1], sparsity={}))
     assert results["differences"] == results["steps"] == []
     assert results["title"] == "org/base on beavertails, more, xstest, task:colours, task:stories"
     assert not [column for column in results["columns"] if column["id"].startswith("sparsity")]
 
 
-def test_only_tasks(run: Run) -> None:
-    results = build(**run._replace(sets=run.sets[3:], judges=[])._asdict())
+def test_only_tasks(run: RunRecords) -> None:
+    results = build(RUN, run._replace(sets=run.sets[3:], judges=[]))
     assert [column["title"] for column in results["columns"]] == [
         *("colours sparsity", "accuracy", "ROUGE-L", "unparsed", "BLEU")
     ]
 
 
-def test_without_unsafe_prompts(run: Run) -> None:
+def test_without_unsafe_prompts(run: RunRecords) -> None:
     """A limited over-refusal set may have prompts of one kind only."""
     xstest = run.sets[2]
     safe = tuple(prompt for prompt in xstest.prompts if prompt.label == "safe")
-    results = build(**run._replace(sets=[type(xstest)(**vars(xstest) | {"prompts": safe})])._asdict())
+    results = build(RUN, run._replace(sets=[type(xstest)(**vars(xstest) | {"prompts": safe})]))
     columns = {column["id"] for column in results["columns"]}
     assert "xstest/over-refusal" in columns
     assert "xstest/refusal" not in columns

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-from monolora.eval.measures.entries import entries
+from monolora.eval.measures.details import prompt_entries
 from tests.support.synthetic_run import make
 
 
 def test_entries() -> None:
     run = make(prompts=12)
-    found = list(entries(run.models, run.sets, run.judges, run.responses, run.judgements))
+    found = list(prompt_entries(run))
     json.dumps(found, allow_nan=False)
     asked = [(each.name, prompt) for each in run.sets for prompt in each.prompts]
     assert [(entry["set"], entry["key"]) for entry in found] == [(name, prompt.key) for name, prompt in asked]
@@ -45,5 +45,5 @@ def test_context_belongs_to_the_prompt() -> None:
     first = run.sets[0]
     prompt = first.prompts[0]._replace(instruction="Sum it up.", context="It rains.")
     only = type(first)(**vars(first) | {"prompts": (prompt,)})
-    entry = next(iter(entries(run.models, [only], run.judges, run.responses, run.judgements)))
+    entry = next(iter(prompt_entries(run._replace(sets=[only]))))
     assert entry["prompt"] == "Sum it up.\n\nIt rains."

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from monolora.eval.measures.entries import entries
-from monolora.eval.measures.model import Model
-from monolora.eval.measures.table import build
+from monolora.eval.measures.details import prompt_entries
+from monolora.eval.measures.results import build
+from monolora.eval.measures.table import Model
 from tests.support.limits import cpu_seconds
-from tests.support.synthetic_run import MODELS, make
+from tests.support.synthetic_run import MODELS, RUN, make
 
 
 def test_ten_models_on_a_thousand_prompts() -> None:
@@ -17,8 +17,8 @@ def test_ten_models_on_a_thousand_prompts() -> None:
     results: dict[str, Any] = {}
 
     def measure() -> None:
-        results.update(build(**run._asdict()))
-        assert len(list(entries(run.models, run.sets, run.judges, run.responses, run.judgements))) == 1000
+        results.update(build(RUN, run))
+        assert len(list(prompt_entries(run))) == 1000
 
     seconds = cpu_seconds(measure)
     assert len(results["differences"]) == 45 * len([each for each in results["columns"] if each["test"]])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monolora.eval.measures.table import build
-from tests.support.synthetic_run import make
+from monolora.eval.measures.results import build
+from tests.support.synthetic_run import RUN, make
 
 
 def test_drift_is_a_mean_over_prompts_and_none_of_the_base() -> None:
@@ -14,7 +14,7 @@ def test_drift_is_a_mean_over_prompts_and_none_of_the_base() -> None:
     run = make()
     keys = [prompt.key for prompt in run.sets[0].prompts[:5]]
     drift = {"lora": dict(zip(keys, (0.5, 1.0, 1.5, 2.0, 2.5), strict=True)), "mono": dict.fromkeys(keys[1:], 0.25)}
-    results = build(**run._replace(drift=drift)._asdict())
+    results = build(RUN, run._replace(drift=drift))
     name = f"{run.sets[0].name}/drift"
     weights = [prompt.weight for prompt in run.sets[0].prompts[:5]]
     cells = {model: of_model[name] for model, of_model in results["cells"].items()}
@@ -28,4 +28,4 @@ def test_drift_is_a_mean_over_prompts_and_none_of_the_base() -> None:
         0.25 - np.average([1, 1.5, 2, 2.5], weights=weights[1:])
     )
     assert found["mono", "lora"]["p"] is not None
-    assert not any(each["id"] == name for each in build(**run._asdict())["columns"])
+    assert not any(each["id"] == name for each in build(RUN, run)["columns"])

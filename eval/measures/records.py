@@ -1,0 +1,213 @@
+"""The records of a run as the measures take them: responses and judgements, set by set.
+
+A missing record counts as invalid, so that n and invalid always add up to the rows of the set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from monolora.data.prompt_sets import Prompt, PromptSet
+from monolora.eval.judges.base import Judge
+from monolora.eval.measures.table import Column, Model, PromptValues
+from monolora.eval.plan import Plan
+from monolora.eval.records import OK, Judgement, Response
+from monolora.eval.score import judgement_key
+from monolora.eval.store import Store
+from monolora.vllm.canary import Share
+
+Matrix = NDArray[np.float64]
+
+
+class RunRecords(NamedTuple):
+    """The records of a run.
+
+    Attributes:
+        models: the base first.
+        sets: prompts; the first safety set is that of table 2's columns.
+        judges: in the order of the columns.
+        responses: by set, model name and prompt key.
+        judgements: by judge name and response key.
+        sparsity: by model name and set, ``zeros`` (0 to 1), ``dead_units``, ``units``, ``tokens``; models without units
+            are not in it.
+        drift: by model name and prompt key of the first safety set, KL(base || model) in nats a token over the base's
+            answer to the prompt; empty where it was not measured.
+    """
+
+    models: Sequence[Model]
+    sets: Sequence[PromptSet]
+    judges: Sequence[Judge]
+    responses: Mapping[str, Mapping[str, Mapping[str, Response]]]
+    judgements: Mapping[str, Mapping[str, Judgement]]
+    sparsity: Mapping[tuple[str, str], Mapping[str, Any]]
+    drift: Mapping[str, Mapping[str, float]]
+
+    def by_set(self) -> list[SetRecords]:
+        """One entry a set, in their order."""
+        headline = first_safety_set(self.sets)
+        tasks = [each.name for each in self.sets if each.purpose == "task"]
+        return [
+            SetRecords(
+                set=each,
+                models=self.models,
+                judges=self.judges,
+                responses=self.responses.get(each.name, {}),
+                judgements=self.judgements,
+                sparsity={model: values for (model, name), values in self.sparsity.items() if name == each.name},
+                drift=self.drift if each is headline else {},
+                is_headline=each is headline,
+                task="task" if len(tasks) == 1 else each.name.removeprefix("task:"),
+            )
+            for each in self.sets
+        ]
+
+
+def first_safety_set(sets: Sequence[PromptSet]) -> PromptSet | None:
+    """The set of table 2's columns, of the sparsity on harmful prompts and of the drift."""
+    return next((each for each in sets if each.purpose == "safety"), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetRecords:
+    """The records on one set.
+
+    Attributes:
+        set: the prompts.
+        models: in the order of the rows.
+        judges: of the run.
+        responses: by model name and prompt key.
+        judgements: by judge name and response key.
+        sparsity: by model name.
+        drift: by model name and prompt key.
+        is_headline: whether its columns are those of table 2.
+        task: table 2's word for a task's set: ``task`` if it is the only one.
+    """
+
+    set: PromptSet
+    models: Sequence[Model]
+    judges: Sequence[Judge]
+    responses: Mapping[str, Mapping[str, Response]]
+    judgements: Mapping[str, Mapping[str, Judgement]]
+    sparsity: Mapping[str, Mapping[str, Any]]
+    drift: Mapping[str, Mapping[str, float]]
+    is_headline: bool
+    task: str
+
+    @cached_property
+    def judging(self) -> list[Judge]:
+        """Who judges the set: all a safety set, none a task; an over-refusal set, those with a judgement of it."""
+        if self.set.purpose == "safety":
+            return list(self.judges)
+        return [judge for judge in self.judges if self.set.purpose == "over-refusal" and self._was_judged_by(judge)]
+
+    def judges_of(self, kind: str) -> list[Judge]:
+        """The ``harm`` or ``refusal`` judges of the set."""
+        return [judge for judge in self.judging if judge.kind == kind]
+
+    def response(self, model: Model, prompt: Prompt) -> Response | None:
+        """The response, or None where none was stored."""
+        return self.responses.get(model.name, {}).get(prompt.key)
+
+    def judgement(self, judge: Judge, response: Response | None) -> Judgement | None:
+        """The judge's judgement of the response, or None where none was stored."""
+        return None if response is None else self.judgements.get(judge.name, {}).get(response.key)
+
+    def of_responses(self, value: Callable[[Prompt, Response], float]) -> Matrix:
+        """A number of each response; NaN where it is invalid. Shape (models, prompts)."""
+
+        def number(prompt: Prompt, response: Response | None) -> float:
+            return np.nan if response is None or response.status != OK else value(prompt, response)
+
+        return self._matrix(number)
+
+    def of_judgements(self, judge: Judge, value: Callable[[Mapping[str, float]], float]) -> Matrix:
+        """A number from the scores of each judgement; NaN where it is invalid. Shape (models, prompts)."""
+
+        def number(prompt: Prompt, response: Response | None) -> float:
+            judgement = self.judgement(judge, response)
+            return np.nan if judgement is None or judgement.status != OK else value(judgement.scores)
+
+        return self._matrix(number)
+
+    def flags(self, judge: Judge) -> Matrix:
+        """The judge's flags as 0 and 100; NaN where it gave none. Shape (models, prompts)."""
+        return self.of_judgements(judge, lambda scores: 100.0 * judge.flagged(scores))
+
+    def values(self, column: Column, values_MP: Matrix, label: str | None = None) -> PromptValues:
+        """A column over all prompts of the set, or over those with a label."""
+        prompts = self.set.prompts
+        selected = [index for index, prompt in enumerate(prompts) if label is None or prompt.label == label]
+        return PromptValues(column, [prompts[index] for index in selected], values_MP[:, selected])
+
+    def _matrix(self, number: Callable[[Prompt, Response | None], float]) -> Matrix:
+        prompts = self.set.prompts
+        rows = [[number(prompt, self.response(model, prompt)) for prompt in prompts] for model in self.models]
+        return np.array(rows, np.float64)
+
+    def _was_judged_by(self, judge: Judge) -> bool:
+        responses = (self.response(model, prompt) for model in self.models for prompt in self.set.prompts)
+        return any(self.judgement(judge, response) is not None for response in responses)
+
+
+def read(plan: Plan, judges: Sequence[Judge], store: Store) -> RunRecords:
+    """The records of the run of a plan.
+
+    Args:
+        plan: what the run asks of which model.
+        judges: those to report.
+        store: all records of the folder.
+    """
+    models = [Model(each.name, each.kind, each.path, each.step, _notes(each.identity, store)) for each in plan.models]
+    responses: dict[str, dict[str, dict[str, Response]]] = {
+        prompts.name: {model.name: {} for model in plan.models} for prompts in plan.sets
+    }
+    judgements: dict[str, dict[str, Judgement]] = {judge.name: {} for judge in judges}
+    for prompts, model, prompt, key in plan.responses():
+        if key in store.responses:
+            responses[prompts.name][model.name][prompt.key] = store.responses[key]
+            for judge in judges:
+                judgement = judgement_key(judge, store.responses[key])
+                if judgement in store.judgements:
+                    judgements[judge.name][key] = store.judgements[judgement]
+    sparsity = {
+        (model, name): store.measurements[key].values
+        for name, keys in plan.sparsity.items()
+        for model, key in keys.items()
+        if key in store.measurements and store.measurements[key].values
+    }
+    return RunRecords(models, plan.sets, judges, responses, judgements, sparsity, _drift(plan, store))
+
+
+def _drift(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
+    """By model, and prompt of the first safety set that the base's answer was to."""
+    drift: dict[str, dict[str, float]] = {}
+    safety = first_safety_set(plan.sets)
+    for model, key in plan.drift.items():
+        if safety is not None and key in store.measurements:
+            kl = store.measurements[key].values["kl"]
+            answers = zip(safety.prompts, plan.keys[safety.name][plan.models[0].name], strict=True)
+            drift[model] = {prompt.key: kl[answer] for prompt, answer in answers if answer in kl}
+    return drift
+
+
+def _notes(identity: str, store: Store) -> tuple[str, ...]:
+    """What the canary reported of a model."""
+    return tuple(
+        _canary_note(each.values)
+        for each in store.measurements.values()
+        if (each.kind, each.model) == ("canary", identity)
+    )
+
+
+def _canary_note(values: Mapping[str, Any]) -> str:
+    if values["unknown"]:
+        return f"Whether vLLM applies it could not be told: {values['unknown']}"
+    if values["applied"] is None:
+        return f"vLLM's log-probs differ from transformers' by {values['base_error']:.2g} nats (root mean square)."
+    return f"vLLM shows {Share(*values['applied'])} of its effect."
