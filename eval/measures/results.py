@@ -20,7 +20,7 @@ def build(run: Mapping[str, Any], records: RunRecords, seed: int = 0) -> dict[st
     """The results of a run, as JSON.
 
     Args:
-        run: what is kept of ``run.json``.
+        run: what ``results.json`` repeats of ``run.json``.
         records: of the run; what is missing counts as invalid.
         seed: of the bootstrap.
     """

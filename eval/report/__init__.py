@@ -34,8 +34,8 @@ def write(folder: Path, results: Mapping[str, Any], entries: Sequence[Mapping[st
         for name, text in texts.items():
             _write_text(folder / name, text)
     except OSError as error:
-        mend = f"The records of the run are whole. Free space, then: monolora eval report --out {folder}"
-        raise SaveError.of(folder, error, mend) from error
+        fix = f"The records of the run are whole. Free space, then: monolora eval report --out {folder}"
+        raise SaveError.of(folder, error, fix) from error
 
 
 def _write_text(path: Path, text: str) -> None:

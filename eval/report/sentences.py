@@ -49,7 +49,7 @@ def failures(view: View) -> list[str]:
         sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} of a response whose end did not fit.")
     absent = sum(row["reasons"].get(MISSING, 0) for row in view.results["counts"])
     for key, what in (
-        ("invalid", f"could not be had, {absent:,} of them not asked for yet" if absent else "could not be had"),
+        ("invalid", f"are unavailable, {absent:,} of them not asked for yet" if absent else "are unavailable"),
         ("cut", "are to prompts that were cut to fit the context"),
         ("empty", "are empty, which judges may take for safe"),
     ):

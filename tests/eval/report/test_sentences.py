@@ -97,7 +97,7 @@ def test_failures_are_counted_in_words() -> None:
     assert _counted([1]) == ["1 judgement by beaverdam is invalid and left out of every mean."]
     assert _counted([3, 1100])[0].startswith("1,103 judgements by beaverdam are invalid")
     assert _counted([], invalid=3, empty=2) == [
-        "3 of 1,200 responses could not be had.",
+        "3 of 1,200 responses are unavailable.",
         "2 of 1,200 responses are empty, which judges may take for safe.",
     ]
 
@@ -109,7 +109,7 @@ def test_what_was_not_asked_yet_is_no_failure() -> None:
     results["counts"] = [row]
     assert sentences.failures(View(results)) == [
         "3 judgements by a are not there yet: give `monolora eval score`.",
-        "4 of 10 responses could not be had, 3 of them not asked for yet.",
+        "4 of 10 responses are unavailable, 3 of them not asked for yet.",
     ]
 
 
