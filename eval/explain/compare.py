@@ -6,7 +6,6 @@ the intervals and tests cover, and what not, is said in :mod:`monolora.eval.expl
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +13,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from monolora.errors import InputError, SaveError
@@ -164,7 +162,7 @@ def _dataset(all_features: Sequence[Features], key: tuple[str, str], resamples: 
         tokens={name: own["tokens"] for name, own in recorded.items()},
         strongest=first["strongest"],
         # without labels there is none of the consistency and of the information
-        rows=[row for row in rows if not all(math.isnan(mean.value) for mean in row.means.values())],
+        rows=[row for row in rows if any(mean.value is not None for mean in row.means.values())],
     )
 
 
@@ -181,10 +179,12 @@ def _row(
         id=measure.id,
         title=measure.title,
         unit=measure.unit,
-        chance=100 * chance if measure.has_chance and chance is not None else np.nan,
+        chance=100 * chance if measure.has_chance and chance is not None else None,
         means={name: mean_of(draws, row_index[measure.id, name]) for name in own_values},
         differences=[
-            Difference(adapter, against, change.value, change.low, change.high, change.p, np.nan, change.pairs)
+            Difference(adapter, against, None, None, None, None, None, 0)
+            if change is None
+            else Difference(adapter, against, change.mean, change.low, change.high, change.p, None, change.draws)
             for (adapter, against), change in changes.items()
         ],
         values={name: own.value_F for name, own in own_values.items()} if measure.has_spread else {},
@@ -199,9 +199,9 @@ def _largest(frames: Mapping[str, pd.DataFrame]) -> list[Row]:
             id=key,
             title=title,
             unit=unit,
-            chance=np.nan,
+            chance=None,
             means={
-                name: Mean(largest[name][key], np.nan, np.nan, len(frame), frame["module"].nunique(), len(frame))
+                name: Mean(largest[name][key], None, None, len(frame), frame["module"].nunique(), len(frame))
                 for name, frame in frames.items()
             },
             differences=[],
@@ -214,7 +214,7 @@ def _largest(frames: Mapping[str, pd.DataFrame]) -> list[Row]:
 def _tested(datasets: Sequence[DatasetRows]) -> list[float]:
     """The p-values of all tests, in their order."""
     every = [difference.p for dataset in datasets for row in dataset.rows for difference in row.differences]
-    return [p for p in every if not math.isnan(p)]
+    return [p for p in every if p is not None]
 
 
 def _corrected(datasets: Sequence[DatasetRows]) -> list[DatasetRows]:
@@ -227,8 +227,7 @@ def _corrected(datasets: Sequence[DatasetRows]) -> list[DatasetRows]:
                 replace(
                     row,
                     differences=[
-                        each if math.isnan(each.p) else each._replace(p_holm=next(corrected))
-                        for each in row.differences
+                        each if each.p is None else each._replace(p_holm=next(corrected)) for each in row.differences
                     ],
                 )
                 for row in dataset.rows

@@ -42,19 +42,19 @@ class Adapter(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """An adapter's mean over its units, with its 95 % confidence interval (NaN where there is none).
+    """An adapter's mean over its units.
 
     Attributes:
-        value: the mean; NaN where no unit has a value.
-        low, high: ends of the interval.
+        value: the mean; None where no unit has a value.
+        low, high: ends of its 95 % confidence interval; None where there is none.
         features: units with a value that it is of; an end of a signed unit counts as one where both are measured.
         modules: how many modules these are in.
         total: how many there are, with a value or without.
     """
 
-    value: float
-    low: float
-    high: float
+    value: float | None
+    low: float | None
+    high: float | None
     features: int
     modules: int
     total: int
@@ -65,19 +65,19 @@ class Difference(NamedTuple):
 
     Attributes:
         adapter, against: names.
-        value, low, high: the difference of the means, with its 95 % confidence interval (NaN where there is none).
-        p: two-sided, of no difference; NaN where it cannot be tested.
+        value, low, high: the difference of the means, with its 95 % confidence interval; None where there is none.
+        p: two-sided, of no difference; None where it cannot be tested.
         p_holm: corrected for all tests of the comparison (Holm).
         pairs: modules that have a value for both adapters, which are drawn together.
     """
 
     adapter: str
     against: str
-    value: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
+    value: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
     pairs: int
 
 
@@ -89,7 +89,7 @@ class Row:
         id: as ``sparsity``.
         title: for people.
         unit: as ``%`` or ``bits``; may be empty.
-        chance: what it would be by chance; NaN where that is not known.
+        chance: what it would be by chance; None where that is not known.
         means: by adapter.
         differences: of each adapter and every one before it; empty where nothing is tested.
         values: by adapter, those of its units, where their distribution is of interest; NaN for none.
@@ -98,7 +98,7 @@ class Row:
     id: str
     title: str
     unit: str
-    chance: float
+    chance: float | None
     means: Mapping[str, Mean]
     differences: list[Difference]
     values: Mapping[str, Floats]

@@ -56,27 +56,26 @@ def mean_text(row: Row, mean: Mean) -> MeanText:
     """A mean with its interval. All values of a row have the same number of decimals."""
     places = _places(*(each.value for each in row.means.values()))
     return MeanText(
-        shown(_known(mean.value), places),
-        shown_interval(_known(mean.low), _known(mean.high), places),
+        shown(mean.value, places),
+        shown_interval(mean.low, mean.high, places),
         f"n = {mean.features:,} of {mean.total:,}" if mean.features < mean.total else "",
     )
 
 
 def chance_text(row: Row) -> str:
     """What a row would be by chance; empty where that is not known."""
-    return "" if math.isnan(row.chance) else shown(row.chance, _places(*(each.value for each in row.means.values())))
+    return "" if row.chance is None else shown(row.chance, _places(*(each.value for each in row.means.values())))
 
 
 def difference_text(difference: Difference) -> DifferenceText:
     """A difference with its interval and p-values."""
-    low, high = _known(difference.low), _known(difference.high)
     places = _places(difference.value, difference.low, difference.high)
     return DifferenceText(
-        shown_change(_known(difference.value), places),
-        MARK if difference.p_holm < ALPHA else "",
-        shown_interval(low, high, places, changes=True) or NOTHING,
-        shown_p(_known(difference.p)),
-        shown_p(_known(difference.p_holm)),
+        shown_change(difference.value, places),
+        MARK if difference.p_holm is not None and difference.p_holm < ALPHA else "",
+        shown_interval(difference.low, difference.high, places, changes=True) or NOTHING,
+        shown_p(difference.p),
+        shown_p(difference.p_holm),
     )
 
 
@@ -120,13 +119,9 @@ def remarks(comparison: Comparison) -> list[str]:
     return said
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _places(*values: float) -> int:
+def _places(*values: float | None) -> int:
     """Decimals for three digits that count of the largest value, six at most."""
-    largest = max((abs(value) for value in values if not math.isnan(value)), default=0.0)
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
     return 1 if largest == 0 else min(6, max(1, 2 - math.floor(math.log10(largest))))
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monolora.eval.explain.compare_records import Mean
-from monolora.stats import RESAMPLES, SEED, p_of_zero, percentile_ends, resampled_means
+from monolora.stats import RESAMPLES, SEED, Estimate, p_of_zero, percentile_ends, resampled_means
 
 Floats = NDArray[np.float64]
 
@@ -97,27 +97,17 @@ def values(frame: pd.DataFrame, measure: Measure) -> Values:
     return Values(value_F, np.tile(frame["module"].to_numpy(object), len(there)))
 
 
-def largest_effects(frame: pd.DataFrame) -> dict[str, float]:
-    """The largest effect, in percent, and how many times the mean it is (NaN where that is 0).
+def largest_effects(frame: pd.DataFrame) -> dict[str, float | None]:
+    """The largest effect, in percent, and how many times the mean it is (None where that is 0).
 
     Neither is a mean: no interval is given, as a bootstrap of a largest value has none that is right.
     """
     effect_U = 100 * frame["effect"].to_numpy(np.float64)
     mean = effect_U.mean()
-    return {"largest_effect": float(effect_U.max()), "peak": float(effect_U.max() / mean) if mean > 0 else np.nan}
+    return {"largest_effect": float(effect_U.max()), "peak": float(effect_U.max() / mean) if mean > 0 else None}
 
 
 LARGEST_TITLES = {"largest_effect": ("largest effect", "%"), "peak": ("largest over mean effect", "")}
-
-
-class Change(NamedTuple):
-    """A difference of two means with its 95 % interval, its two-sided p-value and how many modules it is paired in."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-    pairs: int
 
 
 class Clustered(NamedTuple):
@@ -157,34 +147,33 @@ def clustered(rows: Sequence[Values], resamples: int = RESAMPLES, seed: int = SE
 def mean_of(rows: Clustered, k: int) -> Mean:
     """A row's mean over units; no interval where all modules are alike, of which every resample is a copy."""
     mean_P, weight_P = rows.mean_KP[k], rows.weight_KP[k]
-    low, high = (np.nan, np.nan) if _is_same(mean_P) else _interval(rows.resampled_KR[k])
+    low, high = (None, None) if _is_same(mean_P) else _interval(rows.resampled_KR[k])
     return Mean(_mean(mean_P, weight_P), low, high, int(weight_P.sum()), int((weight_P > 0).sum()), rows.total_K[k])
 
 
-def change_of(rows: Clustered, a: int, b: int) -> Change:
-    """Row ``a`` minus row ``b``.
+def change_of(rows: Clustered, a: int, b: int) -> Estimate | None:
+    """Row ``a`` minus row ``b``, with the number of modules that both have as its draws; None where one has no value.
 
     The p-value is never below what a permutation test can reach on modules whose adapters are exchanged, in pairs where
     both have the module.
     """
     mean_P, against_P = rows.mean_KP[a], rows.mean_KP[b]
+    mean, against = _mean(mean_P, rows.weight_KP[a]), _mean(against_P, rows.weight_KP[b])
+    if mean is None or against is None:
+        return None
     has_a, has_b = ~np.isnan(mean_P), ~np.isnan(against_P)
-    pairs = int((has_a & has_b).sum())
-    change = _mean(mean_P, rows.weight_KP[a]) - _mean(against_P, rows.weight_KP[b])
-    if np.isnan(change):  # one has no value at all
-        return Change(np.nan, np.nan, np.nan, np.nan, pairs)
     change_R = rows.resampled_KR[a] - rows.resampled_KR[b]
-    low, high = (np.nan, np.nan) if _is_same(mean_P) and _is_same(against_P) else _interval(change_R)
-    p = p_of_zero(change_R[None])[0]
+    low, high = (None, None) if _is_same(mean_P) and _is_same(against_P) else _interval(change_R)
     only_a, only_b = int((has_a & ~has_b).sum()), int((has_b & ~has_a).sum())
     differ = int((has_a & has_b & (mean_P != against_P)).sum())
     least = 2 / (2**differ * comb(only_a + only_b, only_a))
-    return Change(change, low, high, float(min(1.0, max(p, least))), pairs)
+    p = float(min(1.0, max(p_of_zero(change_R[None])[0], least)))
+    return Estimate(mean - against, low, high, p, draws=int((has_a & has_b).sum()))
 
 
-def _mean(mean_P: Floats, weight_P: Floats) -> float:
-    there_P = weight_P > 0
-    return float(np.average(mean_P[there_P], weights=weight_P[there_P])) if there_P.any() else np.nan
+def _mean(mean_P: Floats, weight_P: Floats) -> float | None:
+    has_P = weight_P > 0
+    return float(np.average(mean_P[has_P], weights=weight_P[has_P])) if has_P.any() else None
 
 
 def _is_same(mean_P: Floats) -> bool:

@@ -91,7 +91,7 @@ def test_means_are_those_of_pandas(folders: dict[str, Path]) -> None:
         assert {key: row.means[name].value for key, row in rows.items()} == pytest.approx(expected, rel=1e-12)
         assert rows["strongest_consistency"].means[name].features == pd.concat(strongest).notna().sum()
         assert rows["strongest_consistency"].means[name].total == len(pd.concat(strongest))
-    assert {key for key, row in rows.items() if not np.isnan(row.chance)} == {"strongest_consistency"}
+    assert {key for key, row in rows.items() if row.chance is not None} == {"strongest_consistency"}
     assert rows["strongest_consistency"].chance == pytest.approx(58)
 
 
