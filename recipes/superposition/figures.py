@@ -1,11 +1,11 @@
-"""Draw Figure 5 and more: the toy model from what ``run`` has left, and the theory from its closed forms.
+"""Draw figure 5 and more: the toy model from the records of ``run``, and the theory from its closed forms.
 
     monolora superposition figures --out runs/superposition
 
 fig5a          encoders without and with superposition                                  section 4.2
 fig5b          accuracy: clean, many wrong labels, Gaussian noise                       section 4.2
 by-noise       accuracy against both noises, at each sparsity
-differences    mono - poly at each sparsity, noise and number of training samples
+differences    mono - poly for each sparsity, noise and number of training samples
 geometry       dimensionality of features, antipodal pairs
 theory-label   J against label noise, for each criterion                                theorem 4.2
 theory-input   J against input noise                                                    theorem B.9
@@ -27,18 +27,18 @@ from matplotlib.figure import Figure
 
 from monolora.errors import InputError, exit_status
 from monolora.flags import FlagParser, setting
-from monolora.recipes.superposition import comparison_plots, toy_plots
-from monolora.recipes.superposition.records import Recorded, read_recorded
+from monolora.recipes.superposition import comparison_plots, encoder_plots
+from monolora.recipes.superposition.records import ENCODERS, Records, read_records
 from monolora.recipes.superposition.settings import Run
 from monolora.reporting import plots
 from monolora.reporting.plots import save_figure
 
-OF_RUN: Mapping[str, Callable[[Recorded], Figure]] = {
-    "fig5a": toy_plots.fig5a,
-    "fig5b": toy_plots.fig5b,
+OF_RUN: Mapping[str, Callable[[Records], Figure]] = {
+    "fig5a": encoder_plots.fig5a,
+    "fig5b": comparison_plots.fig5b,
     "by-noise": comparison_plots.by_noise_figure,
     "differences": comparison_plots.differences_figure,
-    "geometry": toy_plots.geometry_figure,
+    "geometry": encoder_plots.geometry_figure,
 }
 OF_THEORY: Mapping[str, Callable[[], Figure]] = {
     "theory-label": partial(comparison_plots.criteria_figure, "label"),
@@ -65,10 +65,10 @@ def main(argv: list[str]) -> int:
     settings = FlagParser("monolora superposition figures", __doc__).parse_into(argv, Figures)
     out = Path(settings.out)
     figures: dict[str, Callable[[], Figure]] = {}
-    if (out / "encoders.json").is_file():
-        recorded = read_recorded(out)
-        figures = {name: partial(draw, recorded) for name, draw in OF_RUN.items()}
-        figures["fig5a"] = partial(toy_plots.fig5a, recorded, settings.sparsity)
+    if (out / ENCODERS).is_file():
+        records = read_records(out)
+        figures = {name: partial(draw, records) for name, draw in OF_RUN.items()}
+        figures["fig5a"] = partial(encoder_plots.fig5a, records, settings.sparsity)
     elif out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file. Name the folder of a run with --out.")
     else:

@@ -3,9 +3,9 @@
     monolora superposition run --out runs/superposition
     monolora superposition run --seeds 5 --train-samples 1000 --out runs/quick
 
-Encoders of all sparsities and seeds are trained at once; so are all classifiers of a sparsity. What is done in OUT with
-the same settings is not done again. Writes OUT/encoders.{safetensors,json}, OUT/noise-N.json for each number of
-training samples, and OUT/results.md, which it prints too.
+Encoders of all sparsities and seeds are trained together, and so are all classifiers of a sparsity. Results in OUT that
+have the same settings are not computed again. Writes OUT/encoders.{safetensors,json}, OUT/noise-N.json for each number
+of training samples, and OUT/results.md, which is printed too.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from monolora.recipes.superposition.classifiers import noise_results
 from monolora.recipes.superposition.records import (
     ENCODERS,
     WEIGHTS,
-    differing,
     fingerprint,
     noise_file,
-    read_recorded,
+    read_records,
     read_weights,
-    without_samples,
+    setting_differences,
+    shared_settings,
 )
 from monolora.recipes.superposition.settings import Run
 from monolora.recipes.superposition.tables import as_markdown, results_of
@@ -44,23 +44,24 @@ from monolora.runs import write_aside
 
 RESULTS = "results.md"
 _AGAIN = "Give the same command again."
-_MEND = "Free space, then give the same command again."
-_OF_ENCODERS = (
+_DISK_FULL = "Free space, then give the same command again."
+# The settings that decide what encoders and classifiers become: where these are the same, results are not recomputed.
+_ENCODER_SETTINGS = (
     "features", "dimensions", "sparsities", "seeds", "importance_decay", "encoder_steps", "encoder_batch",
     "encoder_learning_rate",
 )  # fmt: skip
-_OF_NOISE = (
+_NOISE_SETTINGS = (
     "sparsities", "seeds", "test_samples", "noise_rates", "noise_scales", "epochs", "batch_size", "learning_rate",
     "weight_decay",
 )  # fmt: skip
 
 
 def run(settings: Run) -> None:
-    """Do what is not done yet, and show all results in the folder.
+    """Compute what is missing, and print all results in the folder.
 
     Raises:
         InputError: if a file in the folder is damaged, or there is no such device.
-        RunError: if a training diverges, or the device's memory is too small; SaveError if the disk is full.
+        RunError: if training diverges, or the device's memory is too small; SaveError if the disk is full.
     """
     out, device = Path(settings.out), device_of(settings.device)
     if out.exists() and not out.is_dir():
@@ -74,34 +75,34 @@ def run(settings: Run) -> None:
 
 
 def _run(settings: Run, out: Path, device: torch.device) -> None:
-    _check_own(out)
+    _refuse_foreign_files(out)
     out.mkdir(exist_ok=True)
-    _encoders(settings, out, device)
+    _train_encoders(settings, out, device)
     W_Ssmn = torch.from_numpy(read_weights(out / WEIGHTS, _AGAIN))
     inputs = {"encoders": fingerprint(out / WEIGHTS)}
-    _check_others(settings, out)
+    _check_other_classifiers(settings, out)
     for count in settings.train_samples:
-        _noise(settings, out, count, W_Ssmn, inputs, device)
-    text = as_markdown(results_of(read_recorded(out)))
+        _train_classifiers(settings, out, count, W_Ssmn, inputs, device)
+    text = as_markdown(results_of(read_records(out)))
     try:
         write_aside(out / RESULTS, lambda path: path.write_text(text))
     except OSError as error:
-        raise SaveError.of(out, error, _MEND) from error
+        raise SaveError.of(out, error, _DISK_FULL) from error
     print(f"\n{text}\nresults: {out / RESULTS}", flush=True)
 
 
-def _check_own(out: Path) -> None:
-    """Check that nothing is written over that is of no such run.
+def _refuse_foreign_files(out: Path) -> None:
+    """Check that no file is overwritten that another program wrote.
 
     Raises:
         InputError: naming the file.
     """
-    recorded = [path for path in (out / ENCODERS, *sorted(out.glob(noise_file("*")))) if path.is_file()]
-    for path in recorded:
+    records = [path for path in (out / ENCODERS, *sorted(out.glob(noise_file("*")))) if path.is_file()]
+    for path in records:
         experiment_steps.read(path, _AGAIN)
     others = [out / name for name in (WEIGHTS, RESULTS) if (out / name).exists()]
-    if others and not recorded and not _is_weights(out / WEIGHTS):
-        raise InputError(f"{others[0]} is there, and is of no run of this program. Give another --out.")
+    if others and not records and not _is_weights(out / WEIGHTS):
+        raise InputError(f"{others[0]} exists, and is of no run of this program. Give another --out.")
 
 
 def _is_weights(path: Path) -> bool:
@@ -113,29 +114,29 @@ def _is_weights(path: Path) -> bool:
     return True
 
 
-def _encoders(settings: Run, out: Path, device: torch.device) -> None:
-    """Train and save the encoders, unless they are there."""
-    start, own = time.perf_counter(), _chosen(settings, _OF_ENCODERS)
+def _train_encoders(settings: Run, out: Path, device: torch.device) -> None:
+    """Train and save the encoders, unless the folder has them."""
+    start, own = time.perf_counter(), _subset(settings, _ENCODER_SETTINGS)
     count = len(settings.sparsities) * settings.seeds
-    said = (
+    title = (
         f"encoders: {count}, {len(settings.sparsities)} sparsities x {settings.seeds} seeds, {settings.features} "
         f"features in {settings.dimensions} dimensions"
     )
-    kept = experiment_steps.results_if_same(out / ENCODERS, own, {})
-    if kept is not None and (out / WEIGHTS).is_file() and kept.get("weights") == fingerprint(out / WEIGHTS):
-        print(f"{said}: done before", flush=True)
+    results = experiment_steps.results_if_same(out / ENCODERS, own, {})
+    if results is not None and (out / WEIGHTS).is_file() and results.get("weights") == fingerprint(out / WEIGHTS):
+        print(f"{title}: done before", flush=True)
         return
-    print(f"{said}: training, {settings.encoder_steps} steps …", flush=True)
+    print(f"{title}: training, {settings.encoder_steps} steps …", flush=True)
     with out_of_memory("Lower --seeds or --encoder-batch, or give fewer --sparsities."):
         encoders = train_encoders(settings, device)
     try:
-        # no record in the folder is of the weights that come now
+        # The records go first: killed between the two, the folder never has a record of other weights.
         for path in (out / ENCODERS, *out.glob(noise_file("*"))):
             path.unlink(missing_ok=True)
         tensors = {"W": encoders.W_Kmn.contiguous(), "b": encoders.b_Kn.contiguous()}
         write_aside(out / WEIGHTS, lambda path: save_file(tensors, path))
     except (OSError, SafetensorError) as error:
-        raise SaveError.of(out, error, _MEND) from error
+        raise SaveError.of(out, error, _DISK_FULL) from error
     seconds = time.perf_counter() - start
     about = {"weights": fingerprint(out / WEIGHTS), "seconds": seconds}
     experiment_steps.write(out / ENCODERS, own, {}, _geometry(encoders, settings.sparsities) | about)
@@ -143,47 +144,47 @@ def _encoders(settings: Run, out: Path, device: torch.device) -> None:
 
 
 def _geometry(encoders: Encoders, sparsities: Sequence[float]) -> dict[str, Any]:
-    """Of the record: by sparsity, of each seed; of each feature, but for the loss."""
+    """The record's arrays: by sparsity and seed; all but the loss by feature too."""
     W_Ssmn = encoders.W_Kmn
-    found = {
+    measures = {
         "loss": encoders.loss_K,
         "norms": W_Ssmn.norm(dim=-2),
         "dimensionality": dimensionality(W_Ssmn),
         "paired": in_antipodal_pair(W_Ssmn),
     }
-    return {name: dict(zip(map(str, sparsities), each.tolist(), strict=True)) for name, each in found.items()}
+    return {name: dict(zip(map(str, sparsities), values.tolist(), strict=True)) for name, values in measures.items()}
 
 
-def _check_others(settings: Run, out: Path) -> None:
-    """Classifiers of other numbers of samples are shown beside these: their settings must be the same.
+def _check_other_classifiers(settings: Run, out: Path) -> None:
+    """Check the records that stay: they are shown together with the new ones, so their settings must be the same.
 
     Raises:
-        InputError: if they are not.
+        InputError: if they differ.
     """
-    own = json.loads(json.dumps(_chosen(settings, _OF_NOISE)))
-    redone = {noise_file(count) for count in settings.train_samples}
+    own = json.loads(json.dumps(_subset(settings, _NOISE_SETTINGS)))  # tuples are lists in a record
+    own_files = {noise_file(count) for count in settings.train_samples}
     for path in sorted(out.glob(noise_file("*"))):
-        theirs = without_samples(experiment_steps.read(path, _AGAIN)["settings"])
-        if path.name not in redone and theirs != own:
+        theirs = shared_settings(experiment_steps.read(path, _AGAIN)["settings"])
+        if path.name not in own_files and theirs != own:
             raise InputError(
-                f"{path} is of other settings ({differing(own, theirs)}), and would be shown beside the new results. "
-                "Give another --out, or delete it."
+                f"{path} is of other settings ({setting_differences(own, theirs)}), and would be shown together with "
+                "the new results. Give another --out, or delete it."
             )
 
 
-def _noise(
+def _train_classifiers(
     settings: Run, out: Path, count: int, W_Ssmn: torch.Tensor, inputs: dict[str, str], device: torch.device
 ) -> None:
-    """Train and measure classifiers of one number of training samples, unless that is done."""
+    """Train and measure the classifiers of one number of training samples, unless the folder has them."""
     start, file = time.perf_counter(), out / noise_file(count)
-    own = _chosen(settings, _OF_NOISE) | {"train_samples": count}
+    own = _subset(settings, _NOISE_SETTINGS) | {"train_samples": count}
     pairs = 2 * len(settings.sparsities) - 1  # at S = 0, mono is poly
     classifiers = pairs * settings.seeds * len(settings.noise_rates)
-    said = f"noise: {classifiers} classifiers, {count} training samples each"
+    title = f"noise: {classifiers} classifiers, {count} training samples each"
     if experiment_steps.results_if_same(file, own, inputs) is not None:
-        print(f"{said}: done before", flush=True)
+        print(f"{title}: done before", flush=True)
         return
-    print(f"{said}: training, {settings.epochs} epochs …", flush=True)
+    print(f"{title}: training, {settings.epochs} epochs …", flush=True)
     with out_of_memory("Lower --seeds, --train-samples or --test-samples."):
         results = noise_results(W_Ssmn, settings, count, device)
     seconds = time.perf_counter() - start
@@ -191,7 +192,7 @@ def _noise(
     print(f"noise: {seconds:.0f} s", flush=True)
 
 
-def _chosen(settings: Run, names: Sequence[str]) -> dict[str, Any]:
+def _subset(settings: Run, names: Sequence[str]) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 

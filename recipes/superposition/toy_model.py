@@ -1,4 +1,12 @@
-"""Anthropic's toy model of superposition: data, training, and the geometry of what it learns."""
+"""The toy model of superposition (section 4.2; Elhage et al., 2022): sparse data, encoders, and their geometry.
+
+An encoder is W (m x n) and b (n). It reconstructs x as relu(W^T W x + b), in which feature i counts decay^i; column W_i
+is the direction of feature i. Encoders of all sparsities and seeds are trained together.
+
+All sparsities share their random numbers: one uniform number v for each entry gives that entry at every S, so that two
+sparsities differ by S alone. Random numbers are a seed's own: a seed's encoders do not depend on which others are
+trained with them, up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +20,29 @@ from monolora.errors import InputError, RunError
 from monolora.recipes.experiment_steps import generator_of
 from monolora.recipes.superposition.settings import Run
 
-_MOST_DRAWS = 10_000  # of a row without an active feature
+FRESH = 10_000  # samples that the trained encoders' loss is measured on
+REPRESENTED = 0.5  # the norm above which a feature is represented
+OPPOSITE = -0.9  # the cosine below which two features are antipodal
+
+_INITIAL, _TRAIN, _FRESH = range(3)  # purposes of a generator: its seed is [seed, purpose]
+_STEPS_DRAWN = 16  # steps whose random numbers are drawn in one call
+_MAX_DRAWS = 10_000  # of a row without an active feature
+
+_STARTS = 32  # rotations that quartimax climbs from: it has local optima
+_MAX_STEPS = 300
+_SETTLED = 1e-10  # relative gain of a step
+_LARGE = 0.5  # share of a row's largest entry
+
+
+# Data.
 
 
 class Labelled(NamedTuple):
-    """Samples, each with an active feature at least.
+    """Samples with at least one active feature each.
 
     Attributes:
         x_Nn: ``float32``, 0 to 1.
-        labels_N: ``int64``, the largest feature.
+        labels_N: ``int64``, the index of the largest feature.
     """
 
     x_Nn: torch.Tensor
@@ -43,40 +65,38 @@ def samples(v: torch.Tensor, sparsity: float | torch.Tensor) -> torch.Tensor:
 def labelled_samples(count: int, features: int, sparsity: float, seed: int, purpose: int) -> Labelled:
     """Samples whose label is their largest feature.
 
-    Rows without an active feature have no largest one. They are drawn again, which leaves the distribution under the
-    condition that a feature is active; the other rows keep the v that all sparsities share.
+    Rows without an active feature have no largest one. They are drawn again, which gives the distribution on condition
+    that a feature is active; the other rows keep the v that all sparsities share.
 
     Args:
         count: N.
         features: n.
         sparsity: S.
         seed: of a run.
-        purpose: tells training from test samples.
+        purpose: distinguishes training from test samples.
 
     Raises:
         InputError: if S is so near 1 that nearly all rows have no active feature.
     """
     v_Nn = torch.rand(count, features, generator=generator_of([seed, purpose]))
-    again = generator_of([seed, purpose, 1])
+    redraws = generator_of([seed, purpose, 1])  # apart from v, whose order must not depend on S
     drawn = count
     x_Nn = samples(v_Nn, sparsity)
     while len(empty := (x_Nn.amax(1) == 0).nonzero().squeeze(1)):
         drawn += len(empty)
-        if drawn > _MOST_DRAWS * count:
+        if drawn > _MAX_DRAWS * count:
             raise InputError(
                 f"At --sparsities {sparsity} hardly any sample has an active feature. Lower it, or raise --features."
             )
-        x_Nn[empty] = samples(torch.rand(len(empty), features, generator=again), sparsity)
+        x_Nn[empty] = samples(torch.rand(len(empty), features, generator=redraws), sparsity)
     return Labelled(x_Nn, x_Nn.argmax(1))
 
 
-FRESH = 10_000  # samples that the trained encoders' loss is measured on
-_INITIAL, _TRAIN, _FRESH = range(3)  # what a seed is of: [seed, one of these]
-_AT_ONCE = 16  # steps whose random numbers are drawn together
+# Encoders.
 
 
 class Encoders(NamedTuple):
-    """K encoders, sparsity by sparsity, or with the leading shape ``(S, seeds)``.
+    """K encoders, ordered by sparsity and then seed, or with the leading shape ``(S, seeds)``.
 
     Attributes:
         W_Kmn, b_Kn: ``float32``.
@@ -104,23 +124,25 @@ def train_encoders(settings: Run, device: torch.device) -> Encoders:
     b_K1n = torch.zeros(len(W_Kmn), 1, settings.features, device=device, requires_grad=True)
     adam = torch.optim.Adam([W_Kmn, b_K1n], lr=settings.encoder_learning_rate)
     steps = settings.encoder_steps
-    falling = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    cosine = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     for v_seedsBn in _uniforms(settings, steps, device):
         x_KBn = samples(v_seedsBn.repeat(shape[0], 1, 1), sparsity_K11)
+        # The losses of encoders are added: each encoder's gradient is that of its own loss alone.
         reconstruction_loss(W_Kmn, b_K1n, x_KBn, importance_n).sum().backward()
         adam.step()
-        falling.step()
+        cosine.step()
         adam.zero_grad()
     W_Kmn, b_K1n = W_Kmn.detach(), b_K1n.detach()
     if not (W_Kmn.isfinite().all() and b_K1n.isfinite().all()):
         raise RunError(f"The encoders diverged. Lower --encoder-learning-rate ({settings.encoder_learning_rate}).")
     loss_K = torch.cat(
         [
-            reconstruction_loss(W_Kmn[[place]], b_K1n[[place]], x_1Nn, importance_n)
-            for place, x_1Nn in enumerate(_fresh(settings, device))
+            reconstruction_loss(W_Kmn[[index]], b_K1n[[index]], x_1Nn, importance_n)
+            for index, x_1Nn in enumerate(_fresh_samples(settings, device))
         ]
     )
-    return Encoders(*(each.cpu().view(*shape, *each.shape[1:]) for each in (W_Kmn, b_K1n.squeeze(1), loss_K)))
+    tensors = (W_Kmn, b_K1n.squeeze(1), loss_K)
+    return Encoders(*(tensor.cpu().view(*shape, *tensor.shape[1:]) for tensor in tensors))
 
 
 def importances(settings: Run) -> torch.Tensor:
@@ -133,39 +155,38 @@ def reconstruction_loss(
 ) -> torch.Tensor:
     """``sum_i I_i (x_i - relu(W^T W x + b)_i)^2``, its mean over the batch, shape ``(K,)``."""
     h_KBm = torch.bmm(x_KBn, W_Kmn.mT)
-    found_KBn = torch.baddbmm(b_K1n, h_KBm, W_Kmn).relu()
-    return (found_KBn - x_KBn).square().mean(1) @ importance_n
+    reconstruction_KBn = torch.baddbmm(b_K1n, h_KBm, W_Kmn).relu()
+    return (reconstruction_KBn - x_KBn).square().mean(1) @ importance_n
 
 
 def _initial(settings: Run) -> torch.Tensor:
-    """W of each seed, with variance 2 / (n + m)."""
+    """W of each seed, with the variance 2 / (n + m) of Xavier initialization; the same at all sparsities."""
     m, n = settings.dimensions, settings.features
     drawn = [torch.randn(m, n, generator=generator_of([seed, _INITIAL])) for seed in range(settings.seeds)]
     return torch.stack(drawn) * math.sqrt(2 / (n + m))
 
 
 def _uniforms(settings: Run, steps: int, device: torch.device) -> Iterator[torch.Tensor]:
-    """Of each step, numbers from 0 to 1, shape ``(seeds, B, n)``."""
+    """The v of each step, uniform from 0 to 1, shape ``(seeds, B, n)``."""
     generators = [generator_of([seed, _TRAIN]) for seed in range(settings.seeds)]
-    for start in range(0, steps, _AT_ONCE):
-        shape = min(_AT_ONCE, steps - start), settings.encoder_batch, settings.features
-        yield from torch.stack([torch.rand(shape, generator=each) for each in generators], 1).to(device)
+    for start in range(0, steps, _STEPS_DRAWN):
+        shape = min(_STEPS_DRAWN, steps - start), settings.encoder_batch, settings.features
+        yield from torch.stack([torch.rand(shape, generator=generator) for generator in generators], 1).to(device)
 
 
-def _fresh(settings: Run, device: torch.device) -> Iterator[torch.Tensor]:
-    """Samples of each encoder's sparsity, ``(1, FRESH, n)``."""
+def _fresh_samples(settings: Run, device: torch.device) -> Iterator[torch.Tensor]:
+    """New samples for each encoder, of its sparsity, ``(1, FRESH, n)``."""
     for sparsity in settings.sparsities:
         for seed in range(settings.seeds):
             v_Nn = torch.rand(FRESH, settings.features, generator=generator_of([seed, _FRESH]))
             yield samples(v_Nn, sparsity).unsqueeze(0).to(device)
 
 
-REPRESENTED = 0.5  # the norm above which a feature is
-OPPOSITE = -0.9  # the cosine below which two are
+# Geometry. All of this stays the same when the space of h is rotated.
 
 
 def represented(W_mn: torch.Tensor) -> torch.Tensor:
-    """Whether ``||W_i|| > 0.5``: ``bool``, shape ``(..., n)`` of weights ``(..., m, n)``."""
+    """Whether ``||W_i|| > 0.5``: ``bool``, shape ``(..., n)`` for weights ``(..., m, n)``."""
     return W_mn.norm(dim=-2) > REPRESENTED
 
 
@@ -187,8 +208,8 @@ def dimensionality(W_mn: torch.Tensor) -> torch.Tensor:
 def in_antipodal_pair(W_mn: torch.Tensor) -> torch.Tensor:
     """Whether a represented feature and another have opposite directions.
 
-    The other is, of the represented ones, nearest to the opposite direction, with a cosine below -0.9; and the first
-    is that to the other.
+    A feature's partner is the represented feature nearest to its opposite direction, with a cosine below -0.9. Two
+    features are a pair if each is the other's partner.
 
     Args:
         W_mn: weights, shape ``(..., m, n)``.
@@ -196,62 +217,62 @@ def in_antipodal_pair(W_mn: torch.Tensor) -> torch.Tensor:
     Returns:
         ``bool``, shape ``(..., n)``.
     """
-    there_n = represented(W_mn)
-    unit_mn = W_mn / W_mn.norm(dim=-2, keepdim=True).clamp_min(REPRESENTED)  # the others do not count
-    both_nn = there_n.unsqueeze(-1) & there_n.unsqueeze(-2)
+    represented_n = represented(W_mn)
+    # Clamping changes only features that are not represented: it keeps their columns from being divided by 0.
+    unit_mn = W_mn / W_mn.norm(dim=-2, keepdim=True).clamp_min(REPRESENTED)
+    both_nn = represented_n.unsqueeze(-1) & represented_n.unsqueeze(-2)
     cosine_nn = (unit_mn.mT @ unit_mn).masked_fill(~both_nn, 1.0)
     lowest_n, partner_n = cosine_nn.min(-1)
-    back_n = partner_n.gather(-1, partner_n)
-    return (lowest_n < OPPOSITE) & (back_n == torch.arange(back_n.shape[-1], device=back_n.device))
+    partners_partner_n = partner_n.gather(-1, partner_n)
+    own_n = torch.arange(partner_n.shape[-1], device=partner_n.device)
+    return (lowest_n < OPPOSITE) & (partners_partner_n == own_n)
 
 
-_STARTS = 32
-_STEPS = 300
-_SETTLED = 1e-10  # relative gain of a step
-_LARGE = 0.5  # share of a row's largest entry
+# The rotation in which an encoder is easiest to read. A linear classifier, and the reconstruction, see the same in R W
+# as in W for any orthogonal R: the axes mean nothing. A picture of W is clearest where its entries are sparsest.
 
 
-def turned(W_mn: torch.Tensor) -> torch.Tensor:
-    """Rotate an encoder's outputs so that their weights are sparse.
+def quartimax(W_mn: torch.Tensor) -> torch.Tensor:
+    """Rotate an encoder's outputs so that their weights are sparse: quartimax of factor analysis.
 
     Args:
         W_mn: weights of one encoder, shape ``(m, n)``.
 
     Returns:
-        ``R W`` with R orthogonal and the sum of fourth powers as large as was found from 32 starts. Rows are ordered
-        by their first large feature, and their largest entries are positive. ``W^T W`` is unchanged.
+        ``R W`` with R orthogonal and the sum of fourth powers as large as 32 starts reach. Rows are ordered by their
+        first large feature, and their largest entries are positive. ``W^T W`` is unchanged.
     """
     W = W_mn.double().cpu()
-    R_smm = _starts(len(W))
-    before = torch.zeros((), dtype=W.dtype)
-    for _ in range(_STEPS):
-        turned_smn = R_smm @ W
-        most = turned_smn.pow(4).sum((-2, -1)).amax()
-        if most - before <= _SETTLED * most:
+    R_smm = _starting_rotations(len(W))
+    previous = torch.zeros((), dtype=W.dtype)
+    for _ in range(_MAX_STEPS):
+        rotated_smn = R_smm @ W
+        objective = rotated_smn.pow(4).sum((-2, -1)).amax()
+        if objective - previous <= _SETTLED * objective:
             break
-        before = most
-        R_smm = _nearest_rotation(turned_smn.pow(3) @ W.T)
-    turned_smn = R_smm @ W
-    best_mn = turned_smn[turned_smn.pow(4).sum((-2, -1)).argmax()]
+        previous = objective
+        R_smm = _nearest_rotation(rotated_smn.pow(3) @ W.T)
+    rotated_smn = R_smm @ W
+    best_mn = rotated_smn[rotated_smn.pow(4).sum((-2, -1)).argmax()]
     return _ordered(best_mn).to(W_mn)
 
 
-def _starts(m: int) -> torch.Tensor:
+def _starting_rotations(m: int) -> torch.Tensor:
     """Rotations, the identity first."""
-    drawn = torch.randn(_STARTS - 1, m, m, generator=generator_of([m]), dtype=torch.float64)
-    return torch.cat([torch.eye(m, dtype=torch.float64).unsqueeze(0), torch.linalg.qr(drawn).Q])
+    gaussian = torch.randn(_STARTS - 1, m, m, generator=generator_of([m]), dtype=torch.float64)
+    return torch.cat([torch.eye(m, dtype=torch.float64).unsqueeze(0), torch.linalg.qr(gaussian).Q])
 
 
 def _nearest_rotation(gradient_smm: torch.Tensor) -> torch.Tensor:
-    """Where the linear bound of the convex objective is largest: a step never lowers it."""
+    """The rotation that maximizes the objective's linear lower bound; the objective is convex, so no step lowers it."""
     U_smm, _, Vh_smm = torch.linalg.svd(gradient_smm)
     return U_smm @ Vh_smm
 
 
 def _ordered(W_mn: torch.Tensor) -> torch.Tensor:
-    most_m1 = W_mn.abs().amax(1, keepdim=True)
+    row_max_m1 = W_mn.abs().amax(1, keepdim=True)
     largest_m1 = W_mn.gather(1, W_mn.abs().argmax(1, keepdim=True))
     signed_mn = W_mn * torch.where(largest_m1 < 0, -1.0, 1.0)
-    first_m = (W_mn.abs() > _LARGE * most_m1).int().argmax(1)  # of several, argmax gives the first
-    empty_m = most_m1.squeeze(1) < _LARGE * most_m1.max()  # rows of no feature come last
+    first_m = (W_mn.abs() > _LARGE * row_max_m1).int().argmax(1)  # argmax gives the first of several
+    empty_m = row_max_m1.squeeze(1) < _LARGE * row_max_m1.max()  # rows without a feature come last
     return signed_mn[(first_m + W_mn.shape[1] * empty_m).argsort(stable=True)]

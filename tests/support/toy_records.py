@@ -1,4 +1,4 @@
-"""Made-up records of the toy model, in the shape that ``monolora superposition run`` writes them."""
+"""Made-up records of the toy model, in the format of ``monolora superposition run``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_records(
     scales: Sequence[float] = SCALES,
     W_Ssmn: np.ndarray | None = None,
 ) -> None:
-    """Write all that figures are drawn from.
+    """Write a folder of records.
 
     Args:
         out: the folder.
@@ -70,14 +70,14 @@ def make_records(
 
 
 def _encoder(S: float, seed: int) -> np.ndarray:
-    """Twelve features: six alone where dense; a pair and six alone at 0.5; six pairs where sparse; turned at random."""
+    """Twelve features: six alone where dense; a pair and six alone at 0.5; six pairs where sparse; rotated."""
     numbers = np.random.default_rng([round(100 * S), seed])
-    axes, one = np.eye(6), np.zeros((6, 12))
-    one[:, :6] = axes
+    W_mn = np.zeros((6, 12))
+    W_mn[:, :6] = np.eye(6)
     if S > 0:
         for feature in range(1 if S <= 0.5 else 6):
-            one[feature, 6 + (feature + seed) % 6 if S > 0.5 else 6] = -0.9
-    return np.linalg.qr(numbers.normal(size=(6, 6)))[0] @ (one + numbers.normal(0, 0.01, one.shape))
+            W_mn[feature, 6 + (feature + seed) % 6 if S > 0.5 else 6] = -0.9
+    return np.linalg.qr(numbers.normal(size=(6, 6)))[0] @ (W_mn + numbers.normal(0, 0.01, W_mn.shape))
 
 
 def _norms(W_mn: np.ndarray) -> np.ndarray:
@@ -91,19 +91,19 @@ def _dimensionality(W_mn: np.ndarray) -> np.ndarray:
 
 def _paired(W_mn: np.ndarray) -> np.ndarray:
     unit_mn = W_mn / _norms(W_mn)
-    there = _norms(W_mn) > 0.5
-    cosine_nn = np.where(there[:, None] & there, unit_mn.T @ unit_mn, 0)
+    represented_n = _norms(W_mn) > 0.5
+    cosine_nn = np.where(represented_n[:, None] & represented_n, unit_mn.T @ unit_mn, 0)
     return cosine_nn.min(1) < -0.9
 
 
 def _accuracies(
     S: float, samples: int, numbers: np.random.Generator, seeds: int, rates: Sequence[float], scales: Sequence[float]
 ) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Poly begins higher and falls faster, as measured once; at S = 0 mono is poly."""
+    """Poly begins higher and falls faster, as a real run did; at S = 0 mono is poly."""
     rise = 1 if samples >= 5000 else 0.93
     clean = {"mono": 0.45 * rise, "poly": (0.45 + 0.4 * S) * rise}
     fall = {"mono": 0.45, "poly": 0.45 + 0.35 * S}
-    found = {
+    by_encoder = {
         name: {
             "label": {str(rate): _spread(clean[name] * (1 - fall[name] * rate**4), numbers, seeds) for rate in rates},
             "input": {
@@ -113,7 +113,7 @@ def _accuracies(
         }
         for name in clean
     }
-    return {"mono": found["mono"], "poly": found["mono"]} if S == 0 else found
+    return {"mono": by_encoder["mono"], "poly": by_encoder["mono"]} if S == 0 else by_encoder
 
 
 def _spread(mean: float, numbers: np.random.Generator, seeds: int) -> list[float]:

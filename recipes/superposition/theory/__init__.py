@@ -1,11 +1,8 @@
 """The theory of section 4.3 and appendix B for two features, in exact numbers or floats.
 
-    arithmetic ──▶ moments ──▶ criteria ──▶ crossing ──▶ every_sparsity
-
-    moments, criteria        closed forms, and what is made of them
-    crossing                 where mono and poly swap places at one S; every_sparsity: at all
-    joint, monte_carlo       the same moments by two other ways, as checks
-    accuracy                 what the best threshold on a feature gets right
+    moments      means and variances of a representation: closed forms, integrals, random samples
+    crossings    the criteria J of separability, and where mono and poly swap places
+    accuracy     how often the best threshold on a representation is right
 
 Two features x1, x2: each is 0 with probability S, else uniform on [0, 1]. The label is 1 where x1 > x2, 0 where
 x1 < x2, and a fair coin where both are 0. A representation is one number h = a x1 + b x2: the paper's monosemantic one

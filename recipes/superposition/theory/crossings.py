@@ -1,7 +1,12 @@
-"""What "linearly separable" may mean: the criteria J that theorem 4.2 could have used.
+"""Criteria J of separability, and where mono and poly swap places under each: at one sparsity, and at all.
 
-The paper asks for a large distance between the classes and a small variance within them, after Fisher (1936), and its
-formula for J is lost. These are the usual ways to say it in one number. They do not agree, so J is always named.
+The paper asks for a large distance between the classes and a small variance within them, after Fisher (1936); the
+formula for J is missing from its text. CRITERIA are the usual ways to put this in one number. They do not agree, so J
+is always named.
+
+Everything is exact. J_mono - J_poly is a rational function of S and the noise whose denominator has one sign. Its
+numerator is a polynomial p(S, x), with x = r = 1 - 2 eta under label noise and x = epsilon under input noise; between
+the roots of p in x, the same representation leads.
 """
 
 from __future__ import annotations
@@ -27,15 +32,22 @@ from monolora.recipes.superposition.theory.moments import (
     weights_of,
 )
 
+Noise = Literal["label", "input"]
+
+S_SYMBOL = sympy.Symbol("S", real=True)
+X_SYMBOL = sympy.Symbol("x", nonnegative=True)  # r = 1 - 2 eta, or epsilon
+TIED = "tied"
+OVERTAKES = ("poly", "mono")  # the claim of theorems 4.2 and B.9
+
 
 class Criterion(NamedTuple):
-    """A way to say in one number how separable two classes are; larger is better.
+    """One number for how separable two classes are; larger is better.
 
     Attributes:
-        formula: in words.
-        value: of the gap and the two variances.
-        scale_free: whether c h has the same J as h. A linear classifier does not care for c; a J that does can put
-            representations in any order by their units.
+        formula: for people.
+        value: J of the gap and the two variances.
+        scale_free: whether c h has the same J as h. A linear classifier does not depend on c; a J that does ranks
+            representations by their units.
     """
 
     formula: str
@@ -56,10 +68,10 @@ CRITERIA: Mapping[str, Criterion] = {
 
 
 def criterion_of(name: str) -> Criterion:
-    """By its name in CRITERIA.
+    """The criterion of a name in CRITERIA.
 
     Raises:
-        InputError: for another name.
+        InputError: for an unknown name.
     """
     if name not in CRITERIA:
         raise unknown("criterion", name, CRITERIA)
@@ -75,30 +87,25 @@ def separability(
         S: probability that a feature is 0, in [0, 1).
         representation: ``"mono"``, ``"poly"``, or weights.
         criterion: a name in CRITERIA.
-        eta: share of wrong labels, in [0, 1]; above 1/2 the classes have swapped, and the gap is negative.
+        eta: share of wrong labels, in [0, 1]; above 1/2 the classes are swapped, and the gap is negative.
         epsilon: standard deviation of Gaussian noise on each feature.
 
     Raises:
-        InputError: for what cannot be.
+        InputError: for arguments out of range.
     """
     moments = noisy_moments(S, representation, eta, epsilon)
     return criterion_of(criterion).value(moments.gap, moments.v1, moments.v0)
 
 
-Noise = Literal["label", "input"]
-
-S_SYMBOL = sympy.Symbol("S", real=True)
-X_SYMBOL = sympy.Symbol("x", nonnegative=True)  # r = 1 - 2 eta, or epsilon
-TIED = "tied"
-OVERTAKES = ("poly", "mono")  # the claim of theorems 4.2 and B.9
+# At one sparsity.
 
 
 class Crossover(NamedTuple):
-    """Who is ahead as the noise grows.
+    """Who leads as the noise grows.
 
     Attributes:
-        leaders: ``"mono"`` and ``"poly"`` in turns, the first from no noise on; ``("tied",)`` if J is the same.
-        at: the noises at which they change, exact, ascending: eta below 1/2, or epsilon.
+        leaders: ``"mono"`` and ``"poly"`` in turns, the first without noise; ``("tied",)`` if J is the same.
+        at: the noise levels at which they change, exact, ascending: eta below 1/2, or epsilon.
     """
 
     leaders: tuple[str, ...]
@@ -114,10 +121,10 @@ def crossover(
         S: in [0, 1). A float is taken as the decimal number that it is printed as.
         criterion: a name in CRITERIA.
         noise: ``"label"``: eta from 0 to 1/2; ``"input"``: epsilon from 0 on.
-        mono, poly: the representations that are called so.
+        mono, poly: the two representations.
 
     Raises:
-        InputError: for what cannot be.
+        InputError: for arguments out of range.
     """
     p = numerator(criterion, noise, weights_of(mono), weights_of(poly))
     at_S = p.eval(S_SYMBOL, rational(moments.sparsity(S)))
@@ -130,7 +137,7 @@ def crossover(
         roots, signs = roots[::-1], signs[::-1]
     leaders, at = [_leader(signs[0])], []
     for root, sign in zip(roots, signs[1:], strict=True):
-        if _leader(sign) != leaders[-1]:  # at a double root nobody passes
+        if _leader(sign) != leaders[-1]:  # at a double root nobody overtakes
             leaders.append(_leader(sign))
             at.append(sympy.radsimp((1 - root) / 2) if noise == "label" else root)
     return Crossover(tuple(leaders), tuple(at))
@@ -138,38 +145,38 @@ def crossover(
 
 @functools.cache
 def numerator(criterion: str, noise: Noise, mono: tuple[Number, Number], poly: tuple[Number, Number]) -> sympy.Poly:
-    """Of J_mono - J_poly, a polynomial in S and x, positive where mono is ahead.
+    """The numerator of J_mono - J_poly, a polynomial in S and x that is positive where mono leads.
 
     Raises:
-        InputError: for a criterion or a noise that there is not.
+        InputError: for an unknown criterion or noise.
     """
     if noise not in ("label", "input"):
         raise unknown("noise", noise, ("label", "input"))
     value = criterion_of(criterion).value
-    numbers_of, _ = sympy.construct_domain([rational(each) for each in (*mono, *poly)], extension=True, field=True)
-    # elements of a field of rational functions: the formulas take them as they take any numbers
-    _, S, x = field((S_SYMBOL, X_SYMBOL), numbers_of)
-    found = []
+    domain, _ = sympy.construct_domain([rational(weight) for weight in (*mono, *poly)], extension=True, field=True)
+    # Elements of a field of rational functions: the closed forms take them like any numbers.
+    _, S, x = field((S_SYMBOL, X_SYMBOL), domain)
+    values = []
     for weights in (mono, poly):
-        moments = conditional_moments(S, tuple(numbers_of.from_sympy(rational(each)) for each in weights))
+        moments = conditional_moments(S, tuple(domain.from_sympy(rational(weight)) for weight in weights))
         if noise == "label":
             moments = under_label_noise(moments, (1 - x) / 2)
         else:
             moments = under_input_noise(moments, x, weights)
-        found.append(value(moments.gap, moments.v1, moments.v0))
-    difference = found[0] - found[1]
-    # the denominator has one sign everywhere, as variances do: take it from the numerator
-    third = numbers_of.from_sympy(sympy.Rational(1, 3))
-    sign = sympy.sign(numbers_of.to_sympy(difference.denom.evaluate([(S.numer, third), (x.numer, third)])))
-    return sympy.Poly(sign * difference.numer.as_expr(), S_SYMBOL, X_SYMBOL, domain=numbers_of)
+        values.append(value(moments.gap, moments.v1, moments.v0))
+    difference = values[0] - values[1]
+    # The denominator has one sign everywhere, as variances do. Its value anywhere, here at (1/3, 1/3), gives that sign.
+    third = domain.from_sympy(sympy.Rational(1, 3))
+    sign = sympy.sign(domain.to_sympy(difference.denom.evaluate([(S.numer, third), (x.numer, third)])))
+    return sympy.Poly(sign * difference.numer.as_expr(), S_SYMBOL, X_SYMBOL, domain=domain)
 
 
 def _real_roots(poly: sympy.Poly) -> set[sympy.Expr]:
-    """In radicals: for the criteria here the polynomials are of degree 2 in x or x², but for factors of x."""
-    found = sympy.roots(poly)
-    if sum(found.values()) < poly.degree() or any(root.is_real is None for root in found):
+    """Real roots in radicals: under CRITERIA the polynomials are of degree 2 in x or x², up to factors of x."""
+    multiplicities = sympy.roots(poly)
+    if sum(multiplicities.values()) < poly.degree() or any(root.is_real is None for root in multiplicities):
         raise ArithmeticError(f"not all roots of {poly.as_expr()} are found in radicals")
-    return {root for root in found if root.is_real}
+    return {root for root in multiplicities if root.is_real}
 
 
 def _between(roots: list[sympy.Expr], end: sympy.Expr) -> list[sympy.Rational]:
@@ -190,6 +197,11 @@ def _leader(sign: sympy.Expr) -> str:
     return "mono" if sign > 0 else "poly"
 
 
+# At every sparsity at once. The pattern of who leads can change with S only where a root of p in x meets another root
+# or an end of the noise: at roots of p's discriminant, of its leading coefficient and of its values at the ends, all
+# polynomials in S alone (a cylindrical algebraic decomposition). Between these, one S stands for all.
+
+
 class Verdict(NamedTuple):
     """Who leads as the noise grows, for an open interval of sparsities.
 
@@ -206,27 +218,27 @@ class Verdict(NamedTuple):
 def verdicts(
     criterion: str, noise: Noise = "label", mono: Representation = "mono", poly: Representation = "poly"
 ) -> tuple[Verdict, ...]:
-    """Verdicts that together cover 0 < S < 1, ascending; neighbours differ. Arguments as of ``crossover``."""
+    """Verdicts that together cover 0 < S < 1, ascending; neighbours differ. Arguments as for ``crossover``."""
     p = numerator(criterion, noise, weights_of(mono), weights_of(poly))
     edges = [sympy.Integer(0), *_critical(p, noise), sympy.Integer(1)]
-    found: list[Verdict] = []
+    intervals: list[Verdict] = []
     for low, high in pairwise(edges):
         leaders = crossover(rational_between(low, high), criterion, noise, mono, poly).leaders
-        if found and found[-1].leaders == leaders:
-            found[-1] = found[-1]._replace(high=high)
+        if intervals and intervals[-1].leaders == leaders:
+            intervals[-1] = intervals[-1]._replace(high=high)
         else:
-            found.append(Verdict(low, high, leaders))
-    return tuple(found)
+            intervals.append(Verdict(low, high, leaders))
+    return tuple(intervals)
 
 
 def _critical(p: sympy.Poly, noise: Noise) -> list[sympy.Expr]:
-    """The sparsities between 0 and 1 where the pattern may change, ascending; there may be some where it does not."""
+    """The sparsities between 0 and 1 where the pattern can change, ascending; at some of them it may not."""
     factors = [factor.reorder(X_SYMBOL, S_SYMBOL) for factor, _ in p.factor_list()[1]]
     in_x = [factor for factor in factors if factor.degree(X_SYMBOL) > 0]
     conditions = [factor.eval(X_SYMBOL, 0) for factor in factors if factor not in in_x]
     for factor in in_x:
-        highest = factor.eject(S_SYMBOL).LC()
-        conditions += [sympy.Poly(highest, S_SYMBOL, extension=True), factor.eval(X_SYMBOL, 0), factor.discriminant()]
+        leading = factor.eject(S_SYMBOL).LC()
+        conditions += [sympy.Poly(leading, S_SYMBOL, extension=True), factor.eval(X_SYMBOL, 0), factor.discriminant()]
         conditions += [factor.eval(X_SYMBOL, 1)] if noise == "label" else []
     conditions += [one.resultant(other) for one, other in combinations(in_x, 2)]
     roots = {root for condition in conditions for root in _roots_in_range(condition) if 0 < root < 1}
@@ -234,7 +246,7 @@ def _critical(p: sympy.Poly, noise: Noise) -> list[sympy.Expr]:
 
 
 def _roots_in_range(condition: sympy.Poly) -> set[sympy.Expr]:
-    """Of a polynomial in S; if its coefficients have square roots in them, of its product with its conjugate."""
+    """Real roots of a polynomial in S; if its coefficients have square roots, of its product with its conjugate."""
     if condition.degree() < 1:
         return set()
     rational = condition if condition.domain.is_QQ or condition.domain.is_ZZ else condition.norm()

@@ -93,9 +93,9 @@ def test_trained_is_the_optimum_of_scikit_learn(
         optimum.fit(x_ND, labels_GRN[group, rate].numpy())
         weight_CE = trained.weight_GCRE[group, :, rate]
         torch.testing.assert_close(weight_CE[:, :-1], torch.from_numpy(optimum.coef_), rtol=0.01, atol=2e-3)
-        found_bias = weight_CE[:, -1] - weight_CE[:, -1].mean()  # a shift of all biases changes nothing
+        bias_C = weight_CE[:, -1] - weight_CE[:, -1].mean()  # a shift of all biases changes nothing
         expected = torch.from_numpy(optimum.intercept_ - optimum.intercept_.mean())
-        torch.testing.assert_close(found_bias, expected, rtol=0.01, atol=2e-3)
+        torch.testing.assert_close(bias_C, expected, rtol=0.01, atol=2e-3)
 
 
 @pytest.mark.parametrize("cached", [1, 700, 10**9])
@@ -104,10 +104,10 @@ def test_how_many_are_trained_at_once_does_not_matter(
 ) -> None:
     expected = train_classifiers(h_GND, labels_GRN, CLASSES, SETTINGS)
     right = expected.accuracy(h_GND, labels_GRN)
-    monkeypatch.setattr(classifiers, "_CACHED", cached)
-    found = train_classifiers(h_GND, labels_GRN, CLASSES, SETTINGS)
-    torch.testing.assert_close(found.weight_GCRE, expected.weight_GCRE)
-    torch.testing.assert_close(found.accuracy(h_GND, labels_GRN), right)
+    monkeypatch.setattr(classifiers, "_CACHED_LOGITS", cached)
+    in_parts = train_classifiers(h_GND, labels_GRN, CLASSES, SETTINGS)
+    torch.testing.assert_close(in_parts.weight_GCRE, expected.weight_GCRE)
+    torch.testing.assert_close(in_parts.accuracy(h_GND, labels_GRN), right)
 
 
 def test_the_size_of_inputs_does_not_matter(h_GND: torch.Tensor, labels_GRN: torch.Tensor) -> None:
@@ -118,8 +118,8 @@ def test_the_size_of_inputs_does_not_matter(h_GND: torch.Tensor, labels_GRN: tor
 
 def test_accuracy_is_that_of_a_loop(h_GND: torch.Tensor, labels_GRN: torch.Tensor) -> None:
     some = Classifiers(random(5, GROUPS, CLASSES, RATES, DIM + 1), torch.tensor([0.5, 1.0, 2.0]))
-    found = some.accuracy(h_GND, labels_GRN)
-    assert found.shape == (GROUPS, RATES)
+    accuracy_GR = some.accuracy(h_GND, labels_GRN)
+    assert accuracy_GR.shape == (GROUPS, RATES)
     for group in range(GROUPS):
         for rate in range(RATES):
             weight_CE = some.weight_GCRE[group, :, rate]
@@ -127,7 +127,7 @@ def test_accuracy_is_that_of_a_loop(h_GND: torch.Tensor, labels_GRN: torch.Tenso
             for h, label in zip(h_GND[group] / some.scale_G[group], labels_GRN[group, rate], strict=True):
                 logits = [float(weight[:-1] @ h + weight[-1]) for weight in weight_CE]
                 right += logits.index(max(logits)) == int(label)
-            assert float(found[group, rate]) == pytest.approx(right / COUNT)
+            assert float(accuracy_GR[group, rate]) == pytest.approx(right / COUNT)
 
 
 def test_labels_may_be_shared_and_a_rate_chosen(h_GND: torch.Tensor, labels_GRN: torch.Tensor) -> None:
@@ -154,9 +154,9 @@ def test_ties_are_right_in_part() -> None:
 def test_classes_that_can_be_told_apart_are(labels_GRN: torch.Tensor) -> None:
     h_GND = F.one_hot(labels_GRN[:, 0], CLASSES).float()
     trained = train_classifiers(h_GND, labels_GRN, CLASSES, SETTINGS)
-    found = trained.accuracy(h_GND, labels_GRN)
-    assert found[:, 0].tolist() == [1.0] * GROUPS
-    assert bool((found[:, 1] < 0.6).all())
+    accuracy_GR = trained.accuracy(h_GND, labels_GRN)
+    assert accuracy_GR[:, 0].tolist() == [1.0] * GROUPS
+    assert bool((accuracy_GR[:, 1] < 0.6).all())
 
 
 def test_divergence_names_what_to_lower(h_GND: torch.Tensor, labels_GRN: torch.Tensor) -> None:

@@ -39,15 +39,15 @@ def test_shape(results: dict[str, Any]) -> None:
     assert list(results) == ["accuracy", "fitted"]
     for sparsity in ("0.5", "0.0", "0.8"):
         for encoder in (MONO, POLY):
-            found = results["accuracy"][sparsity][encoder]
-            assert {kind: list(each) for kind, each in found.items()} == {
+            accuracy = results["accuracy"][sparsity][encoder]
+            assert {kind: list(by_level) for kind, by_level in accuracy.items()} == {
                 "label": ["0.5", "0.0", "0.9"],
                 "input": ["0.0", "1.0", "0.3"],
             }
             fitted = results["fitted"][sparsity][encoder]
             assert list(fitted) == ["0.5", "0.0", "0.9"]
-            values = [*found["label"].values(), *found["input"].values(), *fitted.values()]
-            assert all(len(of_seeds) == 2 and all(0 <= each <= 1 for each in of_seeds) for of_seeds in values)
+            values = [*accuracy["label"].values(), *accuracy["input"].values(), *fitted.values()]
+            assert all(len(of_seeds) == 2 and all(0 <= share <= 1 for share in of_seeds) for of_seeds in values)
 
 
 def test_at_sparsity_0_mono_is_poly(results: dict[str, Any]) -> None:
@@ -56,15 +56,15 @@ def test_at_sparsity_0_mono_is_poly(results: dict[str, Any]) -> None:
         assert results[name]["0.8"][MONO] != results[name]["0.8"][POLY]
 
 
-@pytest.mark.parametrize(("place", "sparsity"), [(0, 0.5), (2, 0.8)])
+@pytest.mark.parametrize(("index", "sparsity"), [(0, 0.5), (2, 0.8)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_each_number_is_that_of_one_classifier(
-    W_Ssmn: torch.Tensor, results: dict[str, Any], place: int, sparsity: float, seed: int
+    W_Ssmn: torch.Tensor, results: dict[str, Any], index: int, sparsity: float, seed: int
 ) -> None:
     """Both encoders on the same samples, wrong labels and input noise; chosen by the largest logit."""
     train, test = (labelled_samples(*of) for of in ((COUNT, 6, sparsity, seed, 10), (300, 6, sparsity, seed, 11)))
     z_Nn = torch.randn(300, 6, generator=generator_of([seed, 13]))
-    for encoder, W in ((MONO, W_Ssmn[1, seed]), (POLY, W_Ssmn[place, seed])):
+    for encoder, W in ((MONO, W_Ssmn[1, seed]), (POLY, W_Ssmn[index, seed])):
         for rate in SETTINGS.noise_rates:
             labels = noisy_labels(train.labels_N, 6, rate, [seed, 12])
             trained = train_classifiers((train.x_Nn @ W.T).unsqueeze(0), labels.view(1, 1, -1), 6, SETTINGS)
@@ -75,20 +75,20 @@ def test_each_number_is_that_of_one_classifier(
                 return float((logits.argmax(1) == right).double().mean())
 
             close = {"abs": 2.5 / 300}  # rounding may turn a sample or two
-            found = results["accuracy"][str(sparsity)][encoder]
-            assert found["label"][str(rate)][seed] == pytest.approx(share(test.x_Nn, test.labels_N), **close)
+            accuracy = results["accuracy"][str(sparsity)][encoder]
+            assert accuracy["label"][str(rate)][seed] == pytest.approx(share(test.x_Nn, test.labels_N), **close)
             fitted = results["fitted"][str(sparsity)][encoder][str(rate)][seed]
             assert fitted == pytest.approx(share(train.x_Nn, labels), **close)
             if rate == 0:
                 for scale_of_noise in SETTINGS.noise_scales:
                     expected = share(test.x_Nn + scale_of_noise * z_Nn, test.labels_N)
-                    assert found["input"][str(scale_of_noise)][seed] == pytest.approx(expected, **close)
+                    assert accuracy["input"][str(scale_of_noise)][seed] == pytest.approx(expected, **close)
 
 
 def test_without_noise_both_kinds_are_the_same(results: dict[str, Any]) -> None:
     for of_sparsity in results["accuracy"].values():
-        for found in of_sparsity.values():
-            assert found["input"]["0.0"] == found["label"]["0.0"]
+        for accuracy in of_sparsity.values():
+            assert accuracy["input"]["0.0"] == accuracy["label"]["0.0"]
 
 
 def test_more_seeds_have_the_fewer_among_them(W_Ssmn: torch.Tensor, results: dict[str, Any]) -> None:
@@ -97,9 +97,9 @@ def test_more_seeds_have_the_fewer_among_them(W_Ssmn: torch.Tensor, results: dic
         for encoder, of_encoder in of_sparsity.items():
             for kind, of_kind in of_encoder.items():
                 for level, values in of_kind.items():
-                    found = more["accuracy"][sparsity][encoder][kind][level]
-                    assert len(found) == 3
-                    assert found[:2] == pytest.approx(values, abs=1.5 / 300)
+                    of_seeds = more["accuracy"][sparsity][encoder][kind][level]
+                    assert len(of_seeds) == 3
+                    assert of_seeds[:2] == pytest.approx(values, abs=1.5 / 300)
 
 
 def test_gaussian_noise_is_standard_and_its_seeds_own() -> None:
@@ -112,7 +112,7 @@ def test_gaussian_noise_is_standard_and_its_seeds_own() -> None:
 
 def test_wrong_labels_are_nested_over_rates() -> None:
     train = labelled_samples(1_001, 6, 0.5, 0, 10)
-    half, clean, most = classifiers._label_noise(SETTINGS, train, seed=0)
+    half, clean, most = classifiers._noisy_labels(SETTINGS, train, seed=0)
     assert torch.equal(clean, train.labels_N)
     wrong = half != clean
     assert (int(wrong.sum()), int((most != clean).sum())) == (500, 900)
@@ -124,9 +124,9 @@ def test_an_encoder_of_all_features_beats_one_of_half_of_them() -> None:
     settings = replace(SETTINGS, sparsities=(0.0, 0.8), epochs=40, noise_rates=(0.0, 0.8), noise_scales=(0.0, 2.0))
     pairs = torch.cat([torch.eye(3), -torch.eye(3)], 1)
     W_Ssmn = torch.stack([torch.eye(3, 6), pairs]).unsqueeze(1).expand(-1, 2, -1, -1)
-    found = noise_results(W_Ssmn, settings, 2_000, CPU)["accuracy"]["0.8"]
+    accuracy = noise_results(W_Ssmn, settings, 2_000, CPU)["accuracy"]["0.8"]
     for seed in range(2):
-        assert found[POLY]["label"]["0.0"][seed] > found[MONO]["label"]["0.0"][seed] + 0.1
-        assert found[POLY]["label"]["0.8"][seed] < found[POLY]["label"]["0.0"][seed] - 0.05
+        assert accuracy[POLY]["label"]["0.0"][seed] > accuracy[MONO]["label"]["0.0"][seed] + 0.1
+        assert accuracy[POLY]["label"]["0.8"][seed] < accuracy[POLY]["label"]["0.0"][seed] - 0.05
         for encoder in (MONO, POLY):
-            assert found[encoder]["input"]["2.0"][seed] < found[encoder]["input"]["0.0"][seed] - 0.05
+            assert accuracy[encoder]["input"]["2.0"][seed] < accuracy[encoder]["input"]["0.0"][seed] - 0.05

@@ -12,23 +12,23 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from monolora.errors import InputError
-from monolora.recipes.superposition.records import read_recorded
+from monolora.recipes.superposition.records import read_records
 from tests.support.toy_records import make_records
 
 
 def test_all_is_in_the_order_of_sparsity(tmp_path: Path) -> None:
     make_records(tmp_path, 2, sparsities=(0.9, 0.0, 0.5), train_samples=(2000, 90))
-    found = read_recorded(tmp_path)
-    assert found.sparsities == (0.0, 0.5, 0.9)
+    records = read_records(tmp_path)
+    assert records.sparsities == (0.0, 0.5, 0.9)
     written = load_file(tmp_path / "encoders.safetensors")["W"]
-    assert np.array_equal(found.W_Ssmn, written[[1, 2, 0]])
-    norms = np.sqrt((found.W_Ssmn.astype(float) ** 2).sum(2))
-    for place, S in enumerate(found.sparsities):
-        assert found.geometry[S].norms == pytest.approx(norms[place])
-    assert list(found.noise) == [90, 2000]
-    assert found.most_samples == 2000
+    assert np.array_equal(records.W_Ssmn, written[[1, 2, 0]])
+    norms = np.sqrt((records.W_Ssmn.astype(float) ** 2).sum(2))
+    for index, S in enumerate(records.sparsities):
+        assert records.geometry[S].norms == pytest.approx(norms[index])
+    assert list(records.noise) == [90, 2000]
+    assert records.most_samples == 2000
     record = json.loads((tmp_path / "noise-90.json").read_text())["results"]["accuracy"]
-    assert found.noise[90].accuracy[0.5]["poly"]["input"][0.3] == record["0.5"]["poly"]["input"]["0.3"]
+    assert records.noise[90].accuracy[0.5]["poly"]["input"][0.3] == record["0.5"]["poly"]["input"]["0.3"]
 
 
 def drop(*keys: str) -> Callable[[dict[str, Any]], object]:
@@ -55,7 +55,7 @@ def set_to(value: object, *keys: str) -> Callable[[dict[str, Any]], object]:
         ("encoders", drop("norms"), "it has no 'norms'."),
         ("encoders", drop("norms", "0.9"), "its sparsities are not those of the encoders."),
         ("encoders", drop("paired", "0.9"), "it has no '0.9'."),
-        ("encoders", set_to([[1.0] * 12], "norms", "0.5"), "what it says of S = 0.5 is not of 2 seeds and 12 features"),
+        ("encoders", set_to([[1.0] * 12], "norms", "0.5"), "its values of S = 0.5 are not of 2 seeds and 12 features"),
         ("encoders", set_to(5, "dimensionality"), "is damaged: "),
         ("noise-1000", drop("accuracy", "0.5", "poly"), "it has no 'poly'."),
         (
@@ -78,9 +78,9 @@ def test_a_damaged_record_is_refused(tmp_path: Path, name: str, change: Callable
 
 
 def refusal(out: Path) -> str:
-    """In one line, with the mend."""
+    """The error, which is one line and names the fix."""
     with pytest.raises(InputError) as caught:
-        read_recorded(out)
+        read_records(out)
     message = str(caught.value)
     assert "\n" not in message
     assert f"Run: monolora superposition run --out {out}" in message
@@ -122,7 +122,7 @@ def test_classifiers_of_different_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "noise-5000.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"train_samples": 5000, "epochs": 3}}))
     with pytest.raises(InputError, match=r"noise-1000\.json and noise-5000\.json differ in epochs\. Delete one"):
-        read_recorded(tmp_path)
+        read_records(tmp_path)
 
 
 def test_encoders_of_another_record_are_refused(tmp_path: Path) -> None:
@@ -139,6 +139,6 @@ def test_dense_data_alone_are_refused(tmp_path: Path) -> None:
 
 def test_geometry_says_what_is_represented(tmp_path: Path) -> None:
     make_records(tmp_path, 2, sparsities=(0.0, 0.9))
-    found = read_recorded(tmp_path).geometry
-    assert found[0.0].represented.tolist() == 2 * [6 * [True] + 6 * [False]]
-    assert found[0.9].represented.all()
+    geometry = read_records(tmp_path).geometry
+    assert geometry[0.0].represented.tolist() == 2 * [6 * [True] + 6 * [False]]
+    assert geometry[0.9].represented.all()

@@ -49,38 +49,38 @@ def done(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is trained: ``encoders``, and numbers of training samples."""
-    found: list[str] = []
+    trained: list[str] = []
 
     def noted(name: str, say: Callable[..., str]) -> None:
         real = getattr(program, name)
 
         def call(*arguments: Any) -> Any:
-            found.append(say(*arguments))
+            trained.append(say(*arguments))
             return real(*arguments)
 
         monkeypatch.setattr(program, name, call)
 
     noted("train_encoders", lambda *_: "encoders")
     noted("noise_results", lambda W, settings, count, device: str(count))
-    return found
+    return trained
 
 
 def test_files(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == FILES
     tensors = load_file(finished / "encoders.safetensors")
-    assert {name: (each.shape, each.dtype) for name, each in tensors.items()} == {
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} == {
         "W": ((3, 3, 3, 6), torch.float32),
         "b": ((3, 3, 6), torch.float32),
     }
-    found = results(finished / "encoders.json")
-    assert set(found) == {"loss", "norms", "dimensionality", "paired", "weights", "seconds"}
-    for place, key in enumerate(("0.9", "0.0", "0.5")):  # in the order of --sparsities
-        W_smn = tensors["W"][place]
-        torch.testing.assert_close(torch.tensor(found["norms"][key]), W_smn.square().sum(1).sqrt())
-        torch.testing.assert_close(torch.tensor(found["dimensionality"][key]), dimensionality(W_smn))
-        assert found["paired"][key] == in_antipodal_pair(W_smn).tolist()
-        assert len(found["loss"][key]) == 3
-    assert list(found["loss"]) == ["0.9", "0.0", "0.5"]
+    geometry = results(finished / "encoders.json")
+    assert set(geometry) == {"loss", "norms", "dimensionality", "paired", "weights", "seconds"}
+    for index, key in enumerate(("0.9", "0.0", "0.5")):  # in the order of --sparsities
+        W_smn = tensors["W"][index]
+        torch.testing.assert_close(torch.tensor(geometry["norms"][key]), W_smn.square().sum(1).sqrt())
+        torch.testing.assert_close(torch.tensor(geometry["dimensionality"][key]), dimensionality(W_smn))
+        assert geometry["paired"][key] == in_antipodal_pair(W_smn).tolist()
+        assert len(geometry["loss"][key]) == 3
+    assert list(geometry["loss"]) == ["0.9", "0.0", "0.5"]
     for name in ("noise-30.json", "noise-60.json"):
         record = json.loads((finished / name).read_text())
         assert set(record["results"]) == {"accuracy", "fitted", "seconds"}
@@ -119,7 +119,7 @@ def test_what_is_done_is_not_done_again(done: Path, trainings: list[str], capsys
         ("encoders.safetensors", ["encoders", "30", "60"]),
     ],
 )
-def test_a_killed_run_goes_on_at_the_next_file(
+def test_a_killed_run_resumes_at_the_next_file(
     finished: Path, done: Path, trainings: list[str], missing: str, again: list[str]
 ) -> None:
     (done / missing).unlink()
@@ -165,9 +165,9 @@ def test_more_seeds_have_the_fewer_among_them(finished: Path, tmp_path: Path) ->
         for encoder, of_encoder in of_sparsity.items():
             for kind, of_kind in of_encoder.items():
                 for level, values in of_kind.items():
-                    found = many[key][encoder][kind][level]
-                    assert len(found) == 4
-                    assert found[:3] == pytest.approx(values, abs=0.021)  # a sample of 50 may turn
+                    accuracies = many[key][encoder][kind][level]
+                    assert len(accuracies) == 4
+                    assert accuracies[:3] == pytest.approx(values, abs=0.021)  # a sample of 50 may turn
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path, trainings: list[str]) -> None:
 def test_files_of_others_are_not_written_over(tmp_path: Path, trainings: list[str], name: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
-    with pytest.raises(InputError, match=f"{name} is there, and is of no run|{name} is damaged"):
+    with pytest.raises(InputError, match=f"{name} exists, and is of no run|{name} is damaged"):
         program.main(words(tmp_path / "out"))
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {name: "mine"}
     assert trainings == []

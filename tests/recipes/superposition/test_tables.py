@@ -13,9 +13,9 @@ from safetensors.numpy import save
 from scipy import stats
 
 from monolora.recipes import experiment_steps
-from monolora.recipes.superposition.records import read_recorded
+from monolora.recipes.superposition.records import read_records
 from monolora.recipes.superposition.settings import MONO, POLY
-from monolora.recipes.superposition.tables import CLEAN, INPUT, LABEL, Compared, Results, as_markdown, results_of
+from monolora.recipes.superposition.tables import CLEAN, INPUT, LABEL, Comparison, Results, as_markdown, results_of
 from monolora.stats import holm
 
 SEEDS = 5
@@ -48,17 +48,17 @@ def write_records(out: Path, seeds: int = SEEDS) -> None:
 
 
 def accuracies(random: np.random.Generator, sparsity: str, seeds: int) -> dict[str, Any]:
-    found: dict[str, Any] = {MONO: {}, POLY: {}}
+    shares: dict[str, Any] = {MONO: {}, POLY: {}}
     for kind, levels in LEVELS.items():
         for level in levels:
             shared = random.uniform(0.4, 0.6, seeds)
             gain = {"0.0": 0.0, "0.5": 0.2 * (level == "0.9"), "0.9": -0.2 if level != "2.0" else 0.1}[sparsity]
             noise = 0.01 * random.normal(size=seeds) * (sparsity != "0.0")
-            found[MONO].setdefault(kind, {})[level] = (shared + gain + noise).tolist()
-            found[POLY].setdefault(kind, {})[level] = shared.tolist()
-    for of_encoder in found.values():
+            shares[MONO].setdefault(kind, {})[level] = (shared + gain + noise).tolist()
+            shares[POLY].setdefault(kind, {})[level] = shared.tolist()
+    for of_encoder in shares.values():
         of_encoder["input"]["0.0"] = of_encoder["label"]["0.0"]
-    return found
+    return shares
 
 
 @pytest.fixture
@@ -68,73 +68,77 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def found(out: Path) -> Results:
-    return results_of(read_recorded(out))
+def results(out: Path) -> Results:
+    return results_of(read_records(out))
 
 
 def raw(out: Path, train_samples: int, sparsity: str) -> dict[str, Any]:
     return json.loads((out / f"noise-{train_samples}.json").read_text())["results"]["accuracy"][sparsity]
 
 
-def chosen(compared: list[Compared], sparsity: float, kind: str, level: float) -> Compared:
-    (each,) = [each for each in compared if (each.sparsity, each.kind, each.level) == (sparsity, kind, level)]
-    return each
+def comparison_of(comparisons: list[Comparison], sparsity: float, kind: str, level: float) -> Comparison:
+    (match,) = [own for own in comparisons if (own.sparsity, own.kind, own.level) == (sparsity, kind, level)]
+    return match
 
 
-def test_order_and_number(found: Results) -> None:
-    assert [run.train_samples for run in found.experiments] == [90, 1000]
-    assert [each.sparsity for each in found.encoders] == [0.0, 0.5, 0.9]
-    for run in found.experiments:
+def test_order_and_number(results: Results) -> None:
+    assert [run.train_samples for run in results.experiments] == [90, 1000]
+    assert [row.sparsity for row in results.encoders] == [0.0, 0.5, 0.9]
+    for run in results.experiments:
         of_sparsity = [(CLEAN, 0), (LABEL, 0.6), (LABEL, 0.9), (INPUT, 0.3), (INPUT, 0.6), (INPUT, 2.0)]
-        assert [(each.sparsity, each.kind, each.level) for each in run.same_data] == [
+        assert [(comparison.sparsity, comparison.kind, comparison.level) for comparison in run.same_data] == [
             (S, *of) for S in (0.0, 0.5, 0.9) for of in of_sparsity
         ]
-        assert [each.sparsity for each in run.own_data] == [0.5] * 6 + [0.9] * 6
-    assert len(found.comparisons()) == 2 * 2 * 6
+        assert [comparison.sparsity for comparison in run.own_data] == [0.5] * 6 + [0.9] * 6
+    assert len(results.comparisons()) == 2 * 2 * 6
 
 
 @pytest.mark.parametrize("of", [("label", "0.9", LABEL), ("input", "0.3", INPUT), ("label", "0.0", CLEAN)])
 @pytest.mark.parametrize("sparsity", ["0.5", "0.9"])
 def test_means_intervals_and_tests_are_scipys(
-    out: Path, found: Results, of: tuple[str, str, str], sparsity: str
+    out: Path, results: Results, of: tuple[str, str, str], sparsity: str
 ) -> None:
     kind_in_file, level, kind = of
-    compared = chosen(found.experiments[1].same_data, float(sparsity), kind, float(level))
-    mono, poly = (np.array(raw(out, 1000, sparsity)[each][kind_in_file][level]) for each in (MONO, POLY))
-    for estimate, shares in ((compared.mono, mono), (compared.poly, poly), (compared.difference, mono - poly)):
+    comparison = comparison_of(results.experiments[1].same_data, float(sparsity), kind, float(level))
+    mono, poly = (np.array(raw(out, 1000, sparsity)[name][kind_in_file][level]) for name in (MONO, POLY))
+    for estimate, shares in ((comparison.mono, mono), (comparison.poly, poly), (comparison.difference, mono - poly)):
         values = 100 * shares
         interval = stats.t.interval(0.95, SEEDS - 1, values.mean(), stats.sem(values))
         assert (estimate.mean, estimate.low, estimate.high) == pytest.approx((values.mean(), *interval))
         assert estimate.seeds == SEEDS
-    assert compared.p == pytest.approx(stats.ttest_rel(mono, poly).pvalue)
+    assert comparison.p == pytest.approx(stats.ttest_rel(mono, poly).pvalue)
 
 
-def test_own_data_is_mono_on_dense_data(out: Path, found: Results) -> None:
-    compared = chosen(found.experiments[0].own_data, 0.9, LABEL, 0.9)
+def test_own_data_is_mono_on_dense_data(out: Path, results: Results) -> None:
+    comparison = comparison_of(results.experiments[0].own_data, 0.9, LABEL, 0.9)
     mono, poly = raw(out, 90, "0.0")[MONO]["label"]["0.9"], raw(out, 90, "0.9")[POLY]["label"]["0.9"]
-    assert compared.mono.mean == pytest.approx(100 * np.mean(mono))
-    assert compared.difference.mean == pytest.approx(100 * (np.mean(mono) - np.mean(poly)))
-    assert compared.p == pytest.approx(stats.ttest_rel(mono, poly).pvalue)
+    assert comparison.mono.mean == pytest.approx(100 * np.mean(mono))
+    assert comparison.difference.mean == pytest.approx(100 * (np.mean(mono) - np.mean(poly)))
+    assert comparison.p == pytest.approx(stats.ttest_rel(mono, poly).pvalue)
 
 
-def test_who_is_ahead(found: Results) -> None:
-    for run in found.experiments:
-        assert chosen(run.same_data, 0.5, LABEL, 0.9).ahead == MONO
-        assert chosen(run.same_data, 0.9, INPUT, 2.0).ahead == MONO
-        assert chosen(run.same_data, 0.9, CLEAN, 0.0).ahead == POLY
-        for each in run.same_data[:6]:  # at S = 0 the same encoder
-            assert (each.ahead, each.difference.mean, each.p) == (None, 0.0, 1.0)
+def test_who_is_ahead(results: Results) -> None:
+    for run in results.experiments:
+        assert comparison_of(run.same_data, 0.5, LABEL, 0.9).leader == MONO
+        assert comparison_of(run.same_data, 0.9, INPUT, 2.0).leader == MONO
+        assert comparison_of(run.same_data, 0.9, CLEAN, 0.0).leader == POLY
+        for comparison in run.same_data[:6]:  # at S = 0 the same encoder
+            assert (comparison.leader, comparison.difference.mean, comparison.p) == (None, 0.0, 1.0)
 
 
-def test_a_reversal_is_where_poly_leads_without_noise_and_mono_with_it(found: Results) -> None:
-    for run in found.experiments:
-        turned = [(each.sparsity, each.kind, each.level) for each in run.same_data if each.reversal]
-        assert turned == [(0.9, INPUT, 2.0)]  # at S = 0.5 poly does not lead without noise
+def test_a_reversal_is_where_poly_leads_without_noise_and_mono_with_it(results: Results) -> None:
+    for run in results.experiments:
+        reversals = [
+            (comparison.sparsity, comparison.kind, comparison.level)
+            for comparison in run.same_data
+            if comparison.reversal
+        ]
+        assert reversals == [(0.9, INPUT, 2.0)]  # at S = 0.5 poly does not lead without noise
 
 
-def test_encoders(out: Path, found: Results) -> None:
-    dense, half, sparse = found.encoders
-    assert [each.represented.mean for each in found.encoders] == [1, 2, 0]  # a norm of 0.5 is not above it
+def test_encoders(out: Path, results: Results) -> None:
+    dense, half, sparse = results.encoders
+    assert [row.represented.mean for row in results.encoders] == [1, 2, 0]  # a norm of 0.5 is not above it
     assert half.paired.mean == pytest.approx(2 * (SEEDS - 1) / SEEDS)
     of_file = json.loads((out / "encoders.json").read_text())["results"]
     assert dense.dimensionality is not None
@@ -146,8 +150,8 @@ def test_encoders(out: Path, found: Results) -> None:
     assert (half.loss.low, half.loss.high) == pytest.approx(interval)
 
 
-def test_tables(found: Results) -> None:
-    text = as_markdown(found)
+def test_tables(results: Results) -> None:
+    text = as_markdown(results)
     lines = text.splitlines()
     assert "Means over 5 seeds ± half of the 95 % t-interval." in lines
     assert sum("the same encoder" in line for line in lines) == 2
@@ -160,27 +164,28 @@ def test_tables(found: Results) -> None:
     ]  # fmt: skip
     row = next(line for line in lines[lines.index(head) :] if line.startswith("| 0.9"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    each = chosen(found.experiments[0].same_data, 0.9, CLEAN, 0.0)
-    assert each.difference.half_width is not None
-    assert cells[3] == f"−{-each.difference.mean:.1f} ± {each.difference.half_width:.1f}, poly ahead"
-    assert cells[1].split(" ± ")[0] == f"{each.mono.mean:.1f}"
+    comparison = comparison_of(results.experiments[0].same_data, 0.9, CLEAN, 0.0)
+    assert comparison.difference.half_width is not None
+    assert cells[3] == f"−{-comparison.difference.mean:.1f} ± {comparison.difference.half_width:.1f}, poly ahead"
+    assert cells[1].split(" ± ")[0] == f"{comparison.mono.mean:.1f}"
     assert "| – " in text or "– |" in text  # nothing is represented at S = 0.9
 
 
-def test_where_mono_is_ahead_in_words(found: Results) -> None:
-    text = as_markdown(found)
+def test_where_mono_is_ahead_in_words(results: Results) -> None:
+    text = as_markdown(results)
     by_hand = {
-        kind: [(N, each) for N, each in found.comparisons() if each.kind == kind] for kind in (CLEAN, LABEL, INPUT)
+        kind: [comparison for _, comparison in results.comparisons() if comparison.kind == kind]
+        for kind in (CLEAN, LABEL, INPUT)
     }
-    assert {kind: len(each) for kind, each in by_hand.items()} == {CLEAN: 4, LABEL: 8, INPUT: 12}
+    assert {kind: len(own) for kind, own in by_hand.items()} == {CLEAN: 4, LABEL: 8, INPUT: 12}
     assert "- label noise: mono is ahead in 2 of 8 (N = 90, S = 0.5 at 0.9; N = 1000, S = 0.5 at 0.9), 2 after" in text
     for kind, own in by_hand.items():
-        ahead = [sum(each.ahead == name for _, each in own) for name in (MONO, POLY, None)]
+        ahead = [sum(comparison.leader == name for comparison in own) for name in (MONO, POLY, None)]
         (line,) = [line for line in text.splitlines() if line.startswith(f"- {kind}: ")]
         assert line.startswith(f"- {kind}: mono is ahead in {ahead[0]} of {len(own)}")
         assert line.endswith(f"; poly in {ahead[1]}; not told apart: {ahead[2]}.")
-    remain = holm([each.p for _, each in found.comparisons() if each.p is not None])
-    signs = [each.difference.mean > 0 for _, each in found.comparisons()]
+    remain = holm([comparison.p for _, comparison in results.comparisons() if comparison.p is not None])
+    signs = [comparison.difference.mean > 0 for _, comparison in results.comparisons()]
     mono, poly = (
         sum(p <= 0.05 and sign == which for p, sign in zip(remain, signs, strict=True)) for which in (True, False)
     )
@@ -192,10 +197,10 @@ def test_where_mono_is_ahead_in_words(found: Results) -> None:
 
 def test_one_seed_has_no_intervals(tmp_path: Path) -> None:
     write_records(tmp_path, seeds=1)
-    found = results_of(read_recorded(tmp_path))
-    each = chosen(found.experiments[0].same_data, 0.5, LABEL, 0.9)
-    assert (each.ahead, each.p, each.difference.low) == (None, None, None)
-    text = as_markdown(found)
+    results = results_of(read_records(tmp_path))
+    comparison = comparison_of(results.experiments[0].same_data, 0.5, LABEL, 0.9)
+    assert (comparison.leader, comparison.p, comparison.difference.low) == (None, None, None)
+    text = as_markdown(results)
     assert "One seed: no intervals." in text
     assert "±" not in text
     assert "24 comparisons of one seed each: nothing can be told apart." in text
@@ -208,5 +213,5 @@ def test_differences_that_are_all_the_same_are_told_apart_without_a_test(tmp_pat
     record["results"]["accuracy"]["0.5"][MONO]["label"]["0.9"] = [0.75] * SEEDS
     record["results"]["accuracy"]["0.5"][POLY]["label"]["0.9"] = [0.5] * SEEDS
     path.write_text(json.dumps(record))
-    each = chosen(results_of(read_recorded(tmp_path)).experiments[0].same_data, 0.5, LABEL, 0.9)
-    assert (each.difference.mean, each.p) == (25, 0.0)
+    comparison = comparison_of(results_of(read_records(tmp_path)).experiments[0].same_data, 0.5, LABEL, 0.9)
+    assert (comparison.difference.mean, comparison.p) == (25, 0.0)

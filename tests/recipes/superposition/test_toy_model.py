@@ -32,35 +32,35 @@ def together() -> Encoders:
 
 
 def test_shapes(together: Encoders) -> None:
-    assert [each.shape for each in together] == [(3, 3, 3, 7), (3, 3, 7), (3, 3)]
-    assert {each.dtype for each in together} == {torch.float32}
+    assert [tensor.shape for tensor in together] == [(3, 3, 3, 7), (3, 3, 7), (3, 3)]
+    assert {tensor.dtype for tensor in together} == {torch.float32}
 
 
-@pytest.mark.parametrize("place", range(3))
-def test_together_is_alone(together: Encoders, place: int) -> None:
+@pytest.mark.parametrize("index", range(3))
+def test_together_is_alone(together: Encoders, index: int) -> None:
     """One sparsity, one seed: a batch of one."""
-    alone = train_encoders(replace(SHORT, sparsities=(SHORT.sparsities[place],), seeds=1), CPU)
+    alone = train_encoders(replace(SHORT, sparsities=(SHORT.sparsities[index],), seeds=1), CPU)
     for ours, theirs in zip(together, alone, strict=True):
-        torch.testing.assert_close(ours[place, 0], theirs[0, 0], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(ours[index, 0], theirs[0, 0], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("place", "seed"), [(0, 1), (2, 2)])
-def test_it_is_plain_adam(together: Encoders, place: int, seed: int) -> None:
+@pytest.mark.parametrize(("index", "seed"), [(0, 1), (2, 2)])
+def test_it_is_plain_adam(together: Encoders, index: int, seed: int) -> None:
     """One encoder, from the seed's own initial weights and samples; the learning rate falls as a cosine."""
     W = (torch.randn(3, 7, generator=generator_of([seed, 0])) * math.sqrt(2 / 10)).requires_grad_()
     b = torch.zeros(7, requires_grad=True)
     adam, own = torch.optim.Adam([W, b], lr=0.01), generator_of([seed, 1])
     v_tBn = torch.cat([torch.rand(steps, 16, 7, generator=own) for steps in (16, 16, 8)])
     for step, v_Bn in enumerate(v_tBn):
-        sparsity = SHORT.sparsities[place]
+        sparsity = SHORT.sparsities[index]
         x_Bn = ((v_Bn - sparsity) / (1 - sparsity)).clamp(min=0)
         adam.param_groups[0]["lr"] = 0.01 * 0.5 * (1 + math.cos(math.pi * step / 40))
         adam.zero_grad()
         error_Bn = x_Bn - torch.relu(x_Bn @ W.T @ W + b)
         (0.95 ** torch.arange(7) * error_Bn**2).sum(1).mean().backward()
         adam.step()
-    torch.testing.assert_close(together.W_Kmn[place, seed], W.detach(), rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(together.b_Kn[place, seed], b.detach(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(together.W_Kmn[index, seed], W.detach(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(together.b_Kn[index, seed], b.detach(), rtol=1e-3, atol=1e-5)
 
 
 def test_more_seeds_have_the_fewer_among_them(together: Encoders) -> None:
@@ -93,8 +93,8 @@ def test_loss_is_its_formula() -> None:
     random = torch.Generator().manual_seed(0)
     W_Kmn, x_KBn = torch.randn(2, 3, 4, generator=random), torch.rand(2, 5, 4, generator=random)
     b_K1n, importance = torch.randn(2, 1, 4, generator=random), [1.0, 0.5, 0.25, 0.125]
-    found = reconstruction_loss(W_Kmn, b_K1n, x_KBn, torch.tensor(importance)).tolist()
-    for W, b, x_Bn, loss in zip(W_Kmn.tolist(), b_K1n.tolist(), x_KBn.tolist(), found, strict=True):
+    losses = reconstruction_loss(W_Kmn, b_K1n, x_KBn, torch.tensor(importance)).tolist()
+    for W, b, x_Bn, loss in zip(W_Kmn.tolist(), b_K1n.tolist(), x_KBn.tolist(), losses, strict=True):
         total = 0.0
         for x in x_Bn:
             h = [sum(W[k][i] * x[i] for i in range(4)) for k in range(3)]
@@ -109,12 +109,12 @@ def test_importance_decays() -> None:
 
 
 def test_loss_is_on_fresh_samples(together: Encoders) -> None:
-    for place, sparsity in enumerate(SHORT.sparsities):
+    for index, sparsity in enumerate(SHORT.sparsities):
         x_KBn = samples(torch.rand(1, 50_000, 7, generator=torch.Generator().manual_seed(1)), sparsity)
         expected = reconstruction_loss(
-            together.W_Kmn[place, :1], together.b_Kn[place, :1].unsqueeze(1), x_KBn, importances(SHORT)
+            together.W_Kmn[index, :1], together.b_Kn[index, :1].unsqueeze(1), x_KBn, importances(SHORT)
         )
-        torch.testing.assert_close(together.loss_K[place, :1], expected, rtol=0.05, atol=0)
+        torch.testing.assert_close(together.loss_K[index, :1], expected, rtol=0.05, atol=0)
 
 
 def test_dense_data_give_features_a_dimension_each_and_sparse_data_antipodal_pairs() -> None:

@@ -29,17 +29,17 @@ def test_each_entry_is_its_formula_and_is_active_at_all_lower_sparsities(
     sparsity: float, other: float, v: list[float]
 ) -> None:
     given_v = torch.tensor(v, dtype=torch.float64)
-    found = {each: samples(given_v, each).tolist() for each in (sparsity, other)}
-    assert found[sparsity] == pytest.approx([max(0.0, (each - sparsity) / (1 - sparsity)) for each in v])
+    x = {S: samples(given_v, S).tolist() for S in (sparsity, other)}
+    assert x[sparsity] == pytest.approx([max(0.0, (entry - sparsity) / (1 - sparsity)) for entry in v])
     assert given_v.tolist() == v
-    low, high = (found[each] for each in sorted((sparsity, other)))
+    low, high = (x[S] for S in sorted((sparsity, other)))
     assert all(at_low >= at_high - 1e-12 for at_low, at_high in zip(low, high, strict=True))
 
 
 def test_sparsity_may_be_a_tensor() -> None:
     v = torch.rand(2, 3, 4, generator=RANDOM)
-    found = samples(v, torch.tensor([0.0, 0.5]).view(2, 1, 1))
-    torch.testing.assert_close(found, torch.stack([samples(v[0], 0.0), samples(v[1], 0.5)]))
+    x = samples(v, torch.tensor([0.0, 0.5]).view(2, 1, 1))
+    torch.testing.assert_close(x, torch.stack([samples(v[0], 0.0), samples(v[1], 0.5)]))
 
 
 @pytest.mark.parametrize(("features", "sparsity"), [(2, 0.0), (2, 0.9), (5, 0.7)])
@@ -63,10 +63,10 @@ def test_labelled_samples_share_their_random_numbers_over_sparsities() -> None:
     dense = labelled_samples(2_000, 4, 0.0, seed=3, purpose=0)
     for sparsity in (0.3, 0.8):
         sparse = labelled_samples(2_000, 4, sparsity, seed=3, purpose=0)
-        kept_N = dense.x_Nn.amax(1) > sparsity
-        assert 0 < kept_N.sum() < 2_000
-        torch.testing.assert_close(sparse.x_Nn[kept_N], samples(dense.x_Nn, sparsity)[kept_N])
-        assert torch.equal(sparse.labels_N[kept_N], dense.labels_N[kept_N])
+        active_N = dense.x_Nn.amax(1) > sparsity
+        assert 0 < active_N.sum() < 2_000
+        torch.testing.assert_close(sparse.x_Nn[active_N], samples(dense.x_Nn, sparsity)[active_N])
+        assert torch.equal(sparse.labels_N[active_N], dense.labels_N[active_N])
 
 
 def test_samples_depend_on_seed_and_purpose_only() -> None:

@@ -31,12 +31,12 @@ shapes = given(seed=st.integers(0, 999), m=st.integers(1, 5), n=st.integers(1, 8
 @settings(deadline=None)
 def test_dimensionality_is_its_formula(seed: int, m: int, n: int) -> None:
     W = random_weights(seed, m, n)
-    for i, found in enumerate(dimensionality(W).tolist()):
+    for i, dims in enumerate(dimensionality(W).tolist()):
         square = sum(float(W[k, i]) ** 2 for k in range(m))
         shared = sum(
             (sum(float(W[k, i]) * float(W[k, j]) for k in range(m)) / math.sqrt(square)) ** 2 for j in range(n)
         )
-        assert found == pytest.approx(square / shared)
+        assert dims == pytest.approx(square / shared)
 
 
 @shapes
@@ -44,13 +44,13 @@ def test_dimensionality_is_its_formula(seed: int, m: int, n: int) -> None:
 def test_it_stays_with_rotation_and_scale_and_sums_to_m_at_most(seed: int, m: int, n: int) -> None:
     W = random_weights(seed, m, n)
     R = torch.linalg.qr(random_weights(seed + 1, m, m)).Q
-    found = dimensionality(W)
-    torch.testing.assert_close(dimensionality(R @ W), found)
-    torch.testing.assert_close(dimensionality(3.0 * W), found)
+    dims = dimensionality(W)
+    torch.testing.assert_close(dimensionality(R @ W), dims)
+    torch.testing.assert_close(dimensionality(3.0 * W), dims)
     torch.testing.assert_close(represented(R @ W), represented(W))
     torch.testing.assert_close(in_antipodal_pair(R @ W), in_antipodal_pair(W))
-    assert float(found.sum()) <= min(m, n) + 1e-9
-    assert bool(((found > 0) & (found <= 1 + 1e-12)).all())
+    assert float(dims.sum()) <= min(m, n) + 1e-9
+    assert bool(((dims > 0) & (dims <= 1 + 1e-12)).all())
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,9 @@ def test_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda found: found._replace(v0=found.v0 + 0.03),
-        lambda found: found._replace(mu1=found.mu1 * 1.05),
-        lambda found: found._replace(v1=float("nan")),
+        lambda moments: moments._replace(v0=moments.v0 + 0.03),
+        lambda moments: moments._replace(mu1=moments.mu1 * 1.05),
+        lambda moments: moments._replace(v1=float("nan")),
     ],
 )
 def test_a_wrong_formula_is_found(
@@ -65,8 +65,8 @@ def test_a_wrong_formula_is_found(
     right = verify.noisy_moments
 
     def wrong(S: Any, representation: Any, eta: Any = 0, epsilon: Any = 0) -> Moments:
-        found = right(S, representation, eta, epsilon)
-        return spoil(found) if representation == "mono" else found
+        moments = right(S, representation, eta, epsilon)
+        return spoil(moments) if representation == "mono" else moments
 
     monkeypatch.setattr(verify, "noisy_moments", wrong)
     assert run(*QUICK) == 1

@@ -12,7 +12,7 @@ QUARTER, HALF = sympy.Rational(1, 4), sympy.Rational(1, 2)
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    ("crossover", "cell"),
     [
         (Crossover(("poly",), ()), "never"),
         (Crossover(("mono",), ()), "always"),
@@ -23,18 +23,18 @@ QUARTER, HALF = sympy.Rational(1, 4), sympy.Rational(1, 2)
         (Crossover(("mono", "poly", "mono"), (QUARTER, HALF)), "until 0.25, from 0.5"),
     ],
 )
-def test_at_one_sparsity(found: Crossover, words: str) -> None:
-    assert verify.in_short(found) == words
+def test_at_one_sparsity(crossover: Crossover, cell: str) -> None:
+    assert verify.crossover_cell(crossover) == cell
 
 
 def test_for_every_sparsity() -> None:
-    assert verify.verdicts_in_words(verdicts("fisher")) == "every S: poly leads"
+    assert verify.verdict_cell(verdicts("fisher")) == "every S: poly leads"
     three = [
         Verdict(sympy.Integer(0), QUARTER, ("poly",)),
         Verdict(QUARTER, HALF, ("mono", "poly", "mono")),
         Verdict(HALF, sympy.Integer(1), ("poly", "mono")),
     ]
-    assert verify.verdicts_in_words(three) == (
+    assert verify.verdict_cell(three) == (
         "S < 0.2500: poly leads; 0.2500 < S < 0.5000: mono, then poly, then mono; S > 0.5000: MONO OVERTAKES"
     )
 

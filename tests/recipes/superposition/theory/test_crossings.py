@@ -30,8 +30,8 @@ NOISES: tuple[Noise, Noise] = ("label", "input")
 
 def ahead(S: Fraction, name: str, noise: Noise, value: float, poly: Representation) -> float:
     """J_mono - J_poly in floats."""
-    both = {"eta": value} if noise == "label" else {"epsilon": value}
-    mono_is, poly_is = (separability(float(S), each, name, **both) for each in ("mono", poly))
+    noisy = {"eta": value} if noise == "label" else {"epsilon": value}
+    mono_is, poly_is = (separability(float(S), weights, name, **noisy) for weights in ("mono", poly))
     return float(mono_is) - float(poly_is)
 
 
@@ -67,9 +67,9 @@ def test_input_noise_by_hand() -> None:
     """gap - (v1 + v0): D - 2T + 3D²/2 = 2 epsilon²."""
     S = Fraction(1, 2)
     D, T = Fraction(1, 3), Fraction(5, 48)
-    (found,) = crossover(S, "difference", "input").at
+    (epsilon,) = crossover(S, "difference", "input").at
     squared = (D - 2 * T + 3 * D**2 / 2) / 2
-    assert sympy.simplify(found**2) == sympy.Rational(squared.numerator, squared.denominator)
+    assert sympy.simplify(epsilon**2) == sympy.Rational(squared.numerator, squared.denominator)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -77,16 +77,16 @@ def test_input_noise_by_hand() -> None:
 @given(S=st.fractions(0, Fraction(39, 40), max_denominator=40))
 @settings(deadline=None, max_examples=12)
 def test_a_scan_finds_the_same(name: str, noise: Noise, S: Fraction) -> None:
-    found = crossover(S, name, noise)
-    at = [float(each) for each in found.at]
+    crossing = crossover(S, name, noise)
+    at = [float(level) for level in crossing.at]
     assert at == sorted(at)
-    assert len(found.leaders) == len(at) + 1
+    assert len(crossing.leaders) == len(at) + 1
     for value in np.linspace(0, 0.499 if noise == "label" else 3, 60):
-        if min((abs(value - each) for each in at), default=1) < 1e-4:
+        if min((abs(value - level) for level in at), default=1) < 1e-4:
             continue
-        leader = found.leaders[sum(value > each for each in at)]
+        leader = crossing.leaders[sum(value > level for level in at)]
         lead = ahead(S, name, noise, float(value), "poly")
-        assert (lead > 0) == (leader == "mono"), (value, lead, found)
+        assert (lead > 0) == (leader == "mono"), (value, lead, crossing)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -94,10 +94,10 @@ def test_a_scan_finds_the_same(name: str, noise: Noise, S: Fraction) -> None:
 def test_at_a_crossover_both_are_equal(name: str, noise: Noise) -> None:
     S = Fraction(9, 10) if name == "fisher-geometric" else Fraction(1, 5)
     (at,) = crossover(S, name, noise).at
-    both = {"eta": at} if noise == "label" else {"epsilon": at}
+    noisy = {"eta": at} if noise == "label" else {"epsilon": at}
     exact_S = sympy.Rational(S.numerator, S.denominator)
     assert (
-        sympy.simplify(separability(exact_S, "mono", name, **both) - separability(exact_S, "poly", name, **both)) == 0
+        sympy.simplify(separability(exact_S, "mono", name, **noisy) - separability(exact_S, "poly", name, **noisy)) == 0
     )
 
 
@@ -106,27 +106,27 @@ def test_at_a_crossover_both_are_equal(name: str, noise: Noise) -> None:
 def test_features_of_the_same_length(name: str, noise: Noise) -> None:
     """Weights with a square root in them stay exact; the scan agrees."""
     for S in (Fraction(1, 5), Fraction(9, 10)):
-        found = crossover(S, name, noise, poly=SAME_LENGTH)
-        assert found.leaders in (("poly",), ("mono", "poly"))
+        crossing = crossover(S, name, noise, poly=SAME_LENGTH)
+        assert crossing.leaders in (("poly",), ("mono", "poly"))
         for value in (0.0, 0.05, 0.25, 0.45):
-            leader = found.leaders[sum(value > float(each) for each in found.at)]
+            leader = crossing.leaders[sum(value > float(level) for level in crossing.at)]
             assert (ahead(S, name, noise, value, (0.5**0.5, -(0.5**0.5))) > 0) == (leader == "mono")
 
 
 @pytest.mark.parametrize("S", [0.9999, 1e-9, 0.1 + 0.2, Fraction(10**30 - 1, 10**30), Fraction(123456789, 987654321)])
 def test_odd_sparsities(S: float | Fraction) -> None:
-    found = crossover(S, "difference")
-    assert found.leaders == OVERTAKES
-    (at,) = map(float, found.at)
+    crossing = crossover(S, "difference")
+    assert crossing.leaders == OVERTAKES
+    (at,) = map(float, crossing.at)
     assert 0.1 < at < 0.3
 
 
 def test_as_near_as_wanted_to_where_the_pattern_changes() -> None:
     edge = Fraction(str(sympy.N(verdicts("fisher-geometric")[0].high, 60)))
     assert crossover(edge - Fraction(1, 10**40), "fisher-geometric").leaders == ("poly",)
-    found = crossover(edge + Fraction(1, 10**40), "fisher-geometric")
-    assert found.leaders == ("mono", "poly")
-    assert 0 < sympy.N(found.at[0], 30) < 1e-40
+    crossing = crossover(edge + Fraction(1, 10**40), "fisher-geometric")
+    assert crossing.leaders == ("mono", "poly")
+    assert 0 < sympy.N(crossing.at[0], 30) < 1e-40
 
 
 def test_a_feature_beside_itself_is_tied() -> None:

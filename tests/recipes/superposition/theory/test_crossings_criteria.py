@@ -53,8 +53,8 @@ def test_noise_never_helps(S: Fraction, name: str, etas: tuple[Fraction, Fractio
 
 
 def test_separability_is_of_the_noisy_moments() -> None:
-    found = noisy_moments(Fraction(1, 2), "mono", Fraction(1, 4), 2)
-    expected = found.gap**2 / found.spread
+    moments = noisy_moments(Fraction(1, 2), "mono", Fraction(1, 4), 2)
+    expected = moments.gap**2 / moments.spread
     assert separability(Fraction(1, 2), "mono", "fisher", Fraction(1, 4), 2) == expected
 
 

@@ -15,11 +15,11 @@ from monolora.recipes.superposition.theory.moments import SAME_LENGTH, feature_g
 @pytest.mark.parametrize("noise", ["label", "input"])
 @pytest.mark.parametrize("name", CRITERIA)
 def test_they_are_those_of_single_sparsities(name: str, noise: Noise) -> None:
-    found = verdicts(name, noise)
-    assert (found[0].low, found[-1].high) == (0, 1)
-    assert all(one.high == other.low and one.leaders != other.leaders for one, other in pairwise(found))
+    intervals = verdicts(name, noise)
+    assert (intervals[0].low, intervals[-1].high) == (0, 1)
+    assert all(one.high == other.low and one.leaders != other.leaders for one, other in pairwise(intervals))
     for S in (Fraction(n, 37) for n in range(1, 37)):
-        (here,) = [each for each in found if each.low < S < each.high]
+        (here,) = [verdict for verdict in intervals if verdict.low < S < verdict.high]
         assert crossover(S, name, noise).leaders == here.leaders
 
 

@@ -71,11 +71,11 @@ def swapped(moments: Moments) -> Moments:
 @settings(deadline=None)
 def test_symmetries(S: Fraction, weights: tuple[Fraction, Fraction], eta: Fraction) -> None:
     a, b = weights
-    found = noisy_moments(S, (a, b), eta)
-    assert noisy_moments(S, (a, b), 1 - eta) == swapped(found)  # all labels turned round
-    assert noisy_moments(S, (b, a), eta) == swapped(found)  # x1 and x2 are alike
-    assert noisy_moments(S, (-a, -b), eta) == (-found.mu1, -found.mu0, found.v1, found.v0)
-    assert noisy_moments(S, (3 * a, 3 * b), eta) == (3 * found.mu1, 3 * found.mu0, 9 * found.v1, 9 * found.v0)
+    moments = noisy_moments(S, (a, b), eta)
+    assert noisy_moments(S, (a, b), 1 - eta) == swapped(moments)  # all labels turned round
+    assert noisy_moments(S, (b, a), eta) == swapped(moments)  # x1 and x2 are alike
+    assert noisy_moments(S, (-a, -b), eta) == (-moments.mu1, -moments.mu0, moments.v1, moments.v0)
+    assert noisy_moments(S, (3 * a, 3 * b), eta) == (3 * moments.mu1, 3 * moments.mu0, 9 * moments.v1, 9 * moments.v0)
 
 
 @given(S=SPARSITIES, weights=WEIGHTS, first=ETAS, second=ETAS, epsilon=EPSILONS)
@@ -105,9 +105,9 @@ def test_more_noise_less_gap_more_variance(S: Fraction, name: str, etas: Any, ep
 @settings(deadline=None)
 def test_half_the_labels_wrong_say_nothing(S: Fraction) -> None:
     for name, factor in (("mono", 1), ("poly", 2)):
-        found = noisy_moments(S, name, Fraction(1, 2))
-        assert found.gap == 0
-        assert found.v1 == found.v0 == factor * feature_variance(S)
+        moments = noisy_moments(S, name, Fraction(1, 2))
+        assert moments.gap == 0
+        assert moments.v1 == moments.v0 == factor * feature_variance(S)
 
 
 def test_dense_features() -> None:
@@ -119,10 +119,10 @@ def test_dense_features() -> None:
 def test_limits_in_sparsity() -> None:
     S = sympy.Symbol("S")
     for name, dense in (("mono", Fraction(1, 3)), ("poly", Fraction(2, 3))):
-        found = conditional_moments(S, name)
-        assert sympy.limit(found.gap, S, 0) == sympy.Rational(dense.numerator, dense.denominator)
-        assert sympy.limit(found.gap / (1 - S), S, 1) == (1 if name == "mono" else 2)
-        assert sympy.limit(found.spread / (1 - S), S, 1) == (
+        moments = conditional_moments(S, name)
+        assert sympy.limit(moments.gap, S, 0) == sympy.Rational(dense.numerator, dense.denominator)
+        assert sympy.limit(moments.gap / (1 - S), S, 1) == (1 if name == "mono" else 2)
+        assert sympy.limit(moments.spread / (1 - S), S, 1) == (
             sympy.Rational(2, 3) if name == "mono" else sympy.Rational(4, 3)
         )
     assert [conditional_moments(value, "mono") for value in (0.0, 1e-12)] == [
@@ -134,21 +134,21 @@ def test_limits_in_sparsity() -> None:
 @settings(deadline=None)
 def test_floats_give_what_exact_numbers_give(S: Fraction, name: str, eta: Fraction, epsilon: Fraction) -> None:
     in_floats = noisy_moments(float(S), name, float(eta), float(epsilon))
-    assert all(isinstance(each, float) for each in in_floats)
+    assert all(isinstance(value, float) for value in in_floats)
     assert in_floats == pytest.approx(tuple(map(float, noisy_moments(S, name, eta, epsilon))), abs=1e-12)
 
 
 def test_arrays_give_arrays() -> None:
     sparsities, etas = np.array([0.0, 0.5, 0.9]), np.array([0.1, 0.2, 0.3])
-    found = noisy_moments(sparsities, "mono", etas, 0.5)
-    for place, (S, eta) in enumerate(zip(sparsities, etas, strict=True)):
-        assert [each[place] for each in found] == pytest.approx(list(noisy_moments(S, "mono", eta, 0.5)))
+    moments = noisy_moments(sparsities, "mono", etas, 0.5)
+    for index, (S, eta) in enumerate(zip(sparsities, etas, strict=True)):
+        assert [values[index] for values in moments] == pytest.approx(list(noisy_moments(S, "mono", eta, 0.5)))
     with pytest.raises(InputError, match="sparsity S"):
         noisy_moments(np.array([0.5, 1.0]), "mono")
 
 
 def test_whole_numbers_stay_exact() -> None:
-    assert all(isinstance(each, Fraction) for each in noisy_moments(0, (2, -1), 1, 3))
+    assert all(isinstance(value, Fraction) for value in noisy_moments(0, (2, -1), 1, 3))
 
 
 @pytest.mark.parametrize("S", [-0.1, 1, 1.5, float("nan"), Fraction(-1, 9)])
