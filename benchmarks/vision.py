@@ -35,7 +35,7 @@ from monolora.recipes.vision.linear_probe import (
     shuffled,
     train_probes,
 )
-from monolora.recipes.vision.pretrain import fresh
+from monolora.recipes.vision.pretrain import new_pretraining
 from monolora.recipes.vision.pretraining import ClippedLars, Pretraining
 from monolora.recipes.vision.settings import Common, Probe, Settings
 
@@ -70,7 +70,7 @@ def _done(found: object) -> None:
 
 
 def _training(settings: Settings, images: Images) -> Pretraining:
-    return fresh(settings, "simclr", 0, images, Accelerator(cpu=images.device.type == "cpu"))
+    return new_pretraining(settings, "simclr", 0, images, Accelerator(cpu=images.device.type == "cpu"))
 
 
 def pretraining(settings: Settings, images: Images, rounds: int, steps: int, workers: int) -> dict[str, Any]:

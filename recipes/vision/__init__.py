@@ -4,7 +4,8 @@
                                │            └─────┬────────────┘
                                ▼                  ▼
                            finetune             probe ──▶ consistency
-                               └────▶ results/ ◀──┴───────────┘
+                               └────▶ results  ◀──┴───────────┘
+                                         │
                                   table1, figures
 
 Shapes: B images of a batch, N of a data set, D dimensions of a representation, C classes, M classifiers trained at

@@ -1,8 +1,8 @@
 """Batched random crops, flips, colours and blur, on the device that the images are on.
 
-SimCLR's augmentation (Chen et al., 2020). The random numbers of a batch are drawn on the CPU, all at once, from a
-generator of the caller's: the same on every device, and nothing here waits for one. An image that an operation passes
-over gets the operation's neutral parameters. Only the order of the colour operations is one for a batch.
+SimCLR's augmentation (Chen et al., 2020). A batch's random numbers are drawn together on the CPU, from the caller's
+generator: they are the same on every device, and nothing here waits for the device. An image that an operation skips
+gets the operation's neutral parameters. Only the order of the colour operations is the same for a whole batch.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import torch
 import torch.nn.functional as F
 
 _RATIOS = (math.log(3 / 4), math.log(4 / 3))  # of a crop's width to its height
-_ATTEMPTS = 10  # at a crop that fits into the image; then the whole image is taken
-_GREY = (0.299, 0.587, 0.114)
-_BLUR = (0.1, 2.0)  # standard deviations, in pixels, whatever the size of the image
+_ATTEMPTS = 10  # at a crop that fits into the image; if none does, the whole image is used
+_GREY = (0.299, 0.587, 0.114)  # luminance of red, green and blue (ITU-R BT.601), as in PIL
+_BLUR = (0.1, 2.0)  # standard deviations, in pixels, for images of every size
 _BLUR_REACH = 8  # pixels on either side: four of the largest deviation
 
 
 class Augment(NamedTuple):
-    """What is drawn.
+    """The distribution of the augmentations.
 
     Attributes:
         size: pixels a side of the results.
-        crop_min: smallest share of the area that a crop takes; 1 for none.
+        crop_min: smallest share of the area that a crop takes; 1 for no crops.
         flip_probability: of a horizontal flip.
         jitter: strength of brightness, contrast and saturation; a quarter of it of hue.
         jitter_probability, grey_probability, blur_probability: of an image.
@@ -40,34 +40,37 @@ class Augment(NamedTuple):
     blur_probability: float = 0.0
 
     def __call__(self, pixels_B3SS: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """``uint8`` images, changed: ``float32`` in 0 to 1, shape ``(B, 3, size, size)``.
+        """Augment a batch.
 
         Args:
-            pixels_B3SS: on any device.
+            pixels_B3SS: ``uint8``, on any device.
             generator: on the CPU.
+
+        Returns:
+            ``float32`` from 0 to 1, shape ``(B, 3, size, size)``.
         """
         batch, device = len(pixels_B3SS), pixels_B3SS.device
 
-        def sent(values: torch.Tensor) -> torch.Tensor:
+        def on_device(values: torch.Tensor) -> torch.Tensor:
             return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
-        theta = sent(_crops(batch, self.crop_min, self.flip_probability, generator))
+        theta = on_device(_crops(batch, self.crop_min, self.flip_probability, generator))
         grid = F.affine_grid(theta, [batch, 3, self.size, self.size], align_corners=False)
         x = F.grid_sample(pixels_B3SS.float().div_(255), grid, padding_mode="border", align_corners=False)
         if self.jitter > 0 and self.jitter_probability > 0:
-            factors_4B = sent(_jitters(batch, self.jitter, self.jitter_probability, generator))
-            for place in torch.randperm(4, generator=generator).tolist():
-                x = _COLOURS[place](x, factors_4B[place].view(-1, 1, 1, 1))
+            factors_4B = on_device(_jitters(batch, self.jitter, self.jitter_probability, generator))
+            for index in torch.randperm(4, generator=generator).tolist():
+                x = _COLOUR_OPERATIONS[index](x, factors_4B[index].view(-1, 1, 1, 1))
         if self.grey_probability > 0:
-            grey = sent(torch.rand(batch, generator=generator) < self.grey_probability)
+            grey = on_device(torch.rand(batch, generator=generator) < self.grey_probability)
             x = torch.where(grey.view(-1, 1, 1, 1), _grey(x), x)
         if self.blur_probability > 0:
-            x = _blurred(x, sent(_blur_kernels(batch, self.size, self.blur_probability, generator)))
+            x = _blurred(x, on_device(_blur_kernels(batch, self.size, self.blur_probability, generator)))
         return x
 
 
 def _crops(batch: int, crop_min: float, flip_probability: float, generator: torch.Generator) -> torch.Tensor:
-    """Affine maps from results to images, ``(B, 2, 3)``: of each the first of some boxes that lies within."""
+    """Affine maps from results to images, ``(B, 2, 3)``: for each image, the first of some boxes that fits into it."""
     area, ratio = torch.rand(2, batch, _ATTEMPTS, generator=generator)
     area = crop_min + (1 - crop_min) * area
     ratio = torch.exp(_RATIOS[0] + (_RATIOS[1] - _RATIOS[0]) * ratio)
@@ -84,11 +87,11 @@ def _crops(batch: int, crop_min: float, flip_probability: float, generator: torc
 
 
 def _jitters(batch: int, strength: float, probability: float, generator: torch.Generator) -> torch.Tensor:
-    """Factors of brightness, contrast and saturation, and shifts of hue (of 1), ``(4, B)``."""
-    drawn = 2 * torch.rand(4, batch, generator=generator) - 1
+    """Factors of brightness, contrast and saturation, and shifts of hue (as shares of the circle), ``(4, B)``."""
+    uniform = 2 * torch.rand(4, batch, generator=generator) - 1
     least = max(0.0, 1 - strength)  # a factor is never negative
-    factors = least + (1 + strength - least) * (drawn[:3] + 1) / 2
-    hues = drawn[3:] * min(strength / 4, 0.5)
+    factors = least + (1 + strength - least) * (uniform[:3] + 1) / 2
+    hues = uniform[3:] * min(strength / 4, 0.5)
     neutral = torch.rand(batch, generator=generator) >= probability
     return torch.cat([factors.masked_fill(neutral, 1.0), hues.masked_fill(neutral, 0.0)])
 
@@ -112,7 +115,7 @@ def _saturation(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 
 def _hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Through hue, saturation and value; hue in sixths of the circle."""
+    """Shift the hue in HSV space; hue in sixths of the circle."""
     red, green, blue = x.unbind(1)
     value, least = x.amax(1), x.amin(1)
     chroma = value - least
@@ -123,28 +126,31 @@ def _hue(x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         torch.where(value == green, (blue - red) * over + 2, (red - green) * over + 4),
     )
     hue = hue.unsqueeze(1) + 6 * shift
-    steps = torch.arange(5, 0, -2, device=x.device).view(1, 3, 1, 1)  # 5, 3, 1, made there: copies would wait
+    steps = torch.arange(5, 0, -2, device=x.device).view(
+        1, 3, 1, 1
+    )  # 5, 3, 1; created on the device, as a copy would wait
     k = (hue + steps).remainder_(6)
     share = torch.minimum(k, 4 - k).clamp_(0, 1)
     return value.unsqueeze(1) - chroma.unsqueeze(1) * share
 
 
-_COLOURS = (_brightness, _contrast, _saturation, _hue)
+_COLOUR_OPERATIONS = (_brightness, _contrast, _saturation, _hue)
 
 
 def _blur_kernels(batch: int, size: int, probability: float, generator: torch.Generator) -> torch.Tensor:
-    """Gaussian weights, ``(B, 2 reach + 1)``; 1 in the middle for images not blurred."""
+    """Gaussian kernels, ``(B, 2 reach + 1)``; for images that are not blurred, 1 in the middle."""
     reach = min(_BLUR_REACH, size - 1)
-    drawn = torch.rand(2, batch, 1, generator=generator)
-    deviation = _BLUR[0] + (_BLUR[1] - _BLUR[0]) * drawn[0]
+    uniform = torch.rand(2, batch, 1, generator=generator)
+    deviation = _BLUR[0] + (_BLUR[1] - _BLUR[0]) * uniform[0]
     offsets = torch.arange(-reach, reach + 1.0)
     weights = torch.exp(-0.5 * (offsets / deviation).square())
-    weights = torch.where(drawn[1] < probability, weights, (offsets == 0).float())
+    weights = torch.where(uniform[1] < probability, weights, (offsets == 0).float())
     return weights / weights.sum(1, keepdim=True)
 
 
 def _blurred(x: torch.Tensor, kernels_BK: torch.Tensor) -> torch.Tensor:
-    """Each image filtered along both axes by its kernel; beyond its edges, the pixels at them (as in PIL)."""
+    """Filter each image along both axes by its kernel; beyond the edges, the pixels at them are repeated, as in PIL."""
+    # A grouped convolution gives each image and channel its own kernel.
     batch, channels, height, width = x.shape
     weights = kernels_BK.repeat_interleave(channels, 0)
     reach = weights.shape[1] // 2

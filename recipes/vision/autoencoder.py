@@ -1,4 +1,9 @@
-"""The sparse autoencoder of the paper's section 3.1: model, file and training."""
+"""The top-k sparse autoencoder (equation 2; Gao et al., 2024): model, file and training.
+
+    z = top_k(relu(W_enc (x - b_pre) + b_enc)),   x' = W_dec z + b_pre
+
+Shapes: B features of a batch, N of a data set, D their dimensions, L latents.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +20,20 @@ from monolora.recipes.vision.settings import Sae
 from monolora.runs import write_aside
 
 WEIGHTS = "sae.safetensors"
+_CHUNK = 4096  # features at a time, without gradients
 
 
 class TopKAutoencoder(nn.Module):
     """Features to sparse latents and back.
 
-    Inputs are scaled by one number, the same in training and use, which gives the training features a mean squared
+    Inputs are scaled by one number, the same in training and use, that gives the training features a mean squared
     deviation of 1: learning rates then mean the same for every encoder. Latents are of the scaled features.
 
     Args:
         dim: D.
         latents: L.
-        k: latents kept of each feature; ReLU comes before, so fewer may be above zero.
-        generator: of the first weights, on the CPU (default: one that always gives the same).
+        k: latents that stay nonzero for each feature; ReLU comes first, so it may be fewer.
+        generator: of the first weights, on the CPU (default: one with a constant seed).
     """
 
     scale: torch.Tensor
@@ -37,12 +43,12 @@ class TopKAutoencoder(nn.Module):
         super().__init__()
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("k", torch.tensor(k))
-        self.kept = k
+        self.n_active = k  # as a number: reading the buffer would wait for the device
         self.pre_bias = nn.Parameter(torch.zeros(dim))
-        # skip_init: nothing is drawn from torch's global generator
+        # skip_init: PyTorch's global generator is left alone
         self.encoder: nn.Linear = nn.utils.skip_init(nn.Linear, dim, latents)
         self.decoder: nn.Linear = nn.utils.skip_init(nn.Linear, latents, dim, bias=False)
-        with torch.no_grad():  # the usual start: columns of norm 1, the encoder their transpose
+        with torch.no_grad():  # as usual: columns of norm 1, the encoder their transpose
             self.decoder.weight.normal_(generator=generator or torch.Generator())
             self.decoder.weight.div_(self.decoder.weight.norm(dim=0))
             self.encoder.weight.copy_(self.decoder.weight.T)
@@ -60,21 +66,21 @@ class TopKAutoencoder(nn.Module):
             self.pre_bias.copy_(mean_D * self.scale)
 
     def scaled(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """What :meth:`decode` is to give back of unscaled features, shape ``(B, D)``."""
+        """The target of :meth:`decode` for unscaled features, shape ``(B, D)``."""
         return x_BD * self.scale
 
     def before_top_k(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """``relu(W_enc (x - b_pre) + b_enc)`` of unscaled features, shape ``(B, L)``."""
+        """``relu(W_enc (x - b_pre) + b_enc)`` for unscaled features, shape ``(B, L)``."""
         activations_BL: torch.Tensor = self.encoder(self.scaled(x_BD) - self.pre_bias)
         return activations_BL.relu()
 
     def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """Latents of unscaled features, shape ``(B, L)``, at most k of each row above zero."""
+        """Latents of unscaled features, shape ``(B, L)``, at most k above zero in each row."""
         return self.top_k(self.before_top_k(x_BD))
 
     def top_k(self, a_BL: torch.Tensor) -> torch.Tensor:
         """The k largest of each row, zeros elsewhere."""
-        return largest(a_BL, self.kept)
+        return largest(a_BL, self.n_active)
 
     def decode(self, z_BL: torch.Tensor) -> torch.Tensor:
         """Scaled features, shape ``(B, D)``."""
@@ -83,9 +89,9 @@ class TopKAutoencoder(nn.Module):
 
 
 def largest(a_BL: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest of each row, zeros elsewhere; of equal ones, k all the same."""
-    values, places = a_BL.topk(k, dim=-1, sorted=False)
-    return torch.zeros_like(a_BL).scatter(-1, places, values)
+    """The k largest of each row, zeros elsewhere; exactly k, even where some are equal."""
+    values, indices = a_BL.topk(k, dim=-1, sorted=False)
+    return torch.zeros_like(a_BL).scatter(-1, indices, values)
 
 
 def save_sae(sae: TopKAutoencoder, folder: Path) -> None:
@@ -107,24 +113,24 @@ def load_sae(folder: Path, device: torch.device) -> TopKAutoencoder:
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} has no autoencoder. Train it first: monolora vision sae.")
     try:
-        found = load_file(folder / WEIGHTS)
-        latents, dim = found["encoder.weight"].shape
-        sae = TopKAutoencoder(dim, latents, int(found["k"]))
-        sae.load_state_dict(found)
+        tensors = load_file(folder / WEIGHTS)
+        latents, dim = tensors["encoder.weight"].shape
+        sae = TopKAutoencoder(dim, latents, int(tensors["k"]))
+        sae.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(f"Cannot load the autoencoder in {folder}: {in_one_line(error)} Train it again.") from error
     return sae.to(device).eval().requires_grad_(False)
 
 
-_CHUNK = 4096  # features worked on at a time, where no gradients are wanted
+# Training.
 
 
-class Trained(NamedTuple):
+class TrainingResult(NamedTuple):
     """A trained autoencoder.
 
     Attributes:
-        sae: on the device of the features it was trained on.
-        loss: mean squared error of the scaled features, of each epoch.
+        sae: on the device of its training features.
+        loss: mean squared error of the scaled features, for each epoch.
     """
 
     sae: TopKAutoencoder
@@ -132,7 +138,7 @@ class Trained(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """How an autoencoder does on a split.
+    """How well an autoencoder represents a split.
 
     Attributes:
         explained_variance: 1 - squared errors / squared deviations from the split's mean.
@@ -145,37 +151,38 @@ class Quality(NamedTuple):
     zeros: float
 
 
-def train_sae(x_ND: torch.Tensor, settings: Sae, seed: int) -> Trained:
-    """Train on features, where they lie.
+def train_sae(x_ND: torch.Tensor, settings: Sae, seed: int) -> TrainingResult:
+    """Train an autoencoder on the features' device.
 
     Args:
-        x_ND: ``float32``, on the device.
+        x_ND: ``float32``, unscaled features.
         settings: of the step.
         seed: of the first weights and the order.
 
     Raises:
-        InputError: if more latents are to be kept than there are, or the features have no finite spread.
+        InputError: if k is larger than the number of latents, or the features have no finite spread.
         RunError: if the loss is not finite, naming the step.
     """
     generator = torch.Generator().manual_seed(seed)
-    sae = _first(x_ND, settings, generator)
-    steps = _Steps(sae, settings)
+    sae = _initial(x_ND, settings, generator)
+    trainer = _Trainer(sae, settings)
     losses: list[float] = []
     for _ in range(settings.epochs):
         parts = torch.randperm(len(x_ND), generator=generator).to(x_ND.device).split(settings.batch_size)
-        loss_S = torch.stack([steps.step(x_ND[places_B]) for places_B in parts])
+        loss_S = torch.stack([trainer.step(x_ND[indices_B]) for indices_B in parts])
         if not loss_S.isfinite().all():
             first = int((~loss_S.isfinite()).nonzero()[0])
             raise _diverged(len(losses) * len(parts) + first + 1, settings)
-        images_S = torch.tensor([len(places_B) for places_B in parts], device=x_ND.device)
-        losses.append(float((loss_S * images_S).sum() / len(x_ND)))
-    if not all(each.isfinite().all() for each in sae.parameters()):  # the last loss was that before the last update
+        sizes_S = torch.tensor([len(indices_B) for indices_B in parts], device=x_ND.device)
+        losses.append(float((loss_S * sizes_S).sum() / len(x_ND)))
+    # The last loss was measured before the last update, which may have diverged.
+    if not all(parameter.isfinite().all() for parameter in sae.parameters()):
         raise _diverged(settings.epochs * len(parts), settings)
-    return Trained(sae.eval().requires_grad_(False), tuple(losses))
+    return TrainingResult(sae.eval().requires_grad_(False), tuple(losses))
 
 
 def quality_of(sae: TopKAutoencoder, x_ND: torch.Tensor) -> Quality:
-    """Measured on a split's features, where they lie."""
+    """Measure an autoencoder on a split's features, on their device."""
     _, deviation = _spread(x_ND)
     error, zeros = 0.0, 0
     active_L = torch.zeros(sae.encoder.out_features, dtype=torch.bool, device=x_ND.device)
@@ -192,8 +199,8 @@ def quality_of(sae: TopKAutoencoder, x_ND: torch.Tensor) -> Quality:
     )
 
 
-class _Steps:
-    """What stays from step to step: the optimizer, and for how many images each latent has been idle."""
+class _Trainer:
+    """The state between steps: the optimizer, and the number of images for which each latent has been zero."""
 
     def __init__(self, sae: TopKAutoencoder, settings: Sae) -> None:
         self.sae = sae
@@ -213,7 +220,7 @@ class _Steps:
             extra = auxiliary_loss(
                 self.sae, a_BL, error_BD, self.idle_L >= self.settings.dead_after, self.settings.auxiliary_k
             )
-            # Gao et al. leave it out where it overflows, which happens while the loss proper is fine
+            # Gao et al. leave it out where it overflows, which can happen while the main loss is fine.
             total = loss + self.settings.auxiliary * extra if extra.isfinite() else loss
         self.optimizer.zero_grad()
         total.backward()
@@ -229,14 +236,14 @@ class _Steps:
 def auxiliary_loss(
     sae: TopKAutoencoder, a_BL: torch.Tensor, error_BD: torch.Tensor, dead_L: torch.Tensor, k: int
 ) -> torch.Tensor:
-    """How far dead latents are from explaining what the living leave over (Gao et al., 2024, appendix A.2).
+    """The error with which dead latents explain what the living ones leave (Gao et al., 2024, appendix A.2).
 
     Args:
         sae: the autoencoder.
         a_BL: activations before top-k, after ReLU.
-        error_BD: scaled features minus their reconstruction; no gradient goes into it.
+        error_BD: scaled features minus their reconstruction; it gets no gradient.
         dead_L: which latents are dead.
-        k: of these, how many are used for an image.
+        k: how many of these are used for an image.
 
     Returns:
         The mean squared error of the error's reconstruction.
@@ -247,14 +254,14 @@ def auxiliary_loss(
 
 
 def remove_parallel_gradient(decoder: nn.Linear) -> None:
-    """Take out of the gradient what would only change the norm of the weight's columns, whose norm is 1."""
+    """Remove from the gradient what would only change the norms of the weight's columns, which are 1."""
     weight_DL, gradient_DL = decoder.weight.detach(), decoder.weight.grad
     assert gradient_DL is not None
     gradient_DL -= (gradient_DL * weight_DL).sum(0) * weight_DL
 
 
-def _first(x_ND: torch.Tensor, settings: Sae, generator: torch.Generator) -> TopKAutoencoder:
-    """Before training: random weights, and inputs scaled to the features."""
+def _initial(x_ND: torch.Tensor, settings: Sae, generator: torch.Generator) -> TopKAutoencoder:
+    """An untrained autoencoder: random weights, and inputs scaled to the features."""
     latents = settings.latents or x_ND.shape[1]
     if settings.k > latents:
         raise InputError(

@@ -1,6 +1,12 @@
-"""Semantic consistency: how far a dimension is activated by images of one class only (section 4.1; Wang et al., 2024).
+"""Measure how sparse and how monosemantic each representation is, and which dimensions a noisy classifier trusts.
 
-Shapes: B images of a part, N of a data set, D dimensions of a representation, C classes.
+    monolora vision consistency --config CONFIG [flags]
+    monolora vision consistency --out runs/cifar100 --noise-rate 0.9
+
+(Section 4.1.) Every representation that has classifiers in OUT/probe is measured, on validation images: the semantic
+consistency of each dimension (Wang et al., 2024); that of the images' salient dimensions, for images that a classifier
+of wrong labels gets right and for those that it gets wrong (Figure 4c); and the images that most activate some
+dimensions (Figures 1a, 4a and 4b). Records go into OUT/consistency.
 """
 
 from __future__ import annotations
@@ -26,14 +32,18 @@ from monolora.recipes.vision.images import ImageData, load_images
 from monolora.recipes.vision.settings import REPRESENTATIONS, Consistency, Settings
 
 _CHUNK = 4096  # images counted at a time
+_NO_PROBES = "Train the classifiers first: monolora vision probe."
+
+
+# The measure.
 
 
 class Top(NamedTuple):
     """The images that activate a dimension most.
 
     Attributes:
-        images: places in the data set, the most activated first.
-        activations: theirs.
+        images: indices in the data set, the strongest activation first.
+        activations: one for each image.
     """
 
     images: list[int]
@@ -41,14 +51,14 @@ class Top(NamedTuple):
 
 
 def semantic_consistency(z_ND: torch.Tensor, labels_N: torch.Tensor, classes: int, threshold: float) -> torch.Tensor:
-    """Of the images that activate a dimension, the share of their most frequent class.
+    """The share of the most frequent class among the images that activate a dimension.
 
     Args:
         z_ND: representations.
-        labels_N: ``int64``, on their device.
+        labels_N: ``int64``, on the same device.
         classes: C.
-        threshold: an image with ``|z|`` above it activates the dimension. Of dense features, as SimCLR's, nearly all
-            images do: the share is then near that of the most frequent class among all.
+        threshold: an image with ``|z|`` above it activates the dimension. Nearly all images activate a dimension of
+            dense features such as SimCLR's: the share is then near that of the most frequent class of all.
 
     Returns:
         ``float32``, shape ``(D,)``; NaN for dimensions that no image activates.
@@ -84,11 +94,11 @@ def top_images(z_ND: torch.Tensor, dimension: int, count: int, threshold: float)
     return Top(top.tolist(), z_N[top].tolist())
 
 
-_MEND = "Train the classifiers first: monolora vision probe."
+# The program.
 
 
 class Classifiers(NamedTuple):
-    """Those trained at one noise rate, one for each label seed: logits are ``z / scale @ weight.T + bias``.
+    """The classifiers of one noise rate, one for each label seed: logits are ``z / scale @ weight.T + bias``.
 
     Attributes:
         weight_MCD, bias_MC: on the device.
@@ -103,14 +113,14 @@ class Classifiers(NamedTuple):
     classes: Sequence[str]
     accuracy_C: Sequence[float]
 
-    def right(self, z_ND: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    def correct(self, z_ND: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
         """Which images each classifier gets right, shape ``(M, N)``."""
         logits_MNC = torch.einsum("nd,mcd->mnc", z_ND / self.scale, self.weight_MCD) + self.bias_MC[:, None]
         return logits_MNC.argmax(-1) == labels_N
 
 
 def run(settings: Settings) -> None:
-    """Measure each seed's representations.
+    """Measure the representations of each seed.
 
     Raises:
         InputError: if there are no classifiers, none of the noise rate, or they are of other features.
@@ -121,14 +131,14 @@ def run(settings: Settings) -> None:
     for seed in settings.common.seeds:
         names = [name for name in REPRESENTATIONS if probe_file(settings.common.out, name, seed).is_file()]
         if not names:
-            raise InputError(f"{Path(settings.common.out) / 'probe'} has no classifiers of seed {seed}. {_MEND}")
+            raise InputError(f"{Path(settings.common.out) / 'probe'} has no classifiers of seed {seed}. {_NO_PROBES}")
         for name in names:
             with locked(consistency_file(settings.common.out, name, seed)):
                 print(f"{name}-{seed}: {_measure(settings, name, seed, data, device)}", flush=True)
 
 
 def _measure(settings: Settings, name: str, seed: int, data: ImageData, device: torch.device) -> str:
-    """Write the record of a representation, unless it is there; returns what is to be printed."""
+    """Write the record of a representation, unless it exists; returns its summary."""
     probe = probe_file(settings.common.out, name, seed)
     features = features_of(settings.common, name, seed, data, device)
     file = consistency_file(settings.common.out, name, seed)
@@ -142,9 +152,9 @@ def _measure(settings: Settings, name: str, seed: int, data: ImageData, device: 
     with out_of_memory("Use --device cpu."):
         classifiers = load_classifiers(probe, settings.consistency.noise_rate, features.fingerprint, device)
         z_ND, labels_N = features.val_ND.to(device), data.val.labels_N.to(device)
-        results = measured(z_ND, labels_N, classifiers, settings.consistency, seed)
+        results = measure(z_ND, labels_N, classifiers, settings.consistency, seed)
     write(file, own, inputs, results)
-    return _in_words(results)
+    return _summary(results)
 
 
 def load_classifiers(probe: Path, rate: float, features: str, device: torch.device) -> Classifiers:
@@ -153,19 +163,19 @@ def load_classifiers(probe: Path, rate: float, features: str, device: torch.devi
     Args:
         probe: the record of the probe step.
         rate: share of wrong labels they were trained on.
-        features: the fingerprint of the features they are to work on.
-        device: where they go.
+        features: the fingerprint of the features that they must be of.
+        device: that they are loaded to.
 
     Raises:
         InputError: if there are none, they are of other features, or a file is damaged.
     """
-    record = read(probe, _MEND)
+    record = read(probe, _NO_PROBES)
     if record["inputs"].get("features") != features:
-        raise InputError(f"The classifiers in {probe} are of another checkpoint or other images. {_MEND}")
-    found = record["results"]
-    rates = list(found["accuracy"].get("ce", ()))
-    place = next((i for i, each in enumerate(rates) if float(each) == rate), None)
-    if place is None:
+        raise InputError(f"The classifiers in {probe} are of another checkpoint or other images. {_NO_PROBES}")
+    results = record["results"]
+    rates = list(results["accuracy"].get("ce", ()))
+    index = next((index for index, own in enumerate(rates) if float(own) == rate), None)
+    if index is None:
         raise InputError(
             f"{probe} has no cross-entropy classifiers of --noise-rate {rate:g}; it has those of "
             f"{', '.join(rates) or 'no rate'}. Choose one of these, or add it to the probe's --noise-rates."
@@ -173,23 +183,24 @@ def load_classifiers(probe: Path, rate: float, features: str, device: torch.devi
     weights = probe.with_suffix(".safetensors")
     try:
         tensors = load_file(weights, device=str(device))
-        weight_MCD, bias_MC = tensors["ce.weight"][place], tensors["ce.bias"][place]
+        weight_MCD, bias_MC = tensors["ce.weight"][index], tensors["ce.bias"][index]
     except (OSError, KeyError, IndexError, SafetensorError) as error:
-        raise InputError(f"Cannot load {weights}: {in_one_line(error)} Delete {probe}. {_MEND}") from error
-    return Classifiers(weight_MCD, bias_MC, found["scale"], found["classes"], found["per_class"]["ce"][rates[place]][0])
+        raise InputError(f"Cannot load {weights}: {in_one_line(error)} Delete {probe}. {_NO_PROBES}") from error
+    accuracy_C = results["per_class"]["ce"][rates[index]][0]
+    return Classifiers(weight_MCD, bias_MC, results["scale"], results["classes"], accuracy_C)
 
 
-def measured(
+def measure(
     z_ND: torch.Tensor, labels_N: torch.Tensor, classifiers: Classifiers, settings: Consistency, seed: int
 ) -> dict[str, Any]:
-    """The record's results.
+    """Compute the record's results.
 
     Args:
         z_ND: representations.
-        labels_N: ``int64``, on their device.
-        classifiers: there too.
+        labels_N: ``int64``, on the same device.
+        classifiers: on the same device.
         settings: of the step.
-        seed: of the dimensions that are drawn.
+        seed: of the random dimensions.
 
     Raises:
         InputError: if no image activates any dimension.
@@ -199,41 +210,41 @@ def measured(
     if not len(live):
         raise InputError("No image activates any dimension: the encoder has collapsed. Pretrain again.")
     salient_N = salient_consistency(z_ND, consistency_D, settings.threshold)
-    right_MN = classifiers.right(z_ND, labels_N)
+    correct_MN = classifiers.correct(z_ND, labels_N)
 
-    def shown(dimension: int) -> dict[str, Any]:
+    def top_of(dimension: int) -> dict[str, Any]:
         top = top_images(z_ND, dimension, settings.images, settings.threshold)
         return {"dimension": dimension, "consistency": float(consistency_D[dimension]), **top._asdict()}
 
-    def of_class(place: int) -> dict[str, Any]:
-        weight_D = classifiers.weight_MCD[0, place]
-        dimension = int(live[weight_D[live].argmax()])  # a dead one has the weight it started with
-        return {"class": classifiers.classes[place], "accuracy": classifiers.accuracy_C[place], **shown(dimension)}
+    def of_class(label: int) -> dict[str, Any]:
+        weight_D = classifiers.weight_MCD[0, label]
+        dimension = int(live[weight_D[live].argmax()])  # of the live ones: a dead one's weight was never trained
+        return {"class": classifiers.classes[label], "accuracy": classifiers.accuracy_C[label], **top_of(dimension)}
 
     accuracy_C = torch.tensor(classifiers.accuracy_C)
-    drawn = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))[: settings.dimensions]
+    random = torch.randperm(len(live), generator=torch.Generator().manual_seed(seed))[: settings.dimensions]
     return {
         "consistency": float(consistency_D.nanmean()),
         "live": len(live),
         "dimensions": len(consistency_D),
         "zeros": float((z_ND.abs() <= settings.threshold).double().mean()),
         "per_dimension": consistency_D.tolist(),
-        "right": [float(salient_N[right_N].nanmean()) for right_N in right_MN],
-        "wrong": [float(salient_N[~right_N].nanmean()) for right_N in right_MN],
-        "right_values": _without_nan(salient_N[right_MN[0]]),
-        "wrong_values": _without_nan(salient_N[~right_MN[0]]),
-        "random_dimensions": [shown(int(live[i])) for i in drawn],
+        "right": [float(salient_N[correct_N].nanmean()) for correct_N in correct_MN],
+        "wrong": [float(salient_N[~correct_N].nanmean()) for correct_N in correct_MN],
+        "right_values": _without_nan(salient_N[correct_MN[0]]),
+        "wrong_values": _without_nan(salient_N[~correct_MN[0]]),
+        "random_dimensions": [top_of(int(live[i])) for i in random],
         "best_class": of_class(int(accuracy_C.argmax())),
         "worst_class": of_class(int(accuracy_C.argmin())),
     }
 
 
 def _without_nan(values: torch.Tensor) -> list[float]:
-    found: list[float] = values[~values.isnan()].tolist()
-    return found
+    finite: list[float] = values[~values.isnan()].tolist()
+    return finite
 
 
-def _in_words(results: dict[str, Any]) -> str:
+def _summary(results: dict[str, Any]) -> str:
     right, wrong = (float(torch.tensor(results[name]).nanmean()) for name in ("right", "wrong"))
     return (
         f"consistency {results['consistency']:.3f} of {results['live']} live of {results['dimensions']} dimensions, "

@@ -1,4 +1,4 @@
-"""The encoder: a ResNet-18 and a projector; SimCLR's and NCL's are one ReLU apart."""
+"""The encoder (section 3.1.1): a ResNet-18 and a projector. SimCLR's and NCL's are one ReLU apart."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _STEM_STRIDE = {"cifar": 1, "cifar-strided": 2}
 
 
 class EncoderConfig(NamedTuple):
-    """What shapes an encoder.
+    """The architecture of an encoder, and the normalisation of its inputs.
 
     Attributes:
-        non_negative: NCL's ReLU on the projector's output (paper, section 3.1.1).
+        non_negative: whether NCL's ReLU is on the projector's output.
         stem: ``cifar`` (3x3, no pooling), ``cifar-strided`` (the same at half the size) or ``imagenet``.
         width: channels of the first stage; ResNet-18 has 64.
         projector_hidden, projector_out: units of the projector's two layers.
         image_size: pixels a side.
-        mean, std: of the images that it was trained on, by which its inputs are normalised.
+        mean, std: of the training images; inputs are normalised by them.
     """
 
     non_negative: bool
@@ -66,10 +66,10 @@ class Encoder(nn.Module):
         return 8 * self.config.width
 
     def normalised(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
-        """``uint8`` images as the network wants them: the middle of each, normalised, channels last.
+        """``uint8`` images as inputs of the network: their centre, normalised, channels last.
 
         Raises:
-            InputError: if they are smaller than those that the encoder was trained on.
+            InputError: if they are smaller than the images that the encoder was trained on.
         """
         size = self.config.image_size
         if min(pixels_B3SS.shape[-2:]) < size:
@@ -78,11 +78,11 @@ class Encoder(nn.Module):
                 f"{min(pixels_B3SS.shape[-2:])}. Give --image-size {size}, as in pretraining."
             )
         top, left = ((side - size) // 2 for side in pixels_B3SS.shape[-2:])
-        middle = pixels_B3SS[..., top : top + size, left : left + size]
-        return self.standardised(middle.float() / 255)
+        centre = pixels_B3SS[..., top : top + size, left : left + size]
+        return self.standardised(centre.float() / 255)
 
     def standardised(self, images_B3SS: torch.Tensor) -> torch.Tensor:
-        """Images in 0 to 1, normalised by mean and deviation, channels last."""
+        """Images from 0 to 1, normalised by mean and standard deviation, channels last."""
         return ((images_B3SS - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def forward(self, images_B3SS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,9 +112,9 @@ def load_encoder(folder: Path, device: torch.device) -> Encoder:
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} has no encoder. Pretrain first: monolora vision pretrain.")
     try:
-        found: dict[str, Any] = json.loads((folder / CONFIG).read_text())
-        found |= {name: tuple(found[name]) for name in ("mean", "std")}
-        encoder = Encoder(EncoderConfig(**found))
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        config |= {name: tuple(config[name]) for name in ("mean", "std")}
+        encoder = Encoder(EncoderConfig(**config))
         encoder.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise InputError(f"Cannot load the encoder in {folder}: {in_one_line(error)} Pretrain again.") from error
@@ -132,7 +132,7 @@ def _resnet18(config: EncoderConfig) -> ResNetModel:
             layer_type="basic",
         )
     )
-    if config.stem in _STEM_STRIDE:
+    if config.stem in _STEM_STRIDE:  # 3x3 without pooling: ImageNet's stem would shrink 32 pixels to 8
         stride = _STEM_STRIDE[config.stem]
         backbone.embedder.embedder.convolution = nn.Conv2d(3, width, 3, stride=stride, padding=1, bias=False)
         backbone.embedder.pooler = nn.Identity()

@@ -1,4 +1,12 @@
-"""Encoders' representations of a data set, computed once and kept on disk."""
+"""Representations of a data set: who computes them, and their cache on disk; and where every step's results are.
+
+OUT/METHOD-SEED/          an encoder: encoder.safetensors, encoder.json, pretrain.json; features/ of the images
+OUT/sae-SEED/             the autoencoder on simclr-SEED: sae.safetensors, sae.json; features/ are its latents
+OUT/probe/                REPRESENTATION-SEED.json, and the classifiers as .safetensors
+OUT/finetune/             SEED.json
+OUT/consistency/          REPRESENTATION-SEED.json
+OUT/table1.*, OUT/figures/
+"""
 
 from __future__ import annotations
 
@@ -20,14 +28,17 @@ from monolora.recipes.vision.images import ImageData, Images
 from monolora.recipes.vision.settings import Common
 from monolora.runs import write_aside, write_json
 
+FOLDER = "features"
+_BATCH = 512  # images or features at a time
+
 
 def encoder_folder(out: str | Path, method: str, seed: int) -> Path:
-    """Of a representation: ``simclr``, ``ncl`` or ``sae``."""
+    """The folder of a representation: ``simclr``, ``ncl`` or ``sae``."""
     return Path(out) / f"{method}-{seed}"
 
 
 def probe_file(out: str | Path, representation: str, seed: int) -> Path:
-    """The record of the classifiers on a representation; their weights lie beside it, as ``.safetensors``."""
+    """The record of the classifiers on a representation; their weights have the same name with ``.safetensors``."""
     return Path(out) / "probe" / f"{representation}-{seed}.json"
 
 
@@ -41,15 +52,12 @@ def consistency_file(out: str | Path, representation: str, seed: int) -> Path:
     return Path(out) / "consistency" / f"{representation}-{seed}.json"
 
 
-FOLDER = "features"
-
-
 class Features(NamedTuple):
-    """Representations of both splits.
+    """The representations of both splits.
 
     Attributes:
         train_ND, val_ND: ``float32``, on the CPU, memory-mapped.
-        fingerprint: of the weights, the precision and the images they are of.
+        fingerprint: of the weights, the precision and the images that they depend on.
     """
 
     train_ND: torch.Tensor
@@ -57,57 +65,13 @@ class Features(NamedTuple):
     fingerprint: str
 
 
-def cached_features(folder: Path, key: Mapping[str, str], compute: Callable[[str], torch.Tensor]) -> Features:
-    """The representations kept in ``folder/features``; computed now, if those there are of something else.
-
-    Args:
-        folder: of the weights.
-        key: all that the representations depend on.
-        compute: the representations of one split, ``train`` or ``val``: ``(N, D)``.
-
-    Raises:
-        SaveError: if the disk does not take them.
-    """
-    cache = folder / FOLDER
-    about = cache / "features.json"
-    if not _is_of(about, key):
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with locked(cache, waits=True):  # of several steps at once one computes, and the others wait
-                if not _is_of(about, key):
-                    about.unlink(missing_ok=True)
-                    for split in ("train", "val"):
-                        _save(cache / f"{split}.npy", compute(split))
-                    write_json(about, key)
-        except OSError as error:
-            raise SaveError.of(cache, error, "Free space, then give the same command again.") from error
-    # copy-on-write: torch wants memory that it could write to
-    train, val = (torch.from_numpy(np.load(cache / f"{split}.npy", mmap_mode="c")) for split in ("train", "val"))
-    return Features(train, val, "-".join(key.values()))
-
-
-def _save(file: Path, features_ND: torch.Tensor) -> None:
-    """Into a new file: an old one may still be mapped."""
-    write_aside(file, lambda path: np.save(path, features_ND.numpy()))
-
-
-def _is_of(about: Path, key: Mapping[str, str]) -> bool:
-    try:
-        return bool(json.loads(about.read_text()) == dict(key))
-    except (OSError, ValueError):
-        return False
-
-
-_BATCH = 512
-
-
 class Representation(NamedTuple):
-    """Frozen networks and how they run.
+    """The frozen networks that turn images into a representation.
 
     Attributes:
         encoder: images to features.
-        sae: features to latents, for the representation ``sae``.
-        dtype: the precision of the encoder's products.
+        sae: features to latents, of the representation ``sae`` alone.
+        dtype: the precision of the encoder's products; the autoencoder works in float32.
     """
 
     encoder: Encoder
@@ -143,7 +107,7 @@ def load_representation(common: Common, name: str, seed: int, device: torch.devi
 
 
 def features_of(common: Common, name: str, seed: int, data: ImageData, device: torch.device) -> Features:
-    """The representation of both splits, from its cache where that is of the same weights and images.
+    """The representations of both splits, from the cache if it is of the same weights and images.
 
     Raises:
         InputError: if it has not been trained, or its files are damaged.
@@ -160,11 +124,53 @@ def features_of(common: Common, name: str, seed: int, data: ImageData, device: t
     sae = representation.sae
     if sae is None:
         return cached_features(folder, key, lambda split: representation.of_all(getattr(data, split)))
-    below = features_of(common, "simclr", seed, data, device)
-    return cached_features(folder, key | {"features": below.fingerprint}, lambda split: _latents(sae, below, split))
+    # The latents are computed from SimCLR's cached features, so that the images pass through the encoder once.
+    simclr = features_of(common, "simclr", seed, data, device)
+    return cached_features(folder, key | {"features": simclr.fingerprint}, lambda split: _latents(sae, simclr, split))
 
 
-def _latents(sae: TopKAutoencoder, below: Features, split: str) -> torch.Tensor:
+def _latents(sae: TopKAutoencoder, simclr: Features, split: str) -> torch.Tensor:
     with torch.inference_mode():
-        x_ND = getattr(below, f"{split}_ND")
+        x_ND = getattr(simclr, f"{split}_ND")
         return torch.cat([sae.encode(part.to(sae.scale.device)).cpu() for part in x_ND.split(_BATCH)])
+
+
+def cached_features(folder: Path, key: Mapping[str, str], compute: Callable[[str], torch.Tensor]) -> Features:
+    """The representations in ``folder/features``, computed anew unless their key is the same.
+
+    Args:
+        folder: of the weights.
+        key: everything that the representations depend on.
+        compute: gives the representations of one split, ``train`` or ``val``, ``(N, D)``.
+
+    Raises:
+        SaveError: if the disk does not take them.
+    """
+    cache = folder / FOLDER
+    about = cache / "features.json"
+    if not _has_key(about, key):
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with locked(cache, waits=True):  # of several steps that run together one computes, the others wait
+                if not _has_key(about, key):
+                    about.unlink(missing_ok=True)
+                    for split in ("train", "val"):
+                        _save(cache / f"{split}.npy", compute(split))
+                    write_json(about, key)
+        except OSError as error:
+            raise SaveError.of(cache, error, "Free space, then give the same command again.") from error
+    # copy-on-write: torch warns of memory that it could not write to
+    train, val = (torch.from_numpy(np.load(cache / f"{split}.npy", mmap_mode="c")) for split in ("train", "val"))
+    return Features(train, val, "-".join(key.values()))
+
+
+def _save(file: Path, features_ND: torch.Tensor) -> None:
+    """Write a new file, then rename it: the old one may still be mapped."""
+    write_aside(file, lambda path: np.save(path, features_ND.numpy()))
+
+
+def _has_key(about: Path, key: Mapping[str, str]) -> bool:
+    try:
+        return bool(json.loads(about.read_text()) == dict(key))
+    except (OSError, ValueError):
+        return False

@@ -1,56 +1,112 @@
-"""The colour and the marker of a representation, in all figures."""
+"""What the figures are drawn from, and what they share: records, colours, lines with estimates in %."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from monolora.recipes.vision.images import Images
-from monolora.recipes.vision.paper_comparison import Compared
-from monolora.recipes.vision.results import ORDER, Consistent, Gathered
+import torch
 
-# Told apart with any colour vision, by lightness too; dark enough for names on white.
+from monolora.errors import InputError
+from monolora.recipes.vision.images import Images, load_images
+from monolora.recipes.vision.paper_comparison import Comparison, compare
+from monolora.recipes.vision.results import ORDER, SHORT, ConsistencyRecord, Records, read_records
+from monolora.recipes.vision.settings import Settings
+from monolora.reporting.plots import Line
+from monolora.stats import Estimate, estimate
+
+# Of each representation. Distinct with any colour vision, by lightness too; dark enough for names on white.
 COLOURS: Mapping[str, str] = {"simclr": "#4c6285", "sae": "#1b9e77", "ncl": "#d9730d"}
 MARKERS: Mapping[str, str] = {"simclr": "o", "sae": "s", "ncl": "^"}
 
 
-class NotThereError(Exception):
-    """A figure cannot be drawn; the message says what is missing and how to get it."""
+class MissingDataError(Exception):
+    """A figure cannot be drawn yet; the message says what is missing and how to get it."""
 
 
-class Material(NamedTuple):
-    """Of one folder of runs.
+class FigureData(NamedTuple):
+    """The data of all figures of one folder.
 
     Attributes:
-        runs: the steps' records.
-        beside: the data set, and its half of the paper's Table 1.
-        pictures: the validation images that a record's places are of; raises NotThereError.
+        records: of the steps.
+        comparison: the data set, and the half of the paper's Table 1 that is of it.
+        images: the validation images that a consistency record indexes; raises MissingDataError.
     """
 
-    runs: Gathered
-    beside: Compared
-    pictures: Callable[[Consistent], Images]
+    records: Records
+    comparison: Comparison
+    images: Callable[[ConsistencyRecord], Images]
 
 
-def probed(runs: Gathered) -> list[str]:
+def load_figure_data(settings: Settings) -> FigureData:
+    """Read the records; the images are loaded when a figure first needs them.
+
+    Raises:
+        InputError: if there are no records, or one is damaged.
+    """
+    records = read_records(Path(settings.common.out))
+    return FigureData(records, compare(records, settings.data), _validation_images(settings))
+
+
+def _validation_images(settings: Settings) -> Callable[[ConsistencyRecord], Images]:
+    @functools.cache
+    def load() -> Images:
+        return load_images(settings.data, torch.device("cpu")).val
+
+    def images_of(record: ConsistencyRecord) -> Images:
+        try:
+            images = load()
+        except InputError as error:
+            raise MissingDataError(f"its images are unavailable: {error}") from error
+        if not any(images.fingerprint in fingerprint for fingerprint in record.inputs.values()):
+            raise MissingDataError(
+                f"consistency was measured on other images than {settings.data.dataset}'s; give the runs' --config"
+            )
+        return images
+
+    return images_of
+
+
+def probed_representations(records: Records) -> list[str]:
     """The representations with probes, in order.
 
     Raises:
-        NotThereError: if there are none.
+        MissingDataError: if there are none.
     """
-    there = {each.representation for each in runs.probed}
-    if not there:
-        raise NotThereError("there are no probes; run monolora vision probe")
-    return [name for name in ORDER if name in there]
+    names = {record.representation for record in records.probe_records}
+    if not names:
+        raise MissingDataError("there are no probes; run monolora vision probe")
+    return [name for name in ORDER if name in names]
 
 
-def first_consistent(runs: Gathered) -> Sequence[Consistent]:
-    """The first seed's semantic consistency, in the representations' order.
+def first_seed_consistency(records: Records) -> Sequence[ConsistencyRecord]:
+    """The consistency records of the lowest seed, in the representations' order.
 
     Raises:
-        NotThereError: if there is none.
+        MissingDataError: if there are none.
     """
-    if not runs.consistent:
-        raise NotThereError("semantic consistency has not been measured; run monolora vision consistency")
-    first = min(each.seed for each in runs.consistent)
-    return [each for each in runs.consistent if each.seed == first]
+    if not records.consistency_records:
+        raise MissingDataError("semantic consistency has not been measured; run monolora vision consistency")
+    first = min(record.seed for record in records.consistency_records)
+    return [record for record in records.consistency_records if record.seed == first]
+
+
+def percent(share: Estimate | None) -> Estimate | None:
+    """An estimate of a share from 0 to 1, in %."""
+    return share and share.times(100)
+
+
+def representation_line(
+    name: str, xs: Sequence[float], estimates: Sequence[Estimate | None], label: str | None = None, style: str = "-"
+) -> Line:
+    """A representation's line, in its colour; labelled with its short name unless another is given."""
+    return Line(label or SHORT[name], xs, estimates, COLOURS[name], MARKERS[name], style)
+
+
+def label_noise_line(records: Records, name: str, loss: str, label: str | None = None, style: str = "-") -> Line:
+    """Accuracy of a representation's probes by label noise, both in %."""
+    rates = records.rates(loss)
+    estimates = [percent(estimate(records.accuracy(name, loss, rate))) for rate in rates]
+    return representation_line(name, [100 * rate for rate in rates], estimates, label, style)

@@ -1,10 +1,10 @@
-"""Many linear classifiers on the same features, trained at once.
+"""Many linear classifiers on the same features, trained together (section 3.1.2).
 
-They differ in their labels and losses and see the same batches, so that a step is two products for all of them. The
-gradients are written out; SGD with momentum follows a learning rate that falls as a cosine. All start at zero: the
-problem is convex.
+They differ in their labels and losses and see the same batches, so that a step is two matrix products for all of them.
+The gradients are written out; SGD with momentum follows a cosine schedule. The problem is convex, so all classifiers
+start at zero.
 
-Shapes, beside the package's: K = C * M rows of the weights, class by class.
+Shapes, besides the package's: K = C * M rows of the weights, class by class.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from monolora.recipes.experiment_steps import softmax_into
 from monolora.recipes.vision.settings import Probe
 
 MOMENTUM = 0.9
-LOG_ZERO = math.log(1e-4)  # what symmetric cross entropy takes for log 0
+LOG_ZERO = math.log(1e-4)  # symmetric cross entropy's stand-in for log 0 (Wang et al., 2019)
 _CHUNK = 2048  # features classified at a time
 
-Orders = Callable[[int], Iterable[torch.Tensor]]
+Orders = Callable[[int], Iterable[torch.Tensor]]  # of an epoch, the indices of each batch
 
 
 class Loss(NamedTuple):
@@ -55,34 +55,34 @@ class Probes(NamedTuple):
     bias_MC: torch.Tensor
     scale: float
 
-    def rightly(self, x_ND: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Whether each classifier gets each feature right: ``bool``, ``(M, N)``, on the CPU.
+    def correct(self, x_ND: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Which features each classifier gets right: ``bool``, ``(M, N)``, on the CPU.
 
         Args:
-            x_ND: features, anywhere.
-            labels: ``(N,)``, or ``(M, N)`` where each classifier has its own.
+            x_ND: features, on any device.
+            labels: ``(N,)``, or ``(M, N)`` if each classifier has its own.
         """
         count, classes, dim = self.weight_MCD.shape
         weight_KD, device = self.weight_MCD.reshape(-1, dim), self.weight_MCD.device
-        found = []
+        predictions = []
         for x_BD in x_ND.split(_CHUNK):
             logits_BK = torch.addmm(self.bias_MC.reshape(-1), x_BD.to(device) / self.scale, weight_KD.T)
-            found.append(logits_BK.view(-1, count, classes).argmax(-1).T.cpu())
-        return torch.cat(found, 1) == labels
+            predictions.append(logits_BK.view(-1, count, classes).argmax(-1).T.cpu())
+        return torch.cat(predictions, 1) == labels
 
-    def chosen(self, places: torch.Tensor) -> Probes:
-        """Some of the classifiers, in the order of ``places``."""
-        return self._replace(weight_MCD=self.weight_MCD[places], bias_MC=self.bias_MC[places])
+    def select(self, indices: torch.Tensor) -> Probes:
+        """Some of the classifiers, in the order of ``indices``."""
+        return self._replace(weight_MCD=self.weight_MCD[indices], bias_MC=self.bias_MC[indices])
 
 
 class FeatureSource(NamedTuple):
-    """Where the batches come from.
+    """The training features, batch by batch.
 
     Attributes:
         dim: D.
-        scale: what features are divided by.
-        batches: of an epoch, ``(places_B, x_BD)``: places among the training images, and scaled features on the device
-            in the precision of the products. Each epoch has every place once.
+        scale: that features are divided by.
+        batches: of an epoch, ``(indices_B, x_BD)``: indices of training images, and their scaled features on the device
+            in the precision of the products. Each epoch has every index once.
     """
 
     dim: int
@@ -91,7 +91,7 @@ class FeatureSource(NamedTuple):
 
 
 def feature_scale(x_ND: torch.Tensor) -> float:
-    """The root mean square of the norms. Divided by it, features of all sizes train at the same learning rate.
+    """The root mean square of the norms: features divided by it train at one learning rate, whatever their size.
 
     Raises:
         InputError: if they are all zero, or not finite.
@@ -104,19 +104,19 @@ def feature_scale(x_ND: torch.Tensor) -> float:
 
 
 def shuffled(count: int, batch_size: int, seed: Sequence[int]) -> Sequence[torch.Tensor]:
-    """All places of ``count``, in batches, in an order that the seed gives."""
+    """The indices below ``count`` in batches, in an order that the seed determines."""
     order_N = np.random.default_rng(seed).permutation(count)
     return torch.from_numpy(order_N).split(batch_size)
 
 
 def cached_source(x_ND: torch.Tensor, orders: Orders, dtype: torch.dtype, device: torch.device) -> FeatureSource:
-    """Batches of features that are there already.
+    """Batches of features that have been computed.
 
     Args:
         x_ND: of all training images.
-        orders: the batches of an epoch, as places.
+        orders: the batches of each epoch.
         dtype: of the products.
-        device: where the features go.
+        device: that the features are moved to.
 
     Raises:
         InputError: if the features are all zero, or not finite.
@@ -125,9 +125,9 @@ def cached_source(x_ND: torch.Tensor, orders: Orders, dtype: torch.dtype, device
     scaled_ND = (x_ND.to(device) / scale).to(dtype)
 
     def batches(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for places_B in orders(epoch):
-            there_B = places_B.to(device, non_blocking=True)
-            yield there_B, scaled_ND.index_select(0, there_B)
+        for indices_B in orders(epoch):
+            on_device_B = indices_B.to(device, non_blocking=True)
+            yield on_device_B, scaled_ND.index_select(0, on_device_B)
 
     return FeatureSource(x_ND.shape[1], scale, batches)
 
@@ -144,42 +144,43 @@ def train_probes(
     """Train a classifier for each row of labels.
 
     Args:
-        source: of the batches.
+        source: of the features.
         labels_MN: ``int64``.
         classes: C.
         losses: of each classifier.
         settings: epochs, batch size, learning rate, weight decay.
         dtype: of the products; weights, softmax and sums are ``float32`` at least.
-        device: where.
+        device: that trains.
 
     Raises:
         RunError: if the weights do not stay finite.
     """
-    # with the same labels and loss (none are wrong at rate 0) the classifier is the same
+    # Classifiers with the same labels and loss are the same: at rate 0, all draws. Each is trained once.
     kinds_M = torch.tensor([losses.index(loss) for loss in losses])
     distinct, origin_M = torch.unique(torch.column_stack([kinds_M, labels_MN]), dim=0, return_inverse=True)
     kinds_M, labels_MN = distinct[:, 0], distinct[:, 1:]
-    trained = _Classifiers(source.dim, classes, [losses[kind] for kind in kinds_M], settings, dtype, device)
+    classifiers = _Classifiers(source.dim, classes, [losses[kind] for kind in kinds_M], settings, dtype, device)
     labels_NM = labels_MN.T.contiguous().to(device)
     steps = settings.epochs * math.ceil(labels_MN.shape[1] / settings.batch_size)
     step = 0
     for epoch in range(settings.epochs):
-        for places_B, x_BD in source.batches(epoch):
-            falling = (1 + math.cos(math.pi * step / steps)) / 2
-            trained.step(x_BD, labels_NM.index_select(0, places_B.to(device)).T, settings.learning_rate * falling)
+        for indices_B, x_BD in source.batches(epoch):
+            cosine = (1 + math.cos(math.pi * step / steps)) / 2
+            labels_MB = labels_NM.index_select(0, indices_B.to(device)).T
+            classifiers.step(x_BD, labels_MB, settings.learning_rate * cosine)
             step += 1
-        if not trained.weight_KD.isfinite().all():
+        if not classifiers.weight_KD.isfinite().all():
             raise RunError(
                 f"The linear classifiers diverged in epoch {epoch + 1}. Lower --learning-rate (of the probe: "
                 f"{settings.learning_rate}) or --weight-decay ({settings.weight_decay})."
             )
-    return trained.probes(source.scale).chosen(origin_M.to(device))
+    return classifiers.probes(source.scale).select(origin_M.to(device))
 
 
 class _Classifiers:
-    """Weights and momenta, and the memory that a step needs: fresh memory costs as much time as the arithmetic.
+    """Weights and momenta, and the buffers of a step: allocating them anew would cost as much as the arithmetic.
 
-    Logits have the images of a batch innermost: what is done over C then runs along long rows, twice as fast.
+    Logits have the images of a batch innermost: reductions over C then run along long rows, twice as fast.
     """
 
     def __init__(
@@ -193,61 +194,63 @@ class _Classifiers:
     ) -> None:
         self.shape = (classes, len(losses))
         self.weight_decay = settings.weight_decay
-        wide = torch.promote_types(dtype, torch.float32)
+        wide = torch.promote_types(dtype, torch.float32)  # bfloat16 sums would lose small updates
         self.alpha_M1, self.beta_M1 = torch.tensor(losses, dtype=wide, device=device).T.unsqueeze(-1)
         self.plain = set(losses) == {CROSS_ENTROPY}
         rows = classes * len(losses)
         self.weight_KD = torch.zeros(rows, dim, dtype=wide, device=device)
         self.bias_K1 = torch.zeros(rows, 1, dtype=wide, device=device)
         self.weight_momentum_KD, self.bias_momentum_K1 = self.weight_KD.clone(), self.bias_K1.clone()
-        # "there": in the precision of the products; where that is the weights' own, the same memory
-        self.weight_there_KD = self.weight_KD.to(dtype)
+        # "low": in the precision of the products; where that is the weights' own, the same memory
+        self.weight_low_KD = self.weight_KD.to(dtype)
         self.gradient_KD = torch.empty(rows, dim, dtype=dtype, device=device)
         self.p = torch.empty(rows * settings.batch_size, dtype=wide, device=device)
         self.logits = torch.empty_like(self.p)
-        self.there = self.logits.to(dtype)
+        self.logits_low = self.logits.to(dtype)
         self.minus_one = torch.full((1, 1, 1), -1.0, dtype=wide, device=device)
 
     def step(self, x_BD: torch.Tensor, labels_MB: torch.Tensor, learning_rate: float) -> None:
         """One step of SGD."""
         rows, count = len(self.bias_K1), len(x_BD)
-        there_KB, logits_KB, p_KB = (
-            flat[: rows * count].view(rows, count) for flat in (self.there, self.logits, self.p)
+        low_KB, logits_KB, p_KB = (
+            flat[: rows * count].view(rows, count) for flat in (self.logits_low, self.logits, self.p)
         )
-        torch.mm(self.weight_there_KD, x_BD.T, out=there_KB)
-        torch.add(there_KB, self.bias_K1, out=logits_KB)
+        torch.mm(self.weight_low_KD, x_BD.T, out=low_KB)
+        torch.add(low_KB, self.bias_K1, out=logits_KB)
         self._gradient(logits_KB.view(*self.shape, count), labels_MB, p_KB.view(*self.shape, count))
         self.bias_momentum_K1.mul_(MOMENTUM).add_(p_KB.sum(1, keepdim=True))
         self.bias_K1.sub_(self.bias_momentum_K1, alpha=learning_rate)
 
-        there_KB.copy_(p_KB)
-        torch.mm(there_KB, x_BD, out=self.gradient_KD)
+        low_KB.copy_(p_KB)
+        torch.mm(low_KB, x_BD, out=self.gradient_KD)
         torch.add(self.gradient_KD, self.weight_momentum_KD, alpha=MOMENTUM, out=self.weight_momentum_KD)
         if self.weight_decay:
             self.weight_momentum_KD.add_(self.weight_KD, alpha=self.weight_decay)
         self.weight_KD.sub_(self.weight_momentum_KD, alpha=learning_rate)
-        self.weight_there_KD.copy_(self.weight_KD)
+        self.weight_low_KD.copy_(self.weight_KD)
 
     def _gradient(self, logits_CMB: torch.Tensor, labels_MB: torch.Tensor, p_CMB: torch.Tensor) -> None:
-        """Of the mean loss with respect to the logits, into ``p_CMB``."""
+        """The gradient of the mean loss with respect to the logits, into ``p_CMB``: the formula of :class:`Loss`."""
         count, labels_1MB = labels_MB.shape[1], labels_MB.unsqueeze(0)
         softmax_into(p_CMB, logits_CMB, 0, count)
         p_label_1MB = None if self.plain else p_CMB.gather(0, labels_1MB)
         p_CMB.scatter_add_(0, labels_1MB, (self.minus_one / count).expand_as(labels_1MB))
-        if p_label_1MB is not None:
+        if p_label_1MB is not None:  # probabilities are divided by count, so that p_y is p_label * count
             p_CMB.mul_(self.alpha_M1 - self.beta_M1 * LOG_ZERO * count * p_label_1MB)
 
     def probes(self, scale: float) -> Probes:
-        """What was trained."""
+        """The trained classifiers."""
         weight_CMD, bias_CM = self.weight_KD.view(*self.shape, -1), self.bias_K1.view(self.shape)
         return Probes(weight_CMD.transpose(0, 1).contiguous(), bias_CM.T.contiguous(), scale)
 
+
+# One classifier, trained the plain way: the reference that those above must agree with and are timed against.
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def symmetric_cross_entropy(logits_BC: torch.Tensor, labels_B: torch.Tensor, alpha: float, beta: float) -> torch.Tensor:
-    """The mean of ``alpha * H(q, p) + beta * H(p, q)``, q being one-hot with its zeros raised to 1e-4."""
+    """The mean of ``alpha * H(q, p) + beta * H(p, q)``, where q is one-hot with its zeros raised to 1e-4."""
     p_BC = logits_BC.softmax(-1)
     q_BC = F.one_hot(labels_B, logits_BC.shape[1]).to(logits_BC.dtype)
     reverse = -(p_BC * q_BC.clamp(min=1e-4).log()).sum(-1).mean()
@@ -258,17 +261,17 @@ def plain_probe(
     x_ND: torch.Tensor,
     labels_N: torch.Tensor,
     classes: int,
-    orders: Callable[[int], Iterable[torch.Tensor]],
+    orders: Orders,
     settings: Probe,
     criterion: Criterion = F.cross_entropy,
 ) -> nn.Linear:
-    """Train on scaled features.
+    """Train one classifier on scaled features.
 
     Args:
-        x_ND: features, in the precision to work in.
-        labels_N: of this classifier.
+        x_ND: features, in the precision of training.
+        labels_N: ``int64``.
         classes: C.
-        orders: the batches of an epoch, as places.
+        orders: the batches of each epoch.
         settings: epochs, batch size, learning rate, weight decay.
         criterion: of logits and labels.
     """
@@ -279,13 +282,13 @@ def plain_probe(
         {"params": [probe.weight], "weight_decay": settings.weight_decay},
         {"params": [probe.bias]},
     ]
-    optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.9)
+    optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=MOMENTUM)
     steps = settings.epochs * math.ceil(len(x_ND) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for epoch in range(settings.epochs):
-        for places_B in orders(epoch):
+        for indices_B in orders(epoch):
             optimizer.zero_grad()
-            loss = criterion(probe(x_ND.index_select(0, places_B)), labels_N.index_select(0, places_B))
+            loss = criterion(probe(x_ND.index_select(0, indices_B)), labels_N.index_select(0, indices_B))
             loss.backward()
             optimizer.step()
             schedule.step()

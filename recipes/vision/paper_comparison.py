@@ -1,4 +1,8 @@
-"""The paper's Table 1 beside ours, where the two can be compared."""
+"""Table 1, ours and the paper's: its numbers, whether a run may be compared with them, and the rows of both.
+
+The paper's numbers are shown with a run's whenever the data set is one of the paper's. ``Comparison.note`` lists the
+other settings that differ, so that nobody takes the two for comparable.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monolora.recipes.vision.results import ORDER, SHORT, TITLES, Autoencoder, Gathered, Pretrained, Probed
+from monolora.recipes.vision.results import (
+    ORDER,
+    SHORT,
+    TITLES,
+    AutoencoderRecord,
+    PretrainRecord,
+    ProbeRecord,
+    Records,
+)
 from monolora.recipes.vision.settings import Data
 from monolora.reporting.numbers import interval_caption
 from monolora.stats import Estimate, difference, estimate
 
+LABEL_DRAWS = "draws of wrong labels"  # for captions
+
+# The paper's numbers, and the settings they were measured with.
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CLASSES = 100
 
-# Accuracy in %, of the linear probe trained with each of RATES' shares of wrong labels.
+# Accuracy in % of linear probes, one for each of RATES' shares of wrong labels.
 TABLE1: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "CIFAR-100": {
         "simclr": (54.5, 53.4, 52.8, 52.1, 51.2, 49.9, 49.5, 48.0, 45.0, 35.7),
@@ -43,33 +58,34 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 
 
 def half_of(dataset: str) -> str | None:
-    """The half of Table 1 that is of a data set, by its id or folder; None if the paper has none."""
+    """The half of the paper's Table 1 that is of a data set, by its id or folder; None if there is none."""
     name = re.sub(r"[^a-z0-9]", "", Path(dataset).name.lower())
     return "CIFAR-100" if "cifar100" in name else "ImageNet-100" if "imagenet" in name else None
 
 
 def accuracy(half: str | None, representation: str, rate: float) -> float | None:
     """The paper's accuracy in %, where it has one."""
-    place = next((place for place, each in enumerate(RATES) if abs(each - rate) < 1e-9), None)
-    return None if half is None or place is None else TABLE1[half][representation][place]
+    index = next((index for index, own in enumerate(RATES) if abs(own - rate) < 1e-9), None)
+    return None if half is None or index is None else TABLE1[half][representation][index]
 
 
 def gain(half: str | None, representation: str, rate: float) -> float | None:
-    """The paper's accuracy less that of its CL, in points.
+    """The paper's accuracy less that of its CL, in percentage points.
 
-    Of its accuracies, not as printed: for SAE on ImageNet-100 without noise they differ by 0.6, and it prints 0.4.
+    It is computed from the paper's accuracies, not from the gains that it prints: for SAE on ImageNet-100 without noise
+    the accuracies differ by 0.6, and the paper prints 0.4.
     """
     mono, poly = accuracy(half, representation, rate), accuracy(half, "simclr", rate)
     return None if mono is None or poly is None else round(mono - poly, 1)
 
 
-class Compared(NamedTuple):
-    """A run beside the paper.
+class Comparison(NamedTuple):
+    """How a run compares with the paper.
 
     Attributes:
-        dataset: as people call it.
-        half: of Table 1 that is of this data set; None if the paper has none.
-        note: what the numbers beside are, and why they are not to be compared, if they are not.
+        dataset: its short name.
+        half: the half of Table 1 that is of this data set; None if there is none.
+        note: what the paper's numbers are, and why they are not comparable, if they are not.
     """
 
     dataset: str
@@ -77,63 +93,62 @@ class Compared(NamedTuple):
     note: str
 
 
-def compared(runs: Gathered, data: Data) -> Compared:
-    """Where a run differs from the paper's.
+def compare(records: Records, data: Data) -> Comparison:
+    """Find where a run's settings differ from the paper's.
 
     Args:
-        runs: the records, whose settings count.
-        data: the images, for records that do not say.
+        records: of the run.
+        data: settings of the images, for records that do not have them.
     """
-    recorded = runs.data()
-    said = "" if recorded else ", if the runs are of --dataset's images"
-    recorded = recorded or {"dataset": data.dataset, "per_class": data.per_class}
-    dataset = str(recorded["dataset"])
+    images = records.data_settings()
+    proviso = "" if images else ", if the runs are of --dataset's images"
+    images = images or {"dataset": data.dataset, "per_class": data.per_class}
+    dataset = str(images["dataset"])
     half = half_of(dataset)
     name = Path(dataset).name
     if half is None:
-        return Compared(name, None, f"The paper has no numbers for {name}.")
-    reasons = [*_of_images(runs, recorded), *_of_settings(runs)]
+        return Comparison(name, None, f"The paper has no numbers for {name}.")
+    reasons = [*_image_differences(records, images), *_setting_differences(records)]
     if half == "ImageNet-100" and "100" not in name:
         reasons.append("its classes may be others than the paper's")
-    beside = f"the paper's Table 1, {half}{said}"
-    return Compared(name, half, f"{beside}. Not comparable: {'; '.join(reasons)}." if reasons else f"{beside}.")
+    source = f"the paper's Table 1, {half}{proviso}"
+    return Comparison(name, half, f"{source}. Not comparable: {'; '.join(reasons)}." if reasons else f"{source}.")
 
 
-def _of_images(runs: Gathered, recorded: Mapping[str, Any]) -> Iterator[str]:
-    for n_classes in sorted({len(each.classes) for each in runs.probed} - {CLASSES}):
+def _image_differences(records: Records, images: Mapping[str, Any]) -> Iterator[str]:
+    for n_classes in sorted({len(record.classes) for record in records.probe_records} - {CLASSES}):
         yield f"{n_classes} classes (paper: {CLASSES})"
-    if recorded.get("per_class") is not None:
-        yield f"{recorded['per_class']} training images a class (paper: all)"
+    if images.get("per_class") is not None:
+        yield f"{images['per_class']} training images a class (paper: all)"
 
 
-def _of_settings(runs: Gathered) -> Iterator[str]:
-    if not runs.pretrained:
+def _setting_differences(records: Records) -> Iterator[str]:
+    if not records.pretrain_records:
         yield "no record of the pretraining"
-    recorded: Mapping[str, Sequence[Pretrained | Autoencoder | Probed]] = {
-        "pretrain": runs.pretrained,
-        "sae": runs.autoencoders,
-        "probe": runs.probed,
+    by_step: Mapping[str, Sequence[PretrainRecord | AutoencoderRecord | ProbeRecord]] = {
+        "pretrain": records.pretrain_records,
+        "sae": records.autoencoder_records,
+        "probe": records.probe_records,
     }
     titles = {"pretrain": "pretraining", "sae": "autoencoder", "probe": "probe"}
-    for step, wanted in SETTINGS.items():
-        for name, paper in wanted.items():
-            found = {each.settings.get(name, paper) for each in recorded[step]}
-            if step == "pretrain" and name == "epochs":
-                found = {each.epochs for each in runs.pretrained}
-            if found - {paper}:
-                shown = _listed(found)
-                yield f"{titles[step]} with {name.replace('_', ' ')} {shown} (paper: {paper})"
+    for step, paper_settings in SETTINGS.items():
+        for name, paper_value in paper_settings.items():
+            values = {record.settings.get(name, paper_value) for record in by_step[step]}
+            if step == "pretrain" and name == "epochs":  # those done, not those asked for
+                values = {record.epochs for record in records.pretrain_records}
+            if values - {paper_value}:
+                yield f"{titles[step]} with {name.replace('_', ' ')} {_listed(values)} (paper: {paper_value})"
 
 
 def _listed(values: Iterable[Any]) -> str:
     return " and ".join(map(str, sorted(values)))
 
 
-DRAWS = "draws of wrong labels"
+# The rows of both.
 
 
 class Cell(NamedTuple):
-    """A number, in % or points, and the paper's."""
+    """A number in % or percentage points, and the paper's."""
 
     rate: float
     estimate: Estimate | None
@@ -141,12 +156,12 @@ class Cell(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A representation, or the difference of one and CL.
+    """A representation, or its difference from CL.
 
     Attributes:
         key: ``sae``, or ``sae-simclr`` for the difference.
-        title: for people.
-        cells: one a noise rate.
+        title: of the row.
+        cells: one for each noise rate.
     """
 
     key: str
@@ -155,16 +170,16 @@ class Row(NamedTuple):
 
     @property
     def is_difference(self) -> bool:
-        """Whether its numbers want a sign."""
+        """Whether its numbers are written with their sign."""
         return "-" in self.key
 
 
-class Block(NamedTuple):
+class LossTable(NamedTuple):
     """The table of one loss.
 
     Attributes:
         loss: ``ce`` or ``sce``.
-        title: what it shows.
+        title: of the table.
         rows: in the paper's order.
         caption: what the intervals are over, and what the paper's numbers are.
     """
@@ -175,20 +190,20 @@ class Block(NamedTuple):
     caption: str
 
 
-def tables(runs: Gathered, beside: Compared) -> list[Block]:
-    """One table a loss: the paper's with cross entropy; with symmetric cross entropy what Figure 6 shows."""
-    found = []
-    for loss in runs.losses():
-        rows = _rows(runs, loss, beside.half if loss == "ce" else None)
-        words = interval_caption({row.title: [cell.estimate for cell in row.cells] for row in rows}, DRAWS)
+def tables(records: Records, comparison: Comparison) -> list[LossTable]:
+    """A table for each loss: cross entropy is the paper's Table 1, symmetric cross entropy the data of its Figure 6."""
+    loss_tables = []
+    for loss in records.losses():
+        rows = _rows(records, loss, comparison.half if loss == "ce" else None)
+        caption = interval_caption({row.title: [cell.estimate for cell in row.cells] for row in rows}, LABEL_DRAWS)
         if any(cell.rate == 0 and cell.estimate and cell.estimate.n == 1 for row in rows for cell in row.cells):
-            words += " Without wrong labels all draws are the same: no interval."
+            caption += " Without wrong labels all draws are the same: no interval."
         differences = "Differences from CL are paired by run. " if any(row.is_difference for row in rows) else ""
         note = "The paper gives no numbers for this loss."
         if loss == "ce":
-            note = beside.note if beside.half is None else f"Rows “paper”: {beside.note}"
-        found.append(Block(loss, _title(loss, beside.dataset), rows, f"{words} {differences}{note}"))
-    return found
+            note = comparison.note if comparison.half is None else f"Rows “paper”: {comparison.note}"
+        loss_tables.append(LossTable(loss, _title(loss, comparison.dataset), rows, f"{caption} {differences}{note}"))
+    return loss_tables
 
 
 def _title(loss: str, dataset: str) -> str:
@@ -196,21 +211,21 @@ def _title(loss: str, dataset: str) -> str:
     return f"Linear probe accuracy (%) on {dataset} by training label noise (%), {kind}"
 
 
-def _rows(runs: Gathered, loss: str, half: str | None) -> list[Row]:
-    rates, rows = runs.rates(loss), []
-    values = {name: {rate: runs.accuracy(name, loss, rate) for rate in rates} for name in ORDER}
-    there = {name for name in ORDER if any(any(each.values()) for each in values[name].values())}
-    for name in (each for each in ORDER if each in there):
+def _rows(records: Records, loss: str, half: str | None) -> list[Row]:
+    rates, rows = records.rates(loss), []
+    values = {name: {rate: records.accuracy(name, loss, rate) for rate in rates} for name in ORDER}
+    names = [name for name in ORDER if any(any(by_seed.values()) for by_seed in values[name].values())]
+    for name in names:
         own = [_cell(rate, estimate(values[name][rate]), accuracy(half, name, rate)) for rate in rates]
         rows.append(Row(name, TITLES[name], own))
-        if name != "simclr" and "simclr" in there:
-            less = [
+        if name != "simclr" and "simclr" in names:
+            differences = [
                 _cell(rate, difference(values[name][rate], values["simclr"][rate]), gain(half, name, rate))
                 for rate in rates
             ]
-            rows.append(Row(f"{name}-simclr", f"{SHORT[name]} − CL", less))
+            rows.append(Row(f"{name}-simclr", f"{SHORT[name]} − CL", differences))
     return rows
 
 
-def _cell(rate: float, found: Estimate | None, paper: float | None) -> Cell:
-    return Cell(rate, found and found.times(100), paper)
+def _cell(rate: float, share: Estimate | None, paper: float | None) -> Cell:
+    return Cell(rate, share and share.times(100), paper)

@@ -3,7 +3,7 @@
     monolora vision pretrain --config recipes/vision/configs/cifar100-small.yaml --methods ncl
     accelerate launch -m monolora.recipes.vision.pretrain --config …       (several GPUs; negatives of all of them)
 
-Given again, it goes on from the last checkpoint.
+Given again, the same command resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from monolora.recipes.vision.settings import Settings
 from monolora.runs import write_aside
 
 CHECKPOINT, RECORD, METRICS = "last.pt", "pretrain.json", "metrics.jsonl"
-_FREE = ("methods", "save_epochs")  # settings that change nothing about an encoder
+_IRRELEVANT = ("methods", "save_epochs")  # settings that change nothing about an encoder
 
 
 def run(settings: Settings) -> None:
-    """Pretrain what is not pretrained yet.
+    """Pretrain the encoders that are missing.
 
     Raises:
         InputError: if the folder holds encoders of other settings, or the batch does not fit the images.
@@ -51,19 +51,23 @@ def run(settings: Settings) -> None:
     _check_batch(settings, len(images.labels_N), accelerator.num_processes)
     for seed in settings.common.seeds:
         for method in settings.pretrain.methods:
-            known = out_of_memory("Lower --batch-size, or raise --accumulation: the same loss, in more parts.")
-            with known, ExitStack() as stack:
+            memory = out_of_memory("Lower --batch-size, or raise --accumulation: the same loss, in more parts.")
+            with memory, ExitStack() as stack:
                 folder = encoder_folder(settings.common.out, method, seed)
                 on_main_process(lambda folder=folder, stack=stack: _lock(folder, stack))  # type: ignore[misc]
                 _pretrain(settings, method, seed, images, accelerator)
 
 
 def _lock(folder: Path, stack: ExitStack) -> None:
-    """Raises: InputError, if another process pretrains there, or weights are there that no pretraining recorded."""
+    """Lock the folder until the stack closes.
+
+    Raises:
+        InputError: if another process pretrains there, or the folder has weights without a record of pretraining.
+    """
     stack.enter_context(locked(folder))
     stack.enter_context(no_empty_folder(folder))
     if (folder / WEIGHTS).exists() and not any((folder / name).is_file() for name in (RECORD, CHECKPOINT)):
-        raise InputError(f"{folder / WEIGHTS} is there, and is of no pretraining. Take another --out.")
+        raise InputError(f"{folder / WEIGHTS} exists, and is of no pretraining. Take another --out.")
 
 
 def _check_batch(settings: Settings, images: int, processes: int) -> None:
@@ -76,15 +80,15 @@ def _check_batch(settings: Settings, images: int, processes: int) -> None:
 
 def _pretrain(settings: Settings, method: str, seed: int, images: Images, accelerator: Accelerator) -> None:
     folder = encoder_folder(settings.common.out, method, seed)
-    of = {name: value for name, value in asdict(settings.pretrain).items() if name not in _FREE}
-    of |= {"method": method, "seed": seed, "precision": str(dtype_of(settings.common.precision, images.device))}
+    own = {name: value for name, value in asdict(settings.pretrain).items() if name not in _IRRELEVANT}
+    own |= {"method": method, "seed": seed, "precision": str(dtype_of(settings.common.precision, images.device))}
     inputs = {"train": images.fingerprint}
-    if experiment_steps.results_if_same(folder / RECORD, of, inputs) is not None:
+    if experiment_steps.results_if_same(folder / RECORD, own, inputs) is not None:
         if accelerator.is_main_process:
             print(f"{folder.name}: pretrained before", flush=True)
         return
-    training = fresh(settings, method, seed, images, accelerator)
-    seconds = _resume(folder, training, of | inputs, accelerator)
+    training = new_pretraining(settings, method, seed, images, accelerator)
+    seconds = _resume(folder, training, own | inputs, accelerator)
     epochs = settings.pretrain.epochs
     while training.epoch < epochs:
         start = time.perf_counter()
@@ -93,21 +97,23 @@ def _pretrain(settings: Settings, method: str, seed: int, images: Images, accele
         if accelerator.is_main_process:
             _log(folder, epoch._asdict(), epochs)
             if epoch.epoch % settings.pretrain.save_epochs == 0 or epoch.epoch == epochs:
-                _save(folder, training, of | inputs, seconds)
+                _save(folder, training, own | inputs, seconds)
     if accelerator.is_main_process:
-        _finish(folder, training, of, inputs, seconds)
+        _finish(folder, training, own, inputs, seconds)
     accelerator.wait_for_everyone()
 
 
-def fresh(settings: Settings, method: str, seed: int, images: Images, accelerator: Accelerator) -> Pretraining:
-    """An encoder of ``method`` and seed before its first step.
+def new_pretraining(
+    settings: Settings, method: str, seed: int, images: Images, accelerator: Accelerator
+) -> Pretraining:
+    """The pretraining of one encoder, before its first step.
 
     Args:
-        settings: all sections; those of pretraining, images and precision count.
+        settings: all sections; those of pretraining, images and precision are used.
         method: ``simclr`` or ``ncl``.
-        seed: of the first weights, which both methods share, and of everything that is drawn.
+        seed: of the first weights, which both methods share, and of all random numbers.
         images: to train on.
-        accelerator: knows the processes.
+        accelerator: of the processes.
     """
     own = settings.pretrain
     config = EncoderConfig(
@@ -134,31 +140,31 @@ def fresh(settings: Settings, method: str, seed: int, images: Images, accelerato
     )
 
 
-def _resume(folder: Path, training: Pretraining, of: dict[str, Any], accelerator: Accelerator) -> float:
-    """Load the last checkpoint, if there is one; the seconds that its run took so far."""
+def _resume(folder: Path, training: Pretraining, own: dict[str, Any], accelerator: Accelerator) -> float:
+    """Load the last checkpoint, if there is one; returns the seconds that its run took so far."""
     path = folder / CHECKPOINT
     if not path.is_file():
         if (folder / RECORD).is_file():
             done = experiment_steps.read(folder / RECORD, "Delete the folder, or take another --out.")
-            _refuse_other(folder, done["settings"] | done["inputs"], of)
+            _refuse_other(folder, done["settings"] | done["inputs"], own)
         return 0.0
     try:
-        found = torch.load(path, map_location=training.device, weights_only=True)
-        _refuse_other(folder, json.loads(found["settings"]), of)
-        training.load_state(found["state"])
+        checkpoint = torch.load(path, map_location=training.device, weights_only=True)
+        _refuse_other(folder, json.loads(checkpoint["settings"]), own)
+        training.load_state(checkpoint["state"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is damaged ({in_one_line(error)}). Delete {folder} to begin anew.") from error
+        raise InputError(f"{path} is damaged ({in_one_line(error)}). Delete {folder} to start again.") from error
     if accelerator.is_main_process:
         lines = (folder / METRICS).read_text().splitlines()[: training.epoch]
-        (folder / METRICS).write_text("".join(f"{line}\n" for line in lines))  # without epochs after the checkpoint
-        print(f"{folder.name}: goes on after epoch {training.epoch}", flush=True)
-    return float(found["seconds"])
+        (folder / METRICS).write_text("".join(f"{line}\n" for line in lines))  # drop the epochs after the checkpoint
+        print(f"{folder.name}: resumes after epoch {training.epoch}", flush=True)
+    return float(checkpoint["seconds"])
 
 
 def _refuse_other(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Pretraining takes hours: it is never done over without being asked to."""
+    """Refuse settings that would overwrite an encoder: pretraining takes hours."""
     now = json.loads(json.dumps(now))
     changed = [f"{name} {before.get(name)} → {now[name]}" for name in sorted(now) if before.get(name) != now[name]]
     if changed:
@@ -177,35 +183,35 @@ def _log(folder: Path, epoch: dict[str, Any], epochs: int) -> None:
         file.write(json.dumps(epoch) + "\n")
 
 
-def _save(folder: Path, training: Pretraining, of: dict[str, Any], seconds: float) -> None:
-    """Aside, then renamed: a killed program leaves the checkpoint before."""
-    checkpoint = {"settings": json.dumps(of), "state": training.state(), "seconds": seconds}
+def _save(folder: Path, training: Pretraining, own: dict[str, Any], seconds: float) -> None:
+    """Write a new file, then rename it: a killed program leaves the previous checkpoint."""
+    checkpoint = {"settings": json.dumps(own), "state": training.state(), "seconds": seconds}
     with _saving(folder):
         write_aside(folder / CHECKPOINT, lambda path: torch.save(checkpoint, path))
 
 
-def _finish(folder: Path, training: Pretraining, of: dict[str, Any], inputs: dict[str, str], seconds: float) -> None:
+def _finish(folder: Path, training: Pretraining, own: dict[str, Any], inputs: dict[str, str], seconds: float) -> None:
     with _saving(folder):
         save_encoder(training.encoder, folder)
     last = json.loads((folder / METRICS).read_text().splitlines()[-1])
     results = {name: last[name] for name in ("loss", "probe_accuracy", "zeros")}
     images = training.steps_per_epoch * training.settings.batch_size * training.epoch
     results |= {"epochs": training.epoch, "seconds": seconds, "images_per_second": images / seconds}
-    experiment_steps.write(folder / RECORD, of, inputs, results)
+    experiment_steps.write(folder / RECORD, own, inputs, results)
     (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 @contextmanager
 def _saving(folder: Path) -> Iterator[None]:
-    """Raises: SaveError, if the disk does not take what the block writes."""
+    """Turn a disk's failure within the block into a SaveError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except Exception as error:
         if not is_disk_trouble(error):
             raise
-        mend = "The last checkpoint is whole; free space, then give the same command again."
-        raise SaveError.of(folder, error, mend) from error
+        fix = "The last checkpoint is intact; free space, then give the same command again."
+        raise SaveError.of(folder, error, fix) from error
 
 
 def main(argv: list[str]) -> int:

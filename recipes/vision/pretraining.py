@@ -1,6 +1,6 @@
-"""One encoder's contrastive pretraining: a step, an epoch, and a checkpoint from which it goes on bit for bit.
+"""One encoder's contrastive pretraining: epochs, checkpoints that resume bit for bit, NT-Xent, and LARS with clipping.
 
-Everything random is drawn from generators made of the seed and the place in the run (epoch, step, process), so a
+All random numbers come from generators seeded by the seed and the position in the run (epoch, step, process), so a
 checkpoint needs no random state.
 """
 
@@ -25,17 +25,17 @@ from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.images import Images
 from monolora.recipes.vision.settings import Pretrain
 
-_CHECK_EVERY = 50  # steps between looks at the losses; each look waits for the device
-_PROBE_LR = 0.1
+_CHECK_EVERY = 50  # steps between checks of the losses; each check waits for the device
+_PROBE_LEARNING_RATE = 0.1
 
 
 class Epoch(NamedTuple):
-    """What an epoch gave.
+    """The metrics of an epoch.
 
     Attributes:
-        epoch: how many are done.
+        epoch: counted from 1.
         loss: mean over its steps.
-        probe_accuracy: of the online classifier, on the views that it was trained on, as it was trained.
+        probe_accuracy: of the online classifier, on the views that it is trained on, in the course of training.
         zeros: share of zeros in the representations of the last step.
         learning_rate: at its end.
         images_per_second: of all processes together.
@@ -50,15 +50,15 @@ class Epoch(NamedTuple):
 
 
 class Pretraining:
-    """An encoder, its optimizer, and an online classifier that watches it without touching it.
+    """An encoder, its optimizer, and an online classifier that gives it no gradient.
 
     Args:
         settings: of pretraining.
-        encoder: fresh weights; moved to the images' device.
+        encoder: with its first weights; moved to the images' device.
         images: to train on; the labels are for the online classifier alone.
-        seed: of everything that is drawn.
-        accelerator: knows the processes; one of them is all that is needed.
-        dtype: of products.
+        seed: of all random numbers.
+        accelerator: of the processes, of which there may be one.
+        dtype: of the products.
         compiled: whether to compile the encoder.
     """
 
@@ -79,7 +79,7 @@ class Pretraining:
         self.encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-arg]
         network: nn.Module = self.encoder
         if accelerator.num_processes > 1:
-            if self.device.type == "cuda":  # batch statistics over all processes, as over one batch
+            if self.device.type == "cuda":  # batch statistics over all processes, as of one batch
                 network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
             network = nn.parallel.DistributedDataParallel(network)
         self.network = torch.compile(network) if compiled else network
@@ -93,7 +93,7 @@ class Pretraining:
             weight_decay=settings.weight_decay,
             trust=settings.trust,
         )
-        self.probe_optimizer = torch.optim.SGD(self.probe.parameters(), lr=_PROBE_LR, momentum=0.9)
+        self.probe_optimizer = torch.optim.SGD(self.probe.parameters(), lr=_PROBE_LEARNING_RATE, momentum=0.9)
         self.augment = Augment(
             encoder.config.image_size,
             settings.crop_min,
@@ -107,7 +107,7 @@ class Pretraining:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches."""
+        """How many whole batches the images fill."""
         return len(self.images.labels_N) // self.settings.batch_size
 
     def run_epoch(self) -> Epoch:
@@ -119,15 +119,15 @@ class Pretraining:
         start = time.perf_counter()
         self.encoder.train()
         losses: list[torch.Tensor] = []
-        right = torch.zeros((), device=self.device)
+        correct = torch.zeros((), device=self.device)
         zeros = torch.zeros((), device=self.device)
-        for number, (places_B, pixels_B3SS) in enumerate(self.images.batches(self._batches())):
+        for number, (indices_B, pixels_B3SS) in enumerate(self.images.batches(self._batches())):
             step = self.epoch * self.steps_per_epoch + number
             self.optimizer.set_lr(self.learning_rate(step))
             views_2B3SS = self._views(pixels_B3SS, number)
-            loss, z_2BD, hits = self._step(views_2B3SS, self._labels[places_B.to(self.device)])
+            loss, z_2BD, hits = self._step(views_2B3SS, self._labels[indices_B.to(self.device)])
             losses.append(loss)
-            right += hits
+            correct += hits
             zeros = (z_2BD == 0).float().mean()
             if number % _CHECK_EVERY == 0:
                 self._check(losses)
@@ -139,7 +139,7 @@ class Pretraining:
         return Epoch(
             epoch=self.epoch,
             loss=torch.stack(losses).mean().item(),
-            probe_accuracy=(self.accelerator.reduce(right, "mean") / views).item(),
+            probe_accuracy=(self.accelerator.reduce(correct, "mean") / views).item(),
             zeros=zeros.item(),
             learning_rate=self.learning_rate(self.epoch * self.steps_per_epoch - 1),
             images_per_second=images / seconds,
@@ -155,7 +155,7 @@ class Pretraining:
         return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
     def state(self) -> dict[str, Any]:
-        """All that :meth:`load_state` needs to go on."""
+        """All that :meth:`load_state` needs to resume."""
         return {
             "epoch": self.epoch,
             "encoder": self.encoder.state_dict(),
@@ -165,16 +165,16 @@ class Pretraining:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state`."""
+        """Resume from :meth:`state`."""
         self.epoch = state["epoch"]
         self.encoder.load_state_dict(state["encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.probe.load_state_dict(state["probe"])
         self.probe_optimizer.load_state_dict(state["probe_optimizer"])
 
-    def _generator(self, *place: int) -> torch.Generator:
-        """Of a place in the run: other numbers for other places."""
-        return generator_of([self.seed, self.epoch, *place])
+    def _generator(self, *position: int) -> torch.Generator:
+        """The generator of a position within the epoch."""
+        return generator_of([self.seed, self.epoch, *position])
 
     def _batches(self) -> Iterator[torch.Tensor]:
         """This process's images of each step, in the epoch's order."""
@@ -191,7 +191,7 @@ class Pretraining:
     def _step(
         self, views_2B3SS: torch.Tensor, labels_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One step of encoder and online classifier: the loss, the representations, the classifier's hits."""
+        """One step of encoder and online classifier; returns loss, representations and the classifier's hits."""
         parts = views_2B3SS.chunk(self.settings.accumulation, dim=1)
         if len(parts) == 1:
             backbone_2BF, z_2BD = self._forward(parts[0])
@@ -206,8 +206,8 @@ class Pretraining:
     def _forward(self, views_2B3SS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Backbone output and representation of both views, each ``(2, B, …)``, in one pass."""
         with autocast(self.device, self.dtype):
-            found = self.network(views_2B3SS.flatten(0, 1))
-        backbone_2BF, z_2BD = (each.float().unflatten(0, views_2B3SS.shape[:2]) for each in found)
+            outputs = self.network(views_2B3SS.flatten(0, 1))
+        backbone_2BF, z_2BD = (output.float().unflatten(0, views_2B3SS.shape[:2]) for output in outputs)
         return backbone_2BF, z_2BD
 
     def _loss(self, z_2BD: torch.Tensor) -> torch.Tensor:
@@ -216,14 +216,14 @@ class Pretraining:
     def _backward_in_parts(self, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The gradient of the whole batch's loss, with the activations of one part at a time in memory.
 
-        First all representations without a gradient, then the loss's gradient for them, then each part again, with its
-        share of that gradient (Gao et al., 2021). All images of the batch stay negatives of each other; batch norms
-        see one part at a time.
+        First all representations without gradients, then the gradient of the loss for them, then each part again with
+        its share of that gradient (GradCache; Gao et al., 2021). All images of the batch stay negatives of each other;
+        only batch norms see one part at a time.
         """
         with torch.no_grad():
-            found = [self._forward(part) for part in parts]
-        backbone_2BF = torch.cat([each[0] for each in found], dim=1)
-        z_2BD = torch.cat([each[1] for each in found], dim=1).requires_grad_()
+            backbones, representations = zip(*(self._forward(part) for part in parts), strict=True)
+        backbone_2BF = torch.cat(backbones, dim=1)
+        z_2BD = torch.cat(representations, dim=1).requires_grad_()
         loss = self._loss(z_2BD)
         loss.backward()
         assert z_2BD.grad is not None
@@ -232,7 +232,7 @@ class Pretraining:
         return loss, backbone_2BF, z_2BD
 
     def _probe_step(self, backbone_2BF: torch.Tensor, labels_B: torch.Tensor) -> torch.Tensor:
-        """Train the online classifier on features that give no gradient back; how many of the views it had right."""
+        """Train the online classifier on detached features; returns how many of the views it got right."""
         logits = self.probe(backbone_2BF.flatten(0, 1))
         labels = labels_B.repeat(2)
         F.cross_entropy(logits, labels).backward()
@@ -246,19 +246,19 @@ class Pretraining:
             step = int((~finite).nonzero()[0]) + 1
             raise RunError(
                 f"The loss is not finite at epoch {self.epoch + 1}, step {step} of {self.steps_per_epoch}. What was "
-                "saved before is whole. Lower --learning-rate or raise --warmup-epochs, in another --out."
+                "saved before is intact. Lower --learning-rate or raise --warmup-epochs, in another --out."
             )
 
 
 def nt_xent(z_2BD: torch.Tensor, temperature: float) -> torch.Tensor:
     """The normalised, temperature-scaled cross entropy (Chen et al., 2020, equation 1), a scalar.
 
-    Each view is to find the other view of its image among all other views, by cosine similarity.
+    For each view, the other view of its image is the positive and all other views are negatives.
 
     Args:
-        z_2BD: shape ``(2, B, D)``: the two views' representations, unnormalised; B at least 2. For NCL they are
+        z_2BD: the unnormalised representations of the two views, shape ``(2, B, D)``, B at least 2; for NCL
             non-negative.
-        temperature: similarities are divided by it.
+        temperature: that cosine similarities are divided by.
     """
     views, batch, _ = z_2BD.shape
     z_ND = F.normalize(z_2BD.flatten(0, 1), dim=-1)
@@ -269,10 +269,10 @@ def nt_xent(z_2BD: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def of_all_processes(z_2BD: torch.Tensor) -> torch.Tensor:
-    """The representations of all processes' images, ``(2, B of all, D)``, differentiable; of this one's where alone.
+    """Gather the representations of all processes' images, ``(2, B of all, D)``, with their gradients.
 
-    Every process computes the loss of them all, so the average of the processes' gradients, which is what they step
-    with, is the gradient of one process that has all images.
+    Every process computes the loss over all of them. Then the average of the processes' gradients, with which they
+    step, is the gradient that one process with all images would have.
     """
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return z_2BD
@@ -280,13 +280,13 @@ def of_all_processes(z_2BD: torch.Tensor) -> torch.Tensor:
 
 
 class ClippedLars(LARS):
-    """SGD with momentum whose step for each weight is at most ``trust`` of the weight's norm.
+    """LARS with the clipping of the authors' code: SGD whose step for a weight is at most ``trust`` of its norm.
 
-    The learning rate of a weight is ``min(trust * |w| / (|g| + decay * |w|), lr)``: plain SGD's until a step would be
-    too large for its weight. Biases and norms (one dimension) step as in plain SGD, without decay.
+    The learning rate of a weight is ``min(trust * |w| / (|g| + decay * |w|), lr)``: that of plain SGD until a
+    step would be too large for its weight. Biases and norms (one dimension) step as in plain SGD, without decay.
 
     Args:
-        parameters: those with ``requires_grad``.
+        parameters: of which those with ``requires_grad`` are trained.
         lr: the largest learning rate of any weight.
         momentum, weight_decay: as in SGD.
         trust: LARS's trust coefficient, eta.
@@ -298,33 +298,35 @@ class ClippedLars(LARS):
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         self._weights = [parameter for parameter in trained if parameter.ndim > 1]
         self._trust, self._decay = trust, weight_decay
-        # A group for each weight, as the bound is of each weight's own.
-        groups = [{"params": [each for each in trained if each.ndim <= 1]}]
+        # One group for each weight, as each has its own trust coefficient.
+        groups = [{"params": [parameter for parameter in trained if parameter.ndim <= 1]}]
         groups += [{"params": [weight]} for weight in self._weights]
         super().__init__(
             [group for group in groups if group["params"]], lr=lr, momentum=momentum, weight_decay=weight_decay
         )
 
     def set_lr(self, lr: float) -> None:
-        """For the steps from now on."""
+        """Set the learning rate of the following steps."""
         for group in self.param_groups:
             group["lr"] = lr
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step; parameters without a gradient stay as they are."""
+        """One step; parameters without a gradient do not change."""
         self._bound_trust()
         return super().step(closure)
 
     def _bound_trust(self) -> None:
-        """The coefficient c that makes LARS's ``lr * c * |w| / (|g| + decay * |w|)`` the bounded learning rate."""
+        """Set the coefficient c that makes LARS's ``lr * c * |w| / (|g| + decay * |w|)`` the bounded learning rate."""
         by_weight = {id(group["params"][0]): group for group in self.param_groups}
         weights = [weight for weight in self._weights if weight.grad is not None]
         if not weights:
             return
         norms = torch.stack(torch._foreach_norm(tuple(weights)))
-        gradients = torch.stack(torch._foreach_norm(tuple(each.grad for each in weights if each.grad is not None)))
-        most = self._trust / max(self.param_groups[0]["lr"], 1e-12)
-        coefficients = ((gradients + self._decay * norms) / norms).clamp(max=most)
+        gradients = torch.stack(
+            torch._foreach_norm(tuple(weight.grad for weight in weights if weight.grad is not None))
+        )
+        limit = self._trust / max(self.param_groups[0]["lr"], 1e-12)
+        coefficients = ((gradients + self._decay * norms) / norms).clamp(max=limit)
         for weight, coefficient in zip(weights, coefficients.unbind(), strict=True):
             by_weight[id(weight)]["trust_coefficient"] = coefficient

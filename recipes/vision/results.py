@@ -1,4 +1,4 @@
-"""What the steps have left in a folder of runs, as values. What is missing is missing."""
+"""The records of all steps in a folder, as typed values. Steps that have not run simply have no records."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from monolora.recipes.experiment_steps import read
 from monolora.recipes.vision.settings import METHODS
 from monolora.stats import BySeed
 
-ORDER = ("simclr", "sae", "ncl")  # in which people read them, as in the paper's Table 1
+ORDER = ("simclr", "sae", "ncl")  # of rows and lines, as in the paper's Table 1
 TITLES = {"simclr": "Poly (CL)", "sae": "Mono (SAE)", "ncl": "Mono (NCL)"}
 SHORT = {"simclr": "CL", "sae": "SAE", "ncl": "NCL"}
 
-# For captions: what consistency cannot tell.
-DENSE = "A dimension that all images activate, as CL's do, has the share of the largest class: near chance."
+# For captions: where consistency says nothing.
+DENSE_NOTE = "A dimension that all images activate, as CL's do, has the share of the largest class: near chance."
 
 ByStrength = Mapping[float, Sequence[float]]  # by noise rate or scale, the accuracy of each classifier
 _T = TypeVar("_T")
 
 
-class Probed(NamedTuple):
-    """Linear classifiers on one representation; accuracies in 0 to 1.
+class ProbeRecord(NamedTuple):
+    """The linear classifiers on one representation; accuracies from 0 to 1.
 
     Attributes:
-        accuracy: by loss and noise rate, of clean validation labels.
+        accuracy: by loss and noise rate, on clean validation labels.
         input_noise: by kind and scale, of classifiers trained on clean labels.
-        ood: by the images' name, of the same.
+        ood: by the name of the images, of the same classifiers.
     """
 
     representation: str
@@ -41,8 +41,8 @@ class Probed(NamedTuple):
     ood: Mapping[str, Sequence[float]]
 
 
-class Finetuned(NamedTuple):
-    """One finetuned copy of an encoder; accuracies in 0 to 1, one an epoch."""
+class FinetuneRun(NamedTuple):
+    """One finetuned copy of an encoder; accuracies from 0 to 1, one for each epoch."""
 
     seed: int
     objective: str
@@ -57,8 +57,8 @@ class Dimension(NamedTuple):
     """A dimension and the validation images that activate it most.
 
     Attributes:
-        consistency: None, if no image activates it.
-        images: places among the validation images.
+        consistency: None if no image activates it.
+        images: indices of validation images.
     """
 
     dimension: int
@@ -67,21 +67,22 @@ class Dimension(NamedTuple):
 
 
 class SalientDimension(NamedTuple):
-    """The dimension with a class's largest weight; the class's accuracy in 0 to 1."""
+    """The dimension with the largest weight for a class; the class's accuracy from 0 to 1."""
 
-    name: str
+    class_name: str
     accuracy: float
-    shown: Dimension
+    dimension: Dimension
 
 
-class Consistent(NamedTuple):
-    """Semantic consistency of one representation.
+class ConsistencyRecord(NamedTuple):
+    """The semantic consistency of one representation.
 
     Attributes:
+        inputs: fingerprints of the features and classifiers that it was measured on.
         consistency: mean over the live dimensions.
-        zeros: share of activations.
-        right, wrong: mean over the images classified so of their largest dimension's consistency, by label seed.
-        inputs: fingerprints of what it was measured on.
+        zeros: share of zero activations.
+        right, wrong: for each label seed, the mean consistency of the most activated dimensions of the images that
+            the classifier gets right, and of those that it gets wrong.
     """
 
     representation: str
@@ -94,13 +95,13 @@ class Consistent(NamedTuple):
     zeros: float
     right: Sequence[float]
     wrong: Sequence[float]
-    random: Sequence[Dimension]
+    random_dimensions: Sequence[Dimension]
     best: SalientDimension
     worst: SalientDimension
 
 
-class Autoencoder(NamedTuple):
-    """A sparse autoencoder: variance explained on validation images, share of latents dead in training."""
+class AutoencoderRecord(NamedTuple):
+    """A sparse autoencoder: the variance explained on validation images, the share of latents dead in training."""
 
     seed: int
     settings: Mapping[str, Any]
@@ -108,8 +109,8 @@ class Autoencoder(NamedTuple):
     dead: float
 
 
-class Pretrained(NamedTuple):
-    """An encoder; the accuracy of its online classifier in 0 to 1."""
+class PretrainRecord(NamedTuple):
+    """An encoder; the accuracy of its online classifier from 0 to 1."""
 
     method: str
     seed: int
@@ -118,102 +119,106 @@ class Pretrained(NamedTuple):
     probe_accuracy: float | None
 
 
-class Gathered(NamedTuple):
-    """All that there is."""
+class Records(NamedTuple):
+    """All records of a folder."""
 
-    probed: Sequence[Probed]
-    finetuned: Sequence[Finetuned]
-    consistent: Sequence[Consistent]
-    autoencoders: Sequence[Autoencoder]
-    pretrained: Sequence[Pretrained]
+    probe_records: Sequence[ProbeRecord]
+    finetune_runs: Sequence[FinetuneRun]
+    consistency_records: Sequence[ConsistencyRecord]
+    autoencoder_records: Sequence[AutoencoderRecord]
+    pretrain_records: Sequence[PretrainRecord]
 
-    def probes(self, representation: str, of: Callable[[Probed], Sequence[float]]) -> BySeed:
-        """What ``of`` takes from each seed's classifiers, one value a classifier."""
-        return {each.seed: of(each) for each in self.probed if each.representation == representation}
+    def probe_values(self, representation: str, values: Callable[[ProbeRecord], Sequence[float]]) -> BySeed:
+        """One value for each classifier, by seed."""
+        return {record.seed: values(record) for record in self.probe_records if record.representation == representation}
 
     def accuracy(self, representation: str, loss: str, rate: float) -> BySeed:
-        """Of the classifiers trained with a loss and a share of wrong labels."""
-        return self.probes(representation, lambda each: each.accuracy.get(loss, {}).get(rate, ()))
+        """Accuracies of the classifiers trained with a loss and a share of wrong labels."""
+        return self.probe_values(representation, lambda record: record.accuracy.get(loss, {}).get(rate, ()))
 
     def input_noise(self, representation: str, kind: str, scale: float) -> BySeed:
-        """Of classifiers trained on clean labels, on validation images with noise."""
-        return self.probes(representation, lambda each: each.input_noise.get(kind, {}).get(scale, ()))
+        """Accuracies of classifiers trained on clean labels, on validation images with noise."""
+        return self.probe_values(representation, lambda record: record.input_noise.get(kind, {}).get(scale, ()))
 
     def ood(self, representation: str, images: str) -> BySeed:
-        """Of the same, on images of another kind, by their name."""
-        return self.probes(representation, lambda each: each.ood.get(images, ()))
+        """Accuracies of the same classifiers on images of another kind, by their name."""
+        return self.probe_values(representation, lambda record: record.ood.get(images, ()))
 
     def rates(self, loss: str) -> list[float]:
         """All noise rates that a loss was used with."""
-        return sorted({rate for each in self.probed for rate in each.accuracy.get(loss, ())})
+        return sorted({rate for record in self.probe_records for rate in record.accuracy.get(loss, ())})
 
     def losses(self) -> list[str]:
-        """Those that classifiers were trained with, cross entropy first."""
-        return sorted({loss for each in self.probed for loss in each.accuracy})
+        """The losses that classifiers were trained with, cross entropy first."""
+        return sorted({loss for record in self.probe_records for loss in record.accuracy})
 
-    def data(self) -> Mapping[str, Any] | None:
-        """The settings of the images, where a record has them."""
-        settings = [
-            *(each.settings for each in self.probed),
-            *(each.settings for each in self.pretrained),
-            *(each.settings for each in self.consistent),
+    def data_settings(self) -> Mapping[str, Any] | None:
+        """The settings of the images, if a record has them."""
+        all_settings = [
+            record.settings
+            for records in (self.probe_records, self.pretrain_records, self.consistency_records)
+            for record in records
         ]
-        return next((each["data"] for each in settings if isinstance(each.get("data"), dict)), None)
+        return next((settings["data"] for settings in all_settings if isinstance(settings.get("data"), dict)), None)
 
 
-def gather(out: str | Path) -> Gathered:
+def read_records(out: str | Path) -> Records:
     """Read the records of a folder of runs.
 
     Raises:
         InputError: if there are none at all, or one is damaged.
     """
     root = Path(out)
-    found = Gathered(
-        probed=[_read(path, _probed, *key) for path, *key in _named(root / "probe", "*.json", ORDER)],
-        finetuned=[
-            run for path, _, seed in _named(root / "finetune", "*.json", ("",)) for run in _read(path, _finetuned, seed)
+    records = Records(
+        probe_records=[_read(path, _probe_record, *key) for path, *key in _named(root / "probe", "*.json", ORDER)],
+        finetune_runs=[
+            run
+            for path, _, seed in _named(root / "finetune", "*.json", ("",))
+            for run in _read(path, _finetune_runs, seed)
         ],
-        consistent=[_read(path, _consistent, *key) for path, *key in _named(root / "consistency", "*.json", ORDER)],
-        autoencoders=[
-            _read(path / "sae.json", _autoencoder, seed)
+        consistency_records=[
+            _read(path, _consistency_record, *key) for path, *key in _named(root / "consistency", "*.json", ORDER)
+        ],
+        autoencoder_records=[
+            _read(path / "sae.json", _autoencoder_record, seed)
             for path, _, seed in _named(root, "sae-*", ("sae",))
             if (path / "sae.json").is_file()
         ],
-        pretrained=[
-            _read(path / "pretrain.json", _pretrained, *key)
+        pretrain_records=[
+            _read(path / "pretrain.json", _pretrain_record, *key)
             for path, *key in _named(root, "*", METHODS)
             if (path / "pretrain.json").is_file()
         ],
     )
-    if not any(found):
+    if not any(records):
         raise InputError(f"{root} has no results. Run the steps first: monolora vision all --out {root}.")
-    return found
+    return records
 
 
 def _named(folder: Path, pattern: str, names: Sequence[str]) -> Iterator[tuple[Path, str, int]]:
-    """Paths called ``NAME-SEED`` (``SEED`` for the name ""), by name in the order given, and seed."""
-    found = []
+    """Paths called ``NAME-SEED`` (``SEED`` for the name ""), by name in the given order, then by seed."""
+    matches = []
     for path in folder.glob(pattern):
         parts = re.fullmatch(r"(?:([a-z]+)-)?(-?\d+)", path.name.removesuffix(".json"))
         if parts and (parts[1] or "") in names:
-            found.append((names.index(parts[1] or ""), int(parts[2]), path))
-    for place, seed, path in sorted(found):
-        yield path, names[place], seed
+            matches.append((names.index(parts[1] or ""), int(parts[2]), path))
+    for name_index, seed, path in sorted(matches):
+        yield path, names[name_index], seed
 
 
 def _read(path: Path, parse: Callable[..., _T], *key: Any) -> _T:
-    mend = "Run its step again."
-    record = read(path, mend)
+    fix = "Run its step again."
+    record = read(path, fix)
     try:
         return parse(record, *key)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         problem = f"{error} is missing." if isinstance(error, KeyError) else in_one_line(error)
-        raise InputError(f"{path} is damaged: {problem} Delete it. {mend}") from error
+        raise InputError(f"{path} is damaged: {problem} Delete it. {fix}") from error
 
 
-def _probed(record: dict[str, Any], representation: str, seed: int) -> Probed:
+def _probe_record(record: dict[str, Any], representation: str, seed: int) -> ProbeRecord:
     results = record["results"]
-    return Probed(
+    return ProbeRecord(
         representation, seed, record["settings"], results["classes"],
         accuracy={loss: _by_strength(rates) for loss, rates in results["accuracy"].items()},
         input_noise={kind: _by_strength(scales) for kind, scales in results["input_noise"].items()},
@@ -221,13 +226,13 @@ def _probed(record: dict[str, Any], representation: str, seed: int) -> Probed:
     )  # fmt: skip
 
 
-def _by_strength(found: Mapping[str, Sequence[float]]) -> ByStrength:
-    return {float(key): list(values) for key, values in found.items()}
+def _by_strength(accuracy: Mapping[str, Sequence[float]]) -> ByStrength:
+    return {float(strength): list(values) for strength, values in accuracy.items()}
 
 
-def _finetuned(record: dict[str, Any], seed: int) -> list[Finetuned]:
+def _finetune_runs(record: dict[str, Any], seed: int) -> list[FinetuneRun]:
     return [
-        Finetuned(
+        FinetuneRun(
             seed, run["objective"], float(run["fraction"]), float(run["noise_rate"]), run["draw"],
             run["train_accuracy"], run["val_accuracy"],
         )
@@ -235,32 +240,32 @@ def _finetuned(record: dict[str, Any], seed: int) -> list[Finetuned]:
     ]  # fmt: skip
 
 
-def _consistent(record: dict[str, Any], representation: str, seed: int) -> Consistent:
+def _consistency_record(record: dict[str, Any], representation: str, seed: int) -> ConsistencyRecord:
     results = record["results"]
-    return Consistent(
+    return ConsistencyRecord(
         representation, seed, record["settings"], record["inputs"],
         results["consistency"], results["live"], results["dimensions"], results["zeros"],
-        # null, where none was classified so
-        right=[each for each in results["right"] if each is not None],
-        wrong=[each for each in results["wrong"] if each is not None],
-        random=[_dimension(each) for each in results["random_dimensions"]],
+        # null where a classifier got no image right, or none wrong
+        right=[value for value in results["right"] if value is not None],
+        wrong=[value for value in results["wrong"] if value is not None],
+        random_dimensions=[_dimension(entry) for entry in results["random_dimensions"]],
         best=_salient(results["best_class"]), worst=_salient(results["worst_class"]),
     )  # fmt: skip
 
 
-def _salient(found: Mapping[str, Any]) -> SalientDimension:
-    return SalientDimension(found["class"], found["accuracy"], _dimension(found))
+def _salient(entry: Mapping[str, Any]) -> SalientDimension:
+    return SalientDimension(entry["class"], entry["accuracy"], _dimension(entry))
 
 
-def _dimension(found: Mapping[str, Any]) -> Dimension:
-    return Dimension(found["dimension"], found["consistency"], found["images"])
+def _dimension(entry: Mapping[str, Any]) -> Dimension:
+    return Dimension(entry["dimension"], entry["consistency"], entry["images"])
 
 
-def _autoencoder(record: dict[str, Any], seed: int) -> Autoencoder:
+def _autoencoder_record(record: dict[str, Any], seed: int) -> AutoencoderRecord:
     results = record["results"]
-    return Autoencoder(seed, record["settings"], results["explained_variance"]["val"], results["dead"])
+    return AutoencoderRecord(seed, record["settings"], results["explained_variance"]["val"], results["dead"])
 
 
-def _pretrained(record: dict[str, Any], method: str, seed: int) -> Pretrained:
+def _pretrain_record(record: dict[str, Any], method: str, seed: int) -> PretrainRecord:
     results = record["results"]
-    return Pretrained(method, seed, record["settings"], results["epochs"], results["probe_accuracy"])
+    return PretrainRecord(method, seed, record["settings"], results["epochs"], results["probe_accuracy"])

@@ -3,9 +3,9 @@
     monolora vision sae --config CONFIG [flags]
     monolora vision sae --out runs/cifar100 --seeds 0,1,2 --unit-norm --auxiliary 0.03125
 
-(Section 3.1.1, equation 2.) It is trained in float32 on the representations of OUT/simclr-SEED and goes into
-OUT/sae-SEED. On a few thousand images take --learning-rate 1e-3: the default, of Gao et al. (2024), wants thousands of
-steps.
+(Section 3.1.1, equation 2.) It is trained in float32 on the representations of OUT/simclr-SEED, and saved in
+OUT/sae-SEED.
+For a few thousand images use --learning-rate 1e-3: the default, that of Gao et al. (2024), needs thousands of steps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(settings: Settings) -> None:
     """Train the autoencoder of each seed.
 
     Raises:
-        InputError: if an encoder is missing, or the settings do not go with its features.
+        InputError: if an encoder is missing, or the settings do not fit its features.
         RunError: if the loss is not finite, or the device's memory is too small; SaveError if the disk is full.
     """
     device = device_of(settings.common.device)
@@ -44,25 +44,25 @@ def run(settings: Settings) -> None:
         features = features_of(settings.common, "simclr", seed, data, device)
         folder = encoder_folder(settings.common.out, "sae", seed)
         with locked(folder):
-            print(f"sae-{seed}: {_of_seed(settings.sae, seed, features, folder, device)}", flush=True)
+            print(f"sae-{seed}: {_train_seed(settings.sae, seed, features, folder, device)}", flush=True)
 
 
-def _of_seed(settings: Sae, seed: int, features: Features, folder: Path, device: torch.device) -> str:
-    """Train and save, unless that is done; returns what is to be printed."""
+def _train_seed(settings: Sae, seed: int, features: Features, folder: Path, device: torch.device) -> str:
+    """Train and save, unless the folder has the autoencoder; returns its summary."""
     own, inputs = asdict(settings), {"features": features.fingerprint}
     if (folder / WEIGHTS).is_file() and results_if_same(folder / RECORD, own, inputs) is not None:
         return "done before"
-    sae, results = _trained(features, settings, seed, device)
+    sae, results = _train(features, settings, seed, device)
     _save(sae, folder)
     write(folder / RECORD, own, inputs, results)
-    return _in_words(results)
+    return _summary(results)
 
 
-def _trained(
+def _train(
     features: Features, settings: Sae, seed: int, device: torch.device
 ) -> tuple[TopKAutoencoder, dict[str, Any]]:
     """The autoencoder, and its record's results."""
-    started = time.perf_counter()
+    start = time.perf_counter()
     with out_of_memory("Lower --batch-size, or use --device cpu."):
         train_ND, val_ND = features.train_ND.to(device), features.val_ND.to(device)
         trained = train_sae(train_ND, settings, seed)
@@ -72,20 +72,20 @@ def _trained(
         "dead": train.dead,
         "zeros": val.zeros,
         "loss": list(trained.loss),
-        "seconds": time.perf_counter() - started,
+        "seconds": time.perf_counter() - start,
     }
 
 
 def _save(sae: TopKAutoencoder, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RECORD).unlink(missing_ok=True)  # it is not of the weights that come now
+        (folder / RECORD).unlink(missing_ok=True)  # it would not be of the weights that come now
         save_sae(sae, folder)
     except (OSError, SafetensorError) as error:
         raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
 
 
-def _in_words(results: dict[str, Any]) -> str:
+def _summary(results: dict[str, Any]) -> str:
     explained = results["explained_variance"]
     return (
         f"{explained['train']:.1%} of the variance of training features explained, {explained['val']:.1%} of "

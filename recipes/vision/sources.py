@@ -37,74 +37,74 @@ class Source(NamedTuple):
 
 
 def open_sources(data: Data) -> tuple[Source, Source]:
-    """Training and validation images, of the classes and in the number that are asked for.
+    """The training and validation images that the settings select.
 
     Raises:
-        InputError: if there are none, they have no classes or one only, or the two do not go together.
+        InputError: if there are none, they have fewer than two classes, or the two splits do not fit each other.
     """
     root = Path(data.dataset)
-    train, val = _of_folder(root) if (root / "train").is_dir() else _of_hub(data)
+    train, val = _folder_sources(root) if (root / "train").is_dir() else _hub_sources(data)
     if len(train.classes) < 2:
-        raise InputError(f"{data.dataset} has one class only, {train.classes[0]!r}: there is nothing to tell apart.")
+        raise InputError(f"{data.dataset} has one class only, {train.classes[0]!r}: there is nothing to classify.")
     if data.classes is not None and not 2 <= data.classes <= len(train.classes):
         raise InputError(f"--classes must be 2 to {len(train.classes)}, which {data.dataset} has; got {data.classes}.")
     classes = train.classes[: data.classes]
-    train = _chosen(train, classes, data.per_class)
-    val = _chosen(val, classes, None)
-    for what, source in (("training", train), ("validation", val)):
-        absent = sorted(set(range(len(classes))) - set(source.labels_N.tolist()))
-        if absent:
-            raise InputError(f"{data.dataset} has no {what} images of class {classes[absent[0]]!r}.")
+    train = _select(train, classes, data.per_class)
+    val = _select(val, classes, None)
+    for title, source in (("training", train), ("validation", val)):
+        empty = sorted(set(range(len(classes))) - set(source.labels_N.tolist()))
+        if empty:
+            raise InputError(f"{data.dataset} has no {title} images of class {classes[empty[0]]!r}.")
     return train, val
 
 
 def open_class_folders(folder: Path, classes: Sequence[str]) -> Source:
-    """``folder/CLASS/*.jpg``, labelled by ``classes``; other folders beside them are passed over.
+    """The images in ``folder/CLASS/*.jpg``, labelled by ``classes``; folders of other names are skipped.
 
     Raises:
-        InputError: if the folder is not there, or has none of these classes.
+        InputError: if there is no such folder, or it has none of these classes.
     """
-    found = _folders(folder)
-    wanted = [name for name in classes if name in found]
-    if not wanted:
+    by_class = _class_folders(folder)
+    names = [name for name in classes if name in by_class]
+    if not names:
         raise InputError(
-            f"{folder} has none of the classes: its folders are {', '.join(sorted(found)[:5])} …, the classes "
+            f"{folder} has none of the classes: its folders are {', '.join(sorted(by_class)[:5])} …, the classes "
             f"{', '.join(classes[:5])} …. Name the folders as the training data names its classes."
         )
-    files = [(path, classes.index(name)) for name in wanted for path in found[name]]
-    return _of_files(folder, files, tuple(classes))
+    files = [(path, classes.index(name)) for name in names for path in by_class[name]]
+    return _file_source(folder, files, tuple(classes))
 
 
-def _of_folder(root: Path) -> tuple[Source, Source]:
+def _folder_sources(root: Path) -> tuple[Source, Source]:
     for name in VALIDATION:
         if (root / name).is_dir():
-            train = _folders(root / "train")
+            train = _class_folders(root / "train")
             classes = tuple(sorted(train))
-            extra = sorted(set(_folders(root / name)) - set(classes))
+            extra = sorted(set(_class_folders(root / name)) - set(classes))
             if extra:
-                raise InputError(f"{root / name} has a class that {root / 'train'} has not: {extra[0]!r}.")
+                raise InputError(f"{root / name} has a class that {root / 'train'} does not have: {extra[0]!r}.")
             return open_class_folders(root / "train", classes), open_class_folders(root / name, classes)
-    raise InputError(f"{root} has train/ and no validation images. Put them into {root / 'val'}/CLASS/.")
+    raise InputError(f"{root} has train/ but no validation images. Put them into {root / 'val'}/CLASS/.")
 
 
-def _folders(root: Path) -> dict[str, list[Path]]:
+def _class_folders(root: Path) -> dict[str, list[Path]]:
     """Image files by class folder."""
     if not root.is_dir():
         raise InputError(f"There is no folder {root}.")
-    found = {
-        each.name: sorted(path for path in each.rglob("*") if path.suffix.lower() in SUFFIXES)
-        for each in root.iterdir()
-        if each.is_dir()
+    by_class = {
+        folder.name: sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        for folder in root.iterdir()
+        if folder.is_dir()
     }
-    found = {name: files for name, files in found.items() if files}
-    if not found:
+    by_class = {name: files for name, files in by_class.items() if files}
+    if not by_class:
         loose = any(path.suffix.lower() in SUFFIXES for path in root.iterdir())
-        what = "images without class folders" if loose else "no images"
-        raise InputError(f"{root} has {what}. Sort the images into {root}/CLASS/.")
-    return found
+        problem = "images without class folders" if loose else "no images"
+        raise InputError(f"{root} has {problem}. Sort the images into {root}/CLASS/.")
+    return by_class
 
 
-def _of_files(root: Path, files: Sequence[tuple[Path, int]], classes: tuple[str, ...]) -> Source:
+def _file_source(root: Path, files: Sequence[tuple[Path, int]], classes: tuple[str, ...]) -> Source:
     paths = [path for path, _ in files]
     digest = hashlib.sha256()
     for path, label in files:
@@ -119,7 +119,7 @@ def _of_files(root: Path, files: Sequence[tuple[Path, int]], classes: tuple[str,
     )
 
 
-def _of_hub(data: Data) -> tuple[Source, Source]:
+def _hub_sources(data: Data) -> tuple[Source, Source]:
     splits = load_dataset(data.dataset)
     if "train" not in splits:
         raise InputError(f"{data.dataset} has no split train; it has {', '.join(splits)}.")
@@ -140,20 +140,22 @@ def _of_hub(data: Data) -> tuple[Source, Source]:
         raise InputError(
             f"{data.dataset} has several columns of classes. Choose with --label-column: {', '.join(labels)}."
         )
-    return _of_split(splits["train"], images[0], label), _of_split(splits[validation], images[0], label)
+    return _split_source(splits["train"], images[0], label), _split_source(splits[validation], images[0], label)
 
 
-def _of_split(split: datasets.Dataset, image: str, label: str) -> Source:
+def _split_source(split: datasets.Dataset, image: str, label: str) -> Source:
     encoded = split.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    labels = [-1 if each is None else each for each in split[label]]  # -1 is the hub's other sign of no label
-    if absent := labels.count(-1):
-        raise InputError(f"{absent} of {len(split)} images of {split.split} have no label. Leave them out of the data.")
+    labels = [-1 if value is None else value for value in split[label]]  # the hub marks a missing label by either
+    if missing := labels.count(-1):
+        raise InputError(
+            f"{missing} of {len(split)} images of {split.split} have no label. Leave them out of the data."
+        )
 
     def read(i: int) -> bytes:
-        found: dict[str, Any] | None = encoded[i][image]
-        if found is None:
+        value: dict[str, Any] | None = encoded[i][image]
+        if value is None:
             raise ValueError("a row without an image")
-        return found["bytes"] if found["bytes"] is not None else Path(found["path"]).read_bytes()
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
 
     return Source(
         names=[f"image {i} of {split.split}" for i in range(len(split))],
@@ -164,16 +166,16 @@ def _of_split(split: datasets.Dataset, image: str, label: str) -> Source:
     )
 
 
-def _chosen(source: Source, classes: tuple[str, ...], per_class: int | None) -> Source:
+def _select(source: Source, classes: tuple[str, ...], per_class: int | None) -> Source:
     """The first ``per_class`` images of each of the first ``classes``, in their order."""
     keep = np.flatnonzero(source.labels_N < len(classes))
     if per_class is not None:
         labels = source.labels_N[keep]
-        keep = np.sort(np.concatenate([keep[labels == each][:per_class] for each in range(len(classes))]))
-    places = keep.tolist()
+        keep = np.sort(np.concatenate([keep[labels == label][:per_class] for label in range(len(classes))]))
+    indices = keep.tolist()
     return Source(
-        names=[source.names[i] for i in places],
-        read=lambda i: source.read(places[i]),
+        names=[source.names[i] for i in indices],
+        read=lambda i: source.read(indices[i]),
         labels_N=source.labels_N[keep],
         classes=classes,
         identity=hashlib.sha256(f"{source.identity}:{keep.tobytes().hex()}".encode()).hexdigest(),

@@ -1,7 +1,7 @@
 """One step of pretraining on the pictures, in one process or several: what the tests compare.
 
-Run as a program by a launcher, it writes the weights after the step: ``one_step.py FOLDER METHOD OUT``. Batch norms are
-in evaluation mode, as theirs are the only statistics that are of a process's, or a part's, own images.
+Run by a launcher, it writes the weights after the step: ``pretraining_step.py FOLDER METHOD OUT``. Batch norms are in
+evaluation mode: only their statistics depend on how the images are shared among processes or parts.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def step_of(training: Pretraining) -> dict[str, torch.Tensor]:
     training.encoder.eval()
     training.optimizer.set_lr(0.3)
     pixels = training.images.pixels_N3SS[:16]
-    views = torch.stack([training.encoder.standardised(each / 255) for each in (pixels, pixels.flip(-1))])
+    views = torch.stack([training.encoder.standardised(view / 255) for view in (pixels, pixels.flip(-1))])
     own = slice(training.accelerator.process_index, None, training.accelerator.num_processes)
     training._step(views[:, own], training.images.labels_N[:16][own])
     return training.encoder.state_dict()
 
 
 if __name__ == "__main__":
-    found = pretraining(Path(sys.argv[1]), sys.argv[2])
-    weights = step_of(found)
-    if found.accelerator.is_main_process:
+    training = pretraining(Path(sys.argv[1]), sys.argv[2])
+    weights = step_of(training)
+    if training.accelerator.is_main_process:
         torch.save(weights, sys.argv[3])
-    found.accelerator.end_training()
+    training.accelerator.end_training()

@@ -1,4 +1,4 @@
-"""Images for the tests: a folder of small pictures whose classes a network can tell apart."""
+"""Images for the tests: a folder of small pictures whose classes a network can separate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CLASSES = ("blue", "green", "red")
 
 
 def picture(name: str, number: int, size: int = 12) -> Image.Image:
-    """Noise with a bright square of the class's colour, at a place that the number gives."""
+    """Noise with a bright square of the class's colour, at a position that depends on the number."""
     noise = np.random.default_rng([CLASSES.index(name), number])
     pixels = noise.integers(0, 90, (size, size, 3), dtype=np.uint8)
     top, left = noise.integers(0, size // 2, 2)

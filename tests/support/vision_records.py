@@ -45,8 +45,8 @@ def make_records(
         out: the folder.
         seeds: of pretraining.
         draws: label seeds of probes; finetuning has two at most.
-        classes: names.
-        val_images: how many the places of top images are among.
+        classes: names of the classes.
+        val_images: the number of validation images; top images are indices of these.
         val_fingerprint: of those images.
         data: settings of the images in the probes' records; none are written without.
         epochs: of pretraining.
@@ -54,7 +54,7 @@ def make_records(
         shown: top images of a dimension.
     """
     for seed in seeds:
-        write_record(finetune_file(out, seed), {"runs": _finetuned(seed, min(draws, 2))})
+        write_record(finetune_file(out, seed), {"runs": _finetune_runs(seed, min(draws, 2))})
         write_record(
             encoder_folder(out, "sae", seed) / "sae.json",
             {"explained_variance": {"train": 0.91, "val": 0.875}, "dead": 0.125, "zeros": 0.9, "loss": [1, 0.5]},
@@ -63,10 +63,10 @@ def make_records(
         for name in REPRESENTATIONS:
             numbers = np.random.default_rng([seed, REPRESENTATIONS.index(name)])
             settings = {"epochs": 50} | ({"data": data} if data else {})
-            write_record(probe_file(out, name, seed), _probed(name, numbers, draws, classes, ood), settings)
+            write_record(probe_file(out, name, seed), _probe_results(name, numbers, draws, classes, ood), settings)
             write_record(
                 consistency_file(out, name, seed),
-                _consistent(name, numbers, draws, classes, val_images, shown),
+                _consistency_results(name, numbers, draws, classes, val_images, shown),
                 features=f"weights-train-{val_fingerprint}-float32",
             )
             if name != "sae":
@@ -76,7 +76,7 @@ def make_records(
                 )
 
 
-def _probed(
+def _probe_results(
     name: str, numbers: np.random.Generator, draws: int, classes: Sequence[str], ood: Sequence[str]
 ) -> dict[str, Any]:
     encoder = numbers.normal(0, 0.005)
@@ -103,7 +103,7 @@ def _probed(
     }
 
 
-def _finetuned(seed: int, draws: int) -> list[dict[str, Any]]:
+def _finetune_runs(seed: int, draws: int) -> list[dict[str, Any]]:
     numbers = np.random.default_rng([seed, 99])
     conditions = [(0.1, 0.0), (0.2, 0.0), (0.5, 0.0), (1.0, 0.0), (1.0, 0.2), (1.0, 0.4), (1.0, 0.6), (1.0, 0.8)]
     epochs = np.arange(1, 13)
@@ -123,17 +123,17 @@ def _finetuned(seed: int, draws: int) -> list[dict[str, Any]]:
     return runs
 
 
-def _consistent(
+def _consistency_results(
     name: str, numbers: np.random.Generator, draws: int, classes: Sequence[str], val_images: int, shown: int
 ) -> dict[str, Any]:
     mean = {"simclr": 0.12, "sae": 0.31, "ncl": 0.42}[name]
 
     def dimension() -> dict[str, Any]:
-        places = numbers.choice(val_images, shown, replace=False)
+        indices = numbers.choice(val_images, shown, replace=False)
         return {
             "dimension": int(numbers.integers(2048)),
             "consistency": float(mean + numbers.normal(0, 0.03)),
-            "images": places.tolist(),
+            "images": indices.tolist(),
             "activations": np.linspace(3, 1, shown).tolist(),
         }
 

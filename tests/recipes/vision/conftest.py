@@ -1,20 +1,29 @@
-"""What the vision tests share: a folder of pictures, its cache, and a tiny trained-nothing encoder."""
+"""What the vision tests share: a folder of pictures, its cache, a tiny untrained encoder, and made-up records."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from monolora.recipes.vision.encoder import Encoder, EncoderConfig, save_encoder
 from monolora.recipes.vision.features import encoder_folder
-from monolora.recipes.vision.images import ImageData, load_images
+from monolora.recipes.vision.figure_data import FigureData
+from monolora.recipes.vision.figures import FIGURES
+from monolora.recipes.vision.images import ImageData, Images, load_images
+from monolora.recipes.vision.paper_comparison import compare
+from monolora.recipes.vision.results import read_records
 from monolora.recipes.vision.settings import Common, Consistency, Data, Finetune, Pretrain, Probe, Sae, Settings
+from monolora.reporting import plots
 from tests.support.shapes import save_shapes
+from tests.support.vision_records import make_records
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,3 +87,50 @@ def changed() -> Callable[..., Settings]:
     return lambda settings, section, **values: replace(
         settings, **{section: replace(getattr(settings, section), **values)}
     )
+
+
+@pytest.fixture
+def style() -> Iterator[None]:
+    """The figures' style, as the program sets it."""
+    with matplotlib.rc_context(dict(plots.SETTINGS)):
+        yield
+
+
+@pytest.fixture
+def write_records(settings: Settings, data: ImageData) -> Callable[..., Settings]:
+    """``write_records(seeds=(0, 1))``: made-up records of the pictures; the settings of their figures."""
+
+    def write(**options: Any) -> Settings:
+        options = {"val_fingerprint": data.val.fingerprint, "data": {"dataset": "cifar100"}} | options
+        make_records(Path(settings.common.out), **options)
+        return settings
+
+    return write
+
+
+@pytest.fixture
+def draw(style: None, settings: Settings, data: ImageData) -> Callable[..., Figure]:
+    """``draw("fig2")``: the figure of the records that are written; ``images`` instead of the pictures."""
+
+    def of_records(name: str, images: Images | None = None) -> Figure:
+        records = read_records(settings.common.out)
+        return FIGURES[name](FigureData(records, compare(records, settings.data), lambda _: images or data.val))
+
+    return of_records
+
+
+@pytest.fixture
+def figure_of(draw: Callable[..., Figure], write_records: Callable[..., Settings]) -> Callable[..., Figure]:
+    """``figure_of("fig2", seeds=(0, 1))``: the figure of made-up records."""
+
+    def of_new_records(name: str, **options: Any) -> Figure:
+        write_records(**options)
+        return draw(name)
+
+    return of_new_records
+
+
+@pytest.fixture
+def results(settings: Settings) -> Callable[[str], dict[str, Any]]:
+    """The results of a record: ``results("probe/ncl-0")``."""
+    return lambda path: json.loads((Path(settings.common.out) / f"{path}.json").read_text())["results"]

@@ -29,16 +29,16 @@ def _as_picture(pixels: torch.Tensor) -> Image.Image:
 
 
 def test_nothing_drawn_changes_nothing() -> None:
-    found = Augment(16, 1.0, flip_probability=0.0)(_pixels(), _drawn(0))
+    views = Augment(16, 1.0, flip_probability=0.0)(_pixels(), _drawn(0))
     # a crop of the whole area is the square one only where its ratio is 1: the whole image is taken
-    torch.testing.assert_close(found, _pixels() / 255, atol=2e-5, rtol=0)
+    torch.testing.assert_close(views, _pixels() / 255, atol=2e-5, rtol=0)
 
 
 def test_flips_alone() -> None:
-    found = Augment(16, 1.0)(_pixels(400), _drawn(0))
+    views = Augment(16, 1.0)(_pixels(400), _drawn(0))
     plain = _pixels(400) / 255
-    flipped = torch.isclose(found, plain.flip(-1), atol=1e-4).all(-1).all(-1).all(-1)
-    torch.testing.assert_close(torch.where(flipped.view(-1, 1, 1, 1), plain.flip(-1), plain), found, atol=1e-4, rtol=0)
+    flipped = torch.isclose(views, plain.flip(-1), atol=1e-4).all(-1).all(-1).all(-1)
+    torch.testing.assert_close(torch.where(flipped.view(-1, 1, 1, 1), plain.flip(-1), plain), views, atol=1e-4, rtol=0)
     assert stats.binomtest(int(flipped.sum()), 400).pvalue > 1e-3
 
 
@@ -49,11 +49,11 @@ def test_the_same_numbers_give_the_same_images_and_others_do_not() -> None:
 
 
 def test_results_are_images() -> None:
-    found = _SIMCLR._replace(size=12)(_pixels(64), _drawn(0))
-    assert found.shape == (64, 3, 12, 12)
-    assert found.min() >= 0
-    assert found.max() <= 1 + 1e-6
-    assert found.isfinite().all()
+    views = _SIMCLR._replace(size=12)(_pixels(64), _drawn(0))
+    assert views.shape == (64, 3, 12, 12)
+    assert views.min() >= 0
+    assert views.max() <= 1 + 1e-6
+    assert views.isfinite().all()
 
 
 def test_an_image_does_not_depend_on_the_others() -> None:
@@ -69,7 +69,7 @@ def test_crops_are_as_the_crop_of_the_image_resized() -> None:
     ramp = torch.arange(size, dtype=torch.uint8).expand(3, size, size).contiguous()
     pixels = torch.stack([ramp, ramp.transpose(-1, -2)]).repeat(200, 1, 1, 1)
     theta = augment._crops(400, 0.25, 0.0, _drawn(0))
-    found = Augment(size, 0.25, flip_probability=0.0)(pixels, _drawn(0)) * 255
+    crops = Augment(size, 0.25, flip_probability=0.0)(pixels, _drawn(0)) * 255
     for number in range(0, 400, 37):
         width, height = (theta[number, side, side].item() * size for side in (0, 1))
         left, top = ((theta[number, side, 2].item() + 1) * size / 2 - (width, height)[side] / 2 for side in (0, 1))
@@ -79,7 +79,7 @@ def test_crops_are_as_the_crop_of_the_image_resized() -> None:
         expected = _as_picture(pixels[number]).resize((size, size), Image.Resampling.BILINEAR, box=box)
         # PIL smooths where it shrinks, and rounds; a ramp is not changed by smoothing but at the edges
         inner = np.asarray(expected, dtype=float).transpose(2, 0, 1)[:, 2:-2, 2:-2]
-        np.testing.assert_allclose(found[number, :, 2:-2, 2:-2].numpy(), inner, atol=1.01)
+        np.testing.assert_allclose(crops[number, :, 2:-2, 2:-2].numpy(), inner, atol=1.01)
 
 
 def test_areas_and_ratios_of_crops() -> None:
@@ -110,22 +110,22 @@ def test_all_of_a_crop_lies_in_the_image() -> None:
 )
 def test_colours_are_pils(ours: object, theirs: type, factor: float) -> None:
     pixels = _pixels(1)
-    found = ours(pixels / 255, torch.tensor(factor).view(1, 1, 1, 1))[0] * 255  # type: ignore[operator]
+    views = ours(pixels / 255, torch.tensor(factor).view(1, 1, 1, 1))[0] * 255  # type: ignore[operator]
     expected = np.asarray(theirs(_as_picture(pixels[0])).enhance(factor), dtype=float).transpose(2, 0, 1)
-    np.testing.assert_allclose(found.numpy(), expected, atol=2)  # PIL rounds the grey values first
+    np.testing.assert_allclose(views.numpy(), expected, atol=2)  # PIL rounds the grey values first
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.13, -0.2, 0.5])
 def test_hue_is_colorsys(shift: float) -> None:
     pixels = _pixels(2, 4) / 255
     pixels[0, :, 0, 0] = 0.5  # a grey one, which has no hue
-    found = augment._hue(pixels, torch.tensor(shift).expand(2, 1, 1, 1))
+    shifted = augment._hue(pixels, torch.tensor(shift).expand(2, 1, 1, 1))
     for image in range(2):
         for row in range(4):
             for column in range(4):
                 hue, saturation, value = colorsys.rgb_to_hsv(*pixels[image, :, row, column].tolist())
                 expected = colorsys.hsv_to_rgb((hue + shift) % 1, saturation, value)
-                torch.testing.assert_close(found[image, :, row, column], torch.tensor(expected), atol=1e-5, rtol=0)
+                torch.testing.assert_close(shifted[image, :, row, column], torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 def test_jitter_is_drawn_in_its_ranges_for_its_share_of_images() -> None:
@@ -138,8 +138,8 @@ def test_jitter_is_drawn_in_its_ranges_for_its_share_of_images() -> None:
 
 
 def test_grey_images_are_their_share() -> None:
-    found = Augment(16, 1.0, grey_probability=0.2)(_pixels(1000), _drawn(0))
-    grey = (found.amax(1) - found.amin(1) < 1e-6).all(-1).all(-1)
+    views = Augment(16, 1.0, grey_probability=0.2)(_pixels(1000), _drawn(0))
+    grey = (views.amax(1) - views.amin(1) < 1e-6).all(-1).all(-1)
     assert stats.binomtest(int(grey.sum()), 1000, 0.2).pvalue > 1e-3
 
 
@@ -152,15 +152,15 @@ def test_blur_is_a_gaussian_filter(size: int) -> None:
     pixels = (smooth.clamp(0, 1) * 255).to(torch.uint8)
     drawn = _drawn(1)
     kernels = augment._blur_kernels(3, size, 1.0, drawn)
-    found = augment._blurred(pixels.float(), kernels).numpy()
+    blurred = augment._blurred(pixels.float(), kernels).numpy()
     deviations = 0.1 + 1.9 * torch.rand(2, 3, generator=_drawn(1))[0]
     assert deviations.max() > 1.4  # wider than a kernel of three pixels could be
     for image, deviation in enumerate(deviations.tolist()):
         original = pixels[image].numpy().astype(float)
         exact = ndimage.gaussian_filter(original, (0, deviation, deviation), mode="nearest", radius=(0, 8, 8))
-        np.testing.assert_allclose(found[image], exact, atol=1e-2)
+        np.testing.assert_allclose(blurred[image], exact, atol=1e-2)
         approximate = _as_picture(pixels[image]).filter(ImageFilter.GaussianBlur(deviation))
-        np.testing.assert_allclose(found[image], np.asarray(approximate, dtype=float).transpose(2, 0, 1), atol=3)
+        np.testing.assert_allclose(blurred[image], np.asarray(approximate, dtype=float).transpose(2, 0, 1), atol=3)
 
 
 def test_images_not_blurred_stay_sharp() -> None:

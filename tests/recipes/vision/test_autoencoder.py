@@ -18,12 +18,12 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def made(dim: int = 6, latents: int = 10, k: int = 3) -> TopKAutoencoder:
+def random_sae(dim: int = 6, latents: int = 10, k: int = 3) -> TopKAutoencoder:
     """All of its weights drawn, so that no term is left out for being zero."""
     sae = TopKAutoencoder(dim, latents, k)
     with torch.no_grad():
-        for number, each in enumerate(sae.parameters()):
-            each.copy_(drawn(*each.shape, seed=number))
+        for number, parameter in enumerate(sae.parameters()):
+            parameter.copy_(drawn(*parameter.shape, seed=number))
         sae.scale.fill_(0.5)
     return sae.requires_grad_(False)
 
@@ -31,11 +31,10 @@ def made(dim: int = 6, latents: int = 10, k: int = 3) -> TopKAutoencoder:
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_exactly_the_k_largest_are_kept(k: int) -> None:
     a_BL = drawn(7, 10)
-    found = largest(a_BL, k)
-    for row, kept in zip(a_BL.tolist(), found.tolist(), strict=True):
+    for row, result in zip(a_BL.tolist(), largest(a_BL, k).tolist(), strict=True):
         top = sorted(row, reverse=True)[:k]
-        assert kept == [each if each in top else 0 for each in row]
-        assert np.count_nonzero(kept) == k
+        assert result == [value if value in top else 0 for value in row]
+        assert np.count_nonzero(result) == k
 
 
 def test_of_equal_activations_exactly_k_are_kept() -> None:
@@ -43,19 +42,19 @@ def test_of_equal_activations_exactly_k_are_kept() -> None:
 
 
 def test_latents_and_reconstruction_are_equation_2() -> None:
-    sae, x_BD = made(), drawn(20, 6, seed=9)
+    sae, x_BD = random_sae(), drawn(20, 6, seed=9)
     weight = {name: tensor.numpy() for name, tensor in sae.state_dict().items()}
     for x_D, z_L, back_D in zip(x_BD, sae.encode(x_BD), sae.decode(sae.encode(x_BD)), strict=True):
         inner = weight["encoder.weight"] @ (0.5 * x_D.numpy() - weight["pre_bias"]) + weight["encoder.bias"]
         expected = np.zeros(10)
-        for place in np.argsort(-inner)[:3]:
-            expected[place] = max(inner[place], 0)
+        for index in np.argsort(-inner)[:3]:
+            expected[index] = max(inner[index], 0)
         np.testing.assert_allclose(z_L, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(back_D, weight["decoder.weight"] @ expected + weight["pre_bias"], rtol=1e-5)
 
 
 def test_fewer_than_k_are_above_zero_where_fewer_were_before() -> None:
-    sae = made(k=8)
+    sae = random_sae(k=8)
     sae.encoder.bias.fill_(-100)
     sae.encoder.bias[:2] = 100
     assert (sae.encode(drawn(5, 6)) > 0).sum(1).tolist() == [2] * 5
@@ -87,12 +86,12 @@ def test_inputs_are_fitted_to_a_mean_squared_deviation_of_1() -> None:
 
 
 def test_a_saved_autoencoder_comes_back(tmp_path: Path) -> None:
-    sae, x_BD = made(), drawn(5, 6)
+    sae, x_BD = random_sae(), drawn(5, 6)
     save_sae(sae, tmp_path)
-    found = load_sae(tmp_path, CPU)
-    assert torch.equal(found.encode(x_BD), sae.encode(x_BD))
-    assert torch.equal(found.decode(found.encode(x_BD)), sae.decode(sae.encode(x_BD)))
-    assert not any(each.requires_grad for each in found.parameters())
+    loaded = load_sae(tmp_path, CPU)
+    assert torch.equal(loaded.encode(x_BD), sae.encode(x_BD))
+    assert torch.equal(loaded.decode(loaded.encode(x_BD)), sae.decode(sae.encode(x_BD)))
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert [path.name for path in tmp_path.iterdir()] == [WEIGHTS]
 
 
@@ -102,7 +101,7 @@ def test_no_autoencoder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_autoencoder_is_refused(tmp_path: Path) -> None:
-    save_sae(made(), tmp_path)
+    save_sae(random_sae(), tmp_path)
     whole = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"Cannot load the autoencoder .* Train it again"):

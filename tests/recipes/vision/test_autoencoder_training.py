@@ -14,7 +14,7 @@ from monolora.errors import InputError, RunError
 from monolora.recipes.vision import autoencoder
 from monolora.recipes.vision.autoencoder import (
     TopKAutoencoder,
-    _Steps,
+    _Trainer,
     auxiliary_loss,
     quality_of,
     remove_parallel_gradient,
@@ -63,10 +63,10 @@ def test_dead_latents_and_zeros_are_counted(chunk: int, monkeypatch: pytest.Monk
     sae = train_sae(x_ND, FEW, 0).sae
     sae.encoder.bias[:6] = -1e6
     rows = sae.encode(x_ND).tolist()
-    found = quality_of(sae, x_ND)
-    assert found.dead == pytest.approx(sum(all(row[i] == 0 for row in rows) for i in range(24)) / 24)
-    assert found.dead >= 6 / 24
-    assert found.zeros == pytest.approx(sum(row.count(0) for row in rows) / (100 * 24))
+    quality = quality_of(sae, x_ND)
+    assert quality.dead == pytest.approx(sum(all(row[i] == 0 for row in rows) for i in range(24)) / 24)
+    assert quality.dead >= 6 / 24
+    assert quality.zeros == pytest.approx(sum(row.count(0) for row in rows) / (100 * 24))
 
 
 def test_the_first_loss_is_that_of_the_untrained_autoencoder() -> None:
@@ -74,8 +74,8 @@ def test_the_first_loss_is_that_of_the_untrained_autoencoder() -> None:
     sae = TopKAutoencoder(24, 24, 4, torch.Generator().manual_seed(5))
     sae.fit_inputs(x_ND.mean(0), x_ND.var(0, correction=0).mean())
     expected = ((reconstructed(sae, x_ND) - x_ND) * sae.scale).square().mean().item()
-    found = train_sae(x_ND, replace(FEW, batch_size=64, epochs=1, auxiliary=1.0), 5).loss[0]
-    assert found == pytest.approx(expected, rel=1e-4)
+    loss = train_sae(x_ND, replace(FEW, batch_size=64, epochs=1, auxiliary=1.0), 5).loss[0]
+    assert loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_epochs_loss_weighs_images_alike() -> None:
@@ -143,13 +143,13 @@ def test_auxiliary_loss_moves_dead_latents_only() -> None:
         assert torch.equal((gradient_DL != 0).any(0), dead_L)
 
 
-def _with_a_latent_that_is_never_active(**changed: Any) -> _Steps:
+def _with_a_latent_that_is_never_active(**changed: Any) -> _Trainer:
     sae = TopKAutoencoder(24, 24, 4)
     x_ND = sparse_truth(200)
     sae.fit_inputs(x_ND.mean(0), x_ND.var(0, correction=0).mean())
     with torch.no_grad():
         sae.encoder.bias[7] = -1e6
-    return _Steps(sae, replace(FEW, **changed))
+    return _Trainer(sae, replace(FEW, **changed))
 
 
 def test_idle_latents_count_images() -> None:
@@ -189,7 +189,7 @@ def test_an_auxiliary_loss_that_overflows_is_left_out() -> None:
     x_BD = sparse_truth(50)
     assert not (steps.sae.encode(x_BD)[:, 7] > 0).any()
     steps.step(x_BD)
-    assert all(each.isfinite().all() for each in steps.sae.parameters())
+    assert all(parameter.isfinite().all() for parameter in steps.sae.parameters())
 
 
 @pytest.mark.parametrize(
@@ -205,12 +205,12 @@ def test_a_loss_that_is_not_finite_names_its_step(changed: dict[str, Any], step:
 
 
 def test_steps_are_counted_over_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = _Steps.step, iter(range(1, 100))
+    real, calls = _Trainer.step, iter(range(1, 100))
 
-    def step(self: _Steps, x_BD: torch.Tensor) -> torch.Tensor:
+    def step(self: _Trainer, x_BD: torch.Tensor) -> torch.Tensor:
         return real(self, x_BD) * (float("nan") if next(calls) >= 9 else 1)
 
-    monkeypatch.setattr(_Steps, "step", step)
+    monkeypatch.setattr(_Trainer, "step", step)
     with pytest.raises(RunError, match="at step 9;"):  # the second of the third epoch
         train_sae(sparse_truth(100), replace(FEW, batch_size=26), 0)
 

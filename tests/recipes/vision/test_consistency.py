@@ -58,8 +58,8 @@ def probed(settings: Settings, data: ImageData, make_encoder: Callable[..., Enco
 
 
 def results_of(settings: Settings, name: str, seed: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(consistency_file(settings.common.out, name, seed).read_text())["results"]
-    return found
+    results: dict[str, Any] = json.loads(consistency_file(settings.common.out, name, seed).read_text())["results"]
+    return results
 
 
 class Looped:
@@ -97,13 +97,13 @@ def looped_of(settings: Settings, name: str, data: ImageData) -> Looped:
 def test_the_record_against_loops(name: str, settings: Settings, data: ImageData, probed: Probed) -> None:
     probed(name)
     program.run(settings)
-    found, looped = results_of(settings, name), looped_of(settings, name, data)
+    results, looped = results_of(settings, name), looped_of(settings, name, data)
     live = [value for value in looped.consistency if value is not None]
-    assert found["per_dimension"] == pytest.approx(looped.consistency)
-    assert found["consistency"] == pytest.approx(np.mean(live))
-    assert (found["live"], found["dimensions"]) == (len(live), 16)
-    assert found["zeros"] == pytest.approx((abs(looped.z) <= looped.threshold).mean())
-    assert (found["zeros"] > 0.2) == (name == "ncl")
+    assert results["per_dimension"] == pytest.approx(looped.consistency)
+    assert results["consistency"] == pytest.approx(np.mean(live))
+    assert (results["live"], results["dimensions"]) == (len(live), 16)
+    assert results["zeros"] == pytest.approx((abs(looped.z) <= looped.threshold).mean())
+    assert (results["zeros"] > 0.2) == (name == "ncl")
 
 
 def test_salient_dimensions_of_images_that_each_classifier_gets_right_and_wrong(settings: Settings) -> None:
@@ -114,21 +114,21 @@ def test_salient_dimensions_of_images_that_each_classifier_gets_right_and_wrong(
     labels_N = torch.arange(60) % 3
     weight_MCD, bias_MC = torch.randn(2, 3, 16, generator=generator), torch.randn(2, 3, generator=generator)
     classifiers = program.Classifiers(weight_MCD, bias_MC, SCALE, ("a", "b", "c"), (0.1, 0.2, 0.3))
-    found = program.measured(z_ND, labels_N, classifiers, settings.consistency, 0)
+    results = program.measure(z_ND, labels_N, classifiers, settings.consistency, 0)
     looped = Looped(z_ND, labels_N)
     for draw in range(2):
         right, wrong = looped.right_and_wrong(weight_MCD[draw].numpy(), bias_MC[draw].numpy())
         assert abs(np.mean(right) - np.mean(wrong)) > 0.01
-        assert found["right"][draw] == pytest.approx(np.mean(right))
-        assert found["wrong"][draw] == pytest.approx(np.mean(wrong))
+        assert results["right"][draw] == pytest.approx(np.mean(right))
+        assert results["wrong"][draw] == pytest.approx(np.mean(wrong))
         if draw == 0:
-            assert found["right_values"] == pytest.approx(right)
-            assert found["wrong_values"] == pytest.approx(wrong)
+            assert results["right_values"] == pytest.approx(right)
+            assert results["wrong_values"] == pytest.approx(wrong)
 
 
-@pytest.mark.parametrize(("place", "rate", "best", "worst"), [(0, 0.0, 0, 1), (2, 0.9, 1, 2)])
+@pytest.mark.parametrize(("index", "rate", "best", "worst"), [(0, 0.0, 0, 1), (2, 0.9, 1, 2)])
 def test_the_best_and_the_worst_class_show_the_live_dimension_of_the_largest_weight(
-    place: int,
+    index: int,
     rate: float,
     best: int,
     worst: int,
@@ -143,16 +143,16 @@ def test_the_best_and_the_worst_class_show_the_live_dimension_of_the_largest_wei
     dead = [dimension for dimension in range(16) if dimension not in live]
     tensors["ce.weight"][..., dead] = 1000
     save_file(tensors, file)
-    weights = tensors["ce.weight"][place, 0].tolist()
+    weights = tensors["ce.weight"][index, 0].tolist()
     settings = changed(settings, "consistency", noise_rate=rate)
     program.run(settings)
-    found = results_of(settings, "ncl")
+    results = results_of(settings, "ncl")
     assert dead
     accuracies = [0.4, 0.2 + rate, 0.3]
     for key, number in (("best_class", best), ("worst_class", worst)):
-        dimension = max(live, key=lambda each: weights[number][each])
+        dimension = max(live, key=lambda candidate: weights[number][candidate])
         images = looped.top(dimension, 3)
-        assert found[key] == {
+        assert results[key] == {
             "class": data.val.classes[number],
             "accuracy": pytest.approx(accuracies[number]),
             "dimension": dimension,
@@ -167,15 +167,15 @@ def test_shown_dimensions_are_drawn_among_the_live(
 ) -> None:
     probed("ncl")
     program.run(changed(settings, "consistency", dimensions=100, images=100))
-    found, looped = results_of(settings, "ncl")["random_dimensions"], looped_of(settings, "ncl", data)
-    drawn = [each["dimension"] for each in found]
+    entries, looped = results_of(settings, "ncl")["random_dimensions"], looped_of(settings, "ncl", data)
+    drawn = [entry["dimension"] for entry in entries]
     assert sorted(drawn) == [dimension for dimension in range(16) if looped.consistency[dimension] is not None]
     assert drawn != sorted(drawn)
-    for each in found:
-        assert each["images"] == looped.top(each["dimension"], 100)
-        assert each["consistency"] == pytest.approx(looped.consistency[each["dimension"]])
+    for entry in entries:
+        assert entry["images"] == looped.top(entry["dimension"], 100)
+        assert entry["consistency"] == pytest.approx(looped.consistency[entry["dimension"]])
     program.run(changed(settings, "consistency", dimensions=2, images=100))
-    assert [each["dimension"] for each in results_of(settings, "ncl")["random_dimensions"]] == drawn[:2]
+    assert [entry["dimension"] for entry in results_of(settings, "ncl")["random_dimensions"]] == drawn[:2]
 
 
 def test_all_that_has_classifiers_is_measured_and_told_in_one_line(
@@ -188,9 +188,9 @@ def test_all_that_has_classifiers_is_measured_and_told_in_one_line(
     program.run(settings)
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["simclr-0", "ncl-0", "ncl-1"]
-    found = results_of(settings, "ncl", 1)
-    assert f"consistency {found['consistency']:.3f} of {found['live']} live of 16 dimensions" in lines[2]
-    assert f"right {np.mean(found['right']):.3f}, wrong {np.mean(found['wrong']):.3f}" in lines[2]
+    results = results_of(settings, "ncl", 1)
+    assert f"consistency {results['consistency']:.3f} of {results['live']} live of 16 dimensions" in lines[2]
+    assert f"right {np.mean(results['right']):.3f}, wrong {np.mean(results['wrong']):.3f}" in lines[2]
     program.run(settings)
     assert capsys.readouterr().out.splitlines() == [
         "simclr-0: done before",
@@ -228,14 +228,14 @@ def test_the_probes_own_files_are_read_as_the_probe_wrote_them(
     probe.run(settings)
     program.run(settings)
     for name in ("simclr", "sae"):
-        found = results_of(settings, name)
+        results = results_of(settings, name)
         trained = json.loads(probe_file(settings.common.out, name, 0).read_text())["results"]
         accuracy = trained["accuracy"]["ce"]["0.9"][0]
-        assert len(found["right_values"]) / 18 == pytest.approx(accuracy)
-        assert len(found["wrong_values"]) / 18 == pytest.approx(1 - accuracy)
+        assert len(results["right_values"]) / 18 == pytest.approx(accuracy)
+        assert len(results["wrong_values"]) / 18 == pytest.approx(1 - accuracy)
         per_class = trained["per_class"]["ce"]["0.9"][0]
-        assert found["best_class"]["accuracy"] == max(per_class)
-        assert found["worst_class"]["accuracy"] == min(per_class)
+        assert results["best_class"]["accuracy"] == max(per_class)
+        assert results["worst_class"]["accuracy"] == min(per_class)
 
 
 def test_a_noise_rate_without_classifiers_is_one_line_with_those_there_are(

@@ -33,12 +33,12 @@ def make() -> Callable[..., Encoder]:
     def encoder(seed: int = 0, **changed: object) -> Encoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = Encoder(_config(**changed))
-            for module in made.modules():
+            network = Encoder(_config(**changed))
+            for module in network.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     nn.init.normal_(module.running_mean, std=0.1)
                     nn.init.uniform_(module.running_var, 0.5, 2)
-        return made.eval()
+        return network.eval()
 
     return encoder
 
@@ -85,7 +85,7 @@ def _block(x: torch.Tensor, weights: dict[str, torch.Tensor], stride: int) -> to
 
     def norm(x: torch.Tensor, name: str) -> torch.Tensor:
         mean, var, gain, bias = (
-            weights[f"{name}.{each}"].view(-1, 1, 1) for each in ("running_mean", "running_var", "weight", "bias")
+            weights[f"{name}.{part}"].view(-1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
         )
         return (x - mean) / (var + 1e-5).sqrt() * gain + bias
 
@@ -136,12 +136,12 @@ def test_backbone_output_is_non_negative_already(make: Callable[..., Encoder]) -
 
 def test_normalised_takes_the_middle(make: Callable[..., Encoder]) -> None:
     pixels = torch.randint(0, 256, (2, 3, 21, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    found = make().normalised(pixels)
+    normalised = make().normalised(pixels)
     middle = pixels[:, :, 2:18, 2:18].numpy() / 255
     for channel in range(3):
         expected = torch.from_numpy((middle[:, channel] - MEAN[channel]) / STD[channel]).float()
-        torch.testing.assert_close(found[:, channel], expected, rtol=1e-5, atol=1e-6)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(normalised[:, channel], expected, rtol=1e-5, atol=1e-6)
+    assert normalised.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_images_smaller_than_in_training_are_refused(make: Callable[..., Encoder]) -> None:
@@ -191,8 +191,8 @@ def _text_config(folder: Path) -> None:
 
 def _changed(**values: object) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
-        found = json.loads((folder / CONFIG).read_text()) | values
-        (folder / CONFIG).write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+        config = json.loads((folder / CONFIG).read_text()) | values
+        (folder / CONFIG).write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
 
     return change
 

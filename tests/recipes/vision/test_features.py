@@ -36,14 +36,14 @@ def test_features_are_the_networks_output(
     settings: Settings, data: ImageData, make_encoder: Callable[..., Encoder]
 ) -> None:
     encoder = make_encoder("simclr")
-    found = features_of(settings.common, "simclr", 0, data, CPU)
+    features = features_of(settings.common, "simclr", 0, data, CPU)
     images = (data.val.pixels_N3SS / 255 - torch.tensor(data.train.mean).view(3, 1, 1)) / torch.tensor(
         data.train.std
     ).view(3, 1, 1)
     with torch.no_grad():
         expected = encoder(images)[1]
-    torch.testing.assert_close(found.val_ND, expected, rtol=1e-4, atol=1e-5)
-    assert found.train_ND.shape == (48, 16)
+    torch.testing.assert_close(features.val_ND, expected, rtol=1e-4, atol=1e-5)
+    assert features.train_ND.shape == (48, 16)
 
 
 def test_the_autoencoders_are_the_latents_of_simclrs(
@@ -52,8 +52,8 @@ def test_the_autoencoders_are_the_latents_of_simclrs(
     make_encoder("simclr")
     sae = sae_of(settings)
     below = features_of(settings.common, "simclr", 0, data, CPU)
-    found = features_of(settings.common, "sae", 0, data, CPU)
-    for x_ND, z_ND in ((below.train_ND, found.train_ND), (below.val_ND, found.val_ND)):
+    features = features_of(settings.common, "sae", 0, data, CPU)
+    for x_ND, z_ND in ((below.train_ND, features.train_ND), (below.val_ND, features.val_ND)):
         torch.testing.assert_close(z_ND, sae.encode(x_ND))
         assert (z_ND >= 0).all()
         assert (z_ND > 0).sum(1).max() == 4
@@ -66,8 +66,8 @@ def test_images_that_are_not_cached_are_represented_alike(
     sae_of(settings)
     cached = features_of(settings.common, "sae", 0, data, CPU)
     with torch.no_grad():
-        found = load_representation(settings.common, "sae", 0, CPU).of_pixels(data.val.pixels_N3SS)
-    torch.testing.assert_close(found, cached.val_ND, rtol=1e-4, atol=1e-5)
+        z_ND = load_representation(settings.common, "sae", 0, CPU).of_pixels(data.val.pixels_N3SS)
+    torch.testing.assert_close(z_ND, cached.val_ND, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["simclr", "sae"])
@@ -90,17 +90,17 @@ def test_features_of_another_checkpoint_are_computed_anew(
     make_encoder("simclr")
     sae_of(settings)
     first = features_of(settings.common, name, 0, data, CPU)
-    kept = first.val_ND.clone()
+    first_val_ND = first.val_ND.clone()
     if other == "encoder":
         make_encoder("simclr", projector_hidden=24)
     else:
         sae_of(settings, seed=1)
     fresh = load_representation(settings.common, name, 0, CPU)
-    found = features_of(settings.common, name, 0, data, CPU)
-    assert found.fingerprint != first.fingerprint
-    assert not torch.allclose(found.val_ND, kept)
+    features = features_of(settings.common, name, 0, data, CPU)
+    assert features.fingerprint != first.fingerprint
+    assert not torch.allclose(features.val_ND, first_val_ND)
     with torch.no_grad():
-        torch.testing.assert_close(fresh.of_pixels(data.val.pixels_N3SS), found.val_ND, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fresh.of_pixels(data.val.pixels_N3SS), features.val_ND, rtol=1e-4, atol=1e-5)
 
 
 def test_features_of_other_images_are_computed_anew(
@@ -111,9 +111,9 @@ def test_features_of_other_images_are_computed_anew(
     half = data.train._replace(
         pixels_N3SS=data.train.pixels_N3SS[:24], labels_N=data.train.labels_N[:24], fingerprint="half"
     )
-    found = features_of(settings.common, "simclr", 0, data._replace(train=half), CPU)
-    assert found.train_ND.shape == (24, 16)
-    assert found.fingerprint != first.fingerprint
+    features = features_of(settings.common, "simclr", 0, data._replace(train=half), CPU)
+    assert features.train_ND.shape == (24, 16)
+    assert features.fingerprint != first.fingerprint
 
 
 def test_a_cache_that_was_cut_short_is_computed_anew(
@@ -121,8 +121,8 @@ def test_a_cache_that_was_cut_short_is_computed_anew(
 ) -> None:
     make_encoder("simclr")
     first = features_of(settings.common, "simclr", 0, data, CPU)
-    kept = first.val_ND.clone()
+    first_val_ND = first.val_ND.clone()
     cache = encoder_folder(settings.common.out, "simclr", 0) / "features"
     (cache / "features.json").unlink()  # written last
     (cache / "val.npy").write_bytes(b"")
-    assert torch.equal(features_of(settings.common, "simclr", 0, data, CPU).val_ND, kept)
+    assert torch.equal(features_of(settings.common, "simclr", 0, data, CPU).val_ND, first_val_ND)

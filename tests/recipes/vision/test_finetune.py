@@ -1,4 +1,4 @@
-"""The program: which runs there are, what each is of, and that a stopped program goes on where it was."""
+"""The program: which runs it selects, what each trains on, and that a stopped program resumes where it was."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from monolora.recipes.vision import finetune
 from monolora.recipes.vision.encoder import Encoder
 from monolora.recipes.vision.features import encoder_folder, finetune_file
 from monolora.recipes.vision.finetune import Run, main, runs_of
-from monolora.recipes.vision.finetune_training import Classifier, Curves, Training
+from monolora.recipes.vision.finetuning import Classifier, Curves, Training
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.settings import Finetune, Settings
 
@@ -33,14 +33,14 @@ def _runs(settings: Settings, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def _kinds(settings: Settings, seed: int = 0) -> list[Run]:
-    return [Run(*(each[name] for name in Run._fields)) for each in _runs(settings, seed)]
+    return [Run(*(entry[name] for name in Run._fields)) for entry in _runs(settings, seed)]
 
 
 class Started:
     """What each run of a spied program was given, in their order."""
 
     def __init__(self) -> None:
-        self.places: list[torch.Tensor] = []
+        self.indices: list[torch.Tensor] = []
         self.labels: list[torch.Tensor] = []
         self.weights: list[torch.Tensor] = []
         self.draws: list[torch.Tensor] = []
@@ -51,12 +51,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
     """Runs are not made, but seen: each has an accuracy of its own."""
     seen = Started()
 
-    def run(self: Training, places_n: torch.Tensor, labels_N: torch.Tensor) -> Curves:
-        seen.places.append(places_n)
+    def run(self: Training, indices_n: torch.Tensor, labels_N: torch.Tensor) -> Curves:
+        seen.indices.append(indices_n)
         seen.labels.append(labels_N)
         seen.weights.append(self.network.linear.weight.detach().clone())
         seen.draws.append(torch.randint(2**62, (3,), generator=self.generator))
-        return Curves([0.5], [len(seen.places) / 100], [1.0])
+        return Curves([0.5], [len(seen.indices) / 100], [1.0])
 
     monkeypatch.setattr(Training, "run", run)
     return seen
@@ -64,10 +64,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Started:
 
 def test_runs_of_the_paper() -> None:
     """Four shares and four noise rates, twice; all images with right labels are in both lists and done once."""
-    found = runs_of(Finetune(noise_rates=(0.0, 0.2, 0.4, 0.6, 0.8)))
-    assert len(found) == len(set(found)) == 16
-    assert all(each.fraction == 1 or each.noise_rate == 0 for each in found)
-    assert Counter((each.fraction, each.noise_rate) for each in found).most_common(1)[0][1] == 2
+    runs = runs_of(Finetune(noise_rates=(0.0, 0.2, 0.4, 0.6, 0.8)))
+    assert len(runs) == len(set(runs)) == 16
+    assert all(run.fraction == 1 or run.noise_rate == 0 for run in runs)
+    assert Counter((run.fraction, run.noise_rate) for run in runs).most_common(1)[0][1] == 2
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_runs_of_the_paper() -> None:
     ],
 )
 def test_runs(settings: dict[str, Any], expected: list[tuple[str, float, float]]) -> None:
-    assert runs_of(Finetune(**settings, draws=2)) == [Run(*each, draw) for draw in (0, 1) for each in expected]
+    assert runs_of(Finetune(**settings, draws=2)) == [Run(*kind, draw) for draw in (0, 1) for kind in expected]
 
 
 def test_nothing_to_do_is_refused() -> None:
@@ -94,22 +94,22 @@ def test_the_record_and_the_lines(
     finetune.run(settings)
     runs = _runs(settings)
     assert _kinds(settings) == SIX
-    for each in runs:
+    for run in runs:
         for name in ("train_accuracy", "val_accuracy", "train_loss"):
-            assert len(each[name]) == 2
-            assert all(value >= 0 for value in each[name])
-        assert all(18 * value == pytest.approx(round(18 * value)) for value in each["val_accuracy"])  # of 18 images
-        trained_on = 24 if each["fraction"] == 0.5 else 48
-        assert all(trained_on * v == pytest.approx(round(trained_on * v)) for v in each["train_accuracy"])
-        assert each["seconds"] > 0
+            assert len(run[name]) == 2
+            assert all(value >= 0 for value in run[name])
+        assert all(18 * value == pytest.approx(round(18 * value)) for value in run["val_accuracy"])  # of 18 images
+        trained_on = 24 if run["fraction"] == 0.5 else 48
+        assert all(trained_on * v == pytest.approx(round(trained_on * v)) for v in run["train_accuracy"])
+        assert run["seconds"] > 0
     lines = capsys.readouterr().out.splitlines()
     starts = [
         "ce, 50 % of the images", "nce, 50 % of the images", "ce, all images", "nce, all images",
         "ce, all images, 40 % wrong labels", "nce, all images, 40 % wrong labels",
     ]  # fmt: skip
-    for line, start, each in zip(lines, starts, runs, strict=True):
-        train, val = (f"{100 * each[name][-1]:.1f} %" for name in ("train_accuracy", "val_accuracy"))
-        assert line == f"simclr-0, {start}: training {train}, validation {val} ({each['seconds']:.0f} s)"
+    for line, start, run in zip(lines, starts, runs, strict=True):
+        train, val = (f"{100 * run[name][-1]:.1f} %" for name in ("train_accuracy", "val_accuracy"))
+        assert line == f"simclr-0, {start}: training {train}, validation {val} ({run['seconds']:.0f} s)"
 
 
 def test_ce_and_nce_start_from_the_same(
@@ -120,12 +120,12 @@ def test_ce_and_nce_start_from_the_same(
 ) -> None:
     make_encoder("simclr")
     finetune.run(changed(settings, "finetune", draws=2))
-    assert len(started.places) == 12
-    for given in (started.places, started.labels, started.weights, started.draws):
+    assert len(started.indices) == 12
+    for given in (started.indices, started.labels, started.weights, started.draws):
         for ce, nce in zip(given[::2], given[1::2], strict=True):
             assert torch.equal(ce, nce)
     # the two draws: of the share, of the wrong labels, of the first weights, of the orders
-    assert not torch.equal(started.places[0], started.places[6])
+    assert not torch.equal(started.indices[0], started.indices[6])
     assert not torch.equal(started.labels[4], started.labels[10])
     assert not torch.equal(started.weights[0], started.weights[6])
     assert not torch.equal(started.draws[0], started.draws[6])
@@ -137,9 +137,9 @@ def test_what_runs_are_trained_on(
     make_encoder("simclr")
     finetune.run(settings)
     labels_N = data.train.labels_N
-    for each, places, labels in zip(SIX, started.places, started.labels, strict=True):
-        assert Counter(labels_N[places].tolist()) == dict.fromkeys(range(3), round(16 * each.fraction))
-        assert int((labels != labels_N).sum()) == int(48 * each.noise_rate)
+    for run, indices, labels in zip(SIX, started.indices, started.labels, strict=True):
+        assert Counter(labels_N[indices].tolist()) == dict.fromkeys(range(3), round(16 * run.fraction))
+        assert int((labels != labels_N).sum()) == int(48 * run.noise_rate)
 
 
 def test_seeds_of_pretraining_draw_each_for_itself(
@@ -149,7 +149,7 @@ def test_seeds_of_pretraining_draw_each_for_itself(
         make_encoder("simclr", seed)
     finetune.run(changed(settings, "common", seeds=(0, 3)))
     assert _kinds(settings, 0) == _kinds(settings, 3) == SIX
-    assert not torch.equal(started.places[0], started.places[6])
+    assert not torch.equal(started.indices[0], started.indices[6])
     assert not torch.equal(started.labels[4], started.labels[10])
     assert not torch.equal(started.weights[0], started.weights[6])
 
@@ -167,10 +167,10 @@ def test_nothing_is_done_twice(
     capsys.readouterr()
     finetune.run(settings)
     assert capsys.readouterr().out == "simclr-0, finetuning: 6 of 6 runs done before\n"
-    assert len(started.places) == 6
+    assert len(started.indices) == 6
     assert finetune_file(settings.common.out, 0).read_text() == first
     finetune.run(changed(settings, "finetune", fractions=(0.5,), noise_rates=(0.4, 0.8)))  # two more
-    assert len(started.places) == 8
+    assert len(started.indices) == 8
     assert _kinds(settings) == [*SIX, Run("ce", 1.0, 0.8, 0), Run("nce", 1.0, 0.8, 0)]
     assert "4 of 6 runs done before" in capsys.readouterr().out
 
@@ -193,7 +193,7 @@ def test_other_settings_are_done_anew(
     make_encoder("simclr")
     finetune.run(settings)
     finetune.run(changed(settings, section, **values))
-    assert len(started.places) == 12
+    assert len(started.indices) == 12
     assert _kinds(settings) == SIX
 
 
@@ -204,10 +204,10 @@ def test_another_encoder_is_finetuned_anew(
     finetune.run(settings)
     make_encoder("simclr", width=5)
     finetune.run(settings)
-    assert len(started.places) == 12
+    assert len(started.indices) == 12
 
 
-def test_a_stopped_program_goes_on_where_it_was(
+def test_a_stopped_program_resumes_where_it_was(
     settings: Settings,
     changed: Callable[..., Settings],
     make_encoder: Callable[..., Encoder],
@@ -221,11 +221,11 @@ def test_a_stopped_program_goes_on_where_it_was(
     finetune.run(whole)
     original, count = Training.run, []
 
-    def stopped(self: Training, places_N: torch.Tensor, labels_N: torch.Tensor) -> Curves:
+    def stopped(self: Training, indices_N: torch.Tensor, labels_N: torch.Tensor) -> Curves:
         count.append(0)
         if len(count) == 4:
             raise KeyboardInterrupt
-        return original(self, places_N, labels_N)
+        return original(self, indices_N, labels_N)
 
     monkeypatch.setattr(Training, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -233,7 +233,7 @@ def test_a_stopped_program_goes_on_where_it_was(
     assert _kinds(parts) == SIX[:3]
     finetune.run(parts)
     assert len(count) == 4 + 3
-    without_times = [[{k: v for k, v in each.items() if k != "seconds"} for each in _runs(s)] for s in (whole, parts)]
+    without_times = [[{k: v for k, v in run.items() if k != "seconds"} for run in _runs(s)] for s in (whole, parts)]
     assert without_times[0] == without_times[1]
 
 
@@ -273,7 +273,7 @@ def test_a_missing_encoder_is_found_out_before_anything_runs(
     make_encoder("simclr", 0)
     with pytest.raises(InputError, match=r"simclr-1 has no encoder\. Pretrain first"):
         finetune.run(changed(settings, "common", seeds=(0, 1)))
-    assert not started.places
+    assert not started.indices
 
 
 def test_images_that_are_too_small_for_the_encoder(

@@ -49,14 +49,14 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def test_pngs_of_the_right_size_are_kept_to_the_bit(load: Callable[..., ImageData]) -> None:
-    found = load().train
-    assert found.pixels_N3SS.shape == (6, 3, 12, 12)
-    assert found.pixels_N3SS.dtype == torch.uint8
-    assert found.labels_N.tolist() == [0, 0, 1, 1, 2, 2]
-    assert found.labels_N.dtype == torch.int64
-    assert found.classes == CLASSES
-    for place, pixels_3SS in enumerate(found.pixels_N3SS):
-        expected = np.asarray(picture(CLASSES[place // 2], place % 2))
+    split = load().train
+    assert split.pixels_N3SS.shape == (6, 3, 12, 12)
+    assert split.pixels_N3SS.dtype == torch.uint8
+    assert split.labels_N.tolist() == [0, 0, 1, 1, 2, 2]
+    assert split.labels_N.dtype == torch.int64
+    assert split.classes == CLASSES
+    for index, pixels_3SS in enumerate(split.pixels_N3SS):
+        expected = np.asarray(picture(CLASSES[index // 2], index % 2))
         np.testing.assert_array_equal(pixels_3SS.permute(1, 2, 0).numpy(), expected)
 
 
@@ -112,8 +112,8 @@ def test_a_channel_that_never_changes_can_be_normalised(root: Path, load: Callab
         pixels = np.array(Image.open(path))
         pixels[..., 0] = 77
         Image.fromarray(pixels).save(path)
-    found = load().train
-    scaled = (found.pixels_N3SS / 255 - torch.tensor(found.mean).view(3, 1, 1)) / torch.tensor(found.std).view(3, 1, 1)
+    split = load().train
+    scaled = (split.pixels_N3SS / 255 - torch.tensor(split.mean).view(3, 1, 1)) / torch.tensor(split.std).view(3, 1, 1)
     assert scaled.abs().max() < 20
     assert scaled[:, 0].abs().max() < 1e-3
 
@@ -172,7 +172,7 @@ def test_images_that_cannot_be_read_are_named_and_counted(root: Path, load: Call
     bad = [root / "train" / "blue" / "001.png", root / "train" / "red" / "000.png"]
     for path in bad:
         _spoil(path, how)
-    with pytest.raises(InputError, match=r"2 of 6 images cannot be read: .*Mend them, or use --skip-bad") as raised:
+    with pytest.raises(InputError, match=r"2 of 6 images cannot be read: .*Fix them, or use --skip-bad") as raised:
         load()
     assert all(str(path) in str(raised.value) for path in bad)
     assert "\n" not in str(raised.value)
@@ -183,11 +183,11 @@ def test_bad_images_are_left_out(
 ) -> None:
     bad = root / "train" / "blue" / "000.png"
     _spoil(bad, "zero bytes")
-    found = load(skip_bad=True).train
+    split = load(skip_bad=True).train
     assert f"1 of 6 images cannot be read and are left out: {bad}" in capsys.readouterr().out
-    assert found.labels_N.tolist() == [0, 1, 1, 2, 2]
+    assert split.labels_N.tolist() == [0, 1, 1, 2, 2]
     expected = np.asarray(picture("blue", 1))
-    np.testing.assert_array_equal(found.pixels_N3SS[0].permute(1, 2, 0).numpy(), expected)
+    np.testing.assert_array_equal(split.pixels_N3SS[0].permute(1, 2, 0).numpy(), expected)
     opened.clear()
     load(skip_bad=True)
     assert not opened
@@ -228,8 +228,8 @@ def test_hub_images_that_are_missing(tmp_path: Path) -> None:
     picture("red", 0).save(buffer, "PNG")
     image = {"bytes": buffer.getvalue(), "path": None}
     for split, rows in (("train", [image, image, None, image]), ("test", [image] * 4)):
-        made = datasets.Dataset.from_dict({"img": rows, "label": [0, 1, 2, 2]}, features=kinds)
-        made.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        split_rows = datasets.Dataset.from_dict({"img": rows, "label": [0, 1, 2, 2]}, features=kinds)
+        split_rows.to_parquet(folder / f"{split}-00000-of-00001.parquet")
     data = Data(dataset=str(folder.parent), image_size=12)
     with pytest.raises(InputError, match="1 of 4 images cannot be read: image 2 of train"):
         load_images(data, CPU)
@@ -250,18 +250,18 @@ def test_many_images_are_decoded_in_their_order(
     monkeypatch.setattr(images, "_CHUNK", 2)
     for value in range(30):
         Image.new("RGB", (12, 12), (value, value, value)).save(root / "train" / "blue" / f"1{value:02}.png")
-    found = load().train
-    assert found.pixels_N3SS[2:32, 0, 0, 0].tolist() == list(range(30))
+    split = load().train
+    assert split.pixels_N3SS[2:32, 0, 0, 0].tolist() == list(range(30))
 
 
 @pytest.mark.parametrize("stays", [True, False])
 def test_batches(data: ImageData, stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those in memory, and those that a thread fetches, here from a CPU to one by another name."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)  # there may be no GPU to pin it for
-    found = data.train if stays else data.train._replace(device=torch.device("cpu:0"))
-    assert (found.pixels_N3SS.device == found.device) is stays
+    split = data.train if stays else data.train._replace(device=torch.device("cpu:0"))
+    assert (split.pixels_N3SS.device == split.device) is stays
     parts = torch.randperm(48, generator=torch.Generator().manual_seed(0)).split(7)
-    batches = list(found.batches(parts))
+    batches = list(split.batches(parts))
     assert len(batches) == 7
     for (places_B, pixels_B3SS), part in zip(batches, parts, strict=True):
         assert torch.equal(places_B, part)
@@ -273,9 +273,9 @@ def test_batches_are_fetched_ahead_and_not_all_at_once(data: ImageData, monkeypa
     asked: list[int] = []
 
     def parts() -> Iterator[torch.Tensor]:
-        for place in range(48):
-            asked.append(place)
-            yield torch.tensor([place])
+        for index in range(48):
+            asked.append(index)
+            yield torch.tensor([index])
 
     batches = data.train._replace(device=torch.device("cpu:0")).batches(parts())
     next(batches)

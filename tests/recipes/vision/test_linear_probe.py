@@ -58,10 +58,10 @@ def test_at_once_is_as_alone(x_ND: torch.Tensor, labels_MN: torch.Tensor, loss: 
     source = cached_source(x_ND, orders, torch.float64, CPU)
     probes = train_probes(source, labels_MN, CLASSES, [loss] * len(labels_MN), settings, torch.float64, CPU)
     criterion = partial(symmetric_cross_entropy, alpha=loss.alpha, beta=loss.beta)
-    for place, labels_N in enumerate(labels_MN):
+    for index, labels_N in enumerate(labels_MN):
         alone = plain_probe(x_ND / probes.scale, labels_N, CLASSES, orders, settings, criterion)
-        torch.testing.assert_close(probes.weight_MCD[place], alone.weight.detach())
-        torch.testing.assert_close(probes.bias_MC[place], alone.bias.detach())
+        torch.testing.assert_close(probes.weight_MCD[index], alone.weight.detach())
+        torch.testing.assert_close(probes.bias_MC[index], alone.bias.detach())
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
@@ -70,8 +70,8 @@ def test_low_precision_is_near(
 ) -> None:
     losses = [CROSS_ENTROPY, SCE] * 3
     exact, near = (
-        train_probes(cached_source(x_ND, orders, each, CPU), labels_MN, CLASSES, losses, SETTINGS, each, CPU)
-        for each in (torch.float64, dtype)
+        train_probes(cached_source(x_ND, orders, precision, CPU), labels_MN, CLASSES, losses, SETTINGS, precision, CPU)
+        for precision in (torch.float64, dtype)
     )
     assert near.weight_MCD.dtype == torch.float32
     error = (near.weight_MCD - exact.weight_MCD).norm() / exact.weight_MCD.norm()
@@ -84,8 +84,8 @@ def test_losses_can_be_mixed(x_ND: torch.Tensor, labels_MN: torch.Tensor) -> Non
     mixed = train_probes(source, labels_MN, CLASSES, losses, SETTINGS, torch.float64, CPU)
     for loss in (CROSS_ENTROPY, SCE):
         alike = train_probes(source, labels_MN, CLASSES, [loss] * 6, SETTINGS, torch.float64, CPU)
-        places = [place for place, each in enumerate(losses) if each == loss]
-        torch.testing.assert_close(mixed.weight_MCD[places], alike.weight_MCD[places])
+        indices = [index for index, own in enumerate(losses) if own == loss]
+        torch.testing.assert_close(mixed.weight_MCD[indices], alike.weight_MCD[indices])
 
 
 @pytest.mark.parametrize("loss", [CROSS_ENTROPY, SCE])
@@ -104,8 +104,8 @@ def test_symmetric_cross_entropy_is_its_formula() -> None:
     labels = torch.tensor([0, 2, 1, 1, 0])
     total = 0.0
     for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
-        p = [math.exp(each) / sum(map(math.exp, row)) for each in row]
-        q = [float(place == label) for place in range(3)]
+        p = [math.exp(logit) / sum(map(math.exp, row)) for logit in row]
+        q = [float(index == label) for index in range(3)]
         forward = -sum(q[k] * math.log(p[k]) for k in range(3))
         reverse = -sum(p[k] * (math.log(q[k]) if q[k] else -9.210340371976182) for k in range(3))
         total += 6.0 * forward + 0.1 * reverse
@@ -124,9 +124,9 @@ def test_logits_are_of_features_as_they_come(x_ND: torch.Tensor) -> None:
         [int((weight @ (x / 2.5) + bias).argmax()) for x in x_ND] for weight, bias in zip(*probes[:2], strict=True)
     ]
     labels = torch.arange(CLASSES).repeat(COUNT)[:COUNT]
-    assert torch.equal(probes.rightly(x_ND, labels), torch.tensor(chosen) == labels)
-    assert bool(probes.rightly(x_ND, torch.tensor(chosen)).all())
-    assert torch.equal(probes.chosen(torch.tensor([2])).rightly(x_ND, labels), (torch.tensor(chosen) == labels)[2:])
+    assert torch.equal(probes.correct(x_ND, labels), torch.tensor(chosen) == labels)
+    assert bool(probes.correct(x_ND, torch.tensor(chosen)).all())
+    assert torch.equal(probes.select(torch.tensor([2])).correct(x_ND, labels), (torch.tensor(chosen) == labels)[2:])
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
@@ -157,7 +157,7 @@ def test_what_the_default_settings_learn(dim: int, spread: float, lowest: float,
     settings = Probe(epochs=10, batch_size=50)
     source = cached_source(x_ND[:300], lambda epoch: shuffled(300, 50, [epoch]), torch.float32, CPU)
     probes = train_probes(source, labels[None, :300], 5, [CROSS_ENTROPY], settings, torch.float32, CPU)
-    accuracy = float(probes.rightly(x_ND[300:], labels[300:]).float().mean())
+    accuracy = float(probes.correct(x_ND[300:], labels[300:]).float().mean())
     assert lowest <= accuracy <= highest
 
 
@@ -182,8 +182,8 @@ def test_batches_come_from_the_source(x_ND: torch.Tensor, labels_MN: torch.Tenso
 
     def batches(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         seen.append(epoch)
-        for places in orders(epoch):
-            yield places, x_ND[places] + epoch
+        for indices in orders(epoch):
+            yield indices, x_ND[indices] + epoch
 
     probes = train_probes(
         FeatureSource(DIM, 4.0, batches), labels_MN[:1], CLASSES, [CROSS_ENTROPY], SETTINGS, torch.float64, CPU
@@ -194,10 +194,10 @@ def test_batches_come_from_the_source(x_ND: torch.Tensor, labels_MN: torch.Tenso
     optimizer = torch.optim.SGD([weight], lr=SETTINGS.learning_rate, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3 * 6)
     for epoch in range(3):
-        for places in orders(epoch):
+        for indices in orders(epoch):
             optimizer.zero_grad()
-            x = F.pad(x_ND[places] + epoch, (0, 1), value=1.0)
-            F.cross_entropy(x @ weight.T, labels_MN[0, places]).backward()
+            x = F.pad(x_ND[indices] + epoch, (0, 1), value=1.0)
+            F.cross_entropy(x @ weight.T, labels_MN[0, indices]).backward()
             optimizer.step()
             schedule.step()
     torch.testing.assert_close(probes.weight_MCD[0], weight.detach()[:, :-1])

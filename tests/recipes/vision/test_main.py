@@ -84,16 +84,16 @@ def test_a_table_is_traced_to_its_settings(shapes: Path, tmp_path: Path) -> None
 @pytest.fixture
 def cifar100(mirror: Path) -> dict[str, Labelled]:
     """Of classes 0, 1 and 2 of CIFAR-100: the first 16 training images of each and all test images, read by PIL."""
-    found = {}
+    splits = {}
     for split, count in (("train", 16), ("test", 100)):
         files = sorted((mirror / "uoft-cs/cifar100/data").glob(f"{split}-*.parquet"))
         rows = pandas.concat(pandas.read_parquet(file, columns=["img", "fine_label"]) for file in files)
         rows = rows[rows.fine_label < 3]
         rows = rows[rows.groupby("fine_label").cumcount() < count]
-        pictures = [np.asarray(Image.open(io.BytesIO(each["bytes"]))) for each in rows.img]
+        pictures = [np.asarray(Image.open(io.BytesIO(encoded["bytes"]))) for encoded in rows.img]
         pixels_N3SS = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2))
-        found[split] = Labelled(pixels_N3SS, torch.tensor(rows.fine_label.to_numpy()))
-    return found
+        splits[split] = Labelled(pixels_N3SS, torch.tensor(rows.fine_label.to_numpy()))
+    return splits
 
 
 def test_real_images_from_the_hubs_layout(
@@ -123,36 +123,36 @@ def test_real_images_from_the_hubs_layout(
     )  # fmt: skip
     train, test = cifar100["train"].pixels_N3SS, cifar100["test"].pixels_N3SS
     assert cli.main(["vision", "pretrain", "--config", str(config), "--seeds", "0"]) == 0
-    counts = Counter(each.numpy().tobytes() for each in augmented)
-    assert counts.keys() == {each.numpy().tobytes() for each in train}
+    counts = Counter(pixels.numpy().tobytes() for pixels in augmented)
+    assert counts.keys() == {pixels.numpy().tobytes() for pixels in train}
     assert len(set(counts.values())) == 1  # each as often as another
     seen.clear()
     assert cli.main(["vision", "probe", "--config", str(config), "--seeds", "0"]) == 0
     for split in (train, test):
-        given = [each for each in seen if each.shape == split.shape]
-        assert sum(torch.allclose(each, split.float(), rtol=0, atol=0.01) for each in given) >= 2  # of both encoders
+        inputs = [batch for batch in seen if batch.shape == split.shape]
+        assert sum(torch.allclose(batch, split.float(), rtol=0, atol=0.01) for batch in inputs) >= 2  # of both encoders
     assert "ncl-0, ce: " in capsys.readouterr().out
 
 
 def test_real_images_have_their_own_labels(cifar100: dict[str, Labelled], mirror: Path) -> None:
     """The classes are apart, in means over 8 x 8 pixels, as they never are under labels that are shuffled."""
-    data = Data(
+    settings = Data(
         dataset=str(mirror / "uoft-cs/cifar100"), label_column="fine_label", classes=3, per_class=16, image_size=32
     )
-    found = load_images(data, torch.device("cpu"))
-    for images, expected in zip(found, cifar100.values(), strict=True):
+    data = load_images(settings, torch.device("cpu"))
+    for images, expected in zip(data, cifar100.values(), strict=True):
         assert torch.equal(images.pixels_N3SS, expected.pixels_N3SS)
         assert torch.equal(images.labels_N, expected.labels_N)
 
-    x_ND = F.avg_pool2d(found.val.pixels_N3SS.double(), 8).flatten(1)
+    x_ND = F.avg_pool2d(data.val.pixels_N3SS.double(), 8).flatten(1)
     x_ND -= x_ND.mean(0)
 
     def apart(labels_N: torch.Tensor) -> float:
         """The share of the variance that is between classes."""
         of_classes = [x_ND[labels_N == label] for label in range(3)]
-        return float(sum(len(each) * each.mean(0).square().sum() for each in of_classes) / x_ND.square().sum())
+        return float(sum(len(z_nD) * z_nD.mean(0).square().sum() for z_nD in of_classes) / x_ND.square().sum())
 
-    generator, labels_N = torch.Generator().manual_seed(0), found.val.labels_N
+    generator, labels_N = torch.Generator().manual_seed(0), data.val.labels_N
     shuffled = [apart(labels_N[torch.randperm(300, generator=generator)]) for _ in range(100)]
     assert apart(labels_N) > np.mean(shuffled) + 10 * np.std(shuffled)
 

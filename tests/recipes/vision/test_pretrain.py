@@ -1,4 +1,4 @@
-"""``monolora vision pretrain``: what it leaves, how it goes on, and what it refuses."""
+"""``monolora vision pretrain``: what it leaves, how it resumes, and what it refuses."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_resumed_is_uninterrupted_bit_for_bit(
         with pytest.raises(KeyboardInterrupt):
             pretrain.run(other)
     pretrain.run(other)
-    first, second = (Path(each.common.out) / "simclr-0" for each in (short, other))
+    first, second = (Path(settings.common.out) / "simclr-0" for settings in (short, other))
     whole, resumed = load_file(first / "encoder.safetensors"), load_file(second / "encoder.safetensors")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
     lines = [
-        [json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()] for each in (first, second)
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in (first, second)
     ]
     assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
     assert [line["epoch"] for line in lines[1]] == [1, 2, 3, 4]
@@ -76,8 +76,8 @@ def test_after_a_loss_that_is_not_finite_the_checkpoint_is_there(
     _stop_before(monkeypatch, 3, RunError("The loss is not finite"))
     with pytest.raises(RunError, match="not finite"):
         pretrain.run(short)
-    found = torch.load(Path(short.common.out) / "simclr-0" / "last.pt", weights_only=True)
-    assert found["state"]["epoch"] == 2
+    checkpoint = torch.load(Path(short.common.out) / "simclr-0" / "last.pt", weights_only=True)
+    assert checkpoint["state"]["epoch"] == 2
 
 
 def test_a_full_disk(short: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint(short: Settings, content: bytes) -> None:
     folder = Path(short.common.out) / "simclr-0"
     folder.mkdir(parents=True)
     (folder / "last.pt").write_bytes(content)
-    with pytest.raises(InputError, match=r"last\.pt is damaged .* Delete .*simclr-0 to begin anew"):
+    with pytest.raises(InputError, match=r"last\.pt is damaged .* Delete .*simclr-0 to start again"):
         pretrain.run(short)
 
 
@@ -135,7 +135,7 @@ def test_both_methods_begin_with_the_same_weights(settings: Settings, changed: C
         name for name in load_file(Path(still.common.out) / "simclr-0" / "encoder.safetensors") if "weight" in name
     ]
     simclr, ncl = (
-        load_file(Path(still.common.out) / f"{each}-0" / "encoder.safetensors") for each in ("simclr", "ncl")
+        load_file(Path(still.common.out) / f"{method}-0" / "encoder.safetensors") for method in ("simclr", "ncl")
     )
     assert all(torch.equal(simclr[name], ncl[name]) for name in names)
 
@@ -149,6 +149,6 @@ def test_an_encoder_in_use_and_weights_of_others(short: Settings) -> None:
         assert not folder.exists()
     folder.mkdir(parents=True)
     (folder / "encoder.safetensors").write_text("mine")
-    with pytest.raises(InputError, match=r"encoder\.safetensors is there, and is of no pretraining"):
+    with pytest.raises(InputError, match=r"encoder\.safetensors exists, and is of no pretraining"):
         pretrain.run(short)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"encoder.safetensors": "mine"}

@@ -18,10 +18,10 @@ from tests.support.limits import HANG_S
 from tests.support.pretraining_step import pretraining, step_of
 
 
-def _check_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def _check_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     for name, tensor in expected.items():
         torch.testing.assert_close(
-            found[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name} {text}"
+            actual[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name} {text}"
         )
 
 
@@ -74,13 +74,13 @@ def test_the_online_classifier_is_sgd_on_the_features_of_each_step(
         hits.append(int((logits.argmax(1) == labels).sum()))
         loss = -logits.log_softmax(1)[torch.arange(len(labels)), labels].mean()
         expected = []
-        for place, gradient in enumerate(torch.autograd.grad(loss, parameters)):
-            sums[place] = 0.9 * sums[place] + gradient
-            expected.append((parameters[place] - 0.1 * sums[place]).detach())
-        found = step(self, backbone_2BF, labels_B)
+        for index, gradient in enumerate(torch.autograd.grad(loss, parameters)):
+            sums[index] = 0.9 * sums[index] + gradient
+            expected.append((parameters[index] - 0.1 * sums[index]).detach())
+        n_correct = step(self, backbone_2BF, labels_B)
         for parameter, value in zip(parameters, expected, strict=True):
             torch.testing.assert_close(parameter.detach(), value)
-        return found
+        return n_correct
 
     monkeypatch.setattr(Pretraining, "_probe_step", spied)
     for _ in range(2):
@@ -113,9 +113,9 @@ def test_zeros_are_those_of_the_last_step(shapes: Path, monkeypatch: pytest.Monk
     step, shares = Pretraining._step, []
 
     def spied(self: Pretraining, views_2B3SS: torch.Tensor, labels_B: torch.Tensor) -> Any:
-        found = step(self, views_2B3SS, labels_B)
-        shares.append(float((found[1] <= 0).double().mean()))
-        return found
+        outputs = step(self, views_2B3SS, labels_B)
+        shares.append(float((outputs[1] <= 0).double().mean()))
+        return outputs
 
     monkeypatch.setattr(Pretraining, "_step", spied)
     assert pretraining(shapes, "ncl", learning_rate=0.0).run_epoch().zeros == pytest.approx(shares[-1])
@@ -128,7 +128,7 @@ def test_learning_rate(shapes: Path) -> None:
     training = pretraining(shapes, "simclr", learning_rate=0.4)
     rates = [training.learning_rate(step) for step in range(4 * training.steps_per_epoch)]
     assert training.steps_per_epoch == 3
-    assert rates[:3] == pytest.approx([0.4 / 16 / 3 * each for each in (1, 2, 3)])
+    assert rates[:3] == pytest.approx([0.4 / 16 / 3 * step for step in (1, 2, 3)])
     assert rates[3] == pytest.approx(0.4 / 16)
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[-1] < 0.05 * rates[3]
@@ -149,7 +149,7 @@ def test_views_differ_between_views_steps_and_epochs(shapes: Path) -> None:
     later = training._views(pixels, 1)[0]
     training.epoch = 1
     drawn = [one, two, later, training._views(pixels, 0)[0]]
-    assert len({each.sum().item() for each in drawn}) == 4
+    assert len({views.sum().item() for views in drawn}) == 4
 
 
 def test_a_loss_that_is_not_finite_names_its_step(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,8 +40,8 @@ def test_it_is_the_formula(trust: float) -> None:
         ours(x).square().sum().backward()
         optimizer.step()
     _by_hand(theirs, x, lrs, 0.9, 1e-3, trust)
-    for (name, found), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, msg=lambda text, name=name: f"{name}: {text}")
+    for (name, weight), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_what_has_no_gradient_stays() -> None:

@@ -27,8 +27,8 @@ RATES = ("0.0", "0.5", "0.9")
 
 
 def results_of(settings: Settings, name: str, seed: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(probe_file(settings.common.out, name, seed).read_text())["results"]
-    return found
+    results: dict[str, Any] = json.loads(probe_file(settings.common.out, name, seed).read_text())["results"]
+    return results
 
 
 def test_record_and_weights_agree(
@@ -41,26 +41,26 @@ def test_record_and_weights_agree(
     named = [line.split(":")[0] for line in lines]
     assert named == ["simclr-0, ce", "simclr-0, sce", "ncl-0, ce", "ncl-0, sce"]
     for name in ("simclr", "ncl"):
-        found = results_of(settings, name)
+        results = results_of(settings, name)
         weights = load_file(probe_file(settings.common.out, name, 0).with_suffix(".safetensors"))
         assert weights["ce.weight"].shape == (3, 2, 3, 16)
         assert weights["sce.bias"].shape == (3, 2, 3)
-        assert found["classes"] == ["blue", "green", "red"]
+        assert results["classes"] == ["blue", "green", "red"]
         z_ND, labels = features_of(settings.common, name, 0, data, CPU).val_ND, data.val.labels_N
         for loss in ("ce", "sce"):
             weight, bias = weights[f"{loss}.weight"], weights[f"{loss}.bias"]
-            logits = torch.einsum("nd,rscd->rsnc", z_ND / found["scale"], weight) + bias[:, :, None]
+            logits = torch.einsum("nd,rscd->rsnc", z_ND / results["scale"], weight) + bias[:, :, None]
             right = (logits.argmax(-1) == labels).float()
-            assert list(found["accuracy"][loss]) == list(RATES)
-            for place, rate in enumerate(RATES):
-                assert found["accuracy"][loss][rate] == pytest.approx(right[place].mean(-1).tolist())
-                per_class = [[float(right[place, draw][labels == c].mean()) for c in range(3)] for draw in range(2)]
-                assert found["per_class"][loss][rate] == [pytest.approx(each) for each in per_class]
+            assert list(results["accuracy"][loss]) == list(RATES)
+            for index, rate in enumerate(RATES):
+                assert results["accuracy"][loss][rate] == pytest.approx(right[index].mean(-1).tolist())
+                per_class = [[float(right[index, draw][labels == c].mean()) for c in range(3)] for draw in range(2)]
+                assert results["per_class"][loss][rate] == [pytest.approx(shares) for shares in per_class]
         for kind in ("uniform", "gaussian"):
-            assert list(found["input_noise"][kind]) == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
-            assert found["input_noise"][kind]["0.0"] == pytest.approx(found["accuracy"]["ce"]["0.0"])
-        assert found["ood"] == {}
-        assert found["seconds"] > 0
+            assert list(results["input_noise"][kind]) == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+            assert results["input_noise"][kind]["0.0"] == pytest.approx(results["accuracy"]["ce"]["0.0"])
+        assert results["ood"] == {}
+        assert results["seconds"] > 0
 
 
 def test_classifiers_are_those_of_plain_training(
@@ -70,18 +70,18 @@ def test_classifiers_are_those_of_plain_training(
     settings = parse(_words(settings, "--seeds", "3", "--losses", "ce"), "probe")
     make_encoder("ncl", seed=3)
     program.run(settings)
-    found = results_of(settings, "ncl", 3)
+    results = results_of(settings, "ncl", 3)
     weights = load_file(probe_file(settings.common.out, "ncl", 3).with_suffix(".safetensors"))
     x_ND = features_of(settings.common, "ncl", 3, data, CPU).train_ND
-    for place, rate in enumerate((0.0, 0.5, 0.9)):
+    for index, rate in enumerate((0.0, 0.5, 0.9)):
         for draw in range(2):
             labels = noisy_labels(data.train.labels_N, 3, rate, [3, 0, draw])
             alone = plain_probe(
-                x_ND / found["scale"], labels, 3, lambda epoch: shuffled(48, 16, [3, 1, epoch]), settings.probe
+                x_ND / results["scale"], labels, 3, lambda epoch: shuffled(48, 16, [3, 1, epoch]), settings.probe
             )
-            torch.testing.assert_close(weights["ce.weight"][place, draw], alone.weight.detach(), rtol=1e-3, atol=1e-4)
-            right = float((alone(x_ND / found["scale"]).argmax(-1) == labels).float().mean())
-            assert found["train_accuracy"]["ce"][str(rate)][draw] == pytest.approx(right, abs=0.03)
+            torch.testing.assert_close(weights["ce.weight"][index, draw], alone.weight.detach(), rtol=1e-3, atol=1e-4)
+            right = float((alone(x_ND / results["scale"]).argmax(-1) == labels).float().mean())
+            assert results["train_accuracy"]["ce"][str(rate)][draw] == pytest.approx(right, abs=0.03)
 
 
 def _words(settings: Settings, *more: str) -> list[str]:
@@ -161,13 +161,13 @@ def test_crops_make_other_classifiers(
 ) -> None:
     """Of the same scale, labels and orders; the same ones each time, from cropped and flipped images."""
     make_encoder("ncl")
-    found = []
+    results = []
     for augment in (False, True, True):
         program.run(changed(settings, "probe", augment=augment))
         file = probe_file(settings.common.out, "ncl", 0)
-        found.append((results_of(settings, "ncl"), load_file(file.with_suffix(".safetensors"))))
+        results.append((results_of(settings, "ncl"), load_file(file.with_suffix(".safetensors"))))
         file.unlink()
-    (cached, plain), (_, first), (cropped, again) = found
+    (cached, plain), (_, first), (cropped, again) = results
     assert cropped["scale"] == cached["scale"]
     assert torch.equal(first["ce.weight"], again["ce.weight"])
     assert not torch.allclose(first["ce.weight"], plain["ce.weight"], rtol=0.01)
@@ -179,8 +179,8 @@ def test_other_images_can_be_given(
 ) -> None:
     make_encoder("simclr")
     program.run(changed(settings, "probe", ood=(f"same={shapes / 'val'}",)))
-    found = results_of(settings, "simclr")
-    assert found["ood"] == {"same": pytest.approx(found["accuracy"]["ce"]["0.0"])}
+    results = results_of(settings, "simclr")
+    assert results["ood"] == {"same": pytest.approx(results["accuracy"]["ce"]["0.0"])}
 
 
 @pytest.mark.parametrize(

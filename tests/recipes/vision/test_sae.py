@@ -29,8 +29,8 @@ def folder(settings: Settings) -> Path:
 
 
 def record_in(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "sae.json").read_text())
-    return found
+    record: dict[str, Any] = json.loads((folder / "sae.json").read_text())
+    return record
 
 
 def test_the_record_is_of_the_saved_weights(
@@ -44,20 +44,20 @@ def test_the_record_is_of_the_saved_weights(
     program.run(settings)
     record, sae = record_in(folder), load_sae(folder, CPU)
     features = features_of(settings.common, "simclr", 0, data, CPU)
-    found = record["results"]
+    results = record["results"]
     for split in ("train", "val"):
         x_ND = getattr(features, f"{split}_ND")
         back_ND = sae.decode(sae.encode(x_ND)) / sae.scale
         expected = r2_score(x_ND, back_ND, multioutput="variance_weighted")
-        assert found["explained_variance"][split] == pytest.approx(expected, abs=1e-4)
-    assert found["dead"] == pytest.approx(float((sae.encode(features.train_ND) == 0).all(0).float().mean()))
-    assert found["zeros"] == pytest.approx(float((sae.encode(features.val_ND) == 0).float().mean()))
-    assert len(found["loss"]) == settings.sae.epochs
+        assert results["explained_variance"][split] == pytest.approx(expected, abs=1e-4)
+    assert results["dead"] == pytest.approx(float((sae.encode(features.train_ND) == 0).all(0).float().mean()))
+    assert results["zeros"] == pytest.approx(float((sae.encode(features.val_ND) == 0).float().mean()))
+    assert len(results["loss"]) == settings.sae.epochs
     assert record["inputs"] == {"features": features.fingerprint}
     assert record["settings"]["k"] == 4
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith(f"sae-0: {found['explained_variance']['train']:.1%} of the variance")
+    assert lines[0].startswith(f"sae-0: {results['explained_variance']['train']:.1%} of the variance")
 
 
 def test_what_is_done_is_not_done_again(
@@ -125,10 +125,10 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_one(
 ) -> None:
     make_encoder("simclr")
     program.run(settings)
-    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with pytest.raises(RunError, match="not finite at step 2"):
         program.run(changed(settings, "sae", learning_rate=1e30))
-    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == kept
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 def test_without_an_encoder_it_says_what_to_run_first(settings: Settings) -> None:

@@ -40,11 +40,11 @@ def write_hub(tmp_path: Path) -> Callable[..., Path]:
                 "place": [*map(str, labels)]
             }
             if with_images:
-                images = [{"bytes": _png(label or 0, place), "path": None} for place, label in enumerate(labels)]
+                images = [{"bytes": _png(label or 0, number), "path": None} for number, label in enumerate(labels)]
                 columns["img"] = images
             kinds = features | {"place": datasets.Value("string")} | ({"img": datasets.Image()} if with_images else {})
-            made = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
-            made.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+            rows = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+            rows.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
         return folder
 
     return write
@@ -64,8 +64,8 @@ def test_hub_data_set(write_hub: Callable[..., Path]) -> None:
     assert train.labels_N.tolist() == [0, 1, 2, 0, 1]
     assert val.labels_N.tolist() == [2, 1, 0]
     assert train.labels_N.dtype == np.int64
-    for place, label in enumerate(train.labels_N):
-        np.testing.assert_array_equal(_decoded(train, place), np.asarray(picture(CLASSES[label], place)))
+    for index, label in enumerate(train.labels_N):
+        np.testing.assert_array_equal(_decoded(train, index), np.asarray(picture(CLASSES[label], index)))
     assert train.names[3] == "image 3 of train"
 
 
@@ -90,7 +90,7 @@ def test_label_column_is_chosen(write_hub: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("options", "message"),
     [
         ({"test": [0, 1, 2]}, "no split train; it has test"),
         ({"train": [0, 1, 2]}, "no split of validation images: none of validation, val, test"),
@@ -102,9 +102,9 @@ def test_label_column_is_chosen(write_hub: Callable[..., Path]) -> None:
         ({"train": [0, 1, 2, -1], "test": [0, 1, 2]}, "1 of 4 images of train have no label"),
     ],
 )
-def test_hub_data_sets_that_are_refused(write_hub: Callable[..., Path], made: dict[str, Any], message: str) -> None:
+def test_hub_data_sets_that_are_refused(write_hub: Callable[..., Path], options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        open_sources(_data(write_hub(**made)))
+        open_sources(_data(write_hub(**options)))
 
 
 def test_folders(shapes: Path) -> None:
@@ -168,10 +168,10 @@ def _class_without_val(root: Path) -> None:
     ("spoil", "message"),
     [
         (_without_val, "no validation images. Put them into .*val/CLASS/"),
-        (_extra_val, "has a class that .*train has not: 'yellow'"),
+        (_extra_val, "has a class that .*train does not have: 'yellow'"),
         (_loose, "images without class folders. Sort the images into .*train/CLASS/"),
         (_empty, "train has no images. Sort the images into"),
-        (_one_class, "one class only, 'red': there is nothing to tell apart"),
+        (_one_class, "one class only, 'red': there is nothing to classify"),
         (_class_without_val, "no validation images of class 'green'"),
     ],
 )
@@ -206,9 +206,9 @@ def test_some_classes_and_images(shapes: Path) -> None:
 def test_some_images_of_mixed_labels_are_the_first_of_each_class(write_hub: Callable[..., Path]) -> None:
     train, _ = open_sources(_data(write_hub(train=[2, 0, 2, 1, 0, 2, 1, 0], test=[0, 1, 2]), per_class=2))
     assert train.labels_N.tolist() == [2, 0, 2, 1, 0, 1]
-    places = [0, 1, 2, 3, 4, 6]
-    for i, place in enumerate(places):
-        np.testing.assert_array_equal(_decoded(train, i), np.asarray(picture(CLASSES[train.labels_N[i]], place)))
+    indices = [0, 1, 2, 3, 4, 6]
+    for i, index in enumerate(indices):
+        np.testing.assert_array_equal(_decoded(train, i), np.asarray(picture(CLASSES[train.labels_N[i]], index)))
 
 
 def test_more_images_of_a_class_than_there_are_is_all(shapes: Path) -> None:

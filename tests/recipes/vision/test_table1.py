@@ -15,8 +15,8 @@ from scipy import stats
 
 from monolora.errors import InputError
 from monolora.recipes.vision import paper_comparison
-from monolora.recipes.vision.paper_comparison import compared
-from monolora.recipes.vision.results import gather
+from monolora.recipes.vision.paper_comparison import compare
+from monolora.recipes.vision.results import read_records
 from monolora.recipes.vision.settings import Common, Data, Settings
 from monolora.recipes.vision.table1 import main, run
 from monolora.reporting.tables import escaped
@@ -42,11 +42,11 @@ ImageNet-100 | -0.1 | +2.3 | +2.6 | +3.8 | +3.6 | +5.9 | +5.7 | +6.7 | +8.7 | +1
 def make(tmp_path: Path) -> Callable[..., Settings]:
     """``make(seeds=(0, 1))``: made-up records; the settings of their table."""
 
-    def made(dataset: str = "uoft-cs/cifar100", **given: Any) -> Settings:
-        make_records(tmp_path, **given)
+    def write(dataset: str = "uoft-cs/cifar100", **options: Any) -> Settings:
+        make_records(tmp_path, **options)
         return Settings(common=Common(out=str(tmp_path)), data=Data(dataset=dataset))
 
-    return made
+    return write
 
 
 def accuracies(out: Path, name: str, seed: int, loss: str, rate: float) -> list[float]:
@@ -147,33 +147,33 @@ def markdown_cells(text: str) -> list[list[str]]:
 def latex_cells(text: str) -> list[list[str]]:
     """The rows of the first table, each with the intervals that stand below it."""
     table = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
-    found: list[list[str]] = []
+    rows: list[list[str]] = []
     for line in table.strip().splitlines():
         cells = line.removesuffix(r" \\").replace(r"$\pm$", " ± ").replace("$-$", "−").split(" & ")
         if cells[0] == "{}":  # intervals
             halves = [re.sub(r"[{}]|\\scriptsize ", "", cell) for cell in cells]
-            found[-1] = [value + half for value, half in zip(found[-1], halves, strict=True)]
+            rows[-1] = [value + half for value, half in zip(rows[-1], halves, strict=True)]
         else:
-            found.append(cells)
-    return found
+            rows.append(cells)
+    return rows
 
 
 def test_the_three_files_agree(make: Callable[..., Settings], tmp_path: Path) -> None:
     run(make(seeds=(0, 1), draws=3, data=CIFAR))
-    shown = markdown_cells((tmp_path / "table1.md").read_text())
-    assert latex_cells((tmp_path / "table1.tex").read_text()) == shown
+    cells = markdown_cells((tmp_path / "table1.md").read_text())
+    assert latex_cells((tmp_path / "table1.tex").read_text()) == cells
     rows = csv_rows(tmp_path)
     keys = ["simclr", "sae", "sae-simclr", "ncl", "ncl-simclr"]
-    assert [row[0] for row in shown[::2]] == ["Poly (CL)", "Mono (SAE)", "SAE − CL", "Mono (NCL)", "NCL − CL"]
-    assert {row[0] for row in shown[1::2]} == {"paper"}
-    for key, ours, paper in zip(keys, shown[::2], shown[1::2], strict=True):
-        for rate, measured, beside in zip(RATES, ours[1:], paper[1:], strict=True):
+    assert [row[0] for row in cells[::2]] == ["Poly (CL)", "Mono (SAE)", "SAE − CL", "Mono (NCL)", "NCL − CL"]
+    assert {row[0] for row in cells[1::2]} == {"paper"}
+    for key, ours, paper in zip(keys, cells[::2], cells[1::2], strict=True):
+        for rate, own_cell, paper_cell in zip(RATES, ours[1:], paper[1:], strict=True):
             row = rows[key, "ce", rate]
-            mean, half = measured.replace("−", "-").split(" ± ")
+            mean, half = own_cell.replace("−", "-").split(" ± ")
             assert float(mean) == pytest.approx(float(row["mean"]), abs=0.0501)
             assert float(half) == pytest.approx(float(row["high"]) - float(row["mean"]), abs=0.0501)
-            assert float(beside.replace("−", "-")) == float(row["paper"])
-            assert (measured[0] in "+−0") == ("-" in key)
+            assert float(paper_cell.replace("−", "-")) == float(row["paper"])
+            assert (own_cell[0] in "+−0") == ("-" in key)
 
 
 def test_a_missing_representation_has_no_rows(make: Callable[..., Settings], tmp_path: Path) -> None:
@@ -191,15 +191,15 @@ def test_a_missing_rate_is_a_dash(make: Callable[..., Settings], tmp_path: Path)
     path.write_text(json.dumps(record))
     run(settings)
     sae = next(row for row in markdown_cells((tmp_path / "table1.md").read_text()) if row[0] == "Mono (SAE)")
-    assert [place for place, cell in enumerate(sae) if cell == "–"] == [6]
+    assert [index for index, cell in enumerate(sae) if cell == "–"] == [6]
     assert csv_rows(tmp_path)["sae", "ce", 0.5]["mean"] == ""
 
 
-HUNDRED = [f"class {place}" for place in range(100)]
+HUNDRED = [f"class {index}" for index in range(100)]
 
 
 @pytest.mark.parametrize(
-    ("given", "note"),
+    ("options", "note"),
     [
         ({"data": CIFAR, "classes": HUNDRED}, "the paper's Table 1, CIFAR-100."),
         (
@@ -215,22 +215,22 @@ HUNDRED = [f"class {place}" for place in range(100)]
         ({"classes": HUNDRED}, "the paper's Table 1, CIFAR-100, if the runs are of --dataset's images."),
     ],
 )
-def test_differences_from_the_papers_settings_are_said(
-    make: Callable[..., Settings], tmp_path: Path, given: dict[str, Any], note: str
+def test_differences_from_the_papers_settings_are_noted(
+    make: Callable[..., Settings], tmp_path: Path, options: dict[str, Any], note: str
 ) -> None:
-    settings = make(**given)
-    found = compared(gather(tmp_path), settings.data)
-    assert found.note == note
+    settings = make(**options)
+    comparison = compare(read_records(tmp_path), settings.data)
+    assert comparison.note == note
     run(settings)
     assert note in (tmp_path / "table1.md").read_text()
-    assert (csv_rows(tmp_path)["ncl", "ce", 0.9]["paper"] == "") == (found.half is None)
+    assert (csv_rows(tmp_path)["ncl", "ce", 0.9]["paper"] == "") == (comparison.half is None)
 
 
-def test_an_autoencoder_of_another_k_is_said(make: Callable[..., Settings], tmp_path: Path) -> None:
+def test_an_autoencoder_of_another_k_is_noted(make: Callable[..., Settings], tmp_path: Path) -> None:
     settings = make(classes=HUNDRED, data=CIFAR)
     path = tmp_path / "sae-0" / "sae.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"k": 16}}))
-    assert compared(gather(tmp_path), settings.data).note.endswith("autoencoder with k 16 (paper: 256).")
+    assert compare(read_records(tmp_path), settings.data).note.endswith("autoencoder with k 16 (paper: 256).")
 
 
 def test_names_are_escaped_for_latex(make: Callable[..., Settings], tmp_path: Path) -> None:

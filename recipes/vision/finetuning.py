@@ -1,4 +1,4 @@
-"""One finetuning run: a pretrained encoder and a new classifier, all weights, with CE or NCE (paper, section 3.2.1).
+"""One finetuning run: all weights of a pretrained encoder and a new classifier, with CE or NCE (section 3.2.1).
 
 CE is the cross entropy of ``Linear(f(x))``, NCE that of ``Linear(relu(f(x)))``: the same code, one ReLU apart. f(x) is
 the projector's output. The backbone's own output would not do: its last operations are a ReLU and a mean, so it is
@@ -22,21 +22,22 @@ from monolora.recipes.vision.images import ImageData, Images
 from monolora.recipes.vision.settings import Finetune
 
 # Smallest share of an image's area that a crop takes. Supervised training of large networks on ImageNet takes 0.08;
-# few images of 32 pixels need less: a crop of 8 % is 9 pixels a side, too little to tell a class by.
+# few images of 32 pixels need larger crops: one of 8 % is 9 pixels a side, too small to recognize a class.
 CROP_MIN = 0.2
-# Of the projector's hidden and last outputs at the start. At 1 a learning rate that suits the backbone is too small for
-# the classifier; at thousands, where the paper's 16384 and 2048 units may stand, CE loses at once what was pretrained.
+# Mean squared length of the projector's hidden and last outputs at the start. At 1, a learning rate that suits the
+# backbone is too small for the classifier; at thousands, where the paper's 16384 and 2048 units can be, CE destroys at
+# once what was pretrained.
 SQUARED_LENGTH = 100.0
 _MOMENTUM = 0.9
-_BATCH = 512  # images at a time, where nothing is learnt
-_MEASURED = 1024  # training images that lengths are measured on, spread over all
+_BATCH = 512  # images at a time, without gradients
+_LENGTH_IMAGES = 1024  # training images, spread over all, that lengths are measured on
 
 
 class Curves(NamedTuple):
-    """What a run showed, epoch by epoch.
+    """What a run measures, epoch by epoch.
 
     Attributes:
-        train_accuracy: over the epoch's batches as they came, against the labels trained on.
+        train_accuracy: over the epoch's batches, in the course of training, on the labels trained on.
         val_accuracy: after the epoch, on the validation images and their own labels.
         train_loss: mean over the epoch's images.
     """
@@ -50,7 +51,7 @@ class Classifier(nn.Module):
     """Normalised images to logits.
 
     Args:
-        encoder: copied; the copy trains.
+        encoder: it is copied, and the copy is trained.
         classes: C.
         non_negative: NCE's ReLU.
         generator: of the linear layer's first weights, on the CPU.
@@ -62,10 +63,10 @@ class Classifier(nn.Module):
         self.non_negative = non_negative
         dim = encoder.config.projector_out
         self.linear = nn.utils.skip_init(nn.Linear, dim, classes, device=encoder.mean.device)
-        with torch.no_grad():  # nn.Linear's own start, but from the generator
+        with torch.no_grad():  # nn.Linear's own initialization, but from the generator
             for parameter in self.linear.parameters():
-                drawn = torch.rand(parameter.shape, generator=generator)
-                parameter.copy_((2 * drawn - 1) / dim**0.5)
+                uniform = torch.rand(parameter.shape, generator=generator)
+                parameter.copy_((2 * uniform - 1) / dim**0.5)
 
     def forward(self, images_B3SS: torch.Tensor) -> torch.Tensor:
         """Logits, shape ``(B, C)``."""
@@ -74,12 +75,12 @@ class Classifier(nn.Module):
 
 
 @torch.no_grad()
-def at_common_lengths(encoder: Encoder, images: Images) -> Encoder:
-    """A copy whose hidden and whose last projector outputs have a mean squared length of ``SQUARED_LENGTH``.
+def with_common_lengths(encoder: Encoder, images: Images) -> Encoder:
+    """A copy whose projector has hidden and last outputs with a mean squared length of ``SQUARED_LENGTH``.
 
-    Each of the projector's layers is multiplied by one number, which changes f(x) by one factor and nothing else, ReLU
-    being homogeneous. The contrastive loss sees directions only and leaves lengths where they happen to be: without
-    this a learning rate would mean something else for every encoder.
+    Each of the projector's layers is multiplied by one number. As ReLU is homogeneous, this changes f(x) by one factor
+    and nothing else. The contrastive loss depends on directions alone and leaves lengths to chance: without this, a
+    learning rate would mean something else for every encoder.
 
     Args:
         encoder: with or without a ReLU at its end.
@@ -90,9 +91,9 @@ def at_common_lengths(encoder: Encoder, images: Images) -> Encoder:
     assert isinstance(first, nn.Linear)
     assert isinstance(last, nn.Linear)
     count = len(images.labels_N)
-    places = torch.linspace(0, count - 1, min(count, _MEASURED)).long().unique()
+    indices = torch.linspace(0, count - 1, min(count, _LENGTH_IMAGES)).long().unique()
     squares = []
-    for _, pixels_B3SS in images.batches(places.split(_BATCH)):
+    for _, pixels_B3SS in images.batches(indices.split(_BATCH)):
         hidden_BH = relu(first(scaled(scaled.normalised(pixels_B3SS))[0]))
         squares.append(torch.stack([hidden_BH.square().sum(1), last(hidden_BH).square().sum(1)]))
     hidden, output = (SQUARED_LENGTH / torch.cat(squares, 1).mean(1)).sqrt()
@@ -103,17 +104,18 @@ def at_common_lengths(encoder: Encoder, images: Images) -> Encoder:
     return scaled
 
 
-def batches_of(places_N: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, ...]:
-    """All of ``places_N`` in parts as even as can be: no image is left out, and no part is one image alone.
+def even_batches(indices_N: torch.Tensor, batch_size: int) -> tuple[torch.Tensor, ...]:
+    """Split ``indices_N`` into batches as even as possible: all images, and never one image alone.
 
-    A batch norm has no statistics of one image. Parts are no larger than ``batch_size``, but for 3 where it is 2.
+    A batch norm has no statistics of a single image. Batches are no larger than ``batch_size``, except for 3 images
+    where it is 2.
     """
-    count = len(places_N)
-    return places_N.tensor_split(max(1, min(-(-count // batch_size), count // 2)))
+    count = len(indices_N)
+    return indices_N.tensor_split(max(1, min(-(-count // batch_size), count // 2)))
 
 
 class Training:
-    """A run in progress.
+    """One run.
 
     Args:
         network: on the device.
@@ -139,11 +141,11 @@ class Training:
         self.augment = Augment(network.encoder.config.image_size, CROP_MIN)
         self.device = data.train.device
 
-    def run(self, places_N: torch.Tensor, labels_N: torch.Tensor) -> Curves:
-        """Train, and look at the validation images after each epoch.
+    def run(self, indices_N: torch.Tensor, labels_N: torch.Tensor) -> Curves:
+        """Train, and classify the validation images after each epoch.
 
         Args:
-            places_N: of the training images that are used.
+            indices_N: of the training images that are used.
             labels_N: of all training images, right or wrong.
 
         Raises:
@@ -156,11 +158,11 @@ class Training:
             momentum=_MOMENTUM,
             weight_decay=self.settings.weight_decay,
         )
-        steps = len(batches_of(places_N, self.settings.batch_size))
+        steps = len(even_batches(indices_N, self.settings.batch_size))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * steps)
         curves = Curves([], [], [])
         for epoch in range(1, epochs + 1):
-            loss, accuracy = self._epoch(epoch, places_N, labels_N, optimizer, schedule)
+            loss, accuracy = self._epoch(epoch, indices_N, labels_N, optimizer, schedule)
             curves.train_loss.append(loss)
             curves.train_accuracy.append(accuracy)
             curves.val_accuracy.append(self.accuracy(self.data.val))
@@ -169,18 +171,18 @@ class Training:
     def _epoch(
         self,
         epoch: int,
-        places_N: torch.Tensor,
+        indices_N: torch.Tensor,
         labels_N: torch.Tensor,
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
     ) -> tuple[float, float]:
-        """Mean loss, and accuracy on the way."""
+        """Mean loss and accuracy over the epoch's batches."""
         self.network.train()
-        order_N = places_N[torch.randperm(len(places_N), generator=self.generator)]
-        parts = batches_of(order_N, self.settings.batch_size)
-        losses, right = [], []
-        for places_B, pixels_B3SS in self.data.train.batches(parts):
-            labels_B = labels_N[places_B].to(self.device, non_blocking=True)
+        order_N = indices_N[torch.randperm(len(indices_N), generator=self.generator)]
+        parts = even_batches(order_N, self.settings.batch_size)
+        losses, correct = [], []
+        for indices_B, pixels_B3SS in self.data.train.batches(parts):
+            labels_B = labels_N[indices_B].to(self.device, non_blocking=True)
             images_B3SS = self.network.encoder.standardised(self.augment(pixels_B3SS, self.generator))
             with autocast(self.device, self.dtype):
                 logits_BC = self.forward(images_B3SS)
@@ -190,24 +192,26 @@ class Training:
             optimizer.step()
             schedule.step()
             losses.append(loss.detach())
-            right.append((logits_BC.argmax(-1) == labels_B).sum())
-        # read once an epoch: a number read in every step would make the device wait
+            correct.append((logits_BC.argmax(-1) == labels_B).sum())
+        # Read once an epoch: a number read in every step would make the device wait.
         losses_T = torch.stack(losses).double().cpu()
-        bad = (~losses_T.isfinite()).nonzero()
-        if len(bad):
-            raise RunError(f"the loss is not finite at step {int(bad[0]) + 1} of epoch {epoch}. Lower --learning-rate.")
+        divergent = (~losses_T.isfinite()).nonzero()
+        if len(divergent):
+            raise RunError(
+                f"the loss is not finite at step {int(divergent[0]) + 1} of epoch {epoch}. Lower --learning-rate."
+            )
         sizes_T = torch.tensor([len(part) for part in parts], dtype=torch.float64)
         loss_mean = float(losses_T @ sizes_T / sizes_T.sum())
-        return loss_mean, int(torch.stack(right).sum()) / len(places_N)
+        return loss_mean, int(torch.stack(correct).sum()) / len(indices_N)
 
     @torch.inference_mode()
     def accuracy(self, images: Images) -> float:
-        """The share of a split's images that are classified rightly, by their own labels, in evaluation mode."""
+        """The accuracy on a split's images and their own labels, in evaluation mode."""
         self.network.eval()
         parts = torch.arange(len(images.labels_N)).split(_BATCH)
-        right = []
-        for places_B, pixels_B3SS in images.batches(parts):
+        correct = []
+        for indices_B, pixels_B3SS in images.batches(parts):
             with autocast(self.device, self.dtype):
                 logits_BC = self.network(self.network.encoder.normalised(pixels_B3SS))
-            right.append((logits_BC.argmax(-1) == images.labels_N[places_B].to(self.device)).sum())
-        return int(torch.stack(right).sum()) / len(images.labels_N)
+            correct.append((logits_BC.argmax(-1) == images.labels_N[indices_B].to(self.device)).sum())
+        return int(torch.stack(correct).sum()) / len(images.labels_N)

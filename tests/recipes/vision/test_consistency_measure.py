@@ -23,17 +23,17 @@ LABELS = torch.tensor([0, 0, 1, 2])
 
 
 def looped(z_ND: torch.Tensor, labels_N: torch.Tensor, threshold: float) -> list[float]:
-    found = []
+    shares = []
     for column in z_ND.T.tolist():
         seen = [label for z, label in zip(column, labels_N.tolist(), strict=True) if abs(z) > threshold]
-        found.append(Counter(seen).most_common(1)[0][1] / len(seen) if seen else nan)
-    return found
+        shares.append(Counter(seen).most_common(1)[0][1] / len(seen) if seen else nan)
+    return shares
 
 
 def test_the_case_made_by_hand() -> None:
-    found = semantic_consistency(HAND_MADE, LABELS, 3, 1e-5).tolist()
-    assert found[:3] == [0.5, 0.5, 1]
-    assert isnan(found[3])
+    consistency_D = semantic_consistency(HAND_MADE, LABELS, 3, 1e-5).tolist()
+    assert consistency_D[:3] == [0.5, 0.5, 1]
+    assert isnan(consistency_D[3])
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1e-5, 0.8, 3.0])
@@ -44,14 +44,14 @@ def test_counted_as_in_a_loop(threshold: float, chunk: int, monkeypatch: pytest.
     z_ND = torch.randn(60, 12, generator=generator) * torch.bernoulli(torch.full((60, 12), 0.3), generator=generator)
     z_ND[:, 4] = 0
     labels_N = torch.randint(5, (60,), generator=generator)
-    found = semantic_consistency(z_ND, labels_N, 6, threshold)
-    torch.testing.assert_close(found, torch.tensor(looped(z_ND, labels_N, threshold)), equal_nan=True)
+    consistency_D = semantic_consistency(z_ND, labels_N, 6, threshold)
+    torch.testing.assert_close(consistency_D, torch.tensor(looped(z_ND, labels_N, threshold)), equal_nan=True)
 
 
 def test_of_dense_features_it_is_the_share_of_the_most_frequent_class() -> None:
     z_ND = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    found = semantic_consistency(z_ND, torch.tensor([0] * 20 + [1] * 30), 2, 1e-5)
-    torch.testing.assert_close(found, torch.full((4,), 0.6))
+    consistency_D = semantic_consistency(z_ND, torch.tensor([0] * 20 + [1] * 30), 2, 1e-5)
+    torch.testing.assert_close(consistency_D, torch.full((4,), 0.6))
 
 
 def test_the_salient_dimension_has_the_largest_activation_not_the_largest_size() -> None:
@@ -60,9 +60,9 @@ def test_the_salient_dimension_has_the_largest_activation_not_the_largest_size()
 
 def test_images_without_activation_have_no_salient_consistency() -> None:
     z_ND = torch.tensor([[0.0, 2, 1], [3, 0, 0], [0, 0, 0]])
-    found = salient_consistency(z_ND, torch.tensor([0.25, 0.5, 1]), 1e-5).tolist()
-    assert found[:2] == [0.5, 0.25]
-    assert isnan(found[2])
+    salient_N = salient_consistency(z_ND, torch.tensor([0.25, 0.5, 1]), 1e-5).tolist()
+    assert salient_N[:2] == [0.5, 0.25]
+    assert isnan(salient_N[2])
 
 
 def test_top_images_are_sorted_and_activate_the_dimension() -> None:

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from monolora.errors import RunError
 from monolora.recipes.experiment_steps import generator_of
-from monolora.recipes.vision import finetune_training
+from monolora.recipes.vision import finetuning
 from monolora.recipes.vision.augment import Augment
 from monolora.recipes.vision.encoder import Encoder
-from monolora.recipes.vision.finetune_training import (
+from monolora.recipes.vision.finetuning import (
     CROP_MIN,
     SQUARED_LENGTH,
     Classifier,
     Curves,
     Training,
-    at_common_lengths,
-    batches_of,
+    even_batches,
+    with_common_lengths,
 )
 from monolora.recipes.vision.images import ImageData, Images
 from monolora.recipes.vision.settings import Finetune
@@ -35,7 +35,7 @@ ALL = torch.arange(48)
 @pytest.fixture
 def encoder(make_encoder: Callable[..., Encoder], data: ImageData) -> Encoder:
     """Untrained, frozen, its outputs at the length that finetuning starts from."""
-    return at_common_lengths(make_encoder("simclr", projector_out=64).requires_grad_(False), data.train)
+    return with_common_lengths(make_encoder("simclr", projector_out=64).requires_grad_(False), data.train)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def start(encoder: Encoder, data: ImageData) -> Callable[..., Training]:
 
 
 def _normalised(pixels_B3SS: torch.Tensor, data: ImageData) -> torch.Tensor:
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (data.train.mean, data.train.std))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.train.mean, data.train.std))
     return (pixels_B3SS / 255 - mean) / std
 
 
@@ -92,7 +92,7 @@ def test_common_lengths(make_encoder: Callable[..., Encoder], data: ImageData) -
     """Both layers at the same length, and all representations the old ones times one number."""
     encoder = make_encoder("simclr")
     images = _normalised(data.train.pixels_N3SS, data)
-    scaled = at_common_lengths(encoder, data.train)
+    scaled = with_common_lengths(encoder, data.train)
     with torch.no_grad():
         (backbone, z_ND), (same, scaled_ND) = encoder(images), scaled(images)
         hidden = scaled.projector[:2](backbone)
@@ -101,7 +101,7 @@ def test_common_lengths(make_encoder: Callable[..., Encoder], data: ImageData) -
     assert scaled_ND.square().sum(1).mean() == pytest.approx(SQUARED_LENGTH, rel=1e-4)
     factor = scaled_ND.norm() / z_ND.norm()
     torch.testing.assert_close(scaled_ND, z_ND * factor, rtol=1e-4, atol=1e-4)
-    again = at_common_lengths(make_encoder("simclr", projector_hidden=7), data.train)  # ReLU or not, any width
+    again = with_common_lengths(make_encoder("simclr", projector_hidden=7), data.train)  # ReLU or not, any width
     with torch.no_grad():
         assert again(images)[1].square().sum(1).mean() == pytest.approx(SQUARED_LENGTH, rel=1e-4)
 
@@ -109,7 +109,7 @@ def test_common_lengths(make_encoder: Callable[..., Encoder], data: ImageData) -
 def test_lengths_are_measured_on_images_of_all_classes(
     encoder: Encoder, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetune_training, "_MEASURED", 6)
+    monkeypatch.setattr(finetuning, "_LENGTH_IMAGES", 6)
     seen: list[int] = []
 
     class Spied:
@@ -119,17 +119,17 @@ def test_lengths_are_measured_on_images_of_all_classes(
             seen.extend(data.train.labels_N[torch.cat(list(parts))].tolist())
             return data.train.batches(parts)
 
-    at_common_lengths(encoder, Spied())  # type: ignore[arg-type]
+    with_common_lengths(encoder, Spied())  # type: ignore[arg-type]
     assert len(seen) == 6
     assert set(seen) == {0, 1, 2}
 
 
 @given(st.integers(2, 300), st.integers(2, 300))
 def test_batches(count: int, batch_size: int) -> None:
-    places = torch.randperm(count, generator=torch.Generator().manual_seed(count))
-    parts = batches_of(places, batch_size)
+    indices = torch.randperm(count, generator=torch.Generator().manual_seed(count))
+    parts = even_batches(indices, batch_size)
     sizes = [len(part) for part in parts]
-    assert torch.equal(torch.cat(parts), places)
+    assert torch.equal(torch.cat(parts), indices)
     assert min(sizes) >= 2
     assert max(sizes) <= max(batch_size, 3)
     assert max(sizes) - min(sizes) <= 1
@@ -137,21 +137,21 @@ def test_batches(count: int, batch_size: int) -> None:
         assert len(parts) == math.ceil(count / batch_size)
 
 
-def _by_hand(training: Training, places_N: torch.Tensor, labels_N: torch.Tensor, generator: torch.Generator) -> Curves:
+def _by_hand(training: Training, indices_N: torch.Tensor, labels_N: torch.Tensor, generator: torch.Generator) -> Curves:
     """SGD with momentum 0.9 and a cosine, written out, on the network of ``training``, which is in float64."""
     network, settings, data = training.network, training.settings, training.data
     parameters = list(network.parameters())
     speeds = [torch.zeros_like(parameter) for parameter in parameters]
-    steps, step = math.ceil(len(places_N) / settings.batch_size), 0
+    steps, step = math.ceil(len(indices_N) / settings.batch_size), 0
     curves = Curves([], [], [])
     for _ in range(settings.epochs):
         network.train()
-        order_N = places_N[torch.randperm(len(places_N), generator=generator)]
+        order_N = indices_N[torch.randperm(len(indices_N), generator=generator)]
         total = right = 0.0
-        for places_B in order_N.tensor_split(steps):
-            images = Augment(size=12, crop_min=CROP_MIN)(data.train.pixels_N3SS[places_B], generator).double()
+        for indices_B in order_N.tensor_split(steps):
+            images = Augment(size=12, crop_min=CROP_MIN)(data.train.pixels_N3SS[indices_B], generator).double()
             logits_BC = network(_normalised(images * 255, data).contiguous(memory_format=torch.channels_last)).float()
-            labels_B = labels_N[places_B]
+            labels_B = labels_N[indices_B]
             loss = -logits_BC.log_softmax(-1)[torch.arange(len(labels_B)), labels_B].mean()
             gradients = torch.autograd.grad(loss, parameters)
             rate = settings.learning_rate * (1 + math.cos(math.pi * step / (steps * settings.epochs))) / 2
@@ -164,21 +164,21 @@ def _by_hand(training: Training, places_N: torch.Tensor, labels_N: torch.Tensor,
             step += 1
         network.eval()
         with torch.no_grad():
-            found = network(_normalised(data.val.pixels_N3SS, data).double()).argmax(-1)
-        curves.train_loss.append(total / len(places_N))
-        curves.train_accuracy.append(right / len(places_N))
-        curves.val_accuracy.append(float((found == data.val.labels_N).double().mean()))
+            predicted_N = network(_normalised(data.val.pixels_N3SS, data).double()).argmax(-1)
+        curves.train_loss.append(total / len(indices_N))
+        curves.train_accuracy.append(right / len(indices_N))
+        curves.val_accuracy.append(float((predicted_N == data.val.labels_N).double().mean()))
     return curves
 
 
 @pytest.mark.parametrize("non_negative", [False, True], ids=["ce", "nce"])
 @pytest.mark.parametrize(
-    ("places_N", "batch_size"),
+    ("indices_N", "batch_size"),
     [(ALL, 8), (torch.arange(1, 48, 2)[:19], 8), (ALL, 256)],
     ids=["all", "uneven", "more asked for than there are"],
 )
 def test_a_run_is_its_formulas(
-    start: Callable[..., Training], non_negative: bool, places_N: torch.Tensor, batch_size: int
+    start: Callable[..., Training], non_negative: bool, indices_N: torch.Tensor, batch_size: int
 ) -> None:
     """In float64: training makes a thousand times of what rounding adds."""
     settings = {"epochs": 3, "batch_size": batch_size, "learning_rate": 0.01, "weight_decay": 0.1}
@@ -186,13 +186,13 @@ def test_a_run_is_its_formulas(
     for training in (fast, slow):
         training.network.double()
     labels_N = (fast.data.train.labels_N + (torch.arange(48) % 5 == 0)) % 3
-    found = fast.run(places_N, labels_N)
-    expected = _by_hand(slow, places_N, labels_N, generator_of([0, 2]))
+    curves = fast.run(indices_N, labels_N)
+    expected = _by_hand(slow, indices_N, labels_N, generator_of([0, 2]))
     for name, value in fast.network.state_dict().items():
         torch.testing.assert_close(value, slow.network.state_dict()[name], rtol=1e-6, atol=1e-8, msg=name)
-    assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-6)
-    assert found.train_accuracy == expected.train_accuracy
-    assert found.val_accuracy == expected.val_accuracy
+    assert curves.train_loss == pytest.approx(expected.train_loss, rel=1e-6)
+    assert curves.train_accuracy == expected.train_accuracy
+    assert curves.val_accuracy == expected.val_accuracy
 
 
 @pytest.fixture
@@ -235,12 +235,12 @@ def test_each_epoch_has_every_chosen_image_once(
     """Labels that number the images tell which came; the network has as many classes here."""
     training = start(epochs=3, batch_size=5)
     training.network.linear = torch.nn.Linear(64, 48)
-    places_N = torch.tensor([3, 4, 10, 20, 21, 30, 40, 41, 42, 43, 47])
-    training.run(places_N, torch.arange(48))
+    indices_N = torch.tensor([3, 4, 10, 20, 21, 30, 40, 41, 42, 43, 47])
+    training.run(indices_N, torch.arange(48))
     sizes = [len(labels) for _, labels in trained_on]
     assert sizes == [4, 4, 3] * 3
     orders = [torch.cat([labels for _, labels in trained_on[3 * i : 3 * i + 3]]).tolist() for i in range(3)]
-    assert all(sorted(order) == places_N.tolist() for order in orders)
+    assert all(sorted(order) == indices_N.tolist() for order in orders)
     assert len({tuple(order) for order in orders}) == 3
 
 
@@ -258,8 +258,8 @@ def test_images_are_changed_by_crops_and_flips_alone(
     training.data = data._replace(train=_of_colours(data.train, colours))
     training.network.linear = torch.nn.Linear(64, 48)
     training.run(ALL, torch.arange(48))
-    for images, places in trained_on:
-        expected = _normalised(colours[places].expand(-1, 3, 12, 12), data)
+    for images, indices in trained_on:
+        expected = _normalised(colours[indices].expand(-1, 3, 12, 12), data)
         torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -285,7 +285,7 @@ def test_it_learns_the_labels_that_it_is_given(
     colours_C3 = torch.tensor([[30, 60, 220], [40, 200, 90], [230, 50, 20]], dtype=torch.uint8)
     training.data = ImageData(*(_of_colours(split, colours_C3[split.labels_N]) for split in data))
     curves = training.run(ALL, (data.train.labels_N + 1) % 3)
-    assert [len(each) for each in curves] == [40, 40, 40]
+    assert [len(curve) for curve in curves] == [40, 40, 40]
     assert curves.train_loss == sorted(curves.train_loss, reverse=True)
     assert curves.train_accuracy[-1] == 1
     assert curves.val_accuracy[-1] == 0
@@ -341,5 +341,5 @@ def test_generators_depend_on_all_numbers(seed: list[int]) -> None:
         return torch.randint(2**62, (4,), generator=generator_of(seed)).tolist()
 
     assert drawn(seed) == drawn(seed)
-    for place, value in enumerate(seed):
-        assert drawn([*seed[:place], value ^ 1, *seed[place + 1 :]]) != drawn(seed)
+    for index, value in enumerate(seed):
+        assert drawn([*seed[:index], value ^ 1, *seed[index + 1 :]]) != drawn(seed)
