@@ -19,7 +19,6 @@ from monolora.errors import InputError
 from monolora.recipes.vision import figures
 from monolora.recipes.vision.figures import FIGURES, main, run
 from monolora.recipes.vision.settings import Settings
-from monolora.reporting.plots import _apart
 
 
 def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
@@ -164,16 +163,3 @@ def test_nothing_to_draw_is_refused(
         run(settings)
     with pytest.raises(InputError, match="has no results"):
         main(["--out", str(tmp_path / "nowhere")])
-
-
-@pytest.mark.parametrize(
-    ("wanted", "positions"),
-    [
-        ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),
-        ([0.52, 0.5], [0.56, 0.46]),
-        ([0.5, 0.5, 0.5], [0.4, 0.5, 0.6]),
-        ([0.30, 0.38, 0.44], [0.273333, 0.373333, 0.473333]),
-    ],
-)
-def test_labels_keep_their_distance_and_order(wanted: list[float], positions: list[float]) -> None:
-    assert _apart(np.array(wanted), 0.1) == pytest.approx(positions, abs=1e-6)
