@@ -66,7 +66,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--prompts", type=int, default=64, help="of each of the three models (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="generated for each at most (default: %(default)s)")
-    parser.add_argument("--judge", default="runs/judge", help="a classifier of recipes/judge.py (default: %(default)s)")
+    parser.add_argument("--judge", default="runs/judge", help="a classifier of monolora judge (default: %(default)s)")
     parser.add_argument("--responses", type=int, default=1000, help="judged (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=16, help="of the judge (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)

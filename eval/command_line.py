@@ -8,11 +8,11 @@ from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from monolora.cli.config_file import load_yaml, settings_in, split_config
+from monolora.cli.flags import FlagParser, frozen
 from monolora.errors import InputError
 from monolora.eval.settings import ENDPOINTS, Settings, api_key
-from monolora.flags import FlagParser, settings_in
 from monolora.redaction import remember_url
-from monolora.yaml_config import load_yaml, split_config
 
 SCORE_FLAGS = (
     "out", "judges", "judge_engine", "judge_endpoint", "judge_dtype", "judge_batch_size", "judge_max_model_len",
@@ -54,8 +54,8 @@ def parse(
         if stored and names & {name, name.replace("endpoint", "engine")}:
             given[name] = ()
     shown = [each for each in fields(Settings) if read is None or each.name in read]
-    found = given | {name: value for name, value in _parsed(typed, prog, shown).items() if name in names}
-    settings = Settings(**{each.name: _frozen(found[each.name]) for each in fields(Settings) if each.name in found})
+    given |= {name: value for name, value in _parsed(typed, prog, shown).items() if name in names}
+    settings = Settings(**{each.name: frozen(given[each.name]) for each in fields(Settings) if each.name in given})
     settings = replace(settings, checkpoints=_globbed(settings.checkpoints))
     for url in (*settings.endpoint, *settings.judge_endpoint):
         remember_url(url)
@@ -79,10 +79,6 @@ def _of_file(path: Path) -> dict[str, Any]:
     if isinstance(loaded.get("adapter"), dict):
         loaded["adapter"] = [f"{adapter}={folder}" for adapter, folder in loaded["adapter"].items()]
     return settings_in(loaded, fields(Settings), f"--config {path}")
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _globbed(paths: Sequence[str]) -> tuple[str, ...]:

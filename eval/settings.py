@@ -1,19 +1,16 @@
-"""The key of endpoints: it is in an environment variable, and only the variable's name is a flag."""
+"""The settings of an evaluation, and the key of its endpoints, which is no flag: an environment variable holds it."""
 
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from monolora.beaverdam import MAX_LENGTH
+from monolora.cli.flags import Flags, setting, words
 from monolora.errors import InputError
-from monolora.eval.judges.base import DTYPES as JUDGE_DTYPES
-from monolora.eval.judges.base import ENGINES as JUDGE_ENGINES
-from monolora.flags import setting, words
 from monolora.redaction import is_secret_name, remember, without_credentials
 from monolora.remote_code import TRUST_HELP
 
@@ -46,11 +43,13 @@ def api_key(variable: str) -> str:
 
 ENGINES = ("auto", "vllm", "hf", "server")
 DTYPES = ("bfloat16", "float16", "float32")
+JUDGE_ENGINES = ("auto", "vllm", "hf", "server")
+JUDGE_DTYPES = ("auto", "float32", "bfloat16", "float16")
 ENDPOINTS = ("endpoint", "judge_endpoint")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Flags):
     """What a run does. Each field is a flag, with hyphens for underscores."""
 
     out: str = setting("", "the run's folder; what is in it already is not done again", metavar="RUN")
@@ -73,13 +72,13 @@ class Settings:
         "shieldgemma[:MODEL], beaverdam[:MODEL], classifier:MODEL; several with commas; refusal is always there",
         type=words,
     )
-    limit: int | None = setting(None, "prompts of each safety set", type=int)
-    xstest_limit: int | None = setting(None, "prompts of XSTest (default: --limit)", type=int)
-    task_limit: int | None = setting(None, "rows of each task", type=int)
+    limit: int | None = setting(None, "prompts of each safety set", type=int, at_least=1)
+    xstest_limit: int | None = setting(None, "prompts of XSTest (default: --limit)", type=int, at_least=1)
+    task_limit: int | None = setting(None, "rows of each task", type=int, at_least=1)
     unsafe_only: bool = setting(False, "of beavertails, only the rows that its people called unsafe")
-    max_new_tokens: int = setting(512, "of each response", type=int)
-    temperature: float = setting(0.0, "0 is greedy", type=float)
-    top_p: float = setting(1.0, "with --temperature", type=float)
+    max_new_tokens: int = setting(512, "of each response", type=int, at_least=1)
+    temperature: float = setting(0.0, "0 is greedy", type=float, at_least=0)
+    top_p: float = setting(1.0, "with --temperature", type=float, above=0, at_most=1)
     chat_template_path: str | None = setting(
         None, "a file with a chat template, or a folder whose tokenizer has one, for all models (default: their own)",
         metavar="PATH",
@@ -89,22 +88,29 @@ class Settings:
     endpoint: tuple[str, ...] = setting(
         (), "for --engine server: http://host:8000/v1; give it once each", metavar="URL", action="append"
     )
-    concurrency: int = setting(32, "requests at a time and endpoint", type=int)
-    retries: int = setting(5, "of a request that an endpoint could not answer", type=int)
-    timeout: float = setting(600.0, "seconds that an endpoint has for a request", type=float)
+    concurrency: int = setting(32, "requests at a time and endpoint", type=int, at_least=1)
+    retries: int = setting(5, "of a request that an endpoint could not answer", type=int, at_least=0)
+    timeout: float = setting(600.0, "seconds that an endpoint has for a request", type=float, above=0)
     api_key_env: str | None = setting(None, "the environment variable with the endpoints' key", metavar="NAME")
     dtype: str = setting("bfloat16", "of the base weights", choices=DTYPES)
-    batch_size: int = setting(16, "prompts at a time with --engine hf, and when sparsity is measured", type=int)
-    max_model_len: int | None = setting(None, "tokens of prompt and response (default: the model's own)", type=int)
-    max_num_seqs: int = setting(256, "as for vllm serve", type=int)
-    gpu_memory_utilization: float | None = setting(
-        None, "as for vllm serve (default: 0.9, of a CPU's memory 0.4)", type=float
+    batch_size: int = setting(
+        16, "prompts at a time with --engine hf, and when sparsity is measured", type=int, at_least=1
     )
-    tensor_parallel_size: int = setting(1, "as for vllm serve", type=int)
+    max_model_len: int | None = setting(
+        None, "tokens of prompt and response (default: the model's own)", type=int, at_least=1
+    )
+    max_num_seqs: int = setting(256, "as for vllm serve", type=int, at_least=1)
+    gpu_memory_utilization: float | None = setting(
+        None, "as for vllm serve (default: 0.9, of a CPU's memory 0.4)", type=float, above=0, at_most=1
+    )
+    tensor_parallel_size: int = setting(1, "as for vllm serve", type=int, at_least=1)
     batch_invariant: bool = setting(False, "vLLM's mode whose answers do not depend on the batch (some GPUs)")
     skip_canary: bool = setting(False, "do not ask first whether vLLM answers as transformers does")
     drift: int | None = setting(
-        None, "of how many of the base's answers to the first safety set each model's drift is measured", type=int
+        None,
+        "of how many of the base's answers to the first safety set each model's drift is measured",
+        type=int,
+        at_least=1,
     )
     skip_sparsity: bool = setting(False, "do not measure sparsity, for which transformers loads the base here")
     judge_engine: str = setting(
@@ -116,21 +122,23 @@ class Settings:
         (), "for --judge-engine server; give it once each", metavar="URL", action="append"
     )
     judge_dtype: str = setting("auto", "of the judges' weights; auto is their own", choices=JUDGE_DTYPES)
-    judge_batch_size: int = setting(16, "responses at a time, where vLLM does not batch them", type=int)
-    judge_max_model_len: int | None = setting(None, "tokens that a judge reads (default: all that it can)", type=int)
+    judge_batch_size: int = setting(16, "responses at a time, where vLLM does not batch them", type=int, at_least=1)
+    judge_max_model_len: int | None = setting(
+        None, "tokens that a judge reads (default: all that it can)", type=int, at_least=1
+    )
     beaverdam_max_length: int = setting(
-        MAX_LENGTH, "tokens that beaver-dam reads: 512 by its class, 256 in the public protocol", type=int
+        MAX_LENGTH, "tokens that beaver-dam reads: 512 by its class, 256 in the public protocol", type=int, at_least=1
     )
     judge_device: str | None = setting(None, "with --judge-engine hf (default: the GPU where there is one)")
     judge_text: str | None = setting(
         None, "for a classifier with labels of its own: what it reads, with {prompt} and {response} in it"
     )
-    judge_tensor_parallel_size: int = setting(1, "as --tensor-parallel-size, of the judges", type=int)
+    judge_tensor_parallel_size: int = setting(1, "as --tensor-parallel-size, of the judges", type=int, at_least=1)
     unsafe_labels: tuple[str, ...] = setting(
         (), "for a classifier with labels of its own: those that mean unsafe; with commas", type=words
     )
     trust_remote_code: bool = setting(False, TRUST_HELP)
-    keep_going: bool = setting(False, "go on without a judge that cannot be had")
+    keep_going: bool = setting(False, "continue without a judge that is unavailable")
     retry_invalid: bool = setting(False, "ask again for what could not be answered or judged")
 
     def adapters(self) -> dict[str, str]:
@@ -159,22 +167,7 @@ class Settings:
         """
         if not self.out:
             raise InputError("Where to? Give the run's folder with --out.")
-        for name in (
-            "limit", "xstest_limit", "task_limit", "drift", "max_new_tokens", "batch_size", "judge_batch_size",
-            "max_num_seqs", "tensor_parallel_size", "max_model_len", "concurrency",
-            "judge_tensor_parallel_size", "judge_max_model_len", "beaverdam_max_length",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(f"--temperature must be 0 or more, got {self.temperature}.")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"--top-p must be above 0 and at most 1, got {self.top_p}.")
-        if self.retries < 0 or not self.timeout > 0:
-            raise InputError("--retries must be 0 or more, and --timeout above 0.")
-        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
-            raise InputError(f"--gpu-memory-utilization is a share of the memory, got {self.gpu_memory_utilization}.")
+        super().check()
         for engine, endpoints, flag in (
             (self.engine, self.endpoint, "endpoint"),
             (self.judge_engine, self.judge_endpoint, "judge-endpoint"),

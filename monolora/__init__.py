@@ -1,15 +1,20 @@
 """monolora: finetune aligned language models with sparse, readable low-rank units.
 
-Importing it registers the PEFT method ``MONOLORA``.
+Importing it registers the PEFT method ``MONOLORA`` (see :mod:`monolora.registration`). The public names are imported
+when they are first used: the command line shares this package, and answers without torch.
 """
 
-import monolora._quiet  # noqa: F401
-from monolora.config import MonoLoraConfig
-from monolora.functional import monolora_linear, monolora_reference
-from monolora.layer import MonoLoraLayer
-from monolora.model import MonoLoraModel
-from monolora.register import register
-from monolora.sparsity import SparsityCallback, SparsityMeter
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from monolora.registration import register_when_needed
+
+if TYPE_CHECKING:
+    from monolora.config import MonoLoraConfig
+    from monolora.functional import monolora_linear, monolora_reference
+    from monolora.layer import MonoLoraLayer
+    from monolora.model import MonoLoraModel
+    from monolora.sparsity import SparsityCallback, SparsityMeter
 
 __version__ = "0.1.0"
 
@@ -23,4 +28,27 @@ __all__ = [
     "monolora_reference",
 ]
 
-register()
+_MODULES = {
+    "MonoLoraConfig": "config",
+    "MonoLoraLayer": "layer",
+    "MonoLoraModel": "model",
+    "SparsityCallback": "sparsity",
+    "SparsityMeter": "sparsity",
+    "monolora_linear": "functional",
+    "monolora_reference": "functional",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_when_needed()

@@ -1,4 +1,7 @@
-"""``monolora doctor``: what is here, what is missing, and the mend."""
+"""``monolora doctor``: what is installed, what is missing, and the fix.
+
+The libraries that it looks at are imported one by one, when their turn comes.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,12 @@ import platform
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import torch
 from rich.table import Table
 from rich.text import Text
 
+from monolora.cli.flags import FlagParser
 from monolora.errors import InputError
-from monolora.flags import FlagParser
-from monolora.hub import SMOLLM2, cache_root, data_root
 from monolora.terminal import Terminal
-from monolora.vllm.versions import check_vllm, vllm_version
 
 PACKAGES = ("monolora", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "safetensors")
 MIRRORED = (
@@ -30,11 +30,11 @@ MIRRORED = (
 
 
 class Finding(NamedTuple):
-    """One line of the report; ``mend`` is empty where nothing is missing."""
+    """One line of the report; ``fix`` is empty where nothing is missing."""
 
     what: str
     state: str
-    mend: str = ""
+    fix: str = ""
 
 
 def main(argv: list[str]) -> int:
@@ -43,13 +43,15 @@ def main(argv: list[str]) -> int:
     findings = list(examine())
     table = Table(show_header=False)
     for finding in findings:
-        table.add_row(finding.what, finding.state, Text(finding.mend, style="yellow"))
+        table.add_row(finding.what, finding.state, Text(finding.fix, style="yellow"))
     Terminal().print(table)
     return int(any(finding.state == "missing" for finding in findings))
 
 
 def examine() -> Iterator[Finding]:
     """Look at packages, devices, data and caches."""
+    from monolora.hub import SMOLLM2, cache_root
+
     yield Finding("python", platform.python_version())
     for name in PACKAGES:
         try:
@@ -69,20 +71,26 @@ def examine() -> Iterator[Finding]:
 
 def _vllm() -> Finding:
     """Only serving needs it, so nothing is missing without it."""
+    from monolora.vllm.versions import check_vllm, vllm_version
+
     try:
         check_vllm()
     except InputError as error:
-        return Finding("vllm", "cannot be used", str(error))
+        return Finding("vllm", "unavailable", str(error))
     return Finding("vllm", vllm_version())
 
 
 def _device() -> Finding:
+    import torch
+
     if torch.cuda.is_available():
         return Finding("device", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}")
     return Finding("device", f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
 
 
 def _bfloat16() -> Finding:
+    import torch
+
     fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
     return Finding(
         "bfloat16", "in hardware" if fast else "emulated", "" if fast else "--dtype float32 --bf16 false is faster here"
@@ -90,6 +98,8 @@ def _bfloat16() -> Finding:
 
 
 def _data() -> Iterator[Finding]:
+    from monolora.hub import data_root
+
     try:
         root = data_root()
     except InputError as error:

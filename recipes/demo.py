@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from monolora.cli.flags import FlagParser
 from monolora.errors import exit_status
-from monolora.flags import FlagParser
-from monolora.recipes.sft import run
+from monolora.recipes import sft
+from monolora.recipes.settings import Demo
 from monolora.recipes.training.arguments import parse
 from monolora.recipes.training.report import result_table
 from monolora.terminal import Terminal, say
@@ -20,21 +21,21 @@ SETTINGS = ["--dataset", "demo", "--per-device-train-batch-size", "8", "--overwr
 
 
 def main(argv: list[str]) -> int:
+    """Run from the command line; returns the exit status."""
+    return run(FlagParser("monolora demo", __doc__).parse_into(argv, Demo))
+
+
+def run(settings: Demo) -> int:
     """Run the two; returns the exit status."""
-    parser = FlagParser("monolora demo", __doc__)
-    parser.add_argument(
-        "--output-dir", default="runs/demo", help="parent of the two runs' folders (default: %(default)s)"
-    )
-    parser.add_argument("--seed", default="42", help="of both runs (default: %(default)s)")
-    flags = parser.parse(argv)
     console = Terminal()
     records = []
     for adapter in ("lora", "monolora"):
         console.rule(adapter)
-        folder = str(Path(flags.output_dir) / adapter)
-        records.append(run(parse([*SETTINGS, "--adapter", adapter, "--seed", flags.seed, "--output-dir", folder])))
+        folder = str(Path(settings.output_dir) / adapter)
+        words = [*SETTINGS, "--adapter", adapter, "--seed", str(settings.seed), "--output-dir", folder]
+        records.append(sft.run(parse(words)))
     console.print(result_table(records))
-    say(f"Each run's model, card, plot and run.json: {flags.output_dir}/lora, {flags.output_dir}/monolora")
+    say(f"Each run's model, card, plot and run.json: {settings.output_dir}/lora, {settings.output_dir}/monolora")
     return 0
 
 

@@ -8,8 +8,6 @@ it is less than ``--min-fidelity``.
 
 from __future__ import annotations
 
-import argparse
-import re
 import sys
 import time
 import warnings
@@ -24,19 +22,18 @@ from peft.tuners.tuners_utils import BaseTuner
 from transformers import PreTrainedTokenizerBase
 
 from monolora.adapters import attach
+from monolora.cli.flags import FlagParser
 from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_disk_trouble
-from monolora.flags import FlagParser
 from monolora.hub import local_path
 from monolora.merge import LinearMap, export_dense, export_exact, export_lora, linearize
-from monolora.merge.linearize import TOKENS_PER_INPUT
 from monolora.merge.lora import check_readable
 from monolora.merge.unload import active_units, dequantized
 from monolora.model_files import save_model
-from monolora.recipes import merge_report
-from monolora.recipes import merge_source as subjects
+from monolora.recipes import merge_report, merge_source
 from monolora.recipes.calibration_data import Rows, batches
 from monolora.recipes.merge_source import Subject
-from monolora.recipes.verify import CALIBRATION_TOKENS, add_flags, check_flags, task_of, texts_of, verify
+from monolora.recipes.settings import CALIBRATION_TOKENS, TOKENS_PER_INPUT, Merge
+from monolora.recipes.verify import task_of, texts_of, verify
 from monolora.remote_code import code_trusted
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, track
@@ -49,109 +46,70 @@ WITHOUT_CALIBRATION = (
 
 
 def main(argv: list[str]) -> int:
+    """Run from the command line; returns the exit status."""
+    return run(FlagParser("monolora merge", __doc__).parse_into(argv, Merge))
+
+
+def run(settings: Merge) -> int:
     """Merge, write, verify; returns the exit status."""
-    flags = _parser().parse(argv)
-    check_flags(flags)
-    with code_trusted(flags.trust_remote_code), claim(flags.out, merge_report.KIND) as folder:
-        return _merge(flags, folder)
+    with code_trusted(settings.loading.trust_remote_code), claim(settings.out, merge_report.KIND) as folder:
+        return _merge(settings, folder)
 
 
-def _merge(flags: argparse.Namespace, folder: OutputFolder) -> int:
-    out = folder.path
-    folder.check(flags.overwrite)
-    subject = subjects.from_flags(flags.adapter, flags)
-    texts_read = filter(None, (local_path(name) for name in (flags.calibration, flags.verify_on) if name))
+def _merge(settings: Merge, folder: OutputFolder) -> int:
+    out, verification = folder.path, settings.verification
+    folder.check(settings.overwrite)
+    subject = merge_source.from_settings(settings.adapter, settings.loading)
+    texts_read = filter(None, (local_path(name) for name in (settings.calibration, verification.verify_on) if name))
     folder.check_apart((*subject.adapters, *filter(None, [local_path(subject.model)]), *texts_read))
-    _check_method(subject, flags)
-    task = task_of(subject, flags)
+    _check_method(subject, settings)
+    task = task_of(subject, verification)
     console = Terminal()
     started = time.monotonic()
     with folder.whole() as aside, subject.loaded() as (model, tokenizer):
-        if flags.form == "lora":
+        if settings.form == "lora":
             check_readable(model)
-        calibration = _calibration(subject, flags, model)
-        texts = texts_of(task, calibration, tokenizer, flags)
-        merge = {**subject.described(), "method": flags.method, "form": flags.form, "calibration": calibration}
-        merge |= _write(subject, flags, texts.calibration, model, tokenizer, aside)
+        calibration = _calibration(subject, settings, model)
+        texts = texts_of(task, calibration, tokenizer, verification)
+        merge = {**subject.described(), "method": settings.method, "form": settings.form, "calibration": calibration}
+        merge |= _write(subject, settings, texts.calibration, model, tokenizer, aside)
         merge["seconds"] = round(time.monotonic() - started, 1)
         del model
-        with _saving(flags):
+        with _saving(settings):
             merge_report.write_unverified(aside, merge)
     console.print(f"Wrote {out} in {merge['seconds']:.0f} s. Verifying what was written.")
-    return verify(subject, out, merge, task, texts.held_out, flags)
+    return verify(subject, out, merge, task, texts.held_out, verification, settings.loading.batch_size)
 
 
-def _parser() -> FlagParser:
-    parser = FlagParser("monolora merge", __doc__)
-    parser.add_argument("adapter", nargs="+", help="adapter folders; several MonoLoRA adapters are added up")
-    parser.add_argument("out", help="the folder to write")
-    parser.add_argument("--method", choices=("linear", "exact"), default="linear", help="(default: %(default)s)")
-    parser.add_argument(
-        "--as",
-        dest="form",
-        choices=("dense", "lora"),
-        default="dense",
-        help="what a linear merge writes (default: dense)",
-    )
-    parser.add_argument(
-        "--calibration",
-        help="data set that a linear merge is fitted to, or none for the closed form (default: the training prompts of "
-        "the adapter's run, and Dolly where MONOLORA_DATA has it)",
-    )
-    parser.add_argument(
-        "--calibration-tokens",
-        type=int,
-        help=f"(default: {CALIBRATION_TOKENS}, or {2 * TOKENS_PER_INPUT} for each input of the widest layer if more)",
-    )
-    parser.add_argument(
-        "--affine",
-        action=argparse.BooleanOptionalAction,
-        help="fit an intercept, which becomes a bias (default: where the base layer has one, and --as is dense)",
-    )
-    parser.add_argument("--max-shard-size", default="5GB", help="of the weight files (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier merge in OUT")
-    subjects.add_flags(parser)
-    add_flags(parser)
-    return parser
-
-
-def _check_method(subject: Subject, flags: argparse.Namespace) -> None:
-    """Raises: InputError, for flags that cannot go together."""
-    calibrates = flags.method == "linear" and subject.is_monolora
-    given = {"--calibration": flags.calibration, "--calibration-tokens": flags.calibration_tokens}
-    given["--affine"] = flags.affine
+def _check_method(subject: Subject, settings: Merge) -> None:
+    """Raises: InputError, for flags that have no effect on these adapters."""
+    calibrates = settings.method == "linear" and subject.is_monolora
+    given = {"--calibration": settings.calibration, "--calibration-tokens": settings.calibration_tokens}
+    given["--affine"] = settings.affine
     for flag, value in given.items():
         if value is not None and not calibrates:
             why = "--method exact" if subject.is_monolora else "an adapter that PEFT merges itself"
             raise InputError(f"{flag} has no effect with {why}. Leave it out.")
-    if flags.form == "lora" and flags.method == "exact":
-        raise InputError("--as lora is linear; no LoRA adapter keeps the activation. Leave --method exact out.")
-    if flags.form == "lora" and not subject.is_monolora:
+    if settings.form == "lora" and not subject.is_monolora:
         raise InputError(
             f"{subject.adapters[0]} is no MonoLoRA adapter. Leave --as lora out to merge it into its base."
         )
-    if flags.max_memory and not subject.is_monolora:
+    if settings.loading.max_memory and not subject.is_monolora:
         raise InputError("--max-memory has no effect: PEFT's merge takes the whole model into memory. Leave it out.")
-    if flags.form == "lora" and flags.affine:
-        raise InputError("--affine fits intercepts, for which a LoRA adapter has no place. Leave it or --as lora out.")
-    if flags.calibration_tokens is not None and (flags.calibration_tokens < 1 or flags.calibration == "none"):
-        raise InputError("--calibration-tokens must be at least 1, and has no effect with --calibration none.")
-    if not re.fullmatch(r"[0-9]*[1-9][0-9]*[KMGT]B", flags.max_shard_size):
-        raise InputError(f"--max-shard-size {flags.max_shard_size} is no size. Write, for example, 5GB or 500MB.")
 
 
-def _calibration(subject: Subject, flags: argparse.Namespace, model: PeftModel) -> dict[str, Any] | None:
+def _calibration(subject: Subject, settings: Merge, model: PeftModel) -> dict[str, Any] | None:
     """What a merge is fitted to, as the report will say it; None where it needs no text."""
-    if flags.method == "exact" or not subject.is_monolora or flags.calibration == "none":
+    if settings.method == "exact" or not subject.is_monolora or settings.calibration == "none":
         return None
     widest = max(units.A.shape[1] for units in active_units(model).values())
-    tokens = flags.calibration_tokens or max(CALIBRATION_TOKENS, 2 * TOKENS_PER_INPUT * widest)
-    return {"dataset": flags.calibration, "tokens": tokens}
+    tokens = settings.calibration_tokens or max(CALIBRATION_TOKENS, TOKENS_PER_INPUT * widest)
+    return {"dataset": settings.calibration, "tokens": tokens}
 
 
 def _write(
     subject: Subject,
-    flags: argparse.Namespace,
+    settings: Merge,
     texts: Mapping[str, Rows],
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -159,19 +117,19 @@ def _write(
 ) -> dict[str, Any]:
     """Merge the model into the folder ``out``; returns what the report is to say of it."""
     if not subject.is_monolora:
-        return _with_peft(subject, flags, model, tokenizer, out)
-    if flags.method == "linear":
-        return _linear(flags, texts, model, tokenizer, out)
+        return _with_peft(subject, settings, model, tokenizer, out)
+    if settings.method == "linear":
+        return _linear(settings, texts, model, tokenizer, out)
     try:
-        with _saving(flags):
-            export_exact(model, out, tokenizer, max_shard_size=flags.max_shard_size)
+        with _saving(settings):
+            export_exact(model, out, tokenizer, max_shard_size=settings.max_shard_size)
     except ValueError as error:
         raise InputError(in_one_line(error)) from error
     return {}
 
 
 def _with_peft(
-    subject: Subject, flags: argparse.Namespace, model: PeftModel, tokenizer: PreTrainedTokenizerBase, out: Path
+    subject: Subject, settings: Merge, model: PeftModel, tokenizer: PreTrainedTokenizerBase, out: Path
 ) -> dict[str, Any]:
     """Adapters of PEFT's own methods are merged by PEFT."""
     kind = PeftType(model.peft_type).value
@@ -183,30 +141,34 @@ def _with_peft(
         base = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"PEFT does not merge this adapter of type {kind}: {in_one_line(error)}") from error
-    with _saving(flags):
-        save_model(base, out, tokenizer, max_shard_size=flags.max_shard_size)
+    with _saving(settings):
+        save_model(base, out, tokenizer, max_shard_size=settings.max_shard_size)
     return {"method": f"PEFT's own, of {kind}"}
 
 
 def _linear(
-    flags: argparse.Namespace,
+    settings: Merge,
     texts: Mapping[str, Rows],
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
 ) -> dict[str, Any]:
     rows = [row for each in texts.values() for row in each]
-    made = batches(rows, cast(int, tokenizer.pad_token_id), flags.batch_size, input_device(model)) if rows else None
+    made = (
+        batches(rows, cast(int, tokenizer.pad_token_id), settings.loading.batch_size, input_device(model))
+        if rows
+        else None
+    )
     if made is None:
         warnings.warn(WITHOUT_CALIBRATION, stacklevel=1)
-    affine = False if flags.form == "lora" else flags.affine
+    affine = False if settings.form == "lora" else settings.affine
     maps = linearize(model, made, affine=affine, progress=partial(track, description="Calibrating"))
     _warn_of_ridges(maps)
-    with _saving(flags):
-        if flags.form == "lora":
+    with _saving(settings):
+        if settings.form == "lora":
             export_lora(model, maps, out, tokenizer)
         else:
-            export_dense(model, maps, out, tokenizer, max_shard_size=flags.max_shard_size)
+            export_dense(model, maps, out, tokenizer, max_shard_size=settings.max_shard_size)
     return {
         "texts": {name: {"texts": len(each), "tokens": sum(map(len, each))} for name, each in texts.items()},
         "maps": {name: _described(each) for name, each in maps.items()},
@@ -235,12 +197,12 @@ def _described(linear_map: LinearMap) -> dict[str, Any]:
 
 
 @contextmanager
-def _saving(flags: argparse.Namespace) -> Iterator[None]:
+def _saving(settings: Merge) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if is_disk_trouble(error) and not isinstance(error, InputError):
-            raise SaveError.of(flags.out, error, "Nothing was left there. Free space, then merge again.") from error
+            raise SaveError.of(settings.out, error, "Nothing was left there. Free space, then merge again.") from error
         raise
 
 

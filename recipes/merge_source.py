@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import re
@@ -28,7 +27,7 @@ from monolora.errors import InputError
 from monolora.hub import load_causal_lm, load_config, on_gpus, resolve_model
 from monolora.merge.quantizer import dtype_name, dtype_named
 from monolora.provenance import fingerprint_files
-from monolora.remote_code import TRUST_HELP
+from monolora.recipes.settings import Loading
 
 _QUANTIZATION = (
     "load_in_4bit",
@@ -145,31 +144,8 @@ class Subject:
         }
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say what to load, and how."""
-    parser.add_argument("--weights", type=float, nargs="+", help="one factor an adapter, of any sign (default: 1 each)")
-    parser.add_argument("--model", help="the base model, if not the one that the adapter names")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the base (default: as trained; the base's own where there is no record of the run)",
-    )
-    parser.add_argument(
-        "--load-in-4bit", action="store_true", help="quantize the base as QLoRA does (default: as trained)"
-    )
-    parser.add_argument(
-        "--max-memory",
-        nargs="+",
-        default=[],
-        metavar="DEVICE=SIZE",
-        help="for models larger than memory, e.g. 0=20GiB cpu=30GiB; the rest is read from disk layer by layer",
-    )
-    parser.add_argument("--trust-remote-code", action="store_true", help=TRUST_HELP)
-    parser.add_argument("--batch-size", type=int, default=16, help="texts at a time (default: %(default)s)")
-
-
-def from_flags(adapters: Sequence[str], flags: argparse.Namespace) -> Subject:
-    """What the flags name.
+def from_settings(adapters: Sequence[str], loading: Loading) -> Subject:
+    """What the settings name.
 
     Raises:
         InputError: if an adapter or the base is missing or damaged, or the weights are not one an adapter.
@@ -177,7 +153,7 @@ def from_flags(adapters: Sequence[str], flags: argparse.Namespace) -> Subject:
     config = adapter_config(adapters[0])
     for folder in adapters[1:]:
         adapter_config(folder)
-    weights = flags.weights or [1.0] * len(adapters)
+    weights = loading.weights or (1.0,) * len(adapters)
     if len(weights) != len(adapters):
         raise InputError(f"Got {len(adapters)} adapters and {len(weights)} --weights. Give one weight an adapter.")
     if not all(map(math.isfinite, weights)):
@@ -186,25 +162,25 @@ def from_flags(adapters: Sequence[str], flags: argparse.Namespace) -> Subject:
     trained: Mapping[str, Any] = run["config"] if run else {}
     # The run names it as its flags did; the adapter by a path, where it came from one, which may be another machine's.
     recorded = config.base_model_name_or_path
-    model = flags.model or (recorded if recorded and Path(recorded).exists() else trained.get("model", recorded))
+    model = loading.model or (recorded if recorded and Path(recorded).exists() else trained.get("model", recorded))
     if not model:
         raise InputError(f"{adapters[0]}/adapter_config.json names no base model. Give it with --model.")
-    quantized = flags.load_in_4bit or trained.get("load_in_4bit") or trained.get("load_in_8bit")
-    dtype = flags.dtype or trained.get("dtype")
+    is_quantized = loading.load_in_4bit or trained.get("load_in_4bit") or trained.get("load_in_8bit")
+    dtype = loading.dtype or trained.get("dtype")
     own_dtype = stored_dtype(resolve_model(model))
     subject = Subject(
         adapters=tuple(adapters),
-        weights=tuple(weights),
+        weights=weights,
         model=model,
         dtype=dtype if dtype in ("float32", "bfloat16", "float16") else own_dtype,
         own_dtype=own_dtype,
-        quantization=_quantization(flags, trained) if quantized else {},
-        max_memory=dict(_device_and_size(word) for word in flags.max_memory),
+        quantization=_quantization(loading, trained) if is_quantized else {},
+        max_memory=dict(_device_and_size(word) for word in loading.max_memory),
         run=run,
     )
     if subject.quantization and subject.max_memory:
         raise InputError("--max-memory has no effect on a quantized base, which stays in memory. Leave it out.")
-    _check_base(subject, deliberate=flags.model is not None)
+    _check_base(subject, deliberate=loading.model is not None)
     return subject
 
 
@@ -229,9 +205,9 @@ def _first_dtype(folder: str) -> torch.dtype:
     return torch.float32
 
 
-def _quantization(flags: argparse.Namespace, trained: Mapping[str, Any]) -> dict[str, Any]:
-    found = {key: trained[key] for key in _QUANTIZATION if key in trained}
-    return found | ({"load_in_4bit": True, "load_in_8bit": False} if flags.load_in_4bit else {})
+def _quantization(loading: Loading, trained: Mapping[str, Any]) -> dict[str, Any]:
+    recorded = {key: trained[key] for key in _QUANTIZATION if key in trained}
+    return recorded | ({"load_in_4bit": True, "load_in_8bit": False} if loading.load_in_4bit else {})
 
 
 def _device_and_size(word: str) -> tuple[str, str]:
@@ -243,15 +219,15 @@ def _device_and_size(word: str) -> tuple[str, str]:
 
 def _check_base(subject: Subject, deliberate: bool) -> None:
     """The base must have the weights that the run recorded; another one is only warned of where it was asked for."""
-    found = fingerprint_files(resolve_model(subject.model))
+    fingerprint = fingerprint_files(resolve_model(subject.model))
     if subject.run is None:
         return
     recorded = subject.run.get("fingerprints", {}).get("model")
-    if recorded == found:
+    if recorded == fingerprint:
         return
     message = (
         f"{subject.adapters[0]} was trained on other weights than those of {subject.model} (fingerprint "
-        f"{recorded}, here {found})."
+        f"{recorded}, here {fingerprint})."
     )
     if not deliberate:
         raise InputError(f"{message} Give the right model with --model; it will be taken whatever its fingerprint.")

@@ -6,8 +6,6 @@ module has them (3.self_attn.q_proj:5). @FILE stands for the units in a file, on
 
 from __future__ import annotations
 
-import argparse
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,12 +13,13 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from monolora.cli.flags import FlagParser
 from monolora.config import MonoLoraConfig
 from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
 from monolora.files import read_text
-from monolora.flags import FlagParser
 from monolora.provenance import fingerprint_files, provenance
 from monolora.prune import Adapter, Pruned, read_adapter, without_units
+from monolora.recipes.settings import Prune
 from monolora.runs import MODEL_FILES, Kind, OutputFolder, claim, write_json
 from monolora.terminal import Terminal
 from monolora.units import UnitName, find_units
@@ -50,23 +49,28 @@ KIND = Kind(
 
 
 def main(argv: list[str]) -> int:
+    """Run from the command line; returns the exit status."""
+    return run(FlagParser("monolora prune", __doc__).parse_into(argv, Prune))
+
+
+def run(settings: Prune) -> int:
     """Prune and write; returns the exit status."""
-    flags = _flags(argv)
-    with claim(flags.out, KIND) as folder:
-        return _prune(flags, folder)
+    with claim(settings.target, KIND) as folder:
+        _prune(settings, folder)
+    return 0
 
 
-def _prune(flags: argparse.Namespace, folder: OutputFolder) -> int:
-    source, out = Path(flags.adapter), folder.path
-    lists = (word[1:] for word in (flags.units or flags.keep) if word.startswith("@"))
+def _prune(settings: Prune, folder: OutputFolder) -> None:
+    source, out = Path(settings.adapter), folder.path
+    lists = (word[1:] for word in settings.named if word.startswith("@"))
     folder.check_apart((source, *lists))
-    folder.check(flags.overwrite)
-    adapter = read_adapter(flags.adapter)
-    chosen = find_units(_names(flags.units or flags.keep), adapter.units)
-    if not chosen:
+    folder.check(settings.overwrite)
+    adapter = read_adapter(settings.adapter)
+    named = find_units(_names(settings.named), adapter.units)
+    if not named:
         raise InputError("There are no units in the file. Name at least one.")
     everything = {UnitName(module, unit) for module, count in adapter.units.items() for unit in range(count)}
-    gone = chosen if flags.units else everything - chosen
+    gone = named if settings.units else everything - named
     if not gone:
         raise InputError(f"--keep names all {len(everything)} units: there is nothing to take out.")
     pruned = without_units(adapter, gone)
@@ -78,26 +82,6 @@ def _prune(flags: argparse.Namespace, folder: OutputFolder) -> int:
             raise SaveError.of(out, error, "Nothing new was left there. Free space, then prune again.") from error
         raise
     Terminal().print(_summary(adapter, pruned, gone, out), soft_wrap=True)
-    return 0
-
-
-def _flags(argv: Sequence[str]) -> argparse.Namespace:
-    """Raises: InputError, for flags that are missing or cannot be."""
-    parser = FlagParser("monolora prune", __doc__)
-    parser.usage = "monolora prune ADAPTER OUT (--units | --keep) UNIT … [--overwrite]"
-    parser.add_argument("adapter", help="an adapter folder, MonoLoRA or LoRA")
-    parser.add_argument("out", nargs="?", help="the folder to write (after --units and its units will do too)")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--units", nargs="+", action="extend", metavar="UNIT", help="take these units out")
-    which.add_argument("--keep", nargs="+", action="extend", metavar="UNIT", help="take all other units out")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier pruned adapter in OUT")
-    flags = parser.parse(argv)
-    if flags.out is None:
-        named = flags.units or flags.keep
-        flags.out = named.pop()
-        if not named or flags.out.startswith("@") or re.search(r":\d+$", flags.out):
-            raise InputError("OUT, the folder to write, is missing: monolora prune ADAPTER OUT --units UNIT …")
-    return flags
 
 
 def _names(words: Sequence[str]) -> Iterator[str]:

@@ -7,10 +7,10 @@ error of every layer's delta; and the score of the adapter's own task. The resul
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,75 +18,45 @@ from typing import Any, cast
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from monolora.cli.flags import FlagParser
 from monolora.data.scoring import score_and_answers
 from monolora.data.tasks import Task
 from monolora.errors import InputError, SaveError, exit_status
-from monolora.flags import FlagParser
 from monolora.inference import Inference
 from monolora.locks import locked
 from monolora.merge.verify import Comparison, compare
 from monolora.provenance import provenance
-from monolora.recipes import merge_report
-from monolora.recipes import merge_source as subjects
+from monolora.recipes import merge_report, merge_source
 from monolora.recipes.calibration_data import Rows, Texts, batches, choose, run_task, same_rows, sources
 from monolora.recipes.merge_source import Subject
+from monolora.recipes.settings import Verification, Verify
 from monolora.remote_code import code_trusted
 from monolora.terminal import Terminal, track
 from monolora.units import input_device
 
-# Tokens that a merge is verified on, and is fitted to unless its layers are wide.
-HELD_OUT_TOKENS = 8192
-CALIBRATION_TOKENS = 32_768
-
 
 def main(argv: list[str]) -> int:
+    """Run from the command line; returns the exit status."""
+    return run(FlagParser("monolora verify", __doc__).parse_into(argv, Verify))
+
+
+def run(settings: Verify) -> int:
     """Measure, print and write; returns the exit status."""
-    parser = FlagParser("monolora verify", __doc__)
-    parser.add_argument("out", help="what a merge wrote: a checkpoint or a LoRA adapter")
-    parser.add_argument("--against", nargs="+", required=True, metavar="ADAPTER", help="what it was merged from")
-    subjects.add_flags(parser)
-    add_flags(parser)
-    flags = parser.parse(argv)
-    check_flags(flags)
-    out = Path(flags.out)
+    out, loading = Path(settings.out), settings.loading
     if not any((out / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise InputError(f"{out} holds neither a model nor an adapter. Give the folder that a merge wrote.")
     earlier = merge_report.read(out)
-    if earlier and flags.weights is None and len(flags.against) == len(earlier["merge"]["weights"]):
-        flags.weights = earlier["merge"]["weights"]
-    with code_trusted(flags.trust_remote_code):
-        subject = subjects.from_flags(flags.against, flags)
-        task = task_of(subject, flags)
-        merge = earlier["merge"] if earlier else {"adapters": flags.against, "weights": list(subject.weights)}
+    if earlier and not loading.weights and len(settings.against) == len(earlier["merge"]["weights"]):
+        loading = replace(loading, weights=tuple(earlier["merge"]["weights"]))
+    with code_trusted(loading.trust_remote_code):
+        subject = merge_source.from_settings(settings.against, loading)
+        task = task_of(subject, settings.verification)
+        made_from = {"adapters": list(settings.against), "weights": list(subject.weights)}
+        merge: Mapping[str, Any] = earlier["merge"] if earlier else made_from
         tokenizer = subject.tokenizer()
-        texts = texts_of(task, merge.get("calibration"), tokenizer, flags)
+        texts = texts_of(task, merge.get("calibration"), tokenizer, settings.verification)
         with locked(out):
-            return verify(subject, out, merge, task, texts.held_out, flags)
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the verification, here and in ``monolora merge``."""
-    parser.add_argument("--verify-on", help="data set to verify on (default: held-out text of the calibration's)")
-    parser.add_argument("--verify-tokens", type=int, default=HELD_OUT_TOKENS, help="(default: %(default)s)")
-    parser.add_argument(
-        "--task-samples", type=int, help="rows of the adapter's task to score, 0 for none (default: as in its run)"
-    )
-    parser.add_argument(
-        "--min-fidelity",
-        type=float,
-        default=0.5,
-        help="share of the adapter's effect that must be kept for exit status 0 (default: %(default)s)",
-    )
-
-
-def check_flags(flags: argparse.Namespace) -> None:
-    """Raises: InputError, for numbers that cannot be."""
-    if flags.verify_tokens < 1 or flags.batch_size < 1:
-        raise InputError("--verify-tokens and --batch-size must be at least 1.")
-    if flags.task_samples is not None and flags.task_samples < 0:
-        raise InputError("--task-samples must be at least 0.")
-    if not flags.min_fidelity <= 1:
-        raise InputError("--min-fidelity is a share: 1 for a perfect merge, 0 for one no better than the base.")
+            return verify(subject, out, merge, task, texts.held_out, settings.verification, loading.batch_size)
 
 
 def verify(
@@ -95,7 +65,8 @@ def verify(
     merge: Mapping[str, Any],
     task: Task | None,
     texts: Mapping[str, Rows],
-    flags: argparse.Namespace,
+    verification: Verification,
+    batch_size: int,
 ) -> int:
     """Verify the merge in ``out``, report it, and return the exit status.
 
@@ -105,15 +76,14 @@ def verify(
         merge: how it was made, for the report.
         task: what the adapter was trained on.
         texts: what to verify on.
-        flags: of :func:`add_flags`.
+        verification: the settings.
+        batch_size: texts at a time.
     """
     started = time.monotonic()
     with subject.loaded(subject.precise_dtype) as (adapted, tokenizer), subject.merged(str(out)) as merged:
-        compared = {
-            name: _compare(adapted, merged, rows, tokenizer, name, flags.batch_size) for name, rows in texts.items()
-        }
-        scores = _task_scores(subject, task, adapted, merged, tokenizer, flags.task_samples)
-    report = merge_report.make(compared, scores, merge, flags.min_fidelity)
+        compared = {name: _compare(adapted, merged, rows, tokenizer, name, batch_size) for name, rows in texts.items()}
+        scores = _task_scores(subject, task, adapted, merged, tokenizer, verification.task_samples)
+    report = merge_report.make(compared, scores, merge, verification.min_fidelity)
     report |= {"seconds": round(time.monotonic() - started, 1), **provenance()}
     try:
         merge_report.write(out, report)
@@ -123,13 +93,13 @@ def verify(
     return 0 if report["passed"] else 1
 
 
-def task_of(subject: Subject, flags: argparse.Namespace) -> Task | None:
+def task_of(subject: Subject, verification: Verification) -> Task | None:
     """The task of the run that trained the adapter; None without a record of the run, or where nobody asks for it.
 
     Raises:
         InputError: if its data set cannot be read any more.
     """
-    if subject.run is None or (flags.verify_on and flags.task_samples == 0):
+    if subject.run is None or (verification.verify_on and verification.task_samples == 0):
         return None
     try:
         return run_task(subject.run)
@@ -144,7 +114,7 @@ def texts_of(
     task: Task | None,
     calibration: Mapping[str, Any] | None,
     tokenizer: PreTrainedTokenizerBase,
-    flags: argparse.Namespace,
+    verification: Verification,
 ) -> Texts:
     """The texts of a merge: what it is fitted to (nothing without ``calibration``), and what it is verified on.
 
@@ -152,14 +122,14 @@ def texts_of(
         InputError: if there are none.
     """
     fitted_to = sources(task, calibration["dataset"]) if calibration else []
-    verified_on = sources(task, flags.verify_on) if flags.verify_on else fitted_to or sources(task, None)
+    verified_on = sources(task, verification.verify_on) if verification.verify_on else fitted_to or sources(task, None)
     if not verified_on:
         raise InputError(
             "There is no text to verify the merge on: the adapter's folder has no run.json, and Dolly is not in "
             "MONOLORA_DATA. Give a data set with --verify-on."
         )
     tokens = calibration["tokens"] if calibration else 0
-    return choose(fitted_to, verified_on, tokenizer, tokens, flags.verify_tokens)
+    return choose(fitted_to, verified_on, tokenizer, tokens, verification.verify_tokens)
 
 
 def _compare(

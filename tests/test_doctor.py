@@ -26,7 +26,7 @@ def test_here(found: Callable[[], dict[str, Finding]]) -> None:
     findings = found()
     assert findings["torch"].state == torch.__version__
     assert findings["data"].state == "from the hub"
-    assert "MONOLORA_DATA" in findings["data"].mend
+    assert "MONOLORA_DATA" in findings["data"].fix
     assert findings["bfloat16"].state in ("in hardware", "emulated")
     assert {"python", "peft", "trl", "device", "smollm2-135m-instruct", "cache"} <= findings.keys()
 
@@ -35,11 +35,11 @@ def test_vllm(found: Callable[[], dict[str, Finding]], monkeypatch: pytest.Monke
     """It may be missing, and then nothing else is wrong; another version is named with the one that is needed."""
     monkeypatch.setitem(sys.modules, "vllm", None)
     missing = found()["vllm"]
-    assert (missing.state, "pip install 'vllm" in missing.mend) == ("cannot be used", True)
+    assert (missing.state, "pip install 'vllm" in missing.fix) == ("unavailable", True)
     other = ModuleType("vllm")
     vars(other)["__version__"] = "0.31.2"
     monkeypatch.setitem(sys.modules, "vllm", other)
-    assert "this is vLLM 0.31.2" in found()["vllm"].mend
+    assert "this is vLLM 0.31.2" in found()["vllm"].fix
     vars(other)["__version__"] = "0.32.5"
     assert found()["vllm"] == Finding("vllm", "0.32.5")
 
@@ -50,7 +50,7 @@ def test_a_mirror(found: Callable[[], dict[str, Finding]], monkeypatch: pytest.M
     findings = found()
     assert findings["data"].state == str(tmp_path)
     assert findings["stanfordnlp/sst2"].state == "here"
-    assert str(tmp_path) in findings["PKU-Alignment/BeaverTails"].mend
+    assert str(tmp_path) in findings["PKU-Alignment/BeaverTails"].fix
 
 
 def test_what_is_missing_fails(
@@ -66,7 +66,7 @@ def test_what_is_missing_fails(
     findings = {finding.what: finding for finding in examine()}
     assert findings["trl"] == Finding("trl", "missing", "pip install trl")
     assert findings["data"].state == "missing"
-    assert "unset it" in findings["data"].mend
+    assert "unset it" in findings["data"].fix
     assert doctor.main([]) == 1
     assert "pip install trl" in capsys.readouterr().out
 

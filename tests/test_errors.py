@@ -10,8 +10,8 @@ import warnings
 
 import pytest
 
+from monolora.cli.flags import words
 from monolora.errors import InputError, RunError, SaveError, exit_status, in_one_line, unknown
-from monolora.flags import words
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from monolora.cli.flags import Flags, group, setting, words
 from monolora.errors import InputError
-from monolora.flags import setting, words
 from monolora.remote_code import TRUST_HELP
 
 RANKINGS = ("effect", "information", "contrast")
@@ -13,7 +13,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Flags):
     """What is measured. Each field is a flag, with hyphens for underscores."""
 
     out: str = setting("", "folder for features.parquet, explorer.html and run.json", metavar="DIR")
@@ -30,11 +30,11 @@ class Settings:
     )
     split: str | None = setting(None, "of a data set that is no built-in one (default: its only one, or test)")
     label_column: str = setting("label", "of such a data set")
-    max_texts: int = setting(1000, "texts of each data set", type=int)
+    max_texts: int = setting(1000, "texts of each data set", type=int, at_least=1)
     model: str | None = setting(None, "the base model, if not the one that the adapter names")
     dtype: str = setting("bfloat16", "of the base weights", choices=DTYPES)
-    batch_size: int = setting(16, "texts at a time", type=int)
-    contexts: int = setting(20, "strongest contexts that are kept of each unit", type=int)
+    batch_size: int = setting(16, "texts at a time", type=int, at_least=1)
+    contexts: int = setting(20, "strongest contexts that are kept of each unit", type=int, at_least=1)
     contrast: tuple[tuple[str, str], ...] = setting(
         (),
         "two groups whose units are compared: a data set, or a label of one as xstest:unsafe xstest:safe; sst2:correct "
@@ -49,8 +49,9 @@ class Settings:
         "of the strongest contexts, how many a unit's effect on the next token is measured over where that takes "
         "ablation; 0 leaves it out",
         type=int,
+        at_least=0,
     )
-    ablate: int = setting(16, "units that are ablated one at a time; 0 leaves it out", type=int)
+    ablate: int = setting(16, "units that are ablated one at a time; 0 leaves it out", type=int, at_least=0)
     ablate_by: str = setting(
         "effect",
         "which: of the largest effect or information on any data set, or the AUC farthest from 0.5 of any contrast",
@@ -59,9 +60,9 @@ class Settings:
     ablate_units: tuple[str, ...] = setting(
         (), "these units instead, as 3.self_attn.q_proj:5", metavar="UNIT", nargs="+"
     )
-    ablation_prompts: int = setting(64, "prompts of each data set for these ablations", type=int)
-    safety_prompts: int = setting(16, "safety prompts of each set answered under each ablation", type=int)
-    max_new_tokens: int = setting(64, "of these answers", type=int)
+    ablation_prompts: int = setting(64, "prompts of each data set for these ablations", type=int, at_least=1)
+    safety_prompts: int = setting(16, "safety prompts of each set answered under each ablation", type=int, at_least=0)
+    max_new_tokens: int = setting(64, "of these answers", type=int, at_least=1)
     judges: tuple[str, ...] = setting(
         ("refusal",), "who judges them: refusal, classifier:MODEL, …, as for monolora eval; with commas", type=words
     )
@@ -81,16 +82,24 @@ class Settings:
         """
         if not self.out:
             raise InputError("Where to? Give a folder with --out.")
-        for name, least in (
-            ("max_texts", 1), ("batch_size", 1), ("contexts", 1), ("logit_contexts", 0), ("ablate", 0),
-            ("ablation_prompts", 1), ("safety_prompts", 0), ("max_new_tokens", 1),
-        ):  # fmt: skip
-            value = vars(self)[name]
-            if value < least:
-                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+        super().check()
         if len(set(self.datasets())) < len(self.datasets()):
             raise InputError("A data set is named twice. Leave one out.")
 
     def datasets(self) -> tuple[str, ...]:
         """Their names."""
         return tuple(self.dataset) or ("demo",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Flags):
+    """A command line: the adapter, and what is measured of it."""
+
+    adapter: str | None = setting(None, "an adapter folder, MonoLoRA or LoRA", positional=True, nargs="?")
+    settings: Settings = group(Settings)
+
+    def check(self) -> None:
+        """As for all settings; and either one adapter is explained, or several are compared."""
+        super().check()
+        if bool(self.adapter) == bool(self.settings.compare):
+            raise InputError("Give one adapter folder to explain, or several with --compare NAME=PATH NAME=PATH.")

@@ -10,10 +10,8 @@ from typing import Any, Literal
 from monolora.beaverdam import MAX_LENGTH
 from monolora.errors import InputError, unknown
 from monolora.eval.records import INVALID, OK
+from monolora.eval.settings import JUDGE_DTYPES, JUDGE_ENGINES
 from monolora.redaction import without_credentials
-
-ENGINES = ("auto", "vllm", "hf", "server")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +92,10 @@ class JudgeOptions:
     api_key_env: str | None = None
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise unknown("judge engine", self.engine, ENGINES)
-        if self.dtype not in DTYPES:
-            raise unknown("judge dtype", self.dtype, DTYPES)
+        if self.engine not in JUDGE_ENGINES:
+            raise unknown("judge engine", self.engine, JUDGE_ENGINES)
+        if self.dtype not in JUDGE_DTYPES:
+            raise unknown("judge dtype", self.dtype, JUDGE_DTYPES)
         for name in ("batch_size", "tensor_parallel_size", "concurrency"):
             if getattr(self, name) < 1:
                 raise InputError(f"The judges' {name.replace('_', ' ')} must be at least 1, got {getattr(self, name)}.")

@@ -1,6 +1,6 @@
 """Any sequence classifier as a judge.
 
-A classifier with beaver-dam's 14 labels, such as ``recipes/judge.py`` trains, is used as beaver-dam is. For any other,
+A classifier with beaver-dam's 14 labels, such as ``monolora judge`` trains, is used as beaver-dam is. For any other,
 the user says which of its labels mean unsafe, and may say what text it reads.
 """
 

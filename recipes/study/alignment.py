@@ -3,9 +3,9 @@
     python recipes/study/alignment.py --config recipes/study/smollm2.yaml
     python recipes/study/alignment.py --config recipes/study/smollm2.yaml --preset gpu --dry-run
 
-Trains every adapter on every data set at several learning rates, chooses the rate on held-out training examples, trains
+Trains every adapter on every data set at several learning rates, selects the rate on held-out training examples, trains
 the other seeds, evaluates base and adapters together, and writes OUT/report/report.md. What is done is not done again:
-a study that was interrupted goes on with the same command, and one whose folder lost a cell makes that one anew.
+an interrupted study resumes with the same command, and one whose folder lost a cell makes that one anew.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from itertools import chain
+from pathlib import Path
 
+from monolora.cli.flags import FlagParser
 from monolora.errors import InputError, exit_status
-from monolora.flags import FlagParser
 from monolora.locks import locked
 from monolora.recipes.study import plan
 from monolora.recipes.study.cost_estimate import dry_run
@@ -23,46 +24,31 @@ from monolora.recipes.study.lr_selection import selected_rates
 from monolora.recipes.study.plan import check_commands
 from monolora.recipes.study.report import KIND, REPORT, check_records, keep_records, write_report
 from monolora.recipes.study.runner import Runner
-from monolora.recipes.study.settings import Study, load
+from monolora.recipes.study.settings import Call, Study, load
 from monolora.runs import claim
 from monolora.terminal import say
-from monolora.yaml_config import split_config
 
 
 def main(argv: list[str]) -> int:
-    """Run what is not done, and report; returns the exit status."""
-    path, words = split_config(argv)
-    parser = FlagParser("monolora study", __doc__)
-    parser.add_argument("--config", metavar="FILE", help="the study")
-    parser.add_argument("--preset", help="of the study (default: its first)")
-    parser.add_argument("--out", help="another folder than the study's own")
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="trainings and evaluations at a time, where one does not fill the GPU"
-    )
-    parser.add_argument(
-        "--records", metavar="FOLDER", help="copy report and records there, for publishing: no weights, no texts"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print every command, tokens, memory and hours; do nothing"
-    )
-    flags = parser.parse(words)
-    if path is None:
-        raise InputError("Which study? Give its file with --config, such as recipes/study/smollm2.yaml.")
-    if flags.jobs < 1:
-        raise InputError(f"--jobs is {flags.jobs}; it must be 1 or more.")
-    study = load(path, flags.preset, flags.out)
+    """Run from the command line; returns the exit status."""
+    return run(FlagParser("monolora study", __doc__).parse_into(argv, Call))
+
+
+def run(call: Call) -> int:
+    """Do what is not done, and report; returns the exit status."""
+    study = load(Path(call.config[0]), call.preset, call.out)
     check_commands(study)
-    if flags.dry_run:
+    if call.dry_run:
         dry_run(study)
         return 0
     with ExitStack() as stack:
-        stack.enter_context(locked(study.folder, "--out" if flags.out else ""))
+        stack.enter_context(locked(study.folder, "--out" if call.out else ""))
         check_folder(study)
         records = None
-        if flags.records:
-            records = stack.enter_context(claim(flags.records, KIND, "--records"))
+        if call.records:
+            records = stack.enter_context(claim(call.records, KIND, "--records"))
             check_records(study, records)
-        run(study, flags.jobs)
+        run_cells(study, call.jobs)
         say(write_report(study))
         if records:
             keep_records(study, records)
@@ -77,14 +63,14 @@ def check_folder(study: Study) -> None:
         raise InputError(f"{folder} has files of something else than a study. Take another --out.")
 
 
-def run(study: Study, jobs: int = 1) -> None:
+def run_cells(study: Study, jobs: int = 1) -> None:
     """Do all cells that are not done, ``jobs`` at a time."""
     runner = Runner(study.folder, len(plan.all_cells(study)), jobs)
     runner.run_all((cell for dataset in study.datasets for cell in plan.sweep(study, dataset)), may_diverge=True)
-    found = {dataset: selected_rates(study, dataset) for dataset in study.datasets}
-    others = (cell for dataset in study.datasets for cell in plan.repetitions(study, dataset, found[dataset]))
+    selected = {dataset: selected_rates(study, dataset) for dataset in study.datasets}
+    others = (cell for dataset in study.datasets for cell in plan.repetitions(study, dataset, selected[dataset]))
     runner.run_all(chain(plan.judges(study), others))
-    runner.run_all(cell for dataset in study.datasets for cell in plan.evaluations(study, dataset, found[dataset]))
+    runner.run_all(cell for dataset in study.datasets for cell in plan.evaluations(study, dataset, selected[dataset]))
 
 
 if __name__ == "__main__":

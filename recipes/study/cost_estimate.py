@@ -21,7 +21,8 @@ from monolora.errors import InputError
 from monolora.eval.judges.shieldgemma import POLICIES
 from monolora.eval.settings import Settings
 from monolora.hub import SMOLLM2, load_tokenizer, resolve_model
-from monolora.recipes import judge_data
+from monolora.recipes.judge import data as judge_data
+from monolora.recipes.settings import JUDGE_DATASET, JUDGE_TEST_SPLIT
 from monolora.recipes.study.plan import all_cells, middle_rate
 from monolora.recipes.study.settings import Estimates, Study
 from monolora.terminal import STDERR, Terminal, say
@@ -85,7 +86,7 @@ def cost_estimates(study: Study, tokenizer: PreTrainedTokenizerBase) -> Iterator
 
 def _judge_training(study: Study, name: str, flags: Flags, tokenizer: PreTrainedTokenizerBase) -> CostEstimate:
     """Tokens are counted by the study's tokenizer, for the judge's is unknown here; its speed follows from its size."""
-    data = judge_data.load(flags.get("dataset", judge_data.DATASET), None, judge_data.TEST_SPLIT, 0.15, 42)
+    data = judge_data.load(flags.get("dataset", JUDGE_DATASET), None, JUDGE_TEST_SPLIT, 0.15, 42)
     texts = [f"{row.prompt} {row.response}" for row in data.splits.train]
     tokens = sum(map(len, tokenizer(texts)["input_ids"])) * float(flags.get("epochs", 4))
     size = _judge_size(study.estimates, "classifier")

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monolora.cli.flags import FlagParser
 from monolora.errors import InputError
 from monolora.eval import command_line
-from monolora.recipes import judge
+from monolora.recipes.settings import Judge
 from monolora.recipes.study.settings import Study
 from monolora.recipes.training import arguments
 
@@ -148,7 +149,7 @@ def all_cells(study: Study) -> Sequence[Cell]:
 
 
 _PARSERS: dict[str, Callable[[list[str]], object]] = {
-    "judge": judge.parse,
+    "judge": lambda words: FlagParser("monolora judge", None).parse_into(words, Judge),
     "sft": arguments.parse,
     "eval": lambda words: command_line.parse(words[1:], "monolora eval run"),
 }

@@ -23,7 +23,7 @@ from monolora.eval.run import KIND as EVALUATION
 from monolora.files import read_json
 from monolora.hub import local_path
 from monolora.provenance import fingerprint_files
-from monolora.recipes.judge import KIND as JUDGE
+from monolora.recipes.judge.program import KIND as JUDGE
 from monolora.recipes.study.plan import Cell
 from monolora.run_record import SFT
 from monolora.runs import claim, write_json

@@ -12,12 +12,11 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from monolora.cli.config_file import load_yaml, shortened
+from monolora.cli.flags import Flags, setting
 from monolora.errors import InputError, unknown
-from monolora.files import type_problem
-from monolora.flags import shortened
-from monolora.yaml_config import load_yaml
 
-Flags = Mapping[str, Any]
+FlagValues = Mapping[str, Any]
 FLAGGED = "flagged"
 _OWN = "classifier:"  # in an evaluation's `judges`, before the name of one that the study trains
 
@@ -25,15 +24,15 @@ _OWN = "classifier:"  # in an evaluation's `judges`, before the name of one that
 class Dataset(NamedTuple):
     """A data set that is trained on: flags of its trainings and of its evaluation, over those of all."""
 
-    sft: Flags
-    eval: Flags
+    sft: FlagValues
+    eval: FlagValues
 
 
 class Curve(NamedTuple):
     """What is measured along the training: of which adapters, and the flags of these evaluations, over those of all."""
 
     adapters: tuple[str, ...]
-    eval: Flags
+    eval: FlagValues
 
 
 class Estimates(NamedTuple):
@@ -78,13 +77,13 @@ class Study:
 
     model: str
     out: str
-    adapters: Mapping[str, Flags]
+    adapters: Mapping[str, FlagValues]
     datasets: Mapping[str, Dataset]
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    sft: Flags = field(default_factory=dict)
-    eval: Flags = field(default_factory=dict)
-    judges: Mapping[str, Flags] = field(default_factory=dict)
+    sft: FlagValues = field(default_factory=dict)
+    eval: FlagValues = field(default_factory=dict)
+    judges: Mapping[str, FlagValues] = field(default_factory=dict)
     curve: Curve | None = None
     margin: Mapping[str, float] = field(default_factory=dict)
     estimates: Estimates | None = None
@@ -181,6 +180,8 @@ def load(path: Path, preset: str | None = None, out: str | None = None) -> Study
             "estimates": None if given.get("estimates") is None else _part(Estimates, given["estimates"], where),
         }
     )
+    from monolora.files import type_problem  # with libraries that help and wrong flags do not need
+
     for name, kind in get_type_hints(Study).items():
         if problem := type_problem(getattr(study, name), kind):
             raise InputError(f"{where}, {name}: {problem}")
@@ -236,6 +237,28 @@ def _list(given: Any, where: str) -> Sequence[Any]:
     if not isinstance(given, list):
         raise InputError(f"{where} must be a list, got {shortened(given)}.")
     return given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Flags):
+    """A command line of ``monolora study``."""
+
+    config: tuple[str, ...] = setting((), "the study", metavar="FILE", action="append")
+    preset: str | None = setting(None, "of the study (default: its first)")
+    out: str | None = setting(None, "another folder than the study's own")
+    jobs: int = setting(1, "trainings and evaluations at a time, where one does not fill the GPU", type=int, at_least=1)
+    records: str | None = setting(
+        None, "copy report and records there, for publishing: no weights, no texts", metavar="FOLDER"
+    )
+    dry_run: bool = setting(False, "print every command, tokens, memory and hours; do nothing")
+
+    def check(self) -> None:
+        """As for all settings; and there is a study."""
+        super().check()
+        if not self.config:
+            raise InputError("Which study? Give its file with --config, such as recipes/study/smollm2.yaml.")
+        if len(self.config) > 1:
+            raise InputError("--config is given twice. Put everything into one file.")
 
 
 class PaperRow(NamedTuple):

@@ -7,15 +7,13 @@ monolora superposition figures    from what run has left, and the theory
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Callable
-from typing import cast
 
+from monolora.cli import run_program, run_step
 from monolora.errors import exit_status
-from monolora.steps import run_step
+from monolora.recipes.superposition.settings import Figures, Run, Verify
 
-STEPS = ("run", "verify", "figures")
+STEPS = {"run": Run, "verify": Verify, "figures": Figures}
 
 
 def main(argv: list[str]) -> int:
@@ -24,8 +22,8 @@ def main(argv: list[str]) -> int:
 
 
 def _run(step: str, words: list[str]) -> int:
-    module = importlib.import_module(f"monolora.recipes.superposition.{step}")
-    return cast(Callable[[list[str]], int], module.main)(words)
+    module = f"monolora.recipes.superposition.{step}"
+    return run_program(module, words, f"monolora superposition {step}", STEPS[step])
 
 
 if __name__ == "__main__":

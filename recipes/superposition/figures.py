@@ -18,18 +18,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from monolora.cli.flags import FlagParser
 from monolora.errors import InputError, exit_status
-from monolora.flags import FlagParser, setting
 from monolora.recipes.superposition import comparison_plots, encoder_plots
 from monolora.recipes.superposition.records import ENCODERS, Records, read_records
-from monolora.recipes.superposition.settings import Run
+from monolora.recipes.superposition.settings import Figures
 from monolora.reporting import plots
 from monolora.reporting.plots import save_figure
 
@@ -47,22 +46,18 @@ OF_THEORY: Mapping[str, Callable[[], Figure]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """The settings; each field is a flag."""
-
-    out: str = setting(Run.out, "the folder of a run; the figures go into its figures/", metavar="FOLDER")
-    sparsity: float | None = setting(None, "that fig5a shows (default: 0.9, or the nearest there is)", type=float)
-
-
 def main(argv: list[str]) -> int:
-    """Run the program.
+    """Run from the command line; returns the exit status."""
+    return run(FlagParser("monolora superposition figures", __doc__).parse_into(argv, Figures))
+
+
+def run(settings: Figures) -> int:
+    """Draw all figures; returns the exit status.
 
     Raises:
         InputError: if a record in the folder is damaged.
         SaveError: if the disk does not take a figure.
     """
-    settings = FlagParser("monolora superposition figures", __doc__).parse_into(argv, Figures)
     out = Path(settings.out)
     figures: dict[str, Callable[[], Figure]] = {}
     if (out / ENCODERS).is_file():

@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from monolora.cli.flags import FlagParser
 from monolora.errors import InputError, SaveError, exit_status
-from monolora.flags import FlagParser
 from monolora.locks import locked, no_empty_folder
 from monolora.recipes import experiment_steps
 from monolora.recipes.experiment_steps import device_of, out_of_memory
@@ -56,8 +56,8 @@ _NOISE_SETTINGS = (
 )  # fmt: skip
 
 
-def run(settings: Run) -> None:
-    """Compute what is missing, and print all results in the folder.
+def run(settings: Run) -> int:
+    """Compute what is missing, and print all results in the folder; returns the exit status.
 
     Raises:
         InputError: if a file in the folder is damaged, or there is no such device.
@@ -72,6 +72,7 @@ def run(settings: Run) -> None:
         raise SaveError.of(out, error, "Name another folder with --out.") from error
     with locked(out, "--out"), no_empty_folder(out):
         _run(settings, out, device)
+    return 0
 
 
 def _run(settings: Run, out: Path, device: torch.device) -> None:
@@ -197,11 +198,8 @@ def _subset(settings: Run, names: Sequence[str]) -> dict[str, Any]:
 
 
 def main(argv: list[str]) -> int:
-    """Run the program with the words of its command line."""
-    settings = FlagParser("monolora superposition run", __doc__).parse_into(argv, Run)
-    settings.check()
-    run(settings)
-    return 0
+    """Run from the command line; returns the exit status."""
+    return run(FlagParser("monolora superposition run", __doc__).parse_into(argv, Run))
 
 
 if __name__ == "__main__":

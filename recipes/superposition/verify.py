@@ -16,14 +16,13 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise, product
 from typing import Any, NamedTuple
 
+from monolora.cli.flags import FlagParser
 from monolora.errors import InputError, RunError, exit_status
-from monolora.flags import FlagParser, numbers, setting
-from monolora.recipes.superposition.settings import MONO, POLY
+from monolora.recipes.superposition.settings import MONO, POLY, Verify
 from monolora.recipes.superposition.theory.accuracy import best_accuracy
 from monolora.recipes.superposition.theory.crossings import (
     CRITERIA,
@@ -84,15 +83,6 @@ _SLOPE_ROW = "  {:22}{:30}{}"
 ByCriterion = Mapping[str, Sequence[Verdict]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verify:
-    """The settings; each field is a flag."""
-
-    samples: int = setting(4_000_000, "of Monte Carlo, for each S", type=int)
-    seed: int = setting(0, "of Monte Carlo", type=int)
-    sparsities: tuple[float, ...] = setting((0.0, 0.25, 0.5, 0.75, 0.95), "S of Monte Carlo", type=numbers)
-    label_noise: tuple[float, ...] = setting((0.1, 0.25, 0.4), "shares of wrong labels, of Monte Carlo", type=numbers)
-    input_noise: tuple[float, ...] = setting((0.5, 1.0), "standard deviations, of Monte Carlo", type=numbers)
 
 
 class Check(NamedTuple):
@@ -118,12 +108,16 @@ class Check(NamedTuple):
 
 
 def main(argv: list[str]) -> int:
-    """Run the program.
+    """Run from the command line; returns the exit status."""
+    return run(FlagParser("monolora superposition verify", __doc__).parse_into(argv, Verify))
+
+
+def run(settings: Verify) -> int:
+    """Check all closed forms; returns the exit status.
 
     Raises:
         RunError: if a closed form fails.
     """
-    settings = FlagParser("monolora superposition verify", __doc__).parse_into(argv, Verify)
     _check(settings)
     wrong = _in_rationals() + _by_monte_carlo(settings)
     for line in (*verdict_lines(), "", *slope_lines()):
@@ -134,8 +128,6 @@ def main(argv: list[str]) -> int:
 
 
 def _check(settings: Verify) -> None:
-    if settings.seed < 0:
-        raise InputError(f"--seed must be 0 or more, got {settings.seed}.")
     if not settings.sparsities:
         raise InputError("--sparsities is empty. Give one at least.")
     for S in settings.sparsities:

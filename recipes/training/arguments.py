@@ -15,12 +15,12 @@ import torch
 from accelerate import PartialState
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
+from monolora.cli.config_file import load_yaml, shortened, split_config
+from monolora.cli.flags import check_words, raise_input_error, unknown_flag
 from monolora.errors import InputError, in_one_line
-from monolora.flags import check_words, raise_input_error, shortened, unknown_flag
 from monolora.hub import SMOLLM2
 from monolora.recipes.training.conflicts import ADAPTERS, NOT_HERE, RENAMED, check_conflicts, check_values
 from monolora.redaction import is_secret_name
-from monolora.yaml_config import load_yaml, split_config
 
 # Learning rates found on SST-2 with SmolLM2-135M (docs/RESULTS.md); full finetuning takes TRL's.
 LEARNING_RATE = {"monolora": 1e-3, "lora": 1e-3, "none": 2e-5}
@@ -170,6 +170,9 @@ class Arguments(NamedTuple):
     adapter: AdapterArguments
 
 
+CLASSES: tuple[type[Any], ...] = (ScriptArguments, TrainingArguments, LoraArguments, AdapterArguments)
+
+
 def parse(argv: list[str] | None = None) -> Arguments:
     """Parse the command line and, with ``--config FILE``, a YAML file under it; the command line wins.
 
@@ -179,15 +182,12 @@ def parse(argv: list[str] | None = None) -> Arguments:
     """
     path, words = split_config(list(sys.argv[1:] if argv is None else argv))
     check_words(words)
-    classes: tuple[type[Any], ...] = (ScriptArguments, TrainingArguments, LoraArguments, AdapterArguments)
-    parser = TrlParser(cast(Any, classes), prog="monolora sft", allow_abbrev=False)
-    parser.error = raise_input_error  # type: ignore[method-assign]
-    _accept_bare_resume(parser)
-    from_file = read_config(path, parser, classes) if path else {}
+    parser = make_parser()
+    from_file = read_config(path, parser, CLASSES) if path else {}
     parser.set_defaults_with_config(**from_file)
     namespace, rest = parser.parse_known_args(words)
     if rest:
-        raise unknown_flag(rest[0].split("=")[0], _suggested(parser), RENAMED)
+        raise unknown_flag(rest[0].split("=")[0], suggested(parser), RENAMED)
     typed = {option.split("=")[0].lstrip("-").replace("-", "_") for option in words if option.startswith("--")}
     named = typed | set(from_file)
     if namespace.adapter in ADAPTERS:
@@ -204,7 +204,15 @@ def parse(argv: list[str] | None = None) -> Arguments:
     return _completed(arguments, named)
 
 
-def _suggested(parser: TrlParser) -> set[str]:
+def make_parser() -> TrlParser:
+    """TRL's parser for all of our flags; what argparse would exit for is an :class:`InputError`."""
+    parser = TrlParser(cast(Any, CLASSES), prog="monolora sft", allow_abbrev=False)
+    parser.error = raise_input_error  # type: ignore[method-assign]
+    _accept_bare_resume(parser)
+    return parser
+
+
+def suggested(parser: TrlParser) -> set[str]:
     """The flags that may be meant where one is misspelt: those that have an effect."""
     return {f"--{action.dest}" for action in parser._actions} - {f"--{name}" for name in NOT_HERE}
 

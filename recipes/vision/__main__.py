@@ -18,13 +18,10 @@ import importlib
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
-from typing import cast
 
+from monolora.cli import docstring_of, run_step
 from monolora.errors import InputError, exit_status
 from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.settings import Settings
-from monolora.steps import run_step
 
 STEPS = ("pretrain", "sae", "probe", "finetune", "consistency", "table1", "figures")
 
@@ -35,15 +32,16 @@ def main(argv: list[str]) -> int:
 
 
 def _run(step: str, words: list[str]) -> int:
+    settings = parse(words, step, __doc__ if step == "all" else docstring_of(_module(step)))
     if importlib.util.find_spec("pytorch_optimizer") is None:
         raise InputError("pytorch-optimizer is not installed. Run: pip install 'monolora[vision]'")
     if step != "all":
-        return cast(Callable[[list[str]], int], importlib.import_module(_module(step)).main)(words)
-    settings = parse(words, "all", __doc__)
-    for each in STEPS:
+        importlib.import_module(_module(step)).run(settings)
+        return 0
+    for name in STEPS:
         start = time.perf_counter()
-        print(f"── {each}", flush=True)
-        cast(Callable[[Settings], None], importlib.import_module(_module(each)).run)(settings)
+        print(f"── {name}", flush=True)
+        importlib.import_module(_module(name)).run(settings)
         print(f"   {time.perf_counter() - start:,.0f} s", flush=True)
     return 0
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from monolora.cli.config_file import load_yaml, settings_in, split_config
+from monolora.cli.flags import FlagParser, frozen
 from monolora.errors import InputError, unknown
-from monolora.flags import FlagParser, settings_in
 from monolora.recipes.vision.settings import Common, Consistency, Data, Finetune, Pretrain, Probe, Sae, Settings
-from monolora.yaml_config import load_yaml, split_config
 
 SECTIONS: Mapping[str, type[Any]] = {
     "data": Data,
@@ -44,7 +44,7 @@ def parse(words: Sequence[str], step: str, description: str | None = None) -> Se
     names |= {name.removeprefix("no_") for name in names}
     for section in own:
         known = {each.name for each in fields(section)}
-        values = {name: _frozen(parsed[name]) for name in known & names}
+        values = {name: frozen(parsed[name]) for name in known & names}
         given[_name(section)] = given.get(_name(section), {}) | values
     settings = Settings(
         common=Common(**given.get("common", {})),
@@ -75,7 +75,3 @@ def _of_file(loaded: Mapping[Any, Any], where: str) -> dict[str, dict[str, Any]]
 
 def _name(section: type[Any]) -> str:
     return section.__name__.lower()
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

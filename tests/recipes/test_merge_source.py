@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -15,24 +14,23 @@ from typing import Any
 import pytest
 import torch
 
+from monolora.cli.flags import FlagParser
 from monolora.errors import InputError
-from monolora.flags import FlagParser
-from monolora.recipes import merge_source as subjects
+from monolora.recipes import merge_source
 from monolora.recipes.merge_source import Subject
+from monolora.recipes.settings import Loading
 from tests.support.merge_runs import logits
 
 Trained = Callable[..., Path]
 OTHER = ("--seed", "7", "--lora-r", "4", "--lora-target-modules", "q_proj", "down_proj")
 
 
-def _flags(*words: str) -> argparse.Namespace:
-    parser = FlagParser("test", None)
-    subjects.add_flags(parser)
-    return parser.parse(words)
+def _loading(*words: str) -> Loading:
+    return FlagParser("test", None).parse_into(words, Loading)
 
 
 def _subject(*adapters: Path, flags: tuple[str, ...] = ()) -> Subject:
-    return subjects.from_flags([str(adapter) for adapter in adapters], _flags(*flags))
+    return merge_source.from_settings([str(adapter) for adapter in adapters], _loading(*flags))
 
 
 def _change(folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -92,7 +90,7 @@ def test_results_are_only_those_of_this_very_model(adapter: Path, trained: Train
 
 def test_max_memory() -> None:
     words = ("0=20GiB", "1=500MB", "cpu=30GiB")
-    assert _flags("--max-memory", *words).max_memory == list(words)
+    assert _loading("--max-memory", *words).max_memory == words
 
 
 def test_offloading_cleans_up(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

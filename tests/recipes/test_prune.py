@@ -180,8 +180,10 @@ def test_bad_flags(refused: Refused, adapter: Path, tmp_path: Path) -> None:
     everything = [f"{layer}.self_attn.{name}_proj:{unit}" for layer in "01" for name in "qv" for unit in range(8)]
     assert "OUT, the folder to write, is missing" in refused(adapter, "--units", f"{Q0}:1", f"{Q0}:2")
     assert "OUT, the folder to write, is missing" in refused(adapter, "--units", out)
-    assert "One of the arguments --units --keep is required" in refused(adapter, out)
-    assert "not allowed with" in refused(adapter, out, "--units", f"{Q0}:1", "--keep", f"{Q0}:2")
+    assert "Give either the units to take out with --units, or those to keep" in refused(adapter, out)
+    assert "Give either the units to take out with --units, or those to keep" in refused(
+        adapter, out, "--units", f"{Q0}:1", "--keep", f"{Q0}:2"
+    )
     assert "Did you mean --units?" in refused(adapter, out, "--unit", f"{Q0}:1")
     assert "Nothing of the adapter would be left" in refused(adapter, out, "--units", *everything)
     assert "there is nothing to take out" in refused(adapter, out, "--keep", *everything)

@@ -192,8 +192,8 @@ def test_the_task_is_scored_as_in_the_run(
 
 
 BAD = {
-    "--verify-tokens 0": "--verify-tokens and --batch-size must be at least 1",
-    "--min-fidelity 2": "--min-fidelity is a share",
+    "--verify-tokens 0": "--verify-tokens must be at least 1, got 0",
+    "--min-fidelity 2": "--min-fidelity must be at most 1, got 2.0",
     "--task-samples -2": "--task-samples must be at least 0",
     "--weights 1 2": "Got 1 adapters and 2 --weights",
     "--verify-on ./nowhere.jsonl": "There is no data set at ./nowhere.jsonl",

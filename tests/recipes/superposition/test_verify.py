@@ -90,7 +90,7 @@ def test_a_wrong_identity_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     [
         (["--samples", "10"], "--samples 10 are too few at S = 0"),
         (["--sparsities", "0.5,0.995"], "100 of them have two active features, and 200 are needed"),
-        (["--seed", "-1"], "--seed must be 0 or more"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
         (["--sparsities", "1"], "sparsity S must be"),
         (["--sparsities", ""], "--sparsities is empty"),
         (["--label-noise", "1.5"], "label noise must be"),

@@ -23,7 +23,7 @@ from transformers.utils import logging
 from monolora import hub
 from monolora.beaverdam import LABELS, TooLongError, encode
 from monolora.errors import InputError
-from monolora.recipes.judge_data import Row
+from monolora.recipes.judge.data import Row
 from monolora.terminal import track
 
 

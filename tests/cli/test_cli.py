@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from monolora import cli, doctor
+from monolora.cli import docstring_of, run_step
 from monolora.errors import InputError, SaveError
 
 
@@ -20,9 +21,11 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[list[str]], 
 
 
 def test_every_command_is_a_program() -> None:
-    for module, what in cli.COMMANDS.values():
-        assert callable(importlib.import_module(module).main)
-        assert what
+    for command in cli.COMMANDS.values():
+        program = importlib.import_module(command.module)
+        assert callable(program.main)
+        assert not command.settings or callable(program.run)
+        assert command.summary
 
 
 def test_the_rest_of_the_line_goes_to_the_program(program: Callable[..., None]) -> None:
@@ -70,3 +73,33 @@ def test_ctrl_c(program: Callable[..., None], capsys: pytest.CaptureFixture[str]
     program(interrupted)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+def test_docstrings_without_importing() -> None:
+    assert docstring_of("monolora.doctor") == doctor.__doc__
+
+
+def run_two(*words: str) -> int:
+    seen: list[tuple[str, list[str]]] = []
+    status = run_step(
+        list(words), "monolora test", ("one", "two"), "What it is for.", lambda *step: seen.append(step) or 7
+    )
+    assert seen == ([(words[0], list(words[1:]))] if status == 7 else [])
+    return status
+
+
+def test_the_first_word_says_which(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_two("two", "--flag", "one") == 7
+    assert capsys.readouterr().out == ""
+
+
+def test_help_of_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (run_two("--help"), run_two("-h"), run_two()) == (0, 0, 2)
+    assert capsys.readouterr().out == 3 * "What it is for.\nFlags: monolora test STEP --help\n"
+
+
+def test_words_that_are_no_step() -> None:
+    with pytest.raises(InputError, match=r"Which step\? It comes before the flags: monolora test one \| two\."):
+        run_two("--flag", "one")
+    with pytest.raises(InputError, match="Did you mean two"):
+        run_two("twoo")

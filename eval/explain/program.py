@@ -1,4 +1,7 @@
-"""What ``monolora explain`` prints: the data sets, and the units of the largest effect."""
+"""``monolora explain ADAPTER --out DIR``: what each unit of an adapter fires on, says and does.
+
+Prints the data sets and the units of the largest effect, and writes a page to explore.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from monolora.cli.flags import FlagParser
 from monolora.errors import InputError, exit_status
 from monolora.eval.explain.compare import check_output, compare, write_comparison
 from monolora.eval.explain.compare_report import show
@@ -19,8 +23,7 @@ from monolora.eval.explain.output import FEATURES, KIND, PAGE
 from monolora.eval.explain.records import DatasetFeatures, Explained
 from monolora.eval.explain.run import check_output as check_output_of
 from monolora.eval.explain.run import explain
-from monolora.eval.explain.settings import Settings
-from monolora.flags import FlagParser
+from monolora.eval.explain.settings import Call, Settings
 from monolora.locks import locked, no_empty_folder
 from monolora.remote_code import code_trusted
 from monolora.reporting.numbers import plain
@@ -90,17 +93,16 @@ def _rows(explained: Explained, dataset: DatasetFeatures) -> list[tuple[str, ...
 
 
 def main(argv: list[str]) -> int:
+    """Run from the command line; returns the exit status."""
+    return run(FlagParser("monolora explain", __doc__).parse_into(argv, Call))
+
+
+def run(call: Call) -> int:
     """Explain one adapter, or compare several; returns the exit status."""
-    parser = FlagParser("monolora explain", __doc__)
-    parser.add_argument("adapter", nargs="?", help="an adapter folder, MonoLoRA or LoRA")
-    adapter, settings = parser.parse_with(argv, "adapter", Settings)
-    settings.check()
-    if bool(adapter) == bool(settings.compare):
-        raise InputError("Give one adapter folder to explain, or several with --compare NAME=PATH NAME=PATH.")
-    console = Terminal()
-    if not settings.compare:
+    settings, console = call.settings, Terminal()
+    if call.adapter:
         with code_trusted(settings.trust_remote_code):
-            summary(explain(adapter, settings), console)
+            summary(explain(call.adapter, settings), console)
         say(f"{Path(settings.out) / PAGE}: open it in a browser.")
         return 0
     out = Path(settings.out)

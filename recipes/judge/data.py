@@ -17,9 +17,7 @@ from monolora.beaverdam import LABELS
 from monolora.errors import InputError, unknown
 from monolora.hub import load_dataset
 
-DATASET = "PKU-Alignment/BeaverTails"
 TRAIN_SPLIT = "30k_train"
-TEST_SPLIT = "30k_test"
 HELD_OUT_ROWS = 1000  # of the test split; their prompts are the alignment suite's
 COLUMNS = ("prompt", "response", "category", "is_safe")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from monolora.eval.explain.__main__ import summary
+from monolora.eval.explain.program import summary
 from monolora.terminal import Terminal
 from tests.support.feature_records import made
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from monolora.cli.flags import FlagParser, ListOf, flag_of, spelled, unknown_flag, words
 from monolora.errors import InputError, in_one_line
-from monolora.files import read_text
 from monolora.redaction import secret_setting
 
 _MOST_VALUES = 100_000
@@ -48,6 +50,8 @@ def load_yaml(path: Path) -> dict[Any, Any]:
         InputError: if the file cannot be read, is no mapping, has a key twice, holds aliases that blow it up, or a
             token, key or password.
     """
+    from monolora.files import read_text  # with libraries that help and wrong flags do not need
+
     text = read_text(path, flag="--config")
     try:
         loader = _Loader(text)
@@ -107,3 +111,76 @@ def _check_size(node: yaml.Node, path: Path) -> None:
         raise InputError(
             f"--config {path}: its aliases (*name) stand for more than {_MOST_VALUES:,} values. Write them out."
         )
+
+
+def settings_in(mapping: Mapping[Any, Any], fields: Iterable[Field[Any]], where: str) -> dict[str, Any]:
+    """What a mapping from a YAML file sets, each value read as its flag would read it.
+
+    Args:
+        mapping: keys with underscores or hyphens.
+        fields: made by :func:`setting`.
+        where: the file, and the place in it, for messages.
+
+    Raises:
+        InputError: for a key that is no field, and a value that cannot be.
+    """
+    known = {each.name: each for each in fields}
+    values: dict[str, Any] = {}
+    for key, value in mapping.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise InputError(f"{where}: {unknown_flag(spelled(name), map(spelled, known))}")
+        if name in values:
+            raise InputError(f"{where}: {name} is there twice.")
+        if value is not None:
+            values[name] = _value(value, known[name], where)
+    return values
+
+
+_SINGLE = {None: "a text", str: "a text", int: "a whole number", float: "a number"}
+
+
+def _value(value: Any, each: Field[Any], where: str) -> Any:
+    """What a file sets a field to."""
+    kind = each.metadata["options"].get("type")
+    if isinstance(each.default, bool):
+        if not isinstance(value, bool):
+            raise InputError(f"{where}: {each.name} must be true or false, got {shortened(value)}.")
+        return value
+    if isinstance(value, list) and isinstance(each.default, tuple):
+        return _items(value, each, where)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        wanted = "a list of texts" if isinstance(each.default, tuple) else _SINGLE.get(kind, "a single value")
+        raise InputError(f"{where}: {each.name} must be {_wanted(each) or wanted}, got {shortened(value)}.")
+    parser = FlagParser("", None)
+    parser.add_settings([each])
+    try:
+        return vars(parser.parse([f"{flag_of(each)}={value}"]))[each.name]
+    except InputError as error:
+        wanted = _wanted(each) or _SINGLE.get(kind, "a single value")
+        raise InputError(f"{where}: {each.name} must be {wanted}, got {shortened(value)}.") from error
+
+
+def _wanted(each: Field[Any]) -> str:
+    kind = each.metadata["options"].get("type")
+    if "choices" in each.metadata["options"]:
+        return f"one of {', '.join(map(str, each.metadata['options']['choices']))}"
+    return f"a {kind.__name__}" if isinstance(kind, ListOf) else ""
+
+
+def shortened(value: object) -> str:
+    """A value from a file as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _items(values: list[Any], each: Field[Any], where: str) -> tuple[Any, ...]:
+    """As they stand: commas may be part of a path."""
+    given = each.metadata["options"].get("type")
+    of = given if isinstance(given, ListOf) else words
+    try:
+        if any(isinstance(value, bool) or not isinstance(value, (str, int, float)) for value in values):
+            raise ValueError
+        return tuple(of.kind(str(value)) for value in values)
+    except ValueError as error:
+        raise InputError(f"{where}: {each.name} must be a {of.__name__}, got {shortened(values)}.") from error

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from monolora.cli.config_file import settings_in
+from monolora.cli.flags import REQUIRED, FlagParser, Flags, group, nearest, numbers, setting, unknown_flag, words
 from monolora.errors import InputError
-from monolora.flags import FlagParser, nearest, numbers, setting, settings_in, unknown_flag, words
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_right_flags(parser: FlagParser) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(Flags):
     """Of a program."""
 
     steps: int = setting(3, "how many", type=int)
@@ -46,6 +47,70 @@ def test_into_settings() -> None:
     assert parse("--steps=0", "--no-careful") == Settings(steps=0, careful=False)
     with pytest.raises(InputError, match="Did you mean --steps"):
         parse("--step", "4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program(Flags):
+    """Arguments without a name, a flag with another, and two groups."""
+
+    adapter: tuple[str, ...] = setting(REQUIRED, "folders", positional=True, nargs="+")
+    form: str = setting("dense", "what is written", flag="--as", choices=("dense", "lora"))
+    against: str = setting(REQUIRED, "another folder")
+    share: float = setting(0.5, "of all", type=float, above=0, at_most=1)
+    left: int | None = setting(None, "of them", type=int, at_least=0)
+    most: float = setting(0.0, "at the most", type=float, at_most=1)
+    shares: tuple[float, ...] = setting((), "which", type=numbers, at_least=0, below=1)
+    methods: tuple[str, ...] = setting(("a", "b"), "which", type=words, items=("a", "b"))
+    first: Settings = group(Settings)
+
+
+GIVEN = ("one", "two", "--against", "x")
+
+
+def test_arguments_flags_and_groups() -> None:
+    def parse(*words: str) -> Program:
+        return FlagParser("monolora test", None).parse_into(words, Program)
+
+    assert parse(*GIVEN) == Program(adapter=("one", "two"), against="x")
+    assert parse(*GIVEN, "--as", "lora", "--steps", "4", "--left", "0") == Program(
+        adapter=("one", "two"), against="x", form="lora", left=0, first=Settings(steps=4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("one",), "The following arguments are required: --against. See --help."),
+        (("--against", "x"), "The following arguments are required: adapter. See --help."),
+        ((*GIVEN, "--share", "0"), "--share must be above 0 and at most 1, got 0.0."),
+        ((*GIVEN, "--share", "nan"), "--share must be above 0 and at most 1, got nan."),
+        ((*GIVEN, "--most", "nan"), "--most must be at most 1, got nan."),
+        ((*GIVEN, "--left", "-1"), "--left must be at least 0, got -1."),
+        ((*GIVEN, "--shares", "0,1"), "--shares must be at least 0 and below 1, got 1.0."),
+        ((*GIVEN, "--shares", "inf"), "--shares must be at least 0 and below 1, got inf."),
+        ((*GIVEN, "--methods", "a,c"), "--methods takes a, b, each once; got a, c."),
+        ((*GIVEN, "--methods", "a,a"), "--methods takes a, b, each once; got a, a."),
+        ((*GIVEN, "--methods", ""), "--methods takes a, b, each once; got nothing."),
+        (
+            (*GIVEN, "--as", "sparse"),
+            "Argument --as: invalid choice: 'sparse' (choose from 'dense', 'lora'). See --help.",
+        ),
+        ((*GIVEN, "--form", "lora"), "Unknown flag --form. See --help."),
+    ],
+)
+def test_what_a_field_rules_out(words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        FlagParser("monolora test", None).parse_into(words, Program)
+    assert str(caught.value) == says
+
+
+def test_ranges_of_groups_are_checked() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Outer(Flags):
+        inner: Program = group(Program)
+
+    with pytest.raises(InputError, match="--left must be at least 0"):
+        FlagParser("monolora test", None).parse_into([*GIVEN, "--left", "-1"], Outer)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +143,7 @@ def test_unknown_flag_names_both_when_two_are_near() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Typed:
+class Typed(Flags):
     """A field of each kind."""
 
     name: str = setting("", "a text")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from monolora.cli.config_file import load_yaml, split_config
 from monolora.errors import InputError
-from monolora.yaml_config import load_yaml, split_config
 
 
 def test_split_config() -> None:

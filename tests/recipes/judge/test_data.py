@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from monolora.beaverdam import LABELS
 from monolora.errors import InputError
-from monolora.recipes import judge_data
-from monolora.recipes.judge_data import Row, prompt_key, read_rows, split_by_prompt
+from monolora.recipes.judge import data as judge_data
+from monolora.recipes.judge.data import Row, prompt_key, read_rows, split_by_prompt
+from monolora.recipes.settings import JUDGE_DATASET as DATASET
 
 NO_LABELS = (False,) * len(LABELS)
 ROWS = st.lists(
@@ -119,17 +120,17 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("hub_folder")
 def test_which_splits_are_trained_on() -> None:
-    found, names = judge_data.load(judge_data.DATASET, None, "30k_test", 0, 0)
+    found, names = judge_data.load(DATASET, None, "30k_test", 0, 0)
     assert names == ["30k_test", "30k_train"]
     assert (len(found.train), len(found.validation), len(found.test)) == (16 + 20, 0, 4)
-    found, names = judge_data.load(judge_data.DATASET, ["330k_train", "30k_test"], "30k_test", 0, 0)
+    found, names = judge_data.load(DATASET, ["330k_train", "30k_test"], "30k_test", 0, 0)
     assert names == ["30k_test", "330k_train"]
     assert len(found.train) == 16 + 10
 
 
 def test_without_the_usual_training_split(hub_folder: Path) -> None:
     (hub_folder / "30k_train-00000-of-00001.parquet").unlink()
-    found, names = judge_data.load(judge_data.DATASET, None, "30k_test", 0, 0)
+    found, names = judge_data.load(DATASET, None, "30k_test", 0, 0)
     assert names == ["30k_test"]
     assert len(found.train) == 16
 
@@ -144,7 +145,7 @@ def test_without_the_usual_training_split(hub_folder: Path) -> None:
 )
 def test_unknown_splits(splits: list[str] | None, test_split: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        judge_data.load(judge_data.DATASET, splits, test_split, 0, 0)
+        judge_data.load(DATASET, splits, test_split, 0, 0)
 
 
 @pytest.mark.parametrize("verdicts", [[], [True], [False, False]])

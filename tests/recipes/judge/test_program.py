@@ -32,10 +32,12 @@ from transformers import (
 from monolora import beaverdam
 from monolora.beaverdam import LABELS
 from monolora.errors import InputError, exit_status
-from monolora.recipes import judge, judge_data
-from monolora.recipes.judge_data import Row
-from monolora.recipes.judge_model import encode_rows, load_backbone, load_tokenizer, probabilities, start_from_mean
-from monolora.recipes.judge_training import LABELS_WEIGHT, KeptEpoch, judge_loss
+from monolora.recipes.judge import data as judge_data
+from monolora.recipes.judge import program
+from monolora.recipes.judge.data import Row
+from monolora.recipes.judge.model import encode_rows, load_backbone, load_tokenizer, probabilities, start_from_mean
+from monolora.recipes.judge.training import LABELS_WEIGHT, KeptEpoch, judge_loss
+from monolora.recipes.settings import JUDGE_DATASET as DATASET
 from tests.support.program_runs import Outcome, lines_of
 
 Judge = Callable[..., Outcome]
@@ -67,7 +69,7 @@ def _rows(count: int) -> list[dict[str, Any]]:
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A mirror that holds the data set; its ``30k_test`` has ``HELD_OUT`` held-out rows and 100 others."""
     monkeypatch.setattr(judge_data, "HELD_OUT_ROWS", HELD_OUT)
-    folder = tmp_path / "mirror" / judge_data.DATASET / "data"
+    folder = tmp_path / "mirror" / DATASET / "data"
     folder.mkdir(parents=True)
     rows = _rows(HELD_OUT + 200)
     datasets.Dataset.from_list(rows[: HELD_OUT + 100]).to_parquet(folder / "30k_test-00000-of-00001.parquet")
@@ -113,8 +115,8 @@ def run_judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Judge:
         ]
         capsys.readouterr()
         with torch.random.fork_rng(devices=[]):
-            status = exit_status(lambda: judge.main(list(map(str, words))))
-        assert status != 0 or judge.KIND.foreign(path.name for path in folder.iterdir()) == []
+            status = exit_status(lambda: program.main(list(map(str, words))))
+        assert status != 0 or program.KIND.foreign(path.name for path in folder.iterdir()) == []
         printed = capsys.readouterr()
         return Outcome(status, folder, printed.out, lines_of(printed.err))
 

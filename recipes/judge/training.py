@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,8 @@ from transformers.modeling_outputs import ModelOutput
 
 from monolora.beaverdam import LABELS, THRESHOLD
 from monolora.errors import RunError
-from monolora.recipes.judge_model import Example
+from monolora.recipes.judge.model import Example
+from monolora.recipes.settings import Judge
 from monolora.recipes.training.data_checks import check_finite
 
 RESAMPLES = 2000
@@ -208,7 +208,7 @@ def train(
     tokenizer: PreTrainedTokenizerBase,
     training: Sequence[Example],
     validation: Sequence[Example],
-    flags: argparse.Namespace,
+    settings: Judge,
     folder: Path,
 ) -> Trained:
     """Train ``model`` in place. One epoch is kept by the validation rows (:class:`KeptEpoch`); without them the last.
@@ -218,7 +218,7 @@ def train(
         tokenizer: pads the batches.
         training: what it learns from.
         validation: what its epoch is chosen on; may be empty.
-        flags: of the program.
+        settings: of the program; ``bf16`` is set.
         folder: the trainer's; nothing is saved there.
 
     Raises:
@@ -230,7 +230,7 @@ def train(
             module.p = 0.0
     trainer = Trainer(
         model=model,
-        args=_arguments(flags, validates=bool(validation), folder=folder),
+        args=_arguments(settings, validates=bool(validation), folder=folder),
         train_dataset=_features(training),
         eval_dataset=_features(validation) if validation else None,
         processing_class=tokenizer,
@@ -238,23 +238,23 @@ def train(
         compute_loss_func=judge_loss,
         compute_metrics=agreement,
         callbacks=[kept],
-        optimizers=(_optimizer(model, flags), None),
+        optimizers=(_optimizer(model, settings), None),
     )
     trainer.train()
     history = trainer.state.log_history
     check_finite(model, history)
     if validation:
         kept.restore(model)
-    return Trained(kept.epoch if validation else flags.epochs, kept.auc, history)
+    return Trained(kept.epoch if validation else settings.epochs, kept.auc, history)
 
 
-def _optimizer(model: PreTrainedModel, flags: argparse.Namespace) -> torch.optim.Optimizer:
+def _optimizer(model: PreTrainedModel, settings: Judge) -> torch.optim.Optimizer:
     """AdamW, with a rate of its own for the head, which is drawn while the rest has learned before."""
     within = f"{model.base_model_prefix}."
     body = [parameter for name, parameter in model.named_parameters() if name.startswith(within)]
     head = [parameter for name, parameter in model.named_parameters() if not name.startswith(within)]
-    groups = [{"params": body, "lr": flags.learning_rate}, {"params": head, "lr": flags.head_learning_rate}]
-    return torch.optim.AdamW(groups, weight_decay=flags.weight_decay, fused=True)
+    groups = [{"params": body, "lr": settings.learning_rate}, {"params": head, "lr": settings.head_learning_rate}]
+    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
 
 
 def _features(examples: Sequence[Example]) -> Any:
@@ -262,21 +262,21 @@ def _features(examples: Sequence[Example]) -> Any:
     return [{"input_ids": each.token_ids, "labels": [float(label) for label in each.row.labels]} for each in examples]
 
 
-def _arguments(flags: argparse.Namespace, *, validates: bool, folder: Path) -> TrainingArguments:
+def _arguments(settings: Judge, *, validates: bool, folder: Path) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=flags.epochs,
-        per_device_train_batch_size=flags.batch_size,
-        per_device_eval_batch_size=2 * flags.batch_size,
-        learning_rate=flags.learning_rate,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=2 * settings.batch_size,
+        learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=flags.warmup,  # below 1 a share of all steps
-        bf16=flags.bf16,
+        warmup_steps=settings.warmup,  # below 1 a share of all steps
+        bf16=bool(settings.bf16),
         use_cpu=not torch.cuda.is_available(),  # to be said: the trainer refuses bfloat16 on a CPU that it fell back to
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch" if validates else "no",
         save_strategy="no",
         logging_steps=10,
         report_to="none",
-        seed=flags.seed,
+        seed=settings.seed,
     )

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from monolora.beaverdam import LABELS
-from monolora.recipes import judge_training
-from monolora.recipes.judge_training import _weighted_auc, auc_interval, auc_standard_error, measure
+from monolora.recipes.judge import training
+from monolora.recipes.judge.training import _weighted_auc, auc_interval, auc_standard_error, measure
 
 
 @settings(deadline=None)
@@ -76,7 +76,7 @@ def test_what_cannot_be_said_is_none() -> None:
 
 def test_the_interval_covers_the_true_auc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two normal scores one apart it is 0.760; 95 % of the intervals should hold it."""
-    monkeypatch.setattr(judge_training, "RESAMPLES", 400)
+    monkeypatch.setattr(training, "RESAMPLES", 400)
     hits, runs = 0, 60
     for seed in range(runs):
         random = np.random.default_rng(seed)

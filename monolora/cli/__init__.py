@@ -1,0 +1,173 @@
+"""The ``monolora`` command: one word picks a program, the rest are its flags.
+
+Nothing here, and nothing that parses flags, imports torch: help and misspelt flags are answered at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from monolora.cli.flags import FlagParser, Flags
+from monolora.errors import InputError, exit_status, unknown
+
+
+class Command(NamedTuple):
+    """A word after ``monolora``.
+
+    Attributes:
+        module: of the program.
+        summary: what it does, in a line.
+        settings: the class of its flags, as MODULE:CLASS. The program's ``run`` takes them. Empty for a program that
+            parses its own words, whose ``main`` takes these.
+    """
+
+    module: str
+    summary: str
+    settings: str = ""
+
+
+COMMANDS = {
+    "sft": Command("monolora.recipes.training.command", "finetune with MonoLoRA, LoRA or all weights, and measure it"),
+    "demo": Command(
+        "monolora.recipes.demo",
+        "train LoRA and MonoLoRA on a small task and compare them",
+        "monolora.recipes.settings:Demo",
+    ),
+    "eval": Command("monolora.eval.__main__", "what finetuning did to alignment: responses, judges, one table"),
+    "judge": Command(
+        "monolora.recipes.judge.program", "train a small safety judge on BeaverTails", "monolora.recipes.settings:Judge"
+    ),
+    "sparsity": Command(
+        "monolora.recipes.sparsity",
+        "how sparse an adapter's units are on the prompts of a data set",
+        "monolora.recipes.settings:Sparsity",
+    ),
+    "explain": Command(
+        "monolora.eval.explain.program",
+        "what each unit fires on, says and does, in a page to explore",
+        "monolora.eval.explain.settings:Call",
+    ),
+    "prune": Command(
+        "monolora.recipes.prune", "an adapter without some of its units, exactly", "monolora.recipes.settings:Prune"
+    ),
+    "merge": Command(
+        "monolora.recipes.merge",
+        "an adapter and its base in one checkpoint, linearly or exactly, verified",
+        "monolora.recipes.settings:Merge",
+    ),
+    "verify": Command(
+        "monolora.recipes.verify",
+        "how much of an adapter's effect a merged checkpoint keeps",
+        "monolora.recipes.settings:Verify",
+    ),
+    "serve-check": Command(
+        "monolora.recipes.serve_check",
+        "whether vLLM answers through an adapter as transformers does",
+        "monolora.recipes.settings:ServeCheck",
+    ),
+    "study": Command(
+        "monolora.recipes.study.alignment",
+        "the paper's table 2 with error bars: train, evaluate, conclude",
+        "monolora.recipes.study.settings:Call",
+    ),
+    "vision": Command(
+        "monolora.recipes.vision.__main__", "the paper's vision experiments, from pretraining to its figures"
+    ),
+    "superposition": Command(
+        "monolora.recipes.superposition.__main__", "the paper's toy model and theory, run and checked"
+    ),
+    "doctor": Command("monolora.doctor", "versions, devices and data, and what is missing"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one program.
+
+    Returns:
+        The exit status: 0 done, 1 failure, 2 bad input.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_status(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: monolora COMMAND [flags]   (monolora COMMAND --help for its flags)\n")
+        print("\n".join(f"  {name:14}{command.summary}" for name, command in COMMANDS.items()))
+        return 0 if words else 2
+    name, *rest = words
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    command = COMMANDS[name]
+    if not command.settings:
+        status: int = importlib.import_module(command.module).main(rest)
+        return status
+    module, _, kind = command.settings.partition(":")
+    return run_program(command.module, rest, f"monolora {name}", getattr(importlib.import_module(module), kind))
+
+
+def run_program(module: str, words: Sequence[str], prog: str, kind: type[Flags]) -> int:
+    """Run a program that is imported once its flags are known to be right: each brings its own libraries.
+
+    Args:
+        module: of the program, whose ``run`` takes the settings and returns the exit status.
+        words: its flags.
+        prog: how it is called.
+        kind: of the settings.
+
+    Raises:
+        InputError: for wrong flags, and as the program does.
+    """
+    settings = FlagParser(prog, docstring_of(module)).parse_into(words, kind)
+    status: int = importlib.import_module(module).run(settings)
+    return status
+
+
+def docstring_of(module: str) -> str | None:
+    """The docstring of a module, which is not imported for it; the packages above it are."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+    return ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8")), clean=False)
+
+
+def run_step(
+    argv: list[str],
+    program: str,
+    steps: Iterable[str],
+    description: str | None,
+    run: Callable[[str, list[str]], int],
+    what: str = "step",
+) -> int:
+    """Run the step of a program that the first word names, or print the help.
+
+    Args:
+        argv: the words of the command line.
+        program: as in ``monolora vision``.
+        steps: their names.
+        description: for ``--help``.
+        run: runs a step, given its name and the words after it.
+        what: what a step is called.
+
+    Returns:
+        The exit status: the step's own; 0 for ``--help``, 2 without any word.
+
+    Raises:
+        InputError: for an unknown step, or flags before the step.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"{description}\nFlags: {program} {what.upper()} --help")
+        return 0 if argv else 2
+    step, *words = argv
+    names = list(steps)
+    if step.startswith("-"):
+        raise InputError(f"Which {what}? It comes before the flags: {program} {' | '.join(names)}.")
+    if step not in names:
+        raise unknown(what, step, names)
+    return run(step, words)

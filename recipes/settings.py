@@ -1,0 +1,227 @@
+"""The flags of the programs that are one step: each field is a flag.
+
+They stand apart from the programs so that help and wrong flags are answered before a program's libraries are imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+
+from monolora.beaverdam import MAX_LENGTH
+from monolora.cli.flags import REQUIRED, Flags, group, setting
+from monolora.errors import InputError
+from monolora.remote_code import TRUST_HELP
+
+JUDGE_DATASET, JUDGE_TEST_SPLIT = "PKU-Alignment/BeaverTails", "30k_test"
+HELD_OUT_TOKENS = 8192  # that a merge is verified on
+CALIBRATION_TOKENS = 32_768  # that it is fitted to, unless its layers are wide
+TOKENS_PER_INPUT = 8  # of the widest layer; twice what is needed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Flags):
+    """Two runs of ``monolora sft``."""
+
+    output_dir: str = setting("runs/demo", "parent of the two runs' folders")
+    seed: int = setting(42, "of both runs", type=int)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparsity(Flags):
+    """An adapter, and the prompts that it is measured on."""
+
+    adapter: str = setting(REQUIRED, "an adapter folder, MonoLoRA or LoRA", positional=True)
+    dataset: str = setting("demo", "demo, sst2, dolly, a hub id or a file")
+    split: str | None = setting(None, "of a data set that is no built-in task (default: its only one, or test)")
+    model: str | None = setting(None, "the base model, if not the one that the adapter names")
+    max_samples: int = setting(200, "prompts measured", type=int, at_least=1)
+    batch_size: int = setting(32, "prompts at a time", type=int, at_least=1)
+    trust_remote_code: bool = setting(False, TRUST_HELP)
+    json: bool = setting(False, "print JSON instead of a table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Flags):
+    """Which units of an adapter are taken out, or kept."""
+
+    adapter: str = setting(REQUIRED, "an adapter folder, MonoLoRA or LoRA", positional=True)
+    out: str | None = setting(
+        None, "the folder to write (may also stand after --units and its units)", positional=True, nargs="?"
+    )
+    units: tuple[str, ...] = setting((), "units that are taken out", nargs="+", action="extend", metavar="UNIT")
+    keep: tuple[str, ...] = setting((), "units that are kept", nargs="+", action="extend", metavar="UNIT")
+    overwrite: bool = setting(False, "replace an earlier pruned adapter in OUT")
+
+    def check(self) -> None:
+        """As for all settings; and the units are given once, and the folder is."""
+        super().check()
+        if bool(self.units) == bool(self.keep):
+            raise InputError("Give either the units to take out with --units, or those to keep with --keep.")
+        is_unit = self.target.startswith("@") or re.search(r":\d+$", self.target)
+        if self.out is None and (is_unit or not self.named):
+            raise InputError("OUT, the folder to write, is missing: monolora prune ADAPTER OUT --units UNIT …")
+
+    @property
+    def target(self) -> str:
+        """OUT; after ``--units`` it is read as the last of the units."""
+        return (self.units or self.keep)[-1] if self.out is None else self.out
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The units that are taken out or kept."""
+        given = self.units or self.keep
+        return given[:-1] if self.out is None else given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading(Flags):
+    """How the adapters and their base are loaded, in ``monolora merge`` and ``monolora verify``."""
+
+    weights: tuple[float, ...] = setting(
+        (), "one factor an adapter, of any sign (default: 1 each)", type=float, nargs="+"
+    )
+    model: str | None = setting(None, "the base model, if not the one that the adapter names")
+    dtype: str | None = setting(
+        None,
+        "of the base (default: as trained; the base's own where there is no record of the run)",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    load_in_4bit: bool = setting(False, "quantize the base as QLoRA does (default: as trained)")
+    max_memory: tuple[str, ...] = setting(
+        (),
+        "for models larger than memory, e.g. 0=20GiB cpu=30GiB; the rest is read from disk layer by layer",
+        nargs="+",
+        metavar="DEVICE=SIZE",
+    )
+    trust_remote_code: bool = setting(False, TRUST_HELP)
+    batch_size: int = setting(16, "texts at a time", type=int, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification(Flags):
+    """What a merge is verified on, in ``monolora merge`` and ``monolora verify``."""
+
+    verify_on: str | None = setting(None, "data set to verify on (default: held-out text of the calibration's)")
+    verify_tokens: int = setting(HELD_OUT_TOKENS, "tokens to verify on", type=int, at_least=1)
+    task_samples: int | None = setting(
+        None, "rows of the adapter's task to score, 0 for none (default: as in its run)", type=int, at_least=0
+    )
+    min_fidelity: float = setting(
+        0.5,
+        "share of the adapter's effect that must be kept for exit status 0: 1 for a perfect merge, 0 for one no better "
+        "than the base",
+        type=float,
+        at_most=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Flags):
+    """A merge, and its verification."""
+
+    adapter: tuple[str, ...] = setting(
+        REQUIRED, "adapter folders; several MonoLoRA adapters are added up", positional=True, nargs="+"
+    )
+    out: str = setting(REQUIRED, "the folder to write", positional=True)
+    method: str = setting("linear", "of the merge", choices=("linear", "exact"))
+    form: str = setting("dense", "what a linear merge writes", flag="--as", choices=("dense", "lora"))
+    calibration: str | None = setting(
+        None,
+        "data set that a linear merge is fitted to, or none for the closed form (default: the training prompts of the "
+        "adapter's run, and Dolly where MONOLORA_DATA has it)",
+    )
+    calibration_tokens: int | None = setting(
+        None,
+        f"tokens that it is fitted to (default: {CALIBRATION_TOKENS}, or {TOKENS_PER_INPUT} for each input of the "
+        "widest layer if more)",
+        type=int,
+        at_least=1,
+    )
+    affine: bool | None = setting(
+        None,
+        "fit an intercept, which becomes a bias (default: where the base layer has one, and --as is dense)",
+        action=argparse.BooleanOptionalAction,
+    )
+    max_shard_size: str = setting("5GB", "of the weight files")
+    overwrite: bool = setting(False, "replace an earlier merge in OUT")
+    loading: Loading = group(Loading)
+    verification: Verification = group(Verification)
+
+    def check(self) -> None:
+        """As for all settings; and flags that exclude each other, as far as that can be told without the adapter."""
+        super().check()
+        if self.form == "lora" and self.method == "exact":
+            raise InputError("--as lora is linear; no LoRA adapter keeps the activation. Leave --method exact out.")
+        if self.form == "lora" and self.affine:
+            raise InputError(
+                "--affine fits intercepts, for which a LoRA adapter has no place. Leave it or --as lora out."
+            )
+        if self.calibration_tokens is not None and self.calibration == "none":
+            raise InputError("--calibration-tokens has no effect with --calibration none. Leave it out.")
+        if not re.fullmatch(r"[0-9]*[1-9][0-9]*[KMGT]B", self.max_shard_size):
+            raise InputError(f"--max-shard-size {self.max_shard_size} is no size. Write, for example, 5GB or 500MB.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify(Flags):
+    """The verification of a merge that was written earlier."""
+
+    out: str = setting(REQUIRED, "what a merge wrote: a checkpoint or a LoRA adapter", positional=True)
+    against: tuple[str, ...] = setting(REQUIRED, "what it was merged from", nargs="+", metavar="ADAPTER")
+    loading: Loading = group(Loading)
+    verification: Verification = group(Verification)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeCheck(Flags):
+    """A model and an adapter to serve, and how."""
+
+    base: str = setting(
+        REQUIRED, "the model that vLLM serves: a path, a hub id, or smollm2-135m-instruct", positional=True
+    )
+    adapter: str | None = setting(None, "folder of a MonoLoRA or LoRA adapter", positional=True, nargs="?")
+    dtype: str = setting("auto", "of the weights", choices=("auto", "float32", "bfloat16", "float16"))
+    prompts: str | None = setting(None, "one prompt a line (default: a few built in)", metavar="FILE")
+    device: str = setting("cpu", "of transformers' copy; the GPU is vLLM's")
+    tensor_parallel_size: int = setting(1, "as for vllm serve", type=int, at_least=1)
+    fully_sharded_loras: bool = setting(False, "as for vllm serve")
+    enforce_eager: bool = setting(False, "as for vllm serve")
+    trust_remote_code: bool = setting(False, TRUST_HELP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge(Flags):
+    """The training of a judge."""
+
+    model: str = setting("all-minilm-l6-v2", "the backbone: a path or a hub id")
+    dataset: str = setting(JUDGE_DATASET, "in BeaverTails' columns")
+    train_splits: tuple[str, ...] | None = setting(
+        None,
+        "trained on, beside the test split's other prompts (default: 30k_train, where the data set has it)",
+        nargs="+",
+    )
+    test_split: str = setting(JUDGE_TEST_SPLIT, "tested on, by prompt")
+    validation_share: float = setting(
+        0.15, "of the prompts to train on, to choose the epoch by", type=float, at_least=0, below=1
+    )
+    output_dir: str = setting("runs/judge", "of the judge")
+    trust_remote_code: bool = setting(False, TRUST_HELP)
+    overwrite: bool = setting(False, "replace an earlier judge in --output-dir")
+    max_length: int = setting(MAX_LENGTH, "of a question and its answer, in tokens", type=int, at_least=1)
+    epochs: int = setting(4, "passes over the rows", type=int, at_least=1)
+    batch_size: int = setting(16, "rows a step", type=int, at_least=1)
+    learning_rate: float = setting(1e-4, "of the backbone", type=float, above=0)
+    head_learning_rate: float = setting(1e-3, "of the head, which is drawn", type=float, above=0)
+    warmup: float = setting(0.1, "share of all steps", type=float, at_least=0, below=1)
+    weight_decay: float = setting(0.01, "of all weights", type=float, at_least=0)
+    seed: int = setting(42, "of the head, the order of rows, and the validation prompts", type=int)
+    start_from_mean: bool | None = setting(
+        None,
+        "the last layer of an encoder begins as the mean over the tokens (default: where the backbone is a BERT)",
+        action=argparse.BooleanOptionalAction,
+    )
+    bf16: bool | None = setting(
+        None, "train in bfloat16 (default: where the machine computes in it)", action=argparse.BooleanOptionalAction
+    )

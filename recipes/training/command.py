@@ -1,0 +1,98 @@
+"""``monolora sft``: help and misspelt flags are answered at once, and everything else by :mod:`monolora.recipes.sft`.
+
+The flags are those of TRL's and transformers' dataclasses, and importing these takes several times as long as importing
+torch. So ``flags.json`` holds a copy, for the versions of the two that it was made with; with other versions, the real
+parser answers. After a change of the flags or of the versions:
+
+    python -m monolora.recipes.training.command
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monolora.cli.config_file import split_config
+from monolora.cli.flags import unknown_flag
+
+COPY = Path(__file__).with_name("flags.json")
+_COPIED = ("option_strings", "dest", "nargs", "default", "choices", "help", "metavar")
+
+
+def main(argv: list[str]) -> int:
+    """Run from the command line; returns the exit status.
+
+    Raises:
+        InputError: for an unknown flag.
+    """
+    copy = json.loads(COPY.read_text(encoding="utf-8"))
+    if copy["versions"] == versions():
+        answer(argv, copy)
+    status: int = importlib.import_module("monolora.recipes.sft").main(argv)
+    return status
+
+
+def answer(argv: list[str], copy: Mapping[str, Any]) -> None:
+    """Print the help if it is asked for, and exit; do nothing if all flags are known.
+
+    Args:
+        argv: the words of the command line.
+        copy: of the flags (:func:`make_copy`).
+
+    Raises:
+        InputError: for an unknown flag.
+    """
+    words = split_config(argv)[1]
+    if not {"-h", "--help"}.isdisjoint(words):
+        help_parser(copy["flags"]).print_help()
+        raise SystemExit(0)
+    known = {option for flag in copy["flags"] for option in flag["option_strings"]}
+    for name in (word.partition("=")[0] for word in words if word.startswith("--")):
+        if name not in known:
+            raise unknown_flag(name, copy["suggested"], copy["renamed"])
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries whose flags ours are."""
+    return {name: importlib.metadata.version(name) for name in ("transformers", "trl")}
+
+
+def help_parser(flags: list[dict[str, Any]]) -> argparse.ArgumentParser:
+    """A parser that prints the help of TRL's."""
+    parser = argparse.ArgumentParser("monolora sft", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for flag in flags:
+        options = {key: flag[key] for key in ("dest", "default", "help")}
+        if flag["nargs"] == 0:
+            parser.add_argument(*flag["option_strings"], action="store_const", **options)
+        else:
+            options |= {key: flag[key] for key in ("nargs", "choices", "metavar")}
+            parser.add_argument(*flag["option_strings"], **options)
+    return parser
+
+
+def make_copy() -> dict[str, Any]:
+    """What help and suggestions need of the real parser, as JSON values."""
+    from monolora.recipes.training.arguments import make_parser, suggested
+    from monolora.recipes.training.conflicts import RENAMED
+
+    parser = make_parser()
+    flags = [{key: getattr(action, key) for key in _COPIED} for action in parser._actions if action.dest != "help"]
+    made = {"versions": versions(), "renamed": RENAMED, "suggested": sorted(suggested(parser)), "flags": flags}
+    copy: dict[str, Any] = json.loads(json.dumps(made, default=list))  # choices may be the keys of a dict
+    return copy
+
+
+def _as_json(copy: Mapping[str, Any]) -> str:
+    """With a line for each flag, for diffs."""
+    parts = {key: json.dumps(value, ensure_ascii=False) for key, value in copy.items()}
+    parts["flags"] = "[\n" + ",\n".join(json.dumps(flag, ensure_ascii=False) for flag in copy["flags"]) + "\n]"
+    return "{" + ",\n".join(f'"{key}": {value}' for key, value in parts.items()) + "}\n"
+
+
+if __name__ == "__main__":
+    COPY.write_text(_as_json(make_copy()), encoding="utf-8")

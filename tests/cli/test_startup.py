@@ -1,0 +1,65 @@
+"""Help and misspelt flags are answered without the libraries that the programs need."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from monolora import cli
+from monolora.recipes.training import command
+from monolora.recipes.training.arguments import make_parser
+
+HEAVY = ["torch", "transformers", "peft", "trl", "datasets", "numpy", "scipy", "matplotlib", "vllm", "pydantic"]
+
+# Prints the exit status and the heavy modules of each command line, in one process: once imported, they stay.
+SCRIPT = """
+import json, sys
+from monolora.cli import main
+
+answers = []
+for words in json.loads(sys.argv[1]):
+    try:
+        status = main(words)
+    except SystemExit as end:
+        status = end.code
+    answers.append((words, status, [name for name in json.loads(sys.argv[2]) if name in sys.modules]))
+print("\\n" + json.dumps(answers))
+"""
+STEPS = {"eval": ["run", "report"], "vision": ["probe", "all"], "superposition": ["run", "verify", "figures"]}
+PROGRAMS = [[name, *step] for name in cli.COMMANDS for step in ([[each] for each in STEPS.get(name, [])] or [[]])]
+LINES = {
+    "help": ([[], ["--help"], *([*program, "--help"] for program in PROGRAMS)], {0, 2}),
+    "wrong": ([["docter"], ["eval", "rum"], *([*program, "--bogus-flag"] for program in PROGRAMS)], {2}),
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+def test_nothing_heavy_is_imported(kind: str) -> None:
+    lines, statuses = LINES[kind]
+    words = [sys.executable, "-c", SCRIPT, json.dumps(lines), json.dumps(HEAVY)]
+    ended = subprocess.run(words, capture_output=True, text=True, check=True)
+    answers = json.loads(ended.stdout.splitlines()[-1])
+    assert [words for words, _, _ in answers] == lines
+    for _words, status, imported in answers:
+        assert status in statuses
+        assert imported == []
+    assert kind == "help" or ended.stderr.count("error: ") == len(lines)
+
+
+def test_the_copy_of_the_flags_of_sft() -> None:
+    """As ``python -m monolora.recipes.training.command`` writes it, for the versions that are pinned."""
+    copy = json.loads(command.COPY.read_text())
+    assert copy == command.make_copy()
+    assert command.help_parser(copy["flags"]).format_help() == make_parser().format_help()
+
+
+def test_with_other_versions_the_real_parser_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "versions", lambda: {"trl": "1.17.0"})
+    monkeypatch.setattr(command, "answer", None)
+    assert cli.main(["sft", "--lora-rank", "4"]) == 2
+    assert capsys.readouterr().err == "error: Unknown flag --lora-rank. Did you mean --lora-r?\n"
