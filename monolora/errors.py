@@ -1,4 +1,4 @@
-"""What a program may end with: bad input (exit status 2), a failure (1); each is one line that names the mend."""
+"""What a program may end with: bad input (exit status 2), a failure (1); each is one line that names the fix."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _UNPRINTABLE = re.compile(
 
 
 class InputError(ValueError):
-    """Something the user gave cannot work; the message is one line and names the mend."""
+    """Something the user gave cannot work; the message is one line and names the fix."""
 
 
 class RunError(RuntimeError):
@@ -38,9 +38,9 @@ class SaveError(RunError):
     """Something could not be written: a full disk, lost permissions."""
 
     @classmethod
-    def of(cls, folder: object, error: BaseException, mend: str) -> SaveError:
+    def of(cls, folder: object, error: BaseException, fix: str) -> SaveError:
         """From what the writing library raised, and what to do about it."""
-        return cls(f"Cannot save into {folder}: {in_one_line(error)} {mend}")
+        return cls(f"Cannot save into {folder}: {in_one_line(error)} {fix}")
 
 
 def is_disk_trouble(error: Exception) -> bool:
@@ -73,7 +73,7 @@ def exit_status(program: Callable[[], int]) -> int:
     """Run a program; what it raises, and each warning, becomes one line on stderr.
 
     What is neither :class:`InputError` nor :class:`RunError` is a bug, or trouble that nobody foresaw: its line has the
-    exception's type, and the place in this project where it came up. With ``MONOLORA_TRACEBACK=1`` in the environment,
+    exception's type, and the line of this project that raised it. With ``MONOLORA_TRACEBACK=1`` in the environment,
     the traceback of every error comes before its line.
 
     Returns:

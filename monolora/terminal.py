@@ -1,4 +1,4 @@
-"""The terminal, for text of others: names of models, data and columns are shown as they are, and obeyed never."""
+"""The terminal, for text of others: names of models, data and columns are shown as they are, never as commands."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class _Unfailing(io.TextIOBase):
 
 @contextmanager
 def unfailing_stdout() -> Iterator[None]:
-    """Work goes on where stdout takes nothing more (a full disk, a reader that went away); who prints last will say."""
+    """Work continues where stdout takes nothing more (a full disk, a reader that left); the last print will raise."""
     with redirect_stdout(_Unfailing(sys.stdout)):
         yield
 
