@@ -301,9 +301,9 @@ def test_batches_change_nothing(bert: Path) -> None:
     [
         (("--epochs", "0"), "--epochs must be at least 1"),
         (("--learning-rate", "nan"), "--learning-rate must be above 0"),
-        (("--weight-decay", "-1"), "--weight-decay must not be negative"),
-        (("--validation-share", "1"), "--validation-share must be from 0 to below 1"),
-        (("--warmup", "-0.1"), "--warmup must be from 0"),
+        (("--weight-decay", "-1"), "--weight-decay must be at least 0, got"),
+        (("--validation-share", "1"), "--validation-share must be at least 0 and below 1, got"),
+        (("--warmup", "-0.1"), "--warmup must be at least 0 and below 1, got"),
         (("--epoch", "3"), "Unknown flag --epoch. Did you mean --epochs?"),
         (("--epochs", "many"), "invalid int value: 'many'"),
         (("--dataset", "./nowhere"), "There is no data set at ./nowhere"),
