@@ -83,10 +83,10 @@ def _of_file(path: Path) -> dict[str, Any]:
 
 def _globbed(paths: Sequence[str]) -> tuple[str, ...]:
     """A shell writes out ``checkpoint-*`` itself; a YAML file, or quotes, leave that to us."""
-    found: list[str] = []
+    folders: list[str] = []
     for path in paths:
         here = glob.glob(path) if glob.has_magic(path) and not Path(path).exists() else [path]
         if not here:
             raise InputError(f"--checkpoints {path}: nothing is there that fits. Give folders named checkpoint-STEP.")
-        found += sorted(here)
-    return tuple(found)
+        folders += sorted(here)
+    return tuple(folders)

@@ -153,7 +153,7 @@ def _linear(
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
 ) -> dict[str, Any]:
-    rows = [row for each in texts.values() for row in each]
+    rows = [row for part in texts.values() for row in part]
     made = (
         batches(rows, cast(int, tokenizer.pad_token_id), settings.loading.batch_size, input_device(model))
         if rows
@@ -170,13 +170,13 @@ def _linear(
         else:
             export_dense(model, maps, out, tokenizer, max_shard_size=settings.max_shard_size)
     return {
-        "texts": {name: {"texts": len(each), "tokens": sum(map(len, each))} for name, each in texts.items()},
-        "maps": {name: _described(each) for name, each in maps.items()},
+        "texts": {name: {"texts": len(part), "tokens": sum(map(len, part))} for name, part in texts.items()},
+        "maps": {name: _described(linear_map) for name, linear_map in maps.items()},
     }
 
 
 def _warn_of_ridges(maps: Mapping[str, LinearMap]) -> None:
-    raised = [name for name, each in maps.items() if each.ridge_raised]
+    raised = [name for name, linear_map in maps.items() if linear_map.ridge_raised]
     if raised:
         warnings.warn(
             f"The inputs of {len(raised)} of {len(maps)} modules ({raised[0]}, …) do not vary in all directions on the "

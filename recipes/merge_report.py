@@ -66,13 +66,13 @@ def make(
         least: the share of the adapter's effect that must be kept.
     """
     overall = reduce(Comparison.pooled, compared.values()).fidelity()
-    by_text = {name: each.fidelity() for name, each in compared.items()} | {ALL: overall}
+    by_text = {name: comparison.fidelity() for name, comparison in compared.items()} | {ALL: overall}
     return {
         "passed": overall.kept >= least,
         "kept": overall.kept,
         "min_fidelity": least,
         "merge": dict(merge),
-        "fidelity": {name: _as_json(each) for name, each in by_text.items()},
+        "fidelity": {name: _as_json(fidelity) for name, fidelity in by_text.items()},
         "modules": overall.modules,
         "task": scores,
     }
@@ -141,21 +141,21 @@ def _table(report: Mapping[str, Any]) -> Table:
         "tokens", "KL to\nbase", "KL to merge\nmean / p50 / p99", "same top-1\nbase / merge", "effect\nkept",
     ):  # fmt: skip
         table.add_column(column, justify="right")
-    for name, found in report["fidelity"].items():
+    for name, fidelity in report["fidelity"].items():
         if name == ALL:
             table.add_section()
-        table.add_row(name, *_cells(found))
+        table.add_row(name, *_cells(fidelity))
     return table
 
 
-def _cells(found: Mapping[str, Any]) -> list[str]:
-    merged = found["kl_merged"]
+def _cells(fidelity: Mapping[str, Any]) -> list[str]:
+    merged = fidelity["kl_merged"]
     return [
-        f"{found['tokens']:,}",
-        f"{found['kl_base']['mean']:.4f}",
+        f"{fidelity['tokens']:,}",
+        f"{fidelity['kl_base']['mean']:.4f}",
         " / ".join(f"{merged[name]:.4f}" for name in ("mean", "p50", "p99")),
-        f"{found['top1_base']:.1%} / {found['top1_merged']:.1%}",
-        f"{found['kept']:.2%}",
+        f"{fidelity['top1_base']:.1%} / {fidelity['top1_merged']:.1%}",
+        f"{fidelity['kept']:.2%}",
     ]
 
 
@@ -186,7 +186,7 @@ def page(report: Mapping[str, Any]) -> str:
     return template.render(
         report=report,
         verdict=verdict(report),
-        cells={name: _cells(found) for name, found in report["fidelity"].items()},
+        cells={name: _cells(fidelity) for name, fidelity in report["fidelity"].items()},
         task_rows=_task_rows(report["task"]) if report["task"] else [],
         layers=_by_layer(errors),
         widest=max([*filter(math.isfinite, errors.values()), 1e-12]),
@@ -196,7 +196,7 @@ def page(report: Mapping[str, Any]) -> str:
 
 def _as_words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {_as_words(each)}" for key, each in value.items()) or "none"
+        return "; ".join(f"{key}: {_as_words(part)}" for key, part in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(_as_words, value))
     return "none" if value is None else str(value)
@@ -206,13 +206,13 @@ def _by_layer(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """``{"layer 3": {"self_attn.q_proj": 0.1, …}, …}``, by the first number in the modules' names."""
     layers: dict[str, dict[str, float]] = {}
     for name, error in errors.items():
-        found = re.search(r"\.(\d+)\.", name)
-        layer, module = (f"layer {found.group(1)}", name[found.end() :]) if found else ("outside of the layers", name)
+        match = re.search(r"\.(\d+)\.", name)
+        layer, module = (f"layer {match.group(1)}", name[match.end() :]) if match else ("outside of the layers", name)
         layers.setdefault(layer, {})[module] = error
     return layers
 
 
-def _as_json(found: Fidelity) -> dict[str, Any]:
-    values = found._asdict()
+def _as_json(fidelity: Fidelity) -> dict[str, Any]:
+    values = fidelity._asdict()
     del values["modules"]
     return values | {key: values[key]._asdict() for key in ("kl_merged", "kl_base")}

@@ -53,13 +53,13 @@ def _facts(dataset: DatasetFeatures) -> str:
 
 
 def _of_labels(dataset: DatasetFeatures) -> str:
-    found = np.concatenate([end.consistency for end in dataset.ends])
-    whole = found[~np.isnan(found)]
+    consistency = np.concatenate([end.consistency for end in dataset.ends])
+    measured = consistency[~np.isnan(consistency)]
     said = f" {int((dataset.information_q < 0.05).sum())} units go with the label (q < 0.05)."
-    if not len(whole):
+    if not len(measured):
         return f" No unit is excited by {dataset.strongest} texts or more.{said}"
     return (
-        f" Of the {dataset.strongest} texts that excite a unit most, {whole.mean():.1%} have the same label "
+        f" Of the {dataset.strongest} texts that excite a unit most, {measured.mean():.1%} have the same label "
         f"({dataset.chance:.1%} by chance).{said}"
     )
 
@@ -68,10 +68,10 @@ def _table(explained: Explained, dataset: DatasetFeatures) -> Table:
     rows = _rows(explained, dataset)
     heading = Text(f"Units of the largest effect on {plain(dataset.name)}")
     table = Table(title=heading, title_justify="left", box=None)
-    for place, title in enumerate(("unit", "effect", "fires on", "bits")):
+    for column, title in enumerate(("unit", "effect", "fires on", "bits")):
         # on a narrow terminal, only the columns after these give way
-        width = max(len(title), *(len(row[place]) for row in rows))
-        table.add_column(title, justify="right" if place else "left", no_wrap=True, min_width=width)
+        width = max(len(title), *(len(row[column]) for row in rows))
+        table.add_column(title, justify="right" if column else "left", no_wrap=True, min_width=width)
     for title in ("strongest texts", "tokens"):
         table.add_column(title, overflow="ellipsis", no_wrap=True)
     for row in rows:
@@ -115,19 +115,19 @@ def run(call: Call) -> int:
 
 
 def _named(words: tuple[str, ...]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for word in words:
         name, equals, path = word.partition("=")
         if not (name and equals and path):
             raise InputError(f"--compare {word} is not NAME=PATH. Write, for example, mono={path or word}")
         if "/" in name or "\\" in name or name.startswith("."):
             raise InputError(f"--compare {word}: {name} cannot be a folder's name. Take letters and digits.")
-        if name in found:
+        if name in paths:
             raise InputError(f"--compare names {name!r} twice. Take another name.")
-        found[name] = path
-    if len(found) < 2:
+        paths[name] = path
+    if len(paths) < 2:
         raise InputError("--compare needs two adapters or more.")
-    return found
+    return paths
 
 
 def _explained(paths: Mapping[str, str], settings: Settings) -> dict[str, Path]:

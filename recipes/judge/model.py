@@ -1,6 +1,6 @@
 """A sequence classifier with beaver-dam's labels: made from any backbone, and what it says of rows.
 
-Shapes: B rows of a batch, L labels.
+Shapes: E examples, B of them in a batch, L labels.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def load_backbone(folder: str) -> PreTrainedModel:
     shown = logging.get_verbosity()
     logging.set_verbosity_error()  # it would report the new head as missing
     try:
-        model, found = hub.load_classifier(
+        model, loading_info = hub.load_classifier(
             folder,
             "make",
             dtype=torch.float32,
@@ -62,7 +62,7 @@ def load_backbone(folder: str) -> PreTrainedModel:
     finally:
         logging.set_verbosity(shown)
     within = f"{model.base_model_prefix}."
-    absent = [key for key in found["missing_keys"] if key.startswith(within) and ".pooler." not in key]
+    absent = [key for key in loading_info["missing_keys"] if key.startswith(within) and ".pooler." not in key]
     if absent:  # transformers would draw them at random
         raise InputError(f"The weights in {folder} lack {min(absent)} ({len(absent)} such). Copy the model again.")
     return model
@@ -128,8 +128,8 @@ def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_len
 def probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
 ) -> NDArray[np.float64]:
-    """Each label's probability for each example, in their order; shape ``(len(examples), L)``."""
-    found = np.empty((len(examples), len(LABELS)))
+    """Each label's probability for each example, in their order; shape ``(E, L)``."""
+    probability_EL = np.empty((len(examples), len(LABELS)))
     order = sorted(range(len(examples)), key=lambda index: len(examples[index].token_ids))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     collate = DataCollatorWithPadding(tokenizer)
@@ -138,5 +138,5 @@ def probabilities(
         padded = collate([{"input_ids": examples[index].token_ids} for index in batch])
         with torch.inference_mode():
             logits_BL = model(**{name: tensor.to(model.device) for name, tensor in padded.items()}).logits
-        found[batch] = torch.sigmoid(logits_BL.double()).cpu().numpy()
-    return found
+        probability_EL[batch] = torch.sigmoid(logits_BL.double()).cpu().numpy()
+    return probability_EL

@@ -159,7 +159,7 @@ def _to_start_from_mean(model: PreTrainedModel, settings: Judge) -> BertForSeque
 def _fingerprints(backbone: str, rows: Splits) -> dict[str, str]:
     return {
         "model": fingerprint_files(backbone),
-        **{name: fingerprint_rows(map(str, each)) for name, each in rows._asdict().items()},
+        **{name: fingerprint_rows(map(str, part)) for name, part in rows._asdict().items()},
     }
 
 

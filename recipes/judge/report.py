@@ -54,9 +54,9 @@ def _verdict(results: Mapping[str, Any]) -> str:
 
 
 def _category_cells(results: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    for label, found in results["categories"].items():
-        numbers = (_number(found[column.lower()]) for column in _CATEGORY_COLUMNS[2:])
-        yield label, [str(found["rows"]), str(found["flagged"]), *numbers]
+    for label, agreement in results["categories"].items():
+        numbers = (_number(agreement[column.lower()]) for column in _CATEGORY_COLUMNS[2:])
+        yield label, [str(agreement["rows"]), str(agreement["flagged"]), *numbers]
 
 
 def _number(value: float | None) -> str:

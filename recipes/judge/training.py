@@ -102,26 +102,26 @@ def auc_interval(
     _, prompt_of = np.unique(np.asarray(prompts), return_inverse=True)
     count = int(prompt_of.max()) + 1
     order = np.argsort(scores, kind="stable")
-    _, places = np.unique(scores[order], return_inverse=True)  # of ties the same
+    _, ranks = np.unique(scores[order], return_inverse=True)  # of ties the same
     random = np.random.default_rng(seed)
-    found = []
+    aucs = []
     for _ in range(RESAMPLES):
         weights = np.bincount(random.integers(count, size=count), minlength=count)[prompt_of][order]
-        found.append(_weighted_auc(places, unsafe[order], weights))
-    low, high = np.nanquantile(found, [0.025, 0.975])
+        aucs.append(_weighted_auc(ranks, unsafe[order], weights))
+    low, high = np.nanquantile(aucs, [0.025, 0.975])
     return float(low), float(high)
 
 
-def _weighted_auc(places: NDArray[np.int64], unsafe: NDArray[np.bool_], weights: NDArray[np.int64]) -> float:
+def _weighted_auc(ranks: NDArray[np.int64], unsafe: NDArray[np.bool_], weights: NDArray[np.int64]) -> float:
     """The share of (unsafe, safe) pairs in the right order, ties half; rows count ``weights`` times. NaN without pairs.
 
     Args:
-        places: of each row's score among the distinct scores.
+        ranks: of each row's score among the distinct scores.
         unsafe: of each row.
         weights: of each row.
     """
-    of_unsafe = np.bincount(places, weights * unsafe)
-    of_safe = np.bincount(places, weights * ~unsafe)
+    of_unsafe = np.bincount(ranks, weights * unsafe)
+    of_safe = np.bincount(ranks, weights * ~unsafe)
     pairs = of_unsafe.sum() * of_safe.sum()
     below = np.cumsum(of_safe) - of_safe / 2
     return float((of_unsafe * below).sum() / pairs) if pairs else float("nan")
@@ -259,7 +259,10 @@ def _optimizer(model: PreTrainedModel, settings: Judge) -> torch.optim.Optimizer
 
 def _features(examples: Sequence[Example]) -> Any:
     """What the trainer batches; a list, which it takes for a data set."""
-    return [{"input_ids": each.token_ids, "labels": [float(label) for label in each.row.labels]} for each in examples]
+    return [
+        {"input_ids": example.token_ids, "labels": [float(label) for label in example.row.labels]}
+        for example in examples
+    ]
 
 
 def _arguments(settings: Judge, *, validates: bool, folder: Path) -> TrainingArguments:

@@ -56,21 +56,21 @@ def parse(words: Sequence[str], step: str, description: str | None = None) -> Se
 
 def _of_file(loaded: Mapping[Any, Any], where: str) -> dict[str, dict[str, Any]]:
     """Sections of a config; what all steps have stands beside the sections."""
-    found: dict[str, dict[str, Any]] = {}
+    sections: dict[str, dict[str, Any]] = {}
     common: dict[Any, Any] = {}
     for key, value in loaded.items():
         if isinstance(value, dict):
             if key not in SECTIONS:
                 raise InputError(f"{where}: {unknown('section', str(key), SECTIONS)}")
-            found[key] = settings_in(value, fields(SECTIONS[key]), f"{where}, {key}")
+            sections[key] = settings_in(value, fields(SECTIONS[key]), f"{where}, {key}")
         elif key in SECTIONS:
             if value is None:  # a section with all its keys commented out
                 continue
             raise InputError(f"{where}: {key} is a section and needs settings below it, got {value!r}.")
         else:
             common[key] = value
-    found["common"] = settings_in(common, fields(Common), where)
-    return found
+    sections["common"] = settings_in(common, fields(Common), where)
+    return sections
 
 
 def _name(section: type[Any]) -> str:
