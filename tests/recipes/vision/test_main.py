@@ -164,7 +164,7 @@ def test_real_images_have_their_own_labels(cifar100: dict[str, Labelled], mirror
         (["--config", "x"], "Which step? It comes before the flags: monolora vision pretrain | sae"),
         (["all", "--epochs", "3"], "Unknown flag --epochs."),
         (["pretrain"], "Where to? Give the folder of the runs with --out"),
-        (["probe", "--out", "o", "--noise-rates", "0,1.2"], "--noise-rates must be within 0 and 1, got 1.2."),
+        (["probe", "--out", "o", "--noise-rates", "0,1.2"], "--noise-rates must be at least 0 and at most 1, got 1.2."),
         (["pretrain", "--out", "o", "--methods", "moco"], "--methods takes simclr, ncl, each once; got moco."),
         (["pretrain", "--out", "o", "--epochs", "many"], "Argument --epochs: invalid int value: 'many'. See --help."),
     ],

@@ -210,7 +210,7 @@ def test_what_cannot_be_is_refused(
 
 @pytest.mark.parametrize("rate", ["1.5", "-0.1", "nan"])
 def test_rates_are_shares(rate: str) -> None:
-    with pytest.raises(InputError, match="--noise-rates must be within 0 and 1"):
+    with pytest.raises(InputError, match="--noise-rates must be at least 0 and at most 1"):
         parse(["--out", "runs", f"--noise-rates=0,{rate}"], "probe")
 
 
