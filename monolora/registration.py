@@ -65,7 +65,7 @@ class _Waiting(MetaPathFinder):
         """As the finders after this one, for the three packages; None for all other modules."""
         if fullname.partition(".")[0] not in _PACKAGES:
             return None
-        others = sys.meta_path[sys.meta_path.index(self) + 1 :] if self in sys.meta_path else []
+        others = [finder for finder in sys.meta_path if finder is not self]  # another thread may take this one out
         specs = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is not None and spec.loader is not None:

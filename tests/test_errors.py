@@ -48,7 +48,7 @@ def test_what_nobody_foresaw_is_one_line_with_type_and_place(
     line = capsys.readouterr().err
     assert re.fullmatch(
         r"error: AttributeError: 'int' object has no attribute 'split'\. "
-        r"\(monolora/flags\.py:\d+; MONOLORA_TRACEBACK=1 shows more\)\n",
+        r"\(cli/flags\.py:\d+; MONOLORA_TRACEBACK=1 shows more\)\n",
         line,
     )
     assert exit_status(_raise_unforeseen) == 1
