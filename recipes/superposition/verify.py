@@ -83,8 +83,6 @@ _SLOPE_ROW = "  {:22}{:30}{}"
 ByCriterion = Mapping[str, Sequence[Verdict]]
 
 
-
-
 class Check(NamedTuple):
     """A closed form and its estimate from random samples."""
 
