@@ -21,8 +21,8 @@ from monolora.eval.records import Measurement, Response
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store
 from monolora.hub import load_config
+from monolora.patching import check_version
 from monolora.terminal import report_existing, tracked
-from monolora.vllm.versions import check_vllm
 
 _LOG = Path("logs", "generate.log")
 
@@ -54,7 +54,7 @@ def resolve_engine(settings: Settings) -> str:
         InputError: if vLLM is requested and unavailable.
     """
     if settings.engine == "vllm":
-        check_vllm()
+        check_version("vllm")
     if settings.engine != "auto":
         return settings.engine
     return "vllm" if importlib.util.find_spec("vllm") else "hf"

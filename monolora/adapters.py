@@ -33,6 +33,7 @@ from monolora.checkpoint import (
     check_tensors,
     check_weights_file,
     file_name,
+    model_name,
     origin_of,
     room_for,
     saved_beside,
@@ -42,7 +43,6 @@ from monolora.config import MonoLoraConfig, check_numbers
 from monolora.errors import InputError, in_one_line
 from monolora.files import read_json
 from monolora.hub import check_vocabulary, load_causal_lm, load_tokenizer, on_gpus, resolve_model
-from monolora.loaders import model_name
 from monolora.model_files import adopt_generation_config
 from monolora.targets import module_names, near_misses, resolve_patterns
 

@@ -148,27 +148,33 @@ def check_finite(state_dict: Mapping[str, torch.Tensor]) -> None:
             )
 
 
-def same_model(trained_on: str | None, model_name: str | None) -> bool | None:
+def model_name(model: nn.Module) -> str | None:
+    """Path or hub id that a transformers model was loaded from; None for other models."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base.name_or_path if isinstance(base, PreTrainedModel) else None
+
+
+def same_model(trained_on: str | None, loaded_from: str | None) -> bool | None:
     """Whether two ids or paths of models end alike; None where one of them is not known."""
-    if not trained_on or not model_name:
+    if not trained_on or not loaded_from:
         return None
-    return os.path.basename(os.path.normpath(trained_on)) == os.path.basename(os.path.normpath(model_name))
+    return os.path.basename(os.path.normpath(trained_on)) == os.path.basename(os.path.normpath(loaded_from))
 
 
-def origin_of(trained_on: str | None, model_name: str | None) -> str:
+def origin_of(trained_on: str | None, loaded_from: str | None) -> str:
     """One sentence on whether adapter and model belong together, by their recorded ids."""
-    same = same_model(trained_on, model_name)
+    same = same_model(trained_on, loaded_from)
     if same is None:
         return "Check that the adapter was trained on this base model, with the same target modules."
     if same:
         return f"Adapter and model both name {trained_on!r}; check the target modules and rank in adapter_config.json."
-    return f"The adapter was trained on {trained_on!r}, this model is {model_name!r}: load it on the former."
+    return f"The adapter was trained on {trained_on!r}, this model is {loaded_from!r}: load it on the former."
 
 
-def warn_of_other_base(trained_on: str | None, model_name: str | None) -> None:
+def warn_of_other_base(trained_on: str | None, loaded_from: str | None) -> None:
     """Warn if an adapter that fits by its shapes was trained on a model of another name."""
-    if same_model(trained_on, model_name) is False:
-        warnings.warn(f"{origin_of(trained_on, model_name)} Its shapes fit both.", stacklevel=2)
+    if same_model(trained_on, loaded_from) is False:
+        warnings.warn(f"{origin_of(trained_on, loaded_from)} Its shapes fit both.", stacklevel=2)
 
 
 # Rounding to bfloat16 and back, twice: a base may have been trained on and loaded in different formats.

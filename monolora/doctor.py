@@ -71,13 +71,13 @@ def examine() -> Iterator[Finding]:
 
 def _vllm() -> Finding:
     """Only serving needs it, so nothing is missing without it."""
-    from monolora.vllm.versions import check_vllm, vllm_version
+    from monolora.patching import check_version, installed_version
 
     try:
-        check_vllm()
+        check_version("vllm")
     except InputError as error:
         return Finding("vllm", "unavailable", str(error))
-    return Finding("vllm", vllm_version())
+    return Finding("vllm", installed_version("vllm"))
 
 
 def _device() -> Finding:

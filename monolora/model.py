@@ -27,6 +27,7 @@ from monolora.checkpoint import (
     check_tensors,
     is_resized,
     is_unit_tensor,
+    model_name,
     origin_of,
     room_for,
     saved_beside,
@@ -36,8 +37,8 @@ from monolora.checkpoint import (
 )
 from monolora.combine import combined_config, concatenate_units
 from monolora.config import MonoLoraConfig
+from monolora.hotswap import used_units
 from monolora.layer import MERGE_HINT, MIXING_HINT, MonoLoraLayer
-from monolora.loaders import model_name, used_units
 from monolora.targets import (
     all_linear,
     default_targets,

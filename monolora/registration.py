@@ -43,7 +43,7 @@ def _is_needed() -> bool:
 
 
 def _register() -> None:
-    from monolora.register import register
+    from monolora.integrations import register
 
     register()
 

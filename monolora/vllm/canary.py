@@ -25,10 +25,10 @@ import torch
 from monolora.errors import InputError, RunError
 from monolora.layer import MonoLoraLayer
 from monolora.merge.baked import baked_layers
+from monolora.patching import check_version
 from monolora.provenance import fingerprint_files
 from monolora.vllm.adapter_folders import served_config
 from monolora.vllm.plugin import is_registered
-from monolora.vllm.versions import check_vllm
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -197,7 +197,7 @@ def measure(
     # Imported here: these bring libraries that vLLM's own processes, which import this package, can do without.
     from monolora.hub import load_causal_lm
 
-    check_vllm()
+    check_version("vllm")
     request = _request(adapter)
     if request is not None and served_config(request.lora_path) is not None and not is_registered():
         raise InputError("vLLM has not loaded the plugin: VLLM_PLUGINS must be unset, or name monolora.")

@@ -16,10 +16,10 @@ from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
 from monolora.merge.unload import BAKED
 from monolora.model_files import end_tokens
+from monolora.patching import MissingNameError, check_version, wrap_all
 from monolora.peft_type import NAME
-from monolora.vllm import gate, loading, requests, versions
+from monolora.vllm import gate, loading, requests
 from monolora.vllm.adapter_folders import peft_type, served_config
-from monolora.vllm.seams import MissingSeamError, wrap_all
 
 
 def process_inputs(original: Callable[..., Any], processor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -115,27 +115,23 @@ WRAPPERS: dict[str, Callable[..., Any]] = {
     "vllm.lora.model_manager:LoRAModelManager.activate_adapter": gate.activate_adapter,
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_prompt_logprobs_dict": gate.prompt_logprobs,
 }
-_done = False
 
 
+@functools.cache
 def register() -> None:
     """Teach this process's vLLM to serve MonoLoRA adapters; a second call does nothing.
 
     With a vLLM that this was not made for, nothing is changed but the message with which it refuses them.
     """
-    global _done
-    if _done:
-        return
-    _done = True
     try:
-        versions.check_vllm()
+        check_version("vllm")
         wrap_all(WRAPPERS)
-    except (InputError, MissingSeamError) as trouble:
+    except InputError as trouble:
         _step_aside(str(trouble))
         return
     from vllm.lora.lora_model import LoRAModel
 
-    LoRAModel.activation = "identity"  # what an adapter has that nobody says otherwise of
+    LoRAModel.activation = "identity"  # of LoRA adapters; those of MonoLoRA set their own
     from monolora.vllm import exact
 
     exact.register()
@@ -168,5 +164,5 @@ def _step_aside(trouble: str) -> None:
             raise AdapterFileError(f"{lora_request.lora_path} is a MonoLoRA adapter. {trouble}")
         return original(worker_manager, lora_request, *args, **kwargs)
 
-    with contextlib.suppress(MissingSeamError):  # then vLLM's own loader says that it knows no such tensors
+    with contextlib.suppress(MissingNameError):  # then vLLM's own loader says that it knows no such tensors
         wrap_all({_LOAD: refuse})

@@ -39,6 +39,7 @@ from trl.trainer.utils import create_model_from_path
 from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
 from monolora.hub import load_causal_lm
+from monolora.integrations import register
 from monolora.merge import export_exact
 from monolora.merge.baked import BakedLinear, baked_layers
 from monolora.merge.files import weight_files
@@ -50,7 +51,6 @@ from monolora.merge.quantizer import (
 )
 from monolora.recipes.training.arguments import parse
 from monolora.recipes.training.models import load_model
-from monolora.register import register
 from tests.support.tiny_chat import train_tokenizer
 
 Adapt = Callable[..., PeftModel]

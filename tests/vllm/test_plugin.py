@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import monolora
+from monolora.patching import LIBRARIES, installed_version
 from monolora.vllm import plugin
 from monolora.vllm.plugin import WRAPPERS
-from monolora.vllm.versions import INSTALL_LINE, SUPPORTED_VLLM
 from tests.support.vllm_worker import ask_process, load, make_worker
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ if TYPE_CHECKING:
 LOAD = "vllm.lora.worker_manager:WorkerLoRAManager._load_adapter"
 MISSING = "vllm.v1.engine.llm_engine:LLMEngine.add_request"
 OTHER_VERSION = "0.31.2"
+_, SUPPORTED_VLLM, INSTALL_LINE, _ = LIBRARIES["vllm"]
+
+
+def _lacking(path: str) -> str:
+    """What is said of a vLLM without this function."""
+    return (
+        f"{path.replace(':', ' has no ')}. This is vLLM {installed_version('vllm')}; supported is {SUPPORTED_VLLM}. "
+        f"Run: {INSTALL_LINE}"
+    )
 
 
 def test_the_entry_point_is_declared() -> None:
@@ -86,9 +95,9 @@ class TestInAProcess:
         """Nothing is changed but the refusal, which says what the log says."""
         found = outcomes[scenario]
         trouble = {
-            "another version": f"monolora {monolora.__version__} serves through vLLM {SUPPORTED_VLLM}, "
+            "another version": f"monolora {monolora.__version__} works with vLLM {SUPPORTED_VLLM}, "
             f"and this is vLLM {OTHER_VERSION}. Run: {INSTALL_LINE}",
-            "a missing seam": MISSING.replace(":", " has no "),
+            "a missing seam": _lacking(MISSING),
         }[scenario]
         assert found["registered"] == {"before": False, "after": False, "again": False}
         assert found["changed"] == [LOAD]
@@ -106,7 +115,7 @@ class TestInAProcess:
         found = outcomes["no loader"]
         assert found["registered"] == {"before": False, "after": False, "again": False}
         assert found["changed"] == []
-        assert f"MonoLoRA adapters will be refused. {LOAD.replace(':', ' has no ')}" in found["printed"]
+        assert f"MonoLoRA adapters will be refused. {_lacking(LOAD)}" in found["printed"]
 
 
 # The program.

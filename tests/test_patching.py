@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from monolora.vllm.seams import MissingSeamError, wrap_all
+from monolora import patching
+from monolora.patching import LIBRARIES, MissingNameError, naming_versions, wrap_all
+from monolora.private_names import PrivateName
 
 SOURCE = '''
 def double(x, *, plus=0):
@@ -25,6 +27,14 @@ class Engine:
 
     def run(self, x):
         return ["engine", x]
+
+    @classmethod
+    def make(cls, *args):
+        return cls, args
+
+    @staticmethod
+    def add(x, y):
+        return x + y
 
 class Faster(Engine):
     def run(self, x):
@@ -83,6 +93,15 @@ def test_methods(library: ModuleType) -> None:
     assert calls == [((engine, 1), {}), ((faster, 2), {}), ((part,), {"x": 3})]
 
 
+def test_class_and_static_methods_stay_such(library: ModuleType) -> None:
+    calls: list[Any] = []
+    wrap_all({"wrapped_library:Engine.make": _noting(calls), "wrapped_library:Engine.add": _noting(calls)})
+    assert library.Engine.make(1) == (library.Engine, (1,))
+    assert library.Faster().make() == (library.Faster, ())
+    assert library.Engine().add(1, y=2) == library.Faster.add(1, 2) == 3
+    assert calls == [((library.Engine, 1), {}), ((library.Faster,), {}), ((1,), {"y": 2}), ((1, 2), {})]
+
+
 def test_what_is_wrapped_in_a_subclass_stays_there(library: ModuleType) -> None:
     calls: list[Any] = []
     wrap_all({"wrapped_library:Faster.run": _noting(calls)})
@@ -113,6 +132,39 @@ def test_nothing_is_changed_where_one_is_missing(library: ModuleType, missing: s
     before = dict(vars(library)), dict(vars(library.Engine))
     names = ["wrapped_library:double", "wrapped_library:Engine.run"]
     names.insert(place, missing)
-    with pytest.raises(MissingSeamError, match=f"^{message}$"):
+    with pytest.raises(MissingNameError, match=f"^{message}$"):
         wrap_all(dict.fromkeys(names, _noting([])))
     assert (dict(vars(library)), dict(vars(library.Engine))) == before
+
+
+@pytest.mark.parametrize(("signature", "lacking"), [("x, plus, minus", "minus"), ("x, plus", None), ("x", None)])
+def test_a_known_parameter_must_be_there(
+    library: ModuleType, monkeypatch: pytest.MonkeyPatch, signature: str, lacking: str | None
+) -> None:
+    """Others may have been added."""
+    monkeypatch.setitem(patching.PRIVATE_NAMES, "wrapped_library:double", PrivateName(signature, ""))
+    if lacking is None:
+        wrap_all({"wrapped_library:double": _noting([])})
+        return
+    with pytest.raises(MissingNameError, match=f"^wrapped_library:double has no parameter {lacking}$"):
+        wrap_all({"wrapped_library:double": _noting([])})
+    assert not hasattr(library.double, "__wrapped__")
+
+
+@pytest.mark.parametrize("name", ["peft", "transformers"])
+def test_what_is_missing_in_a_known_library(name: str) -> None:
+    """One line has the name, the version that is installed, those that are supported, and what to run."""
+    title, supported, install, _ = LIBRARIES[name]
+    versions = f"This is {title} {sys.modules[name].__version__}; supported is {supported}. Run: {install}"
+    with pytest.raises(MissingNameError) as refused:
+        wrap_all({f"{name}.utils:no_such_function": _noting([])})
+    assert str(refused.value) == f"{name}.utils has no no_such_function. {versions}"
+    with pytest.raises(MissingNameError) as refused, naming_versions():
+        exec(f"from {name}.utils import no_such_function")
+    assert str(refused.value).startswith(f"cannot import name 'no_such_function' from '{name}.utils'")
+    assert str(refused.value).endswith(f". {versions}")
+
+
+def test_other_missing_imports_stay_as_they_are() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"), naming_versions():
+        exec("import no_such_library")

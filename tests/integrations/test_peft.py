@@ -24,8 +24,8 @@ from transformers.integrations.peft import PeftAdapterMixin
 
 from monolora import MonoLoraConfig, MonoLoraLayer, MonoLoraModel
 from monolora.checkpoint import AdapterFileError
+from monolora.integrations import register
 from monolora.peft_type import extend_peft_type
-from monolora.register import register
 
 Saved = Callable[..., tuple[Path, torch.Tensor]]
 

@@ -1,4 +1,4 @@
-"""One range of vLLM is served through; outside it, and without vLLM, the message has the line that installs it."""
+"""Each library has one range of versions; outside it, and without it, the message has the line that installs it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from packaging.version import Version
 
 import monolora
 from monolora.errors import InputError
-from monolora.vllm.versions import INSTALL_LINE, SUPPORTED_VLLM, check_vllm, vllm_version
+from monolora.patching import LIBRARIES, check_version, installed_version
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
+_, SUPPORTED_VLLM, INSTALL_LINE, _ = LIBRARIES["vllm"]
 
 
 def _vllm_of(version: str) -> ModuleType:
@@ -25,11 +26,17 @@ def _vllm_of(version: str) -> ModuleType:
     return module
 
 
-def test_the_range_of_the_extra() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (wanted,) = map(Requirement, extras["vllm"])
-    assert wanted.name == "vllm"
-    assert wanted.specifier == SUPPORTED_VLLM
+def test_the_ranges_of_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["vllm"]]
+    wanted = {requirement.name: requirement.specifier for requirement in map(Requirement, lines)}
+    assert {name: wanted[name] for name in LIBRARIES} == {name: each.supported for name, each in LIBRARIES.items()}
+
+
+@pytest.mark.parametrize("name", sorted(set(LIBRARIES) - {"vllm"}))
+def test_the_installed_libraries(name: str) -> None:
+    check_version(name)
+    assert Requirement(re.findall(r"'(.+)'", LIBRARIES[name].install)[0]).specifier == LIBRARIES[name].supported
 
 
 def test_the_locked_version_is_in_the_range() -> None:
@@ -48,8 +55,8 @@ def test_the_install_line_names_both_packages() -> None:
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.32.1.dev3+g1a2b3c4", "0.32.7rc1", "0.32.11.post1"])
 def test_inside(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setitem(sys.modules, "vllm", _vllm_of(version))
-    check_vllm()
-    assert vllm_version() == version
+    check_version("vllm")
+    assert installed_version("vllm") == version
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "0.33.0rc1", "1.0", "0.3.2", "0.32.0rc1", "dev"])
@@ -57,9 +64,9 @@ def test_outside(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     """Both versions and the mend, in one line."""
     monkeypatch.setitem(sys.modules, "vllm", _vllm_of(version))
     with pytest.raises(InputError) as refused:
-        check_vllm()
+        check_version("vllm")
     assert str(refused.value) == (
-        f"monolora {monolora.__version__} serves through vLLM {SUPPORTED_VLLM}, and this is vLLM {version}. "
+        f"monolora {monolora.__version__} works with vLLM {SUPPORTED_VLLM}, and this is vLLM {version}. "
         f"Run: {INSTALL_LINE}"
     )
 
@@ -67,7 +74,7 @@ def test_outside(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
 def test_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(InputError, match=r"^Serving needs vLLM, which is not installed\. Run: ") as refused:
-        check_vllm()
+        check_version("vllm")
     assert str(refused.value).endswith(INSTALL_LINE)
 
 
@@ -87,7 +94,7 @@ def test_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError) as refused:
-        check_vllm()
+        check_version("vllm")
     assert f"which cannot be imported ({reason}" in str(refused.value)
     assert "is not installed" not in str(refused.value)
     assert str(refused.value).endswith(INSTALL_LINE)

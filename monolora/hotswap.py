@@ -1,4 +1,8 @@
-"""The two loaders that go past the tuner's own hooks: PEFT's hotswap and transformers' ``load_adapter``."""
+"""Hotswap: another adapter's tensors in the place of those at hand.
+
+PEFT's hotswap goes past the tuner's own hooks, and leaves rank, alpha and config as they were; here the file is checked
+first, and the model's record of the adapter follows afterwards.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftModel, inject_adapter_in_model, peft_model
-from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import check_target_module_exists
-from peft.utils import hotswap
 from peft.utils.hotswap import _update_scaling
 from peft.utils.other import get_pattern_key
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.utils.loading_report import LoadStateDictInfo
 
 from monolora.checkpoint import (
-    MEMORY_PREFIX,
     AdapterFileError,
     Room,
     check_tensors,
     is_unit_tensor,
+    model_name,
     module_of,
     origin_of,
     saved_beside,
@@ -32,12 +31,6 @@ from monolora.checkpoint import (
 from monolora.config import MonoLoraConfig
 from monolora.layer import MonoLoraLayer
 from monolora.targets import module_names
-
-
-def model_name(model: nn.Module) -> str | None:
-    """Path or hub id that a transformers model was loaded from; None for other models."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return base.name_or_path if isinstance(base, PreTrainedModel) else None
 
 
 def check_swap(model: Any, tensors: Mapping[str, torch.Tensor], adapter_name: str, config: MonoLoraConfig) -> None:
@@ -166,47 +159,3 @@ def _with_rank(layer: MonoLoraLayer, name: str, shape: torch.Size, rank: int) ->
 def _groups(layer: MonoLoraLayer) -> int:
     base = layer.get_base_layer()
     return base.groups if isinstance(base, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else 1
-
-
-def load_into_transformers(
-    model: Any, adapter_name: str, config: MonoLoraConfig, tensors: Mapping[str, torch.Tensor]
-) -> LoadStateDictInfo:
-    """What transformers' own ``load_adapter`` does, by PEFT's functions, with their checks.
-
-    Args:
-        model: a transformers model.
-        adapter_name: a name that it has no adapter of.
-        config: of the adapter.
-        tensors: of the adapter, by their names in the file.
-
-    Raises:
-        AdapterFileError: if the tensors do not fit. The model has no adapter of that name then.
-    """
-    inject_adapter_in_model(config, model, adapter_name)
-    model._hf_peft_config_loaded = True
-    try:
-        peft_model.set_peft_model_state_dict(model, _bare(tensors), adapter_name)
-    except AdapterFileError:
-        model.delete_adapter(adapter_name)
-        raise
-    if config.inference_mode:
-        model.eval()
-        for layer in model.modules():
-            if isinstance(layer, (MonoLoraLayer, TrainableTokensLayer)):
-                layer.requires_grad_(False)
-    return LoadStateDictInfo(set(), set(), set(), [], {}, set())
-
-
-def swap_in_transformers(
-    model: Any, adapter_name: str, config: MonoLoraConfig, tensors: Mapping[str, torch.Tensor]
-) -> LoadStateDictInfo:
-    """PEFT's hotswap for a transformers model; arguments and errors as for :func:`load_into_transformers`."""
-    hotswap.check_hotswap_configs_compatible(model.peft_config[adapter_name], config)
-    named = hotswap._insert_adapter_name_into_state_dict(_bare(tensors), adapter_name, MEMORY_PREFIX)
-    hotswap.hotswap_adapter_from_state_dict(model, named, adapter_name, config, MEMORY_PREFIX)
-    return LoadStateDictInfo(set(), set(), set(), [], {}, set())
-
-
-def _bare(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors by names without what stands before them where a ``PeftModel`` is around the model."""
-    return {key.removeprefix("base_model.model."): value for key, value in tensors.items()}
