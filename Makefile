@@ -40,10 +40,11 @@ test: setup ## the whole test-suite, PEFT's own tests included
 test-peft: setup ## PEFT's own tests, run against MonoLoRA
 	$(BIN)/python -m tests.peft_suite
 
-check: setup ## lint, types, quick tests
+check: setup ## lint, types, layers of imports, quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow"
 
 bench: setup ## the training benchmarks, in under 10 minutes (SST-2 from the hub or $MONOLORA_DATA)
@@ -52,4 +53,4 @@ bench: setup ## the training benchmarks, in under 10 minutes (SST-2 from the hub
 	$(BIN)/python benchmarks/train_e2e.py --rows 64 --rounds 2
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -13,6 +13,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from packaging.specifiers import SpecifierSet
@@ -82,11 +83,9 @@ def check_version(name: str) -> None:
     """
     library, installed = LIBRARIES[name], installed_version(name)
     if not library.supported.contains(installed, prereleases=True):
-        from monolora import __version__
-
         raise InputError(
-            f"monolora {__version__} works with {library.title} {library.supported}, and this is {library.title} "
-            f"{installed}. Run: {library.install}"
+            f"monolora {version('monolora')} works with {library.title} {library.supported}, and this is "
+            f"{library.title} {installed}. Run: {library.install}"
         )
 
 

@@ -25,7 +25,7 @@ class PrivateName(NamedTuple):
     users: str
 
 
-# By "module:name"; what `python -m tests.support.private_names` prints.
+# By "module:name"; written by `python -m tests.support.private_names`.
 _TABLE = {
     "accelerate.hooks:AlignDevicesHook": ("a class", "adapters merge.deltas"),
     "accelerate.hooks:add_hook_to_module._hf_hook": ("an attribute", "adapters merge.deltas"),
@@ -60,7 +60,7 @@ _TABLE = {
     "peft.tuners.lora.layer:Linear.merge": ("self, safe_merge, adapter_names", "layer"),
     "peft.tuners.lora.layer:Linear.supports_lora_conversion": ("self, adapter_name", "layer"),
     "peft.tuners.lora.layer:Linear.unmerge": ("self", "layer"),
-    "peft.tuners.lora.layer:LoraLayer": ("a class", "adapters eval.sparsity explain.ablation explain.layout explain.logits layer merge.deltas model recipes.sparsity sparsity units"),
+    "peft.tuners.lora.layer:LoraLayer": ("a class", "adapters eval.measurements explain.ablation explain.layout explain.logits layer merge.deltas model recipes.sparsity sparsity units"),
     "peft.tuners.lora.layer:LoraLayer._check_forward_args": ("self, x, *args, **kwargs", "layer"),
     "peft.tuners.lora.layer:LoraLayer._mixed_batch_forward": ("self, x, *args, adapter_names, **kwargs", "layer"),
     "peft.tuners.lora.layer:LoraLayer.delete_adapter": ("self, adapter_name", "layer"),

@@ -1,6 +1,6 @@
 """The list of names that other libraries do not document is complete, and each is there with its signature.
 
-Where this fails on a new release, ``python -m tests.support.private_names`` prints what it has instead.
+``python -m tests.support.private_names`` writes the list anew, once the users of what has changed are made to fit.
 """
 
 from __future__ import annotations

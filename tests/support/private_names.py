@@ -14,7 +14,7 @@ Not found are attributes of library objects without an underscore (``layer.scali
 ``manager.packed_modules``), names put together at run time (``peft.tuners.lora.{backend}`` in :mod:`monolora.layer`),
 keyword arguments, and what a function does.
 
-As a program it prints the entries of ``PRIVATE_NAMES`` that the sources and the installed versions call for.
+As a program it writes ``monolora/private_names.py`` as the sources and the installed versions call for.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from monolora.patching import LIBRARIES
 from monolora.private_names import PRIVATE_NAMES, PrivateName
 
 ROOT = Path(__file__).parents[2]
+LIST = ROOT / "monolora" / "private_names.py"
 # Attributes with an underscore that belong to none of the libraries.
 OTHERS = {
     "torch": "_parameters _modules _forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks "
@@ -271,12 +272,16 @@ def table(libraries: Iterable[str] = tuple(LIBRARIES)) -> dict[str, PrivateName]
 
 
 def main() -> None:
-    """Print the table; with the name of a library, its part as JSON."""
+    """Write the list, unless a name in it is missing; with the name of a library, print its part as JSON."""
     if sys.argv[1:]:
         print(json.dumps(table(sys.argv[1:])))
         return
-    for path, entry in table().items():
-        print(f'    "{path}": ("{entry.signature}", "{entry.users}"),')
+    entries = table()
+    if gaps := [path for path, entry in entries.items() if path[0] == "*" or entry.signature.startswith("missing")]:
+        sys.exit("\n".join(f"{path} ({entries[path].users}): {entries[path].signature}" for path in gaps))
+    head, tail = re.split(r"(?<=_TABLE = \{\n).*(?=^\}$)", LIST.read_text(), maxsplit=1, flags=re.DOTALL | re.MULTILINE)
+    rows = [f'    "{path}": ("{entry.signature}", "{entry.users}"),\n' for path, entry in entries.items()]
+    LIST.write_text(head + "".join(rows) + tail)
 
 
 if __name__ == "__main__":
