@@ -35,7 +35,7 @@ _DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 class AdapterFileError(InputError):
-    """An adapter file that must not be loaded; the message names the tensor or the file, and the mend."""
+    """An adapter file that must not be loaded; the message names the tensor or the file, and the fix."""
 
 
 def to_disk_name(key: str, adapter_name: str) -> str:

@@ -150,7 +150,7 @@ def _units(config: LoraConfig, tensors: Mapping[str, torch.Tensor], folder: str)
             raise AdapterFileError(f"{folder} lacks A or B of {module}. Copy it again from where it was saved.")
         if each["A"][0] != rank:
             raise AdapterFileError(
-                f"{folder} has {each['A'][0]} units for {module} and a config that says {rank}. Mend r or rank_pattern "
+                f"{folder} has {each['A'][0]} units for {module} and a config that says {rank}. Fix r or rank_pattern "
                 "in adapter_config.json: of several patterns that match, the first one counts."
             )
     if not shapes:

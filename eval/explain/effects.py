@@ -117,7 +117,7 @@ def make_panel(settings: Settings) -> list[Judge]:
     """The judges of ablated answers; ``refusal`` is always there.
 
     Raises:
-        InputError: if one cannot be had.
+        InputError: if one is unavailable.
     """
     names = dict.fromkeys((*settings.judges, judges.REFUSAL))
     return [judges.make(name, JudgeOptions()) for name in names]

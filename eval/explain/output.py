@@ -166,8 +166,8 @@ def whole_explanation(out: OutputFolder) -> Iterator[Path]:
             yield folder
     except Exception as error:
         if is_disk_trouble(error) and not isinstance(error, (InputError, SaveError)):
-            mend = "Free space or give another folder with --out, and run it again."
-            raise SaveError.of(out.path, error, mend) from error
+            fix = "Free space or give another folder with --out, and run it again."
+            raise SaveError.of(out.path, error, fix) from error
         raise
 
 

@@ -65,7 +65,7 @@ class End(NamedTuple):
         contexts: by unit, the texts with the strongest peaks, strongest first; may be empty (a dead unit).
         tokens: by unit, the tokens with the strongest mean activation, strongest first.
         consistency: by unit, share of the most frequent label among the texts that excite it most (those with the
-            strongest mean activation); NaN where it cannot be had.
+            strongest mean activation); NaN where it is unavailable.
         label: by unit, that label; None likewise.
     """
 

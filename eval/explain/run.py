@@ -50,7 +50,7 @@ def plan(settings: Settings) -> Plan:
     """Read the data sets.
 
     Raises:
-        InputError: if one cannot be had, a contrast names what is not there, or a flag has nothing to work on.
+        InputError: if one is unavailable, a contrast names what is not there, or a flag has nothing to work on.
     """
     text_sets = {
         name: load(name, settings.max_texts, settings.split, settings.label_column) for name in settings.datasets()

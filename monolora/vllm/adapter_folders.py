@@ -19,7 +19,7 @@ from monolora.provenance import fingerprint_files
 from monolora.targets import check_bounded
 from monolora.vllm.gate import ACTIVATION_BOUNDS
 
-EXACT_MEND = "Put adapter and base into one checkpoint with `monolora merge ADAPTER OUT --method exact`; serve that."
+EXACT_FIX = "Put adapter and base into one checkpoint with `monolora merge ADAPTER OUT --method exact`; serve that."
 
 
 def largest_rank(config: Any) -> int:
@@ -38,7 +38,7 @@ def vllm_rank(rank: int, folder: str) -> int:
     sizes = get_args(MaxLoRARanks)
     fitting = [size for size in sizes if size >= rank]
     if not fitting:
-        raise AdapterFileError(f"{folder} has rank {rank}, and vLLM's LoRA goes up to {max(sizes)}. {EXACT_MEND}")
+        raise AdapterFileError(f"{folder} has rank {rank}, and vLLM's LoRA goes up to {max(sizes)}. {EXACT_FIX}")
     return int(min(fitting))
 
 
@@ -153,7 +153,7 @@ def _check_options(config: MonoLoraConfig, folder: str) -> None:
     }
     for name, value in unserved.items():
         if value:
-            raise AdapterFileError(f"{folder} has {name}={value!r}, which is not served beside its base. {EXACT_MEND}")
+            raise AdapterFileError(f"{folder} has {name}={value!r}, which is not served beside its base. {EXACT_FIX}")
 
 
 class Identity(NamedTuple):

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from monolora.checkpoint import AdapterFileError, check_finite, origin_of, to_memory_name
 from monolora.config import MonoLoraConfig
 from monolora.targets import resolve_patterns
-from monolora.vllm.adapter_folders import EXACT_MEND, check_rank, served_config
+from monolora.vllm.adapter_folders import EXACT_FIX, check_rank, served_config
 from monolora.vllm.gate import gates
 from monolora.vllm.requests import named
 
@@ -41,7 +41,7 @@ def load_adapter(original: Callable[..., Any], worker_manager: Any, lora_request
             return original(worker_manager, lora_request)
         manager = worker_manager._adapter_manager
         if not gates(manager):
-            raise AdapterFileError(f"{folder} cannot be served on this device, only on CPUs and GPUs. {EXACT_MEND}")
+            raise AdapterFileError(f"{folder} cannot be served on this device, only on CPUs and GPUs. {EXACT_FIX}")
         check_rank(config, folder, worker_manager.lora_config)
         try:
             adapter = original(worker_manager, lora_request)
@@ -73,7 +73,7 @@ def check_fits(adapter: Any, config: MonoLoraConfig, manager: Any) -> None:
         manager: a ``LoRAModelManager``.
 
     Raises:
-        AdapterFileError: naming the first tensor or module that does not fit, and the mend.
+        AdapterFileError: naming the first tensor or module that does not fit, and the fix.
     """
     places = dict(_places(manager, adapter))
     origin = origin_of(config.base_model_name_or_path, manager.model.config.name_or_path)
@@ -124,7 +124,7 @@ def _places(manager: Any, adapter: Any) -> Iterator[tuple[str, _Place]]:
             if not isinstance(layer, BaseLinearLayerWithLoRA):
                 raise AdapterFileError(
                     f"The adapter has units for {weights.module_name}, and only linear layers are served with units "
-                    f"beside them. {EXACT_MEND}"
+                    f"beside them. {EXACT_FIX}"
                 )
             yield weights.module_name, _Place(layer, _outputs(layer.base_layer, part, len(parts)))
 

@@ -104,7 +104,7 @@ def add_request(original: Callable[..., Any], engine: Any, *args: Any, **kwargs:
 
     Raises:
         AdapterFileError: if the workers refuse the adapter, or for one name or number with two contents. The engine
-            goes on.
+            continues.
     """
     lora_request = _signature(original).bind(engine, *args, **kwargs).arguments.get("lora_request")
     if lora_request is not None:
@@ -164,7 +164,7 @@ def _fetched(path: str) -> str:
         return get_adapter_absolute_path(path)
     except Exception as error:
         raise AdapterFileError(
-            f"There is no folder {path}, and it cannot be had from the hub: {in_one_line(error)}"
+            f"There is no folder {path}, and it is unavailable from the hub: {in_one_line(error)}"
         ) from error
 
 
