@@ -27,6 +27,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from monolora import MonoLoraConfig, beaverdam
 from monolora.data.chat_template import prompt_ids
+from monolora.data.datasets import load_dataset
 from monolora.data.prompt_sets import content_key, load
 from monolora.data.tasks import Example
 from monolora.eval import judges, report
@@ -39,7 +40,7 @@ from monolora.eval.measures.table import Model
 from monolora.eval.process import inline_rows
 from monolora.eval.records import Judgement, Response
 from monolora.eval.store import opened
-from monolora.hub import SMOLLM2, load_causal_lm, load_dataset, load_tokenizer, resolve_model
+from monolora.hub import SMOLLM2, load_causal_lm, load_tokenizer, resolve_model
 from monolora.provenance import provenance
 
 MODELS = ("base", "lora", "mono")

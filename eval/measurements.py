@@ -33,7 +33,7 @@ from monolora.eval.records import OK, Measurement
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store
 from monolora.hub import load_causal_lm, on_gpus
-from monolora.inference import MOST_PLACES, Inference, evaluating
+from monolora.inference import MAX_POSITIONS, Inference, evaluating
 from monolora.terminal import tracked
 
 _SPARSITY_LOG = Path("logs", "sparsity.log")
@@ -190,7 +190,7 @@ def _batches(keys: Sequence[str], splits: Mapping[str, Split], batch_size: int) 
     batch: list[str] = []
     for key in keys:
         tokens = sum(len(splits[other].answer) for other in (*batch, key))
-        if batch and (len(batch) == batch_size or tokens > MOST_PLACES):
+        if batch and (len(batch) == batch_size or tokens > MAX_POSITIONS):
             yield batch
             batch = []
         batch.append(key)

@@ -7,10 +7,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monolora.atomic import saving, write_json
 from monolora.data.prompt_sets import Prompt, PromptSet
-from monolora.errors import InputError, SaveError, in_one_line
+from monolora.data.scoring import Classification, FreeText, Scorer
+from monolora.errors import InputError, in_one_line
 from monolora.files import read_json, type_problem
-from monolora.runs import write_json
 
 FILE = "plan.json"
 
@@ -74,10 +75,8 @@ def write(folder: Path, plan: Plan) -> None:
         "drift": plan.drift,
         "today": plan.today,
     }
-    try:
+    with saving(folder):
         write_json(folder / FILE, content)
-    except OSError as error:
-        raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
 
 
 def read(folder: Path) -> Plan:
@@ -92,14 +91,14 @@ def read(folder: Path) -> Plan:
             f"{folder} holds no evaluation: {FILE} is missing. Begin one with: monolora eval run --out {folder}"
         )
     try:
-        found = read_json(path, "")
+        stored = read_json(path, "")
         plan = Plan(
-            [_set(each) for each in found["sets"]],
-            [PlannedModel(**each) for each in found["models"]],
-            found["keys"],
-            found["sparsity"],
-            found["drift"],
-            found.get("today"),
+            [_set(each) for each in stored["sets"]],
+            [PlannedModel(**each) for each in stored["models"]],
+            stored["keys"],
+            stored["sparsity"],
+            stored["drift"],
+            stored.get("today"),
         )
         if problem := type_problem(plan, Plan):
             raise ValueError(problem)
@@ -120,9 +119,18 @@ def today(folder: Path) -> date:
 
 
 def _as_json(prompts: PromptSet) -> dict[str, Any]:
-    return vars(prompts) | {"prompts": [each._asdict() for each in prompts.prompts]}
+    scorer = None if prompts.scorer is None else prompts.scorer.stored()
+    return vars(prompts) | {"prompts": [each._asdict() for each in prompts.prompts], "scorer": scorer}
 
 
-def _set(found: dict[str, Any]) -> PromptSet:
-    prompts = tuple(Prompt(**each | {"categories": tuple(each["categories"])}) for each in found["prompts"])
-    return PromptSet(**found | {"prompts": prompts, "labels": tuple(found["labels"])})
+def _set(stored: dict[str, Any]) -> PromptSet:
+    prompts = tuple(Prompt(**each | {"categories": tuple(each["categories"])}) for each in stored["prompts"])
+    scorer = _scorer(stored)
+    return PromptSet(**stored | {"prompts": prompts, "scorer": scorer})
+
+
+def _scorer(stored: dict[str, Any]) -> Scorer | None:
+    if "labels" in stored:  # by an earlier version, which had two scorers and no name for them
+        labels = tuple(stored.pop("labels"))
+        return None if stored["purpose"] != "task" else Classification(labels) if labels else FreeText()
+    return None if stored["scorer"] is None else Scorer.restored(stored["scorer"])

@@ -17,9 +17,10 @@ from typing import Any, cast, get_type_hints
 
 from typing_extensions import TypedDict
 
+from monolora.atomic import saving, write_json
 from monolora.data import prompt_sets
 from monolora.data.prompt_sets import PromptSet
-from monolora.errors import InputError, SaveError, in_one_line
+from monolora.errors import InputError, in_one_line
 from monolora.eval import plan as plans
 from monolora.eval import report
 from monolora.eval.command_line import SCORE_FLAGS
@@ -36,7 +37,7 @@ from monolora.eval.store import Store, is_invalid, opened
 from monolora.files import read_json, type_problem
 from monolora.locks import locked, no_empty_folder
 from monolora.provenance import provenance
-from monolora.runs import Kind, write_json
+from monolora.runs import Kind
 from monolora.stats import RESAMPLES
 from monolora.terminal import Terminal, say
 
@@ -222,18 +223,14 @@ def write(folder: Path, record: dict[str, Any]) -> None:
     Raises:
         SaveError: if it cannot be written.
     """
-    try:
+    with saving(folder):
         write_json(folder / FILE, record)
-    except OSError as error:
-        raise SaveError.of(folder, error, "Free space, then run the same command again.") from error
 
 
 def _check_folder(folder: Path, settings: Settings) -> None:
     """Refuse a folder that holds anything but a run whose responses are comparable to those of this one."""
-    if not folder.exists() or all(path.name == ".lock" or ".part" in path.name for path in folder.iterdir()):
-        return  # new, or of a run that was stopped before it wrote anything
-    if not (folder / FILE).is_file():
-        raise InputError(f"--out {folder} holds files that are not an evaluation's. Take another folder.")
+    if not KIND.is_begun(folder, "--out"):
+        return
     # Through JSON, as the stored config: tuples become lists.
     stored, current = read(folder)["config"], json.loads(json.dumps(settings.stored()))
     differing = [name for name in _FIXED if stored.get(name) != current[name]]

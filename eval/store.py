@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from monolora.atomic import saving, write_text
 from monolora.errors import InputError, SaveError, in_one_line
 from monolora.eval.records import INVALID, Judgement, Measurement, Response
 from monolora.files import type_problem
 from monolora.locks import locked
-from monolora.runs import write_aside
 
 _Record = TypeVar("_Record", Response, Judgement, Measurement)
-_GO_ON = "All earlier records are whole: free space, then give the same command again."
+_RETRY = "All earlier records are whole: free space, then give the same command again."
 
 
 class Records(Generic[_Record]):
@@ -73,7 +73,7 @@ class Records(Generic[_Record]):
                     file.truncate(before)
                     raise OSError(28, os.strerror(28))
         except OSError as error:
-            raise SaveError.of(self._path, error, _GO_ON) from error
+            raise SaveError.of(self._path, error, _RETRY) from error
         self._by_key[record.key] = record
 
     def drop(self, unwanted: Callable[[_Record], bool]) -> None:
@@ -85,10 +85,8 @@ class Records(Generic[_Record]):
         kept = {key: record for key, record in self._by_key.items() if not unwanted(record)}
         if len(kept) == len(self._by_key):
             return
-        try:
-            write_aside(self._path, lambda path: path.write_text("".join(map(_line, kept.values()))))
-        except OSError as error:
-            raise SaveError.of(self._path, error, _GO_ON) from error
+        with saving(self._path, _RETRY):
+            write_text(self._path, "".join(map(_line, kept.values())))
         self._by_key = kept
 
 

@@ -14,11 +14,13 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError
 
 from monolora.redaction import redact, redacted_stderr
 
+_T = TypeVar("_T")
 # Control characters (all but tab and newline), marks and overrides of the writing direction, line and paragraph
 # separators, halves of surrogate pairs: names of files, models and columns are text of others, and a terminal obeys it.
 _UNPRINTABLE = re.compile(
@@ -66,6 +68,30 @@ def in_one_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Without what would move the cursor, colour the screen, turn the writing direction, or cannot be encoded."""
     return _UNPRINTABLE.sub("", text)
+
+
+def on_main_process(action: Callable[[], _T]) -> _T | None:
+    """Do something, such as claiming a folder, in the main process of a launch; a refusal there ends all processes.
+
+    Returns:
+        What it gives; None in the other processes.
+
+    Raises:
+        InputError: in all of them.
+    """
+    from accelerate import PartialState  # a second, which programs of one process do without
+    from accelerate.utils import broadcast_object_list
+
+    value, refusal = None, None
+    if PartialState().is_main_process:
+        try:
+            value = action()
+        except InputError as error:
+            refusal = str(error)
+    [refusal] = broadcast_object_list([refusal])
+    if refusal is not None:
+        raise InputError(refusal)
+    return value
 
 
 @redacted_stderr()

@@ -1,4 +1,4 @@
-"""Models and data sets by id.
+"""Models and tokenizers by id.
 
 An id is resolved in this order: an existing path; ``$MONOLORA_DATA/<id>`` (a local mirror in the hub's own folder
 layout, for machines without a network); a model that comes in a Python package; the hub.
@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import difflib
 import gc
-import glob
 import importlib.util
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import datasets
 import torch
-from datasets.packaged_modules.csv.csv import Csv, CsvConfig
-from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError
@@ -35,13 +31,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from monolora.atomic import filled_once
 from monolora.errors import InputError, in_one_line
-from monolora.files import read_csv, read_json, read_json_rows
+from monolora.files import read_json
 from monolora.remote_code import trusts_code
-from monolora.runs import new_folder
-
-# What a data set's README may say of its CSV files.
-_CSV_SETTINGS = {"name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter"}
 
 SMOLLM2 = "smollm2-135m-instruct"
 MINILM = "all-minilm-l6-v2"
@@ -108,9 +101,9 @@ def resolve_model(name: str, revision: str = "main") -> str:
         return str(packaged_smollm2())
     if name.lower() == MINILM:
         return str(packaged_minilm())
-    if _looks_like_a_path(name):
+    if looks_like_a_path(name):
         raise InputError(f"There is no model at {name}.")
-    return _from_hub(
+    return from_hub(
         name,
         lambda: snapshot_download(
             name, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.h5", "*.msgpack", "*.onnx"]
@@ -230,102 +223,8 @@ def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase, name: str) 
         )
 
 
-def load_dataset(name: str, config: str | None = None) -> datasets.DatasetDict:
-    """All splits of the data set ``name``.
-
-    Args:
-        name: a hub id, a folder in the hub's layout, or a ``.jsonl``, ``.json``, ``.csv`` or ``.parquet`` file.
-        config: the configuration, for hub data sets that have several.
-
-    Raises:
-        InputError: if there is none, it cannot be read, or the hub cannot be reached.
-    """
-    local = local_path(name)
-    if local is not None and Path(local).is_file():
-        if config is not None:
-            raise InputError(f"{name} is a file and has no configuration {config!r}. Leave --dataset-config out.")
-        return _load_file(Path(local))
-    if local is None and _looks_like_a_path(name):
-        raise InputError(f"There is no data set at {name}.")
-    if local is None:
-        return _from_hub(name, lambda: _load_from_hub(name, config), ["demo", "sst2", "dolly"])
-    return _reading(local, "a data set", lambda: _load_folder(local, config))
-
-
-def _load_from_hub(name: str, config: str | None) -> datasets.DatasetDict:
-    # Asked for first, because it answers at once where there is no hub; `datasets` tries again for half a minute.
-    snapshot_download(name, repo_type="dataset", allow_patterns=["README.md"])
-    builder = _reading(name, "a data set", lambda: datasets.load_dataset_builder(name, config))
-    if isinstance(builder, Csv):
-        folder = snapshot_download(name, repo_type="dataset")
-        return _reading(name, "a data set", lambda: _load_folder(folder, config))
-    return _reading(name, "a data set", lambda: datasets.load_dataset(name, config))
-
-
-def _load_folder(folder: str, config: str | None) -> datasets.DatasetDict:
-    """As `datasets` loads it, but for CSV files, whose cells it would move where a row has a field too many."""
-    builder = datasets.load_dataset_builder(folder, config)
-    files = builder.config.data_files or {}
-    paths = [Path(file) for of_split in files.values() for file in of_split]
-    if not isinstance(builder, Csv):
-        return datasets.load_dataset(folder, config)
-    packed = next((path for path in paths if path.suffix not in (".csv", ".tsv", ".txt")), None)
-    if packed is not None:
-        raise InputError(
-            f"{packed} is not read: whether its rows have all their fields is checked in text only. Unpack it."
-        )
-    usual = CsvConfig()
-    other = sorted(
-        each.name
-        for each in fields(usual)
-        if each.name not in _CSV_SETTINGS and getattr(builder.config, each.name) != getattr(usual, each.name)
-    )
-    if other:
-        raise InputError(
-            f"{folder}/README.md sets {', '.join(other)} for its CSV files, which is not honoured here. Convert them "
-            "to CSV with a header, commas and quotes, or to JSON lines or Parquet."
-        )
-    separator = builder.config.delimiter or builder.config.sep
-    tables = {split: [read_csv(Path(file), separator) for file in of_split] for split, of_split in files.items()}
-    return datasets.DatasetDict({str(split): datasets.concatenate_datasets(of) for split, of in tables.items()})
-
-
-def _load_file(path: Path) -> datasets.DatasetDict:
-    readers: dict[str, Callable[[Path], datasets.Dataset]] = {
-        ".jsonl": read_json_rows,
-        ".json": read_json_rows,
-        ".csv": read_csv,
-    }
-    if path.suffix not in (*readers, ".parquet"):
-        raise InputError(
-            f"{path}: files of type {path.suffix or '(none)'} are not read; use {', '.join((*readers, '.parquet'))}."
-        )
-    if path.stat().st_size == 0:
-        raise InputError(f"The data set {path} is empty.")
-    if path.suffix in readers:
-        return datasets.DatasetDict(train=readers[path.suffix](path))
-    files = {"train": glob.escape(str(path))}  # datasets takes a name for a pattern
-    return _reading(str(path), "parquet", lambda: datasets.load_dataset("parquet", data_files=files))
-
-
-def _reading(where: str, what: str, read: Callable[[], _T]) -> _T:
-    try:
-        return read()
-    except InputError:
-        raise
-    except (
-        datasets.exceptions.DatasetGenerationError,
-        datasets.data_files.EmptyDatasetError,
-        FileNotFoundError,
-        ValueError,
-    ) as error:
-        reason = in_one_line(error.__cause__ or error)
-        if "corresponds to no data" in reason:
-            raise InputError(f"The data set {where} is empty.") from error
-        raise InputError(f"Cannot read {where} as {what}: {reason}") from error
-
-
-def _looks_like_a_path(name: str) -> bool:
+def looks_like_a_path(name: str) -> bool:
+    """Whether a name is that of a file or folder, and no hub id."""
     return (
         not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
         or name.startswith(".")
@@ -333,21 +232,31 @@ def _looks_like_a_path(name: str) -> bool:
     )
 
 
-def _from_hub(name: str, fetch: Callable[[], _T], built_in: Iterable[str]) -> _T:
+def from_hub(name: str, fetch: Callable[[], _T], built_in: Iterable[str]) -> _T:
+    """What ``fetch`` gets from the hub.
+
+    Args:
+        name: a hub id.
+        fetch: asks the hub for it.
+        built_in: names that may be meant where the hub has none such.
+
+    Raises:
+        InputError: if the hub has it not, keeps it back, or cannot be reached.
+    """
     near = difflib.get_close_matches(name, built_in, n=1)
     hint = f"Did you mean {near[0]}? Or: " if near else ""
-    mend = f"{hint}Set MONOLORA_DATA to a local mirror that holds it, or give a path."
+    fix = f"{hint}Set MONOLORA_DATA to a local mirror that holds it, or give a path."
     try:
         return fetch()
     except InputError:
         raise
     except GatedRepoError as error:
-        raise InputError(f"{name} is gated: accept its licence on the hub and set HF_TOKEN. {mend}") from error
+        raise InputError(f"{name} is gated: accept its licence on the hub and set HF_TOKEN. {fix}") from error
     except (RepositoryNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise InputError(f"The hub has no {name!r}, or it is private (set HF_TOKEN). {mend}") from error
+        raise InputError(f"The hub has no {name!r}, or it is private (set HF_TOKEN). {fix}") from error
     except (OSError, HfHubHTTPError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise InputError(f"Cannot reach the hub for {name!r} ({reason}). {mend}") from error
+        raise InputError(f"Cannot reach the hub for {name!r} ({reason}). {fix}") from error
 
 
 def packaged_smollm2() -> Path:
@@ -370,9 +279,9 @@ def packaged_smollm2() -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"Cannot make {target.parent}: {error.strerror}. Set MONOLORA_CACHE to a folder.") from error
-    with FileLock(f"{target}.lock"):  # several processes of one launch may come here at once
-        if not target.is_dir():
-            with new_folder(target) as aside:
+    if not target.is_dir():
+        with filled_once(target) as aside:  # several processes of one launch may come here at once
+            if aside is not None:
                 _convert_gguf(gguf, aside)
     return target
 

@@ -26,7 +26,7 @@ from monolora.units import input_device
 _T = TypeVar("_T")
 
 # Positions whose logits are computed at a time: 1.2 GB in float32 for a vocabulary of 150,000 tokens.
-MOST_PLACES = 2048
+MAX_POSITIONS = 2048
 
 # In full, because a model's own generation config may set sampling and penalties.
 GREEDY: dict[str, Any] = {
@@ -89,8 +89,8 @@ class Inference:
         """Sum of the log-probabilities of each answer's tokens after its context."""
 
         def log_probs(rows: Sequence[Split]) -> list[float]:
-            places = [range(len(row.context) - 1, len(row.context) + len(row.answer) - 1) for row in rows]
-            rows_TV = self.log_probs_after([row.context + row.answer for row in rows], places)
+            positions = [range(len(row.context) - 1, len(row.context) + len(row.answer) - 1) for row in rows]
+            rows_TV = self.log_probs_after([row.context + row.answer for row in rows], positions)
             answers = [torch.tensor(row.answer, dtype=torch.long, device=input_device(self.model)) for row in rows]
             return [
                 float(row_TV.gather(-1, answer_T[:, None]).sum())
@@ -99,27 +99,32 @@ class Inference:
 
         def in_parts(batch: list[int]) -> list[float]:
             rows = [splits[i] for i in batch]
-            most = max(1, MOST_PLACES // max(1, *(len(row.answer) for row in rows)))
-            return [each for start in range(0, len(rows), most) for each in log_probs(rows[start : start + most])]
+            rows_at_once = max(1, MAX_POSITIONS // max(1, *(len(row.answer) for row in rows)))
+            return [
+                each
+                for start in range(0, len(rows), rows_at_once)
+                for each in log_probs(rows[start : start + rows_at_once])
+            ]
 
         return self._by_length(in_parts, [len(split.context) + len(split.answer) for split in splits], what)
 
-    def log_probs_after(self, sequences: Sequence[list[int]], places: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    def log_probs_after(self, sequences: Sequence[list[int]], positions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Log-probabilities of the next token after the given positions of each sequence, ``(T, V)`` per row.
 
         Padding is on the right, where no kind of causal model sees it. Logits are computed only at the positions.
         """
         ids, mask = self._padded(sequences, left=False)
-        kept = sorted({place for row in places for place in row})
+        needed = sorted({position for row in positions for position in row})
         logits_BKV = self.model(
             input_ids=ids,
             attention_mask=mask,
-            logits_to_keep=torch.tensor(kept, dtype=torch.long, device=ids.device),
+            logits_to_keep=torch.tensor(needed, dtype=torch.long, device=ids.device),
             use_cache=False,
         ).logits
-        column = {place: k for k, place in enumerate(kept)}
+        column = {position: k for k, position in enumerate(needed)}
         return [
-            F.log_softmax(logits_BKV[b, [column[place] for place in row]].float(), -1) for b, row in enumerate(places)
+            F.log_softmax(logits_BKV[b, [column[position] for position in row]].float(), -1)
+            for b, row in enumerate(positions)
         ]
 
     @torch.inference_mode()

@@ -115,8 +115,8 @@ class Lock:
             except BlockingIOError as error:
                 holder = _holder(_content(descriptor))
                 os.close(descriptor)
-                mend = "Wait for it, end it, or take another folder."
-                raise InputError(f"{named} is in use by {holder}. {mend}") from error
+                fix = "Wait for it, end it, or take another folder."
+                raise InputError(f"{named} is in use by {holder}. {fix}") from error
             except OSError as error:
                 if _content(descriptor) == {}:
                     file.unlink(missing_ok=True)

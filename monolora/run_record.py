@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Any, NotRequired, cast
 
 from typing_extensions import TypedDict
 
-from monolora.errors import InputError, SaveError
+from monolora.atomic import saving, write_json
+from monolora.errors import InputError
 from monolora.files import read_json, type_problem
-from monolora.runs import MODEL_FILES, RUN, Kind, write_json
+from monolora.runs import MODEL_FILES, RUN, Kind
 
 FILE = RUN
 _CHECKPOINT_FILES = (
@@ -47,8 +48,8 @@ SFT = Kind(
 )
 
 
-class _Config(TypedDict, total=False):
-    """Flags of the run that merge, verify and eval go by."""
+class RunConfig(TypedDict, total=False):
+    """Flags of the run that other programs read."""
 
     model: str
     dtype: str | None
@@ -66,30 +67,39 @@ class _Config(TypedDict, total=False):
     allow_empty_answers: bool
 
 
-class _Results(TypedDict):
-    """The task's scores."""
+class Validation(TypedDict):
+    """The loss on held-out training examples."""
+
+    n: int
+    loss: float
+
+
+class RunResults(TypedDict):
+    """The task's scores, and the loss on held-out training examples."""
 
     before: dict[str, Any] | None
     after: dict[str, Any] | None
+    validation: NotRequired[Validation | None]
 
 
-class _Fingerprints(TypedDict):
+class Fingerprints(TypedDict, total=False):
     """Of what the run was made from."""
 
-    model: NotRequired[str]
-    train: NotRequired[str]
+    model: str
+    train: str
+    test: str
 
 
-class _Record(TypedDict):
-    """What other programs read of a record."""
+class RunRecord(TypedDict):
+    """What other programs read of a record; it holds more."""
 
-    config: _Config
-    fingerprints: NotRequired[_Fingerprints]
-    results: _Results
+    config: RunConfig
+    fingerprints: NotRequired[Fingerprints]
+    results: RunResults
     status: NotRequired[str]
 
 
-GO_ON = "Earlier checkpoints are whole; free space, then go on with --resume-from-checkpoint."
+RESUME = "Earlier checkpoints are whole; free space, then resume with --resume-from-checkpoint."
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
@@ -98,14 +108,12 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
     Raises:
         SaveError: if the disk does not take it.
     """
-    try:
+    with saving(folder, RESUME):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FILE, record)
-    except OSError as error:
-        raise SaveError.of(folder, error, GO_ON) from error
 
 
-def read(folder: Path, mend: str = "Remove the folder, or take another --output-dir.") -> dict[str, Any] | None:
+def read(folder: Path, fix: str = "Remove the folder, or take another --output-dir.") -> RunRecord | None:
     """The record of the run in ``folder``, or None.
 
     Raises:
@@ -114,9 +122,9 @@ def read(folder: Path, mend: str = "Remove the folder, or take another --output-
     path = folder / FILE
     if not path.is_file():
         return None
-    found = read_json(path, mend, Any)
-    if not isinstance(found, dict) or not {"config", "results"} <= found.keys():
-        raise InputError(f"{path} is no record of a run. {mend}")
-    if problem := type_problem(found, _Record):
-        raise InputError(f"{path} is damaged: {problem} {mend}")
-    return found
+    record = read_json(path, fix, Any)
+    if not isinstance(record, dict) or not {"config", "results"} <= record.keys():
+        raise InputError(f"{path} is no record of a run. {fix}")
+    if problem := type_problem(record, RunRecord):
+        raise InputError(f"{path} is damaged: {problem} {fix}")
+    return cast(RunRecord, record)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
-import shutil
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monolora.atomic import follow_umask
 from monolora.errors import InputError, RunError, in_one_line
 from monolora.locks import EARLIER, Lock, locked, no_empty_folder, renamed
-from monolora.redaction import redact_content
 
 RUN = "run.json"
 # What save_pretrained of models, adapters and tokenizers writes, as regular expressions of paths.
@@ -75,6 +73,22 @@ class Kind:
                 return record
         return None
 
+    def is_begun(self, folder: Path, flag: str = "") -> bool:
+        """Whether a folder holds such a result, for programs that go on with one; by its record, of whatever content.
+
+        Args:
+            folder: it need not be there; locks and files of a killed program are as good as none.
+            flag: that it was given with, for messages.
+
+        Raises:
+            InputError: if there is something else.
+        """
+        if (folder / self.record).exists():
+            return True
+        if folder.exists() and not (folder.is_dir() and all(map(_is_leftover, folder.iterdir()))):
+            raise InputError(f"{flag} {folder}".lstrip() + f" exists and is no {self.name}. Take another folder.")
+        return False
+
     @property
     def _of_removed(self) -> str:
         """The name of the record while a folder is emptied: after a kill nobody takes what is left for a result."""
@@ -84,6 +98,27 @@ class Kind:
         """Those of the paths that no such program writes."""
         own = re.compile("|".join((re.escape(self.record), re.escape(self._of_removed), *self.files)))
         return sorted(path for path in paths if own.fullmatch(path) is None)
+
+
+def check_own(files: Iterable[Path], is_own: bool, kind: str) -> None:
+    """Check that a program may write its files into a folder that may hold others too.
+
+    Args:
+        files: those that it would replace.
+        is_own: whether a record says that they are its own.
+        kind: what they would be then, for the message.
+
+    Raises:
+        InputError: naming the first file that is there and is not.
+    """
+    for path in files:
+        if path.exists() and not is_own:
+            raise InputError(f"{path} is there, and is of no {kind}. Take another folder.")
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a file is a lock, or what a killed program left of a file that it was writing."""
+    return path.name.endswith(".lock") or ".part" in path.name
 
 
 def _has(record: Any, keys: list[str]) -> bool:
@@ -338,66 +373,3 @@ def _reached(path: Path) -> Iterator[Path]:
         for parent, folders, files in os.walk(path):
             inside = (Path(parent, name) for name in folders + files)
             yield from (Path(os.path.realpath(each)) for each in inside if each.is_symlink())
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file aside and rename it; NaN and infinity become null, secrets ``***``.
-
-    Raises:
-        OSError: if the disk does not take it.
-    """
-    strict = json.loads(json.dumps(value), parse_constant=lambda name: None)
-    text = redact_content(json.dumps(strict, indent=2)) + "\n"
-    _replace(path, path.with_name(f".{path.name}.part"), lambda aside: aside.write_text(text))  # no *.json meanwhile
-
-
-def write_aside(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Write a file aside and rename it: a reader never sees half of it, and a killed program leaves the one before.
-
-    Args:
-        path: of the file.
-        write_to: writes it to the path that it is given.
-
-    Raises:
-        OSError: if the disk does not take it; other errors as ``write_to`` raises them.
-    """
-    _replace(path, path.with_name(f".part.{path.name}"), write_to)  # the suffix stays: some writers add their own
-
-
-def _replace(path: Path, aside: Path, write_to: Callable[[Path], object]) -> None:
-    try:
-        write_to(aside)
-        follow_umask(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def follow_umask(path: Path) -> None:
-    """Give a new file, or a new folder and all in it, the modes that the umask asks for.
-
-    The safetensors library writes into a temporary file, which only its owner may read, and renames it.
-    """
-    umask = os.umask(0o077)  # there is no other way to ask; what another thread makes now is private, not public
-    os.umask(umask)
-    for each in (path, *(path.rglob("*") if path.is_dir() else ())):
-        if not each.is_symlink():
-            each.chmod((0o777 if each.is_dir() else 0o666) & ~umask)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A folder aside to fill, which becomes ``path`` if nothing is there; with the modes that the umask gives.
-
-    Raises:
-        OSError: if the disk does not take it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part-{secrets.token_hex(4)}")
-    aside.mkdir()
-    try:
-        yield aside
-        follow_umask(aside)
-        aside.rename(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from monolora import hub
-from monolora.data import custom
 from monolora.data.chat_template import prompt_ids, split_at_answer
+from monolora.data.splits import SampleLimits, Source, dataset_task
 from monolora.data.tasks import BUILT_IN, Example, Task, dolly, load_task
 from monolora.errors import InputError
 from monolora.inference import padded
@@ -55,25 +55,25 @@ def run_task(run: Mapping[str, Any]) -> Task:
     if missing := [name for name in needed if name not in config]:
         raise InputError(f"The run's run.json does not say its {missing[0]}. Copy the run's folder again.")
     # Records of earlier versions lack the last two.
-    source = custom.Source(
+    source = Source(
         config["dataset_config"],
         config["dataset_train_split"],
         config["dataset_test_split"],
         tuple(config.get("drop_columns") or ()),
         config.get("allow_empty_answers", False),
     )
-    most = custom.Most(
+    limits = SampleLimits(
         config["max_train_samples"] or Task.train_samples, test=config["max_eval_samples"] or Task.test_samples
     )
-    task = load_task(config["dataset"], source, most)
-    train, test = task.chosen(config["max_train_samples"], config["max_eval_samples"])
+    task = load_task(config["dataset"], source, limits)
+    train, test = task.selected(config["max_train_samples"], config["max_eval_samples"])
     if not same_rows(run, "train", train):
         warnings.warn(
             f"The rows of {config['dataset']} that are read now are not those that the run was trained on: it may have "
             "been trained on what is held out here. Give other text with --verify-on.",
             stacklevel=2,
         )
-    return Task(name=task.name, train=train, test=test, labels=task.labels, max_new_tokens=task.max_new_tokens)
+    return Task(name=task.name, train=train, test=test, scorer=task.scorer, max_new_tokens=task.max_new_tokens)
 
 
 def same_rows(run: Mapping[str, Any], part: str, rows: Sequence[Example]) -> bool:
@@ -88,7 +88,7 @@ def sources(task: Task | None, named: str | None) -> list[Task]:
         InputError: if there is none, or it cannot be read.
     """
     if named is not None:
-        return [BUILT_IN[named]() if named in BUILT_IN else custom.load(named, custom.Source(), answers=False)]
+        return [BUILT_IN[named]() if named in BUILT_IN else dataset_task(named, Source(), answers=False)]
     found = [] if task is None else [task]
     if (task is None or task.name != "dolly") and hub.is_local(dolly.DATASET):
         found.append(dolly.load())

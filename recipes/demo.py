@@ -14,7 +14,7 @@ from monolora.errors import exit_status
 from monolora.recipes import sft
 from monolora.recipes.settings import Demo
 from monolora.recipes.training.arguments import parse
-from monolora.recipes.training.report import result_table
+from monolora.recipes.training.model_card import result_table
 from monolora.terminal import Terminal, say
 
 SETTINGS = ["--dataset", "demo", "--per-device-train-batch-size", "8", "--overwrite"]

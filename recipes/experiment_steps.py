@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from typing_extensions import TypedDict
 
-from monolora.errors import InputError, RunError, SaveError
+from monolora.atomic import saving, write_json
+from monolora.errors import InputError, RunError
 from monolora.files import read_json
 from monolora.provenance import provenance
-from monolora.runs import write_json
 
 
-class _Record(TypedDict):
+class StepRecord(TypedDict):
     """What steps read of each other."""
 
     settings: dict[str, Any]
@@ -41,23 +41,21 @@ def write(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], re
         SaveError: if the disk does not take it.
     """
     record = {"settings": _plain(settings), "inputs": dict(inputs), "provenance": provenance(), "results": results}
-    try:
+    with saving(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
-    except OSError as error:
-        raise SaveError.of(path.parent, error, "Free space, then give the same command again.") from error
 
 
-def read(path: Path, mend: str) -> dict[str, Any]:
+def read(path: Path, fix: str) -> StepRecord:
     """A step's record.
 
     Raises:
         InputError: if there is none, or it is damaged.
     """
     if not path.is_file():
-        raise InputError(f"There is no {path}. {mend}")
+        raise InputError(f"There is no {path}. {fix}")
     try:
-        return cast(dict[str, Any], read_json(path, f"Delete it. {mend}", _Record))
+        return cast(StepRecord, read_json(path, f"Delete it. {fix}", StepRecord))
     except InputError as error:
         raise InputError(f"{path} is damaged: {str(error).removeprefix(f'{path} is damaged: ')}") from error
 
@@ -68,7 +66,7 @@ def results_if_same(path: Path, settings: Mapping[str, Any], inputs: Mapping[str
         return None
     record = read(path, "The step is done again then.")
     same = record["settings"] == _plain(settings) and record["inputs"] == dict(inputs)
-    return cast(dict[str, Any], record["results"]) if same else None
+    return record["results"] if same else None
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,16 +111,16 @@ def _bfloat16_is_fast(device: torch.device) -> bool:
 
 
 @contextmanager
-def out_of_memory(mend: str) -> Iterator[None]:
+def out_of_memory(fix: str) -> Iterator[None]:
     """Turn a device's lack of memory into one line that says what to change.
 
     Raises:
-        RunError: with ``mend``.
+        RunError: with ``fix``.
     """
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise RunError(f"The device has not enough memory. {mend}") from error
+        raise RunError(f"The device has not enough memory. {fix}") from error
 
 
 def generator_of(seed: Sequence[int]) -> torch.Generator:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +21,9 @@ from peft.tuners.tuners_utils import BaseTuner
 from transformers import PreTrainedTokenizerBase
 
 from monolora.adapters import attach
+from monolora.atomic import saving
 from monolora.cli.flags import FlagParser
-from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_disk_trouble
+from monolora.errors import InputError, exit_status, in_one_line
 from monolora.hub import local_path
 from monolora.merge import LinearMap, export_dense, export_exact, export_lora, linearize
 from monolora.merge.lora import check_readable
@@ -39,6 +39,7 @@ from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, track
 from monolora.units import input_device
 
+_REMERGE = "Nothing was left there. Free space, then merge again."
 WITHOUT_CALIBRATION = (
     "Without calibration text the activation is replaced by its mean slope for Gaussian inputs of mean zero, and real "
     "inputs are not like that."
@@ -75,7 +76,7 @@ def _merge(settings: Merge, folder: OutputFolder) -> int:
         merge |= _write(subject, settings, texts.calibration, model, tokenizer, aside)
         merge["seconds"] = round(time.monotonic() - started, 1)
         del model
-        with _saving(settings):
+        with saving(settings.out, _REMERGE):
             merge_report.write_unverified(aside, merge)
     console.print(f"Wrote {out} in {merge['seconds']:.0f} s. Verifying what was written.")
     return verify(subject, out, merge, task, texts.held_out, verification, settings.loading.batch_size)
@@ -121,7 +122,7 @@ def _write(
     if settings.method == "linear":
         return _linear(settings, texts, model, tokenizer, out)
     try:
-        with _saving(settings):
+        with saving(settings.out, _REMERGE):
             export_exact(model, out, tokenizer, max_shard_size=settings.max_shard_size)
     except ValueError as error:
         raise InputError(in_one_line(error)) from error
@@ -141,7 +142,7 @@ def _with_peft(
         base = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"PEFT does not merge this adapter of type {kind}: {in_one_line(error)}") from error
-    with _saving(settings):
+    with saving(settings.out, _REMERGE):
         save_model(base, out, tokenizer, max_shard_size=settings.max_shard_size)
     return {"method": f"PEFT's own, of {kind}"}
 
@@ -164,7 +165,7 @@ def _linear(
     affine = False if settings.form == "lora" else settings.affine
     maps = linearize(model, made, affine=affine, progress=partial(track, description="Calibrating"))
     _warn_of_ridges(maps)
-    with _saving(settings):
+    with saving(settings.out, _REMERGE):
         if settings.form == "lora":
             export_lora(model, maps, out, tokenizer)
         else:
@@ -194,16 +195,6 @@ def _described(linear_map: LinearMap) -> dict[str, Any]:
         "tokens": linear_map.tokens,
         "intercept": linear_map.intercept is not None,
     }
-
-
-@contextmanager
-def _saving(settings: Merge) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if is_disk_trouble(error) and not isinstance(error, InputError):
-            raise SaveError.of(settings.out, error, "Nothing was left there. Free space, then merge again.") from error
-        raise
 
 
 if __name__ == "__main__":

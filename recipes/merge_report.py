@@ -15,11 +15,12 @@ import jinja2
 from rich.table import Table
 from typing_extensions import TypedDict
 
+from monolora.atomic import write_json, write_text
 from monolora.errors import InputError, in_one_line
 from monolora.files import read_json
 from monolora.merge.verify import Comparison, Fidelity
-from monolora.recipes.training.report import shown_score
-from monolora.runs import MODEL_FILES, Kind, write_aside, write_json
+from monolora.recipes.training.model_card import shown_score
+from monolora.runs import MODEL_FILES, Kind
 from monolora.terminal import Terminal
 
 JSON, PAGE = "merge_report.json", "merge_report.html"
@@ -102,7 +103,7 @@ def write(folder: Path, report: Mapping[str, Any]) -> None:
         OSError: if the disk does not take them.
     """
     write_json(folder / JSON, report)
-    write_aside(folder / PAGE, lambda path: path.write_text(page(report)))
+    write_text(folder / PAGE, page(report))
 
 
 def show(report: Mapping[str, Any], folder: Path, console: Terminal) -> None:

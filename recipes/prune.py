@@ -13,14 +13,15 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from monolora.atomic import saving, write_json
 from monolora.cli.flags import FlagParser
 from monolora.config import MonoLoraConfig
-from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
+from monolora.errors import InputError, exit_status
 from monolora.files import read_text
 from monolora.provenance import fingerprint_files, provenance
 from monolora.prune import Adapter, Pruned, read_adapter, without_units
 from monolora.recipes.settings import Prune
-from monolora.runs import MODEL_FILES, Kind, OutputFolder, claim, write_json
+from monolora.runs import MODEL_FILES, Kind, OutputFolder, claim
 from monolora.terminal import Terminal
 from monolora.units import UnitName, find_units
 
@@ -74,13 +75,8 @@ def _prune(settings: Prune, folder: OutputFolder) -> None:
     if not gone:
         raise InputError(f"--keep names all {len(everything)} units: there is nothing to take out.")
     pruned = without_units(adapter, gone)
-    try:
-        with folder.whole() as aside:
-            _write(aside, source, adapter, pruned, gone)
-    except Exception as error:
-        if is_disk_trouble(error) and not isinstance(error, (InputError, SaveError)):
-            raise SaveError.of(out, error, "Nothing new was left there. Free space, then prune again.") from error
-        raise
+    with saving(out, "Nothing new was left there. Free space, then prune again."), folder.whole() as aside:
+        _write(aside, source, adapter, pruned, gone)
     Terminal().print(_summary(adapter, pruned, gone, out), soft_wrap=True)
 
 

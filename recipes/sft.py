@@ -26,10 +26,10 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora import run_record
 from monolora.data.chat_template import render_all
-from monolora.data.custom import Most, Source
 from monolora.data.scoring import prompt_sparsity, score, validation_loss
+from monolora.data.splits import SampleLimits, Source
 from monolora.data.tasks import BUILT_IN, Example, Task, load_task
-from monolora.errors import exit_status
+from monolora.errors import exit_status, on_main_process
 from monolora.hub import check_vocabulary, local_path, resolve_model
 from monolora.inference import Inference
 from monolora.locks import no_empty_folder
@@ -45,9 +45,8 @@ from monolora.recipes.training.data_checks import (
     check_truncation,
     preview,
 )
+from monolora.recipes.training.model_card import result_table, rows_line
 from monolora.recipes.training.models import is_sharded, load_model, load_tokenizer, make_trainer, peft_config
-from monolora.recipes.training.processes import on_main_process
-from monolora.recipes.training.report import result_table, rows_line
 from monolora.recipes.training.trainer import SftTrainer
 from monolora.remote_code import code_trusted
 from monolora.runs import OutputFolder, claim
@@ -88,7 +87,7 @@ class Run:
         if flags.skip_eval or is_sharded(self.trainer):
             return None
         answer_length = flags.eval_max_new_tokens or self.task.max_new_tokens
-        return score(self.inference(when), self.task.labels, self.test, answer_length)
+        return score(self.inference(when), self.task.scorer, self.test, answer_length)
 
 
 def run(arguments: Arguments) -> dict[str, Any]:
@@ -146,13 +145,13 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
         tuple(flags.drop_columns or ()),
         flags.allow_empty_answers,
     )
-    most = Most(
+    limits = SampleLimits(
         flags.max_train_samples or Task.train_samples,
         flags.validation_samples or 0,
         flags.max_eval_samples or Task.test_samples,
     )
-    task = load_task(flags.dataset, source, most)
-    train, test = task.chosen(flags.max_train_samples, flags.max_eval_samples)
+    task = load_task(flags.dataset, source, limits)
+    train, test = task.selected(flags.max_train_samples, flags.max_eval_samples)
     validation = task.validation(flags.validation_samples, flags.max_train_samples) if flags.validation_samples else []
     model_folder = resolve_model(flags.model, arguments.model.model_revision)
     fingerprints = {"model": fingerprint_files(model_folder)}

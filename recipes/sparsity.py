@@ -13,8 +13,8 @@ from rich.table import Table
 
 from monolora.adapters import load_adapted
 from monolora.cli.flags import FlagParser
-from monolora.data.custom import load_prompts
 from monolora.data.scoring import prompt_sparsity
+from monolora.data.splits import load_prompts
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError, exit_status
 from monolora.inference import Inference

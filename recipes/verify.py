@@ -18,10 +18,11 @@ from typing import Any, cast
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from monolora.atomic import saving
 from monolora.cli.flags import FlagParser
 from monolora.data.scoring import score_and_answers
 from monolora.data.tasks import Task
-from monolora.errors import InputError, SaveError, exit_status
+from monolora.errors import InputError, exit_status
 from monolora.inference import Inference
 from monolora.locks import locked
 from monolora.merge.verify import Comparison, compare
@@ -85,10 +86,8 @@ def verify(
         scores = _task_scores(subject, task, adapted, merged, tokenizer, verification.task_samples)
     report = merge_report.make(compared, scores, merge, verification.min_fidelity)
     report |= {"seconds": round(time.monotonic() - started, 1), **provenance()}
-    try:
+    with saving(out, "The merge itself is whole. Free space, then run monolora verify."):
         merge_report.write(out, report)
-    except OSError as error:
-        raise SaveError.of(out, error, "The merge itself is whole. Free space, then run monolora verify.") from error
     merge_report.show(report, out, Terminal())
     return 0 if report["passed"] else 1
 
@@ -165,7 +164,7 @@ def _task_scores(
             model=model, tokenizer=tokenizer, batch_size=config["per_device_eval_batch_size"], when=f"({who})"
         )
         answer_length = config["eval_max_new_tokens"] or task.max_new_tokens
-        return score_and_answers(inference, task.labels, rows, answer_length)
+        return score_and_answers(inference, task.scorer, rows, answer_length)
 
     of_merged, answers = scored(merged, "merged")
     of_adapter, wanted = scored(adapted, "adapter")

@@ -88,7 +88,7 @@ def test_answer_log_probs(
     inference: Inference, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, most_places: int
 ) -> None:
     """Also where a batch's logits are made in parts."""
-    monkeypatch.setattr(inference_module, "MOST_PLACES", most_places)
+    monkeypatch.setattr(inference_module, "MAX_POSITIONS", most_places)
     answers = [[7, 8, 9], [11], [12] * 6, [13, 14], [], [15], [2], [16, 17]]
     splits = [Split(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
     expected = []

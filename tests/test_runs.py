@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import signal
-import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import pytest
 
 from monolora.errors import InputError, RunError
 from monolora.locks import locked, no_empty_folder
-from monolora.runs import Kind, claim, new_folder, write_aside, write_json
+from monolora.runs import Kind, claim
 
 NOTE = Kind(name="note", record="note.json", keys=("note.text",), files=(r"pages/\d+\.txt", "cover.png", "drawers/"))
 RECORD = {"note": {"text": "mine"}}
@@ -534,36 +533,3 @@ def test_no_empty_folder(tmp_path: Path) -> None:
         (tmp_path / "a" / "b").mkdir(parents=True)
         (tmp_path / "a" / "b" / "file").touch()
     assert (tmp_path / "a" / "b" / "file").exists()
-
-
-@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
-def test_modes_follow_the_umask(tmp_path: Path, umask: int) -> None:
-    before = os.umask(umask)
-    try:
-        write_json(tmp_path / "a.json", {})
-        write_aside(tmp_path / "b.txt", lambda path: path.write_text(""))
-        with new_folder(tmp_path / "cache" / "rows") as aside:
-            (aside / "c.txt").touch()
-        with claim(tmp_path / "out", NOTE) as folder, folder.whole() as aside:
-            (aside / "cover.png").touch()
-    finally:
-        os.umask(before)
-    for path in tmp_path.rglob("*"):
-        assert stat.S_IMODE(path.stat().st_mode) == (0o777 if path.is_dir() else 0o666) & ~umask, path
-
-
-def test_write_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN and infinity are no JSON; a disk that takes no more leaves the old file."""
-    path = tmp_path / "some.json"
-    write_json(path, {"a": float("-inf"), "b": [float("nan"), 1.5], "c": "NaN"})
-    assert json.loads(path.read_text()) == {"a": None, "b": [None, 1.5], "c": "NaN"}
-
-    def full(self: Path, text: str) -> int:
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        write_json(path, {"a": 1})
-    assert os.listdir(tmp_path) == ["some.json"]
-    assert json.loads(path.read_text())["c"] == "NaN"

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from monolora.data.chat_template import split_at_answer
-from monolora.data.task import Example
+from monolora.data.example import Example
 from monolora.eval.explain.records import Ablations, Change, Floats, Measure
 from monolora.explain.ablation import ablated
 from monolora.inference import evaluating, padded

@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from monolora.errors import InputError, SaveError
+from monolora.atomic import saving, write_json, write_text
+from monolora.errors import InputError
 from monolora.eval.explain.compare_records import (
     Adapter,
     Comparison,
@@ -40,7 +41,7 @@ from monolora.eval.explain.compare_statistics import (
     mean_of,
     values,
 )
-from monolora.runs import Kind, write_aside, write_json
+from monolora.runs import Kind, check_own
 from monolora.stats import RESAMPLES, SEED, holm
 
 JSON, PAGE = "comparison.json", "comparison.html"
@@ -59,10 +60,9 @@ def check_output(folder: Path, overwrite: bool) -> None:
     Raises:
         InputError: naming the file that is in the way.
     """
-    files = [folder / name for name in (JSON, PAGE) if (folder / name).exists()]
-    if files and KIND.recorded(folder) is None:
-        raise InputError(f"{files[0]} is there, and is of no comparison. Take another folder.")
-    if files and not overwrite:
+    is_own = KIND.recorded(folder) is not None
+    check_own((folder / JSON, folder / PAGE), is_own, KIND.name)
+    if is_own and not overwrite:
         raise InputError(f"{folder} holds another comparison. Take another folder, or replace it with --overwrite.")
 
 
@@ -99,13 +99,11 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
     Raises:
         SaveError: if the disk does not take them.
     """
-    text = page(comparison).encode("utf-8", errors="replace")
-    try:
+    text = page(comparison)
+    with saving(folder, "Free space or give another folder, and compare again."):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / JSON, as_json(comparison))
-        write_aside(folder / PAGE, lambda path: path.write_bytes(text))
-    except OSError as error:
-        raise SaveError.of(folder, error, "Free space or give another folder, and compare again.") from error
+        write_text(folder / PAGE, text)
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

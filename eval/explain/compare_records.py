@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pyarrow import ArrowException, parquet
+from typing_extensions import TypedDict
 
 from monolora.errors import InputError, in_one_line
+from monolora.files import read_json, type_problem
 
 Floats = NDArray[np.float64]
 
@@ -148,8 +149,26 @@ FEATURES, RUN = "features.parquet", "run.json"
 _COLUMNS = ("firing_rate", "effect", "consistency", "strongest_consistency", "information", "information_q")
 _OF_SIGNED = ("lowest_consistency",)
 _ALIKE = ("texts", "strongest")
-_RUN_KEYS = {"adapter", "datasets", "method", "model"}
-_DATASET_KEYS = {"chance", "fingerprint", "name", "tokens", *_ALIKE}
+
+
+class _Dataset(TypedDict):
+    """What a comparison reads of a data set's part of the record."""
+
+    name: str
+    fingerprint: str
+    tokens: int
+    texts: int
+    strongest: int
+    chance: Any
+
+
+class _Record(TypedDict):
+    """What a comparison reads of an explanation's record."""
+
+    adapter: str
+    model: str
+    method: Any
+    datasets: list[_Dataset]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +216,10 @@ def read(name: str, folder: Path) -> Features:
         if not (folder / file).is_file():
             raise InputError(f"{name}: {folder} has no {file}. Give the folder that monolora explain wrote.")
     with _readable(name, folder):
-        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        run = read_json(folder / RUN, "", Any)
         present = parquet.read_schema(folder / FEATURES).names
-    if not (_has(run, _RUN_KEYS) and all(_has(each, _DATASET_KEYS) for each in run["datasets"])):
-        raise InputError(f"{folder / RUN} is no record of monolora explain. {_again(folder)}")
+    if problem := type_problem(run, _Record):
+        raise InputError(f"{folder / RUN} is no record of monolora explain: {problem} {_again(folder)}")
     with _readable(name, folder):
         units = pd.read_parquet(folder / FEATURES, columns=_compared(present, run["datasets"]))
     if "module" not in units or units.empty:
@@ -247,10 +266,6 @@ def _compared(columns: Sequence[str], datasets: Sequence[Mapping[str, Any]]) -> 
     """The columns that a comparison needs; others hold texts, and are larger by far."""
     measures = {f"{each['name']}.{measure}" for each in datasets for measure in (*_COLUMNS, *_OF_SIGNED)}
     return [column for column in columns if column == "module" or column in measures]
-
-
-def _has(entry: Any, keys: set[str]) -> bool:
-    return isinstance(entry, dict) and keys <= entry.keys()
 
 
 def _again(folder: Path) -> str:

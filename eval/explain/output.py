@@ -24,11 +24,11 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from monolora.errors import InputError, SaveError, is_disk_trouble
+from monolora.atomic import saving, write_json, write_text
 from monolora.eval.explain.explorer import explorer_page, module_parts
 from monolora.eval.explain.records import Change, Contrast, DatasetFeatures, End, Explained
 from monolora.eval.explain.text_sets import TextSet
-from monolora.runs import RUN, Kind, OutputFolder, write_json
+from monolora.runs import RUN, Kind, OutputFolder
 
 # The ends of signed units have other names than "strongest", which is the only end that there is without a sign.
 _ENDS = ("strongest", "lowest")
@@ -161,21 +161,14 @@ def whole_explanation(out: OutputFolder) -> Iterator[Path]:
     Raises:
         SaveError: if the disk does not take it.
     """
-    try:
-        with out.whole() as folder:
-            yield folder
-    except Exception as error:
-        if is_disk_trouble(error) and not isinstance(error, (InputError, SaveError)):
-            fix = "Free space or give another folder with --out, and run it again."
-            raise SaveError.of(out.path, error, fix) from error
-        raise
+    with saving(out.path, "Free space or give another folder with --out, and run it again."), out.whole() as folder:
+        yield folder
 
 
 def write(folder: Path, explained: Explained, text_sets: Mapping[str, TextSet]) -> None:
     """Write the three files."""
     write_parquet(folder / FEATURES, explained)
-    # half a surrogate pair, as a cut token may be, has no UTF-8
-    (folder / PAGE).write_text(explorer_page(explained), encoding="utf-8", errors="replace", newline="\n")
+    write_text(folder / PAGE, explorer_page(explained))
     write_json(folder / RUN, record(explained, list(text_sets.values())))
 
 

@@ -25,12 +25,12 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
 from monolora.data.chat_template import Split, prompt_ids, split_at_answer
-from monolora.data.custom import prompt_rows, read
+from monolora.data.datasets import load_dataset
 from monolora.data.prompt_sets import PUBLISHED, collapse, published_rows
+from monolora.data.splits import prompt_rows, read_examples
 from monolora.data.tasks import BUILT_IN, Example
 from monolora.errors import InputError
 from monolora.explain.contexts import Text
-from monolora.hub import load_dataset
 
 ANSWERS, LAST = "-answers", "-last"
 Part = Literal["text", "last", "answers"]
@@ -148,10 +148,10 @@ def _task(name: str, task_name: str, most: int) -> TextSet:
     return _labelled(
         name,
         examples,
-        [example.response if task.labels else None for example in examples],
-        "" if task.labels else f"{task_name} has no labels.",
+        [example.response if task.scorer.labels else None for example in examples],
+        "" if task.scorer.labels else f"{task_name} has no labels.",
         part="text" if name == task_name else "answers",
-        task_labels=task.labels,
+        task_labels=task.scorer.labels,
     )
 
 
@@ -181,7 +181,7 @@ def _judged_answers(name: str, most: int) -> TextSet:
 def _any(name: str, most: int, split: str | None, label_column: str) -> TextSet:
     rows = prompt_rows(name, split)
     rows = rows.select(range(min(most, len(rows))))
-    examples = read(rows, name, answers=False)
+    examples = read_examples(rows, name, answers=False)
     labels: list[str | None] = [None] * len(examples)
     if label_column not in rows.column_names:
         note = f"{name} has no column {label_column!r} (it has {', '.join(rows.column_names)})."

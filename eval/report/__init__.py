@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monolora.errors import SaveError
+from monolora.atomic import saving, write_json, write_text
 from monolora.eval.report.page import page
 from monolora.eval.report.tables import as_csv, as_latex
 from monolora.eval.report.terminal import show
-from monolora.runs import write_aside, write_json
 
 __all__ = ["CSV", "LATEX", "PAGE", "RESULTS", "show", "write"]
 
@@ -29,15 +28,7 @@ def write(folder: Path, results: Mapping[str, Any], entries: Sequence[Mapping[st
         SaveError: if the disk does not take them.
     """
     texts = {CSV: as_csv(results), LATEX: as_latex(results), PAGE: page(results, entries)}
-    try:
+    with saving(folder, f"The records of the run are whole. Free space, then: monolora eval report --out {folder}"):
         write_json(folder / RESULTS, results)
         for name, text in texts.items():
-            _write_text(folder / name, text)
-    except OSError as error:
-        fix = f"The records of the run are whole. Free space, then: monolora eval report --out {folder}"
-        raise SaveError.of(folder, error, fix) from error
-
-
-def _write_text(path: Path, text: str) -> None:
-    # half a surrogate pair, as a broken answer may hold, has no UTF-8
-    write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8", errors="replace", newline="\n"))
+            write_text(folder / name, text)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -20,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
 from monolora import hub
+from monolora.atomic import filled_once
+from monolora.data.example import Example
 from monolora.data.messages import REASONING, parsed, text_of
-from monolora.data.task import Example
 from monolora.errors import InputError, in_one_line
 from monolora.files import read_text
-from monolora.runs import new_folder
 
 # The format of Stanford Alpaca, which the public code nearest to the paper's uses for models without a template.
 ALPACA = (
@@ -314,10 +313,11 @@ def on_disk(rows: datasets.Dataset) -> datasets.Dataset:
     try:
         with PartialState().main_process_first():
             if not _is_whole(folder, rows):
-                shutil.rmtree(folder, ignore_errors=True)
-                _save(rows, folder)
+                with filled_once(folder, lambda folder: _is_whole(folder, rows)) as aside:
+                    if aside is not None:
+                        rows.save_to_disk(aside)
             return datasets.load_from_disk(str(folder))
-    except OSError:
+    except (OSError, InputError):
         return rows
 
 
@@ -329,16 +329,6 @@ def _is_whole(folder: Path, rows: datasets.Dataset) -> bool:
         return bool(datasets.load_from_disk(str(folder)).data.table.equals(rows.data.table))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # what damaged files of Arrow and of JSON end in
         return False
-
-
-def _save(rows: datasets.Dataset, folder: Path) -> None:
-    """All or nothing: two runs may come here at once, and either may be killed."""
-    try:
-        with new_folder(folder) as aside:
-            rows.save_to_disk(aside)
-    except OSError:
-        if not folder.exists():  # else another run was faster
-            raise
 
 
 def set_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:

@@ -20,11 +20,12 @@ from typing import Any, Literal, NamedTuple
 
 import datasets
 
-from monolora.data.custom import Most
-from monolora.data.custom import Source as TaskSource
+from monolora.data.datasets import load_dataset
+from monolora.data.scoring import Scorer
+from monolora.data.splits import SampleLimits
+from monolora.data.splits import Source as TaskSource
 from monolora.data.tasks import Task, load_task
 from monolora.errors import InputError, unknown
-from monolora.hub import load_dataset
 
 
 class Prompt(NamedTuple):
@@ -64,7 +65,7 @@ class PromptSet:
             ``rows``, ``distinct``, ``sha256`` (see :func:`fingerprint`).
         prompts: the distinct ones, in the set's order; their weights say how many rows each stands for.
         max_new_tokens: how long answers may be where the set says so; None leaves it to the run.
-        labels: the possible answers of a classification task.
+        scorer: of a task's answers; None for sets without right answers.
     """
 
     name: str
@@ -72,7 +73,7 @@ class PromptSet:
     spec: dict[str, Any]
     prompts: tuple[Prompt, ...] = field(repr=False)
     max_new_tokens: int | None = None
-    labels: tuple[str, ...] = ()
+    scorer: Scorer | None = None
 
 
 def names(words: Iterable[str]) -> tuple[str, ...]:
@@ -146,7 +147,7 @@ def load(name: str, limit: int | None = None, unsafe_only: bool = False) -> Prom
 def _load_task(name: str, limit: int | None) -> PromptSet:
     task, rows = task_rows(name.removeprefix(_TASK), limit)
     return _prompt_set(
-        set_name(name), "task", rows, limit, name, max_new_tokens=task.max_new_tokens, labels=task.labels
+        set_name(name), "task", rows, limit, name, max_new_tokens=task.max_new_tokens, scorer=task.scorer
     )
 
 
@@ -185,7 +186,7 @@ def collapse(rows: Iterable[Prompt], where: str) -> tuple[Prompt, ...]:
     for row in rows:
         seen = distinct.get(row.key, row._replace(weight=0))
         if seen.label != row.label:
-            raise InputError(f"{where} has a prompt twice, with the labels {seen.label} and {row.label}. Mend a row.")
+            raise InputError(f"{where} has a prompt twice, with the labels {seen.label} and {row.label}. Fix a row.")
         categories = tuple(dict.fromkeys(seen.categories + row.categories))
         distinct[row.key] = seen._replace(categories=categories, weight=seen.weight + row.weight)
     return tuple(distinct.values())
@@ -253,7 +254,7 @@ def published_rows(source: Published, limit: int | None, unsafe_only: bool) -> l
         unsafe_only: first drop the rows whose own response is safe, where the set has responses.
 
     Raises:
-        InputError: if the data set cannot be had, or is not what it should be.
+        InputError: if the data set is unavailable, or is not what it should be.
     """
     splits = load_dataset(source.dataset)
     if source.split not in splits:
@@ -289,8 +290,8 @@ def task_rows(name: str, limit: int | None) -> tuple[Task, list[Prompt]]:
     Raises:
         InputError: if there is no such task, or its rows are more than an instruction with a context.
     """
-    task = load_task(name, TaskSource(), Most(train=1, test=limit or Task.test_samples))
-    rows = task.chosen(max_test=limit)[1]
+    task = load_task(name, TaskSource(), SampleLimits(train=1, test=limit or Task.test_samples))
+    rows = task.selected(max_test=limit)[1]
     for number, row in enumerate(rows, start=1):
         if row.is_chat or row.verbatim:
             chat = "a conversation of several turns" if row.history else "a question with tools"
@@ -306,12 +307,12 @@ def task_rows(name: str, limit: int | None) -> tuple[Task, list[Prompt]]:
 
 def evenly(rows: Sequence[Prompt], limit: int) -> list[Prompt]:
     """``limit`` rows, one of each category in turn until there are enough, in the order they had."""
-    places: dict[tuple[str, ...], list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault(row.categories, []).append(place)
-    turns = itertools.zip_longest(*places.values())
-    chosen = [place for turn in turns for place in turn if place is not None][:limit]
-    return [rows[place] for place in sorted(chosen)]
+    row_indices: dict[tuple[str, ...], list[int]] = {}
+    for row_index, row in enumerate(rows):
+        row_indices.setdefault(row.categories, []).append(row_index)
+    turns = itertools.zip_longest(*row_indices.values())
+    chosen = [row_index for turn in turns for row_index in turn if row_index is not None][:limit]
+    return [rows[row_index] for row_index in sorted(chosen)]
 
 
 def _check_columns(rows: datasets.Dataset, needed: Sequence[str], where: str) -> None:
@@ -338,7 +339,7 @@ def _prompts(rows: datasets.Dataset, categories: Sequence[str], label: str | Non
 
 
 def _empty(where: str, number: int) -> InputError:
-    return InputError(f"{where}, row {number}: the prompt is empty. Mend the row or leave it out.")
+    return InputError(f"{where}, row {number}: the prompt is empty. Fix the row or leave it out.")
 
 
 def _prompt(instruction: str, context: str = "", reference: str | None = None, **more: Any) -> Prompt:

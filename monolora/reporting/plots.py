@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from monolora.errors import SaveError
+from monolora.atomic import saving, write_file
 from monolora.stats import Estimate
 
 INK, PALE = "#222222", "#767676"
@@ -194,10 +194,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
         SaveError: if the disk does not take them.
     """
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    try:
+    with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        figure.savefig(paths[0], dpi=150)
-        figure.savefig(paths[1], metadata={"Date": None})
-    except OSError as error:
-        raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
+        write_file(paths[0], lambda aside: figure.savefig(aside, dpi=150))
+        write_file(paths[1], lambda aside: figure.savefig(aside, metadata={"Date": None}))
     return paths

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import datasets
 
 from monolora.beaverdam import LABELS
+from monolora.data.datasets import load_dataset
 from monolora.errors import InputError, unknown
-from monolora.hub import load_dataset
 
 TRAIN_SPLIT = "30k_train"
 HELD_OUT_ROWS = 1000  # of the test split; their prompts are the alignment suite's

@@ -23,8 +23,9 @@ import torch
 from transformers import BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from monolora import run_record
+from monolora.atomic import saving, write_json
 from monolora.cli.flags import FlagParser
-from monolora.errors import InputError, SaveError, exit_status, is_disk_trouble
+from monolora.errors import InputError, exit_status
 from monolora.hub import local_path, resolve_model
 from monolora.model_files import save_model
 from monolora.provenance import fingerprint_files, fingerprint_rows, provenance
@@ -167,14 +168,10 @@ def _save(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], folder: Path, out: str
 ) -> None:
     """Raises: SaveError, if the disk does not take it."""
-    try:
+    with saving(out, "Nothing was left there. Free space, then train again."):
         save_model(model, folder, tokenizer)
         model_card(record).save(folder / "README.md")
-        run_record.write(folder, record)
-    except Exception as error:
-        if is_disk_trouble(error):
-            raise SaveError.of(out, error, "Nothing was left there. Free space, then train again.") from error
-        raise
+        write_json(folder / run_record.FILE, record)
 
 
 if __name__ == "__main__":

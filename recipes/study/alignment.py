@@ -16,14 +16,14 @@ from itertools import chain
 from pathlib import Path
 
 from monolora.cli.flags import FlagParser
-from monolora.errors import InputError, exit_status
+from monolora.errors import exit_status
 from monolora.locks import locked
 from monolora.recipes.study import plan
 from monolora.recipes.study.cost_estimate import dry_run
 from monolora.recipes.study.lr_selection import selected_rates
 from monolora.recipes.study.plan import check_commands
 from monolora.recipes.study.report import KIND, REPORT, check_records, keep_records, write_report
-from monolora.recipes.study.runner import Runner
+from monolora.recipes.study.runner import STUDY, Runner
 from monolora.recipes.study.settings import Call, Study, load
 from monolora.runs import claim
 from monolora.terminal import say
@@ -43,7 +43,7 @@ def run(call: Call) -> int:
         return 0
     with ExitStack() as stack:
         stack.enter_context(locked(study.folder, "--out" if call.out else ""))
-        check_folder(study)
+        STUDY.is_begun(study.folder, "--out" if call.out else "")
         records = None
         if call.records:
             records = stack.enter_context(claim(call.records, KIND, "--records"))
@@ -54,13 +54,6 @@ def run(call: Call) -> int:
             keep_records(study, records)
     say(f"{study.folder / 'report' / REPORT}: the same, with figures and table.csv beside it.")
     return 0
-
-
-def check_folder(study: Study) -> None:
-    """Raises: InputError, if the study's folder is not empty and no study's: what is in it is not written over."""
-    folder = study.folder
-    if folder.exists() and not (folder.is_dir() and ((folder / "cells").is_dir() or not any(folder.iterdir()))):
-        raise InputError(f"{folder} has files of something else than a study. Take another --out.")
 
 
 def run_cells(study: Study, jobs: int = 1) -> None:

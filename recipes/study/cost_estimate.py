@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.data import prompt_sets
 from monolora.data.chat_template import prompt_ids, split_at_answer
-from monolora.data.custom import Source
+from monolora.data.splits import Source
 from monolora.data.tasks import Example, load_task
 from monolora.errors import InputError
 from monolora.eval.judges.shieldgemma import POLICIES
@@ -99,7 +99,7 @@ def _judge_training(study: Study, name: str, flags: Flags, tokenizer: PreTrained
 def _training(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, CostEstimate]:
     """The steps of one training, and the cost of all trainings."""
     flags = {**study.sft, **study.datasets[dataset].sft}
-    train, _ = load_task(dataset, Source()).chosen(flags.get("max_train_samples"))
+    train, _ = load_task(dataset, Source()).selected(flags.get("max_train_samples"))
     max_length = flags.get("max_length") or 1024
     lengths = [min(sum(map(len, split_at_answer(row, tokenizer))), max_length) for row in train]
     # The sweep has the first seed of every rate; the other seeds have the selected rate only.

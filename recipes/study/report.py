@@ -10,7 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from monolora.errors import InputError, SaveError
+from monolora.atomic import saving, write_text
+from monolora.errors import InputError
 from monolora.eval import run as runs
 from monolora.files import read_json
 from monolora.recipes.study import tables
@@ -21,8 +22,8 @@ from monolora.recipes.study.plots import draw, figure_name
 from monolora.recipes.study.results import Values, definitions, of_dataset
 from monolora.recipes.study.settings import Study
 from monolora.reporting.tables import csv_text
-from monolora.run_record import read
-from monolora.runs import Kind, OutputFolder, write_aside
+from monolora.run_record import RunRecord, read
+from monolora.runs import Kind, OutputFolder
 
 _ALIKE = ("max_train_samples", "num_train_epochs", "per_device_train_batch_size", "max_length", "lora_r")
 
@@ -59,7 +60,7 @@ def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def _record(folder: Path) -> RunRecord:
     record = read(folder)
     if record is None:
         raise InputError(f"{folder} has no record. Run the study again.")
@@ -141,12 +142,10 @@ def write_report(study: Study) -> str:
         VERDICTS: as_json(decided),
     }
     folder = study.folder / "report"
-    try:
+    with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            write_aside(folder / name, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
-    except OSError as error:
-        raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
+            write_text(folder / name, text)
     draw(study, columns, folder)
     return texts[REPORT]
 
@@ -283,13 +282,10 @@ def keep_records(study: Study, folder: OutputFolder) -> None:
     Raises:
         SaveError: if the disk does not take it.
     """
-    try:
-        with folder.whole() as aside:
-            for part in ("report", "cells"):
-                shutil.copytree(study.folder / part, aside / part)
-            for record in study.folder.glob("**/run.json"):
-                copy = aside / record.relative_to(study.folder)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(record, copy)
-    except OSError as error:
-        raise SaveError.of(folder.path, error, "Free space, then give the same command again.") from error
+    with saving(folder.path), folder.whole() as aside:
+        for part in ("report", "cells"):
+            shutil.copytree(study.folder / part, aside / part)
+        for record in study.folder.glob("**/run.json"):
+            copy = aside / record.relative_to(study.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(record, copy)

@@ -17,7 +17,8 @@ from typing import Any, NotRequired, cast
 from typing_extensions import TypedDict
 
 from monolora import cli
-from monolora.errors import InputError, RunError, SaveError
+from monolora.atomic import saving, write_json
+from monolora.errors import InputError, RunError
 from monolora.eval.process import worker_rows
 from monolora.eval.run import KIND as EVALUATION
 from monolora.files import read_json
@@ -26,9 +27,11 @@ from monolora.provenance import fingerprint_files
 from monolora.recipes.judge.program import KIND as JUDGE
 from monolora.recipes.study.plan import Cell
 from monolora.run_record import SFT
-from monolora.runs import claim, write_json
+from monolora.runs import Kind, claim
 from monolora.terminal import STDERR
 
+# A study resumes with what is in its folder, and is never replaced.
+STUDY = Kind(name="study", record="cells", keys=(), files=())
 _KINDS = {"sft": SFT, "judge": JUDGE, "eval": EVALUATION}
 DIVERGED = "diverged"  # the status of a training in its record
 _DIVERGED_MESSAGE = "error: Training diverged"  # in its log: divergence has no exit status of its own
@@ -162,11 +165,9 @@ class Runner:
 
     def _write(self, cell: Cell, status: str, more: dict[str, Any]) -> None:
         path = self._record_path(cell)
-        try:
+        with saving(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, {"command": cell.command, "status": status, **more})
-        except OSError as error:
-            raise SaveError.of(path, error, "Free space, then run the same command again.") from error
 
 
 def command_status(job: Mapping[str, Any]) -> Iterator[dict[str, int]]:

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
+from monolora.atomic import saving, write_tensors, write_text
 from monolora.cli.flags import FlagParser
-from monolora.errors import InputError, SaveError, exit_status
+from monolora.errors import InputError, exit_status
 from monolora.locks import locked, no_empty_folder
 from monolora.recipes import experiment_steps
 from monolora.recipes.experiment_steps import device_of, out_of_memory
@@ -40,11 +39,11 @@ from monolora.recipes.superposition.records import (
 from monolora.recipes.superposition.settings import Run
 from monolora.recipes.superposition.tables import as_markdown, results_of
 from monolora.recipes.superposition.toy_model import Encoders, dimensionality, in_antipodal_pair, train_encoders
-from monolora.runs import write_aside
+from monolora.runs import check_own
 
 RESULTS = "results.md"
 _AGAIN = "Give the same command again."
-_DISK_FULL = "Free space, then give the same command again."
+_RETRY = "Free space, then give the same command again."
 # The settings that decide what encoders and classifiers become: where these are the same, results are not recomputed.
 _ENCODER_SETTINGS = (
     "features", "dimensions", "sparsities", "seeds", "importance_decay", "encoder_steps", "encoder_batch",
@@ -66,10 +65,8 @@ def run(settings: Run) -> int:
     out, device = Path(settings.out), device_of(settings.device)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file. Name a folder.")
-    try:
+    with saving(out, "Name another folder with --out."):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SaveError.of(out, error, "Name another folder with --out.") from error
     with locked(out, "--out"), no_empty_folder(out):
         _run(settings, out, device)
     return 0
@@ -85,10 +82,8 @@ def _run(settings: Run, out: Path, device: torch.device) -> None:
     for count in settings.train_samples:
         _train_classifiers(settings, out, count, W_Ssmn, inputs, device)
     text = as_markdown(results_of(read_records(out)))
-    try:
-        write_aside(out / RESULTS, lambda path: path.write_text(text))
-    except OSError as error:
-        raise SaveError.of(out, error, _DISK_FULL) from error
+    with saving(out, _RETRY):
+        write_text(out / RESULTS, text)
     print(f"\n{text}\nresults: {out / RESULTS}", flush=True)
 
 
@@ -101,9 +96,7 @@ def _refuse_foreign_files(out: Path) -> None:
     records = [path for path in (out / ENCODERS, *sorted(out.glob(noise_file("*")))) if path.is_file()]
     for path in records:
         experiment_steps.read(path, _AGAIN)
-    others = [out / name for name in (WEIGHTS, RESULTS) if (out / name).exists()]
-    if others and not records and not _is_weights(out / WEIGHTS):
-        raise InputError(f"{others[0]} exists, and is of no run of this program. Give another --out.")
+    check_own((out / WEIGHTS, out / RESULTS), bool(records) or _is_weights(out / WEIGHTS), "run of this program")
 
 
 def _is_weights(path: Path) -> bool:
@@ -130,14 +123,11 @@ def _train_encoders(settings: Run, out: Path, device: torch.device) -> None:
     print(f"{title}: training, {settings.encoder_steps} steps …", flush=True)
     with out_of_memory("Lower --seeds or --encoder-batch, or give fewer --sparsities."):
         encoders = train_encoders(settings, device)
-    try:
+    with saving(out, _RETRY):
         # The records go first: killed between the two, the folder never has a record of other weights.
         for path in (out / ENCODERS, *out.glob(noise_file("*"))):
             path.unlink(missing_ok=True)
-        tensors = {"W": encoders.W_Kmn.contiguous(), "b": encoders.b_Kn.contiguous()}
-        write_aside(out / WEIGHTS, lambda path: save_file(tensors, path))
-    except (OSError, SafetensorError) as error:
-        raise SaveError.of(out, error, _DISK_FULL) from error
+        write_tensors(out / WEIGHTS, {"W": encoders.W_Kmn, "b": encoders.b_Kn})
     seconds = time.perf_counter() - start
     about = {"weights": fingerprint(out / WEIGHTS), "seconds": seconds}
     experiment_steps.write(out / ENCODERS, own, {}, _geometry(encoders, settings.sparsities) | about)

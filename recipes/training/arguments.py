@@ -1,4 +1,4 @@
-"""The flags of ``recipes/sft.py``: TRL's own, with our defaults, and the few that TRL lacks."""
+"""The flags of a trainer: TRL's own, with our defaults, and the few that TRL lacks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,17 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from monolora.cli.config_file import load_yaml, shortened, split_config
 from monolora.cli.flags import check_words, raise_input_error, unknown_flag
+from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError, in_one_line
 from monolora.hub import SMOLLM2
-from monolora.recipes.training.conflicts import ADAPTERS, NOT_HERE, RENAMED, check_conflicts, check_values
+from monolora.recipes.training.argument_checks import (
+    ADAPTERS,
+    NOT_HERE,
+    RENAMED,
+    check_conflicts,
+    check_sft,
+    check_values,
+)
 from monolora.redaction import is_secret_name
 
 # Learning rates found on SST-2 with SmolLM2-135M (docs/RESULTS.md); full finetuning takes TRL's.
@@ -31,54 +39,56 @@ DTYPE = {"monolora": "bfloat16", "lora": "bfloat16", "none": "float32"}
 class AdapterArguments:
     """What to train, on what, and what to measure."""
 
-    adapter: str = field(default="monolora", metadata={"help": "monolora, lora, or none (full finetuning)."})
-    activation: str = field(default="relu", metadata={"help": "MonoLoRA's: relu, identity, softplus or topk:<k>."})
-    model: str = field(default=SMOLLM2, metadata={"help": f"A hub id, a path, or {SMOLLM2} (comes with the project)."})
+    adapter: str = field(
+        default="monolora", metadata={"help": "What is trained: monolora, lora, or none (all weights)."}
+    )
+    activation: str = field(
+        default="relu", metadata={"help": "MonoLoRA's activation: relu, identity, softplus or topk:<k>."}
+    )
+    model: str = field(default=SMOLLM2, metadata={"help": f"Hub id or path, or {SMOLLM2} (packaged with the project)."})
     dataset: str = field(
         default="demo",
-        metadata={"help": "demo, sst2, dolly, a hub id, or a .jsonl, .json, .csv or .parquet file."},
+        metadata={"help": f"Task ({', '.join(BUILT_IN)}), hub id, or .jsonl, .json, .csv or .parquet file."},
     )
     drop_columns: list[str] | None = field(
-        default=None, metadata={"help": "Columns of the data set that are left out of its rows. Default: none."}
+        default=None, metadata={"help": "Columns of the data set that are not read. Default: none."}
     )
     allow_empty_answers: bool = field(
-        default=False, metadata={"help": "Train on empty answers; without it, a row with one is refused."}
+        default=False, metadata={"help": "Empty answers as training examples; without it, a row with one is refused."}
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Training examples taken. Default: the task's."}
+        default=None, metadata={"help": "Number of training examples. Default: the task's."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Held-out examples scored. Default: the task's."}
+        default=None, metadata={"help": "Number of held-out examples that are scored. Default: the task's."}
     )
     validation_samples: int | None = field(
         default=None,
         metadata={
-            "help": "The last training examples, held out: the loss of their answers is measured at the end, for "
-            "choosing between runs. Default: none."
+            "help": "Number of training examples, the last ones, that are held out for a loss at the end, by which "
+            "runs can be selected. Default: none."
         },
     )
     eval_max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Length of scored answers. Default: the task's."}
+        default=None, metadata={"help": "Limit of a scored answer, in tokens. Default: the task's."}
     )
-    skip_eval: bool = field(default=False, metadata={"help": "Do not score the task before and after training."})
+    skip_eval: bool = field(default=False, metadata={"help": "No scores before and after training."})
     preview: bool = field(
-        default=False, metadata={"help": "Print three examples with the trained tokens marked, and stop."}
+        default=False, metadata={"help": "Only three examples, printed with the trained tokens marked."}
     )
-    full_logits: bool = field(
-        default=False, metadata={"help": "Compute logits of masked positions too; the loss is the same."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Replace the run that is in the output folder."})
+    full_logits: bool = field(default=False, metadata={"help": "Logits of masked positions too; the loss is the same."})
+    overwrite: bool = field(default=False, metadata={"help": "Replacement of the run that is in the output folder."})
 
 
 @dataclass
-class TrainingArguments(SFTConfig):
-    """TRL's SFTConfig with defaults that suit an adapter."""
+class TrainingDefaults:
+    """Defaults that suit an adapter. Mix it in before a config of TRL's: ``class …(TrainingDefaults, SFTConfig)``."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "Default: runs/<dataset>-<adapter>."})
+    output_dir: str | None = field(default=None, metadata={"help": "Output folder. Default: runs/<dataset>-<adapter>."})
     learning_rate: float = field(
-        default=1e-3, metadata={"help": "Default: 1e-3 for adapters, 2e-5 for full finetuning."}
+        default=1e-3, metadata={"help": "Learning rate. Default: 1e-3 for adapters, 2e-5 for full finetuning."}
     )
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the training examples."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Number of passes over the training examples."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Examples a step and device."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Prompts at a time when scoring."})
     train_sampling_strategy: str = field(
@@ -88,20 +98,24 @@ class TrainingArguments(SFTConfig):
             "choices": ["random", "sequential", "group_by_length", "batch_rebalance"],
         },
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade time for memory."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Activations computed again in the backward pass: less memory, more time."}
+    )
     logging_steps: float = field(default=5, metadata={"help": "Steps between logged losses and sparsities."})
-    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
+    logging_first_step: bool = field(default=True, metadata={"help": "Logging of the first step too."})
     chat_template_path: str | None = field(
         default=None,
-        metadata={"help": "A file with a chat template, or a folder whose tokenizer has one. Nothing else is taken."},
+        metadata={"help": "File with a chat template, or folder whose tokenizer has one; only the template is used."},
     )
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Log the last finite loss for NaN."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "The last finite loss logged in place of NaN."}
+    )
     save_steps: float = field(default=100, metadata={"help": "Steps between checkpoints."})
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it TRL's bf16 default is refused where there is no GPU
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[misc]  # of TRL's config
 
     def __getstate__(self) -> dict[str, Any]:
         """For training_args.bin, which every checkpoint holds: without the hub's token."""
@@ -109,6 +123,11 @@ class TrainingArguments(SFTConfig):
 
     def __repr__(self) -> str:
         return str(self)  # transformers' own, which hides the token; a dataclass would make another
+
+
+@dataclass(repr=False)
+class TrainingArguments(TrainingDefaults, SFTConfig):
+    """TRL's SFTConfig with our defaults."""
 
 
 @dataclass
@@ -170,11 +189,19 @@ class Arguments(NamedTuple):
     adapter: AdapterArguments
 
 
-CLASSES: tuple[type[Any], ...] = (ScriptArguments, TrainingArguments, LoraArguments, AdapterArguments)
-
-
-def parse(argv: list[str] | None = None) -> Arguments:
+def parse(
+    argv: list[str] | None = None,
+    training: type[TrainingArguments] = TrainingArguments,
+    program: str = "monolora sft",
+    check: Callable[[argparse.Namespace, set[str]], None] = check_sft,
+) -> Arguments:
     """Parse the command line and, with ``--config FILE``, a YAML file under it; the command line wins.
+
+    Args:
+        argv: the words; None for those of the process.
+        training: the trainer's own flags.
+        program: its name, for the help.
+        check: refuses flags of the trainer that contradict each other, given all flags and the names of those given.
 
     Raises:
         InputError: for an unknown flag or key (with the nearest right one), a value that cannot be, or flags that
@@ -182,8 +209,9 @@ def parse(argv: list[str] | None = None) -> Arguments:
     """
     path, words = split_config(list(sys.argv[1:] if argv is None else argv))
     check_words(words)
-    parser = make_parser()
-    from_file = read_config(path, parser, CLASSES) if path else {}
+    classes = _classes(training)
+    parser = make_parser(training, program)
+    from_file = read_config(path, parser, classes) if path else {}
     parser.set_defaults_with_config(**from_file)
     namespace, rest = parser.parse_known_args(words)
     if rest:
@@ -193,23 +221,33 @@ def parse(argv: list[str] | None = None) -> Arguments:
     if namespace.adapter in ADAPTERS:
         defaults = {"learning_rate": LEARNING_RATE[namespace.adapter], "dtype": DTYPE[namespace.adapter]}
         parser.set_defaults(**{key: value for key, value in defaults.items() if key not in named})
-    check_conflicts(namespace, typed, named)
-    try:
-        arguments = Arguments(*parser.parse_args_and_config(words))
-    except json.JSONDecodeError as error:
-        raise InputError(f"Cannot read {error.doc!r} as JSON: {in_one_line(error)}") from error
-    except (ValueError, OSError, ImportError) as error:  # what the dataclasses refuse
-        raise InputError(in_one_line(error)) from error
+    check_conflicts(namespace, typed, named, training)
+    check(namespace, named)
+    arguments = _arguments(parser, words)
     check_values(arguments)
     return _completed(arguments, named)
 
 
-def make_parser() -> TrlParser:
+def _classes(training: type[TrainingArguments]) -> tuple[type[Any], ...]:
+    return (ScriptArguments, training, LoraArguments, AdapterArguments)
+
+
+def make_parser(training: type[TrainingArguments] = TrainingArguments, program: str = "monolora sft") -> TrlParser:
     """TRL's parser for all of our flags; what argparse would exit for is an :class:`InputError`."""
-    parser = TrlParser(cast(Any, CLASSES), prog="monolora sft", allow_abbrev=False)
+    parser = TrlParser(cast(Any, _classes(training)), prog=program, allow_abbrev=False)
     parser.error = raise_input_error  # type: ignore[method-assign]
     _accept_bare_resume(parser)
     return parser
+
+
+def _arguments(parser: TrlParser, words: list[str]) -> Arguments:
+    """Raises: InputError, for what the dataclasses refuse."""
+    try:
+        return Arguments(*parser.parse_args_and_config(words))
+    except json.JSONDecodeError as error:
+        raise InputError(f"Cannot read {error.doc!r} as JSON: {in_one_line(error)}") from error
+    except (ValueError, OSError, ImportError) as error:
+        raise InputError(in_one_line(error)) from error
 
 
 def suggested(parser: TrlParser) -> set[str]:
@@ -293,8 +331,8 @@ def _checked(path: Path, action: argparse.Action, value: Any, kinds: Sequence[An
             f"--config {path}: {action.dest} cannot be {str(value).lower()}. Where it is a word (YAML reads yes, no, "
             "on and off as true and false), put quotes around it."
         )
-    found = _scalar(path, action, value, kinds)
-    return [found] if action.nargs == "+" else found
+    scalar = _scalar(path, action, value, kinds)
+    return [scalar] if action.nargs == "+" else scalar
 
 
 def _scalar(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
@@ -302,15 +340,15 @@ def _scalar(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any
     try:
         if not isinstance(value, (str, int, float)):
             raise ValueError
-        found = convert(str(value))
+        converted = convert(str(value))
     except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
         wanted = next((words for kind, words in _KINDS.items() if kind in kinds), "a single value")
         raise InputError(f"--config {path}: {action.dest} must be {wanted}, got {shortened(value)}.") from error
-    if action.choices is not None and found not in action.choices:
+    if action.choices is not None and converted not in action.choices:
         raise InputError(
             f"--config {path}: {action.dest} must be one of {', '.join(action.choices)}, got {shortened(value)}."
         )
-    return found
+    return converted
 
 
 def resolved_config(arguments: Arguments) -> dict[str, Any]:

@@ -1,23 +1,40 @@
-"""``--resume-from-checkpoint``: which checkpoint is meant, and whether this run may go on from it."""
+"""Checkpoints: written whole or not at all, and found again by ``--resume-from-checkpoint``."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired
+from typing import Any, NamedTuple, NotRequired, cast
 
-from transformers import TrainerState
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from torch import nn
+from torch.distributed.fsdp import StateDictType
+from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 from typing_extensions import TypedDict
 
 from monolora import run_record
+from monolora.atomic import follow_umask, saving
 from monolora.checkpoint import check_weights_file
 from monolora.errors import InputError, in_one_line
 from monolora.files import read_json
+from monolora.model_files import (
+    any_generation_config,
+    check_adapter_files,
+    check_model_files,
+    save_generation_config,
+    write_older_names,
+)
 from monolora.recipes.training.arguments import AdapterArguments, LoraArguments
+from monolora.run_record import RESUME, RunRecord
 
+STAGING = ".saving"
 # Flags that change nothing about what is trained: a resumed run may differ in them.
 _FREE_FLAGS = frozenset(
     {
@@ -42,15 +59,165 @@ _HOLDS = {
 }
 
 
+class AtomicCheckpoints(Trainer):
+    """A trainer whose checkpoints and model are on the disk whole or not at all, and from which a run resumes.
+
+    Mix it in before the trainer: ``class SftTrainer(AtomicCheckpoints, SFTTrainer)``. What is written goes into a
+    folder aside, is opened again and compared with what was to be written, and is then renamed: a full disk or a kill
+    leaves the earlier checkpoints as they were.
+
+    The folder aside is not :mod:`monolora.atomic`'s: under FSDP and DeepSpeed all processes write into it, and only one
+    of them holds the run's lock.
+    """
+
+    _staging: Path | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._adapter_shapes: dict[str, torch.Size] | None = None  # by their names on the disk
+        if isinstance(self.model, PeftModel):  # now, before FSDP or DeepSpeed spread the tensors
+            tensors = get_peft_model_state_dict(self.model)
+            self._adapter_shapes = {name: tensor.shape for name, tensor in tensors.items()}
+
+    @contextmanager
+    def staged(self, output: Path) -> Iterator[Path]:
+        """A folder aside for all processes to write into; what the main one leaves in it at the end is removed.
+
+        Args:
+            output: the run's folder.
+
+        Raises:
+            SaveError: if the disk does not take what the block writes.
+        """
+        staging = output / STAGING
+        self._remove_staging(staging)  # what a killed run may have left
+        self.accelerator.wait_for_everyone()
+        try:
+            with saving(output, RESUME):
+                yield staging
+        finally:
+            self._remove_staging(staging)
+
+    def _remove_staging(self, staging: Path) -> None:
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Whole, in checkpoints too: of FSDP's sharded state the trainer itself would write nothing that loads."""
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is None or plugin.state_dict_type == StateDictType.FULL_STATE_DICT:
+            super().save_model(output_dir, _internal_call)
+            return
+        state_dict = self.accelerator.get_state_dict(self.model)  # every process has a part of it
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state_dict)
+
+    def check_saved(self, folder: Path) -> None:
+        """Open what was written once more, and compare it with what was to be written.
+
+        Raises:
+            RunError: naming the first tensor that is missing or of another shape.
+        """
+        if self._adapter_shapes is not None:
+            check_adapter_files(folder, self._adapter_shapes)
+        else:
+            check_model_files(folder)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """With the generation config as it is, beside an adapter too: it says where an answer ends."""
+        folder = Path(output_dir or self.args.output_dir or "")
+        model: Any = self.accelerator.unwrap_model(self.model)
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        with any_generation_config(base, folder):
+            super()._save(output_dir, state_dict)
+        if isinstance(model, PeftModel):
+            save_generation_config(base.generation_config, folder)
+        write_older_names(folder)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the recipe writes a card with the measured numbers at the end."""
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As TRL's; what a schedule-free optimizer leaves as the model's weights is their average."""
+        output = super().train(*args, **kwargs)
+        self._take_average()
+        return output
+
+    def _take_average(self) -> None:
+        """Schedule-free optimizers train weights of which they keep an average: that is the model to score and save.
+
+        The next training step starts from the trained weights; other optimizers have no average.
+        """
+        optimizer: Any = self.optimizer  # accelerate's, which passes this on to an optimizer that has it
+        if optimizer is not None:
+            optimizer.eval()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._take_average()
+        final = Path(self._get_output_dir(trial))
+        with self.staged(final) as self._staging:
+            try:
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.args.should_save:
+                    for checkpoint in self._staging.glob("checkpoint-*"):
+                        self.check_saved(checkpoint)
+                    self._publish(self._staging, final)
+            finally:
+                self._staging = None
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """In the dtypes that the weights have: what PEFT loads becomes float32, and TRL trains QLoRA in bfloat16."""
+        model_here = cast(nn.Module, self.model)
+        dtypes = {name: parameter.dtype for name, parameter in model_here.named_parameters()}
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        for name, parameter in model_here.named_parameters():
+            if parameter.dtype != dtypes[name]:
+                parameter.data = parameter.data.to(dtypes[name])
+
+    def _publish(self, staging: Path, final: Path) -> None:
+        """Put a finished checkpoint in its place, and remove the oldest of this run above ``save_total_limit``.
+
+        Only folders that this trainer names and fills count: a copy that the user made, and a link to elsewhere, stay.
+        """
+        for checkpoint in staging.glob("checkpoint-*"):
+            target = final / checkpoint.name
+            if target.is_symlink():
+                target.unlink()  # what it leads to stays
+            shutil.rmtree(target, ignore_errors=True)
+            follow_umask(checkpoint)
+            checkpoint.rename(target)
+        own = {int(path.name.partition("-")[2]): path for path in final.glob("checkpoint-*") if _is_own(path)}
+        surplus = len(own) - (self.args.save_total_limit or len(own))
+        for step in sorted(own, key=lambda step: (own[step].stat().st_mtime, step))[: max(0, surplus)]:
+            shutil.rmtree(own[step], ignore_errors=True)
+
+
+def _is_own(path: Path) -> bool:
+    is_named = re.fullmatch(r"checkpoint-\d+", path.name) is not None
+    return is_named and not path.is_symlink() and (path / "trainer_state.json").is_file()
+
+
+class OwnSteps(TrainerCallback):
+    """A resumed run logs and saves at the steps of its own flags; the trainer takes those of the checkpoint."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
+
+
 class _Logged(TypedDict, total=False):
-    """What a run goes by of a logged step."""
+    """What is read of a logged step."""
 
     loss: float
     step: int
 
 
 class _State(TypedDict):
-    """What the trainer goes on from."""
+    """What the trainer resumes from."""
 
     global_step: int
     max_steps: int
@@ -66,15 +233,13 @@ class Resumed(NamedTuple):
     """A checkpoint and the record of the run that it belongs to."""
 
     checkpoint: Path
-    record: dict[str, Any]
+    record: RunRecord
 
     def scores_before(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
         """The scores before training that the earlier run measured, if they are of the same rows as this run's."""
         if any(self.record["config"].get(flag) != config[flag] for flag in _SCORED_FLAGS):
             return None
-        before = self.record["results"]["before"]
-        assert before is None or isinstance(before, dict)
-        return before
+        return self.record["results"]["before"]
 
     def check_same_inputs(self, fingerprints: Mapping[str, str]) -> None:
         """Raises: InputError, if the model or the training data have changed since."""
@@ -98,25 +263,25 @@ def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed |
     """
     if flag is None:
         return None
-    found = get_last_checkpoint(str(folder)) if flag == "latest" and folder.is_dir() else flag
-    if found is None or not Path(found).is_dir():
+    path = get_last_checkpoint(str(folder)) if flag == "latest" and folder.is_dir() else flag
+    if path is None or not Path(path).is_dir():
         raise InputError(
             f"There is no checkpoint to resume from in {folder if flag == 'latest' else flag}. Leave "
             "--resume-from-checkpoint out to start anew."
         )
-    checkpoint = Path(found)
+    checkpoint = Path(path)
     _check_complete(checkpoint)
     before = run_record.read(checkpoint.parent)
     if before is None:
         raise InputError(
-            f"{checkpoint.parent} has no {run_record.FILE}: it is unknown how {found} was made. Start anew."
+            f"{checkpoint.parent} has no {run_record.FILE}: it is unknown how {path} was made. Start anew."
         )
     # Flags that an earlier version did not have stood at their defaults.
     earlier = {name: value for name, value in _defaults().items() if name in config} | before["config"]
     changed = sorted(key for key in config.keys() & earlier.keys() - _FREE_FLAGS if config[key] != earlier[key])
     if changed:
         listed = ", ".join(f"--{key.replace('_', '-')} {earlier[key]} → {config[key]}" for key in changed)
-        raise InputError(f"{found} is of a run with other settings: {listed}. Give the same, or start anew.")
+        raise InputError(f"{path} is of a run with other settings: {listed}. Give the same, or start anew.")
     return Resumed(checkpoint, before)
 
 
@@ -132,19 +297,19 @@ def _defaults() -> dict[str, Any]:
 
 def _check_complete(checkpoint: Path) -> None:
     """Check that the trainer will find what it needs; it passes over missing optimizer states in silence."""
-    mend = "Resume from an earlier checkpoint, or start anew."
+    fix = "Resume from an earlier checkpoint, or start anew."
     try:
-        state = read_json(checkpoint / "trainer_state.json", mend, _State)
+        state = read_json(checkpoint / "trainer_state.json", fix, _State)
         TrainerState(**state)
     except (InputError, TypeError) as error:
-        reason = in_one_line(error).removesuffix(mend)
+        reason = in_one_line(error).removesuffix(fix)
         raise InputError(
-            f"{checkpoint} is no checkpoint: trainer_state.json is missing or damaged ({reason.rstrip('. ')}). {mend}"
+            f"{checkpoint} is no checkpoint: trainer_state.json is missing or damaged ({reason.rstrip('. ')}). {fix}"
         ) from error
     check_weights_file(str(checkpoint))
     for what, patterns in _HOLDS.items():
         if not any(any(checkpoint.glob(pattern)) for pattern in patterns):
-            raise InputError(f"{checkpoint} has no {what}. {mend}")
+            raise InputError(f"{checkpoint} has no {what}. {fix}")
     for file in checkpoint.glob("*.pt*"):
         if file.is_file() and not zipfile.is_zipfile(file):
-            raise InputError(f"{file} is damaged. {mend}")
+            raise InputError(f"{file} is damaged. {fix}")

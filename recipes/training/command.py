@@ -1,8 +1,8 @@
 """``monolora sft``: help and misspelt flags are answered at once, and everything else by :mod:`monolora.recipes.sft`.
 
 The flags are those of TRL's and transformers' dataclasses, and importing these takes several times as long as importing
-torch. So ``flags.json`` holds a copy, for the versions of the two that it was made with; with other versions, the real
-parser answers. After a change of the flags or of the versions:
+torch. So ``flags.json`` holds a copy, for the versions of the two and the tasks that it was made with; with others, the
+real parser answers. After a change of the flags, of the versions or of the tasks:
 
     python -m monolora.recipes.training.command
 """
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import monolora
 from monolora.cli.config_file import split_config
 from monolora.cli.flags import unknown_flag
 
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
         InputError: for an unknown flag.
     """
     copy = json.loads(COPY.read_text(encoding="utf-8"))
-    if copy["versions"] == versions():
+    if copy["origin"] == origin():
         answer(argv, copy)
     status: int = importlib.import_module("monolora.recipes.sft").main(argv)
     return status
@@ -57,9 +58,11 @@ def answer(argv: list[str], copy: Mapping[str, Any]) -> None:
             raise unknown_flag(name, copy["suggested"], copy["renamed"])
 
 
-def versions() -> dict[str, str]:
-    """Of the libraries whose flags ours are."""
-    return {name: importlib.metadata.version(name) for name in ("transformers", "trl")}
+def origin() -> dict[str, Any]:
+    """What the flags and their help depend on: versions of the libraries whose flags ours are, and the tasks."""
+    tasks = Path(monolora.__file__).with_name("data") / "tasks"
+    versions = {name: importlib.metadata.version(name) for name in ("transformers", "trl")}
+    return {**versions, "tasks": sorted(path.stem for path in tasks.glob("*.py"))}
 
 
 def help_parser(flags: list[dict[str, Any]]) -> argparse.ArgumentParser:
@@ -77,12 +80,12 @@ def help_parser(flags: list[dict[str, Any]]) -> argparse.ArgumentParser:
 
 def make_copy() -> dict[str, Any]:
     """What help and suggestions need of the real parser, as JSON values."""
+    from monolora.recipes.training.argument_checks import RENAMED
     from monolora.recipes.training.arguments import make_parser, suggested
-    from monolora.recipes.training.conflicts import RENAMED
 
     parser = make_parser()
     flags = [{key: getattr(action, key) for key in _COPIED} for action in parser._actions if action.dest != "help"]
-    made = {"versions": versions(), "renamed": RENAMED, "suggested": sorted(suggested(parser)), "flags": flags}
+    made = {"origin": origin(), "renamed": RENAMED, "suggested": sorted(suggested(parser)), "flags": flags}
     copy: dict[str, Any] = json.loads(json.dumps(made, default=list))  # choices may be the keys of a dict
     return copy
 

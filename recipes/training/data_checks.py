@@ -176,7 +176,7 @@ def check_document(document: Document, tokenizer: PreTrainedTokenizerBase, bos_e
         InputError: if not.
     """
     ids, labels = document
-    first = next(place for place, label in enumerate(labels) if label != IGNORED)
+    first = next(position for position, label in enumerate(labels) if label != IGNORED)
     if first == 0:
         raise InputError("The first token of an example is trained on: the loss is not on answers only.")
     if labels[first:] != ids[first:]:
@@ -200,13 +200,13 @@ def check_finite(model: nn.Module, history: Sequence[Mapping[str, Any]]) -> None
     Raises:
         RunError: naming the step or the parameter that is not finite.
     """
-    mend = "Start anew with a lower --learning-rate."
+    fix = "Start anew with a lower --learning-rate."
     for entry in history:
         if not math.isfinite(entry.get("loss", 0.0)):
-            raise RunError(f"Training diverged: the loss at step {entry['step']} is {entry['loss']}. {mend}")
+            raise RunError(f"Training diverged: the loss at step {entry['step']} is {entry['loss']}. {fix}")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise RunError(f"Training diverged: {name} has NaN or infinite values. {mend}")
+            raise RunError(f"Training diverged: {name} has NaN or infinite values. {fix}")
 
 
 def check_alive(sparsity: Sparsity) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import DeepSpeedPlugin, PartialState
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +23,8 @@ from monolora.config import MonoLoraConfig
 from monolora.data.chat_template import set_chat_template
 from monolora.errors import InputError, in_one_line
 from monolora.recipes.training.arguments import Arguments, TrainingArguments
-from monolora.recipes.training.trainer import OwnSteps, SftTrainer
+from monolora.recipes.training.checkpoints import OwnSteps
+from monolora.recipes.training.trainer import SftTrainer
 from monolora.sparsity import SparsityCallback
 from monolora.targets import (
     all_linear,
@@ -267,9 +268,6 @@ def make_trainer(
             full_logits=arguments.adapter.full_logits,
         )
         check_gathers(trainer.accelerator.state.deepspeed_plugin)
-        if adapter is not None:  # now, before FSDP or DeepSpeed spread the tensors
-            written = get_peft_model_state_dict(trainer.model)
-            trainer.adapter_shapes = {name: tensor.shape for name, tensor in written.items()}
         _try_optimizer(trainer)
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         raise InputError(in_one_line(error)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,26 +9,24 @@ from typing import Any, TypeVar
 from huggingface_hub import HfApi, get_token
 
 from monolora import run_record
-from monolora.errors import InputError, RunError, SaveError, in_one_line, is_disk_trouble
+from monolora.atomic import follow_umask
+from monolora.errors import InputError, RunError, in_one_line
 from monolora.recipes.training.arguments import TrainingArguments
-from monolora.recipes.training.report import model_card, plot
-from monolora.recipes.training.trainer import STAGING, SftTrainer
+from monolora.recipes.training.checkpoints import AtomicCheckpoints
+from monolora.recipes.training.model_card import model_card, plot
 from monolora.redaction import remember
-from monolora.runs import follow_umask
 
 _T = TypeVar("_T")
 
 
-def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
+def save(trainer: AtomicCheckpoints, record: dict[str, Any], output: Path) -> None:
     """Write everything aside, then move it into the output folder, ``run.json`` last.
 
     Raises:
         SaveError: if the disk is full or not writable; the checkpoints written before stay whole.
         RunError: if the files, opened again, do not hold every tensor.
     """
-    staging = output / STAGING
-    trainer.clear_staging(output)
-    try:
+    with trainer.staged(output) as staging:
         trainer.save_model(str(staging))
         trainer.accelerator.wait_for_everyone()
         if trainer.args.should_save:
@@ -41,13 +38,6 @@ def save(trainer: SftTrainer, record: dict[str, Any], output: Path) -> None:
             follow_umask(staging)
             for file in sorted(staging.iterdir(), key=lambda path: path.name == run_record.FILE):
                 file.replace(output / file.name)
-    except Exception as error:
-        if is_disk_trouble(error) and not isinstance(error, RunError):
-            raise SaveError.of(output, error, run_record.GO_ON) from error
-        raise
-    finally:
-        if trainer.args.should_save:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def claim(training: TrainingArguments) -> str | None:
@@ -80,8 +70,8 @@ def push(output: Path, repo: str, training: TrainingArguments) -> None:
         api.create_repo(repo, private=training.hub_private_repo, exist_ok=True)
         api.upload_folder(folder_path=output, repo_id=repo, ignore_patterns=["checkpoint-*", ".*"])
 
-    mend = f"The model is in {output}; try again with: hf upload {repo} {output}"
-    _on_the_hub(upload, lambda reason: RunError(f"Cannot push to {repo}: {reason} {mend}"))
+    fix = f"The model is in {output}; try again with: hf upload {repo} {output}"
+    _on_the_hub(upload, lambda reason: RunError(f"Cannot push to {repo}: {reason} {fix}"))
 
 
 def _on_the_hub(call: Callable[[], _T], trouble: Callable[[str], Exception]) -> _T:

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from monolora.atomic import write_tensors
 from monolora.errors import InputError, RunError, in_one_line
 from monolora.recipes.vision.settings import Sae
-from monolora.runs import write_aside
 
 WEIGHTS = "sae.safetensors"
 _CHUNK = 4096  # features at a time, without gradients
@@ -100,8 +100,7 @@ def save_sae(sae: TopKAutoencoder, folder: Path) -> None:
     Raises:
         OSError: if the disk does not take them; SafetensorError likewise.
     """
-    tensors = {name: tensor.contiguous() for name, tensor in sae.state_dict().items()}
-    write_aside(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    write_tensors(folder / WEIGHTS, sae.state_dict())
 
 
 def load_sae(folder: Path, device: torch.device) -> TopKAutoencoder:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import ResNetConfig, ResNetModel
 
+from monolora.atomic import write_json, write_tensors
 from monolora.errors import InputError, in_one_line
-from monolora.runs import write_aside, write_json
+from monolora.files import read_json
 
 WEIGHTS, CONFIG = "encoder.safetensors", "encoder.json"
 _STEM_STRIDE = {"cifar": 1, "cifar-strided": 2}
@@ -98,8 +98,7 @@ def save_encoder(encoder: Encoder, folder: Path) -> None:
     Raises:
         OSError: if the disk does not take them; SafetensorError likewise.
     """
-    tensors = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    write_aside(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    write_tensors(folder / WEIGHTS, encoder.state_dict())
     write_json(folder / CONFIG, encoder.config._asdict())
 
 
@@ -112,7 +111,7 @@ def load_encoder(folder: Path, device: torch.device) -> Encoder:
     if not (folder / WEIGHTS).is_file():
         raise InputError(f"{folder} has no encoder. Pretrain first: monolora vision pretrain.")
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text())
+        config = read_json(folder / CONFIG, "")
         config |= {name: tuple(config[name]) for name in ("mean", "std")}
         encoder = Encoder(EncoderConfig(**config))
         encoder.load_state_dict(load_file(folder / WEIGHTS))

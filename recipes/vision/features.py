@@ -10,7 +10,6 @@ OUT/table1.*, OUT/figures/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from monolora.errors import SaveError
+from monolora.atomic import saving, write_file, write_json
 from monolora.locks import locked
 from monolora.provenance import fingerprint_files
 from monolora.recipes.experiment_steps import autocast, dtype_of
@@ -26,7 +25,6 @@ from monolora.recipes.vision.autoencoder import TopKAutoencoder, load_sae
 from monolora.recipes.vision.encoder import Encoder, load_encoder
 from monolora.recipes.vision.images import ImageData, Images
 from monolora.recipes.vision.settings import Common
-from monolora.runs import write_aside, write_json
 
 FOLDER = "features"
 _BATCH = 512  # images or features at a time
@@ -149,16 +147,15 @@ def cached_features(folder: Path, key: Mapping[str, str], compute: Callable[[str
     cache = folder / FOLDER
     about = cache / "features.json"
     if not _has_key(about, key):
-        try:
+        with saving(cache):
             cache.mkdir(parents=True, exist_ok=True)
-            with locked(cache, waits=True):  # of several steps that run together one computes, the others wait
-                if not _has_key(about, key):
-                    about.unlink(missing_ok=True)
-                    for split in ("train", "val"):
-                        _save(cache / f"{split}.npy", compute(split))
+        with locked(cache, waits=True):  # of several steps that run together one computes, the others wait
+            if not _has_key(about, key):
+                about.unlink(missing_ok=True)
+                for split in ("train", "val"):
+                    _save(cache / f"{split}.npy", compute(split))
+                with saving(cache):
                     write_json(about, key)
-        except OSError as error:
-            raise SaveError.of(cache, error, "Free space, then give the same command again.") from error
     # copy-on-write: torch warns of memory that it could not write to
     train, val = (torch.from_numpy(np.load(cache / f"{split}.npy", mmap_mode="c")) for split in ("train", "val"))
     return Features(train, val, "-".join(key.values()))
@@ -166,11 +163,12 @@ def cached_features(folder: Path, key: Mapping[str, str], compute: Callable[[str
 
 def _save(file: Path, features_ND: torch.Tensor) -> None:
     """Write a new file, then rename it: the old one may still be mapped."""
-    write_aside(file, lambda path: np.save(path, features_ND.numpy()))
+    with saving(file.parent):
+        write_file(file, lambda aside: np.save(aside, features_ND.numpy()))
 
 
 def _has_key(about: Path, key: Mapping[str, str]) -> bool:
     try:
-        return bool(json.loads(about.read_text()) == dict(key))
-    except (OSError, ValueError):
+        return bool(read_json(about, "") == dict(key))
+    except InputError:
         return False

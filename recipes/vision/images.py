@@ -16,16 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image, UnidentifiedImageError
 from typing_extensions import TypedDict
 
-from monolora.errors import InputError, SaveError
+from monolora.atomic import saving, write_file, write_json
+from monolora.errors import InputError
 from monolora.files import read_json
 from monolora.hub import cache_root
+from monolora.locks import locked
 from monolora.recipes.vision.settings import Data
 from monolora.recipes.vision.sources import Source, open_sources
-from monolora.runs import write_json
 from monolora.terminal import say
 
 _CHUNK = 1024  # images decoded at a time
@@ -108,13 +108,12 @@ def cached(source: Source, data: Data, device: torch.device) -> Images:
     key = hashlib.sha256(f"{source.identity}:{size}:{data.skip_bad}".encode()).hexdigest()[:16]
     folder = cache_root() / "vision"
     pixels, about = folder / f"{key}.uint8", folder / f"{key}.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{key}.lock"):  # one of several processes decodes, the others wait
-            if not about.is_file():
-                _decode(source, size, data.skip_bad, pixels, about)
-    except OSError as error:
-        raise SaveError.of(folder, error, "Free space, or set MONOLORA_CACHE to another folder.") from error
+    if not about.is_file():
+        with saving(folder, "Free space, or set MONOLORA_CACHE to another folder."):
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(pixels, waits=True):  # one of several processes decodes, the others wait
+                if not about.is_file():
+                    _decode(source, size, data.skip_bad, pixels, about)
     contents = read_json(about, "Delete it; it is made again.", _About)
     # copy-on-write: torch warns of memory that it could not write to
     mapped = np.memmap(pixels, dtype=np.uint8, mode="c", shape=(len(contents["labels"]), 3, size, size))
@@ -150,8 +149,8 @@ def _decode(source: Source, size: int, skip_bad: bool, pixels: Path, about: Path
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
             return None
 
-    aside = pixels.with_name(f".{pixels.name}.part")
-    try:
+    def write(aside: Path) -> None:
+        nonlocal sums
         with aside.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(source.names), _CHUNK):
                 indices = range(start, min(start + _CHUNK, len(source.names)))
@@ -166,12 +165,11 @@ def _decode(source: Source, size: int, skip_bad: bool, pixels: Path, about: Path
         _refuse_bad(bad, len(labels), skip_bad)
         if set(labels) != set(source.labels_N.tolist()):
             raise InputError("Without the images that cannot be read, a class has none. Fix or remove the class.")
-        mean, square = sums / len(labels)
-        std = np.sqrt(np.maximum(square - mean**2, 255**-2))  # at least one step of 255: inputs are divided by it
-        aside.replace(pixels)
-        write_json(about, {"labels": labels, "mean": mean.tolist(), "std": std.tolist(), "bad": bad})
-    finally:
-        aside.unlink(missing_ok=True)
+
+    write_file(pixels, write)
+    mean, square = sums / len(labels)
+    std = np.sqrt(np.maximum(square - mean**2, 255**-2))  # at least one step of 255: inputs are divided by it
+    write_json(about, {"labels": labels, "mean": mean.tolist(), "std": std.tolist(), "bad": bad})
 
 
 def _refuse_bad(bad: list[str], good: int, skip_bad: bool) -> None:

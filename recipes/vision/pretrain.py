@@ -12,8 +12,7 @@ import json
 import pickle
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from monolora.errors import InputError, SaveError, exit_status, in_one_line, is_disk_trouble
+from monolora.atomic import saving, write_file, write_text
+from monolora.errors import InputError, exit_status, in_one_line, on_main_process
 from monolora.locks import locked, no_empty_folder
 from monolora.recipes import experiment_steps
 from monolora.recipes.experiment_steps import device_of, dtype_of, out_of_memory
-from monolora.recipes.training.processes import on_main_process
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.encoder import WEIGHTS, Encoder, EncoderConfig, save_encoder
 from monolora.recipes.vision.features import encoder_folder
 from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.pretraining import Pretraining
 from monolora.recipes.vision.settings import Settings
-from monolora.runs import write_aside
+from monolora.runs import check_own
 
 CHECKPOINT, RECORD, METRICS = "last.pt", "pretrain.json", "metrics.jsonl"
 _IRRELEVANT = ("methods", "save_epochs")  # settings that change nothing about an encoder
@@ -58,6 +57,9 @@ def run(settings: Settings) -> None:
                 _pretrain(settings, method, seed, images, accelerator)
 
 
+_RESUME = "The last checkpoint is whole; free space, then give the same command again."
+
+
 def _lock(folder: Path, stack: ExitStack) -> None:
     """Lock the folder until the stack closes.
 
@@ -66,8 +68,7 @@ def _lock(folder: Path, stack: ExitStack) -> None:
     """
     stack.enter_context(locked(folder))
     stack.enter_context(no_empty_folder(folder))
-    if (folder / WEIGHTS).exists() and not any((folder / name).is_file() for name in (RECORD, CHECKPOINT)):
-        raise InputError(f"{folder / WEIGHTS} exists, and is of no pretraining. Take another --out.")
+    check_own([folder / WEIGHTS], any((folder / name).is_file() for name in (RECORD, CHECKPOINT)), "pretraining")
 
 
 def _check_batch(settings: Settings, images: int, processes: int) -> None:
@@ -158,7 +159,8 @@ def _resume(folder: Path, training: Pretraining, own: dict[str, Any], accelerato
         raise InputError(f"{path} is damaged ({in_one_line(error)}). Delete {folder} to start again.") from error
     if accelerator.is_main_process:
         lines = (folder / METRICS).read_text().splitlines()[: training.epoch]
-        (folder / METRICS).write_text("".join(f"{line}\n" for line in lines))  # drop the epochs after the checkpoint
+        with saving(folder, _RESUME):
+            write_text(folder / METRICS, "".join(f"{line}\n" for line in lines))  # drop epochs after the checkpoint
         print(f"{folder.name}: resumes after epoch {training.epoch}", flush=True)
     return float(checkpoint["seconds"])
 
@@ -179,19 +181,23 @@ def _log(folder: Path, epoch: dict[str, Any], epochs: int) -> None:
         f"{epoch['probe_accuracy']:.1%}, zeros {epoch['zeros']:.0%}, {epoch['images_per_second']:,.0f} images/s",
         flush=True,
     )
-    with _saving(folder), (folder / METRICS).open("a") as file:
-        file.write(json.dumps(epoch) + "\n")
+    with saving(folder, _RESUME):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / METRICS).open("a") as file:
+            file.write(json.dumps(epoch) + "\n")
 
 
 def _save(folder: Path, training: Pretraining, own: dict[str, Any], seconds: float) -> None:
     """Write a new file, then rename it: a killed program leaves the previous checkpoint."""
     checkpoint = {"settings": json.dumps(own), "state": training.state(), "seconds": seconds}
-    with _saving(folder):
-        write_aside(folder / CHECKPOINT, lambda path: torch.save(checkpoint, path))
+    with saving(folder, _RESUME):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / CHECKPOINT, lambda aside: torch.save(checkpoint, aside))
 
 
 def _finish(folder: Path, training: Pretraining, own: dict[str, Any], inputs: dict[str, str], seconds: float) -> None:
-    with _saving(folder):
+    with saving(folder, _RESUME):
+        folder.mkdir(parents=True, exist_ok=True)
         save_encoder(training.encoder, folder)
     last = json.loads((folder / METRICS).read_text().splitlines()[-1])
     results = {name: last[name] for name in ("loss", "probe_accuracy", "zeros")}
@@ -199,19 +205,6 @@ def _finish(folder: Path, training: Pretraining, own: dict[str, Any], inputs: di
     results |= {"epochs": training.epoch, "seconds": seconds, "images_per_second": images / seconds}
     experiment_steps.write(folder / RECORD, own, inputs, results)
     (folder / CHECKPOINT).unlink(missing_ok=True)
-
-
-@contextmanager
-def _saving(folder: Path) -> Iterator[None]:
-    """Turn a disk's failure within the block into a SaveError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except Exception as error:
-        if not is_disk_trouble(error):
-            raise
-        fix = "The last checkpoint is intact; free space, then give the same command again."
-        raise SaveError.of(folder, error, fix) from error
 
 
 def main(argv: list[str]) -> int:

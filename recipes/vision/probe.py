@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
-from monolora.errors import InputError, RunError, SaveError, exit_status
+from monolora.atomic import saving, write_tensors
+from monolora.errors import InputError, RunError, exit_status
 from monolora.locks import locked
 from monolora.recipes import experiment_steps
 from monolora.recipes.experiment_steps import device_of, dtype_of, generator_of, noisy_labels, out_of_memory
@@ -50,7 +49,6 @@ from monolora.recipes.vision.linear_probe import (
 )
 from monolora.recipes.vision.settings import NOISES, REPRESENTATIONS, Data, Probe, Settings
 from monolora.recipes.vision.sources import open_class_folders
-from monolora.runs import write_aside
 
 _NOISE_BATCH = 512  # images at a time, without gradients
 _CROP_MIN = 0.08  # smallest share of the area that --augment's crops take, as is usual for linear classifiers
@@ -296,13 +294,11 @@ def _save(probe: Probe, probes: Probes, file: Path) -> None:
     tensors = {}
     for kind, values in (("weight", probes.weight_MCD), ("bias", probes.bias_MC)):
         for loss, of_loss in zip(probe.losses, values.cpu().unflatten(0, shape), strict=True):
-            tensors[f"{loss}.{kind}"] = of_loss.contiguous()
-    try:
+            tensors[f"{loss}.{kind}"] = of_loss
+    with saving(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.with_suffix(".json").unlink(missing_ok=True)  # it would not be of the weights that come now
-        write_aside(file, lambda path: save_file(tensors, path))
-    except (OSError, SafetensorError) as error:
-        raise SaveError.of(file.parent, error, "Free space, then give the same command again.") from error
+        write_tensors(file, tensors)
 
 
 def _summary(probe: Probe, results: Mapping[str, Any]) -> Iterator[str]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from monolora.errors import SaveError, exit_status
+from monolora.atomic import saving
+from monolora.errors import exit_status
 from monolora.locks import locked
 from monolora.recipes.experiment_steps import device_of, out_of_memory, results_if_same, write
 from monolora.recipes.vision.autoencoder import WEIGHTS, TopKAutoencoder, quality_of, save_sae, train_sae
@@ -77,12 +77,10 @@ def _train(
 
 
 def _save(sae: TopKAutoencoder, folder: Path) -> None:
-    try:
+    with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RECORD).unlink(missing_ok=True)  # it would not be of the weights that come now
         save_sae(sae, folder)
-    except (OSError, SafetensorError) as error:
-        raise SaveError.of(folder, error, "Free space, then give the same command again.") from error
 
 
 def _summary(results: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 
+from monolora.data.datasets import load_dataset
 from monolora.errors import InputError, unknown
-from monolora.hub import load_dataset
 from monolora.recipes.vision.settings import Data
 
 VALIDATION = ("validation", "val", "test")

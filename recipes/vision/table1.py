@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monolora.errors import InputError, SaveError, exit_status
+from monolora.atomic import saving, write_text
+from monolora.errors import InputError, exit_status
 from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.paper_comparison import Cell, LossTable, Row, compare, tables
 from monolora.recipes.vision.results import DENSE_NOTE, SHORT, Records, read_records
 from monolora.recipes.vision.settings import Settings
 from monolora.reporting.tables import csv_text, escaped, piped
-from monolora.runs import write_aside
 from monolora.terminal import say
 
 FIELDS = ("representation", "loss", "noise_rate", "mean", "low", "high", "n", "paper")
@@ -152,11 +152,9 @@ def run(settings: Settings) -> None:
         raise InputError(f"{out} has no probes. Run them first: monolora vision probe --out {out}.")
     loss_tables = tables(records, compare(records, settings.data))
     texts = {"md": as_markdown(loss_tables, records), "csv": as_csv(loss_tables), "tex": as_latex(loss_tables)}
-    try:
+    with saving(out):
         for suffix, text in texts.items():
-            write_aside(out / f"table1.{suffix}", lambda path, text=text: path.write_text(text))  # type: ignore[misc]
-    except OSError as error:
-        raise SaveError.of(out, error, "Free space, then give the same command again.") from error
+            write_text(out / f"table1.{suffix}", text)
     say(texts["md"])
     say(f"table1: {', '.join(str(out / f'table1.{suffix}') for suffix in texts)}")
 

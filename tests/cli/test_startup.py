@@ -59,7 +59,7 @@ def test_the_copy_of_the_flags_of_sft() -> None:
 def test_with_other_versions_the_real_parser_answers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "versions", lambda: {"trl": "1.17.0"})
+    monkeypatch.setattr(command, "origin", lambda: {"trl": "1.17.0"})
     monkeypatch.setattr(command, "answer", None)
     assert cli.main(["sft", "--lora-rank", "4"]) == 2
     assert capsys.readouterr().err == "error: Unknown flag --lora-rank. Did you mean --lora-r?\n"

@@ -14,7 +14,7 @@ import trl
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from monolora.data.chat_template import prompt_ids, render_all, split_at_answer
-from monolora.data.custom import Most, Source, load_prompts
+from monolora.data.splits import SampleLimits, Source, load_prompts
 from monolora.data.tasks import Example, load_task
 from monolora.errors import InputError
 from tests.support.conversations import (
@@ -332,8 +332,8 @@ def test_conversations_are_held_out_whole(write_rows: Callable[..., str]) -> Non
     assert (len(task.train), len(task.test)) == (90, 10)
     assert not _rows_of(task.train) & _rows_of(task.test)
     for most in (1, 12, 43):
-        part = load_task(path, Source(), Most(most, 7))
-        train, test = part.chosen(most)
+        part = load_task(path, Source(), SampleLimits(most, 7))
+        train, test = part.selected(most)
         validation = part.validation(7, most)
         assert (train, test, len(validation)) == (task.train[:most], task.test, 7)
         assert not _rows_of(validation) & _rows_of(train + test)
@@ -358,7 +358,7 @@ def test_rows_that_begin_alike_are_on_one_side(write_rows: Callable[..., str]) -
 def test_a_few_rows_of_many_are_read(tmp_path: Path) -> None:
     rows = {"instruction": [f"Say {k % 50_000}" for k in range(200_000)], "output": ["yes"] * 200_000}
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "rows.parquet")
-    part = load_task(str(tmp_path / "rows.parquet"), Source(), Most(16, 5, 6))
+    part = load_task(str(tmp_path / "rows.parquet"), Source(), SampleLimits(16, 5, 6))
     assert part.counts is not None
     assert part.counts["data_set"] == 200_000
     assert part.counts["read"] < 100

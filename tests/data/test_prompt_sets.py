@@ -218,14 +218,14 @@ def test_same_prompts_elsewhere_have_the_same_spec(tmp_path: Path) -> None:
     ("rows", "message"),
     [
         ([{"question": "a", "id": 1}], "p.jsonl lacks the column prompt; it has question, id. Rename them."),
-        ([{"prompt": "a"}, {"prompt": "  "}], "row 2: the prompt is empty. Mend the row or leave it out."),
+        ([{"prompt": "a"}, {"prompt": "  "}], "row 2: the prompt is empty. Fix the row or leave it out."),
         ([{"prompt": None, "id": 1}], "row 1: the prompt is empty."),
         ([{"prompt": 5}], "row 1: 'prompt' must be a text, found int."),
         ([{"prompt": "a", "label": "save"}], "choose one of safe, unsafe. Did you mean safe?"),
         ([{"prompt": "a", "category": 7}], "row 1: a category must be a text or a list of texts, found int."),
         (
             [{"prompt": "a", "label": "safe"}, {"prompt": "a", "label": "unsafe"}],
-            "p.jsonl has a prompt twice, with the labels safe and unsafe. Mend a row.",
+            "p.jsonl has a prompt twice, with the labels safe and unsafe. Fix a row.",
         ),
         ([], "p.jsonl is empty."),
     ],
@@ -285,7 +285,12 @@ def test_two_sets_of_one_name(words: list[str]) -> None:
 
 def test_built_in_task() -> None:
     task, found = demo.load(), load("task:demo")
-    assert (found.name, found.purpose, found.labels, found.max_new_tokens) == ("task:demo", "task", task.labels, 5)
+    assert (found.name, found.purpose, found.scorer.labels, found.max_new_tokens) == (
+        "task:demo",
+        "task",
+        task.scorer.labels,
+        5,
+    )
     assert len(found.prompts) == task.test_samples
     for prompt, row in zip(found.prompts, task.test, strict=False):
         assert (prompt.instruction, prompt.context, prompt.reference) == (row.instruction, row.context, row.response)
@@ -298,7 +303,7 @@ def test_file_as_a_task(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "numbers.jsonl", *rows)
     found = load(f"task:{path}")
     assert found.name == "task:numbers"
-    assert (found.labels, found.spec["rows"]) == ((), 2)  # a tenth is held out
+    assert (found.scorer.labels, found.spec["rows"]) == ((), 2)  # a tenth is held out
     for prompt in found.prompts:
         assert (prompt.instruction, prompt.context) == (f"Say {prompt.reference}", "now")
 
@@ -374,4 +379,4 @@ def test_real_sst2(mirror: Path) -> None:
     found = load("task:sst2", limit=100)
     assert instructions(found) == [sst2.INSTRUCTION] * 100
     assert [prompt.reference for prompt in found.prompts] == [row.response for row in sst2.load().test[:100]]
-    assert found.labels == ("negative", "positive")
+    assert found.scorer.labels == ("negative", "positive")

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from monolora.data.chat_template import prompt_ids
-from monolora.data.scoring import first_word, label_likelihoods, score, score_and_answers, text_overlap, validation_loss
+from monolora.data.scoring import (
+    Classification,
+    CorpusMetric,
+    FreeText,
+    RowMetric,
+    Scorer,
+    first_word,
+    label_likelihoods,
+    score,
+    score_and_answers,
+    validation_loss,
+)
 from monolora.data.tasks import Example, demo
 from monolora.inference import Inference
 
@@ -76,7 +91,7 @@ def test_classification(inference: Inference, monkeypatch: pytest.MonkeyPatch) -
         "positively",
     ]
     monkeypatch.setattr(Inference, "generate", lambda self, prompts, length: answers)
-    found = score(inference, demo.LABELS, ROWS, 5)
+    found = score(inference, Classification(demo.LABELS), ROWS, 5)
     right = [ROWS[0].response == "positive", ROWS[1].response == "negative", False, False, False, True, False]
     assert found["n"] == 7
     assert found["accuracy"] == sum(right) / 7
@@ -88,7 +103,7 @@ def test_classification(inference: Inference, monkeypatch: pytest.MonkeyPatch) -
 
 def test_free_text(inference: Inference) -> None:
     rows = [row._replace(response=f"it is {row.response}, not {'so ' * k}dull") for k, row in enumerate(ROWS)]
-    found = score(inference, (), rows, 4)
+    found = score(inference, FreeText(), rows, 4)
     assert found.keys() == {"n", "bleu", "rouge1", "rouge2", "rougeL", "perplexity"}
     each = [_likelihood(inference, row, row.response, inference.tokenizer.eos_token) for row in rows]
     nll = -sum(value for value, _ in each) / sum(count for _, count in each)
@@ -102,14 +117,25 @@ def test_validation_loss_is_over_the_tokens_of_all_answers(inference: Inference)
     assert validation_loss(inference, rows) == {"n": 7, "loss": pytest.approx(expected, rel=1e-5)}
 
 
-@pytest.mark.parametrize("labels", [demo.LABELS, ()])
-def test_score_and_answers(inference: Inference, labels: Sequence[str]) -> None:
+@pytest.mark.parametrize("scorer", [Classification(demo.LABELS), FreeText()])
+def test_score_and_answers(inference: Inference, scorer: Scorer) -> None:
     """The answers are those that were scored, in the order of the rows."""
-    found, answers = score_and_answers(inference, labels, ROWS, 3)
-    assert found == score(inference, labels, ROWS, 3)
+    found, answers = score_and_answers(inference, scorer, ROWS, 3)
+    assert found == score(inference, scorer, ROWS, 3)
     prompts = [prompt_ids(row, inference.tokenizer) for row in ROWS]
     assert answers == [inference.generate([prompt], 3)[0] for prompt in prompts]
     assert not inference.model.training
+
+
+def text_overlap(answers: list[str], references: list[str]) -> dict[str, float]:
+    """What free text is scored by, of answers alone."""
+    scores = {}
+    for metric in FreeText().metrics:
+        if isinstance(metric, RowMetric):
+            scores[metric.name] = metric.summary(list(map(metric.value, answers, references)))
+        elif isinstance(metric, CorpusMetric):
+            scores[metric.name] = metric.value(answers, references)
+    return scores
 
 
 def test_text_overlap() -> None:
@@ -130,3 +156,23 @@ def test_text_overlap() -> None:
 )
 def test_first_word(answer: str, word: str) -> None:
     assert first_word(answer) == word
+
+
+def test_free_text_is_scored_as_rouge_score_and_sacrebleu_do() -> None:
+    """To the last bit: numbers of earlier runs stand beside new ones."""
+    random = Random(0)
+    words = ["runs", "running", "the", "teas", "kettle", "sings", "loudly", "42"]
+    answers, references = ([" ".join(random.choices(words, k=random.randint(0, 30))) for _ in range(40)] for _ in "ab")
+    kinds = ("rouge1", "rouge2", "rougeL")
+    rouge = [RougeScorer(kinds, use_stemmer=True).score(*pair) for pair in zip(references, answers, strict=True)]
+    assert text_overlap(answers, references) == {
+        "bleu": corpus_bleu(answers, [references]).score,
+        **{kind: 100 * sum(row[kind].fmeasure for row in rouge) / 40 for kind in kinds},
+    }
+
+
+@pytest.mark.parametrize("scorer", [Classification(("a", "b")), FreeText()])
+def test_a_scorer_is_stored_as_json(scorer: Scorer) -> None:
+    assert Scorer.restored(json.loads(json.dumps(scorer.stored()))) == scorer
+    with pytest.raises(ValueError, match=r"there is no scorer 'Taste'"):
+        Scorer.restored({"kind": "Taste"})

@@ -329,7 +329,7 @@ def test_stages_and_folders_that_are_not_there(evaluate: Done, tmp_path: Path) -
     (tmp_path / "out").mkdir()
     assert "holds no evaluation" in evaluate("score").err
     (tmp_path / "out" / "thesis.txt").touch()
-    assert "holds files that are not an evaluation's" in evaluate("run").err
+    assert "exists and is no evaluation" in evaluate("run").err
 
 
 def test_a_folder_of_another_run(evaluate: Done, copied: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from monolora.data.chat_template import prompt_ids, split_at_answer
+from monolora.data.scoring import FreeText
 from monolora.data.tasks import Example, Task, demo
 from monolora.errors import InputError
 from monolora.recipes.calibration_data import LONGEST, batches, choose, run_task, sources
@@ -17,7 +18,7 @@ from monolora.recipes.calibration_data import LONGEST, batches, choose, run_task
 
 def _task(name: str, train: list[str], test: list[str]) -> Task:
     examples = ([Example(text, "", verbatim=True) for text in texts] for texts in (train, test))
-    return Task(name=name, train=next(examples), test=next(examples))
+    return Task(name=name, train=next(examples), test=next(examples), scorer=FreeText())
 
 
 def _numbers(start: int, stop: int) -> list[str]:
@@ -80,7 +81,7 @@ def test_a_data_set_without_a_row_to_spare_is_left_out(plain_tokenizer: PreTrain
 def test_rows_are_read_as_in_training(chat_tokenizer: PreTrainedTokenizerBase) -> None:
     row = demo.load().train[0]
     asked = row._replace(response="")
-    task = Task(name="a", train=[row], test=[asked])
+    task = Task(name="a", train=[row], test=[asked], scorer=FreeText())
     chosen = choose([task], [task], chat_tokenizer, 1000, 1000)
     split = split_at_answer(row, chat_tokenizer)
     assert chosen.calibration["a"] == [split.context + split.answer]
@@ -116,7 +117,7 @@ def test_the_rows_of_a_run() -> None:
     }  # fmt: skip
     task, whole = run_task({"config": config}), demo.load()
     assert (task.train, task.test) == (whole.train[:7], whole.test[:200])
-    assert (task.name, task.labels, task.max_new_tokens) == ("demo", whole.labels, whole.max_new_tokens)
+    assert (task.name, task.scorer, task.max_new_tokens) == ("demo", whole.scorer, whole.max_new_tokens)
 
 
 def test_batches() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from monolora.data.scoring import score, validation_loss
+from monolora.data.scoring import Classification, score, validation_loss
 from monolora.data.tasks import demo
 from monolora.recipes import sft
 from monolora.recipes.training.arguments import parse
@@ -121,10 +121,10 @@ def test_saved_adapter_gives_the_recorded_scores(
     model = AutoPeftModelForCausalLM.from_pretrained(outcome.folder, dtype=torch.float32)
     inference = sft.Inference(model=model, tokenizer=chat_tokenizer, batch_size=3)
     rows = demo.load().test[:6]
-    assert score(inference, demo.LABELS, rows, 5) == outcome.record["results"]["after"]
+    assert score(inference, Classification(demo.LABELS), rows, 5) == outcome.record["results"]["after"]
     base = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
     inference = sft.Inference(model=base, tokenizer=chat_tokenizer, batch_size=3)
-    assert score(inference, demo.LABELS, rows, 5) == outcome.record["results"]["before"]
+    assert score(inference, Classification(demo.LABELS), rows, 5) == outcome.record["results"]["before"]
 
 
 def test_validation_chooses_between_runs(

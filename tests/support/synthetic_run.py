@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from monolora.data.prompt_sets import Prompt, PromptSet
+from monolora.data.scoring import Classification, FreeText
 from monolora.eval.judges.base import Judge
 from monolora.eval.measures.records import RunRecords
 from monolora.eval.measures.table import Model
@@ -96,7 +97,8 @@ def make(prompts: int = 40, seed: int = 0, models: list[Model] = MODELS, sets: S
 def _set(random: np.random.Generator, name: str, purpose: Any, size: int, labels: tuple[str, ...] = ()) -> PromptSet:
     prompts = tuple(_prompt(random, f"{name}{number}", purpose, labels) for number in range(size))
     spec = {"rows": sum(prompt.weight for prompt in prompts), "distinct": size, "sha256": "ab" * 32}
-    return PromptSet(name=name, purpose=purpose, spec=spec, prompts=prompts, labels=labels)
+    scorer = None if purpose != "task" else Classification(labels) if labels else FreeText()
+    return PromptSet(name=name, purpose=purpose, spec=spec, prompts=prompts, scorer=scorer)
 
 
 def _prompt(random: np.random.Generator, key: str, purpose: str, labels: tuple[str, ...]) -> Prompt:

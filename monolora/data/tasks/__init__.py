@@ -1,33 +1,45 @@
-"""The tasks a recipe can train on: one file each."""
+"""The built-in tasks, one file each.
+
+To add one, put a module here with ``load() -> Task``: its name is the task's, for ``--dataset``, ``task:NAME`` and
+every table; its scorer says what is measured.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 
-from monolora.data import custom
-from monolora.data.task import Example, Task
-from monolora.data.tasks import demo, dolly, sst2
+from monolora.data import splits
+from monolora.data.example import Example
+from monolora.data.task import Task
 from monolora.errors import InputError
 
-BUILT_IN: dict[str, Callable[[], Task]] = {"demo": demo.load, "sst2": sst2.load, "dolly": dolly.load}
+
+def _loaders() -> dict[str, Callable[[], Task]]:
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    return {name: importlib.import_module(f"{__name__}.{name}").load for name in names}
+
+
+BUILT_IN = _loaders()
 
 __all__ = ["BUILT_IN", "Example", "Task", "load_task"]
 
 
-def load_task(name: str, source: custom.Source, most: custom.Most = custom.Most()) -> Task:  # noqa: B008
-    """A built-in task by name, or any data set (see :mod:`monolora.data.custom`).
+def load_task(name: str, source: splits.Source, limits: splits.SampleLimits = splits.NO_LIMITS) -> Task:
+    """A built-in task by name, or any data set (see :mod:`monolora.data.splits`).
 
     Args:
         name: of either.
         source: where in a data set to look.
-        most: how many examples of a data set are wanted; a built-in task is read as a whole.
+        limits: how many examples of a data set are wanted; a built-in task is read as a whole.
 
     Raises:
         InputError: if the data set cannot be found, is empty, or lacks the columns that are needed.
     """
     if name not in BUILT_IN:
-        return custom.load(name, source, most=most)
-    if source != custom.Source():
+        return splits.dataset_task(name, source, limits=limits)
+    if source != splits.Source():
         raise InputError(
             f"--dataset {name} has its own splits and columns. Leave --dataset-config, --dataset-…-split, "
             "--drop-columns and --allow-empty-answers out."

@@ -10,7 +10,9 @@ from __future__ import annotations
 from itertools import product
 from random import Random
 
-from monolora.data.task import Example, Task
+from monolora.data.example import Example
+from monolora.data.scoring import Classification
+from monolora.data.task import Task
 from monolora.data.tasks.sst2 import INSTRUCTION, LABELS
 
 THINGS = (
@@ -53,7 +55,7 @@ def load() -> Task:
         name="demo",
         train=sentences(TRAIN_TEMPLATES, seed=0),
         test=sentences(TEST_TEMPLATES, seed=1),
-        labels=LABELS,
+        scorer=Classification(LABELS),
         max_new_tokens=5,
         train_samples=256,
         test_samples=200,
@@ -63,7 +65,7 @@ def load() -> Task:
 def sentences(templates: tuple[str, ...], seed: int) -> list[Example]:
     """Distinct labelled sentences, 576 of each template, in an order fixed by ``seed``."""
     random = Random(seed)
-    chosen: list[Example] = []
+    examples: list[Example] = []
     for template in templates:
         labelled = {
             template.format(thing=thing, same=same, other=other): label
@@ -71,6 +73,6 @@ def sentences(templates: tuple[str, ...], seed: int) -> list[Example]:
             for thing, same, other in product(THINGS, own, opposite)
         }
         for sentence in random.sample(sorted(labelled), PER_TEMPLATE):
-            chosen.append(Example(INSTRUCTION, labelled[sentence], context=sentence))
-    random.shuffle(chosen)
-    return chosen
+            examples.append(Example(INSTRUCTION, labelled[sentence], context=sentence))
+    random.shuffle(examples)
+    return examples

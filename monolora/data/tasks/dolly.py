@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from random import Random
 
-from monolora.data.task import Example, Task
-from monolora.hub import load_dataset
+from monolora.data.datasets import load_dataset
+from monolora.data.example import Example
+from monolora.data.scoring import FreeText
+from monolora.data.task import Task
 
 DATASET = "databricks/databricks-dolly-15k"
 HELD_OUT = 1000
@@ -22,4 +24,4 @@ def load() -> Task:
         for number, row in enumerate(load_dataset(DATASET)["train"], start=1)
     ]
     Random(0).shuffle(rows)
-    return Task(name="dolly", train=rows[:-HELD_OUT], test=rows[-HELD_OUT:], max_new_tokens=256)
+    return Task(name="dolly", train=rows[:-HELD_OUT], test=rows[-HELD_OUT:], scorer=FreeText(), max_new_tokens=256)

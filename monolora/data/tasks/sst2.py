@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from random import Random
 
-from monolora.data.task import Example, Task
-from monolora.hub import load_dataset
+from monolora.data.datasets import load_dataset
+from monolora.data.example import Example
+from monolora.data.scoring import Classification
+from monolora.data.task import Task
 
 DATASET = "stanfordnlp/sst2"
 LABELS = ("negative", "positive")
@@ -25,7 +27,7 @@ def load() -> Task:
         name="sst2",
         train=train,
         test=[_example(row) for row in splits["validation"]],
-        labels=LABELS,
+        scorer=Classification(LABELS),
         max_new_tokens=5,
         train_samples=5000,
         test_samples=872,

@@ -13,9 +13,9 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from monolora import MonoLoraConfig
 from monolora.errors import InputError
-from monolora.recipes.training import conflicts
+from monolora.recipes.training import argument_checks
+from monolora.recipes.training.argument_checks import NOT_HERE, RENAMED, WORKS, unclassified
 from monolora.recipes.training.arguments import Arguments, parse, resolved_config
-from monolora.recipes.training.conflicts import NOT_HERE, RENAMED, WORKS, unclassified
 from monolora.recipes.training.models import peft_config
 
 PRESETS = sorted((Path(__file__).parents[3] / "recipes" / "configs").glob("*.yaml"))
@@ -162,7 +162,7 @@ def test_every_flag_of_trl_works_here_or_is_refused() -> None:
 
 
 def test_a_flag_that_nobody_has_looked_at_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conflicts, "WORKS", WORKS - {"warmup_steps"})
+    monkeypatch.setattr(argument_checks, "WORKS", WORKS - {"warmup_steps"})
     with pytest.raises(InputError, match="--warmup-steps is newer than this recipe"):
         parse(["--warmup-steps", "3"])
     parse(["--seed", "3"])

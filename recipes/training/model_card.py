@@ -9,10 +9,10 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from rich.table import Table
 
-from monolora.data.custom import COUNTS
+from monolora.data.scoring import is_percentage
+from monolora.data.splits import COUNTS
 
 PLOT = "training.png"
-_PERCENT = {"accuracy", "likelihood_accuracy"}
 
 
 def rows_line(rows: Mapping[str, Any]) -> str:
@@ -53,9 +53,9 @@ def _metrics(record: dict[str, Any]) -> list[str]:
 def shown_score(metric: str, scores: Mapping[str, Any]) -> str:
     """A score as people read it: accuracies in percent."""
     value = scores[metric]
-    if metric in _PERCENT:
-        return f"{value:.1%}"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1%}" if is_percentage(metric) else f"{value:.2f}"
 
 
 def plot(history: Sequence[dict[str, Any]], folder: Path) -> None:

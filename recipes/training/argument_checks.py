@@ -138,25 +138,26 @@ _OF_WORKERS = (
 )  # fmt: skip
 _MAPPINGS = ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs", "rank_pattern", "alpha_pattern")
 _SHAPING = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights", "trainable_token_indices")
-_MENDS = {"lora_r": "; a common choice is 8", "lora_alpha": "; a common choice is 16"}
+_ADVICE = {"lora_r": "; a common choice is 8", "lora_alpha": "; a common choice is 16"}
 
 
-def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str]) -> None:
+def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str], training: type) -> None:
     """Check flags against each other.
 
     Args:
         flags: all flags, parsed.
         typed: names of those on the command line itself. A YAML file may hold an adapter's flags for runs without one.
         named: names of those on the command line or in the file.
+        training: the dataclass of the trainer's flags.
 
     Raises:
-        InputError: naming the flags and the mend.
+        InputError: naming the flags and the fix.
     """
     if flags.adapter not in ADAPTERS:
         raise unknown("--adapter", flags.adapter, ADAPTERS)
     for name in sorted(named & NOT_HERE.keys()):
         raise InputError(f"{_flag(name)} has no effect here: {NOT_HERE[name]}. Leave it out.")
-    for name in sorted(named & unclassified()):
+    for name in sorted(named & unclassified(training)):
         raise InputError(f"{_flag(name)} is newer than this recipe, which does not know whether it has an effect here.")
     _check_needs(flags, named)
     for ours, theirs in (("model", "model_name_or_path"), ("dataset", "dataset_name")):
@@ -165,10 +166,20 @@ def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str])
     _check_adapter_flags(flags, typed, named)
     if flags.overwrite and flags.resume_from_checkpoint is not None:
         raise InputError("--overwrite starts a run anew and --resume-from-checkpoint continues one. Keep one of them.")
-    if flags.truncation_mode == "keep_end":
-        raise InputError("--truncation-mode keep_end would cut off where prompts begin. Leave it out.")
     if flags.activation_offloading and not torch.accelerator.is_available():
         raise InputError("--activation-offloading moves memory off a GPU, and there is none here. Leave it out.")
+
+
+def check_sft(flags: argparse.Namespace, named: set[str]) -> None:
+    """Check flags of supervised finetuning against each other.
+
+    Raises:
+        InputError: naming the flags and the fix.
+    """
+    if "packing_strategy" in named and not flags.packing:
+        raise _without("packing_strategy", "--packing")
+    if flags.truncation_mode == "keep_end":
+        raise InputError("--truncation-mode keep_end would cut off where prompts begin. Leave it out.")
     if flags.packing and flags.packing_strategy == "bfd_split":
         raise InputError("--packing-strategy bfd_split would cut answers off from their prompts. Use bfd or wrapped.")
     if flags.packing and flags.packing_strategy == "wrapped" and flags.shuffle_dataset:
@@ -177,9 +188,9 @@ def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str])
         raise InputError("--completion-only-loss false would train on prompts; this recipe trains on answers only.")
 
 
-def unclassified() -> set[str]:
+def unclassified(training: type = SFTConfig) -> set[str]:
     """Flags of the installed TRL that are neither known to work here nor known to have no effect."""
-    all_flags = {each.name for kind in (ScriptArguments, ModelConfig, SFTConfig) for each in fields(kind)}
+    all_flags = {flag.name for kind in (ScriptArguments, ModelConfig, training) for flag in fields(kind)}
     return all_flags - WORKS - NOT_HERE.keys()
 
 
@@ -188,14 +199,17 @@ def _check_needs(flags: argparse.Namespace, named: set[str]) -> None:
     for names, needed, is_given in (
         (_OF_4BIT, "--load-in-4bit", flags.load_in_4bit),
         (_OF_WORKERS, "--dataloader-num-workers", flags.dataloader_num_workers),
-        (("packing_strategy",), "--packing", flags.packing),
         (("hub_model_id", "hub_private_repo"), "--push-to-hub", flags.push_to_hub),
     ):
         for name in names:
             if name in named and getattr(flags, name) and not is_given:
-                raise InputError(f"{_flag(name)} has no effect without {needed}. Give that too, or leave it out.")
+                raise _without(name, needed)
     if flags.save_strategy == "best":
         raise InputError(f"--save-strategy best has no effect here: {NOT_HERE['metric_for_best_model']}. Use steps.")
+
+
+def _without(name: str, needed: str) -> InputError:
+    return InputError(f"{_flag(name)} has no effect without {needed}. Give that too, or leave it out.")
 
 
 def _check_adapter_flags(flags: argparse.Namespace, typed: set[str], named: set[str]) -> None:
@@ -228,7 +242,7 @@ def check_values(arguments: Arguments) -> None:
         for name in names:
             value = values[name]
             if value is not None and not holds(value) and not _unused(name, arguments):
-                raise InputError(f"{_flag(name)} must be {need}, got {value}{_MENDS.get(name, '')}.")
+                raise InputError(f"{_flag(name)} must be {need}, got {value}{_ADVICE.get(name, '')}.")
     if training.max_steps < 1 and training.max_steps != -1:
         raise InputError(f"--max-steps must be at least 1, got {training.max_steps}; -1 is --num-train-epochs.")
     for name in _MAPPINGS:

@@ -1,85 +1,15 @@
-"""The built-in tasks, and any data set in one of the three formats."""
+"""Any data set in one of the three formats as a task."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from monolora.data.custom import Source, load, load_prompts
-from monolora.data.tasks import BUILT_IN, Example, demo, load_task
+from monolora.data.splits import Source, dataset_task, load_prompts
+from monolora.data.tasks import Example, load_task
 from monolora.errors import InputError
-
-
-def test_demo_is_large_balanced_and_distinct() -> None:
-    task = demo.load()
-    sentences = [example.context for example in task.train + task.test]
-    assert len(task.train) >= 2000
-    assert len(set(sentences)) == len(sentences) == 5760
-    for rows in (task.train, task.test):
-        share = sum(example.response == "positive" for example in rows) / len(rows)
-        assert share == pytest.approx(0.5, abs=0.03)
-        assert {example.response for example in rows} == set(task.labels)
-
-
-def _template(sentence: str) -> str:
-    for words, mark in ((demo.THINGS, "THING"), (demo.GOOD + demo.BAD, "JUDGEMENT")):
-        sentence = re.sub(rf"\b({'|'.join(words)})\b", mark, sentence)
-    return sentence
-
-
-def test_demo_shares_no_template_between_train_and_test() -> None:
-    task = demo.load()
-    train, test = ({_template(example.context) for example in rows} for rows in (task.train, task.test))
-    assert len(train) == len(demo.TRAIN_TEMPLATES)
-    assert len(test) == len(demo.TEST_TEMPLATES)
-    assert not train & test
-
-
-def test_demo_labels_follow_the_last_judgement() -> None:
-    """One word is not enough: many sentences hold judgements of both signs, and the last one counts."""
-    both = 0
-    for example in demo.load().train + demo.load().test:
-        found = re.findall(rf"\b({'|'.join(demo.GOOD + demo.BAD)})\b", example.context)
-        assert (found[-1] in demo.GOOD) == (example.response == "positive")
-        both += len(found) == 2
-    assert both > 1500
-
-
-def test_demo_is_seeded() -> None:
-    assert demo.load() == demo.load()
-    assert demo.load().train[0] == demo.load().train[0]
-    assert demo.sentences(demo.TRAIN_TEMPLATES, seed=5) != demo.sentences(demo.TRAIN_TEMPLATES, seed=6)
-
-
-def test_chosen_rows_are_the_first_of_a_fixed_order() -> None:
-    task = demo.load()
-    train, test = task.chosen()
-    assert (len(train), len(test)) == (256, 200)
-    assert task.chosen(5, 3) == (train[:5], test[:3])
-
-
-def test_sst2(mirror: Path) -> None:
-    task = load_task("sst2", Source())
-    assert (len(task.train), len(task.test)) == (67349, 872)
-    assert len(task.chosen()[1]) == 872
-    assert task.labels == ("negative", "positive")
-    assert sum(example.response == "positive" for example in task.test) == 444
-    assert task.test[0] == Example(
-        "Analyze the sentiment of the input, and respond only positive or negative",
-        "positive",
-        context="it 's a charming and often affecting journey .",
-    )
-
-
-def test_dolly(mirror: Path) -> None:
-    task = load_task("dolly", Source())
-    assert (len(task.train), len(task.test)) == (14011, 1000)
-    assert task.labels == ()
-    assert all(example.instruction and example.response for example in task.train[:100])
-    assert any(example.context for example in task.train[:100])
 
 
 def test_a_data_set_of_the_mirror_by_its_id(mirror: Path) -> None:
@@ -89,12 +19,6 @@ def test_a_data_set_of_the_mirror_by_its_id(mirror: Path) -> None:
     assert len(task.train) + len(task.test) + task.counts["held_out_questions"] == 15011
     with pytest.raises(InputError, match=r"choose one of train, validation, test\. Did you mean train\?"):
         load_task("stanfordnlp/sst2", Source(train_split="trian"))
-
-
-def test_built_in_tasks_have_their_own_splits() -> None:
-    with pytest.raises(InputError, match="--dataset demo has its own splits"):
-        load_task("demo", Source(config="x"))
-    assert set(BUILT_IN) == {"demo", "sst2", "dolly"}
 
 
 def test_held_out_rows_are_fixed(write_rows: Callable[..., str]) -> None:
@@ -151,23 +75,23 @@ def test_prompts_alone_are_enough_to_measure_on(write_rows: Callable[..., str]) 
 
 def test_plain_text_where_no_answers_are_needed(write_rows: Callable[..., str]) -> None:
     rows = write_rows([{"text": "a"}, {"text": "b"}])
-    task = load(rows, Source(), answers=False)
+    task = dataset_task(rows, Source(), answers=False)
     assert set(task.train + task.test) == {Example(text, "", verbatim=True) for text in "ab"}
     rows = write_rows([{"prompt": "a"}, {"prompt": "b"}], name="prompts.jsonl")
-    task = load(rows, Source(), answers=False)
+    task = dataset_task(rows, Source(), answers=False)
     assert set(task.train + task.test) == {Example(text, "") for text in "ab"}
     for name in ("rows.jsonl", "prompts.jsonl"):  # nothing to train on
         with pytest.raises(InputError, match=r"has the columns \w+; needed are .*'output' \(or 'response'\)\. Rename"):
-            load(str(Path(rows).parent / name), Source())
+            dataset_task(str(Path(rows).parent / name), Source())
 
 
 def test_answers_are_kept_where_there_are_any(write_rows: Callable[..., str]) -> None:
     rows = write_rows([{"prompt": "p", "completion": " c", "text": "p c"}] * 2)
-    assert load(rows, Source(), answers=False) == load(rows, Source())
+    assert dataset_task(rows, Source(), answers=False) == dataset_task(rows, Source())
 
 
 def test_rows_without_text(write_rows: Callable[..., str]) -> None:
     with pytest.raises(InputError, match="row 2: 'text' must be a text, found nothing"):
-        load(write_rows([{"text": "a"}, {"text": ""}]), Source(), answers=False)
+        dataset_task(write_rows([{"text": "a"}, {"text": ""}]), Source(), answers=False)
     with pytest.raises(InputError, match="'prompt' or 'text' alone will do here"):
-        load(write_rows([{"words": "a"}, {"words": "b"}]), Source(), answers=False)
+        dataset_task(write_rows([{"words": "a"}, {"words": "b"}]), Source(), answers=False)

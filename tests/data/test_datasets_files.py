@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from monolora.data.datasets import read_csv, read_json_rows
 from monolora.errors import InputError
-from monolora.files import read_csv, read_json_rows
 
 
 def _write(folder: Path, name: str, content: str | bytes) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from monolora.recipes.training.report import model_card, plot, result_table
+from monolora.recipes.training.model_card import model_card, plot, result_table
 from monolora.terminal import Terminal
 
 
