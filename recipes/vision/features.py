@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from monolora.atomic import saving, write_file, write_json
+from monolora.errors import InputError
+from monolora.files import read_json
 from monolora.locks import locked
 from monolora.provenance import fingerprint_files
 from monolora.recipes.experiment_steps import autocast, dtype_of
