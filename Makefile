@@ -34,7 +34,7 @@ demo: setup ## LoRA and MonoLoRA on a small task, one table (about 4 minutes on 
 
 # Two processes: many tests wait for an engine or a server to start. A file stays in one, for its fixtures.
 test: setup ## the whole test-suite, PEFT's own tests included
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
 	$(MAKE) test-peft
 
 test-peft: setup ## PEFT's own tests, run against MonoLoRA
