@@ -38,10 +38,9 @@ from monolora.eval.measures.records import RunRecords
 from monolora.eval.measures.results import build
 from monolora.eval.measures.table import Model
 from monolora.eval.process import inline_rows
-from monolora.eval.records import Judgement, Response
-from monolora.eval.store import opened
+from monolora.eval.store import Judgement, Response, opened
 from monolora.hub import SMOLLM2, load_causal_lm, load_tokenizer, resolve_model
-from monolora.provenance import provenance
+from monolora.run_record import provenance
 
 MODELS = ("base", "lora", "mono")
 

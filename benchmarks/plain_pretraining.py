@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from monolora.recipes.experiment_steps import autocast
-from monolora.recipes.vision.encoder import Encoder
+from monolora.recipes.vision.features import Encoder
 from monolora.recipes.vision.images import Images
 from monolora.recipes.vision.pretraining import ClippedLars, nt_xent
 

@@ -25,7 +25,6 @@ from rich.table import Table
 from rounds import flag_parser, in_turns, machine, of_groups, save, spread
 
 from monolora.recipes.experiment_steps import device_of, dtype_of, noisy_labels
-from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.linear_probe import (
     CROSS_ENTROPY,
@@ -37,7 +36,7 @@ from monolora.recipes.vision.linear_probe import (
 )
 from monolora.recipes.vision.pretrain import new_pretraining
 from monolora.recipes.vision.pretraining import ClippedLars, Pretraining
-from monolora.recipes.vision.settings import Common, Probe, Settings
+from monolora.recipes.vision.settings import Common, Probe, Settings, parse
 
 PARTS = ("pretraining", "views", "probe")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from monolora.cli import run_step
 from monolora.errors import InputError, exit_status
 from monolora.eval.command_line import REPORT_FLAGS, SCORE_FLAGS, parse
-from monolora.remote_code import code_trusted
+from monolora.files import code_trusted
 
 STAGES = ("run", "generate", "score", "report")
 _OF_ONE_CALL = ("keep_going", "retry_invalid", "trust_remote_code", "out")

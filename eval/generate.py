@@ -17,9 +17,8 @@ from monolora.errors import InputError
 from monolora.eval.models import EvaluatedModel, group_by_folder, token_ids
 from monolora.eval.plan import Plan, PlannedModel
 from monolora.eval.process import worker_rows
-from monolora.eval.records import Measurement, Response
 from monolora.eval.settings import Settings
-from monolora.eval.store import Store
+from monolora.eval.store import Measurement, Response, Store
 from monolora.hub import load_config
 from monolora.patching import check_version
 from monolora.terminal import report_existing, tracked

@@ -29,9 +29,8 @@ from monolora.eval.generate import Item
 from monolora.eval.models import EvaluatedModel
 from monolora.eval.plan import Plan
 from monolora.eval.process import worker_rows
-from monolora.eval.records import OK, Measurement
 from monolora.eval.settings import Settings
-from monolora.eval.store import Store
+from monolora.eval.store import OK, Measurement, Store
 from monolora.hub import load_causal_lm, on_gpus
 from monolora.inference import MAX_POSITIONS, Inference, evaluating
 from monolora.terminal import tracked

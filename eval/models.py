@@ -19,7 +19,7 @@ from monolora.data.tasks import Example
 from monolora.errors import InputError
 from monolora.eval.settings import Settings
 from monolora.hub import load_config, resolve_model
-from monolora.provenance import fingerprint_files, fingerprint_settings
+from monolora.run_record import fingerprint_files, fingerprint_settings
 
 BASE = "base"
 

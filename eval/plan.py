@@ -7,11 +7,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monolora.atomic import saving, write_json
 from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.data.scoring import Classification, FreeText, Scorer
 from monolora.errors import InputError, in_one_line
-from monolora.files import read_json, type_problem
+from monolora.files import read_json, saving, type_problem, write_json
 
 FILE = "plan.json"
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from monolora.errors import InputError, RunError, in_one_line
+from monolora.files import code_trusted, trusts_code
 from monolora.redaction import RedactedStream, redact
-from monolora.remote_code import code_trusted, trusts_code
 
 _LAST_LINES = 3  # of the log, in the message of a worker that died
 

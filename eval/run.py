@@ -17,7 +17,6 @@ from typing import Any, cast, get_type_hints
 
 from typing_extensions import TypedDict
 
-from monolora.atomic import saving, write_json
 from monolora.data import prompt_sets
 from monolora.data.prompt_sets import PromptSet
 from monolora.errors import InputError, in_one_line
@@ -34,9 +33,9 @@ from monolora.eval.plan import Plan
 from monolora.eval.score import judge_identity, make_judges, score
 from monolora.eval.settings import Settings
 from monolora.eval.store import Store, is_invalid, opened
-from monolora.files import read_json, type_problem
+from monolora.files import read_json, saving, type_problem, write_json
 from monolora.locks import locked, no_empty_folder
-from monolora.provenance import provenance
+from monolora.run_record import provenance
 from monolora.runs import Kind
 from monolora.stats import RESAMPLES
 from monolora.terminal import Terminal, say

@@ -13,9 +13,8 @@ from monolora.eval import judges
 from monolora.eval.judges import Judge, JudgeOptions
 from monolora.eval.plan import Plan
 from monolora.eval.process import inline_rows, worker_rows
-from monolora.eval.records import INVALID, Judgement, Response
 from monolora.eval.settings import Settings
-from monolora.eval.store import Store
+from monolora.eval.store import INVALID, Judgement, Response, Store
 from monolora.terminal import report_existing, tracked
 
 

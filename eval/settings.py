@@ -11,8 +11,8 @@ from typing import Any
 from monolora.beaverdam import MAX_LENGTH
 from monolora.cli.flags import Flags, setting, words
 from monolora.errors import InputError
+from monolora.files import TRUST_HELP
 from monolora.redaction import is_secret_name, remember, without_credentials
-from monolora.remote_code import TRUST_HELP
 
 
 def api_key(variable: str) -> str:

@@ -31,10 +31,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from monolora.atomic import filled_once
 from monolora.errors import InputError, in_one_line
-from monolora.files import read_json
-from monolora.remote_code import trusts_code
+from monolora.files import filled_once, read_json, trusts_code
 
 SMOLLM2 = "smollm2-135m-instruct"
 MINILM = "all-minilm-l6-v2"

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from monolora.errors import InputError, RunError, in_one_line
-from monolora.remote_code import trusts_code
+from monolora.files import trusts_code
 
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 # What transformers 4 calls parts of the rotary embeddings: in GPT-NeoX, and where they differ by the kind of layer.

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monolora.atomic import follow_umask
 from monolora.errors import InputError, RunError, in_one_line
+from monolora.files import follow_umask
 from monolora.locks import EARLIER, Lock, locked, no_empty_folder, renamed
 
 RUN = "run.json"

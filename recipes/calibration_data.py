@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora import hub
 from monolora.data.chat_template import prompt_ids, split_at_answer
-from monolora.data.splits import SampleLimits, Source, dataset_task
+from monolora.data.task import SampleLimits, Source, dataset_task
 from monolora.data.tasks import BUILT_IN, Example, Task, dolly, load_task
 from monolora.errors import InputError
 from monolora.inference import padded
-from monolora.provenance import fingerprint_rows
+from monolora.run_record import fingerprint_rows
 
 Rows = list[list[int]]
 LONGEST = 1024  # tokens of a text that are read

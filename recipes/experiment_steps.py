@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from typing_extensions import TypedDict
 
-from monolora.atomic import saving, write_json
 from monolora.errors import InputError, RunError
-from monolora.files import read_json
-from monolora.provenance import provenance
+from monolora.files import read_json, saving, write_json
+from monolora.run_record import provenance
 
 
 class StepRecord(TypedDict):

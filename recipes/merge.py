@@ -21,9 +21,9 @@ from peft.tuners.tuners_utils import BaseTuner
 from transformers import PreTrainedTokenizerBase
 
 from monolora.adapters import attach
-from monolora.atomic import saving
 from monolora.cli.flags import FlagParser
 from monolora.errors import InputError, exit_status, in_one_line
+from monolora.files import code_trusted, saving
 from monolora.hub import local_path
 from monolora.merge import LinearMap, export_dense, export_exact, export_lora, linearize
 from monolora.merge.lora import check_readable
@@ -34,7 +34,6 @@ from monolora.recipes.calibration_data import Rows, batches
 from monolora.recipes.merge_source import Subject
 from monolora.recipes.settings import CALIBRATION_TOKENS, TOKENS_PER_INPUT, Merge
 from monolora.recipes.verify import task_of, texts_of, verify
-from monolora.remote_code import code_trusted
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, track
 from monolora.units import input_device

@@ -15,9 +15,8 @@ import jinja2
 from rich.table import Table
 from typing_extensions import TypedDict
 
-from monolora.atomic import write_json, write_text
 from monolora.errors import InputError, in_one_line
-from monolora.files import read_json
+from monolora.files import read_json, write_json, write_text
 from monolora.merge.verify import Comparison, Fidelity
 from monolora.recipes.training.model_card import shown_score
 from monolora.runs import MODEL_FILES, Kind

@@ -26,8 +26,8 @@ from monolora.adapters import adapter_config, adapter_tokenizer, load_adapted, l
 from monolora.errors import InputError
 from monolora.hub import load_causal_lm, load_config, on_gpus, resolve_model
 from monolora.merge.quantizer import dtype_name, dtype_named
-from monolora.provenance import fingerprint_files
 from monolora.recipes.settings import Loading
+from monolora.run_record import fingerprint_files
 
 _QUANTIZATION = (
     "load_in_4bit",

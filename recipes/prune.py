@@ -13,14 +13,13 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from monolora.atomic import saving, write_json
 from monolora.cli.flags import FlagParser
 from monolora.config import MonoLoraConfig
 from monolora.errors import InputError, exit_status
-from monolora.files import read_text
-from monolora.provenance import fingerprint_files, provenance
+from monolora.files import read_text, saving, write_json
 from monolora.prune import Adapter, Pruned, read_adapter, without_units
 from monolora.recipes.settings import Prune
+from monolora.run_record import fingerprint_files, provenance
 from monolora.runs import MODEL_FILES, Kind, OutputFolder, claim
 from monolora.terminal import Terminal
 from monolora.units import UnitName, find_units

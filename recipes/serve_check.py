@@ -19,10 +19,9 @@ from rich.table import Table
 from monolora.adapters import adapter_config
 from monolora.cli.flags import FlagParser
 from monolora.errors import InputError, RunError, exit_status, in_one_line
-from monolora.files import read_text
+from monolora.files import code_trusted, read_text
 from monolora.hub import load_config, resolve_model
 from monolora.recipes.settings import ServeCheck
-from monolora.remote_code import code_trusted
 from monolora.terminal import Terminal
 from monolora.vllm import Canary, check_vllm
 from monolora.vllm.adapter_folders import largest_rank, served_config, vllm_rank

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from monolora.beaverdam import MAX_LENGTH
 from monolora.cli.flags import REQUIRED, Flags, group, setting
 from monolora.errors import InputError
-from monolora.remote_code import TRUST_HELP
+from monolora.files import TRUST_HELP
 
 JUDGE_DATASET, JUDGE_TEST_SPLIT = "PKU-Alignment/BeaverTails", "30k_test"
 HELD_OUT_TOKENS = 8192  # that a merge is verified on

@@ -27,13 +27,13 @@ from transformers import PreTrainedTokenizerBase
 from monolora import run_record
 from monolora.data.chat_template import render_all
 from monolora.data.scoring import prompt_sparsity, score, validation_loss
-from monolora.data.splits import SampleLimits, Source
+from monolora.data.task import SampleLimits, Source
 from monolora.data.tasks import BUILT_IN, Example, Task, load_task
 from monolora.errors import exit_status, on_main_process
+from monolora.files import code_trusted
 from monolora.hub import check_vocabulary, local_path, resolve_model
 from monolora.inference import Inference
 from monolora.locks import no_empty_folder
-from monolora.provenance import fingerprint_files, fingerprint_rows, provenance
 from monolora.recipes.training import checkpoints, publication
 from monolora.recipes.training.arguments import Arguments, parse, resolved_config
 from monolora.recipes.training.checkpoints import Resumed
@@ -48,7 +48,7 @@ from monolora.recipes.training.data_checks import (
 from monolora.recipes.training.model_card import result_table, rows_line
 from monolora.recipes.training.models import is_sharded, load_model, load_tokenizer, make_trainer, peft_config
 from monolora.recipes.training.trainer import SftTrainer
-from monolora.remote_code import code_trusted
+from monolora.run_record import fingerprint_files, fingerprint_rows, provenance
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, say, unfailing_stdout
 

@@ -14,12 +14,12 @@ from rich.table import Table
 from monolora.adapters import load_adapted
 from monolora.cli.flags import FlagParser
 from monolora.data.scoring import prompt_sparsity
-from monolora.data.splits import load_prompts
+from monolora.data.task import load_prompts
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError, exit_status
+from monolora.files import code_trusted
 from monolora.inference import Inference
 from monolora.recipes.settings import Sparsity as Settings
-from monolora.remote_code import code_trusted
 from monolora.sparsity import Sparsity
 from monolora.terminal import Terminal
 

@@ -18,20 +18,19 @@ from typing import Any, cast
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from monolora.atomic import saving
 from monolora.cli.flags import FlagParser
 from monolora.data.scoring import score_and_answers
 from monolora.data.tasks import Task
 from monolora.errors import InputError, exit_status
+from monolora.files import code_trusted, saving
 from monolora.inference import Inference
 from monolora.locks import locked
 from monolora.merge.verify import Comparison, compare
-from monolora.provenance import provenance
 from monolora.recipes import merge_report, merge_source
 from monolora.recipes.calibration_data import Rows, Texts, batches, choose, run_task, same_rows, sources
 from monolora.recipes.merge_source import Subject
 from monolora.recipes.settings import Verification, Verify
-from monolora.remote_code import code_trusted
+from monolora.run_record import provenance
 from monolora.terminal import Terminal, track
 from monolora.units import input_device
 

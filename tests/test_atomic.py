@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from monolora.atomic import filled_once, saving, write_file, write_json, write_tensors, write_text
 from monolora.errors import InputError, RunError, SaveError
+from monolora.files import filled_once, saving, write_file, write_json, write_tensors, write_text
 from monolora.runs import Kind, claim
 
 NOTE = Kind(name="note", record="note.json", keys=("note.text",), files=("cover.png",))

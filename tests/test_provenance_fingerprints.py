@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from monolora.provenance import fingerprint_files, fingerprint_rows, fingerprint_settings
+from monolora.run_record import fingerprint_files, fingerprint_rows, fingerprint_settings
 
 
 def test_fingerprints_of_files(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from monolora import MonoLoraConfig, cli
 from monolora.errors import InputError
+from monolora.files import code_trusted
 from monolora.hub import load_causal_lm, load_classifier, load_config, load_tokenizer
 from monolora.recipes.judge.model import load_backbone
-from monolora.remote_code import code_trusted
 from tests.support.tiny_chat import save_tiny_chat
 
 CODE = """

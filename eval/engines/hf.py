@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from monolora.adapters import load_adapted
-from monolora.eval.engines import sampling_seed
+from monolora.data.prompt_sets import sampling_seed
 from monolora.hub import check_vocabulary, load_causal_lm, load_tokenizer, on_gpus
 from monolora.inference import GREEDY, evaluating, padded
 from monolora.units import input_device

@@ -14,11 +14,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator
 from contextlib import closing
 from typing import Any
 
+from monolora.data.prompt_sets import sampling_seed
 from monolora.errors import InputError, RunError
-from monolora.eval.engines import sampling_seed
 from monolora.eval.engines.client import Endpoint, Reply, Request, UnavailableError
-from monolora.eval.records import INVALID, OK
 from monolora.eval.settings import api_key
+from monolora.eval.store import INVALID, OK
 from monolora.redaction import redact, redact_content, without_credentials
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from monolora.adapters import adapter_config
+from monolora.data.prompt_sets import sampling_seed
 from monolora.errors import RunError, in_one_line
-from monolora.eval.engines import sampling_seed
+from monolora.files import trusts_code
 from monolora.model_files import end_tokens
-from monolora.remote_code import trusts_code
 from monolora.vllm import CanaryUnknownError
 from monolora.vllm.adapter_folders import largest_rank, served_config, vllm_rank
 from monolora.vllm.canary import measure

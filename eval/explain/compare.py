@@ -15,7 +15,6 @@ from typing import Any
 
 import pandas as pd
 
-from monolora.atomic import saving, write_json, write_text
 from monolora.errors import InputError
 from monolora.eval.explain.compare_records import (
     Adapter,
@@ -41,6 +40,7 @@ from monolora.eval.explain.compare_statistics import (
     mean_of,
     values,
 )
+from monolora.files import saving, write_json, write_text
 from monolora.runs import Kind, check_own
 from monolora.stats import RESAMPLES, SEED, holm
 

@@ -15,9 +15,8 @@ from rich.text import Text
 
 from monolora.eval.explain.compare_records import Comparison, DatasetRows, Difference, Mean, Row
 from monolora.eval.explain.compare_statistics import MEASURES
-from monolora.reporting.charts import Tick, round_step
 from monolora.reporting.html import rendered
-from monolora.reporting.numbers import NOTHING, plain, shown, shown_change, shown_interval, shown_p
+from monolora.reporting.numbers import NOTHING, Tick, plain, round_step, shown, shown_change, shown_interval, shown_p
 from monolora.terminal import Terminal
 
 ALPHA = 0.05

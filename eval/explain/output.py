@@ -24,10 +24,10 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from monolora.atomic import saving, write_json, write_text
 from monolora.eval.explain.explorer import explorer_page, module_parts
 from monolora.eval.explain.records import Change, Contrast, DatasetFeatures, End, Explained
 from monolora.eval.explain.text_sets import TextSet
+from monolora.files import saving, write_json, write_text
 from monolora.runs import RUN, Kind, OutputFolder
 
 # The ends of signed units have other names than "strongest", which is the only end that there is without a sign.

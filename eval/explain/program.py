@@ -24,8 +24,8 @@ from monolora.eval.explain.records import DatasetFeatures, Explained
 from monolora.eval.explain.run import check_output as check_output_of
 from monolora.eval.explain.run import explain
 from monolora.eval.explain.settings import Call, Settings
+from monolora.files import code_trusted
 from monolora.locks import locked, no_empty_folder
-from monolora.remote_code import code_trusted
 from monolora.reporting.numbers import plain
 from monolora.runs import claim
 from monolora.terminal import Terminal, say

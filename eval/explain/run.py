@@ -11,9 +11,18 @@ from monolora.adapters import adapter_config, load_adapted
 from monolora.data.scoring import label_likelihoods
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError
-from monolora.eval.explain.contrasts import Counted, Grouping, Side, asks_for_answers, contrasted, side, usual
 from monolora.eval.explain.effects import ablations, check_ablations, chosen_units, make_panel, unit_logits
-from monolora.eval.explain.features import TokenTexts, dataset_features
+from monolora.eval.explain.features import (
+    Counted,
+    Grouping,
+    Side,
+    TokenTexts,
+    asks_for_answers,
+    contrasted,
+    dataset_features,
+    side,
+    usual,
+)
 from monolora.eval.explain.output import KIND, LOGS, whole_explanation, write
 from monolora.eval.explain.records import DatasetFeatures, Explained
 from monolora.eval.explain.settings import Settings
@@ -22,8 +31,8 @@ from monolora.explain import Layout, collect
 from monolora.explain.ablation import why_not_ablated
 from monolora.hub import local_path, resolve_model
 from monolora.inference import Inference, evaluating
-from monolora.provenance import fingerprint_files, provenance
 from monolora.prune import read_adapter
+from monolora.run_record import fingerprint_files, provenance
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import STDERR, tracked
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from monolora.cli.flags import Flags, group, setting, words
 from monolora.errors import InputError
-from monolora.remote_code import TRUST_HELP
+from monolora.files import TRUST_HELP
 
 RANKINGS = ("effect", "information", "contrast")
 DTYPES = ("bfloat16", "float16", "float32")

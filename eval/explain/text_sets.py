@@ -27,7 +27,7 @@ from trl.data_utils import common_prefix_length
 from monolora.data.chat_template import Split, prompt_ids, split_at_answer
 from monolora.data.datasets import load_dataset
 from monolora.data.prompt_sets import PUBLISHED, collapse, published_rows
-from monolora.data.splits import prompt_rows, read_examples
+from monolora.data.task import prompt_rows, read_examples
 from monolora.data.tasks import BUILT_IN, Example
 from monolora.errors import InputError
 from monolora.explain.contexts import Text

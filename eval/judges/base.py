@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from monolora.beaverdam import MAX_LENGTH
 from monolora.errors import InputError, unknown
-from monolora.eval.records import INVALID, OK
 from monolora.eval.settings import JUDGE_DTYPES, JUDGE_ENGINES
+from monolora.eval.store import INVALID, OK
 from monolora.redaction import without_credentials
 
 

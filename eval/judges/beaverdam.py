@@ -15,10 +15,16 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.beaverdam import LABELS, THRESHOLD, TooLongError, encode_all
 from monolora.errors import InputError
-from monolora.eval.judges.backend import EncodedResponse, Logits
+from monolora.eval.judges.backends import EncodedResponse, Logits
 from monolora.eval.judges.base import Judge, JudgeOptions
-from monolora.eval.judges.checkpoints import CLASSIFIER, Checkpoint
-from monolora.eval.judges.model_judge import TOO_LONG, RejectedResponse, judge_responses, make_backend
+from monolora.eval.judges.model_judge import (
+    CLASSIFIER,
+    TOO_LONG,
+    Checkpoint,
+    RejectedResponse,
+    judge_responses,
+    make_backend,
+)
 from monolora.hub import load_tokenizer
 
 DEFAULT_MODEL = "PKU-Alignment/beaver-dam-7b"

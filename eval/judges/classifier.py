@@ -17,10 +17,16 @@ from transformers import PreTrainedTokenizerBase
 from monolora.beaverdam import LABELS
 from monolora.errors import InputError, unknown
 from monolora.eval.judges import beaverdam
-from monolora.eval.judges.backend import EncodedResponse, Logits
+from monolora.eval.judges.backends import EncodedResponse, Logits
 from monolora.eval.judges.base import Judge, JudgeOptions
-from monolora.eval.judges.checkpoints import CLASSIFIER, Checkpoint
-from monolora.eval.judges.model_judge import RejectedResponse, encode_truncated, judge_responses, make_backend
+from monolora.eval.judges.model_judge import (
+    CLASSIFIER,
+    Checkpoint,
+    RejectedResponse,
+    encode_truncated,
+    judge_responses,
+    make_backend,
+)
 from monolora.hub import load_tokenizer
 
 TEXT = "{prompt}\n{response}"

@@ -17,10 +17,10 @@ from scipy.special import expit
 from transformers import PreTrainedTokenizerBase
 
 from monolora.errors import InputError
-from monolora.eval.judges.backend import EncodedResponse, Logits
+from monolora.eval.judges.backends import EncodedResponse, Logits
 from monolora.eval.judges.base import Judge, JudgeOptions
-from monolora.eval.judges.checkpoints import Checkpoint
 from monolora.eval.judges.model_judge import (
+    Checkpoint,
     RejectedResponse,
     encode_truncated,
     judge_responses,

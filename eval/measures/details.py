@@ -16,7 +16,7 @@ from monolora.eval.judges.base import Judge
 from monolora.eval.measures.measures import is_at_limit, is_empty
 from monolora.eval.measures.records import Matrix, RunRecords, SetRecords
 from monolora.eval.measures.table import Table
-from monolora.eval.records import OK, Judgement, Response
+from monolora.eval.store import OK, Judgement, Response
 from monolora.stats import kappa
 
 MISSING = "missing"  # the reason where nobody was asked yet

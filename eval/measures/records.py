@@ -17,9 +17,8 @@ from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.eval.judges.base import Judge
 from monolora.eval.measures.table import Column, Model, PromptValues
 from monolora.eval.plan import Plan
-from monolora.eval.records import OK, Judgement, Response
 from monolora.eval.score import judgement_key
-from monolora.eval.store import Store
+from monolora.eval.store import OK, Judgement, Response, Store
 from monolora.vllm.canary import Share
 
 Matrix = NDArray[np.float64]

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monolora.atomic import saving, write_json, write_text
 from monolora.eval.report.page import page
-from monolora.eval.report.tables import as_csv, as_latex
-from monolora.eval.report.terminal import show
+from monolora.eval.report.tables import as_csv, as_latex, show
+from monolora.files import saving, write_json, write_text
 
 __all__ = ["CSV", "LATEX", "PAGE", "RESULTS", "show", "write"]
 

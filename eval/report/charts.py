@@ -8,8 +8,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from monolora.eval.measures.table import PERCENT, Column
-from monolora.reporting.charts import Axis, Tick
-from monolora.reporting.numbers import NOTHING, decimals, plain, shown, shown_change, shown_interval
+from monolora.reporting.numbers import NOTHING, Axis, Tick, decimals, plain, shown, shown_change, shown_interval
 
 ALPHA = 0.05
 """A difference is marked where its p, after Holm's correction, is below this."""

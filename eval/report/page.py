@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monolora.eval.measures.table import Column
-from monolora.eval.records import OK
 from monolora.eval.report import charts, sentences
 from monolora.eval.report.charts import ALPHA, MARK, View, unit
+from monolora.eval.store import OK
 from monolora.reporting.html import flat, rendered, script_json
 from monolora.reporting.numbers import NOTHING, shown, shown_p
 

@@ -19,11 +19,9 @@ from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
 from monolora import hub
-from monolora.atomic import filled_once
-from monolora.data.example import Example
-from monolora.data.messages import REASONING, parsed, text_of
+from monolora.data.example import REASONING, Example, parsed, text_of
 from monolora.errors import InputError, in_one_line
-from monolora.files import read_text
+from monolora.files import filled_once, read_text
 
 # The format of Stanford Alpaca, which the public code nearest to the paper's uses for models without a template.
 ALPACA = (

@@ -1,9 +1,14 @@
-"""An example of a task: a prompt and its answer."""
+"""Examples of a task: a prompt and its answer, and the messages that they are read from."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+from monolora.errors import InputError, unknown
+
+# An example of a task: a prompt and its answer.
 
 
 class Example(NamedTuple):
@@ -74,3 +79,208 @@ class Example(NamedTuple):
     def __repr__(self) -> str:
         names = (name for name, _ in zip(self._fields, self.content(), strict=False))
         return f"Example({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+
+# Messages of a data set's rows, in the form that chat templates take, whichever of the usual forms they have.
+#
+# OpenAI's and TRL's `role` and `content` (a text, null beside tool calls, or parts of type `text`), ShareGPT's `from`
+# and `value` with its own names of roles, the older `function_call`, and marks of what is trained (`weight`, `train`,
+# `loss`). Keys that only a template knows are handed to it.
+
+
+_CALL = "function_call"
+ROLES = {
+    **{role: role for role in ("system", "developer", "user", "assistant", "tool")},
+    **dict.fromkeys(("human",), "user"),
+    **dict.fromkeys(("gpt", "model", "bot", "chatbot", "ai", "chatgpt", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("observation", "function", "function_response", "tool_response", "ipython"), "tool"),
+    **dict.fromkeys((_CALL, "tool_call"), _CALL),
+}
+REASONING = ("reasoning_content", "reasoning", "thinking")
+_TRAINED = ("weight", "train", "loss")
+# Names of columns, and of keys of a message, that say of a row what a reader or a trainer must not miss. One that is
+# not understood where it stands is refused.
+SHAPING = frozenset(
+    {
+        "system", "system_prompt", "system_message", "sys_prompt", "developer", "persona", "prefix", "suffix",
+        "history", "chat_history", "conversation_history", "previous_messages", "few_shot", "few_shots", "context",
+        "contexts", "input", "inputs", "documents", "document", "docs", "passage", "passages", "knowledge",
+        "tools", "tool", "functions", "function", "tool_calls", "tool_call", "function_call", "function_calls",
+        "tool_choice", "tool_responses", "chat_template", "chat_template_kwargs", "template_kwargs",
+        "image", "images", "video", "videos", "audio", "audios", "file", "files", "reasoning", "reasoning_content",
+        "thinking", "thought", "thoughts", "chain_of_thought", "cot", "rationale", "scratchpad",
+        "weight", "weights", "train", "train_detail", "training", "loss", "loss_mask", "loss_scale", "mask",
+    }
+)  # fmt: skip
+
+
+class Turn(NamedTuple):
+    """A message, and whether it is trained on; None where the row does not say."""
+
+    message: dict[str, Any]
+    is_trained: bool | None
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell says nothing."""
+    return value is None or (isinstance(value, (str, list, dict)) and not value)
+
+
+def parsed(value: Any) -> Any:
+    """A list or an object from JSON in a text, as CSV files and mixed columns hold it; other values as they are."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def without_none(value: Any) -> Any:
+    """Without the keys that a table of structs filled in; ``content`` stays, which is null beside tool calls."""
+    if isinstance(value, dict):
+        kept = {key: without_none(item) for key, item in value.items() if item is not None or key == "content"}
+        return kept if any(item is not None for item in kept.values()) else {}
+    return [without_none(item) for item in value] if isinstance(value, list) else value
+
+
+def turns(value: Any, column: str, where: str) -> list[Turn]:
+    """The messages of a row.
+
+    Args:
+        value: the cell.
+        column: its column.
+        where: data set and row, for the error.
+
+    Raises:
+        InputError: if it is no list of messages, or a message has what is not understood.
+    """
+    messages = parsed(value)
+    if not isinstance(messages, list) or not messages or not all(isinstance(each, Mapping) for each in messages):
+        raise InputError(f"{where}: {column!r} must be a list of messages with 'role' and 'content'.")
+    return [_turn(message, where) for message in messages]
+
+
+def _turn(given: Mapping[str, Any], where: str) -> Turn:
+    message = {key: value for key, value in given.items() if value is not None or key == "content"}
+    for ours, theirs in (("role", "from"), ("content", "value")):
+        if theirs in message and message.get(ours) is None:
+            message[ours] = message.pop(theirs)
+    name = message.get("role")
+    if not isinstance(name, str):
+        raise InputError(f"{where}: a message needs a text 'role', found {kind(name)}.")
+    if name.lower() not in ROLES:
+        raise unknown(f"role in {where},", name, ROLES)
+    is_trained = _is_trained(message, where)
+    role = ROLES[name.lower()]
+    if role == _CALL:
+        message |= {"role": "assistant", "content": "", "tool_calls": _calls(message.get("content"), where)}
+    else:
+        message["role"] = role
+        _take_function_call(message, where)
+        message["content"] = _content(message, where)
+        if "content" not in given and "value" not in given:
+            del message["content"]
+    if is_trained and message["role"] != "assistant":
+        raise InputError(f"{where}: a message of the role {name!r} is marked as trained; only answers are trained on.")
+    known = {"content", "role", "tool_calls", *REASONING}
+    strange = [key for key in message if key.lower() in SHAPING - known and not is_empty(message[key])]
+    if strange:
+        raise InputError(f"{where}: the key {strange[0]!r} of a message is not understood. Remove it, or rename it.")
+    return Turn(message, is_trained)
+
+
+def _is_trained(message: dict[str, Any], where: str) -> bool | None:
+    marks = {key: message.pop(key) for key in _TRAINED if key in message}
+    for key, value in marks.items():
+        if value not in (0, 1):
+            raise InputError(f"{where}: {key!r} of a message must be 0 or 1 (false or true), found {value!r}.")
+    if len(set(marks.values())) > 1:
+        raise InputError(f"{where}: {' and '.join(map(repr, marks))} of a message contradict each other.")
+    return bool(next(iter(marks.values()))) if marks else None
+
+
+def _take_function_call(message: dict[str, Any], where: str) -> None:
+    """OpenAI's older form of a single call."""
+    call = message.pop("function_call", None)
+    if not is_empty(call):
+        if not is_empty(message.get("tool_calls")):
+            raise InputError(f"{where}: a message has both 'function_call' and 'tool_calls'. Keep one of them.")
+        message["tool_calls"] = _calls(call, where)
+    calls = parsed(message.get("tool_calls"))
+    if is_empty(calls):
+        message.pop("tool_calls", None)
+        return
+    if not isinstance(calls, list) or not all(isinstance(each, Mapping) for each in calls):
+        raise InputError(f"{where}: 'tool_calls' must be a list of calls, found {kind(calls)}.")
+    if message["role"] != "assistant":
+        raise InputError(f"{where}: a message of the role {message['role']!r} has 'tool_calls'; only answers can.")
+    message["tool_calls"] = calls
+
+
+def _calls(value: Any, where: str) -> list[dict[str, Any]]:
+    """Calls written as ``{"name": …, "arguments": …}``, or a list of these."""
+    given = parsed(value)
+    calls = given if isinstance(given, list) else [given]
+    made = []
+    for call in calls:
+        name = call.get("name") if isinstance(call, Mapping) else None
+        if not isinstance(name, str) or not set(call) <= {"name", "arguments", "parameters"} or len(call) != 2:
+            raise InputError(f"{where}: a function call must be JSON with 'name' and 'arguments', found {value!r:.60}.")
+        arguments = call.get("arguments", call.get("parameters"))
+        made.append({"type": "function", "function": {"name": name, "arguments": arguments}})
+    return made
+
+
+def _content(message: Mapping[str, Any], where: str) -> str | list[dict[str, Any]] | None:
+    """A text; None beside tool calls; parts of text where there are several."""
+    content = message.get("content")
+    if isinstance(content, list):
+        for part in content:
+            if isinstance(part, Mapping) and part.get("type", "text") != "text":
+                raise InputError(
+                    f"{where}: a message has a part of type {part['type']!r}; a model of texts is trained. Leave the "
+                    "row out."
+                )
+            if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+                raise InputError(f"{where}: a part of a message must have the type 'text' and a text 'text'.")
+        return cast(str, content[0]["text"]) if len(content) == 1 else [dict(part) for part in content] or ""
+    if content is None and (message.get("tool_calls") or any(message.get(key) for key in REASONING)):
+        return None
+    if not isinstance(content, str):
+        raise InputError(f"{where}: a message needs a text 'content', found {kind(content)}.")
+    return content
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message's content."""
+    content = message.get("content")
+    return "".join(part["text"] for part in content) if isinstance(content, list) else content or ""
+
+
+def is_plain(message: Mapping[str, Any]) -> bool:
+    """Whether a message is its role and a text."""
+    return message.keys() == {"role", "content"} and isinstance(message["content"], str)
+
+
+def pairs(value: Any, where: str) -> list[Turn]:
+    """Alpaca's ``history``, ``[[question, answer], …]``, or messages, as messages."""
+    history = parsed(value)
+    if isinstance(history, list) and history and isinstance(history[0], Mapping):
+        return turns(history, "history", where)
+    if not isinstance(history, list) or not all(_is_pair(each) for each in history):
+        raise InputError(f"{where}: 'history' must be a list of pairs of texts, question and answer.")
+    return [
+        Turn({"role": role, "content": text}, None)
+        for pair in history
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value)
+
+
+def kind(value: object) -> str:
+    """What was found instead of a text, for an error."""
+    return "nothing" if value is None or value == "" else f"a value of type {type(value).__name__}"

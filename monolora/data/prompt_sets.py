@@ -22,8 +22,8 @@ import datasets
 
 from monolora.data.datasets import load_dataset
 from monolora.data.scoring import Scorer
-from monolora.data.splits import SampleLimits
-from monolora.data.splits import Source as TaskSource
+from monolora.data.task import SampleLimits
+from monolora.data.task import Source as TaskSource
 from monolora.data.tasks import Task, load_task
 from monolora.errors import InputError, unknown
 
@@ -363,3 +363,11 @@ def _categories(value: Any, where: str) -> tuple[str, ...]:
 def content_key(*parts: Any) -> str:
     """24 hex digits of the sha256 of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def sampling_seed(seed: int, token_ids: Any) -> int:
+    """The seed for sampling after a prompt: different for every prompt, the same for every model and engine.
+
+    With one seed for all prompts their noise would be the same, and resampling prompts would not show it.
+    """
+    return int(content_key("seed", seed, token_ids)[:7], 16)

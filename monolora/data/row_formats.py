@@ -29,8 +29,19 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from monolora.data.example import Example
-from monolora.data.messages import SHAPING, Turn, is_empty, is_plain, kind, pairs, parsed, text_of, turns, without_none
+from monolora.data.example import (
+    SHAPING,
+    Example,
+    Turn,
+    is_empty,
+    is_plain,
+    kind,
+    pairs,
+    parsed,
+    text_of,
+    turns,
+    without_none,
+)
 from monolora.errors import InputError, unknown
 
 FORMATS = "'messages', 'prompt' + 'completion', or 'instruction' + 'output' (or 'response')"

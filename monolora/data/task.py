@@ -1,13 +1,23 @@
-"""A task: examples to train on, examples to be scored on, and the scorer of their answers."""
+"""A task: examples to train on, examples to be scored on, and the scorer of their answers; any data set as one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
+from typing import NamedTuple
 
+import datasets
+
+from monolora.data.datasets import load_dataset
 from monolora.data.example import Example
-from monolora.data.scoring import Scorer
-from monolora.errors import InputError
+from monolora.data.row_formats import RowFormat
+from monolora.data.scoring import FreeText, Scorer
+from monolora.errors import InputError, unknown
+
+# A task: examples to train on, examples to be scored on, and the scorer of their answers.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,3 +65,221 @@ class Task:
                 f"{len(left)} are not trained on. Take fewer, or set --max-train-samples lower."
             )
         return left[-samples:]
+
+
+# A data set as a task: the rows to train on, and those held out for scoring.
+
+
+# What is counted of the rows that are read for training.
+COUNTS = {
+    "read": "rows read",
+    "untrained_rows": "rows without a trained turn",
+    "held_out_questions": "rows left out, with the question of a held-out row",
+    "untrained_turns": "answers that are only context",
+    "unanswered_turns": "messages after the last answer",
+}
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 1000
+_BATCH = 1000  # rows read at a time
+_CHECKED_WHOLE = 20_000  # rows that are all read, however few are trained on
+
+
+class Source(NamedTuple):
+    """Where in a data set to look, and what of it to leave.
+
+    Attributes:
+        config: its configuration.
+        train_split, test_split: names of its splits.
+        drop_columns: columns that are not looked at.
+        allow_empty_answers: whether an answer may be empty.
+    """
+
+    config: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
+    drop_columns: tuple[str, ...] = ()
+    allow_empty_answers: bool = False
+
+
+class SampleLimits(NamedTuple):
+    """How many examples are wanted, so that no more rows are read; None for all."""
+
+    train: int | None = None
+    validation: int = 0
+    test: int | None = None
+
+
+NO_LIMITS = SampleLimits()
+
+
+def dataset_task(name: str, source: Source, answers: bool = True, limits: SampleLimits = NO_LIMITS) -> Task:
+    """The data set ``name`` as a free-text task.
+
+    Where there is no test split, a fixed shuffle holds out a tenth of the rows, 1,000 at most: whole conversations.
+    Rows that begin with the question of a held-out row are not trained on, unless nearly all do.
+
+    Args:
+        name: the data set.
+        source: where in it to look.
+        answers: whether every example must have an answer.
+        limits: how many examples are wanted.
+
+    Raises:
+        InputError: if it is not found, has no rows, has none of the formats, or a row is not understood.
+    """
+    splits = load_dataset(name, source.config)
+    rows = _Rows(_split(splits, source.train_split, name), name, source, answers)
+    order = list(range(len(rows.table)))
+    if len(order) <= _CHECKED_WHOLE:
+        for _ in rows.read(order):  # so that the first bad row is named, trained on or not
+            pass
+    if source.test_split in splits:
+        held_out = _Rows(splits[source.test_split], name, source, answers)
+        test = held_out.examples(range(len(held_out.table)), limits.test)
+        groups: set[str] = set()
+    elif source.test_split != Source().test_split:
+        raise unknown(f"split of {name}", source.test_split, splits)
+    elif len(order) < 2:
+        raise InputError(f"{name} has {len(order)} example and no test split; at least 2 are needed to hold one out.")
+    else:
+        Random(0).shuffle(order)
+        number = max(1, min(HELD_OUT_MOST, int(len(order) * HELD_OUT_SHARE)))
+        order, numbers = order[:-number], order[-number:]
+        test = rows.examples(numbers, None)
+        groups = {example.group for example in test}
+    rows.counts.clear()  # what is counted is what is trained on
+    train = rows.training(order, groups, limits)
+    if not train:
+        raise InputError(f"The data set {name} has no assistant turn to train on.")
+    counts = {what: rows.counts[what] for what in COUNTS}
+    return Task(name=name, train=train, test=test, scorer=FreeText(), counts={"data_set": len(rows.table), **counts})
+
+
+def load_prompts(name: str, split: str | None = None, most: int | None = None) -> list[Example]:
+    """The prompts of one split; answers are not needed.
+
+    Args:
+        name: the data set.
+        split: by default its only one, or ``test`` where there are several.
+        most: how many, at most.
+
+    Raises:
+        InputError: if there is no such split, no rows, or none of the formats.
+    """
+    rows = prompt_rows(name, split)
+    return _Rows(rows, name, Source(), answers=False).examples(range(len(rows)), most)
+
+
+def prompt_rows(name: str, split: str | None = None) -> datasets.Dataset:
+    """The rows that :func:`load_prompts` reads, with all their columns.
+
+    Raises:
+        InputError: if there is no such data set or split.
+    """
+    splits = load_dataset(name)
+    return _split(splits, split or (next(iter(splits)) if len(splits) == 1 else Source().test_split), name)
+
+
+def read_examples(rows: datasets.Dataset, name: str, answers: bool = True) -> list[Example]:
+    """Examples from the rows of one split; ``answers`` says whether each must have one.
+
+    Raises:
+        InputError: if there are no rows, the columns are of no known format, or a row is not understood.
+    """
+    return _Rows(rows, name, Source(), answers).examples(range(len(rows)), None)
+
+
+def _split(splits: datasets.DatasetDict, wanted: str, name: str) -> datasets.Dataset:
+    if wanted not in splits:
+        raise unknown(f"split of {name}", wanted, splits)
+    return splits[wanted]
+
+
+class _Rows:
+    """The rows of one split, read as they are needed."""
+
+    def __init__(self, table: datasets.Dataset, name: str, source: Source, answers: bool) -> None:
+        if len(table) == 0:
+            raise InputError(f"The data set {name} is empty.")
+        allow_empty = source.allow_empty_answers or not answers
+        self.name, self.answers = name, answers
+        self.format = RowFormat(name, table.features, source.drop_columns, answers, allow_empty)
+        self.table = table.select_columns(self.format.columns)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What became of the rows that were read."""
+        return self.format.counts
+
+    def examples(self, numbers: Sequence[int], most: int | None) -> list[Example]:
+        """Those of the rows of these numbers, in their order, until there are enough.
+
+        Raises:
+            InputError: if there are none.
+        """
+        examples: list[Example] = []
+        for of_row in self.read(numbers):
+            examples += of_row
+            if most is not None and len(examples) >= most:
+                return examples[:most]
+        if not examples:
+            raise InputError(f"The data set {self.name} has no assistant turn to train on.")
+        return examples
+
+    def training(self, order: Sequence[int], held_out: set[str], limits: SampleLimits) -> list[Example]:
+        """The first examples of these rows and, for validation, the last ones."""
+        first, taken = self._apart(order, held_out, limits.train)
+        left_out = self.counts["held_out_questions"]
+        if held_out and (
+            not first or (self.answers and left_out > taken / 2)
+        ):  # they begin alike, and differ by their number alone
+            if first:
+                warnings.warn(
+                    f"{left_out} of {taken} rows of {self.name} begin with the question of a held-out row, so held-out "
+                    "questions are trained on too. Give it a test split to keep them apart.",
+                    stacklevel=2,
+                )
+            held_out = set()
+            self.counts.clear()
+            first, taken = self._apart(order, held_out, limits.train)
+        elif self.answers and left_out > taken / 100:
+            warnings.warn(
+                f"{left_out} of {taken} rows of {self.name} are not trained on: they begin with the question of a "
+                "held-out row. Give it a test split to decide what is held out.",
+                stacklevel=2,
+            )
+        trained = {example.group for example in first[: limits.train]}
+        last: list[Example] = []
+        for row in self.read(order[taken:][::-1]) if limits.validation else ():
+            if row and row[0].group not in held_out | trained:
+                last = row + last
+            if len(last) >= limits.validation:
+                break
+        return first + last
+
+    def _apart(self, order: Sequence[int], held_out: set[str], most: int | None) -> tuple[list[Example], int]:
+        """Examples of rows that begin otherwise than the held-out ones, and how many rows it took.
+
+        Gives up where none is among the first many: a data set may be one row, repeated.
+        """
+        examples: list[Example] = []
+        enough = len(order) if most is None else most + HELD_OUT_MOST
+        taken = 0
+        for taken, row in enumerate(self.read(order), start=1):
+            if row and row[0].group in held_out:
+                self.counts["held_out_questions"] += 1
+                if not examples and taken >= enough:
+                    break
+                continue
+            examples += row
+            if most is not None and len(examples) >= most:
+                break
+        return examples, taken
+
+    def read(self, numbers: Sequence[int]) -> Iterator[list[Example]]:
+        """The examples of each row; the rows in batches, each as soon as it is needed."""
+        for start in range(0, len(numbers), _BATCH):
+            batch = numbers[start : start + _BATCH]
+            cells = self.format.cleaned(self.table.select(batch)[:])
+            for number, *values in zip(batch, *cells.values(), strict=True):
+                self.counts["read"] += 1
+                yield self.format.examples(dict(zip(cells, values, strict=True)), f"{self.name}, row {number + 1}")

@@ -8,7 +8,7 @@ Example:
 
 from monolora.explain.collector import collect
 from monolora.explain.contexts import Text
-from monolora.explain.layout import Layout
 from monolora.explain.unit_statistics import Collected, Collector
+from monolora.units import Layout
 
 __all__ = ["Collected", "Collector", "Layout", "Text", "collect"]

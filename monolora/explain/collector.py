@@ -14,9 +14,8 @@ from torch import nn
 
 from monolora.errors import InputError
 from monolora.explain.contexts import Text
-from monolora.explain.layout import Layout, not_of_tokens
 from monolora.explain.unit_statistics import Collected, Collector
-from monolora.units import inner_model, input_device, watch
+from monolora.units import Layout, inner_model, input_device, not_of_tokens, watch
 
 TOKENS = 4096  # over so many, or some more, the norms are measured
 _FEWEST = 8  # batches of a window that are measured, if it has them: of the longest texts, the shortest and between

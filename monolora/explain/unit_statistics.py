@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from monolora.errors import InputError
 from monolora.explain.contexts import Contexts, Text, TextMeans
 from monolora.explain.histograms import Bins
-from monolora.explain.layout import Layout
+from monolora.units import Layout
 
 BITS = 2  # of the histogram: a quarter of an octave a bin
 BLOCK = 4096  # units whose co-activation is counted together; a matrix of 134 MB

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from monolora.atomic import saving, write_file
+from monolora.files import saving, write_file
 from monolora.stats import Estimate
 
 INK, PALE = "#222222", "#767676"

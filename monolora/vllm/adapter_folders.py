@@ -15,7 +15,7 @@ from monolora.checkpoint import AdapterFileError, check_no_lora_tensors, check_w
 from monolora.config import MonoLoraConfig
 from monolora.errors import InputError, in_one_line
 from monolora.peft_type import NAME
-from monolora.provenance import fingerprint_files
+from monolora.run_record import fingerprint_files
 from monolora.targets import check_bounded
 from monolora.vllm.gate import ACTIVATION_BOUNDS
 

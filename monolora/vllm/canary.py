@@ -26,7 +26,7 @@ from monolora.errors import InputError, RunError
 from monolora.layer import MonoLoraLayer
 from monolora.merge.baked import baked_layers
 from monolora.patching import check_version
-from monolora.provenance import fingerprint_files
+from monolora.run_record import fingerprint_files
 from monolora.vllm.adapter_folders import served_config
 from monolora.vllm.plugin import is_registered
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.data import prompt_sets
 from monolora.data.chat_template import prompt_ids, split_at_answer
-from monolora.data.splits import Source
+from monolora.data.task import Source
 from monolora.data.tasks import Example, load_task
 from monolora.errors import InputError
 from monolora.eval.judges.shieldgemma import POLICIES

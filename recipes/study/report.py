@@ -10,14 +10,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from monolora.atomic import saving, write_text
 from monolora.errors import InputError
 from monolora.eval import run as runs
-from monolora.files import read_json
+from monolora.files import read_json, saving, write_text
 from monolora.recipes.study import tables
 from monolora.recipes.study.claims import Verdict, claims, counted, verdicts
-from monolora.recipes.study.lr_selection import SelectedRate, select_rate
-from monolora.recipes.study.plan import training
+from monolora.recipes.study.plan import SelectedRate, select_rate, training
 from monolora.recipes.study.plots import draw, figure_name
 from monolora.recipes.study.results import Values, definitions, of_dataset
 from monolora.recipes.study.settings import Study

@@ -13,8 +13,7 @@ import numpy as np
 from monolora.eval.measures.table import PERCENT
 from monolora.eval.report.charts import HEADLINE_PLACES
 from monolora.recipes.study.claims import decimals_of, said_p
-from monolora.recipes.study.lr_selection import SelectedRate
-from monolora.recipes.study.plan import training
+from monolora.recipes.study.plan import SelectedRate, training
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import TABLE_2, Study
 from monolora.reporting.numbers import NOTHING, decimals, shown, shown_change, shown_interval

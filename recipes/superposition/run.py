@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from monolora.atomic import saving, write_tensors, write_text
 from monolora.cli.flags import FlagParser
 from monolora.errors import InputError, exit_status
+from monolora.files import saving, write_tensors, write_text
 from monolora.locks import locked, no_empty_folder
 from monolora.recipes import experiment_steps
 from monolora.recipes.experiment_steps import device_of, out_of_memory

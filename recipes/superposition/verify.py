@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 from monolora.cli.flags import FlagParser
 from monolora.errors import InputError, RunError, exit_status
 from monolora.recipes.superposition.settings import MONO, POLY, Verify
-from monolora.recipes.superposition.theory.accuracy import best_accuracy
 from monolora.recipes.superposition.theory.crossings import (
     CRITERIA,
     OVERTAKES,
     Crossover,
     Noise,
     Verdict,
+    best_accuracy,
     crossover,
     separability,
     verdicts,

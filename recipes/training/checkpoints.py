@@ -20,10 +20,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from typing_extensions import TypedDict
 
 from monolora import run_record
-from monolora.atomic import follow_umask, saving
 from monolora.checkpoint import check_weights_file
 from monolora.errors import InputError, in_one_line
-from monolora.files import read_json
+from monolora.files import follow_umask, read_json, saving
 from monolora.model_files import (
     any_generation_config,
     check_adapter_files,
@@ -66,7 +65,7 @@ class AtomicCheckpoints(Trainer):
     folder aside, is opened again and compared with what was to be written, and is then renamed: a full disk or a kill
     leaves the earlier checkpoints as they were.
 
-    The folder aside is not :mod:`monolora.atomic`'s: under FSDP and DeepSpeed all processes write into it, and only one
+    The folder aside is not :mod:`monolora.files`'s: under FSDP and DeepSpeed all processes write into it, and only one
     of them holds the run's lock.
     """
 

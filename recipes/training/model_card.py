@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from rich.table import Table
 
 from monolora.data.scoring import is_percentage
-from monolora.data.splits import COUNTS
+from monolora.data.task import COUNTS
 
 PLOT = "training.png"
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 from huggingface_hub import HfApi, get_token
 
 from monolora import run_record
-from monolora.atomic import follow_umask
 from monolora.errors import InputError, RunError, in_one_line
+from monolora.files import follow_umask
 from monolora.recipes.training.arguments import TrainingArguments
 from monolora.recipes.training.checkpoints import AtomicCheckpoints
 from monolora.recipes.training.model_card import model_card, plot

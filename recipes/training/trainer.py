@@ -2,15 +2,110 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from peft import PeftModel
-from transformers import Trainer
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.modeling_outputs import ModelOutput
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
+from monolora.data.chat_template import IGNORED
 from monolora.recipes.training.checkpoints import AtomicCheckpoints
-from monolora.recipes.training.completion_head import labelled_positions
-from monolora.recipes.training.sampling import LengthGrouping
+
+# The order of training examples: those of one length together, the same in every run of a seed.
+
+
+class LengthGrouping(Trainer):
+    """A trainer whose ``group_by_length`` has an order of seed and epoch alone. Mix it in before the trainer."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        args, processes = self.args, self.accelerator.num_processes
+        return GroupedByLength(
+            args.train_batch_size * args.gradient_accumulation_steps * processes,
+            [len(ids) for ids in rows["input_ids"]],
+            args.seed if args.data_seed is None else args.data_seed,
+        )
+
+
+class GroupedByLength(LengthGroupedSampler):
+    """transformers' sampler, whose order follows from seed and epoch alone.
+
+    As it comes, it draws from torch's global generator: a resumed run would see other batches than one that was not
+    stopped.
+
+    Args:
+        batch_size: examples of an optimizer step, over all processes: so the order does not depend on how many there
+            are, nor on how a step is divided.
+        lengths: of all examples, in tokens.
+        seed: of the order.
+    """
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=list(lengths), generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate when an epoch begins."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
+        self.generator.manual_seed(int(mixed[0]))
+        return super().__iter__()
+
+
+# The output layer at the positions that are learned, and not at prompts and padding: most logits are never made.
+
+
+@contextmanager
+def labelled_positions(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Inputs for TRL's fused head, whose model then gives hidden states only where the next token is learned.
+
+    The loss, its gradients and TRL's metrics are those of all positions, up to the order of sums.
+
+    Args:
+        model: a causal language model, in PEFT's or an accelerator's wrapping or bare.
+        inputs: a batch with ``labels``, shape ``(batch, tokens)``.
+
+    Yields:
+        The batch with ``shift_labels``, shape ``(1, learned tokens)``, for ``labels``; as it was if nothing is learned
+        in it.
+    """
+    learned = inputs["labels"][:, 1:] != IGNORED
+    if not learned.any():
+        yield dict(inputs)
+        return
+
+    def gather(module: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
+        hidden = output["last_hidden_state"]
+        output["last_hidden_state"] = hidden[:, :-1][learned.to(hidden.device)][None]
+        return output
+
+    hook = _backbone(model).register_forward_hook(gather)
+    try:
+        rest = {name: value for name, value in inputs.items() if name != "labels"}
+        yield rest | {"shift_labels": inputs["labels"][:, 1:][learned][None]}
+    finally:
+        hook.remove()
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    """The model below its output layer."""
+    while not isinstance(model, PreTrainedModel):
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model.module
+        assert isinstance(inner, nn.Module)
+        model = inner
+    assert isinstance(model.base_model, nn.Module)
+    return model.base_model
 
 
 class SftTrainer(AtomicCheckpoints, LengthGrouping, SFTTrainer):

@@ -21,7 +21,7 @@ import time
 
 from monolora.cli import docstring_of, run_step
 from monolora.errors import InputError, exit_status
-from monolora.recipes.vision.command_line import parse
+from monolora.recipes.vision.settings import parse
 
 STEPS = ("pretrain", "sae", "probe", "finetune", "consistency", "table1", "figures")
 

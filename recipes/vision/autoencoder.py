@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from monolora.atomic import write_tensors
 from monolora.errors import InputError, RunError, in_one_line
+from monolora.files import write_tensors
 from monolora.recipes.vision.settings import Sae
 
 WEIGHTS = "sae.safetensors"

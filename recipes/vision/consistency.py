@@ -24,12 +24,11 @@ from torch.nn import functional as F
 
 from monolora.errors import InputError, exit_status, in_one_line
 from monolora.locks import locked
-from monolora.provenance import fingerprint_files
 from monolora.recipes.experiment_steps import device_of, out_of_memory, read, results_if_same, write
-from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.features import consistency_file, features_of, probe_file
 from monolora.recipes.vision.images import ImageData, load_images
-from monolora.recipes.vision.settings import REPRESENTATIONS, Consistency, Settings
+from monolora.recipes.vision.settings import REPRESENTATIONS, Consistency, Settings, parse
+from monolora.run_record import fingerprint_files
 
 _CHUNK = 4096  # images counted at a time
 _NO_PROBES = "Train the classifiers first: monolora vision probe."

@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 
 from monolora.errors import InputError, exit_status
 from monolora.recipes.vision import feature_plots, finetune_plots, probe_plots
-from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.figure_data import FigureData, MissingDataError, load_figure_data
-from monolora.recipes.vision.settings import Settings
+from monolora.recipes.vision.settings import Settings, parse
 from monolora.reporting import plots
 from monolora.reporting.plots import save_figure
 

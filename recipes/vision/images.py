@@ -19,9 +19,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from typing_extensions import TypedDict
 
-from monolora.atomic import saving, write_file, write_json
 from monolora.errors import InputError
-from monolora.files import read_json
+from monolora.files import read_json, saving, write_file, write_json
 from monolora.hub import cache_root
 from monolora.locks import locked
 from monolora.recipes.vision.settings import Data

@@ -20,17 +20,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from monolora.atomic import saving, write_file, write_text
 from monolora.errors import InputError, exit_status, in_one_line, on_main_process
+from monolora.files import saving, write_file, write_text
 from monolora.locks import locked, no_empty_folder
 from monolora.recipes import experiment_steps
 from monolora.recipes.experiment_steps import device_of, dtype_of, out_of_memory
-from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.encoder import WEIGHTS, Encoder, EncoderConfig, save_encoder
-from monolora.recipes.vision.features import encoder_folder
+from monolora.recipes.vision.features import WEIGHTS, Encoder, EncoderConfig, encoder_folder, save_encoder
 from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.pretraining import Pretraining
-from monolora.recipes.vision.settings import Settings
+from monolora.recipes.vision.settings import Settings, parse
 from monolora.runs import check_own
 
 CHECKPOINT, RECORD, METRICS = "last.pt", "pretrain.json", "metrics.jsonl"

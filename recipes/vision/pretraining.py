@@ -21,7 +21,7 @@ from torch.distributed.nn.functional import all_gather
 from monolora.errors import RunError
 from monolora.recipes.experiment_steps import autocast, generator_of
 from monolora.recipes.vision.augment import Augment
-from monolora.recipes.vision.encoder import Encoder
+from monolora.recipes.vision.features import Encoder
 from monolora.recipes.vision.images import Images
 from monolora.recipes.vision.settings import Pretrain
 

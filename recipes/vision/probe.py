@@ -19,14 +19,13 @@ from typing import Any
 
 import torch
 
-from monolora.atomic import saving, write_tensors
 from monolora.errors import InputError, RunError, exit_status
+from monolora.files import saving, write_tensors
 from monolora.locks import locked
 from monolora.recipes import experiment_steps
 from monolora.recipes.experiment_steps import device_of, dtype_of, generator_of, noisy_labels, out_of_memory
-from monolora.recipes.vision import autoencoder, encoder
+from monolora.recipes.vision import autoencoder, features
 from monolora.recipes.vision.augment import Augment
-from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.features import (
     Features,
     Representation,
@@ -47,7 +46,7 @@ from monolora.recipes.vision.linear_probe import (
     shuffled,
     train_probes,
 )
-from monolora.recipes.vision.settings import NOISES, REPRESENTATIONS, Data, Probe, Settings
+from monolora.recipes.vision.settings import NOISES, REPRESENTATIONS, Data, Probe, Settings, parse
 from monolora.recipes.vision.sources import open_class_folders
 
 _NOISE_BATCH = 512  # images at a time, without gradients
@@ -94,7 +93,7 @@ def _check(probe: Probe) -> None:
 
 
 def _weights_of(name: str) -> str:
-    return autoencoder.WEIGHTS if name == "sae" else encoder.WEIGHTS
+    return autoencoder.WEIGHTS if name == "sae" else features.WEIGHTS
 
 
 def _probe(

@@ -18,15 +18,14 @@ from typing import Any
 
 import torch
 
-from monolora.atomic import saving
 from monolora.errors import exit_status
+from monolora.files import saving
 from monolora.locks import locked
 from monolora.recipes.experiment_steps import device_of, out_of_memory, results_if_same, write
 from monolora.recipes.vision.autoencoder import WEIGHTS, TopKAutoencoder, quality_of, save_sae, train_sae
-from monolora.recipes.vision.command_line import parse
 from monolora.recipes.vision.features import Features, encoder_folder, features_of
 from monolora.recipes.vision.images import load_images
-from monolora.recipes.vision.settings import Sae, Settings
+from monolora.recipes.vision.settings import Sae, Settings, parse
 
 RECORD = "sae.json"
 

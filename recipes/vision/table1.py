@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monolora.atomic import saving, write_text
 from monolora.errors import InputError, exit_status
-from monolora.recipes.vision.command_line import parse
+from monolora.files import saving, write_text
 from monolora.recipes.vision.paper_comparison import Cell, LossTable, Row, compare, tables
 from monolora.recipes.vision.results import DENSE_NOTE, SHORT, Records, read_records
-from monolora.recipes.vision.settings import Settings
+from monolora.recipes.vision.settings import Settings, parse
 from monolora.reporting.tables import csv_text, escaped, piped
 from monolora.terminal import say
 

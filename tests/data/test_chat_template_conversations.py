@@ -14,7 +14,7 @@ import trl
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from monolora.data.chat_template import prompt_ids, render_all, split_at_answer
-from monolora.data.splits import SampleLimits, Source, load_prompts
+from monolora.data.task import SampleLimits, Source, load_prompts
 from monolora.data.tasks import Example, load_task
 from monolora.errors import InputError
 from tests.support.conversations import (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from monolora.data.splits import Source, dataset_task, load_prompts
+from monolora.data.task import Source, dataset_task, load_prompts
 from monolora.data.tasks import Example, load_task
 from monolora.errors import InputError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import monolora
-from monolora.data.splits import Source
+from monolora.data.task import Source
 from monolora.data.tasks import BUILT_IN, Example, demo, load_task
 from monolora.errors import InputError
 
@@ -131,7 +131,7 @@ from monolora.eval import plan
 from monolora.eval.measures.records import RunRecords
 from monolora.eval.measures.results import build
 from monolora.eval.measures.table import Model
-from monolora.eval.records import Response
+from monolora.eval.store import Response
 from monolora.recipes import sft
 from monolora.recipes.training.arguments import AdapterArguments
 

@@ -21,8 +21,8 @@ from monolora import cli
 from monolora.eval import plan, score
 from monolora.eval import run as run_module
 from monolora.eval.measures.results import build
-from monolora.eval.records import INVALID
 from monolora.eval.run import KIND
+from monolora.eval.store import INVALID
 from monolora.locks import locked
 from tests.support.evaluated import QUESTIONS, Evaluated
 from tests.support.inline import results_inline, run_inline

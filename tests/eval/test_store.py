@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monolora.errors import InputError, SaveError
-from monolora.eval.records import INVALID, Response
-from monolora.eval.store import Records, is_invalid, opened
+from monolora.eval.store import INVALID, Records, Response, is_invalid, opened
 
 TEXTS = ["plain", "two\nlines\r\n", "\u2028 and \ud800", '{"key": "x"}', "", "日本"]
 
@@ -100,7 +99,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 from pathlib import Path
 from monolora.errors import SaveError
-from monolora.eval.records import Response
+from monolora.eval.store import Response
 from monolora.eval.store import Records
 records = Records(Path({str(tmp_path / "a.jsonl")!r}), Response)
 try:

@@ -36,7 +36,7 @@ IMPORTED = [
     "monolora.eval.measurements",
     "monolora.eval.score",
     "monolora.eval.engines.hf",
-    "monolora.eval.judges.hf_backend",
+    "monolora.eval.judges.backends",
     "transformers.models.bert.modeling_bert",
     "transformers.models.gemma2.modeling_gemma2",
     "transformers.models.llama.modeling_llama",

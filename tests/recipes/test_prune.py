@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from monolora.adapters import load_adapted
 from monolora.errors import exit_status
-from monolora.provenance import fingerprint_files
 from monolora.prune import Pruned
 from monolora.recipes import prune as program
+from monolora.run_record import fingerprint_files
 from tests.support.merge_runs import Ended, contents, logits
 from tests.support.program_runs import lines_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.reporting.charts import Axis
+from monolora.reporting.numbers import Axis
 
 
 @given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=5))

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from monolora.recipes.vision.encoder import Encoder, EncoderConfig
+from monolora.recipes.vision.features import Encoder, EncoderConfig
 from monolora.recipes.vision.images import load_images
 from monolora.recipes.vision.pretraining import Pretraining
 from monolora.recipes.vision.settings import Data, Pretrain

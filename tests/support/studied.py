@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from monolora import cli
-from monolora.recipes.study.runner import Runner
+from monolora.recipes.study.alignment import Runner
 
 
 def run_cells_here(monkeypatch: pytest.MonkeyPatch, commands: list[list[str]]) -> None:

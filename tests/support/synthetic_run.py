@@ -12,7 +12,7 @@ from monolora.data.scoring import Classification, FreeText
 from monolora.eval.judges.base import Judge
 from monolora.eval.measures.records import RunRecords
 from monolora.eval.measures.table import Model
-from monolora.eval.records import INVALID, Judgement, Response
+from monolora.eval.store import INVALID, Judgement, Response
 
 POLICIES = ("Dangerous Content", "Harassment", "Hate Speech", "Sexually Explicit Information")
 LABELS = ("rain", "snow", "wind")

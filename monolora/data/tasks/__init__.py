@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 
-from monolora.data import splits
+from monolora.data import task
 from monolora.data.example import Example
 from monolora.data.task import Task
 from monolora.errors import InputError
@@ -26,8 +26,8 @@ BUILT_IN = _loaders()
 __all__ = ["BUILT_IN", "Example", "Task", "load_task"]
 
 
-def load_task(name: str, source: splits.Source, limits: splits.SampleLimits = splits.NO_LIMITS) -> Task:
-    """A built-in task by name, or any data set (see :mod:`monolora.data.splits`).
+def load_task(name: str, source: task.Source, limits: task.SampleLimits = task.NO_LIMITS) -> Task:
+    """A built-in task by name, or any data set (see :mod:`monolora.data.task`).
 
     Args:
         name: of either.
@@ -38,8 +38,8 @@ def load_task(name: str, source: splits.Source, limits: splits.SampleLimits = sp
         InputError: if the data set cannot be found, is empty, or lacks the columns that are needed.
     """
     if name not in BUILT_IN:
-        return splits.dataset_task(name, source, limits=limits)
-    if source != splits.Source():
+        return task.dataset_task(name, source, limits=limits)
+    if source != task.Source():
         raise InputError(
             f"--dataset {name} has its own splits and columns. Leave --dataset-config, --dataset-…-split, "
             "--drop-columns and --allow-empty-answers out."

@@ -3,6 +3,10 @@
 The closed forms are the theorems'. The integrals and the samples use nothing of them: ``verify`` checks one against the
 others. Exact numbers stay exact: a ``Fraction`` (or whole number) gives Fractions, a float or an array of them floats,
 a sympy expression sympy expressions.
+
+Two features x1, x2: each is 0 with probability S, else uniform on [0, 1]. The label is 1 where x1 > x2, 0 where
+x1 < x2, and a fair coin where both are 0. A representation is one number h = a x1 + b x2: the paper's monosemantic one
+is x1, its polysemantic one, an antipodal pair, x1 - x2.
 """
 
 from __future__ import annotations

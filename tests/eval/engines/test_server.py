@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from monolora.data.prompt_sets import sampling_seed
 from monolora.errors import InputError, RunError
-from monolora.eval.engines import sampling_seed
 from monolora.eval.engines.client import Reply as Answered
 from monolora.eval.engines.client import Request
 from monolora.eval.engines.server import answers, replies

@@ -19,15 +19,15 @@ import monolora  # noqa: F401 - PEFT loads its adapters
 from monolora.data.scoring import label_likelihoods
 from monolora.data.tasks import demo
 from monolora.eval import judges
-from monolora.eval.explain import ablated_responses as responses_module
 from monolora.eval.explain import ablations as ablations_module
-from monolora.eval.explain.ablated_responses import Responses, ablated_responses, judged_effects
+from monolora.eval.explain import effects as responses_module
 from monolora.eval.explain.ablations import (
     ScoredPrompt,
     next_token_effects,
     scored_prompt,
     summarised,
 )
+from monolora.eval.explain.effects import Responses, ablated_responses, judged_effects
 from monolora.eval.explain.records import Measure
 from monolora.eval.judges import JudgeOptions
 from monolora.eval.process import inline_rows

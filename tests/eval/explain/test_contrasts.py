@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from monolora.errors import InputError
-from monolora.eval.explain.contrasts import Grouping
+from monolora.eval.explain.features import Grouping
 
 
 def test_without_answers_groups_are_labels() -> None:

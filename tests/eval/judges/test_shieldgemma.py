@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from monolora.errors import InputError
 from monolora.eval.judges import JudgeOptions, make
-from monolora.eval.judges.backend import EncodedResponse
+from monolora.eval.judges.backends import EncodedResponse
 from monolora.eval.judges.model_judge import RejectedResponse
 from monolora.eval.judges.shieldgemma import POLICIES, ShieldGemmaFormat, judgements, prompt_text
 from tests.support import judge_reference as reference

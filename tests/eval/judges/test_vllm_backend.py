@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from monolora.eval.judges import JudgeOptions, make
-from monolora.eval.judges.backend import EncodedResponse
+from monolora.eval.judges.backends import EncodedResponse
 from monolora.eval.judges.shieldgemma import ShieldGemmaFormat
 from monolora.eval.process import worker_rows
 from tests.support import judge_reference as reference

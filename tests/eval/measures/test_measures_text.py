@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monolora.eval.measures.measures import is_at_limit, is_empty, repetition
-from monolora.eval.records import Response
+from monolora.eval.store import Response
 
 
 def _response(text: str, finish: str = "stop") -> Response:

@@ -6,7 +6,7 @@ import pytest
 
 from monolora.eval.report import charts
 from monolora.eval.report.charts import View
-from monolora.reporting.charts import Tick
+from monolora.reporting.numbers import Tick
 from tests.support.synthetic_report import make
 
 

@@ -16,8 +16,7 @@ import yaml
 
 from monolora.errors import InputError
 from monolora.recipes.study import alignment
-from monolora.recipes.study.lr_selection import select_rate, selected_rates
-from monolora.recipes.study.plan import all_cells, check_commands, training
+from monolora.recipes.study.plan import all_cells, check_commands, select_rate, selected_rates, training
 from monolora.recipes.study.report import KIND, about, check_records, keep_records
 from monolora.recipes.study.results import of_dataset
 from monolora.recipes.study.settings import Study, load

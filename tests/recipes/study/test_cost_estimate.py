@@ -9,7 +9,7 @@ import pytest
 
 from monolora.data import prompt_sets
 from monolora.data.chat_template import prompt_ids, split_at_answer
-from monolora.data.splits import Source
+from monolora.data.task import Source
 from monolora.data.tasks import Example, load_task
 from monolora.hub import load_tokenizer
 from monolora.recipes.study import alignment

@@ -13,10 +13,8 @@ import pytest
 
 from monolora.errors import RunError, exit_status
 from monolora.locks import locked
-from monolora.recipes.study.alignment import main
-from monolora.recipes.study.lr_selection import select_rate
-from monolora.recipes.study.plan import Cell, curves, evaluation, training
-from monolora.recipes.study.runner import Runner
+from monolora.recipes.study.alignment import Runner, main
+from monolora.recipes.study.plan import Cell, curves, evaluation, select_rate, training
 from monolora.recipes.study.settings import Study
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from monolora.recipes.study.runner import run_parallel
+from monolora.recipes.study.alignment import run_parallel
 from tests.support.limits import HANG_S
 
 

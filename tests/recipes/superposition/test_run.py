@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from monolora import atomic
+from monolora import files
 from monolora.errors import InputError, SaveError, exit_status
 from monolora.recipes.superposition import run as program
 from monolora.recipes.superposition.toy_model import dimensionality, in_antipodal_pair
@@ -255,14 +255,14 @@ def test_files_of_others_are_not_written_over(tmp_path: Path, trainings: list[st
 
 @pytest.mark.parametrize("name", ["encoders.safetensors", "results.md"])
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    real = atomic._replace
+    real = files._replace
 
     def full(path: Path, aside: Path, write_to: Callable[[Path], object]) -> None:
         if path.name == name:
             raise OSError(28, "No space left on device")
         real(path, aside, write_to)
 
-    monkeypatch.setattr(atomic, "_replace", full)
+    monkeypatch.setattr(files, "_replace", full)
     with pytest.raises(SaveError, match=r"No space left on device.* Free space, then give the same command again\."):
         program.main(words(tmp_path / "out"))
     assert not (tmp_path / "out" / name).exists()

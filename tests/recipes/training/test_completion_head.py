@@ -24,7 +24,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from monolora import MonoLoraConfig
 from monolora.data.chat_template import IGNORED
-from monolora.recipes.training.completion_head import labelled_positions
+from monolora.recipes.training.trainer import labelled_positions
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40}
 WIDE = SMALL | {"intermediate_size": 24, "num_key_value_heads": 1}

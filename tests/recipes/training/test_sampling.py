@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from monolora.recipes.training.sampling import GroupedByLength
+from monolora.recipes.training.trainer import GroupedByLength
 
 LENGTHS = random.Random(0).choices(range(5, 81), k=500)
 

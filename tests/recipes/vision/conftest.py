@@ -13,8 +13,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from monolora.recipes.vision.encoder import Encoder, EncoderConfig, save_encoder
-from monolora.recipes.vision.features import encoder_folder
+from monolora.recipes.vision.features import Encoder, EncoderConfig, encoder_folder, save_encoder
 from monolora.recipes.vision.figure_data import FigureData
 from monolora.recipes.vision.figures import FIGURES
 from monolora.recipes.vision.images import ImageData, Images, load_images

@@ -17,8 +17,7 @@ from monolora.errors import InputError, exit_status
 from monolora.recipes.experiment_steps import write
 from monolora.recipes.vision import consistency as program
 from monolora.recipes.vision import probe, sae
-from monolora.recipes.vision.encoder import Encoder
-from monolora.recipes.vision.features import consistency_file, features_of, probe_file
+from monolora.recipes.vision.features import Encoder, consistency_file, features_of, probe_file
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.settings import Settings
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetModel
 
 from monolora.errors import InputError
-from monolora.recipes.vision.encoder import CONFIG, WEIGHTS, Encoder, EncoderConfig, load_encoder, save_encoder
+from monolora.recipes.vision.features import CONFIG, WEIGHTS, Encoder, EncoderConfig, load_encoder, save_encoder
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

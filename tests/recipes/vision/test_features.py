@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from monolora.recipes.vision.autoencoder import TopKAutoencoder, save_sae
-from monolora.recipes.vision.encoder import Encoder
-from monolora.recipes.vision.features import encoder_folder, features_of, load_representation
+from monolora.recipes.vision.features import Encoder, encoder_folder, features_of, load_representation
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.settings import Settings
 

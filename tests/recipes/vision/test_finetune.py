@@ -15,10 +15,8 @@ import torch
 from monolora.errors import InputError, RunError, exit_status
 from monolora.recipes.experiment_steps import read
 from monolora.recipes.vision import finetune
-from monolora.recipes.vision.encoder import Encoder
-from monolora.recipes.vision.features import encoder_folder, finetune_file
-from monolora.recipes.vision.finetune import Run, main, runs_of
-from monolora.recipes.vision.finetuning import Classifier, Curves, Training
+from monolora.recipes.vision.features import Encoder, encoder_folder, finetune_file
+from monolora.recipes.vision.finetune import Classifier, Curves, Run, Training, main, runs_of
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.settings import Finetune, Settings
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from monolora.errors import RunError
 from monolora.recipes.experiment_steps import generator_of
-from monolora.recipes.vision import finetuning
+from monolora.recipes.vision import finetune
 from monolora.recipes.vision.augment import Augment
-from monolora.recipes.vision.encoder import Encoder
-from monolora.recipes.vision.finetuning import (
+from monolora.recipes.vision.features import Encoder
+from monolora.recipes.vision.finetune import (
     CROP_MIN,
     SQUARED_LENGTH,
     Classifier,
@@ -109,7 +109,7 @@ def test_common_lengths(make_encoder: Callable[..., Encoder], data: ImageData) -
 def test_lengths_are_measured_on_images_of_all_classes(
     encoder: Encoder, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetuning, "_LENGTH_IMAGES", 6)
+    monkeypatch.setattr(finetune, "_LENGTH_IMAGES", 6)
     seen: list[int] = []
 
     class Spied:

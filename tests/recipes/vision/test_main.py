@@ -21,7 +21,7 @@ from PIL import Image
 from monolora import cli
 from monolora.recipes.vision.__main__ import STEPS
 from monolora.recipes.vision.augment import Augment
-from monolora.recipes.vision.encoder import Encoder
+from monolora.recipes.vision.features import Encoder
 from monolora.recipes.vision.images import load_images
 from monolora.recipes.vision.settings import Data
 

@@ -15,12 +15,10 @@ from monolora.errors import InputError, RunError
 from monolora.recipes.experiment_steps import noisy_labels
 from monolora.recipes.vision import probe as program
 from monolora.recipes.vision.autoencoder import TopKAutoencoder, save_sae
-from monolora.recipes.vision.command_line import parse
-from monolora.recipes.vision.encoder import Encoder
-from monolora.recipes.vision.features import encoder_folder, features_of, probe_file
+from monolora.recipes.vision.features import Encoder, encoder_folder, features_of, probe_file
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.linear_probe import plain_probe, shuffled
-from monolora.recipes.vision.settings import Settings
+from monolora.recipes.vision.settings import Settings, parse
 
 CPU = torch.device("cpu")
 RATES = ("0.0", "0.5", "0.9")

@@ -10,8 +10,7 @@ import torch
 from scipy.stats import kstest
 
 from monolora.errors import InputError
-from monolora.recipes.vision.encoder import Encoder
-from monolora.recipes.vision.features import Representation, load_representation
+from monolora.recipes.vision.features import Encoder, Representation, load_representation
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.linear_probe import Probes
 from monolora.recipes.vision.probe import noise_accuracies, noise_of, ood_accuracies, open_ood

@@ -14,8 +14,7 @@ from sklearn.metrics import r2_score
 from monolora.errors import InputError, RunError, exit_status
 from monolora.recipes.vision import sae as program
 from monolora.recipes.vision.autoencoder import load_sae
-from monolora.recipes.vision.encoder import Encoder
-from monolora.recipes.vision.features import features_of
+from monolora.recipes.vision.features import Encoder, features_of
 from monolora.recipes.vision.images import ImageData
 from monolora.recipes.vision.settings import Settings
 

@@ -9,8 +9,18 @@ from pathlib import Path
 import pytest
 
 from monolora.errors import InputError, exit_status
-from monolora.recipes.vision.command_line import SECTIONS, parse
-from monolora.recipes.vision.settings import Common, Consistency, Data, Finetune, Pretrain, Probe, Sae, Settings
+from monolora.recipes.vision.settings import (
+    SECTIONS,
+    Common,
+    Consistency,
+    Data,
+    Finetune,
+    Pretrain,
+    Probe,
+    Sae,
+    Settings,
+    parse,
+)
 
 CONFIGS = Path(__file__).parents[3] / "recipes" / "vision" / "configs"
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monolora.errors import InputError
-from monolora.recipes.superposition.theory.accuracy import best_accuracy
+from monolora.recipes.superposition.theory.crossings import best_accuracy
 
 
 def by_samples(S: float, epsilon: float, count: int = 400_000) -> tuple[float, float]:
