@@ -1,4 +1,4 @@
-"""What runs a judge's model: transformers, vLLM, or a server."""
+"""What runs a judge's model: transformers, vLLM, or a server. It takes token ids, gives logits, and knows no judge."""
 
 from __future__ import annotations
 
@@ -22,9 +22,6 @@ from monolora.units import input_device
 
 if TYPE_CHECKING:
     from vllm import LLM
-
-
-# The interface. A backend knows an engine and nothing about judges: it takes token ids and gives logits.
 
 
 Logits = Sequence[Sequence[float]]  # of a response: a list per call
