@@ -12,14 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from monolora.errors import InputError, RunError, SaveError, in_one_line, is_disk_trouble
 from monolora.locks import locked
 from monolora.redaction import redact_content
 
 if TYPE_CHECKING:
     import torch
+    from pydantic import TypeAdapter
 
 
 # Text files and JSON, read so that an error is one line: the file, the place, the fix.
@@ -83,6 +82,8 @@ def type_problem(value: Any, kind: Any) -> str:
 
     Nothing is converted: "5" and true are no whole numbers. A whole number is a number.
     """
+    from pydantic import ValidationError  # help and wrong flags are answered without it
+
     try:
         _validator(kind).validate_python(value, strict=True)
     except ValidationError as error:
@@ -94,7 +95,11 @@ def type_problem(value: Any, kind: Any) -> str:
     return ""
 
 
-_validator = cache(TypeAdapter)  # made once a type: that takes longer than its use
+@cache  # making one takes longer than its use
+def _validator(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _short(value: Any) -> str:
