@@ -58,15 +58,6 @@ class Told:
             assert not complaints, complaints
             return found
 
-    def seconds(self, page: Path) -> float:
-        """What a page takes until it is loaded, of a CPU: no more on a busy machine."""
-        with self._tab() as tab:
-            session = tab.context.new_cdp_session(tab)
-            session.send("Performance.enable")
-            tab.goto(page.as_uri())
-            metrics = session.send("Performance.getMetrics")["metrics"]
-            return next(float(each["value"]) for each in metrics if each["name"] == "ProcessTime")
-
     @contextmanager
     def _tab(self, width: int = 1000, dark: bool = False) -> Iterator[Page]:
         context = self._browser.new_context(

@@ -14,7 +14,6 @@ from monolora.eval.explain.records import Explained, TokenMean, UnitLogits
 from monolora.units import UnitName
 from tests.support.chromium_page import BROWSER, Told
 from tests.support.feature_records import KEY, UNITS, made, written
-from tests.support.limits import slowness
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 
@@ -242,23 +241,14 @@ def test_controls_have_names(told: Told, tmp_path: Path) -> None:
     assert rows == "25"
 
 
-def test_two_thousand_units_are_there_within_a_second(
-    told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_thousand_units(told: Told, tmp_path: Path) -> None:
+    """The list shows those that fit, and a unit opens with all tokens of its contexts."""
     page = written(tmp_path, made(units=2000, contexts=20, gated=(False,)))
     script = """
-    const [list] = win.performance.getEntriesByName("list"), [whole] = win.performance.getEntriesByType("navigation");
-    const begun = win.performance.now();
     win.location.hash = "unit=model.layers.9.self_attn.q_proj:5";
     await until(() => doc.querySelector(".token"));
-    return [list.startTime, whole.domContentLoadedEventEnd, win.performance.now() - begun,
-            doc.querySelectorAll(".token").length, doc.querySelectorAll("#rows tr[data-unit]").length];
+    return [doc.querySelectorAll(".token").length, doc.querySelectorAll("#rows tr[data-unit]").length];
     """
-    *times, tokens, rows = zip(*(told(page, script) for _ in range(3)), strict=True)
-    listed, whole, opened = map(min, times)
-    with capsys.disabled():
-        size = page.stat().st_size / 1e6
-        print(f"\n{size:.1f} MB: list in {listed:.0f} ms, all read in {whole:.0f} ms, a unit opens in {opened:.0f} ms")
-    assert min(rows) > 10
-    assert set(tokens) == {420}
-    assert min(told.seconds(page) for _ in range(3)) / slowness() < 1
+    tokens, rows = told(page, script)
+    assert rows > 10
+    assert tokens == 420

@@ -20,6 +20,7 @@ from monolora.eval.measures import measures
 from monolora.eval.measures.measures import repetition
 from monolora.eval.measures.records import RunRecords
 from monolora.eval.measures.results import build
+from monolora.eval.measures.table import Model
 from monolora.stats import holm
 from tests.support.synthetic_run import JUDGES, LABELS, MODELS, POLICIES, RUN, make
 
@@ -404,3 +405,10 @@ def test_without_unsafe_prompts(run: RunRecords) -> None:
     columns = {column["id"] for column in results["columns"]}
     assert "xstest/over-refusal" in columns
     assert "xstest/refusal" not in columns
+
+
+def test_every_pair_of_models_is_compared() -> None:
+    models = [MODELS[0], *(Model(f"model {number}", "adapter") for number in range(9))]
+    results = build(RUN, make(20, models=models, sets=("beavertails",)))
+    tested = [column for column in results["columns"] if column["test"]]
+    assert len(results["differences"]) == 45 * len(tested) > 0

@@ -12,7 +12,6 @@ from monolora.errors import SaveError
 from monolora.eval.report import CSV, LATEX, PAGE, RESULTS, write
 from monolora.eval.report.page import page
 from monolora.eval.report.tables import as_csv, as_latex
-from tests.support.limits import cpu_seconds
 from tests.support.synthetic_report import make
 
 FILES = {RESULTS, CSV, LATEX, PAGE}
@@ -68,8 +67,3 @@ def test_a_full_disk_leaves_the_older_file_whole(tmp_path: Path, monkeypatch: py
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match="Cannot save into"):
         write(tmp_path / "nowhere", *make(prompts=2))
-
-
-def test_ten_models_on_a_thousand_prompts_are_quick(tmp_path: Path) -> None:
-    results, entries = make(tuple(f"model {number}" for number in range(10)), prompts=1000, steps=True)
-    assert cpu_seconds(lambda: write(tmp_path, results, entries)) < 4
