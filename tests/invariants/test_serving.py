@@ -6,7 +6,6 @@ merge/test_exact.py).
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,12 +15,13 @@ from peft import PeftModel
 from transformers import LlamaForCausalLM
 
 from monolora.merge import export_exact
+from tests.support.requirements import NEEDS_VLLM
 from tests.support.vllm_process import Adapter, Engine, RefusedError, largest_difference
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+    NEEDS_VLLM,
 ]
 
 PROMPTS = [[5, 9, 30, 22, 7, 50, 61, 3], [40, 4, 17]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,12 +13,13 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from monolora.merge import export_dense, export_lora, linearize
+from tests.support.requirements import NEEDS_VLLM
 from tests.support.vllm_process import Adapter, Engine, largest_difference
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+    NEEDS_VLLM,
 ]
 
 VOCAB = 64

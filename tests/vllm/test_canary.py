@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,19 +12,20 @@ from peft import get_peft_model
 from transformers import LlamaForCausalLM
 
 from monolora import MonoLoraConfig
+from tests.support.requirements import NEEDS_VLLM
 from tests.support.served import CONFIGS, LARGEST_RANK, SIZES, Served
 from tests.support.vllm_process import Engine, RefusedError
 
 PROMPTS = [[random.Random(row).randrange(3, 64) for _ in range(6)] for row in range(8)]
-ONLY_WITH_VLLM = [
+NEEDS_VLLM = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+    NEEDS_VLLM,
 ]
 
 
 def _marked(function: Callable[..., None]) -> Callable[..., None]:
-    for mark in ONLY_WITH_VLLM:
+    for mark in NEEDS_VLLM:
         function = mark(function)
     return function
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -19,13 +18,14 @@ from transformers import AutoConfig, LlamaForCausalLM
 
 from monolora.errors import InputError
 from monolora.merge import export_exact
+from tests.support.requirements import NEEDS_VLLM
 from tests.support.served import LINEAR, SIZES
 from tests.support.vllm_process import Adapter, Engine, RefusedError, largest_difference
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+    NEEDS_VLLM,
 ]
 
 TOLERANCE = 5e-5

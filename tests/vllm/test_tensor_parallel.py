@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +14,13 @@ from transformers import LlamaForCausalLM
 
 from monolora import MonoLoraConfig
 from monolora.merge import export_exact
+from tests.support.requirements import NEEDS_VLLM
 from tests.support.vllm_process import Adapter, Answer, Engine, RefusedError, largest_difference
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+    NEEDS_VLLM,
 ]
 
 TOLERANCE = 2e-5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from monolora import MonoLoraConfig
 from monolora.errors import InputError
 from monolora.eval.engines.server import answers
 from tests.support.limits import HANG_S
+from tests.support.requirements import NEEDS_VLLM
 from tests.support.vllm_server import BASE, Server
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+    NEEDS_VLLM,
 ]
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "max_position_embeddings": 512}

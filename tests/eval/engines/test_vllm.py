@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from monolora.eval.engines import hf
 from monolora.eval.process import worker_rows
 from tests.support.engine_jobs import LONGEST, PROMPTS, ending_early, job
 from tests.support.evaluated import Evaluated
+from tests.support.requirements import NEEDS_VLLM
 
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+    NEEDS_VLLM,
 ]
 TARGET = "monolora.eval.engines.vllm:answers"
 SETTINGS = {

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.chromium_page import BROWSER, Told
+from tests.support.chromium_page import Told
+from tests.support.requirements import NEEDS_BROWSER
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+pytestmark = NEEDS_BROWSER
 
 POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'none'">"""
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from monolora.eval.explain.records import DatasetFeatures, Explained
-from tests.support.chromium_page import BROWSER, Told
+from tests.support.chromium_page import Told
 from tests.support.feature_records import KEY, UNITS, made, written
+from tests.support.requirements import NEEDS_BROWSER
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+pytestmark = NEEDS_BROWSER
 
 STATUS = "doc.getElementById('found').textContent"
 READ = f"await until(() => !{STATUS}.includes('reading'));"

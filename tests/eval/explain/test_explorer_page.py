@@ -12,10 +12,11 @@ import pytest
 from monolora.eval.explain.explorer import explorer_page
 from monolora.eval.explain.records import Explained, TokenMean, UnitLogits
 from monolora.units import UnitName
-from tests.support.chromium_page import BROWSER, Told
+from tests.support.chromium_page import Told
 from tests.support.feature_records import KEY, UNITS, made, written
+from tests.support.requirements import NEEDS_BROWSER
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+pytestmark = NEEDS_BROWSER
 
 EVIL = "<script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
 HOSTILE = (

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from monolora.eval.explain.records import Ablations, Explained
-from tests.support.chromium_page import BROWSER, Told
+from tests.support.chromium_page import Told
 from tests.support.feature_records import KEY, made, written
+from tests.support.requirements import NEEDS_BROWSER
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+pytestmark = NEEDS_BROWSER
 
 READ = """const read = () => {
   const view = doc.getElementById("unit-view");

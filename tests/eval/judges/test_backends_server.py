@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from monolora.eval.judges import JudgeOptions, beaverdam, make, shieldgemma
 from monolora.eval.process import worker_rows
 from tests.support import judge_reference as reference
 from tests.support.completion_server import CompletionServer, Reply, never, refusal
+from tests.support.requirements import NEEDS_VLLM
 from tests.support.tiny_judges import PAIRS, items, make_beaverdam, make_shieldgemma
 from tests.support.vllm_server import BASE, Server
 
@@ -171,7 +171,7 @@ JUDGES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], Callable[[Path,
 
 @pytest.mark.vllm
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed")
+@NEEDS_VLLM
 def test_scores_from_vllms_servers(tmp_path: Path) -> None:
     folders = {word: build(tmp_path / word) for word, (build, _, _) in JUDGES.items()}
     with ExitStack() as stack:  # started together, as most of a start is done by one core

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ from monolora.eval.judges.backends import EncodedResponse
 from monolora.eval.judges.shieldgemma import ShieldGemmaFormat
 from monolora.eval.process import worker_rows
 from tests.support import judge_reference as reference
+from tests.support.requirements import NEEDS_VLLM
 from tests.support.tiny_judges import PAIRS, items, make_beaverdam, make_shieldgemma
 
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vllm is not installed"),
+    NEEDS_VLLM,
 ]
 
 LONG = (PAIRS[-1][0], PAIRS[-1][1] * 20)

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from monolora.eval.report import PAGE, write
-from tests.support.chromium_page import BROWSER, Told
+from tests.support.chromium_page import Told
+from tests.support.requirements import NEEDS_BROWSER
 from tests.support.synthetic_report import EVIL, evil_judge, make, poisoned
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+pytestmark = NEEDS_BROWSER
 
 NUMBERS = """[...doc.querySelectorAll(".entry header")].map((head) => Number(head.textContent.match(/#(\\d+)/)[1]))"""
 """JavaScript: the numbers of the prompts that are shown, from 1."""
