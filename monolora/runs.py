@@ -113,7 +113,7 @@ def check_own(files: Iterable[Path], is_own: bool, kind: str) -> None:
     """
     for path in files:
         if path.exists() and not is_own:
-            raise InputError(f"{path} is there, and is of no {kind}. Take another folder.")
+            raise InputError(f"{path} exists, and is of no {kind}. Take another folder.")
 
 
 def _is_leftover(path: Path) -> bool:
