@@ -40,18 +40,18 @@ MODEL_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a program leaves in its folder, so that it is told from everything else.
+    """What identifies a program's output folder.
 
     Attributes:
         name: such a result, in words, as "merge".
-        keys: of its record, those that no other program writes, with dots for what is inside of others.
+        keys: of its record, those that no other program writes; a dot leads into a nested object.
         files: regular expressions of the paths of all that it writes, relative to the folder; with a slash at the end,
             of folders that may be empty.
         record: the file of the record.
         is_unfinished: whether a folder, by its record and its files' paths, holds nothing worth keeping: it is replaced
             without being asked for.
         is_whole: whether the folder is written aside and renamed.
-        continued: how else to go on where one is, for a message.
+        continued: what else to do where one exists, for a message.
     """
 
     name: str
@@ -74,14 +74,14 @@ class Kind:
         return None
 
     def is_begun(self, folder: Path, flag: str = "") -> bool:
-        """Whether a folder holds such a result, for programs that go on with one; by its record, of whatever content.
+        """Whether a folder has a record of any content, for programs that resume.
 
         Args:
-            folder: it need not be there; locks and files of a killed program are as good as none.
+            folder: may be absent; locks and partial files of a killed program do not count.
             flag: that it was given with, for messages.
 
         Raises:
-            InputError: if there is something else.
+            InputError: if it holds something else.
         """
         if (folder / self.record).exists():
             return True
@@ -91,11 +91,11 @@ class Kind:
 
     @property
     def _of_removed(self) -> str:
-        """The name of the record while a folder is emptied: after a kill nobody takes what is left for a result."""
+        """The name of the record while a folder is emptied, so that after a kill the rest is not taken for a result."""
         return f".removed.{self.record}"
 
     def foreign(self, paths: Iterable[str]) -> list[str]:
-        """Those of the paths that no such program writes."""
+        """The paths that no such program writes."""
         own = re.compile("|".join((re.escape(self.record), re.escape(self._of_removed), *self.files)))
         return sorted(path for path in paths if own.fullmatch(path) is None)
 
@@ -106,14 +106,14 @@ def check_own(files: Iterable[Path], is_own: bool, kind: str) -> None:
     Args:
         files: those that it would replace.
         is_own: whether a record says that they are its own.
-        kind: what they would be then, for the message.
+        kind: of the result they would belong to, for the message.
 
     Raises:
-        InputError: naming the first file that is there and is not.
+        InputError: naming the first file that exists and is not.
     """
     for path in files:
         if path.exists() and not is_own:
-            raise InputError(f"{path} exists, and is of no {kind}. Take another folder.")
+            raise InputError(f"{path} exists and does not belong to a {kind}. Take another folder.")
 
 
 def _is_leftover(path: Path) -> bool:
@@ -130,7 +130,7 @@ def _has(record: Any, keys: list[str]) -> bool:
 
 
 class _File(NamedTuple):
-    """What tells a file from another that took its place."""
+    """Identifies a file and its content, so that a change is noticed."""
 
     inode: int
     size: int
@@ -160,12 +160,12 @@ class OutputFolder:
         self._replaced: dict[str, _File] | None = None
 
     def check(self, overwrite: bool, is_known: bool = False) -> None:
-        """Check that the folder can be filled: it is not there, is empty, or holds a result that may be replaced.
+        """Check that the folder is absent, empty, or holds a result that may be replaced.
 
         Args:
-            overwrite: whether an earlier result may be.
-            is_known: whether what is there is known to be such a result, also where it has no record yet: as in a
-                study, whose own folder may lie behind a symlink.
+            overwrite: whether an earlier result may be replaced.
+            is_known: whether the content is known to be such a result even without a record, as in a study, whose own
+                folder may lie behind a symlink.
 
         Raises:
             InputError: naming what is in the way.
@@ -173,8 +173,8 @@ class OutputFolder:
         if not os.path.lexists(self.path):
             return
         if self._kind.is_whole:
-            self._check_place()
-            self._checkrenamed()
+            self._check_location()
+            self._check_renamable()
         if not self.path.is_dir():
             raise InputError(f"{self._named} exists and is no {self._kind.name}. Take another folder.")
         files = self._listed()
@@ -188,7 +188,7 @@ class OutputFolder:
         if not overwrite and not self._kind.is_unfinished(record or {}, files):
             ways = f"Take another folder, {self._kind.continued}or replace it with --overwrite."
             raise InputError(f"{self._named} holds another {self._kind.name}. {ways}")
-        self._check_place()
+        self._check_location()
         self._check_link(also_parents=not is_known)
         foreign = self._kind.foreign(files) or sorted(path for path, file in files.items() if file.is_link)
         if foreign:
@@ -200,10 +200,10 @@ class OutputFolder:
         self._replaced = files
 
     def check_apart(self, inputs: Iterable[str | Path]) -> None:
-        """Check that the result does not take the place of what it is made from.
+        """Check that the result does not replace its own inputs.
 
         Args:
-            inputs: files and folders; what does not exist is passed over.
+            inputs: files and folders; missing ones are ignored.
 
         Raises:
             InputError: naming one that is the folder, lies in it, or is a link into it.
@@ -211,7 +211,7 @@ class OutputFolder:
         if not self.path.exists():
             return
         for path in map(Path, inputs):
-            if any(_holds(self.path, each) for each in _reached(path)):
+            if any(_holds(self.path, target) for target in _reached(path)):
                 raise InputError(
                     f"{self._named} holds {path}, which the {self._kind.name} is made from. Take another folder."
                 )
@@ -235,7 +235,7 @@ class OutputFolder:
 
     @contextmanager
     def whole(self) -> Iterator[Path]:
-        """A new folder aside to write into; it takes the place of the output folder when all of it is written.
+        """A new folder to write into; it replaces the output folder when the block ends.
 
         Raises:
             InputError: if no folder can be made there.
@@ -252,8 +252,8 @@ class OutputFolder:
                 out.replace(earlier)
                 aside.replace(out)
                 if not _remove(earlier, self._replaced, last=self._kind.record):
-                    kept = renamed(earlier, EARLIER.format(out))
-                    warnings.warn(f"What was put into {out} meanwhile is in {kept}.", stacklevel=1)
+                    backup = renamed(earlier, EARLIER.format(out))
+                    warnings.warn(f"What was put into {out} meanwhile is in {backup}.", stacklevel=1)
 
     def _fill(self, out: Path, aside: Path) -> None:
         try:
@@ -261,8 +261,8 @@ class OutputFolder:
         except OSError as error:
             if not out.exists():
                 raise
-            kept = renamed(aside, f"{out}-new")
-            raise RunError(f"{out} was filled meanwhile by something else. The result is in {kept}.") from error
+            rescued = renamed(aside, f"{out}-new")
+            raise RunError(f"{out} was filled meanwhile by something else. The result is in {rescued}.") from error
 
     def _listed(self) -> dict[str, _File]:
         try:
@@ -270,25 +270,25 @@ class OutputFolder:
         except OSError as error:
             raise InputError(f"{self._named} cannot be read: {in_one_line(error)} Take another folder.") from error
 
-    def _check_place(self) -> None:
-        """Raises: InputError, for the folders that must never go."""
-        places = {"the working directory": Path.cwd(), "the home folder": Path(os.path.expanduser("~"))}
+    def _check_location(self) -> None:
+        """Raises: InputError, for folders that must never be replaced."""
+        protected = {"the working directory": Path.cwd(), "the home folder": Path(os.path.expanduser("~"))}
         if mirror := os.environ.get("MONOLORA_DATA"):
-            places["MONOLORA_DATA"] = Path(mirror)
-        for what, path in places.items():
-            if any(_holds(self.path, each) for each in _located(path)):
+            protected["MONOLORA_DATA"] = Path(mirror)
+        for what, path in protected.items():
+            if any(_holds(self.path, target) for target in _located(path)):
                 raise InputError(f"{self._named} is {what}, or holds it. Take another folder.")
 
-    def _checkrenamed(self) -> None:
-        """Raises: InputError, where no other folder can be put in the place of this one."""
+    def _check_renamable(self) -> None:
+        """Raises: InputError, where the folder cannot be replaced by renaming."""
         if self._lock.inside or self.path.is_mount():
             raise InputError(f"{self._named} cannot be written aside and renamed. Take a folder in it.")
 
     def _check_link(self, also_parents: bool) -> None:
-        """Raises: InputError, for a name that leads elsewhere: what is replaced must be where it seems to be."""
+        """Raises: InputError, for a symlink: what is replaced must be at the path that was given."""
         absolute = self.path.absolute()
-        places = (absolute, *absolute.parents) if also_parents else (absolute,)
-        link = next((path for path in places if path.is_symlink()), None)
+        paths = (absolute, *absolute.parents) if also_parents else (absolute,)
+        link = next((path for path in paths if path.is_symlink()), None)
         if link is not None:
             raise InputError(
                 f"{self._named} cannot be replaced: {link} is a symlink. Give the folder that is meant, "
@@ -321,18 +321,18 @@ def _listing(folder: Path) -> Iterator[tuple[str, _File]]:
                 yield entry.name, file
                 continue
             below = dict(_listing(Path(entry)))
-            yield from ((f"{entry.name}/{path}", each) for path, each in below.items())
+            yield from ((f"{entry.name}/{path}", file) for path, file in below.items())
             if not below:
                 yield f"{entry.name}/", file
 
 
 def _remove(folder: Path, files: Mapping[str, _File], last: str) -> bool:
-    """Remove those files of a folder that are still the same, and what is empty then; whether nothing is left.
+    """Remove unchanged files of a folder, then its empty folders; whether nothing is left.
 
     Args:
-        folder: it.
+        folder: where they are.
         files: to remove, by their relative paths.
-        last: the one that is removed after all others: after a kill it still says what this is.
+        last: the file that is removed after all others, as it identifies the folder after a kill.
     """
     for path in sorted(files, key=lambda path: path == last):
         file = folder / path
@@ -346,30 +346,30 @@ def _remove(folder: Path, files: Mapping[str, _File], last: str) -> bool:
 
 
 def _holds(folder: Path, path: Path) -> bool:
-    """Whether ``path`` is the folder or lies in it: by inodes, as one folder may have several names."""
+    """Whether ``path`` is the folder or lies in it, by inodes: one folder may have several names."""
     try:
         own = folder.stat()
     except OSError:
         return False
-    for each in (path, *path.parents):
+    for ancestor in (path, *path.parents):
         with suppress(OSError):
-            if os.path.samestat(each.stat(), own):
+            if os.path.samestat(ancestor.stat(), own):
                 return True
     return False
 
 
 def _located(path: Path) -> Iterator[Path]:
-    """Where a path is, and where it leads."""
+    """The path with its parents resolved, and fully resolved."""
     yield Path(os.path.realpath(path.parent)) / path.name
     yield Path(os.path.realpath(path))
 
 
 def _reached(path: Path) -> Iterator[Path]:
-    """Where a path is, where it leads, and where the links in it lead; nothing if it is nowhere."""
+    """The path as :func:`_located`, and the targets of links in it; nothing if it does not exist."""
     if not os.path.lexists(path):
         return
     yield from _located(path)
     if path.is_dir():
         for parent, folders, files in os.walk(path):
             inside = (Path(parent, name) for name in folders + files)
-            yield from (Path(os.path.realpath(each)) for each in inside if each.is_symlink())
+            yield from (Path(os.path.realpath(link)) for link in inside if link.is_symlink())

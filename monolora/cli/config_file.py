@@ -1,4 +1,4 @@
-"""``--config FILE``: where it stands on a command line, and what the file holds."""
+"""``--config FILE``: its parsing from the command line, and the settings in the file."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def split_config(words: list[str]) -> tuple[Path | None, list[str]]:
 def load_yaml(path: Path) -> dict[Any, Any]:
     """The mapping in a YAML file.
 
-    Numbers are those of YAML 1.2, where ``1e-5`` is one; PyYAML takes it for a text.
+    Numbers are those of YAML 1.2, where ``1e-5`` is a number; PyYAML reads it as a string.
 
     Raises:
-        InputError: if the file cannot be read, is no mapping, has a key twice, holds aliases that blow it up, or a
-            token, key or password.
+        InputError: if the file is unreadable or not a mapping, repeats a key, has aliases that expand without bound, or
+            holds a token, key or password.
     """
-    from monolora.files import read_text  # with libraries that help and wrong flags do not need
+    from monolora.files import read_text  # imports libraries that help and wrong flags do not need
 
     text = read_text(path, flag="--config")
     try:
@@ -62,7 +62,7 @@ def load_yaml(path: Path) -> dict[Any, Any]:
         loaded = None if node is None else loader.construct_document(node)
     except InputError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates and numbers that cannot be
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: invalid dates and numbers
         raise InputError(f"--config {path} is not YAML: {in_one_line(error)}") from error
     if not isinstance(loaded, dict):
         raise InputError(f"--config {path} must be a mapping of flags to values.")
@@ -75,13 +75,13 @@ def load_yaml(path: Path) -> dict[Any, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, for numbers of YAML 1.2; a key may stand in a mapping once."""
+    """PyYAML's loader with numbers of YAML 1.2; a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        written = [(type(key), key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for (key, _), name in zip(node.value, written, strict=False):
-            if written.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{name[1]} is there twice", key.start_mark)
+        names = [(type(key), key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for (key, _), name in zip(node.value, names, strict=False):
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"{name[1]} occurs twice", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -93,16 +93,16 @@ _Loader.add_implicit_resolver(
 
 
 def _check_size(node: yaml.Node, path: Path) -> None:
-    """Aliases are links until something walks through them: nine lines can stand for billions of values.
+    """Limit the document's size with its aliases expanded: nine lines can stand for billions of values.
 
     Raises:
-        InputError: if all of it, with its aliases written out, is more than any settings are.
+        InputError: if it is larger.
     """
     sizes: dict[int, float] = {}
 
     def size(node: yaml.Node) -> float:
         if id(node) not in sizes:
-            sizes[id(node)] = math.inf  # for a node within itself
+            sizes[id(node)] = math.inf  # for a node that contains itself
             parts = (part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,)))
             sizes[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(map(size, parts))
         return sizes[id(node)]
@@ -114,24 +114,24 @@ def _check_size(node: yaml.Node, path: Path) -> None:
 
 
 def settings_in(mapping: Mapping[Any, Any], fields: Iterable[Field[Any]], where: str) -> dict[str, Any]:
-    """What a mapping from a YAML file sets, each value read as its flag would read it.
+    """The settings in a mapping from a YAML file, with each value parsed as its flag's.
 
     Args:
         mapping: keys with underscores or hyphens.
         fields: made by :func:`setting`.
-        where: the file, and the place in it, for messages.
+        where: file and position, for messages.
 
     Raises:
-        InputError: for a key that is no field, and a value that cannot be.
+        InputError: for an unknown key or an invalid value.
     """
-    known = {each.name: each for each in fields}
+    known = {field.name: field for field in fields}
     values: dict[str, Any] = {}
     for key, value in mapping.items():
         name = str(key).replace("-", "_")
         if name not in known:
             raise InputError(f"{where}: {unknown_flag(spelled(name), map(spelled, known))}")
         if name in values:
-            raise InputError(f"{where}: {name} is there twice.")
+            raise InputError(f"{where}: {name} occurs twice.")
         if value is not None:
             values[name] = _value(value, known[name], where)
     return values
@@ -140,47 +140,47 @@ def settings_in(mapping: Mapping[Any, Any], fields: Iterable[Field[Any]], where:
 _SINGLE = {None: "a text", str: "a text", int: "a whole number", float: "a number"}
 
 
-def _value(value: Any, each: Field[Any], where: str) -> Any:
-    """What a file sets a field to."""
-    kind = each.metadata["options"].get("type")
-    if isinstance(each.default, bool):
+def _value(value: Any, field: Field[Any], where: str) -> Any:
+    """The value of a field, parsed."""
+    kind = field.metadata["options"].get("type")
+    if isinstance(field.default, bool):
         if not isinstance(value, bool):
-            raise InputError(f"{where}: {each.name} must be true or false, got {shortened(value)}.")
+            raise InputError(f"{where}: {field.name} must be true or false, got {shortened(value)}.")
         return value
-    if isinstance(value, list) and isinstance(each.default, tuple):
-        return _items(value, each, where)
+    if isinstance(value, list) and isinstance(field.default, tuple):
+        return _items(value, field, where)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        wanted = "a list of texts" if isinstance(each.default, tuple) else _SINGLE.get(kind, "a single value")
-        raise InputError(f"{where}: {each.name} must be {_wanted(each) or wanted}, got {shortened(value)}.")
+        wanted = "a list of texts" if isinstance(field.default, tuple) else _SINGLE.get(kind, "a single value")
+        raise InputError(f"{where}: {field.name} must be {_wanted(field) or wanted}, got {shortened(value)}.")
     parser = FlagParser("", None)
-    parser.add_settings([each])
+    parser.add_settings([field])
     try:
-        return vars(parser.parse([f"{flag_of(each)}={value}"]))[each.name]
+        return vars(parser.parse([f"{flag_of(field)}={value}"]))[field.name]
     except InputError as error:
-        wanted = _wanted(each) or _SINGLE.get(kind, "a single value")
-        raise InputError(f"{where}: {each.name} must be {wanted}, got {shortened(value)}.") from error
+        wanted = _wanted(field) or _SINGLE.get(kind, "a single value")
+        raise InputError(f"{where}: {field.name} must be {wanted}, got {shortened(value)}.") from error
 
 
-def _wanted(each: Field[Any]) -> str:
-    kind = each.metadata["options"].get("type")
-    if "choices" in each.metadata["options"]:
-        return f"one of {', '.join(map(str, each.metadata['options']['choices']))}"
+def _wanted(field: Field[Any]) -> str:
+    kind = field.metadata["options"].get("type")
+    if "choices" in field.metadata["options"]:
+        return f"one of {', '.join(map(str, field.metadata['options']['choices']))}"
     return f"a {kind.__name__}" if isinstance(kind, ListOf) else ""
 
 
 def shortened(value: object) -> str:
-    """A value from a file as a message shows it."""
+    """A value from a file, shortened for messages."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-def _items(values: list[Any], each: Field[Any], where: str) -> tuple[Any, ...]:
-    """As they stand: commas may be part of a path."""
-    given = each.metadata["options"].get("type")
-    of = given if isinstance(given, ListOf) else words
+def _items(values: list[Any], field: Field[Any], where: str) -> tuple[Any, ...]:
+    """The items without splitting at commas, which may be part of a path."""
+    kind = field.metadata["options"].get("type")
+    list_type = kind if isinstance(kind, ListOf) else words
     try:
         if any(isinstance(value, bool) or not isinstance(value, (str, int, float)) for value in values):
             raise ValueError
-        return tuple(of.kind(str(value)) for value in values)
+        return tuple(list_type.kind(str(value)) for value in values)
     except ValueError as error:
-        raise InputError(f"{where}: {each.name} must be a {of.__name__}, got {shortened(values)}.") from error
+        raise InputError(f"{where}: {field.name} must be a {list_type.__name__}, got {shortened(values)}.") from error

@@ -7,26 +7,27 @@
 
     settings = FlagParser("monolora prune", __doc__).parse_into(words, Prune)
 
-A field says all that there is to say of its flag: the default, the help, the type, the range.
+A field defines its flag completely: default, help, type and range.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from monolora.errors import InputError
 
-REQUIRED: Any = MISSING  # in the place of a setting's default
+REQUIRED: Any = MISSING  # as a setting's default
 
 
 class Range(NamedTuple):
-    """Bounds of a number; None for none. A number that is not finite is within none but the one without bounds."""
+    """Bounds of a number; None for no bound. Only the range without any bound contains NaN and infinity."""
 
     at_least: float | None
     above: float | None
@@ -34,7 +35,7 @@ class Range(NamedTuple):
     below: float | None
 
     def has(self, value: float) -> bool:
-        """Whether ``value`` is within."""
+        """Whether ``value`` is in the range."""
         return self == _ANY or (
             (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
@@ -61,13 +62,13 @@ class Flags:
         Raises:
             InputError: naming the flag.
         """
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if "group" in each.metadata:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if "group" in field.metadata:
                 value.check()
             else:
-                _check_range(each, value)
-                _check_items(each, value)
+                _check_range(field, value)
+                _check_items(field, value)
 
 
 FlagsT = TypeVar("FlagsT", bound=Flags)
@@ -93,7 +94,7 @@ def setting(
         help: one line, for ``--help``, which shows the default too.
         flag: its name, if not the field's.
         positional: for an argument without a name.
-        items: for a list of words, those that it may have, each once.
+        items: for a list of words, the allowed ones, each at most once.
         at_least, above, at_most, below: the range of the number, or of each number of a tuple.
         options: for ``argparse``'s ``add_argument``.
     """
@@ -104,34 +105,36 @@ def setting(
         "range": Range(at_least, above, at_most, below),
         "options": {"help": help} | options,
     }
-    return field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def group(kind: type[FlagsT]) -> FlagsT:
-    """A field that holds settings of another class, whose flags stand beside the field's own class's."""
-    grouped: FlagsT = field(default_factory=kind, metadata={"group": kind})
+    """A field that holds settings of another class, whose flags are added to those of this class."""
+    grouped: FlagsT = dataclasses.field(default_factory=kind, metadata={"group": kind})
     return grouped
 
 
 def settings_of(kind: type[Flags]) -> Iterator[Field[Any]]:
-    """The fields of a class that are flags, those of its groups in their place."""
-    for each in fields(kind):
-        if "group" in each.metadata:
-            yield from settings_of(each.metadata["group"])
+    """The fields of a class that are flags, with those of its groups in order."""
+    for field in fields(kind):
+        if "group" in field.metadata:
+            yield from settings_of(field.metadata["group"])
         else:
-            yield each
+            yield field
 
 
-def _check_range(each: Field[Any], value: Any) -> None:
+def _check_range(field: Field[Any], value: Any) -> None:
     for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, (int, float)) and not each.metadata["range"].has(number):
-            raise InputError(f"{flag_of(each)} must be {each.metadata['range']}, got {number}.")
+        if isinstance(number, (int, float)) and not field.metadata["range"].has(number):
+            raise InputError(f"{flag_of(field)} must be {field.metadata['range']}, got {number}.")
 
 
-def _check_items(each: Field[Any], value: Any) -> None:
-    choices = each.metadata["items"]
+def _check_items(field: Field[Any], value: Any) -> None:
+    choices = field.metadata["items"]
     if choices and (not value or len(set(value)) < len(value) or not set(value) <= set(choices)):
-        raise InputError(f"{flag_of(each)} takes {', '.join(choices)}, each once; got {', '.join(value) or 'nothing'}.")
+        raise InputError(
+            f"{flag_of(field)} takes {', '.join(choices)}, each once; got {', '.join(value) or 'nothing'}."
+        )
 
 
 class ListOf:
@@ -167,34 +170,34 @@ class FlagParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise_input_error(message)
 
-    def add_settings(self, fields: Iterable[Field[Any]], given: Mapping[str, Any] | None = None) -> None:
+    def add_settings(self, fields: Iterable[Field[Any]], initial: Mapping[str, Any] | None = None) -> None:
         """Add a flag for each field made by :func:`setting`.
 
         Args:
             fields: of settings.
-            given: values that flags with ``action="append"`` are appended to, by name.
+            initial: values that flags with ``action="append"`` are appended to, by name.
         """
-        for each in fields:
-            options = dict(each.metadata["options"])
-            if each.metadata["positional"]:
-                self.add_argument(each.name, **options)
+        for field in fields:
+            options = dict(field.metadata["options"])
+            if field.metadata["positional"]:
+                self.add_argument(field.name, **options)
                 continue
-            if each.default is REQUIRED:
+            if field.default is REQUIRED:
                 options["required"] = True
-            elif isinstance(each.default, bool):
-                options["action"] = argparse.BooleanOptionalAction if each.default else "store_true"
-            elif each.default not in ("", (), None):
-                default = ",".join(map(str, each.default)) if isinstance(each.default, tuple) else each.default
+            elif isinstance(field.default, bool):
+                options["action"] = argparse.BooleanOptionalAction if field.default else "store_true"
+            elif field.default not in ("", (), None):
+                default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
                 options["help"] += f" (default: {default})"
             if options.get("action") == "append":  # argparse appends to a list only
-                options["default"] = list((given or {}).get(each.name, ()))
-            self.add_argument(flag_of(each), dest=each.name, **options)
+                options["default"] = list((initial or {}).get(field.name, ()))
+            self.add_argument(flag_of(field), dest=field.name, **options)
 
     def parse_into(self, words: Sequence[str], kind: type[FlagsT]) -> FlagsT:
-        """The settings that ``words`` give, checked; the fields of ``kind`` become flags.
+        """The validated settings in ``words``; the fields of ``kind`` become flags.
 
         Raises:
-            InputError: as :meth:`parse`, and for values that cannot be.
+            InputError: as :meth:`parse`, and for invalid values.
         """
         self.add_settings(settings_of(kind))
         settings = _settings(kind, vars(self.parse(words)))
@@ -205,11 +208,11 @@ class FlagParser(argparse.ArgumentParser):
         """The flags in ``words``.
 
         Raises:
-            InputError: for flags that are unknown or missing, and values that cannot be.
+            InputError: for unknown or missing flags and invalid values.
         """
         check_words(words)
         names = [word.split("=")[0] for word in words if word.startswith("--")]
-        for name in names:  # before argparse finds that something is missing, which may be a misspelt flag
+        for name in names:  # before argparse reports as missing what may be misspelt
             if name not in self._option_string_actions:
                 raise unknown_flag(name, self._option_string_actions)
         flags, rest = self.parse_known_args(words)
@@ -220,16 +223,16 @@ class FlagParser(argparse.ArgumentParser):
 
 def _settings(kind: type[FlagsT], parsed: Mapping[str, Any]) -> FlagsT:
     values: dict[str, Any] = {}
-    for each in fields(kind):
-        if "group" in each.metadata:
-            values[each.name] = _settings(each.metadata["group"], parsed)
-        elif parsed[each.name] is not None:
-            values[each.name] = frozen(parsed[each.name])
+    for field in fields(kind):
+        if "group" in field.metadata:
+            values[field.name] = _settings(field.metadata["group"], parsed)
+        elif parsed[field.name] is not None:
+            values[field.name] = frozen(parsed[field.name])
     return kind(**values)
 
 
 def frozen(value: Any) -> Any:
-    """With tuples for argparse's and YAML's lists."""
+    """The value with tuples for argparse's and YAML's lists."""
     return tuple(map(frozen, value)) if isinstance(value, list) else value
 
 
@@ -237,25 +240,23 @@ def check_words(words: Iterable[str]) -> None:
     """Check that records, pages and cards can hold the words of a command line, which are written in UTF-8.
 
     Raises:
-        InputError: for one that is not, such as a file's name in Latin-1.
+        InputError: for a word in another encoding, such as a file name in Latin-1.
     """
     for word in words:
         if "\0" in word:
-            raise InputError(f"{word!r} has a null character in it, which no name can have.")
+            raise InputError(f"{word!r} contains a null character, which is not allowed in a name.")
         try:
             word.encode()
         except UnicodeEncodeError as error:
-            shown = word.encode(errors="surrogateescape").decode(errors="backslashreplace")
-            raise InputError(
-                f"{shown} is not UTF-8. Rename it (convmv -f latin1 -t utf-8), or type it anew."
-            ) from error
+            escaped = word.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            raise InputError(f"{escaped} is not UTF-8. Rename it (convmv -f latin1 -t utf-8), or retype it.") from error
 
 
-def flag_of(each: Field[Any]) -> str:
-    """What a field made by :func:`setting` is called on the command line."""
-    if each.metadata["positional"]:
-        return each.name
-    return each.metadata["flag"] or spelled(each.name)
+def flag_of(field: Field[Any]) -> str:
+    """The flag of a field made by :func:`setting`."""
+    if field.metadata["positional"]:
+        return field.name
+    return field.metadata["flag"] or spelled(field.name)
 
 
 def spelled(name: str) -> str:
@@ -270,24 +271,24 @@ def raise_input_error(message: str) -> NoReturn:
 
 
 def unknown_flag(word: str, known: Iterable[str], renamed: Mapping[str, str] | None = None) -> InputError:
-    """For a word of the command line that is no flag: the nearest one, spelled with hyphens.
+    """The error for an unknown word of the command line; it suggests the nearest flags, spelled with hyphens.
 
     Args:
-        word: it.
-        known: the flags that there are.
-        renamed: by the name of a flag of other programs or versions, a sentence on what to give instead.
+        word: the unknown word.
+        known: the flags of the program.
+        renamed: for flags of other programs or versions, a sentence naming the replacement.
     """
     if not word.startswith("-"):
-        return InputError(f"Cannot tell what {word!r} is for; flags begin with --. See --help.")
-    if said := (renamed or {}).get(word.lstrip("-").replace("-", "_")):
-        return InputError(f"Unknown flag {word}. {said}")
+        return InputError(f"Unexpected argument {word!r}; flags begin with --. See --help.")
+    if advice := (renamed or {}).get(word.lstrip("-").replace("-", "_")):
+        return InputError(f"Unknown flag {word}. {advice}")
     near = nearest(word, {name.replace("_", "-") for name in known})
     hint = f"Did you mean {' or '.join(near)}?" if near else "See --help."
     return InputError(f"Unknown flag {word}. {hint}")
 
 
 def nearest(word: str, known: Iterable[str], most: int = 2) -> list[str]:
-    """The flags that ``word`` may be meant for: misspelt as a whole, or with mostly the same words in them.
+    """The flags that ``word`` may be a misspelling of, by letters and by the words in them.
 
     Letters alone mislead: --early-stopping-patience has most of those of --learning-rate.
     """
@@ -296,12 +297,12 @@ def nearest(word: str, known: Iterable[str], most: int = 2) -> list[str]:
 
 
 def _likeness(one: str, other: str) -> float:
-    """From 0 to 1."""
+    """Similarity of two flags, from 0 to 1."""
     ones, others = (re.findall(r"[^-_]+", name.lower()) for name in (one, other))
     whole = _ratio("".join(ones), "".join(others))
     if whole >= 0.85:
         return whole
-    alike = [max((_word_likeness(word, each) for each in others), default=0) for word in ones]
+    alike = [max((_word_likeness(word, part) for part in others), default=0) for word in ones]
     same = 2 * sum(likeness for likeness in alike if likeness >= 0.75) / max(1, len(ones) + len(others))
     if same >= 0.5 and whole >= 0.7:
         return max(same, whole)

@@ -121,7 +121,7 @@ def test_ranges_of_groups_are_checked() -> None:
         (["a", "--batchsize", "4"], "Unknown flag --batchsize. Did you mean --batch-size?"),
         (["a", "--batch_size=4"], "Unknown flag --batch_size. Did you mean --batch-size?"),
         (["a", "--zzz", "4"], "Unknown flag --zzz. See --help."),
-        (["a", "b"], "Cannot tell what 'b' is for; flags begin with --. See --help."),
+        (["a", "b"], "Unexpected argument 'b'; flags begin with --. See --help."),
     ],
 )
 def test_wrong_flags(parser: FlagParser, words: list[str], says: str) -> None:

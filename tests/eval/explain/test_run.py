@@ -291,7 +291,7 @@ def test_a_comparison_replaces_nothing_of_others(
     pair = ("--compare", f"a={evaluated.mono}", f"b={folder}", *QUICK, "--overwrite")
     (tmp_path / "comparison.html").write_text("mine")
     status, _, errors = explain(*pair, "--out", tmp_path)
-    assert (status, "comparison.html exists, and is of no comparison" in errors[0]) == (2, True)
+    assert (status, "comparison.html exists and does not belong to a comparison" in errors[0]) == (2, True)
     (tmp_path / "comparison.html").unlink()
     shutil.copytree(evaluated.mono, tmp_path / "b")
     status, _, errors = explain("--compare", f"a={evaluated.mono}", f"b={evaluated.mono}", *QUICK, "--out", tmp_path)
