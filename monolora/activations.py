@@ -58,5 +58,5 @@ def activate(z: torch.Tensor, name: str, dim: int = -1) -> torch.Tensor:
     h = F.relu(z)
     if k >= z.shape[dim]:
         return h
-    kept = h.topk(k, dim=dim).indices
-    return torch.zeros_like(h).scatter(dim, kept, h.gather(dim, kept))
+    largest = h.topk(k, dim=dim).indices
+    return torch.zeros_like(h).scatter(dim, largest, h.gather(dim, largest))

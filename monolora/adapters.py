@@ -247,8 +247,8 @@ def _check_tensors(adapted: PeftModel, config: PeftConfig, tensors: Mapping[str,
     names = {key: file_name(key, "default") for key in in_model} | saved_beside(adapted, "default")
     of_adapter = [key for key in in_model if names[key] in own]
     room = room_for(adapted, "default", in_model, of_adapter, names)._replace(own=own)
-    found = convert_peft_adapter_state_dict_for_transformers(adapted, config, dict(tensors))
-    check_tensors(found, room, origin_of(config.base_model_name_or_path, model_name(adapted)))
+    renamed = convert_peft_adapter_state_dict_for_transformers(adapted, config, dict(tensors))
+    check_tensors(renamed, room, origin_of(config.base_model_name_or_path, model_name(adapted)))
 
 
 def _bring_into_memory(layer: LoraLayer) -> None:
@@ -294,10 +294,10 @@ def check_fits(adapter: str, base: str) -> None:
         module, part = match["module"], match["part"]
         if module not in shapes:
             continue  # PEFT and transformers may use another name than the file
-        there, side = (shape[1], "inputs") if part == "A" else (shape[0], "outputs")
-        if there not in shapes[module]:  # (outputs, inputs), or transposed as in GPT-2
+        size, side = (shape[1], "inputs") if part == "A" else (shape[0], "outputs")
+        if size not in shapes[module]:  # (outputs, inputs), or transposed as in GPT-2
             raise InputError(
-                f"{adapter} does not fit {base}: its {module} has {there} {side}, and the model's weight is of shape "
+                f"{adapter} does not fit {base}: its {module} has {size} {side}, and the model's weight is of shape "
                 f"{tuple(shapes[module])}. Give the base that it was trained on."
             )
 

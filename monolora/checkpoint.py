@@ -1,8 +1,8 @@
 """Adapter files: the names of their tensors, and the checks that no loader may skip.
 
 On disk the tensors are called ``monolora_A`` and ``monolora_B`` (``monolora_embedding_A/B`` for embeddings),
-so that a loader which knows only LoRA fails instead of dropping the activation in silence. In memory they keep
-LoRA's names, because the mechanics around them are PEFT's.
+so that a loader for plain LoRA fails instead of silently dropping the activation. In memory they keep LoRA's names,
+because PEFT handles them.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ _RELATIVE, _ABSOLUTE = 2.0**-7, 2.0**-24
 
 
 class Room(NamedTuple):
-    """What a model has room for, by the names under which it is looked for.
+    """The tensors that an adapter file may hold for a model, by their names in the file.
 
     Attributes:
         own: tensors of the adapter, all of which a file must hold.
@@ -224,7 +224,7 @@ def room_for(
     if not isinstance(base, PreTrainedModel):
         return Room(named, biases, {}, {}, None)
     embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
-    prefixes = tuple(f"{name}." for name, module in model.named_modules() if any(module is each for each in embeddings))
+    prefixes = tuple(f"{name}." for name, module in model.named_modules() if module in embeddings)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     by_parameter = {id(parameters[key]): key for key in names if key in parameters}
     frozen, copies = {}, {}
@@ -252,14 +252,14 @@ def saved_beside(model: nn.Module, adapter_name: str) -> dict[str, str]:
     }
 
 
-def check_saved_beside(found: Mapping[str, torch.Tensor], model: nn.Module, adapter_name: str) -> None:
+def check_saved_beside(tensors: Mapping[str, torch.Tensor], model: nn.Module, adapter_name: str) -> None:
     """Check that a file holds the saved modules and trained tokens of an adapter.
 
     Raises:
         AdapterFileError: naming the first that it lacks, as it is called in the model.
     """
     for in_model, in_file in saved_beside(model, adapter_name).items():
-        if in_file not in found:
+        if in_file not in tensors:
             raise AdapterFileError(
                 f"The adapter file lacks tensor {in_model!r}. Copy it again from where it was saved."
             )
@@ -293,7 +293,7 @@ def vocabulary_in(folder: str, model: PreTrainedModel) -> int | None:
     """
     weights = Path(folder) / SAFETENSORS_WEIGHTS_NAME
     embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
-    names = [re.escape(name) for name, module in model.named_modules() if any(module is each for each in embeddings)]
+    names = [re.escape(name) for name, module in model.named_modules() if module in embeddings]
     wrapped = r"(?:(?:token_adapter\.)?base_layer\.|original_module\.)?"
     pattern = re.compile(rf"base_model\.model\.(?:{'|'.join(names)})\.{wrapped}weight")
     with safe_open(weights, framework="pt") as file:
@@ -306,30 +306,30 @@ def is_resized(model: PreTrainedModel) -> bool:
     return _base_rows(model) not in (None, model.config.get_text_config(decoder=True).vocab_size)
 
 
-def check_tensors(found: Mapping[str, torch.Tensor], room: Room, origin: str) -> dict[str, torch.Tensor]:
+def check_tensors(tensors: Mapping[str, torch.Tensor], room: Room, origin: str) -> dict[str, torch.Tensor]:
     """Check the tensors of a file against the model that they are for.
 
     Args:
-        found: tensors of the file, by the names of ``room``.
+        tensors: of the file, by the names of ``room``.
         room: what the model has room for.
         origin: a sentence on whether file and model belong together.
 
     Returns:
-        What is to be loaded: ``found`` without copies.
+        What is to be loaded: ``tensors`` without copies.
 
     Raises:
         AdapterFileError: naming the first missing, misshapen or foreign tensor, one of another type, one that is not
             finite, or one that would change the base model.
     """
-    missing = sorted(room.own.keys() - found.keys())
-    foreign = sorted(found.keys() - room.own.keys() - room.biases.keys() - room.frozen.keys() - room.copies.keys())
+    missing = sorted(room.own.keys() - tensors.keys())
+    foreign = sorted(tensors.keys() - room.own.keys() - room.biases.keys() - room.frozen.keys() - room.copies.keys())
     if missing or foreign:
         what = f"lacks tensor {missing[0]!r}" if missing else f"has the foreign tensor {foreign[0]!r}"
         raise AdapterFileError(f"The adapter file {what} ({len(missing)} missing, {len(foreign)} foreign). {origin}")
     for key, needed in {**room.frozen, **room.biases, **room.own}.items():
-        if key not in found:
+        if key not in tensors:
             continue
-        tensor = found[key]
+        tensor = tensors[key]
         # A parameter that ZeRO-3 has partitioned shows no elements here; its shape cannot be compared.
         if needed.shape.numel() and tensor.shape != needed.shape:
             hint = f"Resize the model's embeddings to {len(tensor)} rows first." if key in room.frozen else origin
@@ -338,17 +338,17 @@ def check_tensors(found: Mapping[str, torch.Tensor], room: Room, origin: str) ->
                 f"{hint}"
             )
         _check_kind(key, tensor, needed)
-    check_finite(found)
+    check_finite(tensors)
     for copy, name in room.copies.items():
-        if copy in found and not torch.equal(found[copy], found[name]):
+        if copy in tensors and not torch.equal(tensors[copy], tensors[name]):
             raise AdapterFileError(f"The adapter file holds {name!r} twice, and {copy!r} differs. {origin}")
     left_out = set(room.copies)
-    for key in sorted(room.frozen.keys() & found.keys()):
+    for key in sorted(room.frozen.keys() & tensors.keys()):
         if room.frozen[key].device.type == "meta":  # offloaded, and of the base's own size: the base has it already
             left_out.add(key)
         else:
-            _check_rows(key, found[key], room.frozen[key], room.base_rows)
-    return {key: tensor for key, tensor in found.items() if key not in left_out}
+            _check_rows(key, tensors[key], room.frozen[key], room.base_rows)
+    return {key: tensor for key, tensor in tensors.items() if key not in left_out}
 
 
 def _check_kind(key: str, tensor: torch.Tensor, needed: torch.Tensor) -> None:
@@ -360,12 +360,12 @@ def _check_kind(key: str, tensor: torch.Tensor, needed: torch.Tensor) -> None:
         )
 
 
-def _check_rows(key: str, tensor: torch.Tensor, here: torch.Tensor, base_rows: int | None) -> None:
-    """Nobody trained these: PEFT freezes them, and the config does not name them."""
+def _check_rows(key: str, tensor: torch.Tensor, base: torch.Tensor, base_rows: int | None) -> None:
+    """Check that weights that PEFT freezes, and the config does not name, equal the base model's."""
     rows = slice(base_rows)
-    ours, theirs = here[rows].float(), tensor[rows].float().to(here.device)
-    if here.numel() and not torch.allclose(theirs, ours, rtol=_RELATIVE, atol=_ABSOLUTE):
+    ours, theirs = base[rows].float(), tensor[rows].float().to(base.device)
+    if base.numel() and not torch.allclose(theirs, ours, rtol=_RELATIVE, atol=_ABSOLUTE):
         raise AdapterFileError(
             f"Tensor {key!r} would overwrite a weight of the base model, and adapter_config.json does not name it in "
-            "modules_to_save. Do not load this file, unless its origin is known: then name the module there."
+            "modules_to_save. Do not load this file unless you know its origin; then name the module there."
         )

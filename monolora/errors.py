@@ -1,4 +1,4 @@
-"""What a program may end with: bad input (exit status 2), a failure (1); each is one line that names the fix."""
+"""Errors of a program, each one line that names the fix: bad input (exit status 2) or a failure (1)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The input was fine and the work failed all the same; the message is one line."""
+    """The input was valid but the work failed; the message is one line."""
 
 
 class SaveError(RunError):
@@ -51,12 +51,12 @@ def is_disk_trouble(error: Exception) -> bool:
     return isinstance(error, (OSError, SafetensorError, RuntimeError)) or type(error) is Exception
 
 
-def unknown(what: str, given: str, choices: Iterable[str]) -> InputError:
+def unknown(what: str, name: str, choices: Iterable[str]) -> InputError:
     """An :class:`InputError` for a name that is none of ``choices``, with the nearest of them."""
     options = list(choices)
-    near = difflib.get_close_matches(given, options, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
-    return InputError(f"Unknown {what} {given!r}; choose one of {', '.join(options)}.{hint}")
+    return InputError(f"Unknown {what} {name!r}; choose one of {', '.join(options)}.{hint}")
 
 
 def in_one_line(error: BaseException) -> str:
@@ -98,7 +98,7 @@ def on_main_process(action: Callable[[], _T]) -> _T | None:
 def exit_status(program: Callable[[], int]) -> int:
     """Run a program; what it raises, and each warning, becomes one line on stderr.
 
-    What is neither :class:`InputError` nor :class:`RunError` is a bug, or trouble that nobody foresaw: its line has the
+    An exception that is neither :class:`InputError` nor :class:`RunError` is a bug or unforeseen: its line has the
     exception's type, and the line of this project that raised it. With ``MONOLORA_TRACEBACK=1`` in the environment,
     the traceback of every error comes before its line.
 
@@ -106,7 +106,7 @@ def exit_status(program: Callable[[], int]) -> int:
         The exit status: the program's own, 1 for a failure, 2 for bad input, 130 after Ctrl-C, 141 where the reader
         of the output went away (as in ``monolora … | head``).
     """
-    shown, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {_line(message)}\n"
+    original, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {_line(message)}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):  # results are printed whatever the terminal's encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -133,10 +133,10 @@ def exit_status(program: Callable[[], int]) -> int:
             return _unforeseen(error)
         _say(f"error: {error.strerror}: {str(error.filename)[:60]}… Take a shorter name.", error)
         return 2
-    except Exception as error:  # the net under all programs: nobody is to read a traceback who did not ask for one
+    except Exception as error:  # of any program: tracebacks are shown on request only
         return _unforeseen(error)
     finally:
-        warnings.formatwarning = shown
+        warnings.formatwarning = original
 
 
 _TRACEBACK = "MONOLORA_TRACEBACK"
@@ -153,7 +153,7 @@ def _say(line: str, error: Exception | None = None) -> None:
         print(printable(line), file=sys.stderr, flush=True)
 
 
-def _place(error: Exception) -> str:
+def _origin(error: Exception) -> str:
     """The innermost line of this project that the error passed through."""
     frames = traceback.walk_tb(error.__traceback__)
     *_, (file, number) = [
@@ -165,7 +165,7 @@ def _place(error: Exception) -> str:
 
 
 def _unforeseen(error: Exception) -> int:
-    _say(f"error: {type(error).__name__}: {in_one_line(error)} ({_place(error)}; {_TRACEBACK}=1 shows more)", error)
+    _say(f"error: {type(error).__name__}: {in_one_line(error)} ({_origin(error)}; {_TRACEBACK}=1 shows more)", error)
     try:
         sys.stdout.flush()
     except OSError:  # the error may have been that stdout takes nothing; Python would say so again at its end

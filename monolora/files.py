@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 
-# Text files and JSON, read so that an error is one line: the file, the place, the fix.
+# Reading: text and JSON, with errors in one line that names file, position and fix.
 
 
 def read_text(path: str | Path, fix: str = "", *, flag: str = "") -> str:
@@ -60,8 +60,8 @@ def read_json(path: str | Path, fix: str, kind: Any = dict[str, Any]) -> Any:
 
     Args:
         path: the file.
-        fix: what to do where it cannot be used, a sentence.
-        kind: its type, such as a ``TypedDict``; keys that this does not name may be there too.
+        fix: a sentence on what to do when it is unusable.
+        kind: its type, such as a ``TypedDict``; other keys are allowed.
 
     Raises:
         InputError: if the file cannot be read, is no JSON (naming line and column), or is not of that type (naming
@@ -78,20 +78,20 @@ def read_json(path: str | Path, fix: str, kind: Any = dict[str, Any]) -> Any:
 
 
 def type_problem(value: Any, kind: Any) -> str:
-    """What makes ``value`` none of type ``kind``, as a sentence that names the key; empty where nothing does.
+    """Why ``value`` is not of type ``kind``, as a sentence that names the key; empty if it is.
 
-    Nothing is converted: "5" and true are no whole numbers. A whole number is a number.
+    Nothing is converted: "5" and true are not whole numbers. A whole number is a number.
     """
-    from pydantic import ValidationError  # help and wrong flags are answered without it
+    from pydantic import ValidationError  # help and wrong flags do not need it
 
     try:
         _validator(kind).validate_python(value, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
-        said = first["msg"][0].lower() + first["msg"][1:]
-        given = "" if first["type"] == "missing" else f", got {_short(first['input'])}"
-        return f"{f'{key}: ' if key else ''}{said}{given}."
+        message = first["msg"][0].lower() + first["msg"][1:]
+        received = "" if first["type"] == "missing" else f", got {_short(first['input'])}"
+        return f"{f'{key}: ' if key else ''}{message}{received}."
     return ""
 
 
@@ -114,11 +114,8 @@ def _reason(error: Exception) -> str:
     return f"{error.strerror}." if isinstance(error, OSError) and error.strerror else in_one_line(error)
 
 
-# Files and folders that are on the disk whole or not at all, whenever the program is killed.
-#
-# Both are written aside and renamed. A folder that is a program's result, and may replace an earlier one, is
-# :class:`monolora.runs.OutputFolder`'s.
-
+# Writing: files and folders are written aside and renamed, so that a killed program leaves them whole or not at all.
+# A folder that is a program's result, and may replace an earlier one, is :class:`monolora.runs.OutputFolder`'s.
 
 RETRY = "Free space, then give the same command again."
 
@@ -129,10 +126,10 @@ def saving(folder: object, fix: str = RETRY) -> Iterator[None]:
 
     Args:
         folder: or file, for the message.
-        fix: what to do where the disk does not take it, a sentence.
+        fix: a sentence on what to do when writing fails.
 
     Raises:
-        SaveError: if the disk does not take what the block writes.
+        SaveError: if writing fails.
     """
     try:
         yield
@@ -181,10 +178,10 @@ def write_file(path: Path, write_to: Callable[[Path], object]) -> None:
 
     Args:
         path: of the file.
-        write_to: writes it to the path that it is given.
+        write_to: writes it to a path.
 
     Raises:
-        OSError: if the disk does not take it; other errors as ``write_to`` raises them.
+        OSError: if writing fails; other errors of ``write_to``.
     """
     _replace(path, path.with_name(f".part.{path.name}"), write_to)  # the suffix stays: some writers add their own
 
@@ -228,15 +225,14 @@ def follow_umask(path: Path) -> None:
 
     The safetensors library writes into a temporary file, which only its owner may read, and renames it.
     """
-    umask = os.umask(0o077)  # there is no other way to ask; what another thread makes now is private, not public
+    umask = os.umask(0o077)  # the only way to read it; files that other threads create meanwhile are private
     os.umask(umask)
-    for each in (path, *(path.rglob("*") if path.is_dir() else ())):
-        if not each.is_symlink():
-            each.chmod((0o777 if each.is_dir() else 0o666) & ~umask)
+    for entry in (path, *(path.rglob("*") if path.is_dir() else ())):
+        if not entry.is_symlink():
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~umask)
 
 
-# Python code in model folders (`auto_map` in their configs), which runs only after `--trust-remote-code`.
-
+# Trust: Python code in model folders (`auto_map` in their configs) runs only with `--trust-remote-code`.
 
 TRUST_HELP = "run the Python code that a model's folder brings (auto_map); read it first"
 _IS_TRUSTED = ContextVar("trust_remote_code", default=False)
@@ -244,10 +240,9 @@ _IS_TRUSTED = ContextVar("trust_remote_code", default=False)
 
 @contextmanager
 def code_trusted(flag: bool) -> Iterator[None]:
-    """Within the block, what is loaded may run the code of its folder, if the flag is given.
+    """Let models that the block loads run the code of their folders, if ``flag`` is true.
 
-    Elsewhere such code never runs: a class of transformers' own is taken, and a folder for which there is none is
-    refused.
+    Otherwise transformers' own class is used, and a folder without one is refused.
     """
     token = _IS_TRUSTED.set(flag)
     try:

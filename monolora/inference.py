@@ -101,9 +101,9 @@ class Inference:
             rows = [splits[i] for i in batch]
             rows_at_once = max(1, MAX_POSITIONS // max(1, *(len(row.answer) for row in rows)))
             return [
-                each
+                log_prob
                 for start in range(0, len(rows), rows_at_once)
-                for each in log_probs(rows[start : start + rows_at_once])
+                for log_prob in log_probs(rows[start : start + rows_at_once])
             ]
 
         return self._by_length(in_parts, [len(split.context) + len(split.answer) for split in splits], what)
@@ -152,8 +152,7 @@ class Inference:
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         mine = batches[state.process_index :: state.num_processes]
         done: list[tuple[int, _T]] = []
-        shown = f"Scoring {what} {self.when}"
-        for batch in track(mine, description=shown, disable=not state.is_main_process):
+        for batch in track(mine, description=f"Scoring {what} {self.when}", disable=not state.is_main_process):
             done += zip(batch, work(batch), strict=True)
         by_row = dict(gather_object(done))
         return [by_row[row] for row in range(len(lengths))]

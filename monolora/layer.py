@@ -342,6 +342,8 @@ def monolora_class(lora_class: type[LoraLayer]) -> type[MonoLoraLayer]:
             "which an activation makes impossible. Target the linear layers around it instead."
         )
     name = f"MonoLora{lora_class.__name__}"
-    made = type(name, (MonoLoraLayer, lora_class), {"__module__": __name__, "__doc__": f"Over {lora_class.__name__}."})
-    globals()[name] = made  # pickle finds classes by name
-    return made
+    monolora = type(
+        name, (MonoLoraLayer, lora_class), {"__module__": __name__, "__doc__": f"Over {lora_class.__name__}."}
+    )
+    globals()[name] = monolora  # pickle finds classes by name
+    return monolora

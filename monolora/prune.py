@@ -36,7 +36,7 @@ _PREFIX = "base_model.model."
 _UNIT_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 _UNIT_BIAS = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_B\.bias")
 
-# Options of LoraConfig with which A and B are not all there is to a unit.
+# Options of LoraConfig with which a unit is more than its row of A and column of B.
 _REFUSED: dict[str, str] = {
     "use_dora": "DoRA divides by the norm of W + BA, in which all units are",
     "alora_invocation_tokens": "aLoRA has a forward of its own, which pruning is not tested on",
@@ -77,8 +77,8 @@ class Pruned(NamedTuple):
         settings: for ``adapter_config.json``.
         tensors: for the safetensors file.
         metadata: likewise.
-        left: of each module that is left, the number that each unit had before; None for a null unit (A and B zero),
-            which fills the rank up where no alpha gives the scaling otherwise.
+        left: the former number of each unit, by remaining module; None for a null unit (A and B zero), which
+            pads the rank where no alpha gives the scaling.
     """
 
     settings: dict[str, Any]
@@ -90,7 +90,7 @@ class Pruned(NamedTuple):
         """Write config and weights into a folder that exists.
 
         Raises:
-            OSError, SafetensorError: if the disk does not take them.
+            OSError, SafetensorError: if the disk is full or not writable.
         """
         (folder / CONFIG_NAME).write_text(json.dumps(self.settings, indent=2) + "\n")
         save_file(self.tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata=self.metadata)
@@ -100,11 +100,11 @@ def read_adapter(folder: str) -> Adapter:
     """The adapter in a folder, MonoLoRA or LoRA.
 
     Raises:
-        InputError: if there is none, its files are damaged, or a unit of it is not a summand of its own.
+        InputError: if there is none, its files are damaged, or its units are inseparable.
     """
     config = adapter_config(folder)
     if not isinstance(config, LoraConfig) or config.peft_type not in ("LORA", "MONOLORA"):
-        raise InputError(f"{folder} is neither a MonoLoRA nor a LoRA adapter: it has no units to take out.")
+        raise InputError(f"{folder} is neither a MonoLoRA nor a LoRA adapter: it has no units to prune.")
     _check_separate(config, folder)
     resolve_values(config, adapted_modules(folder))
     settings = json.loads((Path(folder) / CONFIG_NAME).read_text())
@@ -115,10 +115,10 @@ def read_adapter(folder: str) -> Adapter:
 
 
 def _check_separate(config: LoraConfig, folder: str) -> None:
-    """Raises: InputError, naming the option with which a unit cannot be taken out by itself."""
+    """Raises: InputError, naming the option that makes units inseparable."""
     for name, reason in _REFUSED.items():
         if getattr(config, name):
-            raise InputError(f"{folder} has {name}, and {reason}. Its units cannot be taken out exactly.")
+            raise InputError(f"{folder} has {name}, and {reason}. Its units cannot be pruned exactly.")
     init = str(config.init_lora_weights).lower()
     if init.startswith(_BASE_CHANGING_INITS):
         raise InputError(
@@ -128,7 +128,7 @@ def _check_separate(config: LoraConfig, folder: str) -> None:
     if isinstance(config, MonoLoraConfig) and topk_of(config.activation) is not None:
         raise InputError(
             f"{folder} has activation={config.activation!r}: without a unit, others would be among the largest k. Its "
-            "units cannot be taken out exactly."
+            "units cannot be pruned exactly."
         )
 
 
@@ -140,22 +140,22 @@ def _units(config: LoraConfig, tensors: Mapping[str, torch.Tensor], folder: str)
     shapes: dict[str, dict[str, torch.Size]] = {}
     for name, tensor in tensors.items():
         key = to_memory_name(name) if is_monolora else name
-        if found := _UNIT_TENSOR.fullmatch(key):
-            shapes.setdefault(found[1], {})[found[2]] = tensor.shape
+        if match := _UNIT_TENSOR.fullmatch(key):
+            shapes.setdefault(match[1], {})[match[2]] = tensor.shape
         elif re.search(r"\.(mono)?lora_", key) and not _UNIT_BIAS.fullmatch(key):
             raise AdapterFileError(f"Tensor {name!r} in {folder} is neither A nor B: what it does to units is unknown.")
-    for module, each in shapes.items():
+    for module, shape in shapes.items():
         rank = _rank_and_alpha_of(config, module)[0]
-        if each.keys() != {"A", "B"}:
+        if shape.keys() != {"A", "B"}:
             raise AdapterFileError(f"{folder} lacks A or B of {module}. Copy it again from where it was saved.")
-        if each["A"][0] != rank:
+        if shape["A"][0] != rank:
             raise AdapterFileError(
-                f"{folder} has {each['A'][0]} units for {module} and a config that says {rank}. Fix r or rank_pattern "
+                f"{folder} has {shape['A'][0]} units for {module} and a config that says {rank}. Fix r or rank_pattern "
                 "in adapter_config.json: of several patterns that match, the first one counts."
             )
     if not shapes:
         raise AdapterFileError(f"{folder} has no units in its file. Copy it again from where it was saved.")
-    return {module: int(each["A"][0]) for module, each in shapes.items()}
+    return {module: int(shape["A"][0]) for module, shape in shapes.items()}
 
 
 def without_units(adapter: Adapter, units: Iterable[UnitName]) -> Pruned:
@@ -168,23 +168,23 @@ def without_units(adapter: Adapter, units: Iterable[UnitName]) -> Pruned:
     Raises:
         InputError: if nothing is left, a module with ``lora_bias`` loses all units, or a convolution has groups.
     """
-    gone: dict[str, set[int]] = {}
+    removed: dict[str, set[int]] = {}
     for module, unit in units:
-        gone.setdefault(module, set()).add(unit)
-    kept = {
-        module: [unit for unit in range(count) if unit not in gone.get(module, ())]
+        removed.setdefault(module, set()).add(unit)
+    remaining: dict[str, list[int | None]] = {
+        module: [unit for unit in range(count) if unit not in removed.get(module, ())]
         for module, count in adapter.units.items()
     }
-    if not any(kept.values()):
+    if not any(remaining.values()):
         raise InputError("Nothing of the adapter would be left: without it, the model is the base. Keep a unit.")
     ranks: dict[str, tuple[int, float]] = {}
-    for module, units_K in kept.items():
+    for module, units_K in remaining.items():
         if units_K:
             rank, alpha = _rank_and_alpha_of(adapter.config, module)
             ranks[module] = rank_and_alpha(len(units_K), rank, alpha, adapter.config.use_rslora)
         elif adapter.config.lora_bias:
             raise InputError(f"{module} would lose all units, but not the bias that its B has. Keep a unit of it.")
-    left = {module: [*kept[module], *[None] * (rank - len(kept[module]))] for module, (rank, _) in ranks.items()}
+    left = {module: remaining[module] + [None] * (rank - len(remaining[module])) for module, (rank, _) in ranks.items()}
     return Pruned(_settings(adapter, ranks), _tensors(adapter, left), adapter.metadata, left)
 
 

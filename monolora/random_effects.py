@@ -77,7 +77,7 @@ def seed_effects(
             default.
     """
     squares = [_seeds_and_rest(_linearised(table, weights_P)[1]) for table in tables]
-    effects = [each for each in squares if min(each[2]) >= 1]  # one seed, or one prompt, says nothing of seeds alone
+    effects = [(seeds, rest, freedoms) for seeds, rest, freedoms in squares if min(freedoms) >= 1]
     if not effects:
         return NO_SEED_EFFECTS
     count = len(effects)

@@ -83,7 +83,7 @@ def secret_setting(settings: Any, path: str = "") -> str | None:
             if (inner := secret_setting(value, name)) is not None:
                 return inner
     if isinstance(settings, list):
-        return next((inner for each in settings if (inner := secret_setting(each, path)) is not None), None)
+        return next((inner for item in settings if (inner := secret_setting(item, path)) is not None), None)
     return path if isinstance(settings, str) and has_credentials(settings) else None
 
 
@@ -96,7 +96,7 @@ def redact(text: str) -> str:
                 text = _pattern(spelling).sub(MASK, text)
     for secret in secrets:
         if len(secret) > _PART:
-            text = _MASKED.sub(lambda found, secret=secret: _unmasked(found, secret), text)  # type: ignore[misc]
+            text = _MASKED.sub(lambda match, secret=secret: _unmasked(match, secret), text)  # type: ignore[misc]
             text = _without_parts(text, secret)
     for pattern, mask in _CREDENTIALS:
         text = pattern.sub(mask, text)
@@ -162,32 +162,32 @@ def _split(url: str) -> Any:
 
 
 def _spellings(secret: str) -> list[str]:
-    """As the secret may be written by others; the longest first, which may hold another one."""
+    """Encodings of the secret; the longest first, as it may contain others."""
     encoded = base64.b64encode(secret.encode()).decode()
-    found = {
+    spellings = {
         secret, quote(secret), quote(secret, safe=""), quote_plus(secret), quote(quote(secret, safe=""), safe=""),
         json.dumps(secret)[1:-1], json.dumps(secret).replace("/", r"\/")[1:-1], repr(secret)[1:-1], html.escape(secret),
     }  # fmt: skip
     if len(secret) >= _PART:
-        found |= {encoded, encoded.rstrip("="), encoded.translate(str.maketrans("+/", "-_"))}
-    return sorted(found, key=len, reverse=True)
+        spellings |= {encoded, encoded.rstrip("="), encoded.translate(str.maketrans("+/", "-_"))}
+    return sorted(spellings, key=len, reverse=True)
 
 
 def _pattern(spelling: str) -> re.Pattern[str]:
-    """Of a short secret, only whole words are taken: others hold it by chance."""
+    """A short secret is matched as a whole word only: others contain it by chance."""
     pattern = re.escape(spelling)
     if len(spelling) < _PART:
         pattern = rf"(?<![A-Za-z0-9]){pattern}(?![A-Za-z0-9])"
     return re.compile(pattern, re.IGNORECASE)
 
 
-def _unmasked(found: re.Match[str], secret: str) -> str:
+def _unmasked(match: re.Match[str], secret: str) -> str:
     """A masked word without what it still shows of the secret, as in ``sk-ab***yz``."""
-    before, _, after = found.groups()
+    before, _, after = match.groups()
     start = next((n for n in range(len(secret) - 1, 1, -1) if before.endswith(secret[:n])), 0)
     end = next((n for n in range(len(secret) - 1, 1, -1) if after.startswith(secret[-n:])), 0)
     if not start and not end:
-        return found.group()
+        return match.group()
     return f"{before[: len(before) - start]}{MASK}{after[end:]}"
 
 

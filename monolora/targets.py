@@ -114,10 +114,10 @@ def gives_a_linear_map(module: nn.Module) -> bool:
 def fused_experts(model: nn.Module) -> list[str]:
     """Names of the parameters that hold the weights of all experts of a layer, one matrix an expert."""
     return [
-        f"{name}.{each}"
+        f"{name}.{parameter_name}"
         for name, module in model.named_modules()
         if "expert" in f"{name} {type(module).__name__}".lower()
-        for each, parameter in module.named_parameters(recurse=False)
+        for parameter_name, parameter in module.named_parameters(recurse=False)
         if parameter.dim() == 3
     ]
 

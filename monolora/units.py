@@ -1,4 +1,4 @@
-"""The units of an adapter: their names, and seeing each of their activations while the model runs.
+"""The units of an adapter: their names, and observing their activations while the model runs.
 
 A unit is one of the r hidden entries of an adapted module: a row of A with the column of B that it feeds.
 
@@ -23,7 +23,7 @@ from torch import nn
 from monolora.errors import InputError, unknown
 from monolora.layer import MonoLoraLayer, UnitObserver, monolora_class
 
-# They merge the adapter into the base weight at every call, so that there never are any units.
+# They merge the adapter into the base weight at every call, so that units are never computed.
 MERGING = (lora_layers.ParamWrapper, lora_layers.MultiheadAttention)
 
 # Called with (layer, adapter name, units); the units have their dimension last, ``(..., R)``, and no gradient.
@@ -58,7 +58,7 @@ class UnitName(NamedTuple):
 
 
 def find_units(names: Iterable[str], units: Mapping[str, int]) -> set[UnitName]:
-    """The units that names mean, whose modules may be given by their last parts (``3.self_attn.q_proj:5``).
+    """The units by their names, in which a module's last parts suffice (``3.self_attn.q_proj:5``).
 
     Args:
         names: in any order; a unit named twice is one.
@@ -67,15 +67,17 @@ def find_units(names: Iterable[str], units: Mapping[str, int]) -> set[UnitName]:
     Raises:
         InputError: for what names no unit, no module, several modules, or a unit that the module does not have.
     """
-    found = set()
+    unit_names = set()
     for name in names:
-        given = UnitName.parse(name)
-        module = _module(given.module, units)
-        if given.unit >= units[module]:
+        unit_name = UnitName.parse(name)
+        module = _module(unit_name.module, units)
+        if unit_name.unit >= units[module]:
             last = units[module] - 1
-            raise InputError(f"{module} has no unit {given.unit}. Take one of its {units[module]} units, 0 to {last}.")
-        found.add(UnitName(module, given.unit))
-    return found
+            raise InputError(
+                f"{module} has no unit {unit_name.unit}. Take one of its {units[module]} units, 0 to {last}."
+            )
+        unit_names.add(UnitName(module, unit_name.unit))
+    return unit_names
 
 
 def _module(name: str, modules: Iterable[str]) -> str:
@@ -130,7 +132,7 @@ def watch(layers: Iterable[LoraLayer], see: See) -> list[Callable[[], None]]:
 
 
 class _Watchers:
-    """The observer of a layer that is watched; one that was there before goes on seeing, and is back in the end."""
+    """The observer of a watched layer; it also calls the previous one, which is restored in the end."""
 
     def __init__(self, before: UnitObserver | None) -> None:
         self.before = before
@@ -144,8 +146,8 @@ class _Watchers:
 
 
 def _watch_monolora(layer: MonoLoraLayer, see: See) -> Callable[[], None]:
-    there = layer.unit_observer
-    watchers = there if isinstance(there, _Watchers) else _Watchers(there)
+    observer = layer.unit_observer
+    watchers = observer if isinstance(observer, _Watchers) else _Watchers(observer)
     watchers.all.append(see)
     layer.unit_observer = watchers
     return partial(_unwatch, layer, watchers, see)
@@ -215,13 +217,13 @@ class Layout:
         """All units in order."""
         return [UnitName(name, unit) for name, rank in self.ranks.items() for unit in range(rank)]
 
-    def module_of(self, place: int) -> str:
-        """The module of the unit at a place of :attr:`units`."""
-        return self.units[place].module
+    def module_of(self, index: int) -> str:
+        """The module of a unit, by its index in :attr:`units`."""
+        return self.units[index].module
 
-    def places(self) -> dict[UnitName, int]:
-        """Where in :attr:`units` each one is."""
-        return {unit: place for place, unit in enumerate(self.units)}
+    def indices(self) -> dict[UnitName, int]:
+        """The index of each unit in :attr:`units`."""
+        return {unit: index for index, unit in enumerate(self.units)}
 
     def output_direction_norms(self) -> torch.Tensor:
         """``‖s B[:, j]‖`` of every unit, float32 ``(U,)``: what an activation of 1 adds to the output, in length."""
@@ -229,10 +231,10 @@ class Layout:
 
 
 def not_of_tokens(module: str) -> InputError:
-    """What to say of a module that sees other rows than the tokens of the batch."""
+    """The error for a module whose rows are not the tokens of the batch."""
     return InputError(
-        f"{module} sees rows of its own, not the tokens of the batch, as a routed expert does: its units are no "
-        "tokens' and cannot be explained. Train an adapter on other modules."
+        f"{module} sees rows of its own, not the tokens of the batch, as a routed expert does: its units do "
+        "not belong to tokens and cannot be explained. Train an adapter on other modules."
     )
 
 

@@ -250,7 +250,7 @@ def chosen_units(
     Units of the modules in ``fixed`` cannot be, and those that the ranking does not reach are none of the first.
     """
     if settings.ablate_units:
-        places = layout.places()
+        places = layout.indices()
         return sorted(places[unit] for unit in find_units(settings.ablate_units, layout.ranks))
     columns = {
         "effect": [each.effect for each in features],

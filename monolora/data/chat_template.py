@@ -1,7 +1,7 @@
 """Examples as the model reads them: its chat template where it has one, the Alpaca format where not.
 
-What a chat template makes of a conversation is checked by a copy of it in which every text is a mark of its own: a mark
-that does not come out is a text that the model would never see.
+A chat template is checked with a copy of the conversation in which every text is a distinct mark: a mark missing from
+the output is a text that the model would never see.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ def render_all(
 ) -> datasets.Dataset:
     """The examples tokenized, for TRL's SFTTrainer: ``input_ids``, and ``labels``, ``IGNORED`` before the answers.
 
-    They are kept in the cache of Hugging Face datasets, where a later run with this tokenizer finds them.
+    They are cached by Hugging Face datasets for later runs with this tokenizer.
 
     Raises:
         InputError: naming the row that the chat template refuses, or of which it leaves something out.
     """
-    said = [json.dumps(example[:9], default=str) for example in examples]
-    return on_disk(datasets.Dataset.from_dict({"example": said})).map(
+    rows = [json.dumps(example[:9], default=str) for example in examples]
+    return on_disk(datasets.Dataset.from_dict({"example": rows})).map(
         _tokenized,
         fn_kwargs={"tokenizer": tokenizer},
         remove_columns=["example"],
@@ -231,8 +231,8 @@ def _other_arguments(message: dict[str, Any]) -> dict[str, Any]:
 
 def _with_other_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call["function"] if isinstance(call.get("function"), dict) else call
-    given = function.get("arguments")
-    other = parsed(given) if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
+    arguments = function.get("arguments")
+    other = parsed(arguments) if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return (
         {**call, "function": {**function, "arguments": other}} if function is not call else {**call, "arguments": other}
     )
@@ -288,12 +288,12 @@ class _Marks:
         function = call["function"] if isinstance(call.get("function"), dict) else call
         what = f"'tool_calls' ({function.get('name')})"
         copy = {**function, "name": self.new(what)}
-        given = function.get("arguments")
-        arguments = parsed(given)
+        arguments = parsed(function.get("arguments"))
         if isinstance(arguments, dict) and arguments:
             marked = {key: self.new(f"the arguments of {what}") for key in arguments}
-            copy["arguments"] = json.dumps(marked) if isinstance(given, str) else marked
-            self.arguments += marked.values() if isinstance(given, str) else ()
+            is_json = isinstance(function["arguments"], str)
+            copy["arguments"] = json.dumps(marked) if is_json else marked
+            self.arguments += marked.values() if is_json else ()
         return {**call, "function": copy} if function is not call else copy
 
 
@@ -303,7 +303,7 @@ FOLDER = "monolora-rows"  # in $HF_DATASETS_CACHE
 def on_disk(rows: datasets.Dataset) -> datasets.Dataset:
     """The same rows, read from the cache; as they were, where caching is off or the cache cannot be written.
 
-    What is damaged there is made anew.
+    Damaged files are rebuilt.
     """
     if not datasets.is_caching_enabled():
         return rows

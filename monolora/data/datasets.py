@@ -79,9 +79,9 @@ def _load_folder(folder: str, config: str | None) -> datasets.DatasetDict:
         )
     usual = CsvConfig()
     other = sorted(
-        each.name
-        for each in fields(usual)
-        if each.name not in _CSV_SETTINGS and getattr(builder.config, each.name) != getattr(usual, each.name)
+        field.name
+        for field in fields(usual)
+        if field.name not in _CSV_SETTINGS and getattr(builder.config, field.name) != getattr(usual, field.name)
     )
     if other:
         raise InputError(

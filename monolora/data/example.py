@@ -8,8 +8,6 @@ from typing import Any, NamedTuple, cast
 
 from monolora.errors import InputError, unknown
 
-# An example of a task: a prompt and its answer.
-
 
 class Example(NamedTuple):
     """One answer, and all that comes before it.
@@ -63,7 +61,7 @@ class Example(NamedTuple):
         return bool(self.history or self.answer or self.tools or self.template_kwargs)
 
     def content(self) -> tuple[Any, ...]:
-        """What it says, for comparing and for fingerprints; fields that only chats have are left out of others."""
+        """The fields for comparisons and fingerprints, without those of chats where it is none."""
         text, chat = self[:5], self[5:8]
         return (*text, *chat) if any(chat) else text
 
@@ -139,8 +137,8 @@ def parsed(value: Any) -> Any:
 def without_none(value: Any) -> Any:
     """Without the keys that a table of structs filled in; ``content`` stays, which is null beside tool calls."""
     if isinstance(value, dict):
-        kept = {key: without_none(item) for key, item in value.items() if item is not None or key == "content"}
-        return kept if any(item is not None for item in kept.values()) else {}
+        filled = {key: without_none(item) for key, item in value.items() if item is not None or key == "content"}
+        return filled if any(item is not None for item in filled.values()) else {}
     return [without_none(item) for item in value] if isinstance(value, list) else value
 
 
@@ -156,13 +154,13 @@ def turns(value: Any, column: str, where: str) -> list[Turn]:
         InputError: if it is no list of messages, or a message has what is not understood.
     """
     messages = parsed(value)
-    if not isinstance(messages, list) or not messages or not all(isinstance(each, Mapping) for each in messages):
+    if not isinstance(messages, list) or not messages or not all(isinstance(message, Mapping) for message in messages):
         raise InputError(f"{where}: {column!r} must be a list of messages with 'role' and 'content'.")
     return [_turn(message, where) for message in messages]
 
 
-def _turn(given: Mapping[str, Any], where: str) -> Turn:
-    message = {key: value for key, value in given.items() if value is not None or key == "content"}
+def _turn(raw: Mapping[str, Any], where: str) -> Turn:
+    message = {key: value for key, value in raw.items() if value is not None or key == "content"}
     for ours, theirs in (("role", "from"), ("content", "value")):
         if theirs in message and message.get(ours) is None:
             message[ours] = message.pop(theirs)
@@ -179,7 +177,7 @@ def _turn(given: Mapping[str, Any], where: str) -> Turn:
         message["role"] = role
         _take_function_call(message, where)
         message["content"] = _content(message, where)
-        if "content" not in given and "value" not in given:
+        if "content" not in raw and "value" not in raw:
             del message["content"]
     if is_trained and message["role"] != "assistant":
         raise InputError(f"{where}: a message of the role {name!r} is marked as trained; only answers are trained on.")
@@ -211,7 +209,7 @@ def _take_function_call(message: dict[str, Any], where: str) -> None:
     if is_empty(calls):
         message.pop("tool_calls", None)
         return
-    if not isinstance(calls, list) or not all(isinstance(each, Mapping) for each in calls):
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
         raise InputError(f"{where}: 'tool_calls' must be a list of calls, found {kind(calls)}.")
     if message["role"] != "assistant":
         raise InputError(f"{where}: a message of the role {message['role']!r} has 'tool_calls'; only answers can.")
@@ -220,16 +218,15 @@ def _take_function_call(message: dict[str, Any], where: str) -> None:
 
 def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     """Calls written as ``{"name": …, "arguments": …}``, or a list of these."""
-    given = parsed(value)
-    calls = given if isinstance(given, list) else [given]
-    made = []
-    for call in calls:
+    value = parsed(value)
+    calls = []
+    for call in value if isinstance(value, list) else [value]:
         name = call.get("name") if isinstance(call, Mapping) else None
         if not isinstance(name, str) or not set(call) <= {"name", "arguments", "parameters"} or len(call) != 2:
             raise InputError(f"{where}: a function call must be JSON with 'name' and 'arguments', found {value!r:.60}.")
         arguments = call.get("arguments", call.get("parameters"))
-        made.append({"type": "function", "function": {"name": name, "arguments": arguments}})
-    return made
+        calls.append({"type": "function", "function": {"name": name, "arguments": arguments}})
+    return calls
 
 
 def _content(message: Mapping[str, Any], where: str) -> str | list[dict[str, Any]] | None:
@@ -268,7 +265,7 @@ def pairs(value: Any, where: str) -> list[Turn]:
     history = parsed(value)
     if isinstance(history, list) and history and isinstance(history[0], Mapping):
         return turns(history, "history", where)
-    if not isinstance(history, list) or not all(_is_pair(each) for each in history):
+    if not isinstance(history, list) or not all(map(_is_pair, history)):
         raise InputError(f"{where}: 'history' must be a list of pairs of texts, question and answer.")
     return [
         Turn({"role": role, "content": text}, None)
@@ -282,5 +279,5 @@ def _is_pair(value: Any) -> bool:
 
 
 def kind(value: object) -> str:
-    """What was found instead of a text, for an error."""
+    """A name for the value's type, for an error."""
     return "nothing" if value is None or value == "" else f"a value of type {type(value).__name__}"

@@ -37,7 +37,7 @@ class Prompt(NamedTuple):
         context: material that it speaks of; may be empty.
         categories: for the bars of the report; may be empty.
         label: ``safe`` or ``unsafe`` where the set says so (XSTest), else None.
-        reference: the right answer where there is one (tasks), else None.
+        reference: the right answer (of tasks), or None.
         weight: how many rows of the set have this very prompt; it is answered once and counts so often.
     """
 
@@ -64,7 +64,7 @@ class PromptSet:
         spec: where the prompts come from and what they are, as JSON: ``source``, ``split``, ``filter``, ``limit``,
             ``rows``, ``distinct``, ``sha256`` (see :func:`fingerprint`).
         prompts: the distinct ones, in the set's order; their weights say how many rows each stands for.
-        max_new_tokens: how long answers may be where the set says so; None leaves it to the run.
+        max_new_tokens: limit of the answers' length; None leaves it to the run.
         scorer: of a task's answers; None for sets without right answers.
     """
 
@@ -77,7 +77,7 @@ class PromptSet:
 
 
 def names(words: Iterable[str]) -> tuple[str, ...]:
-    """What :func:`load` takes, from suites, sets and lists of them with commas; each once, in their order.
+    """The names of sets in suites, sets and lists of them with commas; each once, in their order.
 
     Raises:
         InputError: for a word that is neither (with the nearest that is), or two sets that would have one name.
@@ -94,7 +94,7 @@ def names(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def set_name(word: str) -> str:
-    """How the set that :func:`load` makes of ``word`` is called: a file without folder and type."""
+    """The name of the set that :func:`load` makes of ``word``: of a file, without folder and type."""
     if word.startswith(_TASK):
         return _TASK + _short(word.removeprefix(_TASK))
     return word if word in PUBLISHED else _short(word)
@@ -125,10 +125,10 @@ def load(name: str, limit: int | None = None, unsafe_only: bool = False) -> Prom
         limit: how many rows. The first ones, but as many of each category as of the others for ``beavertails-eval``
             and ``xstest``. By default 1,000 of BeaverTails, what a task says of a task, and all of any other set.
         unsafe_only: of ``beavertails``, whose rows are prompts with a response, count only the rows whose response was
-            found unsafe: the first 1,000 of these. Says nothing to other sets.
+            found unsafe: the first 1,000 of these. Other sets ignore it.
 
     Raises:
-        InputError: if there is no such set, it cannot be read, it is empty, a prompt is empty, or the limit is below 1.
+        InputError: if the set is unknown, unreadable or empty, a prompt is empty, or the limit is below 1.
     """
     if limit is not None and limit < 1:
         raise InputError(f"The limit of prompts is {limit}; it must be 1 or more.")
@@ -193,7 +193,7 @@ def collapse(rows: Iterable[Prompt], where: str) -> tuple[Prompt, ...]:
 
 
 def fingerprint(prompts: Iterable[Prompt]) -> str:
-    """The sha256 (64 hex digits) of all that the prompts say, with their order and weights."""
+    """The sha256 (64 hex digits) of the prompts, with their order and weights."""
     lines = (json.dumps(prompt._asdict(), sort_keys=True) + "\n" for prompt in prompts)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -331,11 +331,11 @@ def _prompts(rows: datasets.Dataset, categories: Sequence[str], label: str | Non
             raise _empty(where, number)
         if not isinstance(text, str):
             raise InputError(f"{where}, row {number}: 'prompt' must be a text, found {type(text).__name__}.")
-        found = tuple(name for column in categories for name in _categories(row[column], f"{where}, row {number}"))
-        said = row[label] or None if label else None
-        if said not in (None, *LABELS):
-            raise unknown(f"label in {where}, row {number},", str(said), LABELS)
-        yield _prompt(text, categories=found, label=said)
+        names = tuple(name for column in categories for name in _categories(row[column], f"{where}, row {number}"))
+        value = row[label] or None if label else None
+        if value not in (None, *LABELS):
+            raise unknown(f"label in {where}, row {number},", str(value), LABELS)
+        yield _prompt(text, categories=names, label=value)
 
 
 def _empty(where: str, number: int) -> InputError:

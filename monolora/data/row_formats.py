@@ -12,7 +12,7 @@ Where no answers are needed (measuring on prompts, calibrating a merge), two mor
 prompt              a question without its answer; a text, or messages
 text                plain text, taken as it is
 
-No column that shapes a row's text is ignored: one that is not understood is refused by its name and row.
+An unsupported column that would shape a row's text is an error that names column and row, never ignored.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ WITHOUT_ANSWERS = f"{FORMATS}; 'prompt' or 'text' alone will do here"
 
 _CHAT = ("messages", "conversations", "conversation")
 _OF_CHATS = frozenset({"system", "tools", "documents", "chat_template_kwargs"})
-# Arguments of the template's call that are not a row's to set.
+# Arguments of the template's call that a row may not set.
 _RESERVED = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() | {"messages"}
 
 
@@ -65,7 +65,7 @@ class RowFormat:
 
     Attributes:
         columns: those that are read.
-        counts: what became of the rows and turns that were read so far.
+        counts: skipped rows and turns so far, by reason.
 
     Raises:
         InputError: if the columns are of no known format, or of two.
@@ -93,7 +93,7 @@ class RowFormat:
         return cells | {column: list(map(without_none, cells[column])) for column in self._structs}
 
     def examples(self, row: Mapping[str, Any], where: str) -> list[Example]:
-        """The examples of a row: one an answer that is trained on.
+        """The examples of a row: one for each answer that is trained on.
 
         Args:
             row: its cells by column.
@@ -158,22 +158,22 @@ class RowFormat:
     def _from_chat(self, row: Mapping[str, Any], where: str) -> Iterator[Example]:
         """One example for every assistant turn that is trained on."""
         column = next(name for name in _CHAT if name in row)
-        said = [*_system(row, where), *turns(row[column], column, where)]
-        if said[0].message["role"] == "system" and any(turn.message["role"] == "system" for turn in said[1:2]):
-            if said[0].message != said[1].message:
+        conversation = [*_system(row, where), *turns(row[column], column, where)]
+        if all(turn.message["role"] == "system" for turn in conversation[:2]) and len(conversation) > 1:
+            if conversation[0].message != conversation[1].message:
                 raise InputError(f"{where}: 'system' and the first message are two system messages. Keep one of them.")
-            said = said[1:]
-        yield from self._answers(said, _shared(row, where), where)
+            conversation = conversation[1:]
+        yield from self._answers(conversation, _shared(row, where), where)
 
-    def _answers(self, said: Sequence[Turn], shared: Mapping[str, Any], where: str) -> Iterator[Example]:
-        messages = [turn.message for turn in said]
+    def _answers(self, conversation: Sequence[Turn], shared: Mapping[str, Any], where: str) -> Iterator[Example]:
+        messages = [turn.message for turn in conversation]
         answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
             if self.answers:
                 raise InputError(f"{where} has no assistant turn to train on. Leave the row out.")
             yield _example(messages, None, shared)
         for index in answers:
-            if said[index].is_trained is False or (index == 0 and not said[index].is_trained):
+            if conversation[index].is_trained is False or (index == 0 and not conversation[index].is_trained):
                 self.counts["untrained_turns"] += 1
                 continue
             _check_answers(messages[:index], where)
@@ -189,9 +189,9 @@ class RowFormat:
                     f"{where}: 'completion' must be one message, with the role 'assistant'. Write longer ones as "
                     "'messages'."
                 )
-            said = [turn.message for turn in (*_system(row, where), *turns(prompt, "prompt", where))]
-            _check_answers(said, where)
-            yield _example(said, answers[0].message, _shared(row, where))
+            messages = [turn.message for turn in (*_system(row, where), *turns(prompt, "prompt", where))]
+            _check_answers(messages, where)
+            yield _example(messages, answers[0].message, _shared(row, where))
         elif isinstance(prompt, list) or isinstance(completion, list):
             raise InputError(f"{where}: 'prompt' and 'completion' must both be texts, or both be lists of messages.")
         else:
@@ -203,11 +203,11 @@ class RowFormat:
     def _from_prompt(self, row: Mapping[str, Any], where: str) -> Iterator[Example]:
         prompt = parsed_messages(row["prompt"])
         if isinstance(prompt, list):
-            said = [turn.message for turn in (*_system(row, where), *turns(prompt, "prompt", where))]
-            yield _example(said, None, _shared(row, where))
+            messages = [turn.message for turn in (*_system(row, where), *turns(prompt, "prompt", where))]
+            yield _example(messages, None, _shared(row, where))
         else:
-            said = [turn.message for turn in _system(row, where)]
-            yield Example(_text(row, "prompt", where), "", history=tuple(said), **_shared(row, where))
+            history = tuple(turn.message for turn in _system(row, where))
+            yield Example(_text(row, "prompt", where), "", history=history, **_shared(row, where))
 
     def _from_plain_text(self, row: Mapping[str, Any], where: str) -> Iterator[Example]:
         yield Example(_text(row, "text", where), "", verbatim=True)
@@ -215,15 +215,14 @@ class RowFormat:
     def _from_instruction(self, row: Mapping[str, Any], where: str) -> Iterator[Example]:
         answer, context = _one_of(row, ("output", "response"), where), _one_of(row, ("input", "context"), where)
         question = _text(row, "instruction", where)
-        given = "" if context is None or row[context] is None else _text(row, context, where, may_be_empty=True)
+        text = "" if context is None or row[context] is None else _text(row, context, where, may_be_empty=True)
         response = _text(row, answer or "output", where, may_be_empty=True)
-        said = [
-            *_system(row, where),
-            *(pairs(row["history"], where) if not is_empty(parsed(row.get("history"))) else ()),
-        ]
+        has_history = not is_empty(parsed(row.get("history")))
+        history = [*_system(row, where), *(pairs(row["history"], where) if has_history else ())]
         shared = _shared(row, where)
-        yield from self._answers(said, shared, where) if any(t.message["role"] == "assistant" for t in said) else ()
-        yield Example(question, response, context=given, history=tuple(turn.message for turn in said), **shared)
+        if any(turn.message["role"] == "assistant" for turn in history):
+            yield from self._answers(history, shared, where)
+        yield Example(question, response, context=text, history=tuple(turn.message for turn in history), **shared)
 
     def _only_texts(self, row: Mapping[str, Any], where: str) -> None:
         for column in _OF_CHATS:
@@ -256,7 +255,7 @@ def _check_answers(before: Sequence[Mapping[str, Any]], where: str) -> None:
 
 
 def _example(messages: Sequence[dict[str, Any]], answer: dict[str, Any] | None, shared: Mapping[str, Any]) -> Example:
-    """Of the messages before an answer, and the answer."""
+    """The example of an answer and the messages before it."""
     *history, question = messages
     is_text = is_plain(question) and question["role"] == "user" and question["content"]
     return Example(
@@ -269,18 +268,18 @@ def _example(messages: Sequence[dict[str, Any]], answer: dict[str, Any] | None, 
 
 
 def _shared(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What the chat template is given beside the messages."""
+    """Arguments of the chat template besides the messages."""
     tools, kwargs = parsed(row.get("tools")), parsed(row.get("chat_template_kwargs"))
     documents = parsed(row.get("documents"))
     for column, value in (("tools", tools), ("documents", documents)):
-        if not is_empty(value) and not (isinstance(value, list) and all(isinstance(each, Mapping) for each in value)):
+        if not is_empty(value) and not (isinstance(value, list) and all(isinstance(item, Mapping) for item in value)):
             raise InputError(f"{where}: {column!r} must be a list of objects, found {kind(value)}.")
     if not is_empty(kwargs) and not isinstance(kwargs, Mapping):
         raise InputError(f"{where}: 'chat_template_kwargs' must be an object, found {kind(kwargs)}.")
     named = {**(kwargs or {}), **({"documents": documents} if documents else {})}
     taken = sorted(_RESERVED - {"documents"} & named.keys())
     if taken:
-        raise InputError(f"{where}: 'chat_template_kwargs' may not have {taken[0]!r}, which the recipe says itself.")
+        raise InputError(f"{where}: 'chat_template_kwargs' may not have {taken[0]!r}, which the recipe sets itself.")
     return {"tools": tools or None, "template_kwargs": named or None}
 
 
@@ -294,22 +293,22 @@ def _system(row: Mapping[str, Any], where: str) -> list[Turn]:
 def _beginning(example: Example) -> str:
     """A hash of what comes before a row's first answer."""
     if example.verbatim:
-        said: Any = example.instruction
+        prompt: Any = example.instruction
     else:
-        said = list(takewhile(lambda message: message["role"] != "assistant", example.messages)) or example.messages
-    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=8).hexdigest()
+        prompt = list(takewhile(lambda message: message["role"] != "assistant", example.messages)) or example.messages
+    return hashlib.blake2b(json.dumps(prompt, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _one_of(row: Mapping[str, Any], columns: Iterable[str], where: str) -> str | None:
-    """The column of several with one meaning that says something; the first there is where none does."""
-    there = [column for column in columns if column in row]
-    filled = [column for column in there if not is_empty(row[column])]
+    """The column with content among synonyms; the first present one where none has any."""
+    present = [column for column in columns if column in row]
+    filled = [column for column in present if not is_empty(row[column])]
     if len({row[column] for column in filled}) > 1:
         raise InputError(
             f"{where}: {' and '.join(map(repr, filled))} both say something. Keep one, or leave one out with "
             f"--drop-columns {filled[1]}."
         )
-    return next(iter(filled or there), None)
+    return next(iter(filled or present), None)
 
 
 def _text(row: Mapping[str, Any], column: str, where: str, may_be_empty: bool = False) -> str:

@@ -197,7 +197,7 @@ def _rouge(title: str, value: Callable[[str, str], float], is_column: bool = Fal
 
 def is_percentage(metric: str) -> bool:
     """Whether scores of this name, in whichever task, are shown with a percent sign."""
-    return any(each.name == metric and each.is_percentage for kind in Scorer.kinds.values() for each in kind().metrics)
+    return any(own.name == metric and own.is_percentage for kind in Scorer.kinds.values() for own in kind().metrics)
 
 
 def score(inference: Inference, scorer: Scorer, rows: Sequence[Example], answer_length: int) -> dict[str, Any]:

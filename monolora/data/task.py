@@ -17,8 +17,6 @@ from monolora.data.row_formats import RowFormat
 from monolora.data.scoring import FreeText, Scorer
 from monolora.errors import InputError, unknown
 
-# A task: examples to train on, examples to be scored on, and the scorer of their answers.
-
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -30,9 +28,9 @@ class Task:
         test: held-out examples.
         scorer: how an answer is read and measured.
         max_new_tokens: how far an answer is generated when scoring.
-        train_samples: how many training examples are taken unless ``--max-train-samples`` says otherwise.
-        test_samples: likewise for scoring.
-        counts: what became of the rows of a data set that is no built-in task (``splits.COUNTS``).
+        train_samples: training examples without ``--max-train-samples``.
+        test_samples: examples scored by default.
+        counts: rows of a data set that is no built-in task, by what became of them (:data:`COUNTS`).
     """
 
     name: str
@@ -67,10 +65,7 @@ class Task:
         return left[-samples:]
 
 
-# A data set as a task: the rows to train on, and those held out for scoring.
-
-
-# What is counted of the rows that are read for training.
+# A data set as a task: counts of the rows that are read for training, then the held-out share.
 COUNTS = {
     "read": "rows read",
     "untrained_rows": "rows without a trained turn",
@@ -84,12 +79,12 @@ _CHECKED_WHOLE = 20_000  # rows that are all read, however few are trained on
 
 
 class Source(NamedTuple):
-    """Where in a data set to look, and what of it to leave.
+    """The part of a data set to read.
 
     Attributes:
         config: its configuration.
         train_split, test_split: names of its splits.
-        drop_columns: columns that are not looked at.
+        drop_columns: ignored columns.
         allow_empty_answers: whether an answer may be empty.
     """
 
@@ -101,7 +96,7 @@ class Source(NamedTuple):
 
 
 class SampleLimits(NamedTuple):
-    """How many examples are wanted, so that no more rows are read; None for all."""
+    """How many examples are needed, so that no more rows are read; None for all."""
 
     train: int | None = None
     validation: int = 0
@@ -119,12 +114,12 @@ def dataset_task(name: str, source: Source, answers: bool = True, limits: Sample
 
     Args:
         name: the data set.
-        source: where in it to look.
+        source: the part to read.
         answers: whether every example must have an answer.
-        limits: how many examples are wanted.
+        limits: how many examples are needed.
 
     Raises:
-        InputError: if it is not found, has no rows, has none of the formats, or a row is not understood.
+        InputError: if it is unavailable or empty, has none of the formats, or a row is not understood.
     """
     splits = load_dataset(name, source.config)
     rows = _Rows(_split(splits, source.train_split, name), name, source, answers)
@@ -146,7 +141,7 @@ def dataset_task(name: str, source: Source, answers: bool = True, limits: Sample
         order, numbers = order[:-number], order[-number:]
         test = rows.examples(numbers, None)
         groups = {example.group for example in test}
-    rows.counts.clear()  # what is counted is what is trained on
+    rows.counts.clear()  # only rows trained on are counted
     train = rows.training(order, groups, limits)
     if not train:
         raise InputError(f"The data set {name} has no assistant turn to train on.")
@@ -188,10 +183,10 @@ def read_examples(rows: datasets.Dataset, name: str, answers: bool = True) -> li
     return _Rows(rows, name, Source(), answers).examples(range(len(rows)), None)
 
 
-def _split(splits: datasets.DatasetDict, wanted: str, name: str) -> datasets.Dataset:
-    if wanted not in splits:
-        raise unknown(f"split of {name}", wanted, splits)
-    return splits[wanted]
+def _split(splits: datasets.DatasetDict, split: str, name: str) -> datasets.Dataset:
+    if split not in splits:
+        raise unknown(f"split of {name}", split, splits)
+    return splits[split]
 
 
 class _Rows:
@@ -211,14 +206,14 @@ class _Rows:
         return self.format.counts
 
     def examples(self, numbers: Sequence[int], most: int | None) -> list[Example]:
-        """Those of the rows of these numbers, in their order, until there are enough.
+        """Examples of the rows with these numbers, in order, until there are enough.
 
         Raises:
             InputError: if there are none.
         """
         examples: list[Example] = []
-        for of_row in self.read(numbers):
-            examples += of_row
+        for row in self.read(numbers):
+            examples += row
             if most is not None and len(examples) >= most:
                 return examples[:most]
         if not examples:
@@ -229,9 +224,8 @@ class _Rows:
         """The first examples of these rows and, for validation, the last ones."""
         first, taken = self._apart(order, held_out, limits.train)
         left_out = self.counts["held_out_questions"]
-        if held_out and (
-            not first or (self.answers and left_out > taken / 2)
-        ):  # they begin alike, and differ by their number alone
+        # Rows may all begin alike and differ by a number only.
+        if held_out and (not first or (self.answers and left_out > taken / 2)):
             if first:
                 warnings.warn(
                     f"{left_out} of {taken} rows of {self.name} begin with the question of a held-out row, so held-out "
@@ -257,9 +251,9 @@ class _Rows:
         return first + last
 
     def _apart(self, order: Sequence[int], held_out: set[str], most: int | None) -> tuple[list[Example], int]:
-        """Examples of rows that begin otherwise than the held-out ones, and how many rows it took.
+        """Examples of rows that begin unlike the held-out ones, and how many rows were read.
 
-        Gives up where none is among the first many: a data set may be one row, repeated.
+        Stops where the first rows have none: a data set may be one row, repeated.
         """
         examples: list[Example] = []
         enough = len(order) if most is None else most + HELD_OUT_MOST
@@ -276,7 +270,7 @@ class _Rows:
         return examples, taken
 
     def read(self, numbers: Sequence[int]) -> Iterator[list[Example]]:
-        """The examples of each row; the rows in batches, each as soon as it is needed."""
+        """The examples of each row; rows are read in batches as needed."""
         for start in range(0, len(numbers), _BATCH):
             batch = numbers[start : start + _BATCH]
             cells = self.format.cleaned(self.table.select(batch)[:])

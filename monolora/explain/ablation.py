@@ -54,13 +54,13 @@ def ablated(model: nn.Module, rows: Sequence[Collection[UnitName]], adapter: str
     with ExitStack() as handles:
         if least is not None:
             handles.callback(inner.register_forward_pre_hook(batch, with_kwargs=True).remove)
-        for name, places in missing.items():
+        for name, cells in missing.items():
             layer: Any = layers.get(name)
-            _check(layer, name, adapter, max(unit for _, unit in places))
+            _check(layer, name, adapter, max(unit for _, unit in cells))
             of_class: type[LoraLayer] = type(layer)
             B, unit_dim = layer.lora_B[adapter], monolora_class(of_class).unit_dim
             missing_NR = torch.zeros(len(rows), layer.r[adapter], dtype=torch.bool)
-            missing_NR[tuple(zip(*places, strict=True))] = True
+            missing_NR[tuple(zip(*cells, strict=True))] = True
             hook = _Without(name, missing_NR, unit_dim, least or 1 - unit_dim, batch)
             handles.callback(B.register_forward_pre_hook(hook).remove)
         yield
@@ -80,17 +80,17 @@ def why_not_ablated(model: nn.Module, adapter: str = "default") -> dict[str, str
 
 
 class _Batch:
-    """A hook before a transformer that keeps how many tokens the rows of its batch have."""
+    """A hook before a transformer that records the number of tokens in a row of its batch."""
 
     tokens: int | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = [*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
-        self.tokens = next((each.shape[1] for each in given if each is not None), None)
+        inputs = [*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")]
+        self.tokens = next((tensor.shape[1] for tensor in inputs if tensor is not None), None)
 
 
 class _Without:
-    """A hook before B that puts 0 in the place of activations.
+    """A hook before B that sets activations to 0.
 
     Args:
         name: of the module, for messages.

@@ -35,17 +35,17 @@ class OutputNorms:
         self._sums: dict[str, float] = dict.fromkeys(layout.layers, 0.0)
         self.tokens = 0
 
-    def places(self, tokens: Sequence[int]) -> set[int]:
-        """Which batches of a window to measure; none where there are enough tokens.
+    def batches(self, tokens: Sequence[int]) -> set[int]:
+        """Indices of the batches of a window to measure; none once there are enough tokens.
 
         Args:
             tokens: counted ones of each batch.
         """
-        missing, batches = TOKENS - self.tokens, len(tokens)
+        missing, count = TOKENS - self.tokens, len(tokens)
         if missing <= 0:
             return set()
-        number = min(batches, max(_FEWEST, math.ceil(batches * missing / sum(tokens))))
-        return {(2 * i + 1) * batches // (2 * number) for i in range(number)}
+        number = min(count, max(_FEWEST, math.ceil(count * missing / sum(tokens))))
+        return {(2 * i + 1) * count // (2 * number) for i in range(number)}
 
     @contextmanager
     def measuring(self, counted_BL: torch.Tensor) -> Iterator[None]:
@@ -135,12 +135,12 @@ def collect(
     logits_to_keep = 0 if inner.get_output_embeddings() in layout.layers.values() else 1  # 0: of all tokens
     with seen.watching():
         for window in windows(texts, batch_size):
-            measured = norms.places([sum(len(text.counted) for text in batch) for batch in window])
-            for place, batch in enumerate(window):
+            measured = norms.batches([sum(len(text.counted) for text in batch) for batch in window])
+            for index, batch in enumerate(window):
                 ids_BL, length_B = padded_batch(batch, pad_token_id, device)
                 mask_BL = torch.arange(ids_BL.shape[1], device=device) < length_B[:, None]
                 counted_BL = _counted(batch, ids_BL)
-                with norms.measuring(counted_BL) if place in measured else nullcontext():
+                with norms.measuring(counted_BL) if index in measured else nullcontext():
                     model(
                         input_ids=ids_BL,
                         attention_mask=mask_BL.long(),

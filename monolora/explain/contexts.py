@@ -1,6 +1,6 @@
-"""The strongest of a stream, for every unit at once.
+"""The strongest values of a stream, with their contexts, for every unit at once.
 
-Shapes: U units, B new values, K kept ones.
+Shapes: U units, B new values, K values kept.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ class Strongest(NamedTuple):
 
     Attributes:
         value_UK: the values; minus infinity for none.
-        number_UK: of the texts that have them; -1 for none.
-        place_UK: where they were: below K among the values kept before, from K on among the new ones.
+        number_UK: of their texts; -1 for none.
+        slot_UK: their former index: below K among the kept values, from K on among the new ones.
     """
 
     value_UK: torch.Tensor
     number_UK: torch.Tensor
-    place_UK: torch.Tensor
+    slot_UK: torch.Tensor
 
 
 def strongest(
@@ -39,9 +39,9 @@ def strongest(
     numbers = torch.cat([number_UK, number_B.expand(new_UB.shape)], 1)
     by_number = numbers.argsort(dim=1, stable=True)
     by_value = values.gather(1, by_number).argsort(dim=1, stable=True, descending=True)
-    place_UK = by_number.gather(1, by_value)[:, : value_UK.shape[1]]
-    kept = values.gather(1, place_UK)
-    return Strongest(kept, numbers.gather(1, place_UK).masked_fill(kept == -torch.inf, -1), place_UK)
+    slot_UK = by_number.gather(1, by_value)[:, : value_UK.shape[1]]
+    top_value_UK = values.gather(1, slot_UK)
+    return Strongest(top_value_UK, numbers.gather(1, slot_UK).masked_fill(top_value_UK == -torch.inf, -1), slot_UK)
 
 
 BEFORE, AFTER = 14, 6  # tokens beside the peak that are kept
@@ -58,13 +58,13 @@ class Contexts:
         number_UK: of the texts; -1 for none.
         position_UK: of the peak in its text; of equal ones the first.
         length_UK: of the text.
-        ids_UKW: token ids around the peak, which is at place ``BEFORE``; ``NO_TOKEN`` beyond the text.
+        ids_UKW: token ids around the peak, which is at index ``BEFORE``; ``NO_TOKEN`` beyond the text.
         activation_UKW: of the unit on them; NaN where they are not counted.
 
     Args:
         units: U.
         most: K.
-        sign: 1 for the highest activations, -1 for the lowest (values are then turned round).
+        sign: 1 for the highest activations, -1 for the lowest (values are then negated).
         device: of the activations.
     """
 
@@ -97,34 +97,34 @@ class Contexts:
         """
         signed_BLU = h_BLU if self.sign > 0 else -h_BLU
         peak = signed_BLU.masked_fill(~counted_BL[:, :, None], -torch.inf).max(1)
-        found = strongest(self.value_UK, self.number_UK, peak.values.T, number_B)
-        kept = self.value_UK.shape[1]
-        new_UK = (found.place_UK >= kept) & (found.value_UK > -torch.inf)
-        self.value_UK, self.number_UK = found.value_UK, found.number_UK
-        self._move(found.place_UK.clamp(max=kept - 1))
+        top = strongest(self.value_UK, self.number_UK, peak.values.T, number_B)
+        most = self.value_UK.shape[1]
+        new_UK = (top.slot_UK >= most) & (top.value_UK > -torch.inf)
+        self.value_UK, self.number_UK = top.value_UK, top.number_UK
+        self._move(top.slot_UK.clamp(max=most - 1))
         unit_N, slot_N = new_UK.nonzero(as_tuple=True)
         if len(unit_N) == 0:
             return
-        text_N = found.place_UK[unit_N, slot_N] - kept
+        text_N = top.slot_UK[unit_N, slot_N] - most
         position_N = peak.indices[text_N, unit_N]
         self.position_UK[unit_N, slot_N] = position_N
         self.length_UK[unit_N, slot_N] = length_B[text_N]
         at_NW = position_N[:, None] + self._around_W
-        is_there_NW = (at_NW >= 0) & (at_NW < length_B[text_N, None])
+        in_text_NW = (at_NW >= 0) & (at_NW < length_B[text_N, None])
         at_NW = at_NW.clamp(0, ids_BL.shape[1] - 1)
         row_N1 = text_N[:, None]
-        self.ids_UKW[unit_N, slot_N] = ids_BL[row_N1, at_NW].int().masked_fill(~is_there_NW, NO_TOKEN)
-        is_counted_NW = is_there_NW & counted_BL[row_N1, at_NW]
+        self.ids_UKW[unit_N, slot_N] = ids_BL[row_N1, at_NW].int().masked_fill(~in_text_NW, NO_TOKEN)
+        is_counted_NW = in_text_NW & counted_BL[row_N1, at_NW]
         h_NW = h_BLU[row_N1, at_NW, unit_N[:, None]]
         self.activation_UKW[unit_N, slot_N] = h_NW.masked_fill(~is_counted_NW, torch.nan)
 
-    def _move(self, place_UK: torch.Tensor) -> None:
-        """Bring what is known of the contexts that stay to their new places."""
-        self.position_UK = self.position_UK.gather(1, place_UK)
-        self.length_UK = self.length_UK.gather(1, place_UK)
-        place_UKW = place_UK[:, :, None].expand(self.ids_UKW.shape)
-        self.ids_UKW = self.ids_UKW.gather(1, place_UKW)
-        self.activation_UKW = self.activation_UKW.gather(1, place_UKW)
+    def _move(self, slot_UK: torch.Tensor) -> None:
+        """Reorder the contexts that stay."""
+        self.position_UK = self.position_UK.gather(1, slot_UK)
+        self.length_UK = self.length_UK.gather(1, slot_UK)
+        slot_UKW = slot_UK[:, :, None].expand(self.ids_UKW.shape)
+        self.ids_UKW = self.ids_UKW.gather(1, slot_UKW)
+        self.activation_UKW = self.activation_UKW.gather(1, slot_UKW)
 
 
 ROOM = 2**26  # counts of texts by unit, group and bin: 268 MB in a pass, and 537 MB in what comes out of it
@@ -138,8 +138,8 @@ class Text(NamedTuple):
     Attributes:
         number: in its data set, from 0.
         ids: token ids.
-        start: tokens before this place are read but not counted, as when all texts share their beginning.
-        stop: tokens from this place on are not counted either, as when all texts share their ending.
+        start: earlier tokens are read but not counted, as when all texts share their beginning.
+        stop: tokens from here on are not counted either, as when all texts share their ending.
         group: number of its label; -1 for none.
     """
 
@@ -151,18 +151,14 @@ class Text(NamedTuple):
 
     @property
     def counted(self) -> range:
-        """The places of the tokens that count."""
+        """The positions of the tokens that count."""
         return range(max(self.start, 0), min(self.stop, len(self.ids)))
 
 
 def text_bins(units: int, groups: int, signed: bool) -> Bins:
-    """The finest bins that there is room for.
-
-    Whole octaves are the coarsest, 25 bins or 49 of signed units: they are taken even where that is more than
-    ``ROOM``, as with more than 50 labels and 26,000 signed units.
-    """
-    every = (Bins(signed, bits) for bits in range(MOST_BITS, 0, -1))
-    return next((bins for bins in every if units * (groups + 1) * bins.number <= ROOM), Bins(signed, 0))
+    """The finest bins within ``ROOM``; whole octaves (25 bins, or 49 of signed units) even beyond it."""
+    candidates = (Bins(signed, bits) for bits in range(MOST_BITS, 0, -1))
+    return next((bins for bins in candidates if units * (groups + 1) * bins.number <= ROOM), Bins(signed, 0))
 
 
 class TextMeans:
@@ -189,24 +185,24 @@ class TextMeans:
     def add(self, mean_BU: torch.Tensor, number_B: torch.Tensor, group_B: torch.Tensor) -> None:
         """Count texts; those without a label go to the last group and never among the strongest."""
         groups = len(self.texts_G)
-        place_B = torch.where(group_B < 0, groups - 1, group_B)
-        self.texts_G += torch.bincount(place_B, minlength=groups)
+        group_index_B = torch.where(group_B < 0, groups - 1, group_B)
+        self.texts_G += torch.bincount(group_index_B, minlength=groups)
         fired_UB = (mean_BU.abs() > THRESHOLD).T.long()
-        self.fired_UG.index_add_(1, place_B, fired_UB)
-        self._count(self.bins.of(mean_BU), place_B)
+        self.fired_UG.index_add_(1, group_index_B, fired_UB)
+        self._count(self.bins.of(mean_BU), group_index_B)
         labelled = group_B >= 0
         for end, sign in enumerate((1, -1)[: len(self.value_SUM)]):
             self._keep(end, sign * mean_BU[labelled].T, number_B[labelled], group_B[labelled])
 
-    def _count(self, bin_BU: torch.Tensor, place_B: torch.Tensor) -> None:
+    def _count(self, bin_BU: torch.Tensor, group_index_B: torch.Tensor) -> None:
         units, groups, bins = self.histogram_UGE.shape
         of_unit_U = torch.arange(units, device=bin_BU.device) * (groups * bins)
-        place_BU = of_unit_U + (place_B * bins)[:, None] + bin_BU
-        flat = place_BU.flatten()
+        cell_BU = of_unit_U + (group_index_B * bins)[:, None] + bin_BU
+        flat = cell_BU.flatten()
         self.histogram_UGE.view(-1).index_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
 
     def _keep(self, end: int, value_UB: torch.Tensor, number_B: torch.Tensor, group_B: torch.Tensor) -> None:
-        found = strongest(self.value_SUM[end], self.number_SUM[end], value_UB, number_B)
+        top = strongest(self.value_SUM[end], self.number_SUM[end], value_UB, number_B)
         group_UB = group_B.expand(value_UB.shape)
-        self.group_SUM[end] = torch.cat([self.group_SUM[end], group_UB], 1).gather(1, found.place_UK)
-        self.value_SUM[end], self.number_SUM[end] = found.value_UK, found.number_UK
+        self.group_SUM[end] = torch.cat([self.group_SUM[end], group_UB], 1).gather(1, top.slot_UK)
+        self.value_SUM[end], self.number_SUM[end] = top.value_UK, top.number_UK

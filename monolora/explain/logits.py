@@ -120,8 +120,8 @@ def _is_norm(module: nn.Module) -> bool:
 def _final_norm(owner: nn.Module, blocks: str) -> nn.Module | None:
     """The only norm beside the blocks; of several (BLOOM has one of the embedding) the only one after them."""
     children = list(owner.named_children())
-    place = [name for name, _ in children].index(blocks)
-    for among in (children, children[place:]):
+    index = [name for name, _ in children].index(blocks)
+    for among in (children, children[index:]):
         norms = [child for _, child in among if _is_norm(child)]
         if len(norms) == 1:
             return norms[0]
@@ -230,7 +230,7 @@ def _batches(contexts: Mapping[UnitName, Contexts], batch_size: int) -> Iterator
     ordered = sorted(lists, key=lambda unit: (max(map(len, lists[unit])), lists[unit], unit), reverse=True)
     batch: list[UnitName] = []
     for unit in ordered:
-        pairs = [tuple(context) for each in (*batch, unit) for context in lists[each]]
+        pairs = [tuple(context) for member in (*batch, unit) for context in lists[member]]
         if batch and len(pairs) + len(set(pairs)) > batch_size:
             yield batch
             batch = []
@@ -244,13 +244,13 @@ def _mean_changes(
     model: nn.Module, contexts: Sequence[Contexts], units: Sequence[UnitName], adapter: str
 ) -> torch.Tensor:
     """Mean over its contexts of what each unit changes, ``(U, V)`` in float32."""
-    pairs = [(place, tuple(context)) for place, its in enumerate(contexts) for context in its]
+    pairs = [(index, tuple(context)) for index, own in enumerate(contexts) for context in own]
     distinct = {context: row for row, context in enumerate(dict.fromkeys(context for _, context in pairs))}
-    rows: list[list[UnitName]] = [*([] for _ in distinct), *([units[place]] for place, _ in pairs)]
+    rows: list[list[UnitName]] = [*([] for _ in distinct), *([units[index]] for index, _ in pairs)]
     with ablated(model, rows, adapter):
         logits_NV = _last_logits(model, [*distinct, *(context for _, context in pairs)])
     logits_PV = logits_NV[[distinct[context] for _, context in pairs]] - logits_NV[len(distinct) :]
-    unit_P = torch.tensor([place for place, _ in pairs], device=logits_PV.device)
+    unit_P = torch.tensor([index for index, _ in pairs], device=logits_PV.device)
     sums_UV = torch.zeros(len(units), logits_PV.shape[1], device=logits_PV.device).index_add_(0, unit_P, logits_PV)
     return sums_UV / unit_P.bincount()[:, None]
 

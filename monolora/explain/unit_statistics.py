@@ -20,7 +20,7 @@ from monolora.units import Layout
 
 BITS = 2  # of the histogram: a quarter of an octave a bin
 BLOCK = 4096  # units whose co-activation is counted together; a matrix of 134 MB
-CONSTANT = 1e-6  # a standard deviation that is less of the mean is none, but the rounding of float32
+CONSTANT = 1e-6  # of the mean: a smaller standard deviation is rounding of float32
 
 
 class Moments:
@@ -61,8 +61,8 @@ class Moments:
         self.max_U = torch.maximum(self.max_U, h_TU.amax(0))
         self.min_U = torch.minimum(self.min_U, h_TU.amin(0))
         self.fired_U += (h_TU != 0).sum(0)
-        places_TU = self._bins.of(h_TU) + self._first_bin_U
-        self.histogram_UE += torch.bincount(places_TU.flatten(), minlength=self.histogram_UE.numel()).view(
+        bins_TU = self._bins.of(h_TU) + self._first_bin_U
+        self.histogram_UE += torch.bincount(bins_TU.flatten(), minlength=self.histogram_UE.numel()).view(
             self.histogram_UE.shape
         )
         for at, product_PP in zip(self._blocks, self._products, strict=True):
@@ -73,7 +73,7 @@ class Moments:
         return (self.absolute_U if self._signed else self.sum_U) / self.tokens
 
     def std(self) -> torch.Tensor:
-        """Standard deviation over all tokens; 0 of an activation that is constant but for rounding."""
+        """Standard deviation over all tokens; 0 for an activation that is constant up to rounding."""
         return self._variance().sqrt()
 
     def _variance(self) -> torch.Tensor:
@@ -86,25 +86,25 @@ class Moments:
         return self.sum_U / self.tokens - self._pivot_U
 
     def partners(self, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The units that go most with each, by the size of Pearson's correlation over tokens.
+        """The units most correlated with each, by the size of Pearson's correlation over tokens.
 
         Returns:
-            Places of the units and the correlations, ``(U, most)`` each; place -1 where there are no more, or where an
-            activation never changes (:meth:`std` is 0).
+            Indices of the units and the correlations, ``(U, most)`` each; index -1 where there are no more, or where an
+            activation is constant (:meth:`std` is 0).
         """
         mean_U, std_U = self._shifted_mean(), self.std()
-        places, correlations = [], []
+        partners, correlations = [], []
         for at, product_PP in zip(self._blocks, self._products, strict=True):
             covariance_PP = product_PP / self.tokens - torch.outer(mean_U[at], mean_U[at])
             r_PP = covariance_PP / torch.outer(std_U[at], std_U[at])
             r_PP = r_PP.nan_to_num_(0, 0, 0).clamp_(-1, 1).fill_diagonal_(0)
-            found = r_PP.abs().topk(min(most, len(r_PP)), dim=1)
-            r_PM = r_PP.gather(1, found.indices)
+            top = r_PP.abs().topk(min(most, len(r_PP)), dim=1)
+            r_PM = r_PP.gather(1, top.indices)
             pad = (0, most - r_PM.shape[1])
             correlations.append(torch.nn.functional.pad(r_PM, pad))
-            places.append(torch.nn.functional.pad(found.indices + at.start, pad))
-        r_UM, place_UM = torch.cat(correlations), torch.cat(places)
-        return place_UM.masked_fill(r_UM == 0, -1), r_UM
+            partners.append(torch.nn.functional.pad(top.indices + at.start, pad))
+        r_UM, partner_UM = torch.cat(correlations), torch.cat(partners)
+        return partner_UM.masked_fill(r_UM == 0, -1), r_UM
 
 
 ROOM = 2**25  # sums that are kept, at most (268 MB)
@@ -120,7 +120,7 @@ class TopTokens(NamedTuple):
 
 
 class TokenMeans:
-    """Sums of activations by token id, in float64: float32 would soon be too coarse for what a frequent token adds.
+    """Sums of activations by token id, in float64: float32 is too coarse for frequent tokens.
 
     Args:
         units: U.
@@ -136,7 +136,7 @@ class TokenMeans:
         self._count_V = torch.zeros(self._room, dtype=torch.int64, device=device)
 
     def add(self, h_TU: torch.Tensor, ids_T: torch.Tensor) -> None:
-        """Count tokens; those for which there is no room left are passed over."""
+        """Count tokens; those beyond the room are ignored."""
         unseen = ids_T[self._row_of_id[ids_T] < 0].unique()[: self._room - len(self._ids)]
         self._row_of_id[unseen] = torch.arange(len(self._ids), len(self._ids) + len(unseen), device=ids_T.device)
         self._ids = torch.cat([self._ids, unseen])
@@ -154,11 +154,11 @@ class TokenMeans:
         """
         often_V = (self._count_V[: len(self._ids)] >= FEWEST).nonzero()[:, 0]
         signed_VU = self._sum_VU[often_V].div_(sign * self._count_V[often_V, None])
-        found = signed_VU.topk(min(most, len(often_V)), dim=0)
-        row_NU = often_V[found.indices]
-        is_there_NU = found.values > 0
-        ids_NU = self._ids[row_NU].masked_fill(~is_there_NU, -1)
-        return TopTokens(ids_NU.T, sign * found.values.T, self._count_V[row_NU].T)
+        top = signed_VU.topk(min(most, len(often_V)), dim=0)
+        row_NU = often_V[top.indices]
+        is_given_NU = top.values > 0
+        ids_NU = self._ids[row_NU].masked_fill(~is_given_NU, -1)
+        return TopTokens(ids_NU.T, sign * top.values.T, self._count_V[row_NU].T)
 
 
 STRONGEST = 50  # texts whose labels say how consistent a unit is at its strongest
@@ -190,7 +190,7 @@ class Collected:
         strongest_SUM: labels of the texts with the strongest mean activations; -1 where there are fewer.
         contexts: one of each end.
         tokens_by_end: likewise; of the tokens that there is room for, see :mod:`monolora.explain.unit_statistics`.
-        partner_UP, correlation_UP: the units that go most with each, by place; -1 for none.
+        partner_UP, correlation_UP: the units most correlated with each, by index; -1 for none.
     """
 
     tokens: int
@@ -299,9 +299,9 @@ class Collector:
 def _text_means(h_TU: torch.Tensor, counted_BL: torch.Tensor) -> torch.Tensor:
     """Mean activations of each text, ``(B, U)``, from those of the counted tokens, text after text.
 
-    Those of other tokens have no part in it, not even times 0: they may be infinite.
+    Other tokens are excluded, not multiplied by 0: they may be infinite.
     """
-    return torch.stack([of_text.mean(0) for of_text in h_TU.split(counted_BL.sum(1).tolist())])
+    return torch.stack([h_LU.mean(0) for h_LU in h_TU.split(counted_BL.sum(1).tolist())])
 
 
 def _floats(values: torch.Tensor) -> Floats:

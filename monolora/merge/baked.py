@@ -151,8 +151,8 @@ def baked_class(base_class: type[nn.Module]) -> type[BakedLayer]:
 
 def _blank(base_class: type[nn.Module]) -> BakedLayer:
     """A baked layer without content, for pickle to fill."""
-    made = baked_class(base_class)
-    return made.__new__(made)
+    kind = baked_class(base_class)
+    return kind.__new__(kind)
 
 
 def check_bakeable(model: nn.Module, names: Mapping[str, object]) -> None:

@@ -6,7 +6,7 @@ reads them from there too, one file at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def adapter_deltas(model: PeftModel) -> dict[str, Delta]:
     }
     if any(isinstance(layer, MonoLoraLayer) for layer in layers.values()):
         units = active_units(model)
-        return {name: _of_units(each, _is_embedding(layers[name])) for name, each in units.items()}
+        return {name: _of_units(own, _is_embedding(layers[name])) for name, own in units.items()}
     return {
         name: _of_units(lora_units(layer, model.active_adapter), _is_embedding(layer))
         for name, layer in layers.items()
@@ -99,20 +99,20 @@ def merged_deltas(merged: PreTrainedModel | PeftModel, adapted: PeftModel, names
         InputError: if the merged model has no such layers.
     """
     if isinstance(merged, PeftModel):
-        found = adapter_deltas(merged)
-        return {name: found[name] for name in _all_in(names, found)}
+        deltas = adapter_deltas(merged)
+        return {name: deltas[name] for name in _all_in(names, deltas)}
     modules, base = dict(merged.named_modules()), dict(adapted.get_base_model().named_modules())
     return {name: _of_module(modules[name], base[name].get_base_layer()) for name in _all_in(names, modules)}
 
 
-def _all_in(names: Iterable[str], found: Iterable[str]) -> list[str]:
-    wanted, there = list(names), set(found)
-    missing = [name for name in wanted if name not in there]
+def _all_in(names: Iterable[str], modules: Container[str]) -> list[str]:
+    required = list(names)
+    missing = [name for name in required if name not in modules]
     if missing:
         raise InputError(
             f"The merged model has no {missing[0]} ({len(missing)} such): it is a merge of something else."
         )
-    return wanted
+    return required
 
 
 def _of_module(module: nn.Module, base: nn.Module) -> Delta:
@@ -122,7 +122,7 @@ def _of_module(module: nn.Module, base: nn.Module) -> Delta:
 
 
 def _in_memory(layer: BakedLayer) -> Units:
-    """The units of a baked layer, from disk where they are there."""
+    """The units of a baked layer, from disk if offloaded."""
     units = layer.units
     if units.A.device.type != "meta":
         return units
@@ -131,7 +131,7 @@ def _in_memory(layer: BakedLayer) -> Units:
 
 
 def _values(layer: nn.Module, name: str) -> torch.Tensor:
-    """A parameter in float32: from disk where it is there, dequantized where it is quantized."""
+    """A parameter in float32: from disk if offloaded, dequantized if quantized."""
     if layer.get_parameter(name).device.type == "meta":
         return values_of(layer, name).float()
     if name == "weight":

@@ -1,6 +1,6 @@
-"""Running calibration text through an adapted model and summing up the moments of its layers.
+"""Linear maps in place of an adapter's units, fitted to the moments of its layers on calibration text.
 
-One pass where the sums fit into the memory they are given, else one pass for each part of the layers.
+One pass where the sums fit into memory, else one for each part of the layers.
 
 Shapes: T tokens, I inputs (``I1`` with a constant 1 at the end), R units.
 """
@@ -28,11 +28,11 @@ from monolora.merge.unload import Units, active_units
 
 Batch = Mapping[str, torch.Tensor]
 Progress = Callable[[Sequence[Batch]], Iterable[Batch]]
-HELD_OUT_EVERY = 5  # one row in five is kept from the fit, to choose the ridge by
+HELD_OUT_EVERY = 5  # one row in five is held out to choose the ridge
 
 
 class Folds(NamedTuple):
-    """The moments of one layer, over the tokens to fit and over those to choose the ridge by."""
+    """The moments of one layer, over the tokens to fit and those to choose the ridge."""
 
     seen: Moments
     held_out: Moments
@@ -57,23 +57,23 @@ def collect(
         memory: bytes that the sums may take; by default half of what is free.
 
     Returns:
-        For each layer its moments; layers that hardly any token reached (as experts may be) are left out.
+        For each layer its moments; layers that too few tokens reached (as of experts) are left out.
     """
     run = _runner(model, layers.values())
     leaders = _leaders(run, layers, batches[0])
-    found: dict[str, Folds] = {}
+    folds: dict[str, Folds] = {}
     for names in _parts(units, leaders, _free_memory() // 2 if memory is None else memory):
         sums = _Sums({name: units[name] for name in names}, leaders)
         with hooked({name: layers[name] for name in names}, sums.observe), torch.inference_mode():
             for batch in progress(batches):
                 sums.begin(batch)
                 run(**batch)
-        found |= sums.result()
-    return found
+        folds |= sums.result()
+    return folds
 
 
 def _runner(model: PeftModel, layers: Iterable[nn.Module]) -> Callable[..., Any]:
-    """The forward to call; that of a language model goes without the vocabulary's logits where nobody reads them."""
+    """The forward to call: of a language model, without the vocabulary's logits where no layer needs them."""
     base = model.get_base_model()
     body = base.base_model if isinstance(base, PreTrainedModel) else base
     inside = set(body.modules())
@@ -97,7 +97,7 @@ def hooked(layers: Mapping[str, nn.Module], observe: Callable[[str, torch.Tensor
 
 
 def _leaders(run: Callable[..., Any], layers: Mapping[str, nn.Module], batch: Batch) -> dict[str, str]:
-    """For each layer the first one that reads the same tensor right before it, or itself, in the order of the run."""
+    """For each layer the first of the consecutive layers that read the same tensor, in the order of the run."""
     leaders: dict[str, str] = {}
     last: tuple[torch.Tensor, str] | None = None
 
@@ -113,7 +113,7 @@ def _leaders(run: Callable[..., Any], layers: Mapping[str, nn.Module], batch: Ba
 
 
 def _parts(units: Mapping[str, Units], leaders: Mapping[str, str], memory: int) -> Iterator[list[str]]:
-    """Layers that are summed up in one pass: at least one group that shares its input, and no more than fit."""
+    """The layers of each pass: at least one group that shares its input, and no more than fit into memory."""
     part: list[str] = []
     left = memory
     for leader in dict.fromkeys(leaders.values()):
@@ -145,7 +145,7 @@ class _Sums:
         self._split: tuple[torch.Tensor, ...] = ()
 
     def begin(self, batch: Batch) -> None:
-        """Note which rows and which padding the next forward sees."""
+        """Record the rows and padding of the next forward."""
         self._first_row += self._rows
         self._rows = len(next(iter(batch.values())))
         mask = batch.get("attention_mask")
@@ -178,26 +178,26 @@ class _Sums:
         """
         if self._mask is not None and x.shape[:-1].numel() == self._mask.numel():
             x = x.reshape(*self._mask.shape, x.shape[-1])  # some models (OPT) flatten the rows
-        places = x.shape[:-1]
-        whole_rows = places[0] == self._rows
-        index = torch.arange(places[0], device=x.device) + (self._first_row if whole_rows else 0)
-        held_out = (index % HELD_OUT_EVERY == 1).view(-1, *(1 for _ in places[1:])).expand(places)
-        keep = self._mask if self._mask is not None and self._mask.shape == places else torch.ones_like(held_out)
+        shape = x.shape[:-1]
+        whole_rows = shape[0] == self._rows
+        index = torch.arange(shape[0], device=x.device) + (self._first_row if whole_rows else 0)
+        held_out = (index % HELD_OUT_EVERY == 1).view(-1, *(1 for _ in shape[1:])).expand(shape)
+        keep = self._mask if self._mask is not None and self._mask.shape == shape else torch.ones_like(held_out)
         wide = F.pad(x.double(), (0, 1), value=1.0)
         return wide[keep & ~held_out], wide[keep & held_out]
 
     def result(self) -> dict[str, Folds]:
-        found = {}
+        folds = {}
         for name, of_units in self._of_units.items():
             inputs = self._inputs[self._leaders[name]]
             if all(sums.tokens for sums in inputs):
-                found[name] = Folds(*map(Moments.of, inputs, of_units))
-        return found
+                folds[name] = Folds(*map(Moments.of, inputs, of_units))
+        return folds
 
 
 # With fewer calibration tokens than this for each input of a layer, too much of the map is left to the ridge.
 TOKENS_PER_INPUT = 4
-# E[act'(z)] for zero-mean Gaussian z: what the best linear map is A times of.
+# E[act'(z)] for zero-mean Gaussian z: the best linear map is this times A.
 GAUSSIAN_SLOPES = {"relu": 0.5, "identity": 1.0, "softplus": 0.5}
 
 
@@ -235,19 +235,19 @@ def linearize(
     maps = {name: _closed_form(layer, units[name]) for name, layer in layers.items()}
     open_ones = {name: layer for name, layer in layers.items() if maps[name] is None}
     if batches is None:
-        found = {name: _gaussian(name, units[name]) for name in open_ones}
+        fitted = {name: _gaussian(name, units[name]) for name in open_ones}
     else:
         _check_rows(batches)
         folds = collect(model, open_ones, units, batches, progress, memory) if open_ones else {}
         _check_tokens(units, open_ones, folds)
-        found = {name: fit(units[name].A, units[name].B, *folds[name], affine=intercepts[name]) for name in open_ones}
-    return {name: found.get(name) or linear_map for name, linear_map in maps.items()}  # type: ignore[misc]
+        fitted = {name: fit(units[name].A, units[name].B, *folds[name], affine=intercepts[name]) for name in open_ones}
+    return {name: fitted.get(name) or linear_map for name, linear_map in maps.items()}  # type: ignore[misc]
 
 
 def _has_intercept(name: str, layer: MonoLoraLayer, units: Units, affine: bool | None) -> bool:
     if units.A.dim() > 2:
         raise InputError(
-            f"{name} is a convolution, and merges know linear layers and embeddings. Keep the adapter beside its base."
+            f"{name} is a convolution; merges support linear layers and embeddings. Keep the adapter beside its base."
         )
     base = layer.get_base_layer()
     has_bias = not isinstance(base, nn.Embedding) and base.bias is not None

@@ -30,7 +30,7 @@ def export_lora(
     """Write an adapter folder that stock PEFT and servers of LoRA load.
 
     All layers get one rank and one scaling, since many servers know no patterns: where the adapter has patterns,
-    smaller layers are filled up with zeros and the scaling goes to B.
+    smaller layers are padded with zeros and the scaling goes into B.
 
     Args:
         model: the adapted model; it stays as it is.
@@ -39,16 +39,16 @@ def export_lora(
         tokenizer: saved beside it, with its chat template.
 
     Raises:
-        InputError: if a map has an intercept, for which a LoRA adapter has no place; as :func:`check_readable`.
+        InputError: if a map has an intercept, which a LoRA adapter cannot hold; as :func:`check_readable`.
     """
     check_readable(model)
     if any(linear_map.intercept is not None for linear_map in maps.values()):
-        raise InputError("A LoRA adapter has no place for intercepts. Leave them out, or write a dense checkpoint.")
+        raise InputError("A LoRA adapter cannot hold intercepts. Leave them out, or write a dense checkpoint.")
     units = active_units(model)
     config = model.peft_config[model.active_adapter]
     assert isinstance(config, MonoLoraConfig)
-    scalings = {each.scaling for each in units.values()}
-    rank = max(each.A.shape[0] for each in units.values())
+    scalings = {module_units.scaling for module_units in units.values()}
+    rank = max(module_units.A.shape[0] for module_units in units.values())
     scaling = scalings.pop() if len(scalings) == 1 else 1.0
     tensors = get_peft_model_state_dict(
         model,
@@ -56,8 +56,8 @@ def export_lora(
         # Where an embedding is adapted, PEFT would write the base's beside it, which servers of LoRA refuse.
         save_embedding_layers=False if any(".lora_embedding_A." in name for name in model.state_dict()) else "auto",
     )
-    for name, each in units.items():
-        _replace(tensors, f"base_model.model.{name}", each, maps[name], rank, scaling)
+    for name, module_units in units.items():
+        _replace(tensors, f"base_model.model.{name}", module_units, maps[name], rank, scaling)
     Path(folder).mkdir(parents=True, exist_ok=True)
     _lora_config(config, rank, scaling).save_pretrained(str(folder))
     save_file(
@@ -92,7 +92,7 @@ def check_readable(model: PeftModel) -> None:
 
 def _lora_config(config: MonoLoraConfig, rank: int, scaling: float) -> LoraConfig:
     alpha = round(scaling * rank, 9)
-    shared = {each.name: vars(config)[each.name] for each in fields(LoraConfig) if each.init}
+    shared = {field.name: vars(config)[field.name] for field in fields(LoraConfig) if field.init}
     return LoraConfig(
         **shared
         | {
@@ -110,7 +110,7 @@ def _lora_config(config: MonoLoraConfig, rank: int, scaling: float) -> LoraConfi
 def _replace(
     tensors: dict[str, torch.Tensor], prefix: str, units: Units, linear_map: LinearMap, rank: int, scaling: float
 ) -> None:
-    """Put the LoRA tensors of one layer in the place of its MonoLoRA tensors."""
+    """Replace the MonoLoRA tensors of one layer by LoRA tensors."""
     kind = "embedding_" if f"{prefix}.monolora_embedding_A" in tensors else ""
     end = "" if kind else ".weight"
     missing = rank - units.A.shape[0]

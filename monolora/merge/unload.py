@@ -122,7 +122,7 @@ def _merge_tokens(model: nn.Module, name: str) -> None:
         if adapter.tied_adapter is not None:
             continue
         weight = adapter.get_base_layer().weight
-        alike = [each.get_base_layer() for each in adapters if each is adapter or each.tied_adapter is adapter]
+        alike = [other.get_base_layer() for other in adapters if other is adapter or other.tied_adapter is adapter]
         sharing = [module for module in model.modules() if module._parameters.get("weight") is weight]
         if len(sharing) > len(alike):
             own = nn.Parameter(weight.data.clone(), requires_grad=False)
@@ -133,7 +133,7 @@ def _merge_tokens(model: nn.Module, name: str) -> None:
 
 
 def _untie(model: PreTrainedModel) -> None:
-    """Say in the config that embeddings and output layer are tied no longer, where only one of them was changed."""
+    """Record in the config that embeddings and output layer are no longer tied, where only one of them was changed."""
     config = model.config.get_text_config(decoder=True)
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     if config.tie_word_embeddings and outputs is not None and inputs.weight is not outputs.weight:
@@ -141,10 +141,9 @@ def _untie(model: PreTrainedModel) -> None:
 
 
 def _without_wrappers(tuner: MonoLoraModel) -> nn.Module:
-    """The model with trained copies in the place of saved modules.
+    """The model with trained copies in place of saved modules.
 
-    PEFT's unload does that, and reads a whole offloaded model from disk for each module that it visits: so not for
-    nothing.
+    PEFT's unload does that, but reads a whole offloaded model from disk for each module: it is called only if needed.
     """
     if any(isinstance(module, AuxiliaryTrainingWrapper) for module in tuner.model.modules()):
         return tuner.unload()

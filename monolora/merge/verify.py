@@ -1,6 +1,6 @@
 """How much of an adapter's effect a merge keeps, measured token by token on text.
 
-The yardstick is the base model: a merge that kept nothing would differ from the adapter as much as the base does.
+The base model is the yardstick: a useless merge differs from the adapter as much as the base does.
 
 Shapes: T tokens, V vocabulary, O outputs of a layer.
 """
@@ -32,13 +32,13 @@ class Spread(NamedTuple):
 
 
 class Fidelity(NamedTuple):
-    """What a comparison found.
+    """The summary of a comparison.
 
     Attributes:
         tokens: tokens compared.
         kl_merged: ``KL(adapter ‖ merged)`` of the next-token distributions.
         kl_base: ``KL(adapter ‖ base)``.
-        top1_merged: share of the tokens at which adapter and merged model find the same next token likeliest.
+        top1_merged: share of the tokens with the same likeliest next token in adapter and merged model.
         top1_base: the same for adapter and base.
         kept: ``1 - KL(adapter ‖ merged) / KL(adapter ‖ base)``, of the means: 1 for a perfect merge, 0 for one no
             better than the base, negative for one that is worse.
@@ -65,7 +65,7 @@ class TokenComparison(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What :func:`compare` found, not yet summed up, so that several texts can be pooled.
+    """The result of :func:`compare`, which can be pooled with that of other texts.
 
     Attributes:
         tokens: one value a token.
@@ -85,7 +85,7 @@ class Comparison(NamedTuple):
         return Comparison(tokens, missed, size)
 
     def fidelity(self) -> Fidelity:
-        """Summed up."""
+        """The summary over all tokens."""
         merged, base = _spread(self.tokens.kl_merged), _spread(self.tokens.kl_base)
         return Fidelity(
             tokens=len(self.tokens.kl_base),
@@ -122,7 +122,7 @@ def compare(
     batches: Sequence[Batch],
     progress: Progress = lambda batches: batches,
 ) -> Comparison:
-    """:func:`verify` before it is summed up."""
+    """As :func:`verify`, without the summary."""
     ours = adapter_deltas(adapted)
     modules = _ModuleErrors(ours, merged_deltas(merged, adapted, ours))
     layers = {name: layer for name, layer in adapted.get_base_model().named_modules() if name in ours}
@@ -130,16 +130,16 @@ def compare(
     for batch in progress(batches):
         modules.mask = batch["attention_mask"].bool()
         with hooked(layers, modules.observe):
-            of_adapter = _kept_logits(adapted, batch)
+            adapter_TV = _logits(adapted, batch)
         with adapted.disable_adapter():
-            of_base = _kept_logits(adapted, batch)
-        parts += _compare_tokens(of_adapter, of_base, _kept_logits(merged, batch))
+            base_TV = _logits(adapted, batch)
+        parts += _compare_tokens(adapter_TV, base_TV, _logits(merged, batch))
     tokens = TokenComparison(*map(torch.cat, zip(*parts, strict=True)))
     return Comparison(tokens, modules.missed, modules.size)
 
 
-def _kept_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Logits at all places that are no padding, ``(T, V)``."""
+def _logits(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Logits at all tokens but padding, ``(T, V)``."""
     return model(**batch).logits[batch["attention_mask"].bool()]
 
 
@@ -165,7 +165,7 @@ def _kl(p_TV: torch.Tensor, logits_TV: torch.Tensor) -> torch.Tensor:
 
 
 class _ModuleErrors:
-    """Sums up, layer by layer, how far the merged delta is from the adapter's at the adapter's inputs."""
+    """Sums by layer the error of the merged delta at the adapter's inputs."""
 
     def __init__(self, ours: dict[str, Delta], theirs: dict[str, Delta]) -> None:
         self._ours, self._theirs = ours, theirs
@@ -194,5 +194,5 @@ def _spread(values: torch.Tensor) -> Spread:
 
 
 def _ratio(part: float, whole: float) -> float:
-    """``part / whole``; what is left of nothing is nothing."""
+    """``part / whole``, with 0 / 0 = 0."""
     return part / whole if whole else (0.0 if part == 0 else float("inf"))

@@ -45,7 +45,7 @@ def shown_interval(low: float | None, high: float | None, places: int, changes: 
 
 
 def shown_p(p: float | None) -> str:
-    """A p-value to two digits that count; very small ones as a bound."""
+    """A p-value to two significant digits; very small ones as a bound."""
     if p is None:
         return NOTHING
     if p < 0.001:
@@ -54,16 +54,16 @@ def shown_p(p: float | None) -> str:
 
 
 def interval_caption(estimates: Mapping[str, Iterable[Estimate | None]], draws: str) -> str:
-    """What the intervals of means over runs are over, for a caption.
+    """The caption of intervals of means over runs.
 
     Args:
-        estimates: by what they are of.
+        estimates: by name.
         draws: what differs between the runs on one encoder, in the plural.
     """
     groups: dict[tuple[int, int], list[str]] = {}
     for name, own in estimates.items():
         kinds = {(estimate.seeds, estimate.draws) for estimate in own if estimate is not None}
-        for key in kinds - {(1, 1)} or kinds:  # a number without an interval beside others speaks for itself
+        for key in kinds - {(1, 1)} or kinds:  # a number without an interval needs no caption beside others
             groups.setdefault(key, []).append(name)
     sentences = []
     for (n_encoders, n_draws), names in sorted(groups.items(), reverse=True):
@@ -89,14 +89,13 @@ def _without_sign_of_zero(text: str) -> str:
     return text.replace("-", "−")
 
 
-# Axes of the charts on pages: round numbers, and places in percent of the way.
-
+# Axes of the charts on pages: ticks at round numbers, positions in percent of the axis.
 
 _TINY = 1e-6  # no difference that a chart shows
 
 
 class Tick(NamedTuple):
-    """A labelled place on an axis, in percent of its length."""
+    """A labelled position on an axis, in percent of its length."""
 
     at: float
     label: str
@@ -107,7 +106,7 @@ class Axis:
 
     Args:
         values: that must be on it; None for those that are unknown.
-        from_zero: whether it begins at zero where the values are not far from it.
+        from_zero: whether it begins at zero if the values are near it.
     """
 
     def __init__(self, values: Iterable[float | None], from_zero: bool) -> None:

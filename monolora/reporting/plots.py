@@ -105,9 +105,9 @@ def label_ends(figure: Figure, panels: Sequence[tuple[Axes, Sequence[Line]]]) ->
         (bottom, top), height = axes.get_ylim(), axes.get_window_extent().height
         wanted = np.array([(last.mean - bottom) / (top - bottom) for _, last in named])
         gap = _LABEL_POINTS * figure.dpi / 72 / height
-        for (line, _), place in zip(named, _apart(wanted, gap), strict=True):
+        for (line, _), y in zip(named, _apart(wanted, gap), strict=True):
             axes.annotate(
-                line.label, (1, place), (4, 0), xycoords="axes fraction", textcoords="offset points",
+                line.label, (1, y), (4, 0), xycoords="axes fraction", textcoords="offset points",
                 color=line.colour, va="center", fontsize=8, annotation_clip=False,
             )  # fmt: skip
 
@@ -117,7 +117,7 @@ def _last(line: Line) -> Estimate | None:
 
 
 def _apart(wanted: np.ndarray, gap: float) -> np.ndarray:
-    """Places at least ``gap`` apart, near those wanted, in their order: groups that meet share their middle."""
+    """Positions at least ``gap`` apart, near those wanted, in their order: overlapping groups share their middle."""
     groups: list[list[int]] = []
     middles: list[float] = []
     for index in np.argsort(wanted, kind="stable"):
@@ -126,10 +126,10 @@ def _apart(wanted: np.ndarray, gap: float) -> np.ndarray:
         while len(groups) > 1 and middles[-1] - middles[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
             merged = groups[-2] + groups[-1]
             groups[-2:], middles[-2:] = [merged], [float(wanted[merged].mean())]
-    places = wanted.copy()
+    positions = wanted.copy()
     for group, middle in zip(groups, middles, strict=True):
-        places[group] = middle + gap * (np.arange(len(group)) - (len(group) - 1) / 2)
-    return places
+        positions[group] = middle + gap * (np.arange(len(group)) - (len(group) - 1) / 2)
+    return positions
 
 
 _WIDTH, _BETWEEN = 0.84, 0.9  # of a bar, and between groups, where bars are 1 apart

@@ -78,8 +78,8 @@ def files_state(folder: str) -> tuple[tuple[int, int] | None, ...]:
     states: list[tuple[int, int] | None] = []
     for name in (_CONFIG, _WEIGHTS):
         try:
-            found = os.stat(os.path.join(folder, name))
-            states.append((found.st_mtime_ns, found.st_size))
+            status = os.stat(os.path.join(folder, name))
+            states.append((status.st_mtime_ns, status.st_size))
         except OSError:
             states.append(None)
     return tuple(states)
@@ -143,7 +143,7 @@ def _check_no_monolora_tensors(weights: Path, named: str) -> None:
 
 
 def _check_options(config: MonoLoraConfig, folder: str) -> None:
-    """Refuse what vLLM's LoRA layers have no place for."""
+    """Refuse what vLLM's LoRA layers cannot hold."""
     unserved: dict[str, Any] = {
         "modules_to_save": config.modules_to_save,
         "trainable_token_indices": config.trainable_token_indices,

@@ -133,12 +133,12 @@ def _check_shares(shares: Mapping[str, Share | None], dtype: str) -> None:
             )
 
 
-def share_of_way(found: torch.Tensor, zero: torch.Tensor, one: torch.Tensor, way: torch.Tensor, noise: float) -> Share:
-    """Where ``found`` is between ``zero`` and ``one``, as seen along ``way``; unknown where that leads nowhere."""
+def share_of_way(value: torch.Tensor, zero: torch.Tensor, one: torch.Tensor, way: torch.Tensor, noise: float) -> Share:
+    """Where ``value`` is between ``zero`` and ``one``, as seen along ``way``; unknown where that leads nowhere."""
     length = torch.dot(one - zero, way).item()
     if length == 0:
         return Share(0.0, float("inf"))
-    return Share(torch.dot(found - zero, way).item() / length, abs(noise * way.norm().item() / length))
+    return Share(torch.dot(value - zero, way).item() / length, abs(noise * way.norm().item() / length))
 
 
 def rms(differences: torch.Tensor) -> float:
@@ -218,13 +218,13 @@ def measure(
     measured = Canary(dtype, len(same.base), base_error)
     if same.without is None or exact.without is None:
         return measured
-    found = by_adapter.log_probs
-    applied = share_of_way(found, same.without, same.right, exact.right - exact.without, base_error)
+    served = by_adapter.log_probs
+    applied = share_of_way(served, same.without, same.right, exact.right - exact.without, base_error)
     activation = None
     if same.linear is not None and exact.linear is not None:
-        dropped = share_of_way(found, same.right, same.linear, exact.linear - exact.right, base_error)
+        dropped = share_of_way(served, same.right, same.linear, exact.linear - exact.right, base_error)
         activation = Share(1 - dropped.value, dropped.error)
-    adapter_error = None if request is None else rms(found - same.right)
+    adapter_error = None if request is None else rms(served - same.right)
     return Canary(dtype, len(same.base), base_error, adapter_error, applied, activation)
 
 
@@ -288,12 +288,12 @@ def _answers(outputs: Sequence[Any]) -> _Answers:
 @torch.no_grad()
 def _log_probs(model: Any, answers: _Answers) -> torch.Tensor:
     """Of the same tokens, by transformers: each given those before it."""
-    found = []
+    log_probs = []
     for token_ids, start in zip(answers.token_ids, answers.starts, strict=True):
         ids = torch.tensor([token_ids], device=model.device)
         logits = model(ids).logits[0, start - 1 : -1].double()
-        found.append(logits.log_softmax(-1).gather(1, ids[0, start:, None])[:, 0].cpu())
-    return torch.cat(found)
+        log_probs.append(logits.log_softmax(-1).gather(1, ids[0, start:, None])[:, 0].cpu())
+    return torch.cat(log_probs)
 
 
 class _Wanted(NamedTuple):
@@ -320,7 +320,7 @@ def _wanted(model: Any, by_base: _Answers, by_adapter: _Answers, request: LoRARe
         return _wanted_of_checkpoint(model, of_base, by_base)
     without = _log_probs(model, by_adapter)
     adapted = attach(model, request.lora_path).eval()
-    activations: list[_Place] = [
+    activations: list[_Attribute] = [
         (layer.activation, name)
         for layer in adapted.modules()
         if isinstance(layer, MonoLoraLayer)
@@ -342,24 +342,24 @@ def _wanted_of_checkpoint(model: Any, right: torch.Tensor, answers: _Answers) ->
     return _Wanted(right, right, without, _linear(model, activations, answers))
 
 
-def _linear(model: Any, activations: list[_Place], answers: _Answers) -> torch.Tensor | None:
+def _linear(model: Any, activations: list[_Attribute], answers: _Answers) -> torch.Tensor | None:
     if not activations:
         return None
     with _set(activations, "identity"):
         return _log_probs(model, answers)
 
 
-_Place = tuple[dict[str, Any], str]
+_Attribute = tuple[dict[str, Any], str]
 
 
 @contextmanager
-def _set(places: list[_Place], value: object) -> Iterator[None]:
+def _set(attributes: list[_Attribute], value: object) -> Iterator[None]:
     """Put another value into places of the model, and afterwards their own."""
-    kept = [where[key] for where, key in places]
-    for where, key in places:
+    values = [where[key] for where, key in attributes]
+    for where, key in attributes:
         where[key] = value
     try:
         yield
     finally:
-        for (where, key), own in zip(places, kept, strict=True):
+        for (where, key), own in zip(attributes, values, strict=True):
             where[key] = own

@@ -126,9 +126,9 @@ class CpuGate(Gate):
             return None
         if not base_N.any():
             return add(y, *args, **kwargs)
-        kept = y[base_N]
+        base_rows = y[base_N]
         added = add(y, *args, **kwargs)
-        y[base_N] = kept
+        y[base_N] = base_rows
         return added
 
 

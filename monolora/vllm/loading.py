@@ -1,7 +1,7 @@
-"""How vLLM's workers load a MonoLoRA adapter: under LoRA's names, and only where every tensor has its place.
+"""How vLLM's workers load a MonoLoRA adapter: under LoRA's names, and only if every tensor fits.
 
-vLLM copies tensors into larger buffers, so one that is too small fits in silence, and it passes over tensors of modules
-that the model does not have. Both would be wrong answers; here they are refusals.
+vLLM copies tensors into larger buffers, where one that is too small goes unnoticed, and ignores tensors of modules that
+the model lacks. Both would give wrong answers; here they are errors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from monolora.vllm.requests import named
 
 
 def parse_fine_tuned_lora_name(original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
-    """Around vLLM's parser of tensor names: ours are read as LoRA's."""
+    """Around vLLM's parser of tensor names: MonoLoRA's are read as LoRA's."""
     return original(to_memory_name(name), *args, **kwargs)
 
 
@@ -52,8 +52,8 @@ def load_adapter(original: Callable[..., Any], worker_manager: Any, lora_request
         return adapter
 
 
-class _Place(NamedTuple):
-    """Where the units of one module of the adapter go.
+class _Target(NamedTuple):
+    """The vLLM layer for the units of one module of the adapter.
 
     Attributes:
         layer: vLLM's layer, which may be several modules in one.
@@ -75,25 +75,25 @@ def check_fits(adapter: Any, config: MonoLoraConfig, manager: Any) -> None:
     Raises:
         AdapterFileError: naming the first tensor or module that does not fit, and the fix.
     """
-    places = dict(_places(manager, adapter))
+    targets = dict(_targets(manager, adapter))
     origin = origin_of(config.base_model_name_or_path, manager.model.config.name_or_path)
     for name, weights in sorted(adapter.loras.items()):
         if weights.lora_a is None or weights.lora_b is None:
             missing = "A" if weights.lora_a is None else "B"
             raise AdapterFileError(f"The adapter file lacks tensor {name}.monolora_{missing}. {origin}")
         check_finite({f"{name}.monolora_A": weights.lora_a, f"{name}.monolora_B": weights.lora_b})
-        if name not in places:
+        if name not in targets:
             if _elsewhere(manager):
                 continue
-            raise AdapterFileError(f"The adapter has units for {name}, which is no module that vLLM adapts. {origin}")
-        _check_place(name, weights, places[name], origin)
+            raise AdapterFileError(f"The adapter has units for {name}, which vLLM does not adapt. {origin}")
+        _check_shapes(name, weights, targets[name], origin)
     _check_complete(adapter, config, manager, origin)
     if config.activation != "identity":
-        _check_sums(places, manager)
+        _check_sums(targets, manager)
 
 
 def _check_complete(adapter: Any, config: MonoLoraConfig, manager: Any, origin: str) -> None:
-    """Modules that the config targets and the file leaves out would be served as the base's."""
+    """Check for targeted modules without weights, which would be served as the base's."""
     skipped = getattr(manager.model, "lora_skip_prefixes", None) or []
     names = [name for fused in manager.modules for name in manager.packed_modules.get(fused, [fused])]
     config = copy.copy(config)
@@ -111,7 +111,7 @@ def _elsewhere(manager: Any) -> bool:
     return any(isinstance(module, PPMissingLayer) for module in manager.model.modules())
 
 
-def _places(manager: Any, adapter: Any) -> Iterator[tuple[str, _Place]]:
+def _targets(manager: Any, adapter: Any) -> Iterator[tuple[str, _Target]]:
     """The modules of the adapter that vLLM will look up, by the names that it looks for."""
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
@@ -126,7 +126,7 @@ def _places(manager: Any, adapter: Any) -> Iterator[tuple[str, _Place]]:
                     f"The adapter has units for {weights.module_name}, and only linear layers are served with units "
                     f"beside them. {EXACT_FIX}"
                 )
-            yield weights.module_name, _Place(layer, _outputs(layer.base_layer, part, len(parts)))
+            yield weights.module_name, _Target(layer, _outputs(layer.base_layer, part, len(parts)))
 
 
 def _outputs(base_layer: Any, part: int, parts: int) -> int | None:
@@ -141,18 +141,18 @@ def _outputs(base_layer: Any, part: int, parts: int) -> int | None:
     return int(base_layer.output_sizes[part]) if len(base_layer.output_sizes) == parts else None
 
 
-def _check_place(name: str, weights: Any, place: _Place, origin: str) -> None:
-    outputs = len(weights.lora_b) if place.outputs is None else place.outputs
-    wanted = {"A": (weights.rank, place.layer.base_layer.input_size), "B": (outputs, weights.rank)}
+def _check_shapes(name: str, weights: Any, target: _Target, origin: str) -> None:
+    outputs = len(weights.lora_b) if target.outputs is None else target.outputs
+    expected = {"A": (weights.rank, target.layer.base_layer.input_size), "B": (outputs, weights.rank)}
     for which, tensor in (("A", weights.lora_a), ("B", weights.lora_b)):
-        if tuple(tensor.shape) != wanted[which]:
+        if tuple(tensor.shape) != expected[which]:
             raise AdapterFileError(
                 f"Tensor {name}.monolora_{which} has shape {tuple(tensor.shape)} in the file, this model needs "
-                f"{wanted[which]}. {origin}"
+                f"{expected[which]}. {origin}"
             )
 
 
-def _check_sums(places: dict[str, _Place], manager: Any) -> None:
+def _check_sums(targets: dict[str, _Target], manager: Any) -> None:
     """The ranks of a row-parallel layer have parts of ``A x``; ReLU has to come after their sum.
 
     Under fully sharded LoRA vLLM sums before "expand". Otherwise it sums only the layer's output.
@@ -163,8 +163,8 @@ def _check_sums(places: dict[str, _Place], manager: Any) -> None:
         return
     split = sorted(
         name
-        for name, place in places.items()
-        if isinstance(place.layer.base_layer, RowParallelLinear) and place.layer.base_layer.tp_size > 1
+        for name, target in targets.items()
+        if isinstance(target.layer.base_layer, RowParallelLinear) and target.layer.base_layer.tp_size > 1
     )
     if split:
         raise AdapterFileError(

@@ -85,10 +85,10 @@ async def find_adapter(
     """
     from vllm.lora.request import LoRARequest
 
-    found = await original(resolver, lora_name, lora_path, base_model_name)
+    request = await original(resolver, lora_name, lora_path, base_model_name)
     config = os.path.join(lora_path, "adapter_config.json")
-    if found is not None or not os.path.exists(config):
-        return found
+    if request is not None or not os.path.exists(config):
+        return request
     with open(config) as file:
         settings = json.load(file)
     if settings["peft_type"] != NAME or settings.get("base_model_name_or_path") != base_model_name:

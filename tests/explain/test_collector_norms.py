@@ -51,7 +51,7 @@ def test_short_texts_have_their_part(model: PeftModel) -> None:
 def test_batches_at_even_distances(tokens: list[int], before: int) -> None:
     norms = OutputNorms(Layout({}, {}, "default", False))
     norms.tokens = before
-    places = sorted(norms.places(tokens))
+    places = sorted(norms.batches(tokens))
     if before >= TOKENS:
         assert places == []
         return

@@ -178,7 +178,7 @@ def test_one_scaling_is_kept(make_llama: Make, adapt: Adapt, tmp_path: Path) -> 
 
 def test_intercepts_are_refused(make_gpt2: Make, adapt: Adapt, tmp_path: Path) -> None:
     model = adapt(make_gpt2(), target_modules=["c_attn"], fan_in_fan_out=True)
-    with pytest.raises(InputError, match="A LoRA adapter has no place for intercepts"):
+    with pytest.raises(InputError, match="A LoRA adapter cannot hold intercepts"):
         export_lora(model, linearize(model, text()), tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
 

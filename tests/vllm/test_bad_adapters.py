@@ -119,7 +119,7 @@ def _check_refused(engine: Engine, served: Served, folder: Path, message: str) -
         ),
         ({"num_key_value_heads": 2}, r"k_proj.monolora_B has shape \(64, 8\) in the file, this model needs \(32, 8\)"),
         ({"num_hidden_layers": 1}, "lacks tensor model.layers.1.self_attn.q_proj.monolora_A"),
-        ({"num_hidden_layers": 3}, "has units for model.layers.2.*which is no module that vLLM adapts"),
+        ({"num_hidden_layers": 3}, "has units for model.layers.2.*which vLLM does not adapt"),
     ],
 )
 def test_of_another_base(
