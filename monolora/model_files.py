@@ -1,8 +1,8 @@
 """The files beside the weights: written complete, and under the names that transformers 4 and 5 both read.
 
-What transformers 5 writes, transformers 4 misreads in silence: the base of the rotary embedding (``rope_parameters``
-instead of ``rope_theta`` and ``rope_scaling``), the dtype; and it refuses the tokenizer's class. Both generations read
-files with both names.
+transformers 4 silently misreads the rotary embedding (``rope_parameters`` instead of ``rope_theta`` and
+``rope_scaling``) and dtype that transformers 5 writes, and refuses the tokenizer's class. Both read files with both
+names.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def save_model(
     """Write a model as ``save_pretrained`` does, and its tokenizer, for both generations of transformers.
 
     Args:
-        model: its generation config is written as it is, be it one that transformers itself would not write.
+        model: its generation config is written unchanged, even if transformers itself refuses to.
         folder: where to.
         tokenizer: written beside it.
         options: for the model's ``save_pretrained``.
@@ -55,8 +55,7 @@ def save_model(
 def any_generation_config(model: PreTrainedModel, folder: str | os.PathLike[str]) -> Iterator[None]:
     """Around ``save_pretrained``: a generation config that transformers reads but refuses to write is written too.
 
-    Early Llama-2 has a temperature without sampling, for example. It says what it says for every server that reads it;
-    the checkpoint has what its base has.
+    Early Llama-2 has a temperature without sampling, for example; the checkpoint keeps what its base has.
     """
     if not model.can_generate():
         yield
@@ -76,7 +75,7 @@ def save_generation_config(config: GenerationConfig, folder: str | os.PathLike[s
 
 
 def adopt_generation_config(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
-    """Let a model stop (and sample) as the files of its adapter say, where they say anything.
+    """Take over the generation config in an adapter's folder, if there is one.
 
     Raises:
         InputError: if the file is damaged.
@@ -86,7 +85,7 @@ def adopt_generation_config(model: PreTrainedModel, folder: str | os.PathLike[st
 
 
 def end_tokens(folder: str | os.PathLike[str]) -> list[int]:
-    """The ids that end an answer of the adapter (or model) in a folder; empty where its files say nothing.
+    """The ids that end an answer of the adapter (or model) in a folder; empty without a generation config.
 
     Raises:
         InputError: if the file is damaged.
@@ -117,10 +116,10 @@ def check_adapter_files(folder: str | os.PathLike[str], shapes: Mapping[str, tor
     path = Path(folder) / SAFETENSORS_WEIGHTS_NAME
     try:
         with safe_open(path, framework="pt") as file:
-            written = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            saved = {key: torch.Size(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise RunError(f"The adapter was not saved: {path} cannot be read ({in_one_line(error)})") from error
-    wrong = sorted(name for name, shape in shapes.items() if written.get(name) != shape)
+    wrong = sorted(name for name, shape in shapes.items() if saved.get(name) != shape)
     if wrong:
         raise RunError(f"The adapter was not saved whole: {path} lacks {wrong[0]!r} ({len(wrong)} such).")
 
@@ -187,6 +186,6 @@ def _scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
 
 def _add_to_tokenizer(config: dict[str, Any]) -> None:
     if config.get("tokenizer_class") == "TokenizersBackend":
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # which transformers 5 takes for the same
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"  # an alias in transformers 5
     if isinstance(config.get("extra_special_tokens"), list):
         config["additional_special_tokens"] = config.pop("extra_special_tokens")

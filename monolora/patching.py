@@ -1,8 +1,7 @@
-"""How functions of other libraries are replaced: all or none, and only in versions that this was made for.
+"""Wrapping functions of other libraries: all or none, and only in supported versions.
 
-Functions are wrapped by name, none is copied. A wrapper is called with the original, then with the caller's arguments.
-All names are looked up before the first one is replaced, so that no library is left half changed. What is replaced, and
-every other name that its library does not document, stands in :mod:`monolora.private_names`.
+A wrapper is called with the original and the caller's arguments. All names are looked up before the first is replaced,
+so that no library is left half changed. Replaced and other undocumented names are in :mod:`monolora.private_names`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Library(NamedTuple):
     """A library that monolora reaches into.
 
     Attributes:
-        title: what it calls itself.
+        title: its name in messages.
         supported: its versions; pyproject.toml has the same ranges (a test compares them).
         install: the line that installs one of them.
         user: what needs it.
@@ -57,14 +56,14 @@ LIBRARIES = {
 
 
 class MissingNameError(InputError):
-    """A name that an installed library does not have, or not as expected; the message says which, and the fix."""
+    """A name that an installed library lacks or has changed; the message has the name and the fix."""
 
 
 def installed_version(name: str) -> str:
-    """The version of the library that is imported. A folder of that name on the path is none.
+    """The version of an imported library; a mere folder of that name on the path is not one.
 
     Raises:
-        InputError: if there is none, or it cannot be imported; with the line that installs it.
+        InputError: if it is missing or broken; with the line that installs it.
     """
     library = LIBRARIES[name]
     try:
@@ -76,7 +75,7 @@ def installed_version(name: str) -> str:
 
 
 def check_version(name: str) -> None:
-    """Check that the installed version of a library is one that monolora was made for.
+    """Check that the installed version of a library is supported.
 
     Raises:
         InputError: if the library is missing, or its version is not supported; with both versions.
@@ -101,12 +100,12 @@ def naming_versions() -> Iterator[None]:
 
 
 class _Function(NamedTuple):
-    """Where a function is kept.
+    """A function and its owner.
 
     Attributes:
         owner: the module or class.
         name: the attribute of the owner.
-        descriptor: what the owner has there: the function, a class method or a static method.
+        descriptor: the function, class method or static method.
     """
 
     owner: Any
@@ -130,7 +129,7 @@ def wrap_all(wrappers: Mapping[str, Callable[..., Any]]) -> None:
             original, as that of a method gets the instance.
 
     Raises:
-        MissingNameError: naming the first that is not there, or lacks a parameter that is known of it.
+        MissingNameError: naming the first that is missing or lacks a parameter.
     """
     functions = {path: _find(path) for path in wrappers}
     for path, function in functions.items():

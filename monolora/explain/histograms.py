@@ -1,7 +1,7 @@
-"""Bins for activations that are the same for every unit and data set, and need no range to be known before.
+"""Histograms of activations, with the same bins for every unit and data set, and group contrasts from them.
 
-Each octave of a size is cut into 2^bits equal parts: the bin of a float is then read off its exponent and the first
-bits of its fraction, and no logarithm is taken. Bins are in ascending order of the activation; exact zeros have a bin
+Each octave of a size is cut into 2^bits equal parts: the bin of a float is read off its exponent and the first bits
+of its fraction, without a logarithm. Bins are in ascending order of the activation; exact zeros have a bin
 of their own.
 
 Shapes: E bins.
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-LOWEST, HIGHEST = 2.0**-14, 2.0**10  # what is below (and not 0) or above is in the first or last bin of its sign
+LOWEST, HIGHEST = 2.0**-14, 2.0**10  # smaller (not 0) and larger sizes are in the first or last bin of their sign
 OCTAVES = 24
 _FRACTION = 23  # bits of a float32's fraction
 
@@ -44,7 +44,7 @@ class Bins(NamedTuple):
 
     @property
     def zero(self) -> int:
-        """The place of the bin of exact zeros."""
+        """The index of the bin of exact zeros."""
         return self.sizes if self.signed else 0
 
     def of(self, values: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ class Bins(NamedTuple):
 
 
 def merged(counts_UE: NDArray[np.int64], bins: Bins, bits: int) -> NDArray[np.int64]:
-    """Counts in coarser bins, from counts in finer ones: the same as if they had been counted so.
+    """Counts in coarser bins, from counts in finer ones; exact.
 
     Args:
         counts_UE: counts by bin, shape ``(…, E)``.

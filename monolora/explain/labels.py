@@ -1,4 +1,4 @@
-"""What mutual information counts give by chance alone, when label and activation have nothing to do with each other.
+"""How activations depend on labels: mutual information and consistency, each against chance.
 
 Shapes: U units, G labels, K coarse bins.
 """
@@ -18,18 +18,18 @@ _PAIRS_AT_A_TIME = 4096
 
 
 def expected_information(labels_UG: Floats, bins_UK: Floats) -> Floats:
-    """Expected mutual information (nats) of all tables with the same margins: permuting the labels gives it on average.
+    """Expected mutual information (nats) of all tables with the same margins, as under permuted labels.
 
     The exact sum over hypergeometric cells (Vinh, Epps and Bailey, 2010, "Information Theoretic Measures for
-    Clusterings Comparison", eq. 24a), which depends on a cell's margins only: cells of the same margins share it.
-    scikit-learn's gives the same numbers, one table at a time, in 2 to 10 times as long for a layer's units.
+    Clusterings Comparison", eq. 24a), computed once for cells of the same margins. scikit-learn's
+    gives the same numbers table by table, in 2 to 10 times as long for a layer's units.
 
     Args:
         labels_UG: texts of each label, whole numbers, shape ``(U, G)``.
         bins_UK: texts in each bin, of the same sums, shape ``(U, K)``.
 
     Returns:
-        Shape ``(U,)``; 0 where there are no texts.
+        Shape ``(U,)``; 0 without texts.
     """
     n_U11 = np.broadcast_to(labels_UG.sum(1)[:, None, None], (len(labels_UG), labels_UG.shape[1], bins_UK.shape[1]))
     margins = np.stack(np.broadcast_arrays(n_U11, labels_UG[:, :, None], bins_UK[:, None, :]), -1)
@@ -40,18 +40,18 @@ def expected_information(labels_UG: Floats, bins_UK: Floats) -> Floats:
 
 
 def _cells(triples: Floats) -> Floats:
-    """By number of all texts, of the row's and of the column's: the expected term of such a cell."""
+    """Expected terms of cells, by the number of all texts, the row's and the column's."""
     n, a, b = triples.T
     most = np.minimum(a, b)
     k = np.arange(1, int(most.max(initial=0)) + 1)[:, None]
     least = np.maximum(1, a + b - n)
-    is_there = (k >= least) & (k <= most)
+    is_possible = (k >= least) & (k <= most)
     with np.errstate(divide="ignore", invalid="ignore"):
         log_p = (
             gammaln(a + 1) + gammaln(b + 1) + gammaln(n - a + 1) + gammaln(n - b + 1) - gammaln(n + 1) - gammaln(k + 1)
         ) - (gammaln(a - k + 1) + gammaln(b - k + 1) + gammaln(n - a - b + k + 1))
         terms = k / n * np.log(n * k / (a * b)) * np.exp(log_p)
-    return np.asarray(np.where(is_there, terms, 0.0).sum(0))
+    return np.asarray(np.where(is_possible, terms, 0.0).sum(0))
 
 
 COARSE_BINS = 10
@@ -66,9 +66,9 @@ class Information(NamedTuple):
     """By unit, shape ``(U,)`` each; NaN where there are no texts.
 
     Attributes:
-        bits_U: mutual information of label and activation, in bits: 0 where the activation says nothing of the label,
-            at most the entropy of the labels.
-        p_U: p-value of independence; 1 where there is nothing to test (one label, or texts that are all tied).
+        bits_U: mutual information of label and activation, in bits: from 0 (independent) to
+            the entropy of the labels.
+        p_U: p-value of independence; 1 where nothing can be tested (one label, or all texts tied).
     """
 
     bits_U: Floats
@@ -79,14 +79,13 @@ def mutual_information(counts_UGE: Counts) -> Information:
     """Mutual information of a text's label and its activation, the latter in tenths of the texts.
 
     The bins are merged, unit by unit, into at most ten by the rank of the texts in their middle. Texts of one bin stay
-    together, so that where many are tied (at zero, of a sparse unit) there are fewer than ten: an own one for the tie,
-    and tenths of the rest.
+    together: many ties (zeros of a sparse unit) give one bin, and the rest tenths.
 
-    What counts give is too much on average, the more so the fewer texts there are: what tables of the same margins have
-    by chance (:func:`monolora.explain.labels.expected_information`) is taken off, and what is below 0 then is 0.
+    Counts overestimate it, the more the fewer texts there are: the expectation of tables of the same margins
+    (:func:`expected_information`) is subtracted, and negative values become 0.
     The p-value is that of Pearson's chi-squared test of independence on the same table, with (labels - 1)(coarse
-    bins - 1) degrees of freedom. The G-test, which asks the same of the information itself, finds too much where texts
-    are few: of units that know nothing of 14 labels with 50 texts each, 12 % are below 0.05 then, and 5 % here.
+    bins - 1) degrees of freedom. The G-test, of the information itself, rejects too often with few texts: for units
+    independent of 14 labels with 50 texts each, 12 % are below 0.05, against 5 % here.
 
     Args:
         counts_UGE: texts by label and bin, shape ``(U, G, E)``; labels and bins may be empty.
@@ -107,7 +106,7 @@ def coarsened(counts_UGE: Counts, bins: int = COARSE_BINS) -> Floats:
     texts_UE = counts_UGE.sum(1)
     twice_middle_UE = 2 * texts_UE.cumsum(1) - texts_UE
     n_U1 = np.maximum(texts_UE.sum(1, keepdims=True), 1)
-    # the middle of a bin behind all texts (an empty one) is at their end
+    # an empty bin behind all texts belongs to the last one
     coarse_UE = np.minimum(twice_middle_UE * bins // (2 * n_U1), bins - 1)
     member_UEK = coarse_UE[:, :, None] == np.arange(bins)
     return counts_UGE.astype(np.float64) @ member_UEK.astype(np.float64)
@@ -154,9 +153,9 @@ def semantic_consistency(counts_UG: Counts) -> Floats:
 
 
 def consistency_by_chance(texts_G: Counts, drawn: int, seed: int = 0) -> float:
-    """The share of the most frequent label to be expected among texts drawn at random, none of them twice.
+    """The expected share of the most frequent label among texts drawn at random without replacement.
 
-    It is above the share of the most frequent label of all: some label is ahead in every draw. Exact for up to
+    It exceeds the share of the most frequent label overall, as some label is ahead in every draw. Exact for up to
     ``EXACT_UP_TO`` texts drawn. For more it is the mean of 100,000 simulated draws (multivariate hypergeometric), whose
     standard error is below 0.0002.
 

@@ -1,6 +1,6 @@
 """The files of an exact checkpoint, checked before they are loaded.
 
-transformers fills what they lack with noise, and where there is a quantizer it takes any shape.
+transformers initializes missing tensors at random and, with a quantizer, accepts any shape.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def check_tensors(model: PreTrainedModel, files: Iterable[str], elsewhere: Seque
         elsewhere: modules that keep units too, of a head that this class does not have.
 
     Raises:
-        AdapterFileError: naming the first tensor that is missing, foreign, there twice, of another shape, of a dtype
+        AdapterFileError: naming the first tensor that is missing, foreign, duplicate, of another shape, of a dtype
             that no export writes, or not finite; or the file that cannot be read.
     """
     files = list(files)
@@ -96,7 +96,7 @@ def _same_head(module: str, in_file: str) -> bool:
 
 
 def _tensors(path: str) -> Iterator[tuple[str, Any, Callable[[], torch.Tensor]]]:
-    """Of each tensor in one file its name, its header, and what reads it."""
+    """Name, header and reader of each tensor in one file."""
     try:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
@@ -108,7 +108,7 @@ def _tensors(path: str) -> Iterator[tuple[str, Any, Callable[[], torch.Tensor]]]
 
 
 class _Renaming:
-    """From a name in the files to the name in the model, as transformers goes from one to the other when it loads."""
+    """From names in the files to names in the model, as transformers maps them while loading."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         mapping = get_model_conversion_mapping(model)

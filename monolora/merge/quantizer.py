@@ -1,7 +1,7 @@
-"""How transformers loads an exact checkpoint: as a "quantization method", its public door for other layer classes.
+"""How transformers loads an exact checkpoint: as a "quantization method", its public interface for other layer classes.
 
-Nothing is quantized. ``config.json`` lists the baked layers; before the weights are read, the quantizer puts baked
-layers in the place of the plain ones, on the meta device.
+Nothing is quantized. ``config.json`` lists the baked layers; before the weights are read, the quantizer replaces
+the plain layers by baked ones, on the meta device.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ class BakedGroup:
 
 
 class MonoLoraQuantizationConfig(QuantizationConfigMixin):
-    """What ``config.json`` of an exact checkpoint says about its baked layers.
+    """The description of baked layers in ``config.json`` of an exact checkpoint.
 
     Args:
-        groups: modules by what they keep; one group where the adapter is uniform.
+        groups: modules by the kind of their units.
         other_dtypes: dtype to the names of the base model's tensors that have it, where it is not the model's.
         quant_method: ``"monolora"``.
 
@@ -189,10 +189,10 @@ class MonoLoraHfQuantizer(HfQuantizer):
     quantization_config: MonoLoraQuantizationConfig
 
     def update_tp_plan(self, config: Any) -> Any:
-        """The one hook that sees the config before the files are looked for: it takes ``NEEDS_MONOLORA`` away.
+        """Remove ``NEEDS_MONOLORA``, in the only hook that sees the config before files are looked up.
 
         Raises:
-            ValueError: under tensor parallelism, whose plans split the base weights and know nothing of A and B.
+            ValueError: under tensor parallelism, whose plans split the base weights but not A and B.
         """
         vars(config).pop("transformers_weights", None)
         distributed = vars(config).get("distributed_config")
@@ -209,28 +209,28 @@ class MonoLoraHfQuantizer(HfQuantizer):
         by_module = {name: group for group in self.quantization_config.groups for name in group.modules}
         modules = {name: names.module(name) for name in by_module}
         check_named_once(name for name in modules.values() if name is not None)
-        groups = {here: by_module[name] for name, here in modules.items() if here is not None}
+        groups = {alias: by_module[name] for name, alias in modules.items() if alias is not None}
         check_bakeable(model, groups)
         bake(model, {name: group.empty_units(model.get_submodule(name)) for name, group in groups.items()})
         for dtype, tensors in self.quantization_config.other_dtypes.items():
             for tensor in filter(None, map(names.tensor, tensors)):
                 _set_dtype(model, tensor, dtype_named(dtype))
-        check_tensors(model, checkpoint_files or (), [name for name, here in modules.items() if here is None])
+        check_tensors(model, checkpoint_files or (), [name for name, alias in modules.items() if alias is None])
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        # Or transformers would refuse .float() and full finetuning, for which there is no reason here.
+        # Otherwise transformers would refuse .float() and full finetuning.
         model.is_quantized = False  # type: ignore[assignment]
         self._describe(model)
         return model
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[None, dict[str, str]]:
-        """Nothing of its own to save; but this runs before the config is written."""
+        """Update the config, before it is written; nothing else is saved."""
         self._describe(model)
         return None, {}
 
     def _describe(self, model: PreTrainedModel) -> None:
-        """The class at hand may have no head, and dtypes may have been changed since."""
+        """Update the description: this class may lack a head, and dtypes may have changed."""
         model.config.quantization_config = self.quantization_config = MonoLoraQuantizationConfig.of(model)
 
     def is_serializable(self) -> bool:
@@ -250,9 +250,9 @@ class MonoLoraHfQuantizer(HfQuantizer):
 
 
 class _Names:
-    """Finds modules and tensors of the saved model in the model at hand, whose class may be another.
+    """Finds modules and tensors of the saved model in a model of perhaps another class.
 
-    ``LlamaModel`` knows as ``layers.0`` what ``LlamaForCausalLM`` knows as ``model.layers.0``, and has no ``lm_head``.
+    ``layers.0`` of ``LlamaModel`` is ``model.layers.0`` of ``LlamaForCausalLM``, and it has no ``lm_head``.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -320,10 +320,10 @@ def export_exact(
 ) -> None:
     """Write a folder that ``from_pretrained`` of every transformers class loads once ``monolora`` is imported.
 
-    Without ``monolora`` the loading fails, with a message that says so.
+    Without ``monolora`` loading fails with a message that names it.
 
     Args:
-        model: a model with one active MonoLoRA adapter. It is consumed: load the folder to go on.
+        model: a model with one active MonoLoRA adapter. It is consumed: load the folder to continue.
         folder: where to write config, generation config and safetensors.
         tokenizer: written beside the model, its chat template too.
         max_shard_size: the largest size of one file of weights.
