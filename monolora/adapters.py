@@ -46,11 +46,11 @@ from monolora.hub import check_vocabulary, load_causal_lm, load_tokenizer, on_gp
 from monolora.model_files import adopt_generation_config
 from monolora.targets import module_names, near_misses, resolve_patterns
 
-SUM = "sum"  # the name that a weighted sum of adapters gets
+SUM = "sum"  # the name of a weighted sum of adapters
 
 
 class _Settings(TypedDict, total=False):
-    """Of LoRA and MonoLoRA, in adapter_config.json: PEFT takes any type, and fails when it works with it."""
+    """Types in adapter_config.json of LoRA and MonoLoRA, which PEFT does not check."""
 
     peft_type: Required[str]
     base_model_name_or_path: str | None
@@ -170,10 +170,10 @@ def adapter_config(folder: str) -> PeftConfig:
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise InputError(f"{folder} holds no weights: adapter_model.safetensors is missing. Copy the whole folder.")
     try:
-        named = read_json(path, "Copy it again.", _Settings)["peft_type"]
-        if named not in PEFT_TYPE_TO_CONFIG_MAPPING:
-            raise ValueError(f"its peft_type {named!r} is no method of PEFT, nor MONOLORA")
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[named].from_pretrained(folder)
+        method = read_json(path, "Copy it again.", _Settings)["peft_type"]
+        if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+            raise ValueError(f"its peft_type {method!r} is no method of PEFT, nor MONOLORA")
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[method].from_pretrained(folder)
         if isinstance(config, LoraConfig):
             check_numbers(config)
         return config
@@ -184,7 +184,7 @@ def adapter_config(folder: str) -> PeftConfig:
 
 
 def _in_eval_mode(model: PeftModel) -> PeftModel:
-    """But for 4-bit layers: on some CPUs bitsandbytes repacks them in eval mode, and then dequantizes them wrongly."""
+    """Except 4-bit layers: on some CPUs bitsandbytes repacks them in eval mode and then dequantizes them wrongly."""
     model.eval()
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -208,11 +208,11 @@ def _resize(model: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerB
 def attach(model: PreTrainedModel, folder: str) -> PeftModel:
     """The model with the adapter of a folder, MonoLoRA or any other PEFT method, whose files are checked.
 
-    If layers are offloaded, PEFT would offload the adapter too, and for this purpose copy the base's weight files into
-    the working directory. Here the adapter stays in memory.
+    With offloaded layers PEFT would offload the adapter too, copying the base's weight files into the working
+    directory. Here the adapter stays in memory.
 
     Raises:
-        InputError: if the folder holds no adapter, or its files are damaged or have tensors of something else.
+        InputError: if the folder holds no adapter, or its files are damaged or hold foreign tensors.
         ValueError, RuntimeError: if PEFT refuses the adapter.
     """
     config = adapter_config(folder)

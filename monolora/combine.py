@@ -84,8 +84,8 @@ def concatenate_units(layer: MonoLoraLayer, adapters: Sequence[str], weights: Se
     """Fill adapter ``into`` of a layer with the units of ``adapters``, side by side.
 
     Args:
-        layer: a layer where ``into`` has scaling 1 and as many units as the ``adapters`` that are there together.
-        adapters: names; those that do not target this layer are passed over.
+        layer: a layer where ``into`` has scaling 1 and as many units as the ``adapters`` have there together.
+        adapters: names; those that do not target this layer are ignored.
         weights: one factor an adapter.
         into: name of the adapter to be filled.
     """

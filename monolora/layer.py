@@ -1,4 +1,4 @@
-"""What the fused path needs to know of a layer: whether its weights are plain, and the dtype it would compute in."""
+"""MonoLoRA layers: a mixin over each of PEFT's LoRA layer classes, with a fused path for plain weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monolora.functional import FUSED_ACTIVATIONS, add_expanded, monolora_linear
 
 
 class Dense(NamedTuple):
-    """What the fused path computes with: see :func:`monolora.functional.monolora_linear`."""
+    """Arguments of :func:`monolora.functional.monolora_linear`, the fused path."""
 
     adapter: str
     weight: torch.Tensor
@@ -70,12 +70,12 @@ UnitObserver = Callable[["MonoLoraLayer", str, torch.Tensor], None]
 if TYPE_CHECKING:
 
     class _Base(nn.Module, LoraLayer):
-        """What the mixin is mixed into."""
+        """The class below the mixin."""
 
         base_layer: nn.Module
 else:
-    # Every LoRA layer class begins with nn.Module. So does the mixin: only classes that share that base can take
-    # each other's place in ``layer.__class__``.
+    # As LoRA layer classes begin with nn.Module, so must the mixin: ``layer.__class__`` can only be set to a class with
+    # the same base.
     _Base = nn.Module
 
 
@@ -89,7 +89,7 @@ class MonoLoraLayer(_Base):
 
     @staticmethod
     def adopt(layer: LoraLayer, adapter_name: str, config: MonoLoraConfig) -> MonoLoraLayer:
-        """Turn a freshly made LoRA layer into its MonoLoRA version, in place."""
+        """Turn a new LoRA layer into its MonoLoRA version, in place."""
         layer.__class__ = monolora_class(type(layer))
         assert isinstance(layer, MonoLoraLayer)
         layer.activation = {}

@@ -61,7 +61,7 @@ class MonoLoraModel(LoraModel):
     peft_config: dict[str, MonoLoraConfig]  # type: ignore[assignment]
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's; targets that match nothing, or that are not given, are answered with module names."""
+        """As PEFT's; errors about targets suggest module names."""
         if "." in adapter_name or adapter_name in ("weight", "bias"):
             raise ValueError(
                 f"An adapter cannot be called {adapter_name!r}: the name becomes a part of tensors' names, which is "
@@ -83,7 +83,7 @@ class MonoLoraModel(LoraModel):
             raise
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
-        """As PEFT's, with defaults for more families, and ``"all-linear"`` without what no adapter fits on."""
+        """As PEFT's, with defaults for more families, and ``"all-linear"`` without modules that cannot be adapted."""
         if peft_config.target_modules is None and model_config.get("model_type") not in self.target_module_mapping:
             peft_config.target_modules = default_targets(self.model)
         elif is_all_linear(peft_config.target_modules):
@@ -96,8 +96,8 @@ class MonoLoraModel(LoraModel):
             raise ValueError(f"The model carries a plain LoRA adapter already. {MIXING_HINT}")
 
     def _get_module_names_tied_with_embedding(self) -> list[str]:
-        # PEFT looks for shared weights by name, and an adapter that is there already has moved them: the second one
-        # would be tied to nothing, or into the first.
+        # PEFT finds shared weights by name, and an earlier adapter has moved them: the second would be tied to nothing,
+        # or into the first.
         model = self.model
         embedding = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
         if not isinstance(embedding, (BaseTunerLayer, AuxiliaryTrainingWrapper)):

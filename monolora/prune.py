@@ -188,17 +188,17 @@ def without_units(adapter: Adapter, units: Iterable[UnitName]) -> Pruned:
     return Pruned(_settings(adapter, ranks), _tensors(adapter, left), adapter.metadata, left)
 
 
-def rank_and_alpha(kept: int, rank: int, alpha: float, rslora: bool) -> tuple[int, float]:
-    """A rank and an alpha for ``kept`` of ``rank`` units, with bit for bit the same scaling.
+def rank_and_alpha(units: int, rank: int, alpha: float, rslora: bool) -> tuple[int, float]:
+    """A rank and an alpha for ``units`` of ``rank`` units, with bit for bit the same scaling.
 
     The scaling is ``alpha / rank``, or ``alpha / sqrt(rank)`` with ``rslora``, in doubles. For some ranks no alpha
-    rounds to it (never where the scaling is a whole number); then the next rank with one is taken.
+    rounds to it (never where the scaling is a whole number); then the next rank with one is used.
 
     Returns:
-        A rank from ``kept`` to ``rank``, and its alpha.
+        A rank from ``units`` to ``rank``, and its alpha.
     """
     scaling = alpha / _divisor(rank, rslora)
-    for fewer in range(kept, rank):
+    for fewer in range(units, rank):
         divisor = _divisor(fewer, rslora)
         nearest = scaling * divisor  # where this double does not give the scaling, no other does: they are further off
         if nearest / divisor == scaling:

@@ -38,10 +38,9 @@ _WRAPPED = ("linear", "layer")
 
 
 def default_targets(model: nn.Module) -> set[str] | str:
-    """What is adapted where nothing else is said: the projections to queries and values, by the family's names.
+    """The default targets: PEFT's for its families, otherwise the projections to queries and values.
 
-    Families that PEFT has defaults for keep them. In others every module that makes queries or values is targeted,
-    those of linear attention included; where there is none, the input projections of the layers' mixers are.
+    These include linear attention's; without any, the input projections of the layers' mixers are targeted.
 
     Args:
         model: a transformers model, or any other.
@@ -64,16 +63,16 @@ def default_targets(model: nn.Module) -> set[str] | str:
 
 
 def _own_name(path: str) -> str:
-    """The last part of a module's name; the last two where a projection is a module that wraps a linear one."""
+    """The last part of a module's name; the last two for a linear module that a projection wraps."""
     *_, parent, last = ["", *path.split(".")]
     return f"{parent}.{last}" if parent and last in _WRAPPED else last
 
 
 def all_linear(model: nn.Module) -> set[str]:
-    """The full names of what ``target_modules="all-linear"`` stands for: PEFT's, without what no adapter fits on.
+    """The full names for ``target_modules="all-linear"``: PEFT's, without modules that cannot be adapted.
 
-    Left out are linear modules with a forward of their own that gives something else than ``W x + b``, such as the
-    routers of Llama 4. Experts whose weights are fused into one parameter are no modules; a warning says so.
+    Left out are linear modules whose own forward is not ``W x + b``, such as the routers of Llama 4, and with a warning
+    experts whose weights are fused into one parameter.
 
     Args:
         model: a transformers model, or any other.
@@ -95,7 +94,7 @@ def is_all_linear(targets: object) -> bool:
 
 
 def gives_a_linear_map(module: nn.Module) -> bool:
-    """Whether a linear module of a model's own class gives ``W x + b``; any other kind of module is taken to be fine.
+    """Whether a linear module of a model's own class gives ``W x + b``; true for any other kind of module.
 
     Tried on one input of zeros: a router's subclass of ``nn.Linear`` returns a tuple, a grouped one another shape.
     """
@@ -106,7 +105,7 @@ def gives_a_linear_map(module: nn.Module) -> bool:
     with torch.no_grad():
         try:
             output: Any = module(torch.zeros(1, module.in_features, dtype=weight.dtype, device=weight.device))
-        except RuntimeError:  # an input of another shape is wanted
+        except RuntimeError:  # it needs an input of another shape
             return False
     return isinstance(output, torch.Tensor) and output.shape == (1, module.out_features)
 
@@ -185,7 +184,7 @@ def target_names(model: nn.Module) -> list[str]:
 
 
 def module_names(model: nn.Module) -> list[str]:
-    """Names of all modules, without what is inside of layers that are adapted already."""
+    """Names of all modules, without those inside adapted layers."""
     adapted = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     return [name for name, _ in model.named_modules() if name and not name.startswith(adapted)]
 
@@ -193,14 +192,14 @@ def module_names(model: nn.Module) -> list[str]:
 def near_misses(model: nn.Module, targets: str | Iterable[str] | None) -> str:
     """A sentence with the module names nearest to ``targets``, or all of them; empty where the model has none."""
     names = target_names(model)
-    wanted = [targets] if isinstance(targets, str) else sorted(targets or [])
-    near = list(dict.fromkeys(match for want in wanted for match in difflib.get_close_matches(want, names, n=3)))
+    targets = [targets] if isinstance(targets, str) else sorted(targets or [])
+    near = list(dict.fromkeys(match for name in targets for match in difflib.get_close_matches(name, names, n=3)))
     if near:
         return f"Nearest module names: {', '.join(near)}."
     return f"Module names in this model: {', '.join(names)}." if names else ""
 
 
-# Names, and patterns with a single repeated character: whoever runs them, the time is bounded.
+# Names, and patterns with a single repeated character, which any engine matches in bounded time.
 _NAME = re.compile(r"[\w.^$\\-]*(?:[*+?][\w.^$\\-]*)?")
 _TARGETS = ("target_modules", "exclude_modules", "feedforward_modules")
 _VALUES = ("rank_pattern", "alpha_pattern")
@@ -213,11 +212,10 @@ def resolve_patterns(config: Any, names: Sequence[str], in_file: Collection[str]
     Args:
         config: of any method of PEFT, from a file.
         names: of the modules of the model that it is for.
-        in_file: names of the modules that the adapter's file holds tensors of.
+        in_file: names of the modules with tensors in the adapter's file.
 
     Raises:
-        InputError: for a pattern where only names make sense, and for one that RE2 does not take where the file does
-            not tell what it matches.
+        InputError: for a pattern where names are required, and for one beyond RE2 unless the file lists its modules.
     """
     settings = vars(config)
     for field in _NAMES:
@@ -273,7 +271,7 @@ def _resolve_targets(settings: dict[str, Any], names: Sequence[str], in_file: Co
 
 
 def _by_names(field: str, values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Each key as one pattern of whole names, which matches what the key does, in the same order."""
+    """Each key as one pattern of whole names, with the key's matches, in the same order."""
     resolved: dict[str, Any] = {}
     for key, value in values.items():
         modules = _matching(rf"(?:.*\.)?(?:{key})", names) if _is_pattern(key) else None

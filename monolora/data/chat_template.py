@@ -148,7 +148,7 @@ def _filled(
             str,
             tokenizer.apply_chat_template(
                 messages,
-                tools=tools or None,  # a template may write an introduction to no tools
+                tools=tools or None,  # for an empty list a template may introduce no tools
                 add_generation_prompt=generate,
                 tokenize=False,
                 **(example.template_kwargs or {}),
@@ -162,11 +162,10 @@ def _filled(
 
 
 def _checked(example: Example, tokenizer: PreTrainedTokenizerBase, with_answer: bool) -> dict[str, Any]:
-    """:func:`render`, with the messages in a form of which the template leaves nothing out.
+    """:func:`render`, with the messages in a form from which the template omits nothing.
 
-    They are taken as they are wherever that will do. Else they are given in the other forms that mean the same, which
-    some templates need: arguments of a call as an object or as JSON, no content beside calls as null or as an empty
-    text, several parts of text as a list or as one text.
+    They are unchanged if possible, otherwise in an equivalent form that some templates need: arguments of a call as an
+    object or as JSON, no content beside calls as null or as an empty text, parts of text as a list or as one text.
     """
     rendered = render(example, tokenizer)
     if isinstance(rendered["prompt"], str):
@@ -184,7 +183,7 @@ def _checked(example: Example, tokenizer: PreTrainedTokenizerBase, with_answer: 
 def _problem(
     messages: list[dict[str, Any]], example: Example, tokenizer: PreTrainedTokenizerBase, with_answer: bool
 ) -> InputError | None:
-    """What is wrong with what the template makes of the messages."""
+    """The error if the template omits or garbles part of the messages."""
     marks = _Marks()
     marked = [marks.message(message, with_answer and message is messages[-1]) for message in messages]
     try:
@@ -194,7 +193,7 @@ def _problem(
     missing = [what for mark, what in marks.meaning.items() if mark not in text]
     template = tokenizer.get_chat_template(tools=example.tools)
     missing += [f"the variable {name!r}" for name in example.template_kwargs or {} if name not in template]
-    # A text quoted once more, a list as Python writes it, a null as "None": it came out, but not as it should.
+    # Garbled: a text quoted twice, a list in Python's notation, a null as "None".
     if any(f'\\"{mark}' in text for mark in marks.arguments):
         missing.append("that the arguments of a call are an object")
     contents = [message["content"] for message in messages if "content" in message]

@@ -2,8 +2,8 @@
 
 Example:
     >>> layout = Layout.of(model)
-    >>> found = collect(model, texts, groups=2, pad_token_id=0)
-    >>> found.firing[layout.units.index(UnitName("model.layers.3.self_attn.q_proj", 5))]
+    >>> collected = collect(model, texts, groups=2, pad_token_id=0)
+    >>> collected.firing[layout.units.index(UnitName("model.layers.3.self_attn.q_proj", 5))]
 """
 
 from monolora.explain.collector import collect

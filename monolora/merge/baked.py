@@ -22,7 +22,7 @@ from monolora.merge.unload import Units
 
 
 class BakedLayer(nn.Module):
-    """Mixin: ``base(x) + s B act(A x)``. Made by :func:`bake` out of a living layer, never constructed."""
+    """Mixin: ``base(x) + s B act(A x)``. Made by :func:`bake` from an existing layer, never constructed."""
 
     base_class: ClassVar[type[nn.Module]]
 
@@ -64,7 +64,7 @@ class BakedLayer(nn.Module):
         return f"{super().extra_repr()}, monolora_r={len(self.monolora_A)}, activation={self.monolora_activation!r}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickle finds classes by name, and this one may have been made for a class that only the model's file knows.
+        # Pickle finds classes by name, and this class may have been created for one from the model's own file.
         return _blank, (self.base_class,), self.__dict__
 
 
@@ -82,7 +82,7 @@ class BakedLinear(BakedLayer, nn.Linear):
         return y
 
     def _can_fuse(self, x: torch.Tensor) -> bool:
-        """As :class:`monolora.layer.MonoLoraLinear` decides. Hooks do not matter here: they are around it all."""
+        """As :class:`monolora.layer.MonoLoraLinear` decides. Hooks do not matter here: they run outside."""
         return (
             type(self) is BakedLinear
             and self.monolora_activation in FUSED_ACTIVATIONS
@@ -117,7 +117,7 @@ class BakedEmbedding(BakedLayer, nn.Embedding):  # type: ignore[misc]
         return y + (delta if scale is None else delta * scale.to(delta.dtype))
 
     def _scale(self) -> torch.Tensor | None:
-        """What the base layer's own forward multiplies its rows with (Gemma's does), by the name that PEFT goes by."""
+        """The factor in the base layer's own forward (Gemma's), under the name that PEFT expects."""
         scale = getattr(self, "embed_scale", None)
         if isinstance(scale, (int, float)):
             return torch.tensor(scale, device=self.weight.device, dtype=self.weight.dtype)
@@ -133,7 +133,7 @@ def baked_class(base_class: type[nn.Module]) -> type[BakedLayer]:
     """The baked class over a layer class: a predefined one, or one made here (Gemma's embedding, …).
 
     Raises:
-        ValueError: for every other layer, convolutions above all, and for layers that are baked already.
+        ValueError: for any other layer, such as a convolution, and for baked layers.
     """
     if issubclass(base_class, BakedLayer):
         raise ValueError("it keeps a MonoLoRA adapter already; train the new adapter on the original model")

@@ -261,8 +261,8 @@ def _merge(name: str, base: nn.Module, units: Units, linear_map: LinearMap, shar
     assert isinstance(weight, nn.Parameter)
 
     def delta() -> torch.Tensor:
-        found = dense_delta(units, linear_map)
-        return found.T if isinstance(base, (Conv1D, nn.Embedding)) else found
+        delta = dense_delta(units, linear_map)
+        return delta.T if isinstance(base, (Conv1D, nn.Embedding)) else delta
 
     additions = {"weight": delta} | ({} if bias is None else {"bias": lambda: bias})
     if weight.device.type == "meta":

@@ -1,4 +1,4 @@
-"""Ranks: vLLM makes room for one of a few sizes when it starts, by ``--max-lora-rank``."""
+"""Adapter folders for vLLM: their rank against ``--max-lora-rank``, their files, and their identity in an engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXACT_FIX = "Put adapter and base into one checkpoint with `monolora merge ADAPT
 
 
 def largest_rank(config: Any) -> int:
-    """Of all layers of an adapter, from its ``LoraConfig``."""
+    """The largest rank of an adapter's layers, from its ``LoraConfig``."""
     return int(max([config.r, *(config.rank_pattern or {}).values()]))
 
 
@@ -67,8 +67,7 @@ def served_config(folder: str) -> MonoLoraConfig | None:
     Read once for each state of the folder's files.
 
     Raises:
-        AdapterFileError: if config or weights are damaged, say different things about what they are, or ask for what
-            is not served.
+        AdapterFileError: if config or weights are damaged, contradict each other, or need what is not served.
     """
     return _served_config(folder, files_state(folder))
 
@@ -88,11 +87,11 @@ def files_state(folder: str) -> tuple[tuple[int, int] | None, ...]:
 @functools.lru_cache(maxsize=1024)
 def _served_config(folder: str, state: object) -> MonoLoraConfig | None:
     weights = Path(folder) / _WEIGHTS
-    named = peft_type(folder)
-    if named is None:
-        return None  # vLLM says so
-    if named != NAME:
-        _check_no_monolora_tensors(weights, named)
+    method = peft_type(folder)
+    if method is None:
+        return None  # vLLM reports it
+    if method != NAME:
+        _check_no_monolora_tensors(weights, method)
         return None
     check_weights_file(folder)
     if not weights.is_file():
@@ -110,7 +109,7 @@ def _served_config(folder: str, state: object) -> MonoLoraConfig | None:
 
 
 def peft_type(folder: str) -> str | None:
-    """What the config in a folder calls its method; vLLM takes a config without a name for LoRA's. None without config.
+    """The method in a folder's config, by default LoRA's as in vLLM; None without a config.
 
     Raises:
         AdapterFileError: if the config is damaged.
@@ -130,10 +129,10 @@ def _tensor_names(weights: Path) -> list[str]:
 
 
 def _check_no_monolora_tensors(weights: Path, named: str) -> None:
-    """vLLM's own loader, which knows the names by now, would drop the activation."""
+    """Refuse MonoLoRA tensors under another method: vLLM's own loader would drop the activation."""
     try:
         ours = sorted(filter(is_monolora_name, _tensor_names(weights)))
-    except Exception:  # no such file, or a damaged one: vLLM's to say
+    except Exception:  # missing or damaged: vLLM reports it
         return
     if ours:
         raise AdapterFileError(
@@ -164,7 +163,7 @@ class Identity(NamedTuple):
         number: the request's ``lora_int_id``.
         folder: an absolute path without links.
         content: a hash of its files.
-        is_monolora: whether it is one of ours.
+        is_monolora: whether it is a MonoLoRA adapter.
     """
 
     name: str
@@ -175,7 +174,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, lora_request: Any) -> Identity:
-        """As its files are now.
+        """The adapter with the present content of its files.
 
         Raises:
             AdapterFileError: if they are damaged.

@@ -35,21 +35,21 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
 
 
-# The most that the root mean square of the difference from transformers may be: some times what was measured on
-# SmolLM2-135M (float32 1e-5, bfloat16 0.04). Rounding adds up with depth.
+# Largest root mean square difference from transformers: several times that of SmolLM2-135M (float32 1e-5, bfloat16
+# 0.04), as rounding adds up with depth.
 ROUNDING = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.25}
-# How many standard errors a share may be off, and the error with which 1 and 0 are just that far apart each.
+# Standard errors that a share may be off, and the largest error at which 1 and 0 can be told apart.
 SIGMAS = 4.0
 RESOLUTION = 1 / (2 * SIGMAS)
 ALLOWANCE = 0.02
 
 
 class CanaryError(RunError):
-    """vLLM's answers are not what they should be, or nothing can be told from them; one line."""
+    """vLLM's answers are wrong or inconclusive; one line."""
 
 
 class CanaryUnknownError(CanaryError):
-    """Nothing can be told: what should be seen is smaller than the rounding."""
+    """Inconclusive: the expected effect is smaller than the rounding."""
 
 
 class Share(NamedTuple):
@@ -72,7 +72,7 @@ class Share(NamedTuple):
 
 
 class Canary(NamedTuple):
-    """What was measured.
+    """The measurements.
 
     Attributes:
         dtype: vLLM computes in it, by torch's name.
@@ -80,8 +80,8 @@ class Canary(NamedTuple):
         base_error: root mean square of vLLM's difference from transformers, in nats a token, on the base (without an
             adapter: on the checkpoint).
         adapter_error: the same through the adapter; None without one.
-        applied: how much of the adapter's effect vLLM shows, or of that of an exact checkpoint's units; else None.
-        activation: how much of the activation's effect; None for an adapter that has none.
+        applied: share of the effect of the adapter, or of an exact checkpoint's units, that vLLM shows; else None.
+        activation: share of the activation's effect; None for an adapter without.
     """
 
     dtype: str
@@ -110,7 +110,7 @@ class Canary(NamedTuple):
 
 
 def _check_shares(shares: Mapping[str, Share | None], dtype: str) -> None:
-    """What cannot be told comes before what is wrong, and a share of 0, which has a plain reason, before others."""
+    """Check for inconclusive shares first, then for shares of 0, which have a plain reason, then for others."""
     measured = {what: share for what, share in shares.items() if share is not None}
     for what, share in measured.items():
         if share.error >= RESOLUTION:
@@ -134,7 +134,7 @@ def _check_shares(shares: Mapping[str, Share | None], dtype: str) -> None:
 
 
 def share_of_way(value: torch.Tensor, zero: torch.Tensor, one: torch.Tensor, way: torch.Tensor, noise: float) -> Share:
-    """Where ``value`` is between ``zero`` and ``one``, as seen along ``way``; unknown where that leads nowhere."""
+    """Where ``value`` is between ``zero`` and ``one``, along ``way``; unknown where ``way`` is zero."""
     length = torch.dot(one - zero, way).item()
     if length == 0:
         return Share(0.0, float("inf"))
@@ -354,7 +354,7 @@ _Attribute = tuple[dict[str, Any], str]
 
 @contextmanager
 def _set(attributes: list[_Attribute], value: object) -> Iterator[None]:
-    """Put another value into places of the model, and afterwards their own."""
+    """Set attributes of the model to ``value``, and restore them afterwards."""
     values = [where[key] for where, key in attributes]
     for where, key in attributes:
         where[key] = value

@@ -1,7 +1,7 @@
 """Exact checkpoints in vLLM: base and adapter in one set of weights, without any LoRA machinery.
 
-To vLLM, as to transformers (:mod:`monolora.merge.quantizer`), ``"monolora"`` is a quantization method: its public door
-for other linear layers. vLLM fuses modules (q, k and v; gate and up), so the units of such a layer are stacked:
+To vLLM, as to transformers (:mod:`monolora.merge.quantizer`), ``"monolora"`` is a quantization method: its public
+interface for other linear layers. vLLM fuses modules (q, k and v; gate and up), so their units are stacked:
 
     y = W x + B act(A x)      A = [A_q; A_k; A_v],  B = blockdiag(s_q B_q, s_k B_k, s_v B_v)
 
@@ -42,7 +42,7 @@ def register() -> None:
 
 
 class ExactCheckpointConfig(QuantizationConfig):
-    """What ``config.json`` says about the modules that keep units.
+    """The description in ``config.json`` of the modules with units.
 
     Args:
         groups: see :class:`monolora.merge.quantizer.BakedGroup`.
@@ -59,7 +59,7 @@ class ExactCheckpointConfig(QuantizationConfig):
     def maybe_update_config(
         self, model_name: str, hf_config: PreTrainedConfig | None = None, revision: str | None = None
     ) -> None:
-        """Nothing is updated: called before the model is made, it is where config and files are compared.
+        """Compare config and files, before the model is built; nothing is updated.
 
         Raises:
             InputError: naming the first module or tensor that does not fit.
@@ -68,7 +68,7 @@ class ExactCheckpointConfig(QuantizationConfig):
         check_checkpoint(hf_config, weight_files(Path(model_name)))
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
-        """Names of modules become vLLM's."""
+        """Rename modules as vLLM does."""
         self.units = hf_to_vllm_mapper.apply_dict(self.units)
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> Any:
@@ -105,10 +105,10 @@ class ExactCheckpointConfig(QuantizationConfig):
 
 
 class _Part(NamedTuple):
-    """The place of one module's units in a layer.
+    """The position of one module's units in a layer.
 
     Attributes:
-        group: what kind of units; None where the module has none.
+        group: the kind of units; None for a module without.
         units: its rows of A and of B.
         outputs: its columns of B.
     """
@@ -154,14 +154,14 @@ class ExactLinearMethod(UnquantizedLinearMethod):
             shapes["monolora_B_bias"] = (O,)
         for name, shape in shapes.items():
             parameter = nn.Parameter(torch.zeros(shape, dtype=params_dtype), requires_grad=False)
-            # A reload starts from a copy of these attributes and from memory with anything in it.
+            # A reload starts from a copy of these attributes and from uninitialized memory.
             vars(parameter).update(weight_loader=self._loader(layer, name), modules_loaded=frozenset())
             layer.register_parameter(name, parameter)
 
     def _loader(self, layer: Any, name: str) -> Any:
-        """Reads one module's tensor into its place, this rank's share of it; B and its bias are scaled on the way.
+        """The loader of one module's tensor, or this rank's share of it; B and its bias are scaled.
 
-        Zeros are written too: what a parameter holds before is not relied on.
+        Zeros are written too, as parameters may hold anything before.
         """
 
         # vLLM's reload replaces the argument of this name: `param`.
@@ -237,7 +237,7 @@ class ExactLinearMethod(UnquantizedLinearMethod):
 
 
 def _parts(groups: Sequence[BakedGroup | None], output_sizes: Sequence[int]) -> Iterable[_Part]:
-    if len(groups) == 1:  # vLLM may still know the layer as several outputs
+    if len(groups) == 1:  # vLLM may still list several outputs
         output_sizes = [sum(output_sizes)]
     units = outputs = 0
     for group, size in zip(groups, output_sizes, strict=True):
@@ -247,6 +247,6 @@ def _parts(groups: Sequence[BakedGroup | None], output_sizes: Sequence[int]) -> 
 
 
 def _share(loaded: torch.Tensor, dim: int, size: int, layer: Any) -> torch.Tensor:
-    """This rank's part of a tensor of which every rank has ``size`` entries; some ranks may have the same ones."""
+    """This rank's ``size`` entries of a tensor; several ranks may share them."""
     shares = loaded.shape[dim] // size
     return loaded.narrow(dim, layer.tp_rank * shares // layer.tp_size * size, size)

@@ -1,7 +1,7 @@
 """The activation in vLLM's LoRA path: between "shrink" (``A x``) and "expand" (``B h``), row by row.
 
 A batch mixes requests of the base model, of LoRA and of MonoLoRA adapters; each token is a row of the buffer between
-the two products. One operation serves all of them: every row is clamped to bounds of its own,
+the two products. One operation serves all of them: every row is clamped to its own bounds,
 
     MonoLoRA   [0, inf]      max(z, 0), the activation
     LoRA       [-inf, inf]   nothing
@@ -11,8 +11,8 @@ so there is no branch for a compiler or a CUDA graph to freeze. The bounds are o
 vLLM rewrites its own map from rows to adapters. On a GPU vLLM's kernels leave out the rows of the base; on a CPU, in
 0.32, its operations take the index -1 of "no adapter" for the last slot, and the base is answered through that adapter.
 
-Sitting in ``add_expand``, the activation comes after whatever vLLM does with the buffer in between: under fully
-sharded LoRA that is the sum over the ranks of a row-parallel layer, which ReLU has to wait for.
+In ``add_expand`` the activation follows all that vLLM does with the buffer: under fully sharded LoRA the sum over the
+ranks of a row-parallel layer, which must precede ReLU.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-# The rows of the base, and what an activation keeps of a unit.
+# Bounds of the base's rows, and of units by activation.
 BASE_BOUNDS = (0.0, 0.0)
 ACTIVATION_BOUNDS = {"relu": (0.0, torch.inf), "identity": (-torch.inf, torch.inf)}
 
 if TYPE_CHECKING:
     from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
 else:
-    PunicaWrapperBase = object  # vLLM's class for the device stands behind the mixin: see `gated_class`
+    PunicaWrapperBase = object  # at run time vLLM's class for the device: see `gated_class`
 
 
 class Gate(PunicaWrapperBase):
     """Mixin over a ``PunicaWrapper`` of vLLM."""
 
-    bounds: torch.Tensor  # (2, rows, 1): the least and the most that is left of a unit, by row (token)
+    bounds: torch.Tensor  # (2, rows, 1): lower and upper bound of a unit, by row (token)
     slot_bounds: torch.Tensor  # (2, slots + 1, 1): the same by slot
 
     def __init__(self, max_num_batched_tokens: int, *args: Any, **kwargs: Any) -> None:
@@ -48,7 +48,7 @@ class Gate(PunicaWrapperBase):
         self.bounds = self.slot_bounds[:, -1:].repeat(1, max_num_batched_tokens, 1)
 
     def set_activation(self, slot: int, activation: str) -> None:
-        """Say what the adapter in a slot does; batches see it after the next ``update_metadata``."""
+        """Set the activation of the adapter in a slot, from the next ``update_metadata`` on."""
         low_high = torch.tensor(ACTIVATION_BOUNDS[activation], device=self.device)
         self.slot_bounds[:, slot] = low_high[:, None]
 
@@ -71,10 +71,10 @@ class Gate(PunicaWrapperBase):
 
 
 class CpuGate(Gate):
-    """On a CPU, where vLLM runs LoRA without compilation: what a whole batch has in common is done at once.
+    """On a CPU, where vLLM runs LoRA without compilation: a batch of one activation is clamped at once.
 
-    vLLM's operations add something to the base's rows here too. They are put back as they were: a zero times what is in
-    the last slot's B need not be zero, if there is an infinity.
+    vLLM's operations here change the base's rows too, which are restored: zero times the last slot's B is not zero
+    where B is infinite.
     """
 
     same_for_all: tuple[float, float] | None = None
@@ -135,7 +135,7 @@ class CpuGate(Gate):
 def get_punica_wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Around vLLM's ``get_punica_wrapper(rows, max_batches, device, lora_config)``: the same class, with a gate.
 
-    On a device that this was not made for it stays vLLM's own, and MonoLoRA adapters are refused when they are loaded.
+    On other devices it stays vLLM's own, and MonoLoRA adapters are refused when loaded.
     """
     from vllm.platforms import current_platform
     from vllm.utils.import_utils import resolve_obj_by_qualname
@@ -162,13 +162,13 @@ def gates(manager: Any) -> set[Gate]:
 
 
 def activate_adapter(original: Callable[..., bool], manager: Any, lora_id: int) -> bool:
-    """Around ``LoRAModelManager.activate_adapter``: the slot that the adapter got learns its activation."""
+    """Around ``LoRAModelManager.activate_adapter``: the adapter's slot gets its activation."""
     activated = original(manager, lora_id)
     if activated:
         slot = manager.lora_index_to_id.index(lora_id)
         for gate in gates(manager):
             gate.set_activation(slot, manager.get_adapter(lora_id).activation)
-        manager._last_mapping = None  # or vLLM would keep the bounds where only an activation has changed
+        manager._last_mapping = None  # otherwise vLLM keeps the bounds if only an activation has changed
     return activated
 
 

@@ -1,6 +1,6 @@
-"""Adapters are checked in front of the engine: a worker that cannot read one in the middle of a batch takes all along.
+"""Adapters are checked before the engine sees them: a worker that fails to read one in a batch ends all requests.
 
-What fails here is refused for one request, or one loading, alone.
+A failure here concerns one request or one loading only.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError, in_one_line
 from monolora.vllm.adapter_folders import Identity, check_rank, served_config
 
-# What each engine (its input processor stands for it) has answered through, by name and path, as vLLM keeps prefixes;
-# and all that an offline engine was asked for. Adapters in local folders, plain LoRA too.
+# Local adapters (plain LoRA too): those each engine, by its input processor, has answered through, by name and path as
+# vLLM keeps prefixes; and those an offline engine was asked for.
 _loaded: WeakKeyDictionary[Any, dict[tuple[str, str], Identity]] = WeakKeyDictionary()
 _asked_for: WeakKeyDictionary[Any, set[Identity]] = WeakKeyDictionary()
 
@@ -37,13 +37,13 @@ def validate_lora(original: Callable[..., None], processor: Any, lora_request: A
 
 
 def _check(processor: Any, lora_request: Any) -> Identity | None:
-    """The adapter, if it is in a local folder. What is on the hub is downloaded, and checked, by the workers."""
+    """The adapter, if in a local folder; the workers download and check those on the hub."""
     key = (lora_request.lora_name, lora_request.lora_path)
     before = _loaded.get(processor, {}).get(key)
     if before is None and not os.path.isdir(lora_request.lora_path):
         return None
     now = Identity.of(lora_request)
-    if before is not None:  # under the path as it is given, wherever a link leads: so vLLM keeps prefixes
+    if before is not None:  # by the unresolved path, as vLLM keeps prefixes
         path = lora_request.lora_path
         now._replace(folder=path).check_unchanged(before._replace(folder=path))
     config = served_config(now.folder)
@@ -59,7 +59,7 @@ def _remember(processor: Any, lora_request: Any, adapter: Identity | None) -> No
 
 @contextmanager
 def named(lora_request: Any) -> Iterator[None]:
-    """Refusals begin with the adapter's name: the server hides paths from its users."""
+    """Prefix errors with the adapter's name: the server hides paths from its users."""
     start = f"Adapter {lora_request.lora_name!r}: "
     try:
         yield
@@ -71,7 +71,7 @@ def named(lora_request: Any) -> Iterator[None]:
 
 @contextmanager
 def _as_client_error() -> Iterator[None]:
-    """An error of vLLM's too: of others the server shows no message."""
+    """Make it an error of vLLM's too: the server hides messages of others."""
     try:
         yield
     except AdapterFileError as error:
@@ -153,7 +153,7 @@ def _is_loaded(engine: Any, lora_request: Any) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _fetched(path: str) -> str:
-    """Where vLLM will look; what is no path is a hub id to it, and downloaded here once.
+    """The adapter's local folder, as vLLM resolves it; a hub id is downloaded once.
 
     Raises:
         AdapterFileError: if that fails.
@@ -176,7 +176,7 @@ def _known(engine: Any) -> set[Identity]:
 
 
 def _check_new(engine: Any, lora_request: Any) -> Identity | None:
-    """As :func:`_check`, and against all that this engine answers through."""
+    """As :func:`_check`, and against all adapters of this engine."""
     adapter = _check(engine.input_processor, lora_request)
     if adapter is not None:
         for other in _known(engine):
@@ -186,7 +186,7 @@ def _check_new(engine: Any, lora_request: Any) -> Identity | None:
 
 
 def _introduce(engine: Any, lora_request: Any, adapter: Identity | None) -> None:
-    """It is loaded: in place, instead of what had its number."""
+    """Record a loaded adapter: in place, it replaces the one with its number."""
     if adapter is not None:
         known = _known(engine)
         if lora_request.load_inplace:
@@ -196,7 +196,7 @@ def _introduce(engine: Any, lora_request: Any, adapter: Identity | None) -> None
 
 
 def _load(add_lora: Callable[[Any], Any], lora_request: Any) -> Any:
-    """As the server does when an adapter is added: a worker's refusal comes back as an exception, and no more."""
+    """Load an adapter as the server does: a worker's refusal becomes an exception, and the engine continues."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     try:
