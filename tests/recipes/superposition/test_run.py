@@ -247,7 +247,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path, trainings: list[str]) -> None:
 def test_files_of_others_are_not_written_over(tmp_path: Path, trainings: list[str], name: str) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("mine")
-    with pytest.raises(InputError, match=f"{name} exists, and is of no run|{name} is damaged"):
+    with pytest.raises(InputError, match=f"{name} exists and does not belong to a run|{name} is damaged"):
         program.main(words(tmp_path / "out"))
     assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {name: "mine"}
     assert trainings == []

@@ -149,6 +149,6 @@ def test_an_encoder_in_use_and_weights_of_others(short: Settings) -> None:
         assert not folder.exists()
     folder.mkdir(parents=True)
     (folder / "encoder.safetensors").write_text("mine")
-    with pytest.raises(InputError, match=r"encoder\.safetensors exists, and is of no pretraining"):
+    with pytest.raises(InputError, match=r"encoder\.safetensors exists and does not belong to a pretraining"):
         pretrain.run(short)
     assert {path.name: path.read_text() for path in folder.iterdir()} == {"encoder.safetensors": "mine"}
