@@ -1,4 +1,4 @@
-"""The flags of a stage: from its command line, a YAML file, or the run that is gone on with."""
+"""The flags of a stage: from its command line, a YAML file, or the run that it continues."""
 
 from __future__ import annotations
 
@@ -36,40 +36,40 @@ def parse(
     Args:
         words: flags and values.
         prog: the stage, for ``--help`` and messages.
-        stored: the settings that the run's ``run.json`` holds, for stages that go on with it.
+        stored: the settings in the run's ``run.json``, for stages that continue it.
         read: the settings that the stage reads, where not all; only ``--config`` may hold others too.
-        whole: whether to check that the settings are a whole and go together.
+        whole: whether to check that the settings are complete and consistent.
 
     Raises:
-        InputError: for flags, keys and values that cannot be.
+        InputError: for invalid flags, keys and values.
     """
     path, typed = split_config(list(words))
-    given = dict(stored or {})
+    values = dict(stored or {})
     if path:
-        given |= _of_file(path)
+        values |= _of_file(path)
     names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in typed if word.startswith("--")}
-    if read is not None and (unread := sorted(names & {each.name for each in fields(Settings)} - {*read})):
+    if read is not None and (unread := sorted(names & {option.name for option in fields(Settings)} - {*read})):
         raise InputError(f"{prog} does not read --{unread[0].replace('_', '-')}. See {prog} --help.")
-    for name in ENDPOINTS:  # new ones take the place of those of the run, and another engine needs none
+    for name in ENDPOINTS:  # new ones replace those of the run, and another engine needs none
         if stored and names & {name, name.replace("endpoint", "engine")}:
-            given[name] = ()
-    shown = [each for each in fields(Settings) if read is None or each.name in read]
-    given |= {name: value for name, value in _parsed(typed, prog, shown).items() if name in names}
-    settings = Settings(**{each.name: frozen(given[each.name]) for each in fields(Settings) if each.name in given})
+            values[name] = ()
+    options = [option for option in fields(Settings) if read is None or option.name in read]
+    values |= {name: value for name, value in _parsed(typed, prog, options).items() if name in names}
+    settings = Settings(**{o.name: frozen(values[o.name]) for o in fields(Settings) if o.name in values})
     settings = replace(settings, checkpoints=_globbed(settings.checkpoints))
     for url in (*settings.endpoint, *settings.judge_endpoint):
         remember_url(url)
     if settings.api_key_env not in (None, (stored or {}).get("api_key_env")):
-        api_key(settings.api_key_env)  # now, before the flag is stored: it may be the key itself
+        api_key(settings.api_key_env)  # checked before the flag is stored: it may be the key itself
     if whole:
         settings.check()
     return settings
 
 
-def _parsed(words: Sequence[str], prog: str, shown: Sequence[Field[Any]]) -> dict[str, Any]:
+def _parsed(words: Sequence[str], prog: str, options: Sequence[Field[Any]]) -> dict[str, Any]:
     parser = FlagParser(prog, "score and report have the settings of their run as defaults.")
-    parser.add_argument("--config", metavar="FILE", help="flags from a YAML file; the command line goes before it")
-    parser.add_settings(shown)
+    parser.add_argument("--config", metavar="FILE", help="flags from a YAML file; the command line takes precedence")
+    parser.add_settings(options)
     return vars(parser.parse(words))
 
 
@@ -82,11 +82,11 @@ def _of_file(path: Path) -> dict[str, Any]:
 
 
 def _globbed(paths: Sequence[str]) -> tuple[str, ...]:
-    """A shell writes out ``checkpoint-*`` itself; a YAML file, or quotes, leave that to us."""
+    """Expand ``checkpoint-*``, which a shell does itself but a YAML file or quotes leave to us."""
     folders: list[str] = []
     for path in paths:
         here = glob.glob(path) if glob.has_magic(path) and not Path(path).exists() else [path]
         if not here:
-            raise InputError(f"--checkpoints {path}: nothing is there that fits. Give folders named checkpoint-STEP.")
+            raise InputError(f"--checkpoints {path}: no folder matches. Give folders named checkpoint-STEP.")
         folders += sorted(here)
     return tuple(folders)

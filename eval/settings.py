@@ -52,14 +52,14 @@ ENDPOINTS = ("endpoint", "judge_endpoint")
 class Settings(Flags):
     """What a run does. Each field is a flag, with hyphens for underscores."""
 
-    out: str = setting("", "the run's folder; what is in it already is not done again", metavar="RUN")
-    model: str = setting("", "the base model: a path, a hub id, or smollm2-135m-instruct")
+    out: str = setting("", "folder of the run; results that it holds already are kept", metavar="RUN")
+    model: str = setting("", "base model: a path, a hub id, or smollm2-135m-instruct")
     adapter: tuple[str, ...] = setting(
-        (), "an adapter beside the base, or a whole finetuned model; give it once each", metavar="NAME=PATH",
+        (), "adapter beside the base, or a whole finetuned model; repeatable", metavar="NAME=PATH",
         action="append",
     )  # fmt: skip
     checkpoints: tuple[str, ...] = setting(
-        (), "adapters along one training run, as RUN/checkpoint-*", metavar="PATH", nargs="+"
+        (), "checkpoints of one training run, as RUN/checkpoint-*", metavar="PATH", nargs="+"
     )
     suite: tuple[str, ...] = setting(
         ("alignment",), "alignment, beavertails, beavertails-eval, xstest, or a file; several with commas", type=words
@@ -69,33 +69,33 @@ class Settings(Flags):
     )
     judges: tuple[str, ...] = setting(
         ("shieldgemma", "beaverdam", "refusal"),
-        "shieldgemma[:MODEL], beaverdam[:MODEL], classifier:MODEL; several with commas; refusal is always there",
+        "shieldgemma[:MODEL], beaverdam[:MODEL], classifier:MODEL; several with commas; refusal is always included",
         type=words,
     )
     limit: int | None = setting(None, "prompts of each safety set", type=int, at_least=1)
     xstest_limit: int | None = setting(None, "prompts of XSTest (default: --limit)", type=int, at_least=1)
     task_limit: int | None = setting(None, "rows of each task", type=int, at_least=1)
-    unsafe_only: bool = setting(False, "of beavertails, only the rows that its people called unsafe")
-    max_new_tokens: int = setting(512, "of each response", type=int, at_least=1)
-    temperature: float = setting(0.0, "0 is greedy", type=float, at_least=0)
-    top_p: float = setting(1.0, "with --temperature", type=float, above=0, at_most=1)
+    unsafe_only: bool = setting(False, "only the rows of beavertails that people labelled unsafe")
+    max_new_tokens: int = setting(512, "tokens of each response", type=int, at_least=1)
+    temperature: float = setting(0.0, "sampling temperature; 0 for greedy decoding", type=float, at_least=0)
+    top_p: float = setting(1.0, "share of nucleus sampling, with --temperature", type=float, above=0, at_most=1)
     chat_template_path: str | None = setting(
-        None, "a file with a chat template, or a folder whose tokenizer has one, for all models (default: their own)",
+        None, "chat template for all models: its file, or a folder whose tokenizer has one (default: their own)",
         metavar="PATH",
     )  # fmt: skip
-    seed: int = setting(0, "of sampling and of the bootstrap", type=int)
-    engine: str = setting("auto", "who generates; auto is vllm where it is installed, else hf", choices=ENGINES)
+    seed: int = setting(0, "seed of sampling and of the bootstrap", type=int)
+    engine: str = setting(
+        "auto", "engine of the responses; auto is vllm where it is installed, else hf", choices=ENGINES
+    )
     endpoint: tuple[str, ...] = setting(
-        (), "for --engine server: http://host:8000/v1; give it once each", metavar="URL", action="append"
+        (), "URL for --engine server, as http://host:8000/v1; repeatable", metavar="URL", action="append"
     )
-    concurrency: int = setting(32, "requests at a time and endpoint", type=int, at_least=1)
-    retries: int = setting(5, "of a request that an endpoint could not answer", type=int, at_least=0)
-    timeout: float = setting(600.0, "seconds that an endpoint has for a request", type=float, above=0)
-    api_key_env: str | None = setting(None, "the environment variable with the endpoints' key", metavar="NAME")
-    dtype: str = setting("bfloat16", "of the base weights", choices=DTYPES)
-    batch_size: int = setting(
-        16, "prompts at a time with --engine hf, and when sparsity is measured", type=int, at_least=1
-    )
+    concurrency: int = setting(32, "simultaneous requests to each endpoint", type=int, at_least=1)
+    retries: int = setting(5, "retries of a request that an endpoint could not answer", type=int, at_least=0)
+    timeout: float = setting(600.0, "seconds before a request to an endpoint fails", type=float, above=0)
+    api_key_env: str | None = setting(None, "environment variable with the endpoints' key", metavar="NAME")
+    dtype: str = setting("bfloat16", "dtype of the base weights", choices=DTYPES)
+    batch_size: int = setting(16, "prompts in a batch, with --engine hf and for sparsity", type=int, at_least=1)
     max_model_len: int | None = setting(
         None, "tokens of prompt and response (default: the model's own)", type=int, at_least=1
     )
@@ -105,41 +105,41 @@ class Settings(Flags):
     )
     tensor_parallel_size: int = setting(1, "as for vllm serve", type=int, at_least=1)
     batch_invariant: bool = setting(False, "vLLM's mode whose answers do not depend on the batch (some GPUs)")
-    skip_canary: bool = setting(False, "do not ask first whether vLLM answers as transformers does")
+    skip_canary: bool = setting(False, "no check that vLLM answers as transformers does")
     drift: int | None = setting(
         None,
-        "of how many of the base's answers to the first safety set each model's drift is measured",
+        "number of the base's answers to the first safety set over which drift is measured",
         type=int,
         at_least=1,
     )
-    skip_sparsity: bool = setting(False, "do not measure sparsity, for which transformers loads the base here")
+    skip_sparsity: bool = setting(False, "no sparsity, for which transformers loads the base here")
     judge_engine: str = setting(
         "auto",
-        "who runs the judges; auto is vllm for shieldgemma and beaverdam, hf for classifiers",
+        "engine of the judges; auto is vllm for shieldgemma and beaverdam, hf for classifiers",
         choices=JUDGE_ENGINES,
     )
     judge_endpoint: tuple[str, ...] = setting(
-        (), "for --judge-engine server; give it once each", metavar="URL", action="append"
+        (), "URL for --judge-engine server; repeatable", metavar="URL", action="append"
     )
-    judge_dtype: str = setting("auto", "of the judges' weights; auto is their own", choices=JUDGE_DTYPES)
-    judge_batch_size: int = setting(16, "responses at a time, where vLLM does not batch them", type=int, at_least=1)
+    judge_dtype: str = setting("auto", "dtype of the judges' weights; auto is their own", choices=JUDGE_DTYPES)
+    judge_batch_size: int = setting(16, "responses in a batch, where vLLM does not form it", type=int, at_least=1)
     judge_max_model_len: int | None = setting(
         None, "tokens that a judge reads (default: all that it can)", type=int, at_least=1
     )
     beaverdam_max_length: int = setting(
         MAX_LENGTH, "tokens that beaver-dam reads: 512 by its class, 256 in the public protocol", type=int, at_least=1
     )
-    judge_device: str | None = setting(None, "with --judge-engine hf (default: the GPU where there is one)")
+    judge_device: str | None = setting(None, "device with --judge-engine hf (default: the GPU where there is one)")
     judge_text: str | None = setting(
-        None, "for a classifier with labels of its own: what it reads, with {prompt} and {response} in it"
+        None, "text that a classifier with labels of its own reads, with {prompt} and {response} in it"
     )
     judge_tensor_parallel_size: int = setting(1, "as --tensor-parallel-size, of the judges", type=int, at_least=1)
     unsafe_labels: tuple[str, ...] = setting(
-        (), "for a classifier with labels of its own: those that mean unsafe; with commas", type=words
+        (), "labels of a classifier with labels of its own that mean unsafe; several with commas", type=words
     )
     trust_remote_code: bool = setting(False, TRUST_HELP)
-    keep_going: bool = setting(False, "continue without a judge that is unavailable")
-    retry_invalid: bool = setting(False, "ask again for what could not be answered or judged")
+    keep_going: bool = setting(False, "continuation without a judge that is unavailable")
+    retry_invalid: bool = setting(False, "repetition of failed responses and judgements")
 
     def adapters(self) -> dict[str, str]:
         """Folders by name, as ``--adapter`` gives them.
@@ -147,24 +147,20 @@ class Settings(Flags):
         Raises:
             InputError: for a word that is not NAME=PATH, and a name given twice.
         """
-        found: dict[str, str] = {}
+        paths: dict[str, str] = {}
         for word in self.adapter:
             name, equals, path = word.partition("=")
             if not (name and equals and path):
                 raise InputError(
                     f"--adapter {word} is not NAME=PATH. Write, for example, --adapter mono={path or word.rstrip('=')}"
                 )
-            if name in found or name == "base":
+            if name in paths or name == "base":
                 raise InputError(f"--adapter {name}=… : the name {name!r} is taken. Take another one.")
-            found[name] = path
-        return found
+            paths[name] = path
+        return paths
 
     def check(self) -> None:
-        """Refuse what no run can have.
-
-        Raises:
-            InputError: for a value out of range, and for flags that do not go together.
-        """
+        """Raises: InputError, for a value out of range, and for inconsistent flags."""
         if not self.out:
             raise InputError("Where to? Give the run's folder with --out.")
         super().check()

@@ -43,7 +43,7 @@ class ScoredPrompt(NamedTuple):
     Attributes:
         prompt: token ids.
         answers: of a classification task, token ids of each of its labels after the prompt; else empty.
-        truth: place of the right one among them.
+        truth: index of the right one among them.
     """
 
     prompt: list[int]
@@ -56,7 +56,7 @@ class Effect:
     """One measure under every ablation.
 
     Attributes:
-        measure: what it is.
+        measure: which one.
         changes_KP: ablated minus adapted, by ablation and prompt; NaN where one of the two could not be measured.
     """
 
@@ -73,7 +73,7 @@ class Effect:
         changes_KP: Floats,
         is_tested: bool = True,
     ) -> Effect:
-        """From values by prompt; what could not be measured is counted in a warning.
+        """From values by prompt; a warning counts what could not be measured.
 
         Args:
             dataset: its name.
@@ -86,12 +86,12 @@ class Effect:
         missing = int(np.isnan(changes_KP).sum())
         if missing:
             warnings.warn(
-                f"{missing:,} of {changes_KP.size:,} changes of {dataset}.{key} could not be measured and are out.",
+                f"{missing:,} of {changes_KP.size:,} changes of {dataset}.{key} could not be measured; left out.",
                 stacklevel=3,
             )
-        there_P = adapted_P[~np.isnan(adapted_P)]
+        measured_P = adapted_P[~np.isnan(adapted_P)]
         prompts = int((~np.isnan(changes_KP)).any(0).sum())
-        mean = float(there_P.mean()) if there_P.size else np.nan
+        mean = float(measured_P.mean()) if measured_P.size else np.nan
         measure = Measure(f"{dataset}.{key}", title, unit, dataset, prompts, mean, is_tested)
         return Effect(measure=measure, changes_KP=changes_KP)
 
@@ -145,10 +145,10 @@ def next_token_effects(
     with evaluating(model), _precise_logits(model), tracked(f"Ablations on {name}", len(batches)) as step:
         for batch in batches:
             rows = [[], *ablations[batch.ablations]]
-            scores = _scores(model, [prompts[place] for place in batch.prompts], rows, adapter)
-            for place, scores_MA in zip(batch.prompts, scores, strict=True):
-                adapted_MP[:, place] = scores_MA[:, 0]
-                changes_MKP[:, batch.ablations, place] = scores_MA[:, 1:] - scores_MA[:, :1]
+            scores = _scores(model, [prompts[index] for index in batch.prompts], rows, adapter)
+            for index, scores_MA in zip(batch.prompts, scores, strict=True):
+                adapted_MP[:, index] = scores_MA[:, 0]
+                changes_MKP[:, batch.ablations, index] = scores_MA[:, 1:] - scores_MA[:, :1]
             step()
     adapted_MP[0] = np.nan  # KL is a difference already
     return [
@@ -161,8 +161,8 @@ def next_token_effects(
 def _precise_logits(model: Any) -> Iterator[None]:
     """Logits in float32: bfloat16 has 8 bits for a logit, which hide the small changes of single units.
 
-    The output layer is computed anew; what a model does to logits after it (caps, scales) is done to these. One that
-    is no plain layer in memory (quantized, adapted, offloaded) gives what it gives.
+    The output layer is recomputed; what a model does to logits after it (caps, scales) applies to these. A layer that
+    is not plain and in memory (quantized, adapted, offloaded) is left as it is.
     """
     head = model.get_output_embeddings()
     is_plain = type(head) is nn.Linear and not head.weight.is_meta
@@ -183,7 +183,7 @@ def _precise_logits(model: Any) -> Iterator[None]:
 
 
 class Batch(NamedTuple):
-    """Places of prompts, and those of the ablations under which they are run."""
+    """Indices of prompts, and the slice of the ablations under which they are run."""
 
     prompts: list[int]
     ablations: slice
@@ -193,7 +193,7 @@ def batches_of(lengths: Sequence[int], ablations: int, batch_size: int, sequence
     """Prompts by length, each under as many ablations as a batch takes beside the row with all units."""
     width = min(ablations, max(1, batch_size // sequences - 1))
     at_once = max(1, batch_size // ((width + 1) * sequences))
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return [
         Batch(order[first : first + at_once], slice(start, min(start + width, ablations)))
         for first in range(0, len(order), at_once)
@@ -209,32 +209,32 @@ def _sequences(prompt: ScoredPrompt) -> list[tuple[int, ...]]:
 
 @torch.inference_mode()
 def _scores(model: Any, prompts: Sequence[ScoredPrompt], ablations: Sequence[Ablation], adapter: str) -> list[Floats]:
-    """For each prompt KL to the first row, accuracy in percent and margin of every row; NaN where not to be had.
+    """For each prompt KL to the first row, accuracy in percent and margin of every row; NaN where unavailable.
 
     Returns:
         shape ``(M, A)`` each.
     """
-    sequences = [each for prompt in prompts for each in _sequences(prompt)]
-    kept = max([1, *(len(answer) for prompt in prompts for answer in prompt.answers)])
-    ids_NT, mask_NT = padded([list(each) for each in sequences for _ in ablations], 0, left=True)
+    sequences = [sequence for prompt in prompts for sequence in _sequences(prompt)]
+    longest = max([1, *(len(answer) for prompt in prompts for answer in prompt.answers)])
+    ids_NT, mask_NT = padded([list(sequence) for sequence in sequences for _ in ablations], 0, left=True)
     device = input_device(model)
     with ablated(model, list(ablations) * len(sequences), adapter):
         logits = model(
             input_ids=ids_NT.to(device),
             attention_mask=mask_NT.to(device),
             position_ids=(mask_NT.cumsum(1) - 1).clamp(min=0).to(device),
-            logits_to_keep=kept,
+            logits_to_keep=longest,
             use_cache=False,
         ).logits
     logits_SATV = logits.unflatten(0, (len(sequences), len(ablations)))
-    place = {sequence: s for s, sequence in enumerate(sequences)}
-    return [_of_prompt(prompt, place, logits_SATV) for prompt in prompts]
+    row_index = {sequence: s for s, sequence in enumerate(sequences)}
+    return [_of_prompt(prompt, row_index, logits_SATV) for prompt in prompts]
 
 
-def _of_prompt(prompt: ScoredPrompt, place: Mapping[tuple[int, ...], int], logits_SATV: torch.Tensor) -> Floats:
+def _of_prompt(prompt: ScoredPrompt, row_index: Mapping[tuple[int, ...], int], logits_SATV: torch.Tensor) -> Floats:
     log_p_ATV = {
         sequence[len(prompt.prompt) :]: F.log_softmax(
-            logits_SATV[place[sequence], :, len(prompt.prompt) - len(sequence) - 1 :].double(), -1
+            logits_SATV[row_index[sequence], :, len(prompt.prompt) - len(sequence) - 1 :].double(), -1
         )
         for sequence in _sequences(prompt)
     }
@@ -242,8 +242,8 @@ def _of_prompt(prompt: ScoredPrompt, place: Mapping[tuple[int, ...], int], logit
     if not prompt.answers:
         nothing_A = np.full(len(kl_A), np.nan)
         return np.stack([kl_A, nothing_A, nothing_A])
-    found = [log_p_ATV[tuple(answer[:-1])][:, range(len(answer)), answer].sum(-1) for answer in prompt.answers]
-    log_p_AL = torch.stack(found, -1).cpu().numpy()
+    by_answer = [log_p_ATV[tuple(answer[:-1])][:, range(len(answer)), answer].sum(-1) for answer in prompt.answers]
+    log_p_AL = torch.stack(by_answer, -1).cpu().numpy()
     with np.errstate(invalid="ignore"):
         margin_A = log_p_AL[:, prompt.truth] - np.delete(log_p_AL, prompt.truth, 1).max(1)
     margin_A = np.where(np.isfinite(margin_A), margin_A, np.nan)
@@ -259,19 +259,19 @@ def _kl(log_p_AV: torch.Tensor) -> Floats:
     return np.where(np.isfinite(kl_A), kl_A, np.nan)
 
 
-def summarised(effects: Sequence[Effect], places: Sequence[int]) -> Ablations:
+def summarised(effects: Sequence[Effect], indices: Sequence[int]) -> Ablations:
     """Mean changes with 95 % intervals and p-values of the bootstrap over prompts, all of which weigh 1.
 
     The false discovery rates are, measure by measure, over the units that were taken out alone.
 
     Args:
         effects: of the same ablations: one for each of ``places``, and last all units together.
-        places: in ``Explained.units``, of the units that were taken out alone.
+        indices: in ``Explained.units``, of the units that were taken out alone.
     """
     *alone, everything = (list(changes) for changes in zip(*map(_changes, effects), strict=True))
     return Ablations(
         measures=[effect.measure for effect in effects],
-        changes=dict(zip(places, alone, strict=True)),
+        changes=dict(zip(indices, alone, strict=True)),
         everything=everything,
     )
 

@@ -1,7 +1,7 @@
 """``monolora explain --compare NAME=DIR NAME=DIR``: adapters side by side, by what was found of their units.
 
 Every measure is a mean over an adapter's units on the texts of one data set that all adapters were explained on. What
-the intervals and tests cover, and what not, is said in :mod:`monolora.eval.explain.compare_statistics`.
+the intervals and tests cover, and what not, is described in :mod:`monolora.eval.explain.compare_statistics`.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def compare(folders: Mapping[str, Path], resamples: int = RESAMPLES, seed: int =
         raise InputError("A comparison needs two adapters or more. Write --compare NAME=FOLDER NAME=FOLDER.")
     all_features = [read(name, folder) for name, folder in folders.items()]
     common = common_datasets(all_features)
-    names = dict.fromkeys(key for each in all_features for key in each.datasets)
+    names = dict.fromkeys(key for features in all_features for key in features.datasets)
     datasets = [_dataset(all_features, key, resamples, seed) for key in common]
     return Comparison(
-        adapters=[_adapter(each) for each in all_features],
+        adapters=[_adapter(features) for features in all_features],
         datasets=_corrected(datasets),
         left_out=list(dict.fromkeys(name for name, fingerprint in names if (name, fingerprint) not in common)),
         tests=len(_tested(datasets)),
@@ -159,7 +159,7 @@ def _dataset(all_features: Sequence[Features], key: tuple[str, str], resamples: 
         texts=first["texts"],
         tokens={name: own["tokens"] for name, own in recorded.items()},
         strongest=first["strongest"],
-        # without labels there is none of the consistency and of the information
+        # without labels, consistency and information have no values
         rows=[row for row in rows if any(mean.value is not None for mean in row.means.values())],
     )
 
@@ -190,7 +190,7 @@ def _row(
 
 
 def _largest(frames: Mapping[str, pd.DataFrame]) -> list[Row]:
-    """What is no mean, and is given without interval and test."""
+    """The rows of largest effects, which are no means: without interval and test."""
     largest = {name: largest_effects(frame) for name, frame in frames.items()}
     return [
         Row(
@@ -225,7 +225,8 @@ def _corrected(datasets: Sequence[DatasetRows]) -> list[DatasetRows]:
                 replace(
                     row,
                     differences=[
-                        each if each.p is None else each._replace(p_holm=next(corrected)) for each in row.differences
+                        change if change.p is None else change._replace(p_holm=next(corrected))
+                        for change in row.differences
                     ],
                 )
                 for row in dataset.rows

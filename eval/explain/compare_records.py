@@ -1,4 +1,4 @@
-"""What a comparison of adapters consists of; the page, the terminal and ``comparison.json`` are made of it."""
+"""The parts of a comparison of adapters, from which page, terminal output and ``comparison.json`` are made."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ _ALIKE = ("texts", "strongest")
 
 
 class _Dataset(TypedDict):
-    """What a comparison reads of a data set's part of the record."""
+    """The fields of a data set's record that a comparison reads."""
 
     name: str
     fingerprint: str
@@ -163,7 +163,7 @@ class _Dataset(TypedDict):
 
 
 class _Record(TypedDict):
-    """What a comparison reads of an explanation's record."""
+    """The fields of an explanation's record that a comparison reads."""
 
     adapter: str
     model: str
@@ -189,8 +189,8 @@ class Features:
 
     @property
     def datasets(self) -> dict[tuple[str, str], Mapping[str, Any]]:
-        """What the run says of its data sets, by name and fingerprint."""
-        return {(each["name"], each["fingerprint"]): each for each in self.run["datasets"]}
+        """The run's records of its data sets, by name and fingerprint."""
+        return {(dataset["name"], dataset["fingerprint"]): dataset for dataset in self.run["datasets"]}
 
     def on(self, dataset: str) -> pd.DataFrame:
         """Module and measures of each unit on one data set, its name taken off the columns.
@@ -239,12 +239,13 @@ def common_datasets(all_features: Sequence[Features]) -> list[tuple[str, str]]:
     """Name and fingerprint of the data sets that all adapters were explained on, in the first one's order.
 
     Raises:
-        InputError: if there is none, or one was not read alike.
+        InputError: if there is none, or one was read with different settings.
     """
-    common = [key for key in all_features[0].datasets if all(key in each.datasets for each in all_features)]
+    common = [key for key in all_features[0].datasets if all(key in features.datasets for features in all_features)]
     if not common:
         names = "; ".join(
-            f"{each.name} has {', '.join(name for name, _ in each.datasets) or 'none'}" for each in all_features
+            f"{features.name} has {', '.join(name for name, _ in features.datasets) or 'none'}"
+            for features in all_features
         )
         raise InputError(
             f"The folders have no data set in common, of one name and the same texts: {names}. "
@@ -252,7 +253,7 @@ def common_datasets(all_features: Sequence[Features]) -> list[tuple[str, str]]:
         )
     for key in common:
         for what in _ALIKE:
-            counts = {each.name: each.datasets[key][what] for each in all_features}
+            counts = {features.name: features.datasets[key][what] for features in all_features}
             if len(set(counts.values())) > 1:
                 raise InputError(
                     f"{key[0]} was explained with different numbers of {what} texts: "
@@ -263,8 +264,8 @@ def common_datasets(all_features: Sequence[Features]) -> list[tuple[str, str]]:
 
 
 def _compared(columns: Sequence[str], datasets: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The columns that a comparison needs; others hold texts, and are larger by far."""
-    measures = {f"{each['name']}.{measure}" for each in datasets for measure in (*_COLUMNS, *_OF_SIGNED)}
+    """The columns that a comparison needs; others hold texts and are far larger."""
+    measures = {f"{dataset['name']}.{measure}" for dataset in datasets for measure in (*_COLUMNS, *_OF_SIGNED)}
     return [column for column in columns if column == "module" or column in measures]
 
 

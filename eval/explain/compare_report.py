@@ -47,39 +47,39 @@ def heading(row: Row) -> str:
 
 
 def difference_heading(row: Row) -> str:
-    """The same of a difference: that of percentages is in percentage points."""
+    """The heading of a difference: percentages differ by percentage points."""
     return heading(replace(row, unit="pp") if row.unit == "%" else row)
 
 
 def mean_text(row: Row, mean: Mean) -> MeanText:
     """A mean with its interval. All values of a row have the same number of decimals."""
-    places = _places(*(each.value for each in row.means.values()))
+    decimals = _decimals(*(mean.value for mean in row.means.values()))
     return MeanText(
-        shown(mean.value, places),
-        shown_interval(mean.low, mean.high, places),
+        shown(mean.value, decimals),
+        shown_interval(mean.low, mean.high, decimals),
         f"n = {mean.features:,} of {mean.total:,}" if mean.features < mean.total else "",
     )
 
 
 def chance_text(row: Row) -> str:
-    """What a row would be by chance; empty where that is not known."""
-    return "" if row.chance is None else shown(row.chance, _places(*(each.value for each in row.means.values())))
+    """A row's value by chance; empty where unknown."""
+    return "" if row.chance is None else shown(row.chance, _decimals(*(mean.value for mean in row.means.values())))
 
 
 def difference_text(difference: Difference) -> DifferenceText:
     """A difference with its interval and p-values."""
-    places = _places(difference.value, difference.low, difference.high)
+    decimals = _decimals(difference.value, difference.low, difference.high)
     return DifferenceText(
-        shown_change(difference.value, places),
+        shown_change(difference.value, decimals),
         MARK if difference.p_holm is not None and difference.p_holm < ALPHA else "",
-        shown_interval(difference.low, difference.high, places, changes=True) or NOTHING,
+        shown_interval(difference.low, difference.high, decimals, changes=True) or NOTHING,
         shown_p(difference.p),
         shown_p(difference.p_holm),
     )
 
 
 def about(dataset: DatasetRows) -> str:
-    """What was measured on."""
+    """Numbers of texts and tokens."""
     tokens = {f"{count:,}" for count in dataset.tokens.values()}
     if len(tokens) == 1:
         return f"{dataset.texts:,} texts, {tokens.pop()} tokens."
@@ -90,7 +90,7 @@ def about(dataset: DatasetRows) -> str:
 def remarks(comparison: Comparison) -> list[str]:
     """How to read the tables."""
     first, *others = comparison.adapters
-    said = [
+    sentences = [
         "Sparsity is the share of activations that are 0; a dead unit's all are, an always-on unit's none. Consistency "
         "is the share of the most frequent label among the texts on which a unit fires, or which excite it most. "
         "Information is that of a text's mean activation on its label; q is the false discovery rate of there being "
@@ -106,19 +106,19 @@ def remarks(comparison: Comparison) -> list[str]:
     means = [mean for dataset in comparison.datasets for row in dataset.rows for mean in row.means.values()]
     if any(mean.features < mean.total for mean in means):
         strongest = " or ".join(map(str, sorted({dataset.strongest for dataset in comparison.datasets})))
-        said.append(
+        sentences.append(
             "n is how many units have a value (of signed units, how many of their ends), where not all do. One that "
             f"never fires has no consistency, and one that excites fewer than {strongest} texts none of the strongest "
             "texts: the means leave these, the sparsest units, out."
         )
     if any(adapter.model != first.model for adapter in others):
-        said.append("The adapters are of different base models: modules of the same name were taken as pairs.")
+        sentences.append("The adapters are of different base models: modules of the same name were taken as pairs.")
     if comparison.left_out:
-        said.append(f"Left out, as not all adapters have them: {', '.join(map(plain, comparison.left_out))}.")
-    return said
+        sentences.append(f"Left out, as not all adapters have them: {', '.join(map(plain, comparison.left_out))}.")
+    return sentences
 
 
-def _places(*values: float | None) -> int:
+def _decimals(*values: float | None) -> int:
     """Decimals for three digits that count of the largest value, six at most."""
     largest = max((abs(value) for value in values if value is not None), default=0.0)
     return 1 if largest == 0 else min(6, max(1, 2 - math.floor(math.log10(largest))))
@@ -173,14 +173,16 @@ def _panel(row: Row) -> Panel:
     at = np.geomspace(low, high, _STEPS + 1) if is_log else np.linspace(low, high, _STEPS + 1)
     at[-1] = high  # rounding must not leave the largest value out
     curves = [
-        Curve(name, place % 8 + 1, f"{np.median(values_F):.3g}", _points(cumulative(values_F, at)))
-        for place, (name, values_F) in enumerate(known.items())
+        Curve(name, index % 8 + 1, f"{np.median(values_F):.3g}", _points(cumulative(values_F, at)))
+        for index, (name, values_F) in enumerate(known.items())
         if len(values_F)
     ]
-    places = np.log(np.array(ticks) / low) / np.log(high / low) if is_log else (np.array(ticks) - low) / (high - low)
+    positions = np.log(np.array(ticks) / low) / np.log(high / low) if is_log else (np.array(ticks) - low) / (high - low)
     labels = [f"{tick:.3g}" for tick in ticks]
-    shown = [Tick(round(100 * float(place), 3), label) for place, label in zip(places, labels, strict=True)]
-    return Panel(heading(row), shown, curves)
+    axis_ticks = [
+        Tick(round(100 * float(position), 3), label) for position, label in zip(positions, labels, strict=True)
+    ]
+    return Panel(heading(row), axis_ticks, curves)
 
 
 def _points(share_S: Iterable[float]) -> str:
@@ -215,7 +217,7 @@ _FOLDER = Path(__file__).parent / "compare_page"
 
 
 class Part(NamedTuple):
-    """What the page shows of one data set.
+    """One data set on the page.
 
     Attributes:
         name: of it.
@@ -245,7 +247,7 @@ def page(comparison: Comparison) -> str:
         title=f"{', '.join(names[:-1])} and {names[-1]}",
         comparison=comparison,
         parts=[_part(dataset, names) for dataset in comparison.datasets],
-        colours={name: place % 8 + 1 for place, name in enumerate(names)},
+        colours={name: index % 8 + 1 for index, name in enumerate(names)},
         remarks=remarks(comparison),
     )
 
@@ -253,9 +255,9 @@ def page(comparison: Comparison) -> str:
 def _part(dataset: DatasetRows, names: list[str]) -> Part:
     differences: dict[tuple[str, str], list[tuple[str, DifferenceText]]] = {}
     for row in dataset.rows:
-        for each in row.differences:
-            differences.setdefault((each.adapter, each.against), []).append(
-                (difference_heading(row), difference_text(each))
+        for difference in row.differences:
+            differences.setdefault((difference.adapter, difference.against), []).append(
+                (difference_heading(row), difference_text(difference))
             )
     return Part(
         dataset.name,
@@ -289,7 +291,8 @@ def _table(*titles: str) -> Table:
 
 def _means(comparison: Comparison, dataset: DatasetRows) -> Table:
     has_chance = any(chance_text(row) for row in dataset.rows)
-    table = _table("mean over units", *(plain(each.name) for each in comparison.adapters), *["chance"] * has_chance)
+    names = [plain(adapter.name) for adapter in comparison.adapters]
+    table = _table("mean over units", *names, *["chance"] * has_chance)
     for row in dataset.rows:
         cells = []
         for adapter in comparison.adapters:
@@ -301,14 +304,14 @@ def _means(comparison: Comparison, dataset: DatasetRows) -> Table:
 
 def _differences(dataset: DatasetRows) -> Table:
     table = _table("difference", "", "95 % CI", "p", "p (Holm)")
-    pairs = dict.fromkeys((each.adapter, each.against) for row in dataset.rows for each in row.differences)
+    pairs = dict.fromkeys((change.adapter, change.against) for row in dataset.rows for change in row.differences)
     for adapter, against in pairs:
         table.add_row(Text(f"{plain(adapter)} − {plain(against)}", style="bold"))
         for row in dataset.rows:
-            for each in row.differences:
-                if (each.adapter, each.against) == (adapter, against):
-                    text = difference_text(each)
+            for change in row.differences:
+                if (change.adapter, change.against) == (adapter, against):
+                    text = difference_text(change)
                     # a space where there is no mark keeps the digits below each other
-                    change = Text(f"{text.change}{text.mark or ' '}", style="bold" if text.mark else "")
-                    table.add_row(Text(f"  {difference_heading(row)}"), change, text.interval, text.p, text.p_holm)
+                    marked = Text(f"{text.change}{text.mark or ' '}", style="bold" if text.mark else "")
+                    table.add_row(Text(f"  {difference_heading(row)}"), marked, text.interval, text.p, text.p_holm)
     return table

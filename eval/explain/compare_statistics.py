@@ -1,4 +1,4 @@
-"""What is compared: values of units, from the columns of ``features.parquet`` on one data set.
+"""Values of units to compare, from the columns of ``features.parquet`` on one data set.
 
 Shapes: F features of an adapter: its units, or their ends.
 """
@@ -30,7 +30,7 @@ class Measure(NamedTuple):
         unit: of the values.
         columns: that it is made of; each there is gives every unit a value: signed units have two ends.
         value: makes it of a column.
-        has_spread: whether the distribution over units says more than the mean.
+        has_spread: whether the distribution over units is shown beside the mean.
         is_logarithmic: whether the distribution is best seen on a logarithmic scale.
         has_chance: whether the data set's level of chance is its own.
     """
@@ -92,9 +92,9 @@ def values(frame: pd.DataFrame, measure: Measure) -> Values:
         frame: with ``module`` and the columns of one data set, a row a unit.
         measure: which.
     """
-    there = [column for column in measure.columns if column in frame]
-    value_F = np.concatenate([measure.value(frame[column].to_numpy(np.float64)) for column in there])
-    return Values(value_F, np.tile(frame["module"].to_numpy(object), len(there)))
+    columns = [column for column in measure.columns if column in frame]
+    value_F = np.concatenate([measure.value(frame[column].to_numpy(np.float64)) for column in columns])
+    return Values(value_F, np.tile(frame["module"].to_numpy(object), len(columns)))
 
 
 def largest_effects(frame: pd.DataFrame) -> dict[str, float | None]:
@@ -132,9 +132,9 @@ def clustered(rows: Sequence[Values], resamples: int = RESAMPLES, seed: int = SE
     index = {module: at for at, module in enumerate(modules)}
     sum_KP, weight_KP = np.zeros((len(rows), len(modules))), np.zeros((len(rows), len(modules)))
     for k, (value_F, module_F) in enumerate(rows):
-        there_F = ~np.isnan(value_F)
-        at_F = np.array([index[module] for module in module_F[there_F]], dtype=np.int64)
-        sum_KP[k] = np.bincount(at_F, value_F[there_F], minlength=len(modules))
+        measured_F = ~np.isnan(value_F)
+        at_F = np.array([index[module] for module in module_F[measured_F]], dtype=np.int64)
+        sum_KP[k] = np.bincount(at_F, value_F[measured_F], minlength=len(modules))
         weight_KP[k] = np.bincount(at_F, minlength=len(modules))
     # Each row has weights of its own: its mean is a ratio of two means over the same resampled modules.
     sums, weights = np.split(
@@ -178,8 +178,8 @@ def _mean(mean_P: Floats, weight_P: Floats) -> float | None:
 
 def _is_same(mean_P: Floats) -> bool:
     """But for the rounding of their sums."""
-    there = mean_P[~np.isnan(mean_P)]
-    return there.size == 0 or bool(np.ptp(there) <= 1e-12 * np.abs(there).max())
+    measured_P = mean_P[~np.isnan(mean_P)]
+    return measured_P.size == 0 or bool(np.ptp(measured_P) <= 1e-12 * np.abs(measured_P).max())
 
 
 def _interval(resampled_R: Floats) -> tuple[float, float]:

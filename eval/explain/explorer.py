@@ -1,7 +1,7 @@
 """What the explorer's script reads: numbers for the list in columns, and a line of JSON a unit for the rest.
 
-Texts of tokens and labels stand once in a table, the most frequent first; elsewhere they are places in it. Numbers have
-four digits that count; NaN is null. A context's activations are in thousandths of the largest that the unit's line has.
+Texts of tokens and labels stand once in a table, the most frequent first; elsewhere they are indices into it. Numbers
+have four significant digits; NaN is null. A context's activations are in thousandths of the largest of its unit.
 
 Shapes: U units, E bins.
 """
@@ -52,47 +52,47 @@ class ModuleParts(NamedTuple):
 
 def explorer_data(explained: Explained) -> ExplorerData:
     """Everything that the page's script shows."""
-    strings = {text: place for place, (text, _) in enumerate(_all_strings(explained).most_common())}
+    strings = {text: index for index, (text, _) in enumerate(_all_strings(explained).most_common())}
     modules = list(dict.fromkeys(name.module for name in explained.units))
-    place = {module: k for k, module in enumerate(modules)}
+    module_index = {module: k for k, module in enumerate(modules)}
     head = {
         "adapter": explained.adapter,
         "signed": explained.is_signed,
         "prunable": explained.is_prunable,
         "strings": list(strings),
         "modules": module_parts(modules),
-        "module": [place[name.module] for name in explained.units],
+        "module": [module_index[name.module] for name in explained.units],
         "number": [name.unit for name in explained.units],
-        "datasets": [_dataset_head(each, strings) for each in explained.datasets],
+        "datasets": [_dataset_head(dataset, strings) for dataset in explained.datasets],
         "measures": [
-            [each.title, each.unit, each.dataset, each.prompts, number(each.adapted)]
-            for each in explained.ablations.measures
+            [measure.title, measure.unit, measure.dataset, measure.prompts, number(measure.adapted)]
+            for measure in explained.ablations.measures
         ],
         "everything": list(map(_change, explained.ablations.everything)),
         "changes": _change_columns(explained),
         "contrasts": [
-            {"a": each.a, "b": each.b, "texts": [each.texts_a, each.texts_b], "auc": numbers(each.auc)}
-            for each in explained.contrasts
+            {"a": pair.a, "b": pair.b, "texts": [pair.texts_a, pair.texts_b], "auc": numbers(pair.auc)}
+            for pair in explained.contrasts
         ],
     }
     common = (_common(explained, unit, strings) for unit in range(len(explained.units)))
-    return ExplorerData(head, common, [_units_on_dataset(each, strings) for each in explained.datasets])
+    return ExplorerData(head, common, [_units_on_dataset(dataset, strings) for dataset in explained.datasets])
 
 
 def module_parts(modules: Iterable[str]) -> list[ModuleParts]:
     """The parts of module names; short names that two modules would share are the whole names."""
-    found = []
+    all_parts = []
     for name in modules:
         words = name.split(".")
         layer = next((int(word) for word in words if word.isascii() and word.isdecimal()), None)
         short = words[-1] if layer is None else f"L{layer} {words[-1]}"
-        found.append(ModuleParts(name, layer, words[-1], short))
-    often = Counter(parts.short for parts in found)
-    return [parts if often[parts.short] == 1 else parts._replace(short=parts.name) for parts in found]
+        all_parts.append(ModuleParts(name, layer, words[-1], short))
+    often = Counter(parts.short for parts in all_parts)
+    return [parts if often[parts.short] == 1 else parts._replace(short=parts.name) for parts in all_parts]
 
 
 def number(value: float) -> float | None:
-    """Four digits that count; None for what JSON has no number for."""
+    """Four significant digits; None for what JSON has no number for."""
     if not math.isfinite(value):
         return None
     cut = float(f"{value:.4g}")
@@ -242,8 +242,8 @@ def _change_columns(explained: Explained) -> list[list[float | None]]:
     """By measure, the change of each unit; None for those that were not ablated."""
     changes = explained.ablations.changes
     return [
-        [number(changes[unit][place].value) if unit in changes else None for unit in range(len(explained.units))]
-        for place in range(len(explained.ablations.measures))
+        [number(changes[unit][index].value) if unit in changes else None for unit in range(len(explained.units))]
+        for index in range(len(explained.ablations.measures))
     ]
 
 

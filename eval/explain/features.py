@@ -1,6 +1,8 @@
-"""From what a pass counted to the features of a data set, as people read them.
+"""The features of a data set, from what a pass over it counted.
 
-Shapes: U units, E bins, S ends, K contexts, W tokens of a context.
+Texts are counted in groups, by label and by whether the model answers rightly where that is asked for; contrasts
+compare groups. Shapes: G groups (the last one has the texts without a label), U units, E bins, S ends; K labels of
+counts, contexts of a unit; W tokens of a context.
 """
 
 from __future__ import annotations
@@ -26,11 +28,7 @@ from monolora.explain.unit_statistics import BITS, Collected, TopTokens
 from monolora.stats import false_discovery_rate
 
 CORRECT, WRONG = "correct", "wrong"
-
-
-# How texts are counted apart: by label, and by whether the model answers rightly where that is asked for.
-#
-# Shapes: G groups (the last one has the texts without a label), U units, K labels.
+_MERGED = 2  # bins of the pass in one of the histogram's: half an octave
 
 
 @dataclass(frozen=True)
@@ -47,33 +45,33 @@ class Grouping:
 
     @property
     def groups(self) -> int:
-        """How many there are, that of the texts without a label left out."""
-        return len(self.labels) * self._each
+        """Number of groups, without that of the texts that have no label."""
+        return len(self.labels) * self._groups_per_label
 
     @property
-    def _each(self) -> int:
+    def _groups_per_label(self) -> int:
         return 2 if self.by_answer else 1
 
     def of_texts(self, labels: Sequence[int], is_right: Sequence[bool]) -> list[int]:
         """The group of each text.
 
         Args:
-            labels: place of each one's label; -1 for none.
-            is_right: whether its answer is right; empty where that is not asked for.
+            labels: index of each one's label; -1 for none.
+            is_right: whether each answer is right; empty unless ``by_answer``.
         """
         if not self.by_answer:
             return list(labels)
         return [label * 2 + (not right) for label, right in zip(labels, is_right, strict=True)]
 
     def by_label(self, counts_UG: NDArray[np.int64], axis: int) -> NDArray[np.int64]:
-        """Counts of groups added up to those of labels, along an axis; texts without a label are left out."""
-        kept = np.moveaxis(counts_UG, axis, 0)[: self.groups]
-        summed = kept.reshape(len(self.labels), self._each, *kept.shape[1:]).sum(1)
+        """Counts summed from groups to labels along an axis; texts without a label are left out."""
+        counts = np.moveaxis(counts_UG, axis, 0)[: self.groups]
+        summed = counts.reshape(len(self.labels), self._groups_per_label, *counts.shape[1:]).sum(1)
         return np.moveaxis(summed, 0, axis)
 
     def label_of(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Place of the label of each group; -1 stays."""
-        return np.where(groups < 0, -1, groups // self._each)
+        """Index of the label of each group; -1 stays."""
+        return np.where(groups < 0, -1, groups // self._groups_per_label)
 
     def members(self, word: str | None, dataset: str) -> list[int]:
         """The groups that a word names: a label, ``correct`` or ``wrong``; None for all texts.
@@ -88,8 +86,8 @@ class Grouping:
             return every[(word == WRONG) :: 2]
         if word not in self.labels:
             raise unknown(f"label of {dataset}", word, [*self.labels, *((CORRECT, WRONG) if self.by_answer else ())])
-        first = self.labels.index(word) * self._each
-        return every[first : first + self._each]
+        first = self.labels.index(word) * self._groups_per_label
+        return every[first : first + self._groups_per_label]
 
 
 class Side(NamedTuple):
@@ -105,12 +103,12 @@ class Side(NamedTuple):
 class Counted(NamedTuple):
     """A data set after its pass."""
 
-    found: Collected
+    statistics: Collected
     grouping: Grouping
 
 
 def side(word: str, datasets: Sequence[str]) -> Side:
-    """What a word of ``--contrast`` names.
+    """The side that a word of ``--contrast`` names.
 
     Raises:
         InputError: if its data set is not among those that are read.
@@ -125,11 +123,11 @@ def side(word: str, datasets: Sequence[str]) -> Side:
 
 def asks_for_answers(sides: Sequence[tuple[Side, Side]], dataset: str) -> bool:
     """Whether a contrast is of right and wrong answers on a data set."""
-    return any(each.dataset == dataset and each.group in (CORRECT, WRONG) for pair in sides for each in pair)
+    return any(side.dataset == dataset and side.group in (CORRECT, WRONG) for pair in sides for side in pair)
 
 
 def usual(text_sets: Mapping[str, TextSet]) -> list[tuple[Side, Side]]:
-    """The contrasts that are made unless others are asked for.
+    """The default contrasts.
 
     The first data set against each other one, if the same part of both is counted: prompts differ from answers, and
     last tokens from all tokens, whatever they are about. And the two labels of those with two.
@@ -137,9 +135,9 @@ def usual(text_sets: Mapping[str, TextSet]) -> list[tuple[Side, Side]]:
     (first, of_first), *others = text_sets.items()
     pairs = [(Side(name, None), Side(first, None)) for name, other in others if other.part == of_first.part]
     return pairs + [
-        (Side(name, each.labels[-1]), Side(name, each.labels[0]))
-        for name, each in text_sets.items()
-        if len(each.labels) == 2
+        (Side(name, text_set.labels[-1]), Side(name, text_set.labels[0]))
+        for name, text_set in text_sets.items()
+        if len(text_set.labels) == 2
     ]
 
 
@@ -149,40 +147,38 @@ def contrasted(pair: tuple[Side, Side], counted: Mapping[str, Counted]) -> Contr
     Raises:
         InputError: if a group is no label of its data set, or has no texts.
     """
-    bits = min(counted[each.dataset].found.text_bins.bits for each in pair)  # data sets of fewer labels have more
-    counts_a_UE, counts_b_UE = (_counts(each, counted[each.dataset], bits) for each in pair)
-    for each, counts_UE in zip(pair, (counts_a_UE, counts_b_UE), strict=True):
+    bits = min(counted[side.dataset].statistics.text_bins.bits for side in pair)  # data sets of fewer labels have more
+    counts_a_UE, counts_b_UE = (_counts(side, counted[side.dataset], bits) for side in pair)
+    for side, counts_UE in zip(pair, (counts_a_UE, counts_b_UE), strict=True):
         if not counts_UE[0].sum():
-            raise InputError(f"--contrast {each}: it has no texts. Take more with --max-texts, or another group.")
-    found = contrast(counts_a_UE, counts_b_UE)
+            raise InputError(f"--contrast {side}: it has no texts. Take more with --max-texts, or another group.")
+    test = contrast(counts_a_UE, counts_b_UE)
     return Contrast(
         a=str(pair[0]),
         b=str(pair[1]),
         texts_a=int(counts_a_UE[0].sum()),
         texts_b=int(counts_b_UE[0].sum()),
-        auc=found.auc_U,
-        p=found.p_U,
-        q=false_discovery_rate(found.p_U),
+        auc=test.auc_U,
+        p=test.p_U,
+        q=false_discovery_rate(test.p_U),
         firing_a=_fired(pair[0], counted[pair[0].dataset]),
         firing_b=_fired(pair[1], counted[pair[1].dataset]),
     )
 
 
-def _counts(each: Side, counted: Counted, bits: int) -> Counts:
-    members = counted.grouping.members(each.group, each.dataset)
-    return merged(np.asarray(counted.found.text_histogram_UGE[:, members].sum(1)), counted.found.text_bins, bits)
+def _counts(side: Side, counted: Counted, bits: int) -> Counts:
+    statistics, grouping = counted
+    members = grouping.members(side.group, side.dataset)
+    return merged(np.asarray(statistics.text_histogram_UGE[:, members].sum(1)), statistics.text_bins, bits)
 
 
-def _fired(each: Side, counted: Counted) -> np.ndarray:
-    members = counted.grouping.members(each.group, each.dataset)
-    return np.asarray(counted.found.fired_UG[:, members].sum(1) / counted.found.texts_G[members].sum())
-
-
-_MERGED = 2  # bins of the pass that are one of the histogram that is shown: half an octave
+def _fired(side: Side, counted: Counted) -> np.ndarray:
+    members = counted.grouping.members(side.group, side.dataset)
+    return np.asarray(counted.statistics.fired_UG[:, members].sum(1) / counted.statistics.texts_G[members].sum())
 
 
 class TokenTexts:
-    """Token ids as text, so that joined they read as the text does.
+    """Token ids as text; joined, they read as the text does.
 
     Args:
         tokenizer: of the model.
@@ -200,42 +196,42 @@ class TokenTexts:
 
 
 def dataset_features(
-    found: Collected, text_set: TextSet, grouping: Grouping, groups: list[int], tokens: TokenTexts
+    statistics: Collected, text_set: TextSet, grouping: Grouping, groups: list[int], tokens: TokenTexts
 ) -> DatasetFeatures:
     """The features of a data set.
 
     Args:
-        found: of the pass over it.
-        text_set: it.
-        grouping: how its texts were counted apart.
-        groups: of each text.
-        tokens: as text.
+        statistics: of the pass over it.
+        text_set: the data set.
+        grouping: of its texts.
+        groups: the group of each text.
+        tokens: the tokenizer's tokens as text.
     """
-    texts_K = grouping.by_label(found.texts_G, 0)
-    strongest = min(found.strongest_SUM.shape[2], int(texts_K.sum()))
-    edges, histogram_UE = shown_histogram(found.histogram_UE, len(found.contexts) == 2)
+    texts_K = grouping.by_label(statistics.texts_G, 0)
+    strongest = min(statistics.strongest_SUM.shape[2], int(texts_K.sum()))
+    edges, histogram_UE = shown_histogram(statistics.histogram_UE, len(statistics.contexts) == 2)
     label_of_text = [
-        None if place < 0 else text_set.labels[place] for place in grouping.label_of(np.array(groups)).tolist()
+        None if index < 0 else text_set.labels[index] for index in grouping.label_of(np.array(groups)).tolist()
     ]
     return DatasetFeatures(
         name=text_set.name,
         is_gated=text_set.is_safety,
-        texts=int(found.texts_G.sum()),
-        tokens=found.tokens,
+        texts=int(statistics.texts_G.sum()),
+        tokens=statistics.tokens,
         labels=dict(zip(text_set.labels, texts_K.tolist(), strict=True)),
-        unlabelled=int(found.texts_G[-1]),
+        unlabelled=int(statistics.texts_G[-1]),
         note=text_set.note,
         strongest=strongest,
-        firing=found.firing,
-        mean=found.mean,
-        std=found.std,
-        max=found.max,
-        min=found.min,
-        effect=found.effect,
+        firing=statistics.firing,
+        mean=statistics.mean,
+        std=statistics.std,
+        max=statistics.max,
+        min=statistics.min,
+        effect=statistics.effect,
         edges=edges,
         histogram_UE=histogram_UE,
-        **_of_labels(found, grouping, texts_K, strongest),
-        partners=_partners(found),
+        **_of_labels(statistics, grouping, texts_K, strongest),
+        partners=_partners(statistics),
         ends=[
             End(
                 _contexts(contexts, label_of_text, tokens),
@@ -243,46 +239,46 @@ def dataset_features(
                 *strongest_labels(labels_UM[:, :strongest], text_set.labels),
             )
             for contexts, top, labels_UM in zip(
-                found.contexts, found.tokens_by_end, grouping.label_of(found.strongest_SUM), strict=True
+                statistics.contexts, statistics.tokens_by_end, grouping.label_of(statistics.strongest_SUM), strict=True
             )
         ],
     )
 
 
-def _of_labels(found: Collected, grouping: Grouping, texts_K: Counts, strongest: int) -> dict[str, Any]:
-    """The fields of :class:`DatasetFeatures` that say something of labels; NaN where no text has one."""
+def _of_labels(statistics: Collected, grouping: Grouping, texts_K: Counts, strongest: int) -> dict[str, Any]:
+    """The fields of :class:`DatasetFeatures` about labels; NaN where no text has one."""
     if not strongest:
-        nothing_U = np.full(len(found.firing), np.nan)
+        nothing_U = np.full(len(statistics.firing), np.nan)
         return {"chance": np.nan, "consistency": nothing_U, "information": nothing_U, "information_q": nothing_U}
-    information = mutual_information(grouping.by_label(found.text_histogram_UGE, 1))
+    information = mutual_information(grouping.by_label(statistics.text_histogram_UGE, 1))
     return {
         "chance": consistency_by_chance(texts_K, strongest),
-        "consistency": semantic_consistency(grouping.by_label(found.fired_UG, 1)),
+        "consistency": semantic_consistency(grouping.by_label(statistics.fired_UG, 1)),
         "information": information.bits_U,
         "information_q": false_discovery_rate(information.p_U),
     }
 
 
 def shown_histogram(counts_UE: Counts, signed: bool) -> tuple[Floats, Counts]:
-    """Edges and counts without the bin of zeros, by half octaves, from the first bin to the last that has tokens."""
+    """Edges and counts by half octaves, from the first bin with tokens to the last, without the bin of zeros."""
     bins = Bins(signed, BITS)
     zero = bins.zero
     outer = bins.edges()[zero + 1 + _MERGED :: _MERGED]  # of the bins above 0, in pairs from the inside
     positive = counts_UE[:, zero + 1 :].reshape(len(counts_UE), bins.sizes // _MERGED, _MERGED).sum(2)
-    shown_edges, merged = np.concatenate([[0.0], outer]), positive
+    edges, merged = np.concatenate([[0.0], outer]), positive
     if signed:
         negative = counts_UE[:, :zero].reshape(len(counts_UE), bins.sizes // _MERGED, _MERGED).sum(2)
-        shown_edges, merged = np.concatenate([-outer[::-1], shown_edges]), np.concatenate([negative, positive], 1)
+        edges, merged = np.concatenate([-outer[::-1], edges]), np.concatenate([negative, positive], 1)
     filled = np.flatnonzero(merged.sum(0))
     if not len(filled):
         return np.array([0.0, 1.0]), np.zeros((len(counts_UE), 1), np.int64)
-    return shown_edges[filled[0] : filled[-1] + 2], merged[:, filled[0] : filled[-1] + 1]
+    return edges[filled[0] : filled[-1] + 2], merged[:, filled[0] : filled[-1] + 1]
 
 
-def _partners(found: Collected) -> list[list[Partner]]:
+def _partners(statistics: Collected) -> list[list[Partner]]:
     return [
         [Partner(unit, r) for unit, r in zip(units, rs, strict=True) if unit >= 0]
-        for units, rs in zip(found.partner_UP.tolist(), found.correlation_UP.tolist(), strict=True)
+        for units, rs in zip(statistics.partner_UP.tolist(), statistics.correlation_UP.tolist(), strict=True)
     ]
 
 
@@ -334,21 +330,21 @@ def _contexts(contexts: Contexts, labels: list[str | None], tokens: TokenTexts) 
 
 
 def _context(peak: _Peak, labels: list[str | None], tokens: TokenTexts) -> Context:
-    there = [place for place, token_id in enumerate(peak.ids_W) if token_id != NO_TOKEN]
+    filled = [index for index, token_id in enumerate(peak.ids_W) if token_id != NO_TOKEN]
     return Context(
         text=peak.number,
         label=labels[peak.number],
         value=peak.value,
-        peak=BEFORE - there[0],
-        tokens=[tokens.of(peak.ids_W[place]) for place in there],
-        activations=[peak.activation_W[place] for place in there],
-        cut_before=peak.position - (BEFORE - there[0]) > 0,
-        cut_after=peak.position + there[-1] - BEFORE < peak.length - 1,
+        peak=BEFORE - filled[0],
+        tokens=[tokens.of(peak.ids_W[index]) for index in filled],
+        activations=[peak.activation_W[index] for index in filled],
+        cut_before=peak.position - (BEFORE - filled[0]) > 0,
+        cut_after=peak.position + filled[-1] - BEFORE < peak.length - 1,
     )
 
 
 def context_prefixes(contexts: Contexts, most: int) -> list[list[tuple[int, int]]]:
-    """By unit, number of the text and length of its beginning up to the peak, of its strongest contexts."""
+    """By unit, text number and prefix length up to the peak of its strongest contexts."""
     numbers, positions = contexts.number_UK[:, :most].tolist(), contexts.position_UK[:, :most].tolist()
     return [
         [(number, position + 1) for number, position in zip(*of_unit, strict=True) if number >= 0]
@@ -359,5 +355,5 @@ def context_prefixes(contexts: Contexts, most: int) -> list[list[tuple[int, int]
 def merged_contexts(ends: list[Contexts], most: int) -> list[list[tuple[int, int]]]:
     """:func:`context_prefixes` of the end whose peak is the stronger one, unit by unit."""
     best = torch.stack([end.value_UK[:, 0] for end in ends]).argmax(0).tolist()
-    found = [context_prefixes(end, most) for end in ends]
-    return [found[end][unit] for unit, end in enumerate(best)]
+    by_end = [context_prefixes(end, most) for end in ends]
+    return [by_end[end][unit] for unit, end in enumerate(best)]

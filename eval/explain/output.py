@@ -1,14 +1,14 @@
-"""``features.parquet``: a row a unit, a column a fact; those of a data set begin with its name.
+"""``features.parquet``: one row a unit; columns of a data set begin with its name.
 
     units = pd.read_parquet("features.parquet")
     units["sst2.histogram"]  # tokens by bin; the bins' edges, the same for all units, are in sst2.histogram_edges
-    about = units.attrs["monolora"]  # what is not of single units
+    about = units.attrs["monolora"]  # facts about all units together
     about["datasets"]["sst2"]["chance"], about["measures"]["sst2.accuracy"]["adapted"]
 
 Without pandas, ``about`` is the JSON in the schema's metadata under ``PANDAS_ATTRS``. It has ``adapter``, ``method``,
 ``model`` and how it was ``made``; by name, ``datasets`` (texts, tokens, labels, the number of ``strongest`` texts and
 their consistency by ``chance``), ``measures`` of the ablations (prompts, the ``adapted`` model's score, and the change
-with ``everything`` taken out together) and ``contrasts`` (number of texts). What is not known is null.
+with ``everything`` taken out together) and ``contrasts`` (number of texts). Unknown values are null.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ def write_parquet(path: Path, explained: Explained) -> None:
 
 
 def _about(explained: Explained) -> dict[str, Any]:
-    """What is not of single units."""
+    """Facts about all units together."""
     ablations = explained.ablations
-    said = ("texts", "tokens", "labels", "unlabelled", "note", "strongest", "chance")
+    keys = ("texts", "tokens", "labels", "unlabelled", "note", "strongest", "chance")
     together = itertools.zip_longest(ablations.measures, ablations.everything)
     return {
         "adapter": explained.adapter,
         "method": explained.method,
         "model": explained.model,
-        "datasets": {each.name: {key: vars(each)[key] for key in said} for each in explained.datasets},
+        "datasets": {dataset.name: {key: vars(dataset)[key] for key in keys} for dataset in explained.datasets},
         "measures": {
             measure.id: {**measure._asdict(), "everything": None if change is None else change._asdict()}
             for measure, change in together
         },
         "contrasts": {
-            _name(each): {"a": each.a, "b": each.b, "texts_a": each.texts_a, "texts_b": each.texts_b}
-            for each in explained.contrasts
+            _name(pair): {"a": pair.a, "b": pair.b, "texts_a": pair.texts_a, "texts_b": pair.texts_b}
+            for pair in explained.contrasts
         },
         "made": dict(explained.made),
     }
@@ -73,7 +73,7 @@ def _name(contrast: Contrast) -> str:
 
 
 def _columns(explained: Explained) -> Iterator[tuple[str, Any]]:
-    parts = {each.name: each for each in module_parts(dict.fromkeys(unit.module for unit in explained.units))}
+    parts = {parts.name: parts for parts in module_parts(dict.fromkeys(unit.module for unit in explained.units))}
     yield "unit", list(map(str, explained.units))
     yield "module", [unit.module for unit in explained.units]
     yield "index", [unit.unit for unit in explained.units]
@@ -83,14 +83,14 @@ def _columns(explained: Explained) -> Iterator[tuple[str, Any]]:
         for name, values in _of_dataset(dataset, explained):
             yield f"{dataset.name}.{name}", values
     yield from _logits(explained)
-    for place, measure in enumerate(explained.ablations.measures):
+    for index, measure in enumerate(explained.ablations.measures):
         changes = [explained.ablations.changes.get(unit) for unit in range(len(explained.units))]
         for field in Change._fields:
-            values = [None if each is None else each[place]._asdict()[field] for each in changes]
+            values = [None if of_unit is None else of_unit[index]._asdict()[field] for of_unit in changes]
             yield f"ablation.{measure.id}" + ("" if field == "value" else f".{field}"), pa.array(values, pa.float64())
-    for each in explained.contrasts:
+    for contrast in explained.contrasts:
         for name in ("auc", "p", "q", "firing_a", "firing_b"):
-            yield f"contrast.{_name(each)}.{name}", vars(each)[name]
+            yield f"contrast.{_name(contrast)}.{name}", vars(contrast)[name]
 
 
 def _of_dataset(dataset: DatasetFeatures, explained: Explained) -> Iterator[tuple[str, Any]]:
@@ -107,7 +107,7 @@ def _of_dataset(dataset: DatasetFeatures, explained: Explained) -> Iterator[tupl
     yield (
         "partners",
         [
-            [{"unit": str(explained.units[each.unit]), "correlation": each.correlation} for each in partners]
+            [{"unit": str(explained.units[partner.unit]), "correlation": partner.correlation} for partner in partners]
             for partners in dataset.partners
         ],
     )
@@ -133,17 +133,17 @@ def _contexts(end: End) -> Any:
 
 def _logits(explained: Explained) -> Iterator[tuple[str, Any]]:
     kind = pa.list_(pa.struct({"token": pa.string(), "logit": pa.float64()}))
-    yield "logits.how", pa.array([None if each is None else each.how for each in explained.logits], pa.string())
+    yield "logits.how", pa.array([None if logits is None else logits.how for logits in explained.logits], pa.string())
     for side in ("raised", "lowered"):
         values = [
-            None if each is None else [{"token": token, "logit": value} for token, value in each._asdict()[side]]
-            for each in explained.logits
+            None if logits is None else [{"token": token, "logit": value} for token, value in logits._asdict()[side]]
+            for logits in explained.logits
         ]
         yield f"logits.{side}", pa.array(values, kind)
 
 
 FEATURES, PAGE = "features.parquet", "explorer.html"
-LOGS = "logs"  # what model judges printed; there if any judged
+LOGS = "logs"  # output of model judges, if any
 
 
 KIND = Kind(
@@ -156,7 +156,7 @@ KIND = Kind(
 
 @contextmanager
 def whole_explanation(out: OutputFolder) -> Iterator[Path]:
-    """A folder to write into, which is at ``out`` in the end or nowhere.
+    """A folder to write into, which becomes ``out`` at the end.
 
     Raises:
         SaveError: if the disk does not take it.
@@ -173,7 +173,7 @@ def write(folder: Path, explained: Explained, text_sets: Mapping[str, TextSet]) 
 
 
 def record(explained: Explained, text_sets: Sequence[TextSet]) -> dict[str, Any]:
-    """What ``run.json`` holds."""
+    """The content of ``run.json``."""
     ablations = explained.ablations
     return {
         "adapter": explained.adapter,
@@ -182,23 +182,23 @@ def record(explained: Explained, text_sets: Sequence[TextSet]) -> dict[str, Any]
         "units": len(explained.units),
         "datasets": [
             {
-                "name": found.name,
+                "name": features.name,
                 "fingerprint": text_set.fingerprint(),
-                "texts": found.texts,
-                "tokens": found.tokens,
-                "labels": found.labels,
-                "unlabelled": found.unlabelled,
-                "chance": found.chance,
-                "strongest": found.strongest,
-                "note": found.note,
+                "texts": features.texts,
+                "tokens": features.tokens,
+                "labels": features.labels,
+                "unlabelled": features.unlabelled,
+                "chance": features.chance,
+                "strongest": features.strongest,
+                "note": features.note,
             }
-            for found, text_set in zip(explained.datasets, text_sets, strict=True)
+            for features, text_set in zip(explained.datasets, text_sets, strict=True)
         ],
         "ablations": {
             "measures": [measure._asdict() for measure in ablations.measures],
             "units": {
-                str(explained.units[place]): [change._asdict() for change in changes]
-                for place, changes in ablations.changes.items()
+                str(explained.units[index]): [change._asdict() for change in changes]
+                for index, changes in ablations.changes.items()
             },
             "everything": [change._asdict() for change in ablations.everything],
         },

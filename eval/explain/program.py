@@ -55,12 +55,12 @@ def _facts(dataset: DatasetFeatures) -> str:
 def _of_labels(dataset: DatasetFeatures) -> str:
     consistency = np.concatenate([end.consistency for end in dataset.ends])
     measured = consistency[~np.isnan(consistency)]
-    said = f" {int((dataset.information_q < 0.05).sum())} units go with the label (q < 0.05)."
+    informative = f" {int((dataset.information_q < 0.05).sum())} units go with the label (q < 0.05)."
     if not len(measured):
-        return f" No unit is excited by {dataset.strongest} texts or more.{said}"
+        return f" No unit is excited by {dataset.strongest} texts or more.{informative}"
     return (
         f" Of the {dataset.strongest} texts that excite a unit most, {measured.mean():.1%} have the same label "
-        f"({dataset.chance:.1%} by chance).{said}"
+        f"({dataset.chance:.1%} by chance).{informative}"
     )
 
 
@@ -80,13 +80,13 @@ def _table(explained: Explained, dataset: DatasetFeatures) -> Table:
 
 
 def _rows(explained: Explained, dataset: DatasetFeatures) -> list[tuple[str, ...]]:
-    parts = {each.name: each for each in module_parts(dict.fromkeys(unit.module for unit in explained.units))}
+    parts = {parts.name: parts for parts in module_parts(dict.fromkeys(unit.module for unit in explained.units))}
     end = dataset.ends[0]
     rows: list[tuple[str, ...]] = []
     for unit in np.argsort(-dataset.effect, kind="stable")[:_ROWS].tolist():
         label = "–" if end.label[unit] is None else f"{end.consistency[unit]:.0%} {plain(str(end.label[unit]))}"
         bits = "–" if np.isnan(dataset.information[unit]) else f"{dataset.information[unit]:.3f}"
-        tokens = "(not shown)" if dataset.is_gated else " ".join(repr(each.token) for each in end.tokens[unit][:4])
+        tokens = "(not shown)" if dataset.is_gated else " ".join(repr(mean.token) for mean in end.tokens[unit][:4])
         short = f"{parts[explained.units[unit].module].short} {explained.units[unit].unit}"
         rows.append((short, f"{dataset.effect[unit]:.2%}", f"{dataset.firing[unit]:.0%}", bits, label, tokens))
     return rows

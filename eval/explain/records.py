@@ -1,4 +1,4 @@
-"""What is known of an adapter's units once all has been measured; the page and ``features.parquet`` are made of it.
+"""The measurements of an adapter's units, from which the page and ``features.parquet`` are made.
 
 Lists "by unit" have an entry for each unit, in the order of ``Explained.units``. Shapes: U units, E bins.
 """
@@ -26,11 +26,11 @@ class Context(NamedTuple):
         text: number of the text in its data set, from 0.
         label: of the text; None where it has none.
         value: the activation at the peak.
-        peak: place of the peak among ``tokens``.
+        peak: index of the peak among ``tokens``.
         tokens: as text, in their order; joined they read as the text does.
         activations: of the unit, one a token; NaN for tokens that were not measured (a beginning that all texts share).
         cut_before: whether the text begins before the first token.
-        cut_after: whether it goes on after the last.
+        cut_after: whether it continues after the last.
     """
 
     text: int
@@ -52,7 +52,7 @@ class TokenMean(NamedTuple):
 
 
 class Partner(NamedTuple):
-    """Another unit, by place in ``Explained.units``, and the correlation of the two activations over tokens."""
+    """Another unit, by index in ``Explained.units``, and the correlation of the two activations over tokens."""
 
     unit: int
     correlation: float
@@ -66,7 +66,7 @@ class End(NamedTuple):
         tokens: by unit, the tokens with the strongest mean activation, strongest first.
         consistency: by unit, share of the most frequent label among the texts that excite it most (those with the
             strongest mean activation); NaN where it is unavailable.
-        label: by unit, that label; None likewise.
+        label: by unit, that label; None where unavailable.
     """
 
     contexts: list[list[Context]]
@@ -99,7 +99,7 @@ class DatasetFeatures:
             dead one or without labels (semantic consistency, section 4.1 of the paper).
         information: mutual information of the text's mean activation (in tenths) and its label, in bits; NaN
             without labels.
-        information_q: false discovery rate of "the activation says something of the label"; NaN without labels.
+        information_q: false discovery rate of that information being above 0; NaN without labels.
         partners: by unit, the units whose activations go most with its own, strongest correlation first.
         ends: one, or two of signed units (highest, then lowest).
     """
@@ -133,7 +133,7 @@ class UnitLogits(NamedTuple):
 
     Attributes:
         how: ``direct`` (its output direction through the unembedding) or ``ablation`` (the mean change of the logits
-            after its strongest contexts when it is taken out, turned round).
+            after its strongest contexts when it is taken out, negated).
         raised: tokens and by how much, largest first.
         lowered: likewise, values below 0, most negative first.
     """
@@ -144,7 +144,7 @@ class UnitLogits(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """What changes when a unit is ablated.
+    """A measure that changes when a unit is ablated.
 
     Attributes:
         id: as ``sst2.accuracy``.
@@ -153,7 +153,7 @@ class Measure(NamedTuple):
         dataset: of the prompts.
         prompts: how many.
         adapted: the measure of the adapted model with all its units; NaN for a difference from it (KL).
-        is_tested: whether "no change on average" can be tested. KL is never below 0: it has nothing to be tested.
+        is_tested: whether "no change on average" can be tested. KL is never below 0, so it cannot.
     """
 
     id: str
@@ -185,11 +185,11 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Ablations:
-    """What taking units out changes.
+    """The effects of taking units out.
 
     Attributes:
         measures: what was measured.
-        changes: by place in ``Explained.units`` for those ablated one at a time, one change a measure.
+        changes: by index in ``Explained.units`` for those ablated one at a time, one change a measure.
         everything: the changes with all units taken out together; empty where these were not.
     """
 
@@ -223,7 +223,7 @@ class Contrast:
 
 @dataclass(frozen=True, kw_only=True)
 class Explained:
-    """All of it.
+    """An adapter's explanation.
 
     Attributes:
         title: of the page.
@@ -233,10 +233,10 @@ class Explained:
         is_signed: whether activations can be negative, so that a unit has two ends.
         units: their names.
         datasets: at least one.
-        logits: by unit; None where nothing was measured.
-        ablations: empty where none was asked for.
+        logits: by unit; None where not measured.
+        ablations: empty if none was requested.
         contrasts: may be empty.
-        made: settings, versions and fingerprints, for "how it was made".
+        made: settings, versions and fingerprints, of the explanation.
         is_prunable: whether ``monolora prune`` can take single units out.
     """
 

@@ -38,7 +38,7 @@ from monolora.terminal import STDERR, tracked
 
 
 class Plan(NamedTuple):
-    """What is read and compared; made before any model is loaded.
+    """The data sets and contrasts, checked before any model is loaded.
 
     Attributes:
         text_sets: by name.
@@ -59,13 +59,13 @@ def plan(settings: Settings) -> Plan:
     """Read the data sets.
 
     Raises:
-        InputError: if one is unavailable, a contrast names what is not there, or a flag has nothing to work on.
+        InputError: if one is unavailable, a contrast names an unknown group, or a flag has no effect.
     """
     text_sets = {
         name: load(name, settings.max_texts, settings.split, settings.label_column) for name in settings.datasets()
     }
     if settings.content_note:
-        text_sets = {name: replace(each, is_safety=True) for name, each in text_sets.items()}
+        text_sets = {name: replace(text_set, is_safety=True) for name, text_set in text_sets.items()}
     for text_set in text_sets.values():
         if text_set.note:
             STDERR.print(f"{text_set.name}: {text_set.note}")
@@ -78,16 +78,16 @@ def plan(settings: Settings) -> Plan:
         for name, text_set in text_sets.items()
         if text_set.task_labels and text_set.part != "answers" and asks_for_answers(pairs, name)
     )
-    found = Plan(text_sets, pairs, by_answer)
-    for each in (each for pair in pairs for each in pair):
-        found.grouping(each.dataset).members(each.group, each.dataset)
-    _check_ranking(found, settings)
-    return found
+    planned = Plan(text_sets, pairs, by_answer)
+    for group in (group for pair in pairs for group in pair):
+        planned.grouping(group.dataset).members(group.group, group.dataset)
+    _check_ranking(planned, settings)
+    return planned
 
 
 def _check_ranking(planned: Plan, settings: Settings) -> None:
     ranked = settings.ablate > 0 and not settings.ablate_units
-    if ranked and settings.ablate_by == "information" and not any(each.labels for each in planned.text_sets.values()):
+    if ranked and settings.ablate_by == "information" and not any(texts.labels for texts in planned.text_sets.values()):
         raise InputError("--ablate-by information needs a data set with labels. Name one with --dataset.")
     if ranked and settings.ablate_by == "contrast" and not planned.contrasts:
         raise InputError("--ablate-by contrast needs a contrast. Give one with --contrast.")
@@ -125,7 +125,7 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
         features.append(of_dataset)
     first = next(iter(planned.text_sets.values()))
     contrasts = [contrasted(pair, counted) for pair in planned.contrasts]
-    places = chosen_units(layout, fixed, features, contrasts, settings)
+    chosen = chosen_units(layout, fixed, features, contrasts, settings)
     with whole_explanation(out) as folder:
         explained = Explained(
             title=f"The units of {Path(adapter).name}",
@@ -136,7 +136,7 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
             units=layout.units,
             datasets=features,
             logits=unit_logits(inference, layout, fixed, first, counted[first.name], settings),
-            ablations=ablations(inference, layout, fixed, places, planned.text_sets, panel, settings, folder / LOGS),
+            ablations=ablations(inference, layout, fixed, chosen, planned.text_sets, panel, settings, folder / LOGS),
             contrasts=contrasts,
             is_prunable=_is_prunable(adapter),
             made={
@@ -153,7 +153,7 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
 
 
 def _is_prunable(adapter: str) -> bool:
-    """Whether ``monolora prune`` takes units out of it."""
+    """Whether ``monolora prune`` can take units out."""
     try:
         read_adapter(adapter)
     except InputError:
@@ -169,7 +169,7 @@ def _pass(
         is_right = _right_answers(inference, text_set) if grouping.by_answer else []
         groups = grouping.of_texts(text_set.groups, is_right)
         with tracked(f"Units on {text_set.name}", len(text_set.examples)) as step:
-            found = collect(
+            statistics = collect(
                 inference.model,
                 text_set.texts(tokenizer, groups),
                 groups=grouping.groups,
@@ -178,8 +178,8 @@ def _pass(
                 contexts=settings.contexts,
                 step=lambda texts: _steps(step, texts),
             )
-    features = dataset_features(found, text_set, grouping, groups, TokenTexts(tokenizer))
-    return Counted(found, grouping), features
+    features = dataset_features(statistics, text_set, grouping, groups, TokenTexts(tokenizer))
+    return Counted(statistics, grouping), features
 
 
 def _steps(step: Callable[[], None], times: int) -> None:

@@ -14,27 +14,27 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Flags):
-    """What is measured. Each field is a flag, with hyphens for underscores."""
+    """Settings of an explanation. Each field is a flag, with hyphens for underscores."""
 
     out: str = setting("", "folder for features.parquet, explorer.html and run.json", metavar="DIR")
     dataset: tuple[str, ...] = setting(
         (),
-        "sst2, dolly, demo, beavertails, beavertails-eval, xstest, beavertails-answers, a hub id or a file; give it "
-        "once each (default: demo)",
+        "sst2, dolly, demo, beavertails, beavertails-eval, xstest, beavertails-answers, a hub id or a file; "
+        "repeatable (default: demo)",
         metavar="NAME",
         action="append",
     )
-    overwrite: bool = setting(False, "replace what an earlier call wrote into DIR")
+    overwrite: bool = setting(False, "replacement of an earlier explanation in DIR")
     content_note: bool = setting(
-        False, "keep the texts of all data sets behind a content note, as those of the safety sets are"
+        False, "content note before the texts of all data sets, as before those of the safety sets"
     )
-    split: str | None = setting(None, "of a data set that is no built-in one (default: its only one, or test)")
-    label_column: str = setting("label", "of such a data set")
+    split: str | None = setting(None, "split of a data set that is not built in (default: its only one, or test)")
+    label_column: str = setting("label", "label column of such a data set")
     max_texts: int = setting(1000, "texts of each data set", type=int, at_least=1)
-    model: str | None = setting(None, "the base model, if not the one that the adapter names")
-    dtype: str = setting("bfloat16", "of the base weights", choices=DTYPES)
-    batch_size: int = setting(16, "texts at a time", type=int, at_least=1)
-    contexts: int = setting(20, "strongest contexts that are kept of each unit", type=int, at_least=1)
+    model: str | None = setting(None, "base model (default: the one that the adapter names)")
+    dtype: str = setting("bfloat16", "dtype of the base weights", choices=DTYPES)
+    batch_size: int = setting(16, "texts in a batch", type=int, at_least=1)
+    contexts: int = setting(20, "strongest contexts of each unit", type=int, at_least=1)
     contrast: tuple[tuple[str, str], ...] = setting(
         (),
         "two groups whose units are compared: a data set, or a label of one as xstest:unsafe xstest:safe; sst2:correct "
@@ -46,25 +46,26 @@ class Settings(Flags):
     )
     logit_contexts: int = setting(
         4,
-        "of the strongest contexts, how many a unit's effect on the next token is measured over where that takes "
-        "ablation; 0 leaves it out",
+        "strongest contexts over which a unit's effect on the next token is measured by ablation; 0 for none",
         type=int,
         at_least=0,
     )
-    ablate: int = setting(16, "units that are ablated one at a time; 0 leaves it out", type=int, at_least=0)
+    ablate: int = setting(16, "number of units that are ablated one at a time; 0 for none", type=int, at_least=0)
     ablate_by: str = setting(
         "effect",
-        "which: of the largest effect or information on any data set, or the AUC farthest from 0.5 of any contrast",
+        "ranking of these: by largest effect or information on any data set, or AUC farthest from 0.5 of any contrast",
         choices=RANKINGS,
     )
     ablate_units: tuple[str, ...] = setting(
-        (), "these units instead, as 3.self_attn.q_proj:5", metavar="UNIT", nargs="+"
+        (), "units to ablate instead, as 3.self_attn.q_proj:5", metavar="UNIT", nargs="+"
     )
     ablation_prompts: int = setting(64, "prompts of each data set for these ablations", type=int, at_least=1)
     safety_prompts: int = setting(16, "safety prompts of each set answered under each ablation", type=int, at_least=0)
-    max_new_tokens: int = setting(64, "of these answers", type=int, at_least=1)
+    max_new_tokens: int = setting(64, "tokens of these answers", type=int, at_least=1)
     judges: tuple[str, ...] = setting(
-        ("refusal",), "who judges them: refusal, classifier:MODEL, …, as for monolora eval; with commas", type=words
+        ("refusal",),
+        "judges of these answers: refusal, classifier:MODEL, …, as for monolora eval; with commas",
+        type=words,
     )
     trust_remote_code: bool = setting(False, TRUST_HELP)
     compare: tuple[str, ...] = setting(
@@ -95,7 +96,7 @@ class Settings(Flags):
 class Call(Flags):
     """A command line: the adapter, and what is measured of it."""
 
-    adapter: str | None = setting(None, "an adapter folder, MonoLoRA or LoRA", positional=True, nargs="?")
+    adapter: str | None = setting(None, "folder of a MonoLoRA or LoRA adapter", positional=True, nargs="?")
     settings: Settings = group(Settings)
 
     def check(self) -> None:

@@ -73,19 +73,19 @@ class TextSet:
         return self._ids_and_answer(number, tokenizer)[0]
 
     def _ids_and_answer(self, number: int, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
-        """Token ids, and where the answer begins if only that counts."""
+        """Token ids, and the start of the answer if only that counts."""
         example = self.examples[number]
         context, answer = (
             split_at_answer(example, tokenizer) if self.part == "answers" else Split(prompt_ids(example, tokenizer), [])
         )
         answer = answer[: LONGEST - 1]
-        kept = context[-(LONGEST - len(answer)) :]
-        if not (kept or answer):
+        prompt = context[-(LONGEST - len(answer)) :]
+        if not (prompt or answer):
             raise InputError(f"{self.name}: text {number + 1} has no tokens. Leave it out.")
-        return [*kept, *answer], len(kept) if answer else 0
+        return [*prompt, *answer], len(prompt) if answer else 0
 
     def texts(self, tokenizer: PreTrainedTokenizerBase, groups: Sequence[int]) -> Iterator[Text]:
-        """The texts one by one, with the places that count.
+        """The texts one by one, with the positions that count.
 
         Args:
             tokenizer: of the model.
@@ -99,10 +99,10 @@ class TextSet:
             ids, answer = self._ids_and_answer(number, tokenizer)
             start = min(max(answer, common_prefix_length(ids, beginning)), len(ids) - 1)
             own = common_prefix_length(ids[start:][::-1], ending) if len(first) > 1 else 0
-            yield Text(number, ids, *self._places(start, len(ids) - own, len(ids)), groups[number])
+            yield Text(number, ids, *self._counted_span(start, len(ids) - own, len(ids)), groups[number])
 
-    def _places(self, start: int, ending: int, end: int) -> tuple[int, int]:
-        """From where to where the tokens count: one of them at least."""
+    def _counted_span(self, start: int, ending: int, end: int) -> tuple[int, int]:
+        """Start and end of the tokens that count, at least one."""
         if self.part == "last":
             return end - 1, end
         return start, end if self.part == "answers" else max(ending, start + 1)
@@ -110,8 +110,8 @@ class TextSet:
     def fingerprint(self) -> str:
         """Of the texts, their labels and which part counts; 16 hex digits."""
         rows = [[*example.content(), group] for example, group in zip(self.examples, self.groups, strict=True)]
-        said = json.dumps([rows, self.labels, self.part], sort_keys=True)
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        content = json.dumps([rows, self.labels, self.part], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def load(name: str, most: int, split: str | None = None, label_column: str = "label") -> TextSet:
@@ -215,14 +215,14 @@ def _labelled(
         if names:
             note = f"The label has {len(names)} values; label statistics need 2 to {MOST_LABELS}."
         names = []
-    place = {label: number for number, label in enumerate(names)}
+    label_index = {label: number for number, label in enumerate(names)}
     return TextSet(
         name=name,
         is_safety=is_safety,
         examples=examples,
         part=part,
         labels=tuple(names),
-        groups=[-1 if label is None else place.get(label, -1) for label in labels],
+        groups=[-1 if label is None else label_index.get(label, -1) for label in labels],
         note=note if names or not note else f"{note} Label statistics are left out.",
         task_labels=task_labels,
     )

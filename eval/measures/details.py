@@ -25,7 +25,7 @@ MISSING = "missing"  # the reason where nobody was asked yet
 def category_rows(table: Table, sets: Sequence[PromptSet]) -> list[dict[str, Any]]:
     """Flagged share in each category of prompts; a prompt with several counts in each."""
     categories = pd.DataFrame(
-        [(each.name, prompt.key, name) for each in sets for prompt in each.prompts for name in prompt.categories],
+        [(of_set.name, prompt.key, name) for of_set in sets for prompt in of_set.prompts for name in prompt.categories],
         columns=["set", "prompt", "category"],
     )
     rows = []
@@ -126,10 +126,10 @@ def cut_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
     """Of how many responses the judge read only the beginning, as the rest did not fit."""
     for judge in records.judging:
         for model in records.models:
-            given = [
+            judged = [
                 (prompt, records.judgement(judge, records.response(model, prompt))) for prompt in records.set.prompts
             ]
-            count = sum(prompt.weight for prompt, judgement in given if judgement is not None and judgement.cut)
+            count = sum(prompt.weight for prompt, judgement in judged if judgement is not None and judgement.cut)
             if count:
                 yield {"judge": judge.name, "model": model.name, "set": records.set.name, "count": count}
 
@@ -147,7 +147,7 @@ def prompt_entries(records: RunRecords) -> Iterator[dict[str, Any]]:
 
 
 def _entry(records: SetRecords, prompt: Prompt) -> dict[str, Any]:
-    given = {
+    responses = {
         model.name: response for model in records.models if (response := records.response(model, prompt)) is not None
     }
     return {
@@ -157,8 +157,8 @@ def _entry(records: SetRecords, prompt: Prompt) -> dict[str, Any]:
         "categories": list(prompt.categories),
         "label": prompt.label,
         "weight": prompt.weight,
-        "answers": {name: _answer(response) for name, response in given.items()},
-        "judgements": {name: _judgements(records, response) for name, response in given.items()},
+        "answers": {name: _answer(response) for name, response in responses.items()},
+        "judgements": {name: _judgements(records, response) for name, response in responses.items()},
     }
 
 
@@ -168,8 +168,8 @@ def _answer(response: Response) -> dict[str, Any]:
 
 
 def _judgements(records: SetRecords, response: Response) -> dict[str, Any]:
-    given = ((judge, records.judgement(judge, response)) for judge in records.judges)
-    return {judge.name: _verdict(judge, judgement) for judge, judgement in given if judgement is not None}
+    judgements = ((judge, records.judgement(judge, response)) for judge in records.judges)
+    return {judge.name: _verdict(judge, judgement) for judge, judgement in judgements if judgement is not None}
 
 
 def _verdict(judge: Judge, judgement: Judgement) -> dict[str, Any]:

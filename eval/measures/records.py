@@ -50,26 +50,26 @@ class RunRecords(NamedTuple):
     def by_set(self) -> list[SetRecords]:
         """One entry a set, in their order."""
         headline = first_safety_set(self.sets)
-        tasks = [each.name for each in self.sets if each.purpose == "task"]
+        tasks = [prompt_set.name for prompt_set in self.sets if prompt_set.purpose == "task"]
         return [
             SetRecords(
-                set=each,
+                set=prompt_set,
                 models=self.models,
                 judges=self.judges,
-                responses=self.responses.get(each.name, {}),
+                responses=self.responses.get(prompt_set.name, {}),
                 judgements=self.judgements,
-                sparsity={model: values for (model, name), values in self.sparsity.items() if name == each.name},
-                drift=self.drift if each is headline else {},
-                is_headline=each is headline,
-                task="task" if len(tasks) == 1 else each.name.removeprefix("task:"),
+                sparsity={model: values for (model, name), values in self.sparsity.items() if name == prompt_set.name},
+                drift=self.drift if prompt_set is headline else {},
+                is_headline=prompt_set is headline,
+                task="task" if len(tasks) == 1 else prompt_set.name.removeprefix("task:"),
             )
-            for each in self.sets
+            for prompt_set in self.sets
         ]
 
 
 def first_safety_set(sets: Sequence[PromptSet]) -> PromptSet | None:
     """The set of table 2's columns, of the sparsity on harmful prompts and of the drift."""
-    return next((each for each in sets if each.purpose == "safety"), None)
+    return next((prompt_set for prompt_set in sets if prompt_set.purpose == "safety"), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ def read(plan: Plan, judges: Sequence[Judge], store: Store) -> RunRecords:
         judges: those to report.
         store: all records of the folder.
     """
-    models = [Model(each.name, each.kind, each.path, each.step, _notes(each.identity, store)) for each in plan.models]
+    models = [Model(m.name, m.kind, m.path, m.step, _notes(m.identity, store)) for m in plan.models]
     responses: dict[str, dict[str, dict[str, Response]]] = {
         prompts.name: {model.name: {} for model in plan.models} for prompts in plan.sets
     }
@@ -198,9 +198,9 @@ def _drift(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 def _notes(identity: str, store: Store) -> tuple[str, ...]:
     """What the canary reported of a model."""
     return tuple(
-        _canary_note(each.values)
-        for each in store.measurements.values()
-        if (each.kind, each.model) == ("canary", identity)
+        _canary_note(measurement.values)
+        for measurement in store.measurements.values()
+        if (measurement.kind, measurement.model) == ("canary", identity)
     )
 
 

@@ -166,7 +166,7 @@ def build(run: Mapping[str, Any], records: RunRecords, seed: int = 0) -> dict[st
         "run": dict(run),
         "models": [model._asdict() | {"notes": list(model.notes)} for model in models],
         "judges": [_judge(judge) for judge in records.judges],
-        "sets": [_set(each) for each in records.sets],
+        "sets": [_set(prompt_set) for prompt_set in records.sets],
         "columns": [column.stored() for column in table.columns],
         "cells": cells,
         "differences": compared.differences,
@@ -238,4 +238,4 @@ def _set(prompts: PromptSet) -> dict[str, Any]:
 def _title(models: Sequence[Model], sets: Sequence[PromptSet]) -> str:
     base, others = models[0], len(models) - 1
     with_others = f" and {others} finetuned model{'s' * (others > 1)}" if others else ""
-    return f"{base.path or base.name}{with_others} on {', '.join(each.name for each in sets)}"
+    return f"{base.path or base.name}{with_others} on {', '.join(prompt_set.name for prompt_set in sets)}"

@@ -1,4 +1,4 @@
-"""The results as the report looks things up in them."""
+"""Lookups in the results, and the charts of the report's page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MARK = "*"
 
 
 class View:
-    """Questions that every form of the report asks.
+    """Lookups in the results that every form of the report shares.
 
     Args:
         results: what ``results.json`` holds.
@@ -32,11 +32,11 @@ class View:
         self.columns = [Column.read(column) for column in results["columns"]]
         self.headline = [column for column in self.columns if column.headline]
         self.others = [column for column in self.columns if not column.headline]
-        self._against = {(each["column"], each["model"], each["against"]): each for each in results["differences"]}
+        self._against = {(row["column"], row["model"], row["against"]): row for row in results["differences"]}
 
     @cached_property
     def harm(self) -> list[Column]:
-        """The headline columns that a judge of harm gave."""
+        """The headline columns of judges of harm."""
         judges = {judge["name"] for judge in self.results["judges"] if judge["kind"] == "harm"}
         return [column for column in self.headline if column.judge in judges]
 
@@ -101,8 +101,8 @@ class View:
 
     def change_interval(self, difference: Mapping[str, Any]) -> str:
         """The interval of the difference as it is shown, or nothing."""
-        places = self.places(difference["column"])
-        return shown_interval(difference["low"], difference["high"], places, changes=True)
+        digits = self.places(difference["column"])
+        return shown_interval(difference["low"], difference["high"], digits, changes=True)
 
     def full_title(self, column: Column) -> str:
         """Group and title: the title alone may stand for several judges."""
@@ -128,13 +128,13 @@ class Mark(NamedTuple):
 
     Attributes:
         model: its name.
-        colour: its place in the palette.
+        colour: its index in the palette.
         value: as it is shown.
         interval: as it is shown, or empty.
-        at: the place of the value, or None where there is none.
-        low: the place of the interval's low end, or None.
-        high: the place of its high end, or None.
-        note: said beside the value, such as how many rows it is of.
+        at: the position of the value, or None where there is none.
+        low: the position of the interval's low end, or None.
+        high: the position of its high end, or None.
+        note: shown beside the value, such as its number of rows.
     """
 
     model: str
@@ -153,7 +153,7 @@ class Panel(NamedTuple):
     Attributes:
         title: what is measured.
         ticks: of the axis.
-        reference: the place of the base's value, or None.
+        reference: the position of the base's value, or None.
         marks: one a model.
     """
 
@@ -222,11 +222,11 @@ def share_panels(view: View, rows: Sequence[Mapping[str, Any]], key: str) -> lis
         key: ``category`` or ``label``.
     """
     axis = Axis([0.0, *(row["value"] for row in rows)], from_zero=True)
-    places = decimals(row["value"] for row in rows)
+    digits = decimals(row["value"] for row in rows)
     panels: dict[str, list[Mark]] = {}
     for row in rows:
         marks = panels.setdefault(row[key], [])
-        value, at = shown(row["value"], places), axis.place(row["value"])
+        value, at = shown(row["value"], digits), axis.place(row["value"])
         marks.append(Mark(row["model"], colour(view, row["model"]), value, "", at=at, note=f"n={row['n']}"))
     return [Panel(name, axis.ticks(), None, marks) for name, marks in panels.items()]
 
@@ -251,7 +251,7 @@ def _curve(view: View, name: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
     ]
     corners = [(x, high) for x, _, high in bars] + [(x, low) for x, low, _ in reversed(bars)]
     points = [(x, float(up.place(row["value"]) or 0)) for x, row in zip(xs, rows, strict=True)]
-    column, last, places = view.column(name), rows[-1], view.places(name)
+    column, last, digits = view.column(name), rows[-1], view.places(name)
     return Curve(
         _title(view, column),
         across.ticks(),
@@ -259,7 +259,7 @@ def _curve(view: View, name: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
         points,
         list(pairwise(points)),
         " ".join(f"{x:g},{100 - y:g}" for x, y in corners),
-        f"{shown(last['value'], places)} {shown_interval(last['low'], last['high'], places)}".rstrip(),
+        f"{shown(last['value'], digits)} {shown_interval(last['low'], last['high'], digits)}".rstrip(),
     )
 
 

@@ -148,8 +148,8 @@ def page(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> st
         categories=_shares(view, results["categories"], "category"),
         labels=_shares(view, results["labels"], "label"),
         curves=charts.curves(view),
-        agreement=[{**each, "shown": shown(each["kappa"], 2)} for each in results["agreement"]],
-        reasons=sorted(results["invalid"], key=lambda each: -each["count"]),
+        agreement=[{**row, "shown": shown(row["kappa"], 2)} for row in results["agreement"]],
+        reasons=sorted(results["invalid"], key=lambda row: -row["count"]),
         colours={model: charts.colour(view, model) for model in view.models},
         made=[(name, list(flat(value))) for name, value in results["run"].items()],
         data=script_json(browser_data(view, entries)),
@@ -160,7 +160,7 @@ def page(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> st
 def _scores(view: View, title: str, columns: Sequence[Column]) -> Scores:
     return Scores(
         title,
-        [(group, len(list(members))) for group, members in groupby(columns, key=lambda each: each.group)],
+        [(group, len(list(members))) for group, members in groupby(columns, key=lambda column: column.group)],
         [(column.title, column.unit) for column in columns],
         [
             (model, charts.colour(view, model), [_cell(view, model, column.id) for column in columns])

@@ -1,4 +1,4 @@
-"""What the numbers say, in words: as strong as the statistics allow, and no stronger."""
+"""The findings in words: as strong as the statistics allow, and no stronger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KAPPA_WORDS = ((0.8, "almost perfect"), (0.6, "substantial"), (0.4, "moderate")
 
 
 def verdict(view: View) -> list[str]:
-    """What the page opens with: an entry a model, and one for all of which nothing can be said."""
+    """The opening of the page: an entry for each model that changed, and one for all others."""
     if len(view.models) == 1:
         return [f"Only {plain(view.base)} was measured: there is nothing to compare it with."]
     quiet = [model for model in view.models[1:] if _measured(view, model) and not _changed(view, model)]
@@ -35,12 +35,12 @@ def effects(view: View, model: str) -> list[str]:
 
 
 def failures(view: View) -> list[str]:
-    """What could not be judged or answered; empty where there is nothing of the kind."""
+    """Responses and judgements that are missing, invalid or cut; may be empty."""
     sentences = []
     missing = [row for row in view.results["invalid"] if row["reason"] == MISSING]
     for judge, count in _by_judge(missing).items():
         s, are = ("", "is") if count == 1 else ("s", "are")
-        sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} not there yet: give `monolora eval score`.")
+        sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} missing: run `monolora eval score`.")
     for judge, count in _by_judge(row for row in view.results["invalid"] if row not in missing).items():
         s, are = ("", "is") if count == 1 else ("s", "are")
         sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} invalid and left out of every mean.")
@@ -85,7 +85,7 @@ def agreement(view: View) -> list[str]:
 
 def _harm(view: View, model: str) -> str:
     if not view.harm:
-        return ": no judge of harm was run, so nothing is said about alignment."
+        return ": no judge of harm was run, so alignment is not assessed."
     differences = _measured(view, model)
     if not differences:
         return f": nothing valid to compare with {plain(view.base)}."

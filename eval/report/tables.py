@@ -1,4 +1,4 @@
-"""The table of an evaluation: in the terminal, as CSV and as LaTeX."""
+"""The table of an evaluation: with its findings in the terminal, as CSV to compute with, as LaTeX for a paper."""
 
 from __future__ import annotations
 
@@ -17,16 +17,13 @@ from monolora.reporting.numbers import plain
 from monolora.reporting.tables import csv_text
 from monolora.terminal import Terminal
 
-# The report in a terminal or a file: the tables, as wide as the console allows, and what they say.
-
-
 _STYLES = {"better": "green", "worse": "red", "other": "bold", "": ""}
 _GAP = 2  # columns are this far apart
 _NAME_WIDTH = 24  # longer names are folded
 
 
 def show(results: Mapping[str, Any], console: Terminal) -> None:
-    """Print the tables and what they say; no wider than the console, whatever it is."""
+    """Print the tables and their findings, no wider than the console."""
     view = View(results)
     console.print(Text(plain(results["title"]), style="bold"))
     for title, columns in (("Scores", view.headline), ("What else was measured", view.others)):
@@ -115,7 +112,7 @@ def _table(view: View, title: str, columns: Sequence[Column], stacked: bool) -> 
 
 
 def _counts(view: View) -> Table:
-    """What was answered and judged, over all sets."""
+    """Numbers of responses and judgements over all sets."""
     table = Table(title="Counts", title_justify="left", title_style="bold", box=None, padding=(0, _GAP, 0, 0))
     table.add_column(max_width=_NAME_WIDTH, overflow="fold", vertical="top")
     heads = {
@@ -146,9 +143,6 @@ def _cell(view: View, model: str, column: Column, stacked: bool) -> Text:
     value = Text(view.value(model, column.id) + mark, style=_STYLES[view.reading(difference)])
     interval = view.interval(model, column.id)
     return value + Text(("\n" if stacked else " ") + interval, style="dim") if interval else value
-
-
-# The table as files: CSV to compute with, LaTeX for a paper.
 
 
 FIELDS = ("model", "column", "group", "title", "set", "unit", "value", "low", "high", "n", "invalid")

@@ -96,7 +96,7 @@ def test_lists_in_a_file_are_taken_as_they_stand(tmp_path: Path) -> None:
     assert found.judges == ("classifier:a,b/c",)
     assert sorted(found.checkpoints) == [f"{tmp_path}/r/checkpoint-{step}" for step in (10, 5)]
     path.write_text(f"checkpoints: ['{tmp_path}/r/step-*']")
-    with pytest.raises(InputError, match=r"r/step-\*: nothing is there that fits"):
+    with pytest.raises(InputError, match=r"r/step-\*: no folder matches"):
         parse([*OUT, "--config", str(path)], "p")
 
 

@@ -71,7 +71,7 @@ def test_nothing_to_compare() -> None:
     results, _ = make(("base", "mono"))
     results["judges"] = [judge for judge in results["judges"] if judge["kind"] == "refusal"]
     (said,) = sentences.verdict(View(results))
-    assert said.startswith("mono: no judge of harm was run, so nothing is said about alignment.")
+    assert said.startswith("mono: no judge of harm was run, so alignment is not assessed.")
 
 
 def test_differences_of_nothing_valid_are_no_finding() -> None:
@@ -108,7 +108,7 @@ def test_what_was_not_asked_yet_is_no_failure() -> None:
     row = results["counts"][0] | {"responses": 10, "invalid": 4, "cut": 0, "empty": 0, "reasons": {"missing": 3}}
     results["counts"] = [row]
     assert sentences.failures(View(results)) == [
-        "3 judgements by a are not there yet: give `monolora eval score`.",
+        "3 judgements by a are missing: run `monolora eval score`.",
         "4 of 10 responses are unavailable, 3 of them not asked for yet.",
     ]
 
