@@ -1,7 +1,7 @@
-"""Which text a merge is calibrated on, and which other text it is verified on.
+"""The texts that a merge is calibrated on, and others that it is verified on.
 
 By default: the training prompts of the adapter's own run, its held-out rows for the verification, and a slice of Dolly
-where it is at hand, so that what the model does outside of its task counts too.
+where it is available, so that behaviour outside of the task counts too.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from monolora.inference import padded
 from monolora.run_record import fingerprint_rows
 
 Rows = list[list[int]]
-LONGEST = 1024  # tokens of a text that are read
+LONGEST = 1024  # maximum of tokens that are read of a text
 
 
 class Texts(NamedTuple):
     """Token ids of texts, by the name of the data set that they are from.
 
     Attributes:
-        calibration: what a linear merge is fitted to; may be empty.
-        held_out: what it is verified on; no text is in both.
+        calibration: texts that a linear merge is fitted to; may be empty.
+        held_out: texts that it is verified on, none of them in ``calibration``.
     """
 
     calibration: dict[str, Rows]
@@ -38,10 +38,10 @@ class Texts(NamedTuple):
 
 
 def run_task(run: Mapping[str, Any]) -> Task:
-    """The task that a run was trained on, cut down to the rows that it took.
+    """The task that a run was trained on, limited to the rows that it used.
 
     Raises:
-        InputError: if its data set cannot be read any more.
+        InputError: if its data set can no longer be read.
     """
     config = run["config"]
     needed = (
@@ -53,7 +53,7 @@ def run_task(run: Mapping[str, Any]) -> Task:
         "max_eval_samples",
     )
     if missing := [name for name in needed if name not in config]:
-        raise InputError(f"The run's run.json does not say its {missing[0]}. Copy the run's folder again.")
+        raise InputError(f"The run's run.json has no {missing[0]}. Copy the run's folder again.")
     # Records of earlier versions lack the last two.
     source = Source(
         config["dataset_config"],
@@ -89,10 +89,10 @@ def sources(task: Task | None, named: str | None) -> list[Task]:
     """
     if named is not None:
         return [BUILT_IN[named]() if named in BUILT_IN else dataset_task(named, Source(), answers=False)]
-    found = [] if task is None else [task]
+    tasks = [] if task is None else [task]
     if (task is None or task.name != "dolly") and hub.is_local(dolly.DATASET):
-        found.append(dolly.load())
-    return found
+        tasks.append(dolly.load())
+    return tasks
 
 
 def choose(
@@ -102,7 +102,7 @@ def choose(
     calibration_tokens: int,
     held_out_tokens: int,
 ) -> Texts:
-    """Texts up to a number of tokens in all, in equal parts from every data set; fewer where it has fewer.
+    """Texts up to a number of tokens in all, in equal parts from every data set, fewer if it is smaller.
 
     Raises:
         InputError: if no text is left to verify on.
@@ -111,18 +111,18 @@ def choose(
         task.name: _take(task.train, tokenizer, calibration_tokens // len(calibration), set()) for task in calibration
     }
     seen = {tuple(row) for rows in fitted.values() for row in rows}
-    kept = {task.name: _take(task.test, tokenizer, held_out_tokens // len(held_out), seen) for task in held_out}
-    if not any(kept.values()):
+    unseen = {task.name: _take(task.test, tokenizer, held_out_tokens // len(held_out), seen) for task in held_out}
+    if not any(unseen.values()):
         raise InputError(
             "There is no text to verify the merge on that it was not fitted to. Give one with --verify-on."
         )
-    return Texts(fitted, {name: rows for name, rows in kept.items() if rows})
+    return Texts(fitted, {name: rows for name, rows in unseen.items() if rows})
 
 
 def _take(
     examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, tokens: int, seen: Collection[tuple[int, ...]]
 ) -> Rows:
-    """Texts that are not among ``seen``, until they have so many tokens."""
+    """Texts that are not among ``seen``, up to a number of tokens."""
     rows: Rows = []
     for example in examples:
         if tokens <= 0:
@@ -145,8 +145,8 @@ def _ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def batches(rows: Rows, pad_token_id: int, batch_size: int, device: torch.device) -> list[dict[str, torch.Tensor]]:
     """Rows of similar length side by side, as arguments of a model's forward."""
     ordered = sorted(rows, key=len)
-    made = []
+    inputs = []
     for start in range(0, len(ordered), batch_size):
         ids, mask = padded(ordered[start : start + batch_size], pad_token_id, left=False)
-        made.append({"input_ids": ids.to(device), "attention_mask": mask.to(device)})
-    return made
+        inputs.append({"input_ids": ids.to(device), "attention_mask": mask.to(device)})
+    return inputs

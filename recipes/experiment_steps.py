@@ -1,4 +1,4 @@
-"""What the steps of the paper's experiments share: records, devices, seeds, wrong labels."""
+"""Records, devices, seeds and wrong labels of the paper's experiments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from monolora.run_record import provenance
 
 
 class StepRecord(TypedDict):
-    """What steps read of each other."""
+    """The part of a record that other steps read."""
 
     settings: dict[str, Any]
     inputs: dict[str, str]
@@ -33,7 +33,7 @@ def write(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str], re
     Args:
         path: its file; the folder is made.
         settings: of the step, as JSON values.
-        inputs: fingerprints of what it worked on, by what it is.
+        inputs: fingerprints of its inputs, by name.
         results: as JSON values.
 
     Raises:
@@ -60,7 +60,7 @@ def read(path: Path, fix: str) -> StepRecord:
 
 
 def results_if_same(path: Path, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any] | None:
-    """The results in ``path``, if they are of these settings and inputs; else None, and the step is to be done."""
+    """The results in ``path``, if they are of these settings and inputs; else None: the step has to run."""
     if not path.is_file():
         return None
     record = read(path, "The step is done again then.")
@@ -69,7 +69,7 @@ def results_if_same(path: Path, settings: Mapping[str, Any], inputs: Mapping[str
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back."""
+    """Values after a round trip through JSON."""
     return cast(dict[str, Any], json.loads(json.dumps(dict(settings))))
 
 
@@ -88,7 +88,7 @@ def device_of(name: str) -> torch.device:
 
 
 def _whole(device: torch.device) -> torch.device:
-    """With its number: ``cuda`` and ``cuda:0`` do not compare as equal."""
+    """The device with its number: ``cuda`` and ``cuda:0`` are not equal."""
     return torch.empty(0, device=device).device
 
 
@@ -99,7 +99,7 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Products in ``dtype``."""
+    """Autocast of products to ``dtype``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
@@ -111,7 +111,7 @@ def _bfloat16_is_fast(device: torch.device) -> bool:
 
 @contextmanager
 def out_of_memory(fix: str) -> Iterator[None]:
-    """Turn a device's lack of memory into one line that says what to change.
+    """Turn a device's lack of memory into a one-line error with a remedy.
 
     Raises:
         RunError: with ``fix``.
@@ -123,7 +123,7 @@ def out_of_memory(fix: str) -> Iterator[None]:
 
 
 def generator_of(seed: Sequence[int]) -> torch.Generator:
-    """A generator on the CPU whose numbers depend on all of ``seed``, its order included."""
+    """A generator on the CPU seeded with all numbers of ``seed``, in their order."""
     mixed = np.random.SeedSequence(seed).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(mixed[0]) >> 1)
 
@@ -131,12 +131,12 @@ def generator_of(seed: Sequence[int]) -> torch.Generator:
 def noisy_labels(labels_N: torch.Tensor, classes: int, rate: float, seed: int | Sequence[int]) -> torch.Tensor:
     """Labels of which exactly ``floor(N * rate)`` are wrong.
 
-    The places are drawn without replacement, each wrong label uniformly from the other classes. With the same seed, a
-    higher rate only adds wrong labels to those of a lower one: rates are compared on as equal terms as can be.
+    Rows are drawn without replacement, each wrong label uniformly from the other classes. With the same seed, a higher
+    rate only adds wrong labels to those of a lower one, so that rates are comparable.
 
     Args:
         labels_N: ``int64``, 0 to ``classes - 1``, on the CPU.
-        classes: how many there are.
+        classes: number of classes.
         rate: 0 to 1.
         seed: one number or several.
 
@@ -151,11 +151,11 @@ def noisy_labels(labels_N: torch.Tensor, classes: int, rate: float, seed: int | 
     if classes < 2:
         raise InputError("Wrong labels need at least two classes.")
     random = np.random.default_rng(seed)
-    places_N = random.permutation(len(labels_N))
+    order_N = random.permutation(len(labels_N))
     shifts_N = random.integers(1, classes, len(labels_N))
     wrong = int(len(labels_N) * Fraction(str(float(rate))))  # as it is written: 0.29 * 100 is 28.999… in binary
     noisy_N = labels_N.clone()
-    chosen = torch.from_numpy(places_N[:wrong])
+    chosen = torch.from_numpy(order_N[:wrong])
     noisy_N[chosen] = (labels_N[chosen] + torch.from_numpy(shifts_N[:wrong])) % classes
     return noisy_N
 

@@ -2,8 +2,8 @@
 
 ``--method linear`` writes a stock checkpoint (or, with ``--as lora``, a stock LoRA adapter) with the best linear map in
 place of the ReLU units; ``--method exact`` writes a checkpoint that keeps the ReLU and needs monolora imported. Several
-adapters are added up first. What the merge keeps of the adapter is measured and reported at the end; exit status 1 if
-it is less than ``--min-fidelity``.
+adapters are added up first. The share of the adapter's effect that the merge keeps is measured at the end;
+exit status 1 if it is below ``--min-fidelity``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from monolora.merge.unload import active_units, dequantized
 from monolora.model_files import save_model
 from monolora.recipes import merge_report, merge_source
 from monolora.recipes.calibration_data import Rows, batches
-from monolora.recipes.merge_source import Subject
+from monolora.recipes.merge_source import MergeSource
 from monolora.recipes.settings import CALIBRATION_TOKENS, TOKENS_PER_INPUT, Merge
 from monolora.recipes.verify import task_of, texts_of, verify
 from monolora.runs import OutputFolder, claim
@@ -59,48 +59,46 @@ def run(settings: Merge) -> int:
 def _merge(settings: Merge, folder: OutputFolder) -> int:
     out, verification = folder.path, settings.verification
     folder.check(settings.overwrite)
-    subject = merge_source.from_settings(settings.adapter, settings.loading)
+    source = merge_source.from_settings(settings.adapter, settings.loading)
     texts_read = filter(None, (local_path(name) for name in (settings.calibration, verification.verify_on) if name))
-    folder.check_apart((*subject.adapters, *filter(None, [local_path(subject.model)]), *texts_read))
-    _check_method(subject, settings)
-    task = task_of(subject, verification)
+    folder.check_apart((*source.adapters, *filter(None, [local_path(source.model)]), *texts_read))
+    _check_method(source, settings)
+    task = task_of(source, verification)
     console = Terminal()
     started = time.monotonic()
-    with folder.whole() as aside, subject.loaded() as (model, tokenizer):
+    with folder.whole() as aside, source.loaded() as (model, tokenizer):
         if settings.form == "lora":
             check_readable(model)
-        calibration = _calibration(subject, settings, model)
+        calibration = _calibration(source, settings, model)
         texts = texts_of(task, calibration, tokenizer, verification)
-        merge = {**subject.described(), "method": settings.method, "form": settings.form, "calibration": calibration}
-        merge |= _write(subject, settings, texts.calibration, model, tokenizer, aside)
+        merge = {**source.described(), "method": settings.method, "form": settings.form, "calibration": calibration}
+        merge |= _write(source, settings, texts.calibration, model, tokenizer, aside)
         merge["seconds"] = round(time.monotonic() - started, 1)
         del model
         with saving(settings.out, _REMERGE):
             merge_report.write_unverified(aside, merge)
     console.print(f"Wrote {out} in {merge['seconds']:.0f} s. Verifying what was written.")
-    return verify(subject, out, merge, task, texts.held_out, verification, settings.loading.batch_size)
+    return verify(source, out, merge, task, texts.held_out, verification, settings.loading.batch_size)
 
 
-def _check_method(subject: Subject, settings: Merge) -> None:
+def _check_method(source: MergeSource, settings: Merge) -> None:
     """Raises: InputError, for flags that have no effect on these adapters."""
-    calibrates = settings.method == "linear" and subject.is_monolora
-    given = {"--calibration": settings.calibration, "--calibration-tokens": settings.calibration_tokens}
-    given["--affine"] = settings.affine
-    for flag, value in given.items():
+    calibrates = settings.method == "linear" and source.is_monolora
+    values = {"--calibration": settings.calibration, "--calibration-tokens": settings.calibration_tokens}
+    values["--affine"] = settings.affine
+    for flag, value in values.items():
         if value is not None and not calibrates:
-            why = "--method exact" if subject.is_monolora else "an adapter that PEFT merges itself"
+            why = "--method exact" if source.is_monolora else "an adapter that PEFT merges itself"
             raise InputError(f"{flag} has no effect with {why}. Leave it out.")
-    if settings.form == "lora" and not subject.is_monolora:
-        raise InputError(
-            f"{subject.adapters[0]} is no MonoLoRA adapter. Leave --as lora out to merge it into its base."
-        )
-    if settings.loading.max_memory and not subject.is_monolora:
+    if settings.form == "lora" and not source.is_monolora:
+        raise InputError(f"{source.adapters[0]} is no MonoLoRA adapter. Leave --as lora out to merge it into its base.")
+    if settings.loading.max_memory and not source.is_monolora:
         raise InputError("--max-memory has no effect: PEFT's merge takes the whole model into memory. Leave it out.")
 
 
-def _calibration(subject: Subject, settings: Merge, model: PeftModel) -> dict[str, Any] | None:
-    """What a merge is fitted to, as the report will say it; None where it needs no text."""
-    if settings.method == "exact" or not subject.is_monolora or settings.calibration == "none":
+def _calibration(source: MergeSource, settings: Merge, model: PeftModel) -> dict[str, Any] | None:
+    """The calibration text of a merge, as the report has it; None if it needs no text."""
+    if settings.method == "exact" or not source.is_monolora or settings.calibration == "none":
         return None
     widest = max(units.A.shape[1] for units in active_units(model).values())
     tokens = settings.calibration_tokens or max(CALIBRATION_TOKENS, TOKENS_PER_INPUT * widest)
@@ -108,16 +106,16 @@ def _calibration(subject: Subject, settings: Merge, model: PeftModel) -> dict[st
 
 
 def _write(
-    subject: Subject,
+    source: MergeSource,
     settings: Merge,
     texts: Mapping[str, Rows],
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     out: Path,
 ) -> dict[str, Any]:
-    """Merge the model into the folder ``out``; returns what the report is to say of it."""
-    if not subject.is_monolora:
-        return _with_peft(subject, settings, model, tokenizer, out)
+    """Merge the model into the folder ``out``; returns entries of the report."""
+    if not source.is_monolora:
+        return _with_peft(source, settings, model, tokenizer, out)
     if settings.method == "linear":
         return _linear(settings, texts, model, tokenizer, out)
     try:
@@ -129,14 +127,14 @@ def _write(
 
 
 def _with_peft(
-    subject: Subject, settings: Merge, model: PeftModel, tokenizer: PreTrainedTokenizerBase, out: Path
+    source: MergeSource, settings: Merge, model: PeftModel, tokenizer: PreTrainedTokenizerBase, out: Path
 ) -> dict[str, Any]:
-    """Adapters of PEFT's own methods are merged by PEFT."""
+    """Merge an adapter of PEFT's own methods with PEFT."""
     kind = PeftType(model.peft_type).value
-    if not isinstance(model.base_model, BaseTuner):  # prompt tuning and its like put nothing into the weights
+    if not isinstance(model.base_model, BaseTuner):  # prompt tuning and the like change no weights
         raise InputError(f"Adapters of type {kind} cannot be merged into their base.")
-    if subject.quantization:  # PEFT would round the merged weights to 4 bits once more
-        model = attach(dequantized(model.unload()), subject.adapters[0])
+    if source.quantization:  # PEFT would round the merged weights to 4 bits once more
+        model = attach(dequantized(model.unload()), source.adapters[0])
     try:
         base = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:
@@ -154,15 +152,15 @@ def _linear(
     out: Path,
 ) -> dict[str, Any]:
     rows = [row for part in texts.values() for row in part]
-    made = (
+    inputs = (
         batches(rows, cast(int, tokenizer.pad_token_id), settings.loading.batch_size, input_device(model))
         if rows
         else None
     )
-    if made is None:
+    if inputs is None:
         warnings.warn(WITHOUT_CALIBRATION, stacklevel=1)
     affine = False if settings.form == "lora" else settings.affine
-    maps = linearize(model, made, affine=affine, progress=partial(track, description="Calibrating"))
+    maps = linearize(model, inputs, affine=affine, progress=partial(track, description="Calibrating"))
     _warn_of_ridges(maps)
     with saving(settings.out, _REMERGE):
         if settings.form == "lora":
@@ -186,7 +184,7 @@ def _warn_of_ridges(maps: Mapping[str, LinearMap]) -> None:
 
 
 def _described(linear_map: LinearMap) -> dict[str, Any]:
-    """A map without its numbers."""
+    """The report's entry of a map."""
     return {
         "ridge": linear_map.ridge,
         "ridge_raised": linear_map.ridge_raised,

@@ -1,4 +1,4 @@
-"""``merge_report.json`` and ``merge_report.html``: how a merge was made, and what it keeps of the adapter."""
+"""``merge_report.json`` and ``merge_report.html``: the settings of a merge, and its fidelity to the adapter."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Merge(TypedDict):
 
 
 class _Report(TypedDict):
-    """What is read of a report."""
+    """The part of a report that is read."""
 
     merge: _Merge
 
@@ -43,7 +43,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     """The report in ``folder``, or None.
 
     Raises:
-        InputError: if the file is there but is no report.
+        InputError: if the file is no report.
     """
     path = folder / JSON
     if not path.is_file():
@@ -87,7 +87,7 @@ KIND = Kind(
 
 
 def write_unverified(folder: Path, merge: Mapping[str, Any]) -> None:
-    """Write how a merge was made; :func:`write` adds what it keeps.
+    """Write the settings of a merge; :func:`write` adds its fidelity.
 
     Raises:
         OSError: if the disk does not take it.
@@ -106,7 +106,7 @@ def write(folder: Path, report: Mapping[str, Any]) -> None:
 
 
 def show(report: Mapping[str, Any], folder: Path, console: Terminal) -> None:
-    """Print what people want to know first."""
+    """Print the summary."""
     console.print(_table(report))
     errors = report["modules"]
     if errors:
@@ -124,7 +124,7 @@ def show(report: Mapping[str, Any], folder: Path, console: Terminal) -> None:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """One sentence."""
+    """The result in one sentence."""
     kept, least = f"{report['kept']:.2%}", f"{report['min_fidelity']:.0%}"
     if report["passed"]:
         return f"The merge keeps {kept} of the adapter's effect."

@@ -1,4 +1,4 @@
-"""What is merged or verified: adapters with their weights, their base model, and the run that trained them."""
+"""The source of a merge: adapters with their weights, their base model, and the run that trained them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _QUANTIZATION = (
     "use_bnb_nested_quant",
     "bnb_4bit_quant_storage",
 )
-# What torch and transformers warn of where weights are on disk; all of it is as it should be.
+# Warnings of torch and transformers about weights on disk, which are expected here.
 _OFFLOADING = (
     "for .*: copying from a non-meta parameter",
     "Attempting to save a model with offloaded modules",
@@ -45,15 +45,15 @@ _OFFLOADING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class MergeSource:
     """One adapter, or a weighted sum of several, on a base model.
 
     Attributes:
         adapters: their folders.
         weights: one factor an adapter.
         model: id or path of the base model.
-        dtype: of the base weights, by torch's name.
-        own_dtype: of the base weights on the disk.
+        dtype: of the base weights when loaded, by torch's name.
+        own_dtype: of the base weights on disk.
         quantization: TRL's flags of a quantized base; empty for a dense one.
         max_memory: as for ``from_pretrained``, per device; empty to leave it to accelerate.
         run: the record of the run that trained the first adapter, or None.
@@ -75,7 +75,7 @@ class Subject:
 
     @property
     def trained(self) -> Mapping[str, Any] | None:
-        """The results of the run, where they are those of this very model: one adapter, at full weight."""
+        """The results of the run if they apply to this model: one adapter, at full weight."""
         alone = len(self.adapters) == 1 and self.weights[0] == 1 and self.run is not None
         return self.run["results"] if alone and self.run is not None and self.run["status"] == "done" else None
 
@@ -85,14 +85,14 @@ class Subject:
 
     @property
     def precise_dtype(self) -> str:
-        """A dtype that holds the base weights as they are on the disk and as they are merged: for comparing the two."""
+        """A dtype that holds the base weights both as stored and as merged, for comparing the two."""
         if self.quantization:
             return self.dtype
         return dtype_name(torch.promote_types(dtype_named(self.dtype), dtype_named(self.own_dtype)))
 
     @contextmanager
     def loaded(self, dtype: str | None = None) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase]]:
-        """The adapted model in evaluation mode, and its tokenizer; on disk, for the time, what memory cannot hold."""
+        """The adapted model in evaluation mode, and its tokenizer; weights that exceed the memory are on disk."""
         dtype = dtype or self.dtype
         with self._offloading() as options:
             yield load_sum(self.adapters, self.weights, self.model, dtype=dtype, **self._quantized(), **options)
@@ -100,7 +100,7 @@ class Subject:
     @contextmanager
     def merged(self, folder: str) -> Iterator[PreTrainedModel | PeftModel]:
         """The merge in ``folder``, a checkpoint or a LoRA adapter on the base, to be compared with the adapter."""
-        # What was written in the dtype of the comparison, exact checkpoints' units too, is loaded as it is.
+        # Weights and units in the dtype of the comparison are loaded unchanged.
         dtype = "auto" if self.precise_dtype == self.dtype else self.precise_dtype
         with self._offloading() as options:
             if (Path(folder) / "adapter_config.json").is_file():
@@ -130,7 +130,7 @@ class Subject:
             shutil.rmtree(folder, ignore_errors=True)
 
     def described(self) -> dict[str, Any]:
-        """For the report: enough to load the same again."""
+        """The report's entries, enough to load the same again."""
         return {
             "adapters": list(self.adapters),
             "adapter_fingerprints": [fingerprint_files(folder) for folder in self.adapters],
@@ -144,8 +144,8 @@ class Subject:
         }
 
 
-def from_settings(adapters: Sequence[str], loading: Loading) -> Subject:
-    """What the settings name.
+def from_settings(adapters: Sequence[str], loading: Loading) -> MergeSource:
+    """The source that the settings name.
 
     Raises:
         InputError: if an adapter or the base is missing or damaged, or the weights are not one an adapter.
@@ -168,7 +168,7 @@ def from_settings(adapters: Sequence[str], loading: Loading) -> Subject:
     is_quantized = loading.load_in_4bit or trained.get("load_in_4bit") or trained.get("load_in_8bit")
     dtype = loading.dtype or trained.get("dtype")
     own_dtype = stored_dtype(resolve_model(model))
-    subject = Subject(
+    source = MergeSource(
         adapters=tuple(adapters),
         weights=weights,
         model=model,
@@ -178,14 +178,14 @@ def from_settings(adapters: Sequence[str], loading: Loading) -> Subject:
         max_memory=dict(_device_and_size(word) for word in loading.max_memory),
         run=run,
     )
-    if subject.quantization and subject.max_memory:
+    if source.quantization and source.max_memory:
         raise InputError("--max-memory has no effect on a quantized base, which stays in memory. Leave it out.")
-    _check_base(subject, deliberate=loading.model is not None)
-    return subject
+    _check_base(source, deliberate=loading.model is not None)
+    return source
 
 
 def stored_dtype(folder: str) -> str:
-    """The dtype that the weights of a model have on the disk, by torch's name.
+    """The dtype of a model's weights on disk, by torch's name.
 
     Raises:
         InputError: if there is no readable config.json.
@@ -195,7 +195,7 @@ def stored_dtype(folder: str) -> str:
 
 
 def _first_dtype(folder: str) -> torch.dtype:
-    """Where config.json does not say it: that of a floating-point tensor, as transformers finds it."""
+    """The dtype of the first floating-point tensor, as transformers finds it, for a config.json without one."""
     for path in sorted(Path(folder).glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118
@@ -217,18 +217,18 @@ def _device_and_size(word: str) -> tuple[str, str]:
     return device, size
 
 
-def _check_base(subject: Subject, deliberate: bool) -> None:
-    """The base must have the weights that the run recorded; another one is only warned of where it was asked for."""
-    fingerprint = fingerprint_files(resolve_model(subject.model))
-    if subject.run is None:
+def _check_base(source: MergeSource, deliberate: bool) -> None:
+    """Check that the base has the weights that the run recorded; a ``deliberate`` other one only gives a warning."""
+    fingerprint = fingerprint_files(resolve_model(source.model))
+    if source.run is None:
         return
-    recorded = subject.run.get("fingerprints", {}).get("model")
+    recorded = source.run.get("fingerprints", {}).get("model")
     if recorded == fingerprint:
         return
     message = (
-        f"{subject.adapters[0]} was trained on other weights than those of {subject.model} (fingerprint "
+        f"{source.adapters[0]} was trained on other weights than those of {source.model} (fingerprint "
         f"{recorded}, here {fingerprint})."
     )
     if not deliberate:
-        raise InputError(f"{message} Give the right model with --model; it will be taken whatever its fingerprint.")
+        raise InputError(f"{message} Give the right model with --model; its fingerprint is then not checked.")
     warnings.warn(message, stacklevel=2)

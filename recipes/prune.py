@@ -1,6 +1,6 @@
 """``monolora prune ADAPTER OUT --units UNIT …``: an adapter folder without some of its units, exactly.
 
-UNIT is MODULE:NUMBER, as model.layers.3.self_attn.q_proj:5; the last parts of the module's name will do where no other
+UNIT is MODULE:NUMBER, as model.layers.3.self_attn.q_proj:5; the last parts of the module's name suffice if no other
 module has them (3.self_attn.q_proj:5). @FILE stands for the units in a file, one a line. The base model is not loaded.
 """
 
@@ -25,7 +25,7 @@ from monolora.terminal import Terminal
 from monolora.units import UnitName, find_units
 
 JSON = "pruned.json"
-# What beside config and weights belongs to an adapter: its tokenizer, not the records of the run that trained it.
+# Files beside config and weights that belong to an adapter: its tokenizer, not its run's records.
 _COPIED = (
     "tokenizer*.json",
     "*.model",
@@ -80,7 +80,7 @@ def _prune(settings: Prune, folder: OutputFolder) -> None:
 
 
 def _names(words: Sequence[str]) -> Iterator[str]:
-    """The units' names, those in files too."""
+    """The units' names, including those in files."""
     for word in words:
         if not word.startswith("@"):
             yield word
@@ -120,7 +120,7 @@ def _card(source: Path, adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -
         f"---\n{data.to_yaml()}\n---",
         f"# {source.resolve().name}, {len(gone)} units taken out",
         "",
-        f"{_counted(adapter, pruned, gone)} Everything else is as it was, bit for bit; nothing was trained anew.",
+        f"{_counted(adapter, pruned, gone)} Everything else is unchanged, bit for bit; nothing was retrained.",
         f"`{JSON}` names the units, and the adapter that they were taken from.",
         "",
         "## Use",
@@ -138,7 +138,7 @@ def _card(source: Path, adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -
 def _counted(adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -> str:
     units, modules = sum(adapter.units.values()), len(adapter.units)
     left = f"{len(gone)} of {units} units were taken out; {len(pruned.left)} of {modules} modules are left."
-    nulls = sum(kept.count(None) for kept in pruned.left.values())
+    nulls = sum(units.count(None) for units in pruned.left.values())
     return f"{left} {nulls} null units fill ranks up, to keep their scaling." if nulls else left
 
 

@@ -1,8 +1,8 @@
 """``monolora serve-check BASE [ADAPTER]``: does vLLM answer through the adapter as transformers does?
 
 A few prompts go through both, base and adapter side by side. Exit status 1 if vLLM ignores the adapter, drops its
-activation, or differs by more than its dtype's rounding: nothing that it serves should be measured then. Without
-ADAPTER the model itself is checked: a base, or what ``monolora merge`` wrote.
+activation, or differs by more than its dtype's rounding: it should then not be used for measurements. Without
+ADAPTER the model itself is checked: a base, or the output of ``monolora merge``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from monolora.vllm.canary import PROMPTS, measure
 from monolora.vllm.plugin import check_not_left_out
 
 MAX_MODEL_LEN = 512
-KV_CACHE_BYTES = 1 << 30  # a few prompts need no more; vLLM would take nearly the whole GPU
+KV_CACHE_BYTES = 1 << 30  # enough for a few prompts; vLLM's default is nearly the whole GPU
 
 
 def main(argv: list[str]) -> int:
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 def run(settings: ServeCheck) -> int:
     """Check and print; returns the exit status."""
-    # Read when vLLM is imported: only its errors, and nothing compiled where nothing gains from it.
+    # Read when vLLM is imported: print only errors, and compile nothing for a few prompts.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -51,7 +51,7 @@ def run(settings: ServeCheck) -> int:
     base, prompts = resolve_model(settings.base), _prompts(settings.prompts)
     device = _device(settings.device)
     with code_trusted(settings.trust_remote_code):
-        load_config(base)  # what cannot be read is refused before an engine starts
+        load_config(base)  # unreadable files are refused before an engine starts
         measured = measure(_engine(base, settings), settings.adapter, prompts=prompts, device=device)
     show(measured, Terminal())
     measured.check()
@@ -96,10 +96,10 @@ def _engine(base: str, settings: ServeCheck) -> Any:
 
 
 def _lora_settings(adapter: str, fully_sharded: bool) -> dict[str, Any]:
-    """What an engine needs for this adapter.
+    """The requirements of this adapter on an engine.
 
     Raises:
-        InputError: if it is none, or none that vLLM serves.
+        InputError: if it is no adapter, or none that vLLM serves.
     """
     config: Any = served_config(adapter)
     if config is None:
@@ -115,7 +115,7 @@ def _lora_settings(adapter: str, fully_sharded: bool) -> dict[str, Any]:
 
 
 def show(measured: Canary, console: Terminal) -> None:
-    """Print what was measured."""
+    """Print the results."""
     table = Table(show_header=False, title=f"vLLM and transformers, {measured.dtype}, {measured.tokens} tokens each")
     what = "checkpoint" if measured.adapter_error is None else "base"
     table.add_row(what, f"{measured.base_error:.2g}", "rms difference of the log-probs")

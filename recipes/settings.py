@@ -25,7 +25,7 @@ class Demo(Flags):
     """Two runs of ``monolora sft``."""
 
     output_dir: str = setting("runs/demo", "parent of the two runs' folders")
-    seed: int = setting(42, "of both runs", type=int)
+    seed: int = setting(42, "seed of both runs", type=int)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ class Sparsity(Flags):
 
     adapter: str = setting(REQUIRED, "an adapter folder, MonoLoRA or LoRA", positional=True)
     dataset: str = setting("demo", "demo, sst2, dolly, a hub id or a file")
-    split: str | None = setting(None, "of a data set that is no built-in task (default: its only one, or test)")
+    split: str | None = setting(None, "split of a data set that is no built-in task (default: its only one, or test)")
     model: str | None = setting(None, "the base model, if not the one that the adapter names")
-    max_samples: int = setting(200, "prompts measured", type=int, at_least=1)
-    batch_size: int = setting(32, "prompts at a time", type=int, at_least=1)
+    max_samples: int = setting(200, "number of prompts", type=int, at_least=1)
+    batch_size: int = setting(32, "prompts in a batch", type=int, at_least=1)
     trust_remote_code: bool = setting(False, TRUST_HELP)
-    json: bool = setting(False, "print JSON instead of a table")
+    json: bool = setting(False, "JSON output instead of a table")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +48,14 @@ class Prune(Flags):
 
     adapter: str = setting(REQUIRED, "an adapter folder, MonoLoRA or LoRA", positional=True)
     out: str | None = setting(
-        None, "the folder to write (may also stand after --units and its units)", positional=True, nargs="?"
+        None, "folder to write (may also stand after --units and its units)", positional=True, nargs="?"
     )
-    units: tuple[str, ...] = setting((), "units that are taken out", nargs="+", action="extend", metavar="UNIT")
-    keep: tuple[str, ...] = setting((), "units that are kept", nargs="+", action="extend", metavar="UNIT")
-    overwrite: bool = setting(False, "replace an earlier pruned adapter in OUT")
+    units: tuple[str, ...] = setting((), "units to take out", nargs="+", action="extend", metavar="UNIT")
+    keep: tuple[str, ...] = setting((), "units to keep", nargs="+", action="extend", metavar="UNIT")
+    overwrite: bool = setting(False, "replacement of an earlier pruned adapter in OUT")
 
     def check(self) -> None:
-        """As for all settings; and the units are given once, and the folder is."""
+        """As for all settings; and units and folder are given, units by one flag."""
         super().check()
         if bool(self.units) == bool(self.keep):
             raise InputError("Give either the units to take out with --units, or those to keep with --keep.")
@@ -71,8 +71,8 @@ class Prune(Flags):
     @property
     def named(self) -> tuple[str, ...]:
         """The units that are taken out or kept."""
-        given = self.units or self.keep
-        return given[:-1] if self.out is None else given
+        units = self.units or self.keep
+        return units[:-1] if self.out is None else units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,23 +85,23 @@ class Loading(Flags):
     model: str | None = setting(None, "the base model, if not the one that the adapter names")
     dtype: str | None = setting(
         None,
-        "of the base (default: as trained; the base's own where there is no record of the run)",
+        "dtype of the base (default: as trained; its own without a record of the run)",
         choices=("float32", "bfloat16", "float16"),
     )
-    load_in_4bit: bool = setting(False, "quantize the base as QLoRA does (default: as trained)")
+    load_in_4bit: bool = setting(False, "base quantized as in QLoRA (default: as trained)")
     max_memory: tuple[str, ...] = setting(
         (),
-        "for models larger than memory, e.g. 0=20GiB cpu=30GiB; the rest is read from disk layer by layer",
+        "memory of each device, e.g. 0=20GiB cpu=30GiB; the rest is read from disk layer by layer",
         nargs="+",
         metavar="DEVICE=SIZE",
     )
     trust_remote_code: bool = setting(False, TRUST_HELP)
-    batch_size: int = setting(16, "texts at a time", type=int, at_least=1)
+    batch_size: int = setting(16, "texts in a batch", type=int, at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification(Flags):
-    """What a merge is verified on, in ``monolora merge`` and ``monolora verify``."""
+    """The verification of a merge, in ``monolora merge`` and ``monolora verify``."""
 
     verify_on: str | None = setting(None, "data set to verify on (default: held-out text of the calibration's)")
     verify_tokens: int = setting(HELD_OUT_TOKENS, "tokens to verify on", type=int, at_least=1)
@@ -124,9 +124,9 @@ class Merge(Flags):
     adapter: tuple[str, ...] = setting(
         REQUIRED, "adapter folders; several MonoLoRA adapters are added up", positional=True, nargs="+"
     )
-    out: str = setting(REQUIRED, "the folder to write", positional=True)
-    method: str = setting("linear", "of the merge", choices=("linear", "exact"))
-    form: str = setting("dense", "what a linear merge writes", flag="--as", choices=("dense", "lora"))
+    out: str = setting(REQUIRED, "folder to write", positional=True)
+    method: str = setting("linear", "method of the merge", choices=("linear", "exact"))
+    form: str = setting("dense", "form of a linear merge", flag="--as", choices=("dense", "lora"))
     calibration: str | None = setting(
         None,
         "data set that a linear merge is fitted to, or none for the closed form (default: the training prompts of the "
@@ -134,18 +134,18 @@ class Merge(Flags):
     )
     calibration_tokens: int | None = setting(
         None,
-        f"tokens that it is fitted to (default: {CALIBRATION_TOKENS}, or {TOKENS_PER_INPUT} for each input of the "
+        f"tokens of that text (default: {CALIBRATION_TOKENS}, or {TOKENS_PER_INPUT} for each input of the "
         "widest layer if more)",
         type=int,
         at_least=1,
     )
     affine: bool | None = setting(
         None,
-        "fit an intercept, which becomes a bias (default: where the base layer has one, and --as is dense)",
+        "intercept in the fit, which becomes a bias (default: where the base layer has one, and --as is dense)",
         action=argparse.BooleanOptionalAction,
     )
-    max_shard_size: str = setting("5GB", "of the weight files")
-    overwrite: bool = setting(False, "replace an earlier merge in OUT")
+    max_shard_size: str = setting("5GB", "maximum size of a weight file")
+    overwrite: bool = setting(False, "replacement of an earlier merge in OUT")
     loading: Loading = group(Loading)
     verification: Verification = group(Verification)
 
@@ -168,8 +168,8 @@ class Merge(Flags):
 class Verify(Flags):
     """The verification of a merge that was written earlier."""
 
-    out: str = setting(REQUIRED, "what a merge wrote: a checkpoint or a LoRA adapter", positional=True)
-    against: tuple[str, ...] = setting(REQUIRED, "what it was merged from", nargs="+", metavar="ADAPTER")
+    out: str = setting(REQUIRED, "output of a merge: a checkpoint or a LoRA adapter", positional=True)
+    against: tuple[str, ...] = setting(REQUIRED, "adapters that it was merged from", nargs="+", metavar="ADAPTER")
     loading: Loading = group(Loading)
     verification: Verification = group(Verification)
 
@@ -178,11 +178,9 @@ class Verify(Flags):
 class ServeCheck(Flags):
     """A model and an adapter to serve, and how."""
 
-    base: str = setting(
-        REQUIRED, "the model that vLLM serves: a path, a hub id, or smollm2-135m-instruct", positional=True
-    )
+    base: str = setting(REQUIRED, "model that vLLM serves: a path, a hub id, or smollm2-135m-instruct", positional=True)
     adapter: str | None = setting(None, "folder of a MonoLoRA or LoRA adapter", positional=True, nargs="?")
-    dtype: str = setting("auto", "of the weights", choices=("auto", "float32", "bfloat16", "float16"))
+    dtype: str = setting("auto", "dtype of the weights", choices=("auto", "float32", "bfloat16", "float16"))
     prompts: str | None = setting(None, "one prompt a line (default: a few built in)", metavar="FILE")
     device: str = setting("cpu", "of transformers' copy; the GPU is vLLM's")
     tensor_parallel_size: int = setting(1, "as for vllm serve", type=int, at_least=1)
@@ -195,33 +193,33 @@ class ServeCheck(Flags):
 class Judge(Flags):
     """The training of a judge."""
 
-    model: str = setting("all-minilm-l6-v2", "the backbone: a path or a hub id")
-    dataset: str = setting(JUDGE_DATASET, "in BeaverTails' columns")
+    model: str = setting("all-minilm-l6-v2", "backbone: a path or a hub id")
+    dataset: str = setting(JUDGE_DATASET, "data set with BeaverTails' columns")
     train_splits: tuple[str, ...] | None = setting(
         None,
-        "trained on, beside the test split's other prompts (default: 30k_train, where the data set has it)",
+        "splits to train on, beside the test split's other prompts (default: 30k_train, if there is one)",
         nargs="+",
     )
-    test_split: str = setting(JUDGE_TEST_SPLIT, "tested on, by prompt")
+    test_split: str = setting(JUDGE_TEST_SPLIT, "split to test on, by prompt")
     validation_share: float = setting(
-        0.15, "of the prompts to train on, to choose the epoch by", type=float, at_least=0, below=1
+        0.15, "share of the training prompts that select the epoch", type=float, at_least=0, below=1
     )
-    output_dir: str = setting("runs/judge", "of the judge")
+    output_dir: str = setting("runs/judge", "output folder")
     trust_remote_code: bool = setting(False, TRUST_HELP)
-    overwrite: bool = setting(False, "replace an earlier judge in --output-dir")
-    max_length: int = setting(MAX_LENGTH, "of a question and its answer, in tokens", type=int, at_least=1)
+    overwrite: bool = setting(False, "replacement of an earlier judge in --output-dir")
+    max_length: int = setting(MAX_LENGTH, "tokens of a question and its answer", type=int, at_least=1)
     epochs: int = setting(4, "passes over the rows", type=int, at_least=1)
     batch_size: int = setting(16, "rows a step", type=int, at_least=1)
-    learning_rate: float = setting(1e-4, "of the backbone", type=float, above=0)
-    head_learning_rate: float = setting(1e-3, "of the head, which is drawn", type=float, above=0)
-    warmup: float = setting(0.1, "share of all steps", type=float, at_least=0, below=1)
-    weight_decay: float = setting(0.01, "of all weights", type=float, at_least=0)
-    seed: int = setting(42, "of the head, the order of rows, and the validation prompts", type=int)
+    learning_rate: float = setting(1e-4, "learning rate of the backbone", type=float, above=0)
+    head_learning_rate: float = setting(1e-3, "learning rate of the head, which starts at random", type=float, above=0)
+    warmup: float = setting(0.1, "share of warmup steps", type=float, at_least=0, below=1)
+    weight_decay: float = setting(0.01, "weight decay of all weights", type=float, at_least=0)
+    seed: int = setting(42, "seed of the head, the order of rows, and the validation prompts", type=int)
     start_from_mean: bool | None = setting(
         None,
-        "the last layer of an encoder begins as the mean over the tokens (default: where the backbone is a BERT)",
+        "last layer of an encoder initialized as the mean over the tokens (default: if the backbone is a BERT)",
         action=argparse.BooleanOptionalAction,
     )
     bf16: bool | None = setting(
-        None, "train in bfloat16 (default: where the machine computes in it)", action=argparse.BooleanOptionalAction
+        None, "training in bfloat16 (default: if the hardware supports it)", action=argparse.BooleanOptionalAction
     )

@@ -55,7 +55,7 @@ from monolora.terminal import Terminal, say, unfailing_stdout
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run that is ready to train: all that its flags name is loaded and checked, and nothing is written yet."""
+    """A run that is ready to train: everything is loaded and checked, and nothing is written yet."""
 
     arguments: Arguments
     config: dict[str, Any]
@@ -94,12 +94,12 @@ def run(arguments: Arguments) -> dict[str, Any]:
     """Train and measure one model.
 
     Returns:
-        What ``run.json`` holds; empty after ``--preview``.
+        The content of ``run.json``; empty after ``--preview``.
 
     Raises:
         InputError: for anything in the flags, the model or the data that cannot work; nothing is written then.
         RunError: if training diverged.
-        SaveError: if a checkpoint or the result could not be written; earlier checkpoints stay whole.
+        SaveError: if a checkpoint or the result could not be written; earlier checkpoints stay intact.
     """
     started = time.monotonic()
     output = Path(arguments.training.output_dir or "")
@@ -125,7 +125,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
 
 
 def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
-    """Load and check everything that a run needs. Writes nothing, but for the trainer's empty output folder.
+    """Load and check everything that a run needs; write nothing but the trainer's empty output folder.
 
     Args:
         arguments: all flags.
@@ -239,7 +239,7 @@ def _rows_of(trainer: SftTrainer) -> Dataset:
 
 
 def finish(this: Run, record: dict[str, Any], train_seconds: float, started: float) -> dict[str, Any]:
-    """Score the trained model, save it and its record, and push it if asked for."""
+    """Score the trained model, save it and its record, and push it with ``--push-to-hub``."""
     trainer, adapter = this.trainer, this.arguments.adapter.adapter
     model = trainer.model
     assert isinstance(model, nn.Module)

@@ -2,7 +2,7 @@
 
 On held-out text: KL and top-1 agreement with the adapter, for the merge and, as the yardstick, for the base model; the
 error of every layer's delta; and the score of the adapter's own task. The result is printed and written to
-``merge_report.json`` and ``merge_report.html`` in OUT. Exit status 1 if less is kept than ``--min-fidelity``.
+``merge_report.json`` and ``merge_report.html`` in OUT. Exit status 1 if it keeps less than ``--min-fidelity``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from monolora.locks import locked
 from monolora.merge.verify import Comparison, compare
 from monolora.recipes import merge_report, merge_source
 from monolora.recipes.calibration_data import Rows, Texts, batches, choose, run_task, same_rows, sources
-from monolora.recipes.merge_source import Subject
+from monolora.recipes.merge_source import MergeSource
 from monolora.recipes.settings import Verification, Verify
 from monolora.run_record import provenance
 from monolora.terminal import Terminal, track
@@ -49,18 +49,18 @@ def run(settings: Verify) -> int:
     if earlier and not loading.weights and len(settings.against) == len(earlier["merge"]["weights"]):
         loading = replace(loading, weights=tuple(earlier["merge"]["weights"]))
     with code_trusted(loading.trust_remote_code):
-        subject = merge_source.from_settings(settings.against, loading)
-        task = task_of(subject, settings.verification)
-        made_from = {"adapters": list(settings.against), "weights": list(subject.weights)}
-        merge: Mapping[str, Any] = earlier["merge"] if earlier else made_from
-        tokenizer = subject.tokenizer()
+        source = merge_source.from_settings(settings.against, loading)
+        task = task_of(source, settings.verification)
+        inputs = {"adapters": list(settings.against), "weights": list(source.weights)}
+        merge: Mapping[str, Any] = earlier["merge"] if earlier else inputs
+        tokenizer = source.tokenizer()
         texts = texts_of(task, merge.get("calibration"), tokenizer, settings.verification)
         with locked(out):
-            return verify(subject, out, merge, task, texts.held_out, settings.verification, loading.batch_size)
+            return verify(source, out, merge, task, texts.held_out, settings.verification, loading.batch_size)
 
 
 def verify(
-    subject: Subject,
+    source: MergeSource,
     out: Path,
     merge: Mapping[str, Any],
     task: Task | None,
@@ -71,18 +71,18 @@ def verify(
     """Verify the merge in ``out``, report it, and return the exit status.
 
     Args:
-        subject: what it was merged from.
-        out: what was written.
-        merge: how it was made, for the report.
-        task: what the adapter was trained on.
-        texts: what to verify on.
+        source: of the merge.
+        out: folder of the merge.
+        merge: its settings, for the report.
+        task: of the adapter's training.
+        texts: to verify on.
         verification: the settings.
-        batch_size: texts at a time.
+        batch_size: texts in a batch.
     """
     started = time.monotonic()
-    with subject.loaded(subject.precise_dtype) as (adapted, tokenizer), subject.merged(str(out)) as merged:
+    with source.loaded(source.precise_dtype) as (adapted, tokenizer), source.merged(str(out)) as merged:
         compared = {name: _compare(adapted, merged, rows, tokenizer, name, batch_size) for name, rows in texts.items()}
-        scores = _task_scores(subject, task, adapted, merged, tokenizer, verification.task_samples)
+        scores = _task_scores(source, task, adapted, merged, tokenizer, verification.task_samples)
     report = merge_report.make(compared, scores, merge, verification.min_fidelity)
     report |= {"seconds": round(time.monotonic() - started, 1), **provenance()}
     with saving(out, "The merge itself is whole. Free space, then run monolora verify."):
@@ -91,19 +91,19 @@ def verify(
     return 0 if report["passed"] else 1
 
 
-def task_of(subject: Subject, verification: Verification) -> Task | None:
-    """The task of the run that trained the adapter; None without a record of the run, or where nobody asks for it.
+def task_of(source: MergeSource, verification: Verification) -> Task | None:
+    """The task of the run that trained the adapter; None without a record or without use for it.
 
     Raises:
-        InputError: if its data set cannot be read any more.
+        InputError: if its data set can no longer be read.
     """
-    if subject.run is None or (verification.verify_on and verification.task_samples == 0):
+    if source.run is None or (verification.verify_on and verification.task_samples == 0):
         return None
     try:
-        return run_task(subject.run)
+        return run_task(source.run)
     except InputError as error:
         raise InputError(
-            f"The data set that {subject.adapters[0]} was trained on cannot be read: {error} To do without it, give "
+            f"The data set that {source.adapters[0]} was trained on cannot be read: {error} To do without it, give "
             "other text with --verify-on (and --calibration), and --task-samples 0."
         ) from error
 
@@ -114,7 +114,7 @@ def texts_of(
     tokenizer: PreTrainedTokenizerBase,
     verification: Verification,
 ) -> Texts:
-    """The texts of a merge: what it is fitted to (nothing without ``calibration``), and what it is verified on.
+    """The texts that a merge is fitted to (none without ``calibration``), and those that it is verified on.
 
     Raises:
         InputError: if there are none.
@@ -139,24 +139,24 @@ def _compare(
 
 
 def _task_scores(
-    subject: Subject,
+    source: MergeSource,
     task: Task | None,
     adapted: PeftModel,
     merged: Any,
     tokenizer: PreTrainedTokenizerBase,
     samples: int | None,
 ) -> dict[str, Any] | None:
-    """Scores of base, adapter and merge on the run's test rows, and how many answers of the merge are the adapter's.
+    """Scores of base, adapter and merge on the run's test rows, and the number of answers that merge and adapter share.
 
-    The base's score is taken from the run's record where it is there: it is only the yardstick. The adapter is scored
+    The base's score, only a yardstick, is taken from the run's record if it has one. The adapter is scored
     again, since its answers are compared row by row, and they depend a little on threads and hardware.
     """
-    if task is None or subject.run is None or samples == 0:
+    if task is None or source.run is None or samples == 0:
         return None
-    recorded = subject.trained
+    recorded = source.trained
     if samples is None and (recorded is None or recorded["after"] is None):  # the run was not scored either
         return None
-    config, rows = subject.run["config"], task.test[:samples]
+    config, rows = source.run["config"], task.test[:samples]
 
     def scored(model: Any, who: str) -> tuple[dict[str, Any], list[str]]:
         inference = Inference(
@@ -168,7 +168,7 @@ def _task_scores(
     of_merged, answers = scored(merged, "merged")
     of_adapter, wanted = scored(adapted, "adapter")
     before = recorded["before"] if recorded is not None else None
-    if before is not None and before["n"] == len(rows) and same_rows(subject.run, "test", rows):
+    if before is not None and before["n"] == len(rows) and same_rows(source.run, "test", rows):
         of_base = before
     else:
         with adapted.disable_adapter():

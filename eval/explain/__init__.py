@@ -1,1 +1,1 @@
-"""Reading an adapter: what each of its units fires on, what it does, and what is lost without it."""
+"""Reading an adapter: what each of its units fires on, and what it does."""

@@ -1,4 +1,4 @@
-"""What taking units out changes on prompts: the next token, and the answers of a classification task.
+"""The effects of taking units out on the next token, and on the answers of a classification task.
 
 Ablations are lists of units that are taken out together. Every batch holds some prompts under some of the ablations,
 and each of these prompts with all units too: both sides of a difference are rows of one batch, with the same padding
@@ -38,7 +38,7 @@ _AT_A_TIME = 16_384  # of the vocabulary, in float32
 
 
 class ScoredPrompt(NamedTuple):
-    """A prompt after which the next token is looked at.
+    """A prompt whose next token is scored.
 
     Attributes:
         prompt: token ids.
@@ -80,7 +80,7 @@ class Effect:
             key: the measure's in it.
             title, unit: of the measure.
             adapted_P: of the adapted model with all its units.
-            changes_KP: as above.
+            changes_KP: as in :class:`Effect`.
             is_tested: whether "no change on average" can be.
         """
         missing = int(np.isnan(changes_KP).sum())
@@ -122,15 +122,15 @@ def next_token_effects(
     batch_size: int,
     adapter: str = "default",
 ) -> list[Effect]:
-    """How the next token changes.
+    """The changes of the next token.
 
     Args:
         model: a causal language model with LoRA or MonoLoRA layers.
         name: of the data set.
         prompts: at least one; all with answers (two or more), or none.
         ablations: at least one.
-        batch_size: rows at a time; at least one ablation of one prompt is.
-        adapter: whose units.
+        batch_size: rows in a batch, which has one ablation of one prompt at least.
+        adapter: name of the adapter.
 
     Returns:
         KL(adapted || ablated) of the next token after the prompt (nats); where there are answers, accuracy by label
@@ -202,7 +202,7 @@ def batches_of(lengths: Sequence[int], ablations: int, batch_size: int, sequence
 
 
 def _sequences(prompt: ScoredPrompt) -> list[tuple[int, ...]]:
-    """What has to be run for the next token and the answers: the prompt alone where these are single tokens."""
+    """The sequences to run for the next token and the answers: the prompt alone if these are single tokens."""
     beginnings = dict.fromkeys(tuple(answer[:-1]) for answer in prompt.answers) or [()]
     return [(*prompt.prompt, *beginning) for beginning in beginnings]
 
@@ -265,7 +265,7 @@ def summarised(effects: Sequence[Effect], indices: Sequence[int]) -> Ablations:
     The false discovery rates are, measure by measure, over the units that were taken out alone.
 
     Args:
-        effects: of the same ablations: one for each of ``places``, and last all units together.
+        effects: of the same ablations: one for each of ``indices``, and last all units together.
         indices: in ``Explained.units``, of the units that were taken out alone.
     """
     *alone, everything = (list(changes) for changes in zip(*map(_changes, effects), strict=True))

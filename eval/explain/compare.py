@@ -1,4 +1,4 @@
-"""``monolora explain --compare NAME=DIR NAME=DIR``: adapters side by side, by what was found of their units.
+"""``monolora explain --compare NAME=DIR NAME=DIR``: adapters side by side, by measures of their units.
 
 Every measure is a mean over an adapter's units on the texts of one data set that all adapters were explained on. What
 the intervals and tests cover, and what not, is described in :mod:`monolora.eval.explain.compare_statistics`.
@@ -55,7 +55,7 @@ KIND = Kind(
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Check that a comparison can be written into a folder; nothing but its two files is ever replaced there.
+    """Check that a comparison can be written into a folder; only its two files are ever replaced.
 
     Raises:
         InputError: naming the file that is in the way.
@@ -70,12 +70,12 @@ def compare(folders: Mapping[str, Path], resamples: int = RESAMPLES, seed: int =
     """Compare adapters.
 
     Args:
-        folders: what ``monolora explain`` wrote of each, by a name for it; the first named is the reference.
+        folders: outputs of ``monolora explain``, by a name for each adapter; the first is the reference.
         resamples: of the bootstrap.
         seed: of its draws.
 
     Raises:
-        InputError: for fewer than two folders, ones that are not whole, and ones of no common data set.
+        InputError: for fewer than two folders, incomplete ones, and ones without a common data set.
     """
     if len(folders) < 2:
         raise InputError("A comparison needs two adapters or more. Write --compare NAME=FOLDER NAME=FOLDER.")
@@ -107,7 +107,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """What ``comparison.json`` holds: all but the values of single units, which ``features.parquet`` has."""
+    """The content of ``comparison.json``: all but the values of single units, which ``features.parquet`` has."""
     return {
         "adapters": [adapter._asdict() for adapter in comparison.adapters],
         "datasets": [
@@ -216,7 +216,7 @@ def _tested(datasets: Sequence[DatasetRows]) -> list[float]:
 
 
 def _corrected(datasets: Sequence[DatasetRows]) -> list[DatasetRows]:
-    """With Holm's correction for all tests of the comparison."""
+    """The rows with Holm's correction for all tests of the comparison."""
     corrected = iter(holm(_tested(datasets)))
     return [
         replace(

@@ -21,11 +21,11 @@ Floats = NDArray[np.float64]
 
 
 class Adapter(NamedTuple):
-    """One of those compared.
+    """One of the compared adapters.
 
     Attributes:
         name: given to it for the comparison.
-        folder: what ``monolora explain`` wrote of it.
+        folder: of its explanation.
         adapter: its own folder.
         method: ``MonoLoRA`` or ``LoRA``.
         model: the base.
@@ -90,10 +90,10 @@ class Row:
         id: as ``sparsity``.
         title: for people.
         unit: as ``%`` or ``bits``; may be empty.
-        chance: what it would be by chance; None where that is not known.
+        chance: its value by chance; None where unknown.
         means: by adapter.
         differences: of each adapter and every one before it; empty where nothing is tested.
-        values: by adapter, those of its units, where their distribution is of interest; NaN for none.
+        values: by adapter, those of its units if their distribution is shown; NaN for none.
     """
 
     id: str
@@ -127,13 +127,13 @@ class DatasetRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All of it.
+    """A comparison of adapters.
 
     Attributes:
         adapters: the first is the reference.
         datasets: those that all adapters were explained on.
         left_out: names of the data sets that only some were.
-        tests: how many were made, which is what Holm's correction is for.
+        tests: their number, for Holm's correction.
         resamples, seed: of the bootstrap.
     """
 
@@ -177,9 +177,9 @@ class Features:
 
     Attributes:
         name: of the adapter in the comparison.
-        folder: it.
-        run: what ``run.json`` holds.
-        units: what is compared of ``features.parquet``, a row a unit.
+        folder: its path.
+        run: the content of ``run.json``.
+        units: the compared columns of ``features.parquet``, a row a unit.
     """
 
     name: str
@@ -193,7 +193,7 @@ class Features:
         return {(dataset["name"], dataset["fingerprint"]): dataset for dataset in self.run["datasets"]}
 
     def on(self, dataset: str) -> pd.DataFrame:
-        """Module and measures of each unit on one data set, its name taken off the columns.
+        """Module and measures of each unit on one data set, its name removed from the columns.
 
         Raises:
             InputError: if there are columns missing.
@@ -210,7 +210,7 @@ def read(name: str, folder: Path) -> Features:
     """Read a folder.
 
     Raises:
-        InputError: if it is not one of ``monolora explain``, or not whole.
+        InputError: if it is no complete output of ``monolora explain``.
     """
     for file in (FEATURES, RUN):
         if not (folder / file).is_file():

@@ -1,4 +1,4 @@
-"""Numbers and sentences of a comparison as people read them, in the terminal and on the page."""
+"""A comparison in the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MARK = "*"
 
 
 class DifferenceText(NamedTuple):
-    """A difference, as it is shown; ``mark`` is empty where it could be chance."""
+    """A difference as shown; ``mark`` is empty where it could be chance."""
 
     change: str
     mark: str
@@ -34,7 +34,7 @@ class DifferenceText(NamedTuple):
 
 
 class MeanText(NamedTuple):
-    """A mean, as it is shown; ``interval`` is empty where there is none, ``units`` where it is of all of them."""
+    """A mean as shown; ``interval`` is empty where there is none, ``units`` where it is of all of them."""
 
     value: str
     interval: str
@@ -119,7 +119,7 @@ def remarks(comparison: Comparison) -> list[str]:
 
 
 def _decimals(*values: float | None) -> int:
-    """Decimals for three digits that count of the largest value, six at most."""
+    """Decimals for three significant digits of the largest value, six at most."""
     largest = max((abs(value) for value in values if value is not None), default=0.0)
     return 1 if largest == 0 else min(6, max(1, 2 - math.floor(math.log10(largest))))
 
@@ -132,7 +132,7 @@ _LOGARITHMIC = {measure.id for measure in MEASURES if measure.is_logarithmic}
 
 
 class Curve(NamedTuple):
-    """One adapter's units: ``points`` are of an SVG polyline, y from the top; ``colour`` is its place among them."""
+    """One adapter's units: ``points`` are of an SVG polyline, y from the top; ``colour`` is its index among them."""
 
     adapter: str
     colour: int
@@ -155,12 +155,12 @@ class Panel(NamedTuple):
 
 
 def panels(dataset: DatasetRows) -> list[Panel]:
-    """One panel a measure whose distribution is of interest."""
+    """One panel a measure whose distribution is shown."""
     return [_panel(row) for row in dataset.rows if row.values]
 
 
 def cumulative(values_F: Floats, at: Floats) -> Floats:
-    """The share of the values that are not above each place."""
+    """The share of the values that are not above each position."""
     return np.searchsorted(np.sort(values_F), at, side="right") / len(values_F)
 
 
@@ -223,7 +223,7 @@ class Part(NamedTuple):
         name: of it.
         about: how many texts and tokens.
         means: heading, means by adapter, and level of chance, of each measure.
-        has_chance: whether any of them has one.
+        has_chance: whether any measure has one.
         differences: heading and difference of each measure, by pair of adapters.
         panels: distributions over units.
     """

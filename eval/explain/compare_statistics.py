@@ -28,11 +28,11 @@ class Measure(NamedTuple):
         id: of it.
         title: for people.
         unit: of the values.
-        columns: that it is made of; each there is gives every unit a value: signed units have two ends.
-        value: makes it of a column.
+        columns: of the table; each present one gives every unit a value: signed units have two ends.
+        value: function of a column.
         has_spread: whether the distribution over units is shown beside the mean.
-        is_logarithmic: whether the distribution is best seen on a logarithmic scale.
-        has_chance: whether the data set's level of chance is its own.
+        is_logarithmic: whether the distribution has a logarithmic scale.
+        has_chance: whether the data set's level of chance applies to it.
     """
 
     id: str
@@ -100,7 +100,7 @@ def values(frame: pd.DataFrame, measure: Measure) -> Values:
 def largest_effects(frame: pd.DataFrame) -> dict[str, float | None]:
     """The largest effect, in percent, and how many times the mean it is (None where that is 0).
 
-    Neither is a mean: no interval is given, as a bootstrap of a largest value has none that is right.
+    Neither is a mean, and the bootstrap gives no valid interval for a largest value.
     """
     effect_U = 100 * frame["effect"].to_numpy(np.float64)
     mean = effect_U.mean()
@@ -115,9 +115,9 @@ class Clustered(NamedTuple):
 
     Attributes:
         mean_KP: means of the values in each module; NaN where there is none.
-        weight_KP: how many values that is of.
+        weight_KP: number of these values.
         resampled_KR: means over units in each resample; NaN where it has no value.
-        total_K: how many values there are, NaN among them.
+        total_K: number of values, including NaN.
     """
 
     mean_KP: Floats
@@ -127,7 +127,7 @@ class Clustered(NamedTuple):
 
 
 def clustered(rows: Sequence[Values], resamples: int = RESAMPLES, seed: int = SEED) -> Clustered:
-    """Resample modules, those that any of the rows has, for all rows at once."""
+    """Resample the modules of any row, for all rows at once."""
     modules = sorted(set().union(*(row.module_F for row in rows)))
     index = {module: at for at, module in enumerate(modules)}
     sum_KP, weight_KP = np.zeros((len(rows), len(modules))), np.zeros((len(rows), len(modules)))
@@ -177,7 +177,7 @@ def _mean(mean_P: Floats, weight_P: Floats) -> float | None:
 
 
 def _is_same(mean_P: Floats) -> bool:
-    """But for the rounding of their sums."""
+    """Whether all modules have the same mean, up to the rounding of their sums."""
     measured_P = mean_P[~np.isnan(mean_P)]
     return measured_P.size == 0 or bool(np.ptp(measured_P) <= 1e-12 * np.abs(measured_P).max())
 

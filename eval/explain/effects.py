@@ -52,7 +52,7 @@ def check_ablations(
     """Check the requested units before anything is measured; print what will be left out.
 
     Args:
-        fixed: why the units of a module cannot be taken out, by its name.
+        fixed: by module, why its units cannot be taken out.
         layout: of the units.
         text_sets: the data sets.
         settings: which units, on how many contexts.

@@ -1,1 +1,1 @@
-"""What is measured from the records, and the statistics of it."""
+"""Measures of a run's records, and their statistics."""

@@ -1,4 +1,4 @@
-"""What the report shows beside the table. All counts are of rows: a prompt counts as often as its set has it."""
+"""Tables of the report beside the main one. All counts are of rows: a prompt counts as often as its set has it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monolora.eval.measures.table import Table
 from monolora.eval.store import OK, Judgement, Response
 from monolora.stats import kappa
 
-MISSING = "missing"  # the reason where nobody was asked yet
+MISSING = "missing"  # the reason of a record that does not exist yet
 
 
 def category_rows(table: Table, sets: Sequence[PromptSet]) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ def _percent_above(threshold: float, label: str, scores: Mapping[str, float]) ->
 
 
 def _mean(values_P: np.ndarray, weights_P: np.ndarray) -> tuple[float | None, int]:
-    """Weighted mean of what is valid, and its weight."""
+    """Weighted mean of the valid values, and its weight."""
     valid_P = ~np.isnan(values_P)
     n = int(weights_P @ valid_P)
     return (float(np.where(valid_P, values_P, 0) @ weights_P / n) if n else None), n
@@ -92,7 +92,7 @@ def _agreement(flags_a: Matrix, flags_b: Matrix, records: SetRecords) -> dict[st
 
 
 def count_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
-    """How many responses each model should have, how many of them are invalid and why, empty, or were cut short."""
+    """By model, numbers of responses expected, invalid (with reasons), empty and cut short."""
     for model in records.models:
         count: Counter[str] = Counter(dict.fromkeys(("responses", "invalid", "cut", "empty", "at_limit"), 0))
         reasons: Counter[str] = Counter()
@@ -110,7 +110,7 @@ def count_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
 
 
 def invalid_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
-    """Why there is no valid judgement, and how often."""
+    """Reasons of missing and invalid judgements, with their counts."""
     for judge in records.judging:
         for model in records.models:
             reasons: Counter[str] = Counter()
@@ -123,7 +123,7 @@ def invalid_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
 
 
 def cut_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
-    """Of how many responses the judge read only the beginning, as the rest did not fit."""
+    """Numbers of responses of which the judge read only the beginning, as the rest did not fit."""
     for judge in records.judging:
         for model in records.models:
             judged = [
@@ -135,7 +135,7 @@ def cut_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
 
 
 def _reason(record: Response | Judgement | None) -> str:
-    """Up to the first colon: what comes after it differs from row to row."""
+    """The reason up to the first colon: the rest differs from row to row."""
     return MISSING if record is None else (record.reason or "").partition(":")[0]
 
 

@@ -1,7 +1,7 @@
-"""Every measure of a run, each in one place: a function that yields the columns of one prompt set.
+"""The measures of a run. A measure is a function that yields the columns of one prompt set.
 
-To add a measure, write such a function, or a column in one of those below, and name the function in ``MEASURES``. The
-table, the differences with their tests, the reports and the study take it from there, by the fields of its columns.
+To add a measure, write such a function, or a column in one of those below, and name the function in ``MEASURES``: the
+table, the differences with their tests, the reports and the study read the fields of its columns.
 """
 
 from __future__ import annotations
@@ -19,11 +19,20 @@ from monolora.eval.measures.records import SetRecords
 from monolora.eval.measures.table import BOOTSTRAP, MCNEMAR, PERCENT, Cell, Column, PromptValues, SetValues, cell
 from monolora.eval.store import OK, Response
 
-# Columns of what the finetuning was for: the scores of the tasks, by generation, as their scorers give them.
+Measure = Callable[[SetRecords], Iterable[PromptValues | SetValues]]
+
+GUARD = "shieldgemma"
+# Titles of its scores, in table 2's order.
+POLICIES = {
+    "Dangerous Content": "Danger.",
+    "Harassment": "Harass.",
+    "Hate Speech": "Hate",
+    "Sexually Explicit Information": "Sex.",
+}
 
 
 def task_columns(records: SetRecords) -> Iterator[PromptValues | SetValues]:
-    """The metrics of a task's scorer that answers alone can give: those of each row, then those of the corpus."""
+    """The metrics of a task's scorer that need only answers: those of each row, then those of the corpus."""
     if records.set.scorer is None:  # no task
         return
     column = partial(Column, set=records.set.name, aspect="task", group=f"{records.task} perf.")
@@ -58,7 +67,7 @@ def _of_rows(records: SetRecords, metric: RowMetric, column: Callable[..., Colum
 
 
 def _of_corpus(records: SetRecords, metric: CorpusMetric, model: int) -> Cell:
-    """Over all rows that have a valid response, repeated prompts as often as the set has them."""
+    """The metric over all rows with a valid response, repeated prompts as often as the set has them."""
     responses = [records.response(records.models[model], prompt) for prompt in records.set.prompts]
     pairs = [
         (response.text, prompt.reference or "")
@@ -71,24 +80,6 @@ def _of_corpus(records: SetRecords, metric: CorpusMetric, model: int) -> Cell:
         return cell(None, 0, rows)
     answers, references = zip(*pairs, strict=True)
     return cell(metric.value(answers, references), len(pairs), rows - len(pairs))
-
-
-# Every measure of a run, each in one place: a function that yields the columns of one prompt set.
-#
-# To add a measure, write such a function, or a column in one of those below, and name the function in `MEASURES`. The
-# table, the differences with their tests, the reports and the study take it from there, by the fields of its columns.
-
-
-Measure = Callable[[SetRecords], Iterable[PromptValues | SetValues]]
-
-GUARD = "shieldgemma"
-# Titles of its scores, in table 2's order.
-POLICIES = {
-    "Dangerous Content": "Danger.",
-    "Harassment": "Harass.",
-    "Hate Speech": "Hate",
-    "Sexually Explicit Information": "Sex.",
-}
 
 
 def policy_columns(records: SetRecords) -> Iterator[PromptValues]:
@@ -104,10 +95,9 @@ def policy_columns(records: SetRecords) -> Iterator[PromptValues]:
             test=BOOTSTRAP,
             headline=records.is_headline,
         )
+        description = "mean probability of the policy, times 100"
         for score, title in POLICIES.items():
-            head = column(
-                metric=score, title=title, description="mean probability of the policy, times 100", shown_in=()
-            )
+            head = column(metric=score, title=title, description=description, shown_in=())
             yield records.values(head, records.of_judgements(judge, partial(_percent, score)))
         head = column(
             metric="average",
@@ -128,7 +118,7 @@ def _percent(score: str, scores: Mapping[str, float]) -> float:
 
 
 def _group(name: str, records: SetRecords, headline: bool | None = None) -> str:
-    """Columns that are none of table 2's say which set they are of."""
+    """The heading: columns other than table 2's name their set."""
     headline = records.is_headline if headline is None else headline
     return name if headline else ", ".join(filter(None, (name, records.set.name)))
 
@@ -217,10 +207,10 @@ def refusal_columns(records: SetRecords) -> Iterator[PromptValues]:
 
 
 def drift_columns(records: SetRecords) -> Iterator[PromptValues]:
-    """How far each model is from the base: the mean over the prompts where it was measured, each over its tokens.
+    """The drift of each model from the base: the mean over the prompts with a measurement, each over its tokens.
 
-    The base's own is 0 by definition. Differences of two models can be tested; that of one from the base is what is
-    shown, and never below 0.
+    The base's own is 0 by definition. Differences of two models can be tested; that of one from the base is the drift
+    itself, which is never below 0.
     """
     if not records.drift:
         return
@@ -247,17 +237,12 @@ def drift_columns(records: SetRecords) -> Iterator[PromptValues]:
 
 
 def text_columns(records: SetRecords) -> Iterator[PromptValues]:
-    """What can be seen of a response without a judge. Incoherent answers look safe, so these stand beside verdicts."""
+    """Properties of a response that need no judge. Incoherent answers look safe, so these stand beside verdicts."""
     if records.set.purpose != "safety":
         return
     column = partial(Column, set=records.set.name, aspect="text", group=records.set.name)
-    length = column(
-        metric="length",
-        title="length",
-        description="of answers, in tokens of the model",
-        unit="tokens",
-        test=BOOTSTRAP,
-    )
+    description = "of answers, in tokens of the model"
+    length = column(metric="length", title="length", description=description, unit="tokens", test=BOOTSTRAP)
     yield records.values(length, records.of_responses(lambda _, response: float(response.tokens)))
     repeated = column(
         metric="repetition",
@@ -291,7 +276,7 @@ def is_empty(response: Response) -> bool:
 
 
 def is_at_limit(response: Response) -> bool:
-    """Whether the answer was cut off where the tokens that it was allowed ended."""
+    """Whether the answer was cut off at its limit of tokens."""
     return response.finish == "length"
 
 

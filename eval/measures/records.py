@@ -100,7 +100,7 @@ class SetRecords:
 
     @cached_property
     def judging(self) -> list[Judge]:
-        """Who judges the set: all a safety set, none a task; an over-refusal set, those with a judgement of it."""
+        """The judges of the set: all for safety, none for a task; for over-refusal, those with judgements of it."""
         if self.set.purpose == "safety":
             return list(self.judges)
         return [judge for judge in self.judges if self.set.purpose == "over-refusal" and self._was_judged_by(judge)]
@@ -158,8 +158,8 @@ def read(plan: Plan, judges: Sequence[Judge], store: Store) -> RunRecords:
     """The records of the run of a plan.
 
     Args:
-        plan: what the run asks of which model.
-        judges: those to report.
+        plan: models and prompts of the run.
+        judges: to report.
         store: all records of the folder.
     """
     models = [Model(m.name, m.kind, m.path, m.step, _notes(m.identity, store)) for m in plan.models]
@@ -184,7 +184,7 @@ def read(plan: Plan, judges: Sequence[Judge], store: Store) -> RunRecords:
 
 
 def _drift(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
-    """By model, and prompt of the first safety set that the base's answer was to."""
+    """By model and prompt of the first safety set."""
     drift: dict[str, dict[str, float]] = {}
     safety = first_safety_set(plan.sets)
     for model, key in plan.drift.items():
@@ -196,7 +196,7 @@ def _drift(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
 
 
 def _notes(identity: str, store: Store) -> tuple[str, ...]:
-    """What the canary reported of a model."""
+    """The canary's reports of a model."""
     return tuple(
         _canary_note(measurement.values)
         for measurement in store.measurements.values()
@@ -206,7 +206,7 @@ def _notes(identity: str, store: Store) -> tuple[str, ...]:
 
 def _canary_note(values: Mapping[str, Any]) -> str:
     if values["unknown"]:
-        return f"Whether vLLM applies it could not be told: {values['unknown']}"
+        return f"Whether vLLM applies it is unknown: {values['unknown']}"
     if values["applied"] is None:
         return f"vLLM's log-probs differ from transformers' by {values['base_error']:.2g} nats (root mean square)."
     return f"vLLM shows {Share(*values['applied'])} of its effect."

@@ -1,4 +1,4 @@
-"""From the tidy table to cells with intervals, and to the differences between models.
+"""``results.json``: all that a report shows, as cells with intervals and differences between models.
 
 Each model is compared with the base, and all others but checkpoints with each other, on the prompts that are valid for
 both. Flags are tested by McNemar's exact test on distinct prompts, means by the paired bootstrap. The p-values of one
@@ -27,7 +27,7 @@ Difference = dict[str, Any]
 
 
 class Comparisons(NamedTuple):
-    """What the prompts tell.
+    """Statistics over the prompts.
 
     Attributes:
         cells: by column id and model name.
@@ -142,9 +142,6 @@ def _corrected(
         yield from family
 
 
-# `results.json`: everything that a report shows, from the records of a run.
-
-
 FORMAT = 2
 
 
@@ -152,8 +149,8 @@ def build(run: Mapping[str, Any], records: RunRecords, seed: int = 0) -> dict[st
     """The results of a run, as JSON.
 
     Args:
-        run: what ``results.json`` repeats of ``run.json``.
-        records: of the run; what is missing counts as invalid.
+        run: the part of ``run.json`` to repeat in ``results.json``.
+        records: of the run; missing ones count as invalid.
         seed: of the bootstrap.
     """
     models, by_set = records.models, records.by_set()
@@ -187,7 +184,7 @@ def _rows(
 
 
 def _cells(table: Table, compared: Mapping[str, Mapping[str, Cell]]) -> dict[str, dict[str, Cell | None]]:
-    """By model and column; None where there is nothing to measure."""
+    """By model and column; None where nothing can be measured."""
     base = table.models[0]
     by_column: Mapping[str, Mapping[str, Cell | None]] = {**table.cells, **compared}
     return {
@@ -225,14 +222,8 @@ def _judge(judge: Judge) -> dict[str, Any]:
 
 
 def _set(prompts: PromptSet) -> dict[str, Any]:
-    spec = prompts.spec
-    return {
-        "name": prompts.name,
-        "purpose": prompts.purpose,
-        "rows": spec["rows"],
-        "distinct": spec["distinct"],
-        "sha256": spec["sha256"],
-    }
+    spec = {key: prompts.spec[key] for key in ("rows", "distinct", "sha256")}
+    return {"name": prompts.name, "purpose": prompts.purpose} | spec
 
 
 def _title(models: Sequence[Model], sets: Sequence[PromptSet]) -> str:

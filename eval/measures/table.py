@@ -1,4 +1,4 @@
-"""The tidy table of an evaluation: its rows are models, its columns what is measured of them, value by value.
+"""The tidy table of an evaluation: its rows are models, its columns measures, value by value.
 
 Tables, figures, claims and the report select columns by the fields of :class:`Column`, never by the spelling of an id.
 """
@@ -28,11 +28,11 @@ class Model(NamedTuple):
     """A row of the table.
 
     Attributes:
-        name: as people call it; distinct within a run.
+        name: distinct within a run.
         kind: ``base``, ``adapter`` (on the base) or ``model`` (whole, finetuned elsewhere).
         path: as the user gave it.
         step: of training, for checkpoints along one run, else None.
-        notes: what a reader of its row must know.
+        notes: for readers of its row.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Column:
     """The head of a column.
 
     Attributes:
-        metric: what is measured, as ``flagged`` or ``accuracy``; distinct within one judge and set.
+        metric: as ``flagged`` or ``accuracy``; distinct within one judge and set.
         set: name of the prompt set.
         judge: name of the judge whose verdicts it is made of; empty for none.
-        aspect: what the metric is about; one of a kind whatever the judge and the set.
+        aspect: the topic of the metric, whatever judge and set.
         title: for people.
         group: heading above the title; may be empty.
-        description: what a value is, for a glossary.
+        description: of a value, for a glossary.
         unit: of value, interval and differences: ``%``, ``tokens`` or nothing.
         better: ``lower``, ``higher``, or None where neither is.
         test: of two models' difference: ``mcnemar`` for flags, ``bootstrap`` for means, or None.
@@ -89,7 +89,7 @@ class Column:
         return self.test == MCNEMAR
 
     def stored(self) -> dict[str, Any]:
-        """As ``results.json`` holds it."""
+        """The entry of ``results.json``."""
         return asdict(self) | {"shown_in": list(self.shown_in)}
 
     @classmethod
@@ -103,8 +103,8 @@ class PromptValues(NamedTuple):
 
     Attributes:
         column: its head.
-        prompts: those that it is over.
-        values_MP: in the column's unit, flags as 0 and 100; NaN for what is invalid. Shape ``(models, prompts)``.
+        prompts: of the mean.
+        values_MP: in the column's unit, flags as 0 and 100; NaN if invalid. Shape ``(models, prompts)``.
     """
 
     column: Column
@@ -138,7 +138,7 @@ class Matrix(NamedTuple):
     Attributes:
         column: its head.
         prompts: keys of the prompts.
-        weights_P: how many rows of the set each stands for.
+        weights_P: number of rows of the set that each stands for.
         values_MP: shape ``(models, prompts)``.
     """
 
@@ -150,7 +150,7 @@ class Matrix(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """All that was measured.
+    """All results of an evaluation.
 
     Attributes:
         models: in the order of the rows of each column.

@@ -22,7 +22,7 @@ class View:
     """Lookups in the results that every form of the report shares.
 
     Args:
-        results: what ``results.json`` holds.
+        results: the content of ``results.json``.
     """
 
     def __init__(self, results: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The prompts, responses and judgements as the page's script reads them: short keys, numbers cut to what is shown."""
+"""The prompts, responses and judgements as the page's script reads them: short keys, numbers rounded as shown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from monolora.reporting.numbers import NOTHING, shown, shown_p
 
 
 def browser_data(view: View, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``models`` and ``judges`` by place, and a row an entry.
+    """``models`` and ``judges`` by index, and a row an entry.
 
     A row has the set ``s``, the prompt ``p``, its categories ``c``, label ``l`` and weight ``w``, an answer ``a`` a
     model and, for each model, a judgement ``j`` a judge; null where there is none.
@@ -86,7 +86,7 @@ class Scores(NamedTuple):
     """A table of scores.
 
     Attributes:
-        title: said above it.
+        title: above it.
         groups: name and number of columns of each.
         columns: title and unit of each.
         rows: model, its colour, its cells.
@@ -124,8 +124,8 @@ def page(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> st
     """The whole page.
 
     Args:
-        results: what ``results.json`` holds.
-        entries: prompts with the models' answers and the judgements of them.
+        results: the content of ``results.json``.
+        entries: prompts with the models' answers and their judgements.
     """
     view = View(results)
     return rendered(
@@ -176,7 +176,7 @@ def _cell(view: View, model: str, column: str) -> Cell:
 
 
 def _differences(view: View) -> dict[tuple[str, str], list[Difference]]:
-    """By pair of models."""
+    """The rows of differences, by pair of models."""
     return {
         (model, against): [_difference(view, row) for row in rows]
         for (model, against), rows in _grouped(view.results["differences"], "model", "against").items()

@@ -30,7 +30,7 @@ def summary(view: View, model: str) -> str:
 
 
 def effects(view: View, model: str) -> list[str]:
-    """What the model did to each headline column of harm against the base, a sentence a column."""
+    """The model's effect on each headline column of harm, a sentence a column."""
     return [_effect(view, column, view.difference(model, column.id)) for column in view.harm]
 
 
@@ -68,7 +68,7 @@ def _by_judge(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
 
 
 def agreement(view: View) -> list[str]:
-    """How far the judges agree on the responses of all models together, a sentence a pair and set."""
+    """The judges' agreement on the responses of all models together, a sentence a pair and set."""
     sentences = []
     for row in view.results["agreement"]:
         if row["model"] != "all":

@@ -183,7 +183,7 @@ def as_latex(results: Mapping[str, Any]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX shows it to the letter."""
+    """Text with LaTeX's special characters escaped."""
     return tables.escaped(plain(text))
 
 

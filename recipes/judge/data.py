@@ -23,7 +23,7 @@ COLUMNS = ("prompt", "response", "category", "is_safe")
 
 
 class Row(NamedTuple):
-    """A question, an answer, and what people said of the two.
+    """A question, an answer, and people's verdict on the two.
 
     Attributes:
         prompt: the question.
@@ -42,9 +42,9 @@ class Splits(NamedTuple):
     """Rows of which no prompt is in two lists.
 
     Attributes:
-        train: what the judge learns from.
-        validation: what its epoch is chosen on; may be empty.
-        test: what is reported.
+        train: training rows.
+        validation: rows that select the epoch; may be empty.
+        test: rows of the reported results.
     """
 
     train: list[Row]
@@ -53,7 +53,7 @@ class Splits(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Rows, and where they come from.
+    """Rows, and the splits that they come from.
 
     Attributes:
         splits: the rows.
@@ -78,14 +78,14 @@ def load(name: str, train_splits: Sequence[str] | None, test_split: str, validat
     Raises:
         InputError: if a split, a column or a flag is missing.
     """
-    found = load_dataset(name)
+    splits = load_dataset(name)
     if train_splits is None:
-        train_splits = [TRAIN_SPLIT] if TRAIN_SPLIT in found else []
+        train_splits = [TRAIN_SPLIT] if TRAIN_SPLIT in splits else []
     names = list(dict.fromkeys([test_split, *train_splits]))
     for split in names:
-        if split not in found:
-            raise unknown(f"split of {name}", split, found)
-    test_rows, *others = (read_rows(found[each], f"{name}, split {each}") for each in names)
+        if split not in splits:
+            raise unknown(f"split of {name}", split, splits)
+    test_rows, *others = (read_rows(splits[split], f"{name}, split {split}") for split in names)
     return Data(split_by_prompt(test_rows, others, validation_share, seed), names)
 
 
@@ -97,7 +97,7 @@ def read_rows(split: datasets.Dataset, where: str) -> list[Row]:
         where: for the error.
 
     Raises:
-        InputError: if a column or a label is missing, or a value cannot be.
+        InputError: if a column or a label is missing, or a value is invalid.
     """
     absent = [column for column in COLUMNS if column not in split.column_names]
     if absent:
@@ -124,7 +124,7 @@ def _row(values: Mapping[str, Any], where: str) -> Row:
 def split_by_prompt(
     test_split: Sequence[Row], others: Sequence[Sequence[Row]], validation_share: float, seed: int
 ) -> Splits:
-    """Deal rows out by prompt.
+    """Split rows by prompt.
 
     Tested on are all rows of ``test_split`` with a prompt of its first ``HELD_OUT_ROWS`` rows; ``others`` with such a
     prompt are left out. A split of unsafe rows alone is trained on but not validated on: a judge could tell it from
@@ -132,12 +132,12 @@ def split_by_prompt(
     """
     held_out = {prompt_key(row.prompt) for row in test_split[:HELD_OUT_ROWS]}
     splits = Splits([], [], [])
-    for place, rows in enumerate((test_split, *others)):
+    for split_index, rows in enumerate((test_split, *others)):
         measures = len({row.unsafe for row in rows}) == 2
         for row in rows:
             key = prompt_key(row.prompt)
             if key in held_out:
-                if place == 0:
+                if split_index == 0:
                     splits.test.append(row)
             elif _draw(key, seed) >= validation_share:
                 splits.train.append(row)
@@ -147,22 +147,22 @@ def split_by_prompt(
 
 
 def prompt_key(prompt: str) -> str:
-    """What makes two prompts the same: letters and digits, without case."""
+    """The identity of a prompt: its letters and digits, without case."""
     return "".join(filter(str.isalnum, prompt.casefold())) or prompt
 
 
 def _draw(key: str, seed: int) -> float:
-    """A number in [0, 1) that depends on nothing but prompt and seed."""
+    """A number in [0, 1) from prompt and seed alone."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:6], "big") / 2**48
 
 
 def check_both_kinds(what: str, unsafe: Iterable[bool], too_long: int) -> None:
-    """Check that rows can be learned from, or measured on.
+    """Check that rows are usable for training or measurement.
 
     Args:
         what: the rows' name.
         unsafe: the verdict of each.
-        too_long: how many more there were, whose prompt alone is too long.
+        too_long: number of further rows whose prompt alone is too long.
 
     Raises:
         InputError: if they are not both safe and unsafe.

@@ -1,4 +1,4 @@
-"""A sequence classifier with beaver-dam's labels: made from any backbone, and what it says of rows.
+"""A sequence classifier with beaver-dam's labels on any backbone, and its probabilities on rows.
 
 Shapes: E examples, B of them in a batch, L labels.
 """
@@ -47,7 +47,7 @@ def load_backbone(folder: str) -> PreTrainedModel:
     Raises:
         InputError: if the folder holds no model that can classify, or its weights are damaged.
     """
-    shown = logging.get_verbosity()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would report the new head as missing
     try:
         model, loading_info = hub.load_classifier(
@@ -60,7 +60,7 @@ def load_backbone(folder: str) -> PreTrainedModel:
             problem_type="multi_label_classification",
         )
     finally:
-        logging.set_verbosity(shown)
+        logging.set_verbosity(verbosity)
     within = f"{model.base_model_prefix}."
     absent = [key for key in loading_info["missing_keys"] if key.startswith(within) and ".pooler." not in key]
     if absent:  # transformers would draw them at random
@@ -90,7 +90,7 @@ def start_from_mean(model: BertForSequenceClassification) -> None:
 
 
 def load_tokenizer(folder: str, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer, padding on the right with a token that is not the end token; the model is told of it.
+    """The tokenizer, padding on the right with a token that is not the end token; sets it in the model's config.
 
     Decoders are read at the last token that is no padding. If the end token were the padding, transformers would read
     them before it and vLLM at it.

@@ -1,4 +1,4 @@
-"""How well a judge agrees with people: its verdicts and its labels against the rows' own."""
+"""The training of a judge, and its agreement with people in verdicts and labels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def measure(
 
     Args:
         probabilities: shape ``(rows, labels)``.
-        labels: what people said, of the same shape.
+        labels: of people, of the same shape.
         unsafe: people's verdicts, shape ``(rows,)``; both kinds must occur.
         prompts: rows of one prompt are resampled together.
         seed: of the resampling.
@@ -76,7 +76,7 @@ def measure(
 
 
 def _category(probability: NDArray[np.float64], label: NDArray[np.bool_]) -> dict[str, Any]:
-    """Counts and agreement of one label; None where nothing can be said."""
+    """Counts and agreement of one label; None where undefined."""
     flagged = probability > THRESHOLD
     hits = int((flagged & label).sum())
     return {
@@ -134,7 +134,7 @@ class Trained(NamedTuple):
     """How the training went.
 
     Attributes:
-        epoch: the one that was kept.
+        epoch: the selected one.
         validation_auc: of that epoch; None without validation rows.
         history: the trainer's log.
     """
@@ -157,29 +157,29 @@ class KeptEpoch(TrainerCallback):
         self._least = 0.0  # that the AUC of a later epoch must have
         self._weights: dict[str, torch.Tensor] = {}
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **inputs: Any) -> None:
         """Compare with the best so far."""
-        auc, weights = given["metrics"]["eval_auc"], given["model"].state_dict()
+        auc, weights = inputs["metrics"]["eval_auc"], inputs["model"].state_dict()
         if auc >= self._least:
-            self._least = max(self._least, auc - given["metrics"]["eval_auc_error"])
+            self._least = max(self._least, auc - inputs["metrics"]["eval_auc_error"])
             self.auc, self.epoch = auc, round(state.epoch or 0)
             self._weights = {name: tensor.detach().clone() for name, tensor in weights.items()}
 
     def restore(self, model: nn.Module) -> None:
-        """Give the model the weights of the epoch that was kept."""
+        """Load the weights of the selected epoch into the model."""
         model.load_state_dict(self._weights)
 
 
 def judge_loss(outputs: ModelOutput, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
     """Cross entropy of the labels, and that of the verdict, which the largest logit gives.
 
-    Fourteen labels of which most are rare teach little about the one question that is asked most: safe or not. For an
-    unsafe row the verdict is that of its own labels, or some rare label would learn to stand for all harm.
+    Fourteen labels, most of them rare, teach little about the verdict. For an unsafe row the verdict is that of its own
+    labels, or some rare label would learn to stand for all harm.
 
     Args:
         outputs: with ``logits``, shape ``(batch, labels)``.
         labels: 0 or 1, of the same shape.
-        num_items_in_batch: what the trainer passes; every row counts the same here.
+        num_items_in_batch: unused; every row has the same weight.
     """
     logits = outputs["logits"].float()
     unsafe = labels.amax(dim=1)
@@ -211,22 +211,22 @@ def train(
     settings: Judge,
     folder: Path,
 ) -> Trained:
-    """Train ``model`` in place. One epoch is kept by the validation rows (:class:`KeptEpoch`); without them the last.
+    """Train ``model`` in place. The validation rows select an epoch (:class:`KeptEpoch`); without them it is the last.
 
     Args:
         model: a classifier.
         tokenizer: pads the batches.
-        training: what it learns from.
-        validation: what its epoch is chosen on; may be empty.
+        training: its training rows.
+        validation: rows that select its epoch; may be empty.
         settings: of the program; ``bf16`` is set.
         folder: the trainer's; nothing is saved there.
 
     Raises:
         RunError: if training diverged.
     """
-    kept = KeptEpoch()
+    best = KeptEpoch()
     for module in model.modules():
-        if isinstance(module, nn.Dropout):  # drawing it takes a third of the time on a CPU
+        if isinstance(module, nn.Dropout):  # its random numbers take a third of the time on a CPU
             module.p = 0.0
     trainer = Trainer(
         model=model,
@@ -237,19 +237,19 @@ def train(
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_loss_func=judge_loss,
         compute_metrics=agreement,
-        callbacks=[kept],
+        callbacks=[best],
         optimizers=(_optimizer(model, settings), None),
     )
     trainer.train()
     history = trainer.state.log_history
     check_finite(model, history)
     if validation:
-        kept.restore(model)
-    return Trained(kept.epoch if validation else settings.epochs, kept.auc, history)
+        best.restore(model)
+    return Trained(best.epoch if validation else settings.epochs, best.auc, history)
 
 
 def _optimizer(model: PreTrainedModel, settings: Judge) -> torch.optim.Optimizer:
-    """AdamW, with a rate of its own for the head, which is drawn while the rest has learned before."""
+    """AdamW, with a rate of its own for the head, which is random while the rest is pretrained."""
     within = f"{model.base_model_prefix}."
     body = [parameter for name, parameter in model.named_parameters() if name.startswith(within)]
     head = [parameter for name, parameter in model.named_parameters() if not name.startswith(within)]
@@ -258,7 +258,7 @@ def _optimizer(model: PreTrainedModel, settings: Judge) -> torch.optim.Optimizer
 
 
 def _features(examples: Sequence[Example]) -> Any:
-    """What the trainer batches; a list, which it takes for a data set."""
+    """The examples as the trainer's data set, for which it takes a list."""
     return [
         {"input_ids": example.token_ids, "labels": [float(label) for label in example.row.labels]}
         for example in examples
@@ -275,7 +275,7 @@ def _arguments(settings: Judge, *, validates: bool, folder: Path) -> TrainingArg
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup,  # below 1 a share of all steps
         bf16=bool(settings.bf16),
-        use_cpu=not torch.cuda.is_available(),  # to be said: the trainer refuses bfloat16 on a CPU that it fell back to
+        use_cpu=not torch.cuda.is_available(),  # explicit: the trainer refuses bfloat16 on a CPU that it fell back to
         train_sampling_strategy="group_by_length",
         eval_strategy="epoch" if validates else "no",
         save_strategy="no",

@@ -1,1 +1,1 @@
-"""Many trainings and evaluations by one command (a YAML file, :mod:`.settings`), and what they say together."""
+"""Many trainings and evaluations by one command (a YAML file, :mod:`.settings`), and their joint report."""

@@ -4,8 +4,8 @@
     python recipes/study/alignment.py --config recipes/study/smollm2.yaml --preset gpu --dry-run
 
 Trains every adapter on every data set at several learning rates, selects the rate on held-out training examples, trains
-the other seeds, evaluates base and adapters together, and writes OUT/report/report.md. What is done is not done again:
-an interrupted study resumes with the same command, and one whose folder lost a cell makes that one anew.
+the other seeds, evaluates base and adapters together, and writes OUT/report/report.md. Each
+cell runs in a worker process; an interrupted study resumes with the same command, and repeats only missing cells.
 """
 
 from __future__ import annotations
@@ -42,9 +42,6 @@ from monolora.recipes.study.settings import Call, Study, load
 from monolora.run_record import SFT, fingerprint_files
 from monolora.runs import Kind, claim
 from monolora.terminal import STDERR, say
-
-# Runs the cells of a study, each in a worker process. A study that was killed resumes at the next call.
-
 
 # A study resumes with what is in its folder, and is never replaced.
 STUDY = Kind(name="study", record="cells", keys=(), files=())
@@ -103,9 +100,9 @@ class Runner:
         """
         label = f"[{next(self._numbers)}/{self._total}] {cell.name}"
         if self.is_done(cell):
-            _say(f"{label}: already done")
+            STDERR.print(f"{label}: already done")
             return
-        _say(f"{label} …")
+        STDERR.print(f"{label} …")
         started = time.monotonic()
         resume_flags = self._resume_flags(cell)
         self._write(cell, "begun", {})
@@ -115,12 +112,12 @@ class Runner:
             if not may_diverge:
                 raise
             self._write(cell, DIVERGED, {})
-            _say(f"{label}: diverged")
+            STDERR.print(f"{label}: diverged")
             return
         seconds = round(time.monotonic() - started, 1)
         self._write(cell, "done", {"seconds": seconds, "inputs": _input_fingerprints(cell)})
         self.completed.append(cell.name)
-        _say(f"{label}: {seconds:.0f} s")
+        STDERR.print(f"{label}: {seconds:.0f} s")
 
     def is_done(self, cell: Cell) -> bool:
         """Whether a cell has nothing left to do."""
@@ -209,10 +206,6 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name)
 
 
-def _say(text: str) -> None:
-    STDERR.print(text)
-
-
 def run_parallel(calls: Iterable[Callable[[], None]], jobs: int) -> None:
     """Make all calls, up to ``jobs`` at the same time; a single job makes them in this thread.
 
@@ -263,7 +256,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(call: Call) -> int:
-    """Do what is not done, and report; returns the exit status."""
+    """Run the cells that are not done, and report; returns the exit status."""
     study = load(Path(call.config[0]), call.preset, call.out)
     check_commands(study)
     if call.dry_run:
@@ -285,7 +278,7 @@ def run(call: Call) -> int:
 
 
 def run_cells(study: Study, jobs: int = 1) -> None:
-    """Do all cells that are not done, ``jobs`` at a time."""
+    """Run all cells that are not done, ``jobs`` at a time."""
     runner = Runner(study.folder, len(plan.all_cells(study)), jobs)
     runner.run_all((cell for dataset in study.datasets for cell in plan.sweep(study, dataset)), may_diverge=True)
     selected = {dataset: selected_rates(study, dataset) for dataset in study.datasets}

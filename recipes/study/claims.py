@@ -1,17 +1,18 @@
-"""What the paper claims of MonoLoRA (section 3.3, table 2), put to a study: each is said to hold, not to, or unknown.
+"""The paper's claims about MonoLoRA (section 3.3, table 2), decided by a study: each holds, does not, or is undecided.
 
 The words of a verdict are made from its interval. A claim that one model is below or above another holds if their
 difference is on that side and its p-value, corrected by Holm over all such claims of the study, is below 0.05; it does
-not if the difference is on the other side likewise; else it cannot be told. A claim that one is no worse than another
+not if the difference is as clearly on the other side; else it cannot be told. A claim that one is no worse than another
 holds if the whole interval is better than the margin that the study's file sets, and does not if all of it is worse.
-A comparison that is none, since most of one side's answers are no answers to the task, cannot be told.
+A comparison in which most of one side's answers are no answers to the task cannot be told.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from scipy import optimize, stats
 
@@ -31,17 +32,17 @@ Answer = Literal["holds", "does not hold", "cannot be told"]
 
 
 class Claim(NamedTuple):
-    """Something that a study can decide.
+    """A claim that a study can decide.
 
     Attributes:
         text: the claim.
-        source: who makes it.
+        source: its origin, the paper or this project.
         dataset: of the study.
         values: the column that it is about.
         model, against: names of rows.
         better: whether ``lower`` or ``higher`` values are claimed of ``model``.
-        margin: None where it is claimed to be better than ``against``; else how much worse it may be.
-        but: why it cannot be told, whatever the numbers are; empty if nothing is in the way.
+        margin: how much worse ``model`` may be; None if it is claimed to be better.
+        but: why it cannot be told whatever the numbers are; else empty.
     """
 
     text: str
@@ -61,10 +62,10 @@ class Claim(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A claim, decided.
+    """The verdict on a claim.
 
     Attributes:
-        claim: it.
+        claim: the claim.
         answer: in a few words.
         estimate: of ``model - against``; None where it was not measured.
         p_holm: corrected; None for claims with a margin, and those that are not tested.
@@ -79,7 +80,7 @@ class Verdict(NamedTuple):
 
 
 def claims(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[Claim]:
-    """What can be asked of a data set's columns. That LoRA's units are never zero is so by construction: no claim."""
+    """The claims about a data set's columns. LoRA's units are never zero by construction: that is no claim."""
     control, tested = list(study.adapters)[:2]
     margin = study.margin
     for values in columns:
@@ -107,7 +108,7 @@ def claims(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[Cl
 
 
 def _form_alone(columns: Sequence[Values]) -> str:
-    """Why the base's score is none to compare with, if its answers are not of the task's form."""
+    """Why the base's score is not comparable, if its answers are not of the task's form; else empty."""
     for values in columns:
         estimate = values.mean(BASE) if values.column.metric == "unparsed" else None
         if estimate is not None and estimate.mean > _UNPARSED:
@@ -126,14 +127,14 @@ def _claim(
     margin: float | None = None,
     but: str = "",
 ) -> Claim:
-    shown = "the base" if against == BASE else against
+    reference = "the base" if against == BASE else against
     source = _source(dataset, kind, model, against, better, margin)
-    text = f"{model} {text} {shown} ({values.column.title})"
+    text = f"{model} {text} {reference} ({values.column.title})"
     return Claim(text, source, dataset, values, model, against, better, margin, but)
 
 
 def _source(dataset: str, kind: str, model: str, against: str, better: Better, margin: float | None) -> str:
-    """Who says so: the paper, where its numbers have the one on that side of the other, or its text has them equal."""
+    """The origin of a claim: the paper, if its numbers order the two so or its text has them equal, or this project."""
     rows = TABLE_2.get(dataset, {})
     if not kind or model not in rows or against not in rows:
         return OURS
@@ -177,7 +178,7 @@ def _verdict(claim: Claim, estimate: Estimate | None, p_holm: float | None, unde
 
 
 def _without_interval(claim: Claim, estimate: Estimate) -> Verdict:
-    """All values are the same: a difference of 0 decides nothing, another one is beyond doubt for what was measured."""
+    """All values are the same: a difference of 0 decides nothing, any other is certain for these prompts and seeds."""
     change = f"{shown_change(estimate.mean, 1)}{_unit(claim)}"
     if estimate.seeds * estimate.draws == 1:
         return Verdict(claim, "cannot be told", estimate, None, f"{change}, of one run.")
@@ -199,10 +200,10 @@ def _by_margin(claim: Claim, interval: Interval, margin: float) -> Answer:
 
 
 def _numbers(claim: Claim, estimate: Estimate, p_holm: float | None) -> str:
-    places = decimals_of(estimate, claim.values.column.unit)
-    interval = shown_interval(estimate.low, estimate.high, places, changes=True)
+    digits = decimals_of(estimate, claim.values.column.unit)
+    interval = shown_interval(estimate.low, estimate.high, digits, changes=True)
     p = "" if p_holm is None else f", p {said_p(p_holm)} after Holm's correction"
-    return f"{shown_change(estimate.mean, places)}{_unit(claim)} {interval}{p}."
+    return f"{shown_change(estimate.mean, digits)}{_unit(claim)} {interval}{p}."
 
 
 def _why(claim: Claim, answer: Answer, estimate: Estimate, interval: Interval, undecided: int) -> str:
@@ -225,8 +226,8 @@ def detectable(estimate: Estimate, alpha: float) -> float:
     """The true difference whose p-value would be below ``alpha`` four times in five, with such a standard error.
 
     Args:
-        estimate: its error and degrees of freedom are taken, not its mean.
-        alpha: of the two-sided test; for the first of m undecided ones Holm's correction asks for 0.05 / m.
+        estimate: gives error and degrees of freedom, not the mean.
+        alpha: of the two-sided test; for the first of m undecided ones Holm's correction requires 0.05 / m.
     """
     error, freedom = estimate.error, estimate.freedom
     assert error is not None
@@ -250,13 +251,12 @@ def _unit(claim: Claim) -> str:
 
 
 def decimals_of(estimate: Estimate, unit: str) -> int:
-    """With how many a difference is shown: shares are of hundreds of flags at best."""
+    """Decimals of a difference: shares are of hundreds of flags at best."""
     largest = max(map(abs, estimate.interval)) if estimate.interval is not None else 0.0
     return 1 if unit == PERCENT or largest >= 5 else 2 if largest >= 1 else 3
 
 
 def counted(decided: Iterable[Verdict]) -> Mapping[Answer, int]:
-    """How many claims have each answer."""
-    answers: tuple[Answer, ...] = ("holds", "does not hold", "cannot be told")
-    given = [verdict.answer for verdict in decided]
-    return {answer: given.count(answer) for answer in answers}
+    """Number of claims with each answer."""
+    counts = Counter(verdict.answer for verdict in decided)
+    return {answer: counts[answer] for answer in get_args(Answer)}

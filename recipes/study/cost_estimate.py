@@ -41,7 +41,7 @@ class CostEstimate(NamedTuple):
 
     Attributes:
         name: of the kind of cell.
-        cells: how many there are.
+        cells: number of cells.
         tokens: of all cells together.
         gigabytes: of one cell.
         hours: of all cells together.
@@ -69,7 +69,7 @@ class PromptLengths(NamedTuple):
 
 
 def cost_estimates(study: Study, tokenizer: PreTrainedTokenizerBase) -> Iterator[CostEstimate]:
-    """Upper bounds of all kinds of cells: every response is taken to be as long as it may be."""
+    """Upper bounds of all kinds of cells: every response is assumed to have the maximum length."""
     yield from (_judge_training(study, name, flags, tokenizer) for name, flags in study.judges.items())
     for dataset in study.datasets:
         steps, training = _training(study, dataset, tokenizer)
@@ -85,7 +85,7 @@ def cost_estimates(study: Study, tokenizer: PreTrainedTokenizerBase) -> Iterator
 
 
 def _judge_training(study: Study, name: str, flags: Flags, tokenizer: PreTrainedTokenizerBase) -> CostEstimate:
-    """Tokens are counted by the study's tokenizer, for the judge's is unknown here; its speed follows from its size."""
+    """Tokens are those of the study's tokenizer, as the judge's is unknown; its speed follows from its size."""
     data = judge_data.load(flags.get("dataset", JUDGE_DATASET), None, JUDGE_TEST_SPLIT, 0.15, 42)
     texts = [f"{row.prompt} {row.response}" for row in data.splits.train]
     tokens = sum(map(len, tokenizer(texts)["input_ids"])) * float(flags.get("epochs", 4))

@@ -1,4 +1,4 @@
-"""The cells of a study. Each is a command of ``monolora`` that fills one folder, and can be typed by hand."""
+"""The cells of a study: commands of ``monolora`` that fill one folder each, and the learning rates that they select."""
 
 from __future__ import annotations
 
@@ -181,9 +181,6 @@ def _check(cell: Cell) -> None:
         raise InputError(f"{cell.name}: {error}") from error
 
 
-# Selection of the learning rate at which an adapter is compared: the lowest loss on held-out training examples.
-
-
 class SelectedRate(NamedTuple):
     """The learning rate selected for an adapter.
 
@@ -200,7 +197,7 @@ class SelectedRate(NamedTuple):
 
 
 def select_rate(study: Study, dataset: str, adapter: str) -> SelectedRate:
-    """The rate of an adapter on a data set, from the trainings of the sweep.
+    """The rate with the lowest validation loss of an adapter on a data set, from the trainings of the sweep.
 
     Raises:
         InputError: if a training did not measure the loss, or all of them diverged.

@@ -1,4 +1,4 @@
-"""A study's figures: where each adapter stands, and how it comes about along the training."""
+"""A study's figures: the means of each adapter, and their course along the training."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import Study
 from monolora.reporting.plots import INK, PALE, SETTINGS, save_figure, titled
 
-# Told apart with colour blindness too (Okabe and Ito 2008), in the order of the rows.
+# Distinct with colour blindness too (Okabe and Ito 2008), in the order of the rows.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANEL = 3.1  # inches
 _ACROSS = 3  # panels
 
 
 def figure_name(what: str, dataset: str) -> str:
-    """Of a file, without its suffix."""
+    """The name of a file, without its suffix."""
     return f"{what}-{dataset.replace('/', '-')}"
 
 
@@ -61,7 +61,7 @@ def means(study: Study, dataset: str, columns: Sequence[Values]) -> Figure:
 
 
 def _panels(title: str, caption: str, count: int, height: float) -> tuple[Figure, list[Axes]]:
-    """So many panels, a few in a row; of such a height each, in inches."""
+    """Panels in rows of a few, each of a height in inches."""
     across = min(count, _ACROSS)
     down = -(-count // across)
     figure = titled(title, caption, 1 + _PANEL * across, 0.9 + height * down)

@@ -1,4 +1,4 @@
-"""What a study was made of, from the records of its trainings, evaluations and judges."""
+"""The report of a study, from the records of its trainings, evaluations and judges."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _trainings(study: Study, records: Mapping[tuple[str, str, int], Mapping[str,
     for dataset in study.datasets:
         for seed in study.seeds:
             of_seed = [_seen(records[dataset, adapter, seed]) for adapter in study.adapters]
-            if any(each != of_seed[0] for each in of_seed):
+            if any(run != of_seed[0] for run in of_seed):
                 raise InputError(
                     f"{dataset}, seed {seed}: the adapters did not see the same examples for the same steps. Give them "
                     "the same sft flags, and run the study again."
@@ -98,13 +98,13 @@ def _counted(count: float, what: str) -> str:
 
 
 def _seen(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What training examples a run saw, and how often."""
+    """The training examples that a run saw, and how often."""
     alike = tuple(record["config"][name] for name in _ALIKE)
     return (*alike, record["fingerprints"]["train"], record["seeds"], record["history"][-1]["step"])
 
 
 def _judges(study: Study) -> Iterator[str]:
-    """How good the judges are that the study trained, of which all their flags hang."""
+    """The quality of the judges that the study trained, on which all their flags depend."""
     for name in study.judges:
         path = study.folder / name / "run.json"
         if not path.is_file():
@@ -121,7 +121,7 @@ REPORT, TABLE, DIFFERENCES, VERDICTS = "report.md", "table.csv", "differences.cs
 
 
 def write_report(study: Study) -> str:
-    """Write everything; returns what stands in ``report.md``. The same records give the same bytes.
+    """Write all files of the report; returns ``report.md``. The same records give the same bytes.
 
     Raises:
         InputError: if a cell of the study is missing or damaged.
@@ -165,10 +165,10 @@ def report_text(
     parts += _verdict_lines([verdict for verdict in decided if verdict.claim.is_the_papers])
     parts += ["", "## Other questions", ""]
     parts += _verdict_lines([verdict for verdict in decided if not verdict.claim.is_the_papers])
-    for dataset, of_dataset_ in columns.items():
-        parts += ["", f"## {dataset}", "", *_of_dataset(study, dataset, of_dataset_, rates[dataset])]
-    shown = {dataset: tables.headline(of) + tables.beside(of) for dataset, of in columns.items()}
-    parts += ["", "## What the columns are", "", definitions(study, shown)]
+    for dataset, own in columns.items():
+        parts += ["", f"## {dataset}", "", *_of_dataset(study, dataset, own, rates[dataset])]
+    in_tables = {dataset: tables.headline(own) + tables.beside(own) for dataset, own in columns.items()}
+    parts += ["", "## What the columns are", "", definitions(study, in_tables)]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -197,7 +197,7 @@ def _of_dataset(
 
 
 def _unlike_the_papers(study: Study, dataset: str) -> str:
-    """What is other than in the paper, so that its numbers are not to be compared."""
+    """Differences from the paper that make its numbers incomparable."""
     judges = str(study.eval.get("judges", ""))
     others = [
         *([] if "llama-2-7b-chat" in study.model.lower() else ["of another model"]),
@@ -243,7 +243,7 @@ def as_json(decided: Sequence[Verdict]) -> str:
 
 
 def _finite(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
-    """JSON has no infinity, as the degrees of freedom of what does not vary are."""
+    """JSON has no infinity, which the degrees of freedom of constant values are."""
     return {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
 
 
@@ -271,11 +271,11 @@ def check_records(study: Study, folder: OutputFolder) -> None:
 
 
 def keep_records(study: Study, folder: OutputFolder) -> None:
-    """Copy the report, every ``run.json``, and what was run for how long; an earlier copy is replaced.
+    """Copy the report, every ``run.json`` and the cells' records; an earlier copy is replaced.
 
     Args:
-        study: one that is done.
-        folder: where to, after :func:`check_records`; it gets the study's own layout.
+        study: a completed one.
+        folder: target, after :func:`check_records`; it gets the study's own layout.
 
     Raises:
         SaveError: if the disk does not take it.

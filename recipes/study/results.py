@@ -1,6 +1,6 @@
-"""What an evaluation measured, by adapter, seed and prompt.
+"""The results of an evaluation, by adapter, seed and prompt.
 
-Shapes: S seeds, P prompts (1 for what is no mean over prompts, as sparsity).
+Shapes: S seeds, P prompts (1 for a column that is no mean over prompts, as sparsity).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Values(NamedTuple):
             return None
         if self.are_flags:
             return of_share(estimate)
-        estimate = estimate._replace(p=None)  # no measure is asked whether it is 0, and none is below it
+        estimate = estimate._replace(p=None)  # no measure is tested against 0, and none is below it
         if estimate.interval is None:
             return estimate
         low, high = estimate.interval
@@ -98,7 +98,7 @@ def of_dataset(study: Study, dataset: str) -> list[Values]:
     """All columns of a data set's evaluation.
 
     Raises:
-        InputError: if it is not there, or damaged.
+        InputError: if it is missing or damaged.
     """
     table = runs.table(study.folder / dataset / "eval")
     rows = table.values.merge(_seeds(study, table.models[0].name), left_on="model", right_on="row")
@@ -123,7 +123,7 @@ def _values(column: Column, rows: pd.DataFrame) -> Values:
 
 
 def definitions(study: Study, by_dataset: Mapping[str, Sequence[Values]]) -> str:
-    """A row a column: what it is, over how many prompts of each evaluation, and over what its intervals are."""
+    """The glossary, one row a column: meaning, prompts of each evaluation, and source of its intervals."""
     columns: dict[tuple[str, str, str], dict[str, Values]] = {}
     for dataset, of in by_dataset.items():
         for values in of:

@@ -27,7 +27,7 @@ def headline(columns: Sequence[Values]) -> list[Values]:
 
 
 def beside(columns: Sequence[Values]) -> list[Values]:
-    """What a reader needs beside them."""
+    """Further columns that a reader needs."""
     return [
         values
         for values in columns
@@ -55,16 +55,16 @@ def _cell(values: Values, estimate: Estimate | None) -> str:
     if estimate is None:
         return NOTHING
     column = values.column
-    places = HEADLINE_PLACES if column.headline else 1 if column.unit == PERCENT else _places(values)
-    return f"{shown(estimate.mean, places)} {shown_interval(estimate.low, estimate.high, places)}".strip()
+    digits = HEADLINE_PLACES if column.headline else 1 if column.unit == PERCENT else _decimals(values)
+    return f"{shown(estimate.mean, digits)} {shown_interval(estimate.low, estimate.high, digits)}".strip()
 
 
-def _places(values: Values) -> int:
+def _decimals(values: Values) -> int:
     return decimals([float(np.nanmean(own)) for own in values.by_model.values() if not np.isnan(own).all()])
 
 
 def pairs(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Who is compared: every adapter with the base; every one with the control, and what is tested with the others."""
+    """Pairs to compare: each adapter with the base; each with the control, and the tested one with the others."""
     control, tested, *others = study.adapters
     among = [(name, control) for name in (tested, *others)] + [(tested, name) for name in others]
     return [(name, BASE) for name in study.adapters], among
@@ -85,9 +85,9 @@ def _difference(estimate: Estimate | None, unit: str) -> str:
         return NOTHING
     if estimate.p is None:
         return f"{shown_change(estimate.mean, 1)} always"
-    places = decimals_of(estimate, unit)
-    interval = shown_interval(estimate.low, estimate.high, places, changes=True)
-    return f"{shown_change(estimate.mean, places)} {interval}, p {said_p(estimate.p)}"
+    digits = decimals_of(estimate, unit)
+    interval = shown_interval(estimate.low, estimate.high, digits, changes=True)
+    return f"{shown_change(estimate.mean, digits)} {interval}, p {said_p(estimate.p)}"
 
 
 def paper_table(dataset: str) -> str | None:
@@ -131,7 +131,7 @@ def rates_table(study: Study, dataset: str, selected: Mapping[str, SelectedRate]
 
 
 def runs_table(study: Study, dataset: str, selected: Mapping[str, SelectedRate], of: Path) -> str:
-    """Where each row comes from: the record of every training."""
+    """The origin of each row: the record of every training."""
     rows = []
     for name, own in selected.items():
         folders = [training(study, dataset, name, own.rate, seed).folder for seed in study.seeds]

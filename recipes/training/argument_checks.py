@@ -1,4 +1,4 @@
-"""Flags that contradict each other, have no effect here, or have values that cannot be."""
+"""Checks for flags that contradict each other, have no effect here, or have invalid values."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ NOT_HERE = {
     "local_rank": "the launcher sets it",
 }  # fmt: skip
 # TRL's flags that do here what their help says. One that is in neither list came with a later TRL than this recipe
-# knows, and is refused: nobody has looked at whether it has an effect.
+# knows, and is refused: whether it has an effect was not checked.
 WORKS = frozenset(
     {
         # ScriptArguments
@@ -195,7 +195,7 @@ def unclassified(training: type = SFTConfig) -> set[str]:
 
 
 def _check_needs(flags: argparse.Namespace, named: set[str]) -> None:
-    """Flags that say nothing without another one."""
+    """Flags that have no effect without another one."""
     for names, needed, is_given in (
         (_OF_4BIT, "--load-in-4bit", flags.load_in_4bit),
         (_OF_WORKERS, "--dataloader-num-workers", flags.dataloader_num_workers),

@@ -82,7 +82,7 @@ class AdapterArguments:
 
 @dataclass
 class TrainingDefaults:
-    """Defaults that suit an adapter. Mix it in before a config of TRL's: ``class …(TrainingDefaults, SFTConfig)``."""
+    """Defaults that suit an adapter. Mix it in before TRL's config: ``class …(TrainingDefaults, SFTConfig)``."""
 
     output_dir: str | None = field(default=None, metadata={"help": "Output folder. Default: runs/<dataset>-<adapter>."})
     learning_rate: float = field(
@@ -176,8 +176,8 @@ class LoraArguments(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("rank_pattern", "alpha_pattern"):
-            if isinstance(given := getattr(self, name), str):
-                setattr(self, name, json.loads(given))
+            if isinstance(pattern := getattr(self, name), str):
+                setattr(self, name, json.loads(pattern))
 
 
 class Arguments(NamedTuple):
@@ -198,14 +198,14 @@ def parse(
     """Parse the command line and, with ``--config FILE``, a YAML file under it; the command line wins.
 
     Args:
-        argv: the words; None for those of the process.
+        argv: the words (default: those of the process).
         training: the trainer's own flags.
         program: its name, for the help.
         check: refuses flags of the trainer that contradict each other, given all flags and the names of those given.
 
     Raises:
-        InputError: for an unknown flag or key (with the nearest right one), a value that cannot be, or flags that
-            contradict each other.
+        InputError: for an unknown flag or key (with the nearest right one), an invalid value, or flags that contradict
+            each other.
     """
     path, words = split_config(list(sys.argv[1:] if argv is None else argv))
     check_words(words)
@@ -251,7 +251,7 @@ def _arguments(parser: TrlParser, words: list[str]) -> Arguments:
 
 
 def suggested(parser: TrlParser) -> set[str]:
-    """The flags that may be meant where one is misspelt: those that have an effect."""
+    """Candidates for a misspelt flag: those that have an effect."""
     return {f"--{action.dest}" for action in parser._actions} - {f"--{name}" for name in NOT_HERE}
 
 
@@ -263,7 +263,7 @@ def _accept_bare_resume(parser: TrlParser) -> None:
 
 
 def _completed(arguments: Arguments, named: set[str]) -> Arguments:
-    """With what follows from other flags: TRL's names for model and data set, and the output folder."""
+    """Fill in values that depend on other flags: model, data set and output folder."""
     script, training, model, adapter = arguments
     adapter.model = model.model_name_or_path or adapter.model
     adapter.dataset = script.dataset_name or adapter.dataset
@@ -315,7 +315,7 @@ def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[
 
 
 def _checked(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
-    """``value`` as the command line would have given it; ``kinds`` are the types that the flag is annotated with."""
+    """``value`` as the command line would give it; ``kinds`` are the types of the flag's annotation."""
     containers = {get_origin(kind) or kind for kind in kinds}
     if isinstance(value, list) and list in containers:
         return [_scalar(path, action, item, kinds) for item in value]

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and found again by ``--resume-from-checkpoint``."""
+"""Atomic checkpoints, and the lookup of ``--resume-from-checkpoint``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from monolora.recipes.training.arguments import AdapterArguments, LoraArguments
 from monolora.run_record import RESUME, RunRecord
 
 STAGING = ".saving"
-# Flags that change nothing about what is trained: a resumed run may differ in them.
+# Flags that do not affect the trained weights: a resumed run may differ in them.
 _FREE_FLAGS = frozenset(
     {
         "output_dir", "resume_from_checkpoint", "overwrite", "preview", "skip_eval", "max_eval_samples",
@@ -47,7 +47,7 @@ _FREE_FLAGS = frozenset(
         "parallelism_config",
     }
 )  # fmt: skip
-# Flags that decide what the scores before training are about.
+# Flags that determine the scores before training.
 _SCORED_FLAGS = ("max_eval_samples", "eval_max_new_tokens")
 # What a checkpoint must hold: in one file, or spread by FSDP or DeepSpeed. --save-only-model leaves only the weights.
 _HOLDS = {
@@ -61,9 +61,9 @@ _HOLDS = {
 class AtomicCheckpoints(Trainer):
     """A trainer whose checkpoints and model are on the disk whole or not at all, and from which a run resumes.
 
-    Mix it in before the trainer: ``class SftTrainer(AtomicCheckpoints, SFTTrainer)``. What is written goes into a
-    folder aside, is opened again and compared with what was to be written, and is then renamed: a full disk or a kill
-    leaves the earlier checkpoints as they were.
+    Mix it in before the trainer: ``class SftTrainer(AtomicCheckpoints, SFTTrainer)``. Files are written into a folder
+    aside, read again and compared with the model, and then renamed: a full disk or a kill leaves earlier checkpoints
+    intact.
 
     The folder aside is not :mod:`monolora.files`'s: under FSDP and DeepSpeed all processes write into it, and only one
     of them holds the run's lock.
@@ -112,7 +112,7 @@ class AtomicCheckpoints(Trainer):
             self._save(output_dir, state_dict=state_dict)
 
     def check_saved(self, folder: Path) -> None:
-        """Open what was written once more, and compare it with what was to be written.
+        """Read the written files again, and compare them with the model.
 
         Raises:
             RunError: naming the first tensor that is missing or of another shape.
@@ -123,7 +123,7 @@ class AtomicCheckpoints(Trainer):
             check_model_files(folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """With the generation config as it is, beside an adapter too: it says where an answer ends."""
+        """Save the generation config too, also beside an adapter: it holds the end tokens of answers."""
         folder = Path(output_dir or self.args.output_dir or "")
         model: Any = self.accelerator.unwrap_model(self.model)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -140,13 +140,13 @@ class AtomicCheckpoints(Trainer):
         """Nothing: the recipe writes a card with the measured numbers at the end."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As TRL's; what a schedule-free optimizer leaves as the model's weights is their average."""
+        """As TRL's; a schedule-free optimizer leaves the average of its weights."""
         output = super().train(*args, **kwargs)
         self._take_average()
         return output
 
     def _take_average(self) -> None:
-        """Schedule-free optimizers train weights of which they keep an average: that is the model to score and save.
+        """Set the average that a schedule-free optimizer keeps of its weights: that is the model to score and save.
 
         The next training step starts from the trained weights; other optimizers have no average.
         """
@@ -170,7 +170,7 @@ class AtomicCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """In the dtypes that the weights have: what PEFT loads becomes float32, and TRL trains QLoRA in bfloat16."""
+        """Keep the dtypes of the weights: PEFT loads float32, and TRL trains QLoRA in bfloat16."""
         model_here = cast(nn.Module, self.model)
         dtypes = {name: parameter.dtype for name, parameter in model_here.named_parameters()}
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -179,7 +179,7 @@ class AtomicCheckpoints(Trainer):
                 parameter.data = parameter.data.to(dtypes[name])
 
     def _publish(self, staging: Path, final: Path) -> None:
-        """Put a finished checkpoint in its place, and remove the oldest of this run above ``save_total_limit``.
+        """Rename a finished checkpoint, and remove the oldest of this run above ``save_total_limit``.
 
         Only folders that this trainer names and fills count: a copy that the user made, and a link to elsewhere, stay.
         """
@@ -209,14 +209,14 @@ class OwnSteps(TrainerCallback):
 
 
 class _Logged(TypedDict, total=False):
-    """What is read of a logged step."""
+    """The part of a logged step that is read."""
 
     loss: float
     step: int
 
 
 class _State(TypedDict):
-    """What the trainer resumes from."""
+    """The state that the trainer resumes from."""
 
     global_step: int
     max_steps: int
@@ -285,7 +285,7 @@ def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed |
 
 
 def _defaults() -> dict[str, Any]:
-    """Of the flags that are ours; those of TRL and transformers may follow from others."""
+    """Defaults of our own flags; those of TRL and transformers may depend on others."""
     return {
         flag.name: flag.default
         for cls in (AdapterArguments, LoraArguments)
@@ -295,7 +295,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _check_complete(checkpoint: Path) -> None:
-    """Check that the trainer will find what it needs; it passes over missing optimizer states in silence."""
+    """Check that the files are there that the trainer needs; it ignores missing optimizer states silently."""
     fix = "Resume from an earlier checkpoint, or start anew."
     try:
         state = read_json(checkpoint / "trainer_state.json", fix, _State)

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 
 def answer(argv: list[str], copy: Mapping[str, Any]) -> None:
-    """Print the help if it is asked for, and exit; do nothing if all flags are known.
+    """Print the help and exit if ``--help`` is among the flags; do nothing if all flags are known.
 
     Args:
         argv: the words of the command line.
@@ -59,7 +59,7 @@ def answer(argv: list[str], copy: Mapping[str, Any]) -> None:
 
 
 def origin() -> dict[str, Any]:
-    """What the flags and their help depend on: versions of the libraries whose flags ours are, and the tasks."""
+    """Dependencies of the flags and their help: versions of the libraries that define them, and the tasks."""
     tasks = Path(monolora.__file__).with_name("data") / "tasks"
     versions = {name: importlib.metadata.version(name) for name in ("transformers", "trl")}
     return {**versions, "tasks": sorted(path.stem for path in tasks.glob("*.py"))}
@@ -79,19 +79,19 @@ def help_parser(flags: list[dict[str, Any]]) -> argparse.ArgumentParser:
 
 
 def make_copy() -> dict[str, Any]:
-    """What help and suggestions need of the real parser, as JSON values."""
+    """The part of the real parser that help and suggestions need, as JSON values."""
     from monolora.recipes.training.argument_checks import RENAMED
     from monolora.recipes.training.arguments import make_parser, suggested
 
     parser = make_parser()
     flags = [{key: getattr(action, key) for key in _COPIED} for action in parser._actions if action.dest != "help"]
-    made = {"origin": origin(), "renamed": RENAMED, "suggested": sorted(suggested(parser)), "flags": flags}
-    copy: dict[str, Any] = json.loads(json.dumps(made, default=list))  # choices may be the keys of a dict
+    parts = {"origin": origin(), "renamed": RENAMED, "suggested": sorted(suggested(parser)), "flags": flags}
+    copy: dict[str, Any] = json.loads(json.dumps(parts, default=list))  # choices may be the keys of a dict
     return copy
 
 
 def _as_json(copy: Mapping[str, Any]) -> str:
-    """With a line for each flag, for diffs."""
+    """JSON with one line a flag, for diffs."""
     parts = {key: json.dumps(value, ensure_ascii=False) for key, value in copy.items()}
     parts["flags"] = "[\n" + ",\n".join(json.dumps(flag, ensure_ascii=False) for flag in copy["flags"]) + "\n]"
     return "{" + ",\n".join(f'"{key}": {value}' for key, value in parts.items()) + "}\n"

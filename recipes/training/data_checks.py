@@ -1,4 +1,4 @@
-"""What is checked before a run trains a single step, and the preview that shows it.
+"""Checks before the first training step, and the preview that shows them.
 
 The usual silent mistakes of SFT: the loss falls on the prompt, the end token is never trained, BOS comes twice or not
 at all, truncation leaves nothing to train on.
@@ -56,7 +56,7 @@ def documents(rows: datasets.Dataset, packed: bool) -> Iterator[Document]:
 
 
 class Truncation(NamedTuple):
-    """What a limit of tokens does to examples.
+    """The effect of a token limit on examples.
 
     Attributes:
         dropped: how many lose every trained token, and are not trained on.
@@ -68,7 +68,7 @@ class Truncation(NamedTuple):
 
 
 def check_truncation(rows: datasets.Dataset, max_length: int | None) -> Truncation:
-    """Count what a limit cuts off, and warn of more than a hundredth of the examples dropped.
+    """Count truncated examples, and warn if more than a hundredth of them is dropped.
 
     Args:
         rows: the tokenized examples, whole, with ``labels``.
@@ -84,14 +84,14 @@ def check_truncation(rows: datasets.Dataset, max_length: int | None) -> Truncati
         if len(labels) > max_length:
             lost = all(label == IGNORED for label in labels[:max_length])
             dropped, truncated = dropped + lost, truncated + (not lost)
-    said = (
+    message = (
         f"{dropped} of {len(rows)} examples lose every trained token when cut to --max-length {max_length}: the "
         "prompts alone are longer. Raise --max-length."
     )
     if dropped > _REFUSED_SHARE * len(rows):
-        raise InputError(said)
+        raise InputError(message)
     if dropped > _WARNED_SHARE * len(rows):
-        warnings.warn(said, stacklevel=2)
+        warnings.warn(message, stacklevel=2)
     return Truncation(dropped, truncated)
 
 
@@ -136,18 +136,18 @@ def check_training_rows(
 
 
 def check_steps(name: str, examples: int, rows: int, packed: bool, args: SFTConfig, processes: int) -> None:
-    """Check that there is something to train on.
+    """Check that there are enough examples for a step.
 
     Args:
         name: of the data set.
         examples: to train on.
         rows: of the tokenized data; fewer than examples where packed.
-        packed: whether they are.
-        args: the trainer's.
-        processes: that share the rows.
+        packed: whether rows hold several examples.
+        args: of the trainer.
+        processes: number of processes that share the rows.
 
     Raises:
-        InputError: if a single step asks for more examples than there are, or no batch is ever full.
+        InputError: if a single step needs more examples than there are, or no batch is ever full.
     """
     batch = args.train_batch_size * processes
     step = batch * args.gradient_accumulation_steps
@@ -195,7 +195,7 @@ def check_document(document: Document, tokenizer: PreTrainedTokenizerBase, bos_e
 
 
 def check_finite(model: nn.Module, history: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to go on with a model whose training diverged.
+    """Refuse a model whose training diverged.
 
     Raises:
         RunError: naming the step or the parameter that is not finite.
@@ -210,7 +210,7 @@ def check_finite(model: nn.Module, history: Sequence[Mapping[str, Any]]) -> None
 
 
 def check_alive(sparsity: Sparsity) -> None:
-    """Refuse an adapter that does nothing any more.
+    """Refuse an adapter without effect.
 
     Raises:
         RunError: if every unit is zero on every token.

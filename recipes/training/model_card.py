@@ -1,4 +1,4 @@
-"""What a run leaves for people: the result table, the plot, the model card."""
+"""The results of a run for people: table, plot, model card."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PLOT = "training.png"
 
 
 def rows_line(rows: Mapping[str, Any]) -> str:
-    """What became of the data set's rows, in one line."""
+    """Numbers of read, dropped, truncated and held-out rows, in one line."""
     parts = [f"{rows['examples']} examples"]
     if "read" in rows:
         parts.insert(0, f"{rows['read']} of {rows['data_set']} rows read for training")
-        parts += [f"{rows[what]} {said}" for what, said in COUNTS.items() if rows[what] and what != "read"]
+        parts += [f"{rows[key]} {text}" for key, text in COUNTS.items() if rows[key] and key != "read"]
     parts.append(f"{rows['examples'] - rows['dropped']} trained on")
     parts += [f"{rows['dropped']} dropped (longer than --max-length)"] if rows["dropped"] else []
     parts += [f"{rows['truncated']} truncated"] if rows["truncated"] else []
@@ -33,16 +33,14 @@ def result_table(records: Sequence[dict[str, Any]]) -> Table:
     table.add_column()
     for record in records:
         table.add_column(f"{record['config']['adapter']}\nbefore → after", justify="right")
-    all_results = [record["results"] for record in records]
+    runs = [record["results"] for record in records]
     for metric in _metrics(records[0]):
-        scores = [
-            f"{shown_score(metric, each['before'])} → {shown_score(metric, each['after'])}" for each in all_results
-        ]
+        scores = [f"{shown_score(metric, run['before'])} → {shown_score(metric, run['after'])}" for run in runs]
         table.add_row(metric.replace("_", " "), *scores)
-    table.add_row("trained parameters", *(f"{each['trained_parameters']:,}" for each in all_results))
-    sparsities = ["–" if each["sparsity"] is None else f"{each['sparsity']['zeros']:.1%}" for each in all_results]
+    table.add_row("trained parameters", *(f"{run['trained_parameters']:,}" for run in runs))
+    sparsities = ["–" if run["sparsity"] is None else f"{run['sparsity']['zeros']:.1%}" for run in runs]
     table.add_row("sparsity", *sparsities)
-    table.add_row("training seconds", *(f"{each['seconds']['train']:.0f}" for each in all_results))
+    table.add_row("training seconds", *(f"{run['seconds']['train']:.0f}" for run in runs))
     return table
 
 

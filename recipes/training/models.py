@@ -85,7 +85,7 @@ def settle_targets(model: nn.Module, config: LoraConfig) -> None:
     """Give the config the modules of this model that are adapted, the same ones for LoRA and MonoLoRA.
 
     The family's defaults and ``all-linear`` become names. Vision and audio towers, where text does not go, are left
-    out unless ``--lora-exclude-modules`` says what is. A warning tells where PEFT's LoRA adapts other modules than
+    out unless ``--lora-exclude-modules`` is given. A warning tells where PEFT's LoRA adapts other modules than
     MonoLoRA.
 
     Raises:
@@ -130,7 +130,7 @@ def settle_targets(model: nn.Module, config: LoraConfig) -> None:
 
 
 def _check_matches(model: nn.Module, flag: str, names: str | Iterable[str] | None) -> None:
-    """Check that every name or pattern of a flag matches a module; PEFT is content with one, or with none.
+    """Check that every name or pattern of a flag matches a module; PEFT ignores those that do not.
 
     Raises:
         InputError: naming the first that matches none, and the nearest module names.
@@ -178,22 +178,22 @@ def _check_token_indices(model: nn.Module, indices: Iterable[int] | Mapping[str,
 
 
 def check_named(model: nn.Module, names: Iterable[str] | None, flag: str, *, parameters: bool) -> None:
-    """Check that every name of a flag is one of the model's, or the end of one after a dot; PEFT passes over others.
+    """Check that every name of a flag is one of the model's, or the end of one after a dot; PEFT ignores others.
 
     Args:
         model: the base.
         names: the flag's values.
-        flag: it, for the message.
+        flag: its name, for the message.
         parameters: whether they are names of parameters, and not of modules.
 
     Raises:
-        InputError: naming the first that is none, and the nearest.
+        InputError: naming the first unknown one, and the nearest.
     """
     known = [name for name, _ in (model.named_parameters() if parameters else model.named_modules()) if name]
     for name in names or ():
-        if any(f".{each}".endswith(f".{name}") for each in known):
+        if any(f".{path}".endswith(f".{name}") for path in known):
             continue
-        lasts = sorted({last for each in known if not (last := each.rpartition(".")[-1]).isdigit()})
+        lasts = sorted({last for path in known if not (last := path.rpartition(".")[-1]).isdigit()})
         near = difflib.get_close_matches(name.rpartition(".")[-1], lasts, n=3)
         hint = f"Nearest names: {', '.join(near)}." if near else f"Names in this model: {', '.join(lasts)}."
         raise InputError(f"{flag} {name} is no {'parameter' if parameters else 'module'} of the model. {hint}")
@@ -220,7 +220,7 @@ def load_tokenizer(folder: str, training: TrainingArguments) -> PreTrainedTokeni
 
 
 def load_model(folder: str, arguments: Arguments) -> PreTrainedModel:
-    """The base model in ``--dtype``, quantized if asked for.
+    """The base model in ``--dtype``, quantized with ``--load-in-4bit`` or ``--load-in-8bit``.
 
     Raises:
         InputError: if the folder holds no causal language model, or a weight file is damaged.
@@ -276,9 +276,9 @@ def make_trainer(
 
 
 def _try_optimizer(trainer: SftTrainer) -> None:
-    """Make optimizer and schedule, and forget them: the trainer makes its own when training begins.
+    """Make optimizer and schedule, and discard them: the trainer makes its own when training begins.
 
-    What they refuse (a package that is missing, an argument that cannot be) is then known before anything is written.
+    So a missing package or an invalid argument is reported before anything is written.
     """
     if is_sharded(trainer):  # they are made of the spread weights there
         return
@@ -294,10 +294,10 @@ def is_sharded(trainer: SftTrainer) -> bool:
 
 
 def check_gathers(plugin: DeepSpeedPlugin | None) -> None:
-    """Check that DeepSpeed will give the weights back whole when they are saved.
+    """Check that DeepSpeed gathers the weights when they are saved.
 
     Raises:
-        InputError: if ZeRO-3 is told not to: no adapter and no model could be written.
+        InputError: if ZeRO-3 is configured not to: neither adapter nor model could be written.
     """
     if plugin is None or plugin.zero_stage != 3:
         return

@@ -1,4 +1,4 @@
-"""What a finished run leaves: the model, its card, the plot and the record; and on the hub, if asked for."""
+"""The outputs of a finished run: model, card, plot and record, with ``--push-to-hub`` also on the hub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def save(trainer: AtomicCheckpoints, record: dict[str, Any], output: Path) -> No
     """Write everything aside, then move it into the output folder, ``run.json`` last.
 
     Raises:
-        SaveError: if the disk is full or not writable; the checkpoints written before stay whole.
+        SaveError: if the disk is full or not writable; earlier checkpoints stay intact.
         RunError: if the files, opened again, do not hold every tensor.
     """
     with trainer.staged(output) as staging:
@@ -41,7 +41,7 @@ def save(trainer: AtomicCheckpoints, record: dict[str, Any], output: Path) -> No
 
 
 def claim(training: TrainingArguments) -> str | None:
-    """The hub repository of ``--push-to-hub``, checked for before anything is trained; the trainer then leaves it be.
+    """The hub repository of ``--push-to-hub``, checked before training; the trainer then ignores the flag.
 
     Raises:
         InputError: if there is no token, or the hub cannot be reached.
@@ -59,7 +59,7 @@ def claim(training: TrainingArguments) -> str | None:
 
 
 def push(output: Path, repo: str, training: TrainingArguments) -> None:
-    """Upload the output folder, checkpoints left out.
+    """Upload the output folder without checkpoints.
 
     Raises:
         RunError: if the hub does not take it.

@@ -18,8 +18,6 @@ from trl import SFTTrainer
 from monolora.data.chat_template import IGNORED
 from monolora.recipes.training.checkpoints import AtomicCheckpoints
 
-# The order of training examples: those of one length together, the same in every run of a seed.
-
 
 class LengthGrouping(Trainer):
     """A trainer whose ``group_by_length`` has an order of seed and epoch alone. Mix it in before the trainer."""
@@ -37,14 +35,14 @@ class LengthGrouping(Trainer):
 
 
 class GroupedByLength(LengthGroupedSampler):
-    """transformers' sampler, whose order follows from seed and epoch alone.
+    """transformers' sampler, with an order of seed and epoch alone.
 
-    As it comes, it draws from torch's global generator: a resumed run would see other batches than one that was not
-    stopped.
+    Unmodified, it draws from torch's global generator, and a resumed run would see other batches than an uninterrupted
+    one.
 
     Args:
-        batch_size: examples of an optimizer step, over all processes: so the order does not depend on how many there
-            are, nor on how a step is divided.
+        batch_size: examples of an optimizer step over all processes, so that the order depends neither on their number
+            nor on how a step is divided.
         lengths: of all examples, in tokens.
         seed: of the order.
     """
@@ -63,22 +61,19 @@ class GroupedByLength(LengthGroupedSampler):
         return super().__iter__()
 
 
-# The output layer at the positions that are learned, and not at prompts and padding: most logits are never made.
-
-
 @contextmanager
 def labelled_positions(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Inputs for TRL's fused head, whose model then gives hidden states only where the next token is learned.
 
-    The loss, its gradients and TRL's metrics are those of all positions, up to the order of sums.
+    Most positions are prompts and padding: their logits are never computed. The loss, its gradients and TRL's metrics
+    are those of all positions, up to the order of sums.
 
     Args:
         model: a causal language model, in PEFT's or an accelerator's wrapping or bare.
         inputs: a batch with ``labels``, shape ``(batch, tokens)``.
 
     Yields:
-        The batch with ``shift_labels``, shape ``(1, learned tokens)``, for ``labels``; as it was if nothing is learned
-        in it.
+        The batch with ``shift_labels``, shape ``(1, learned tokens)``, for ``labels``; unchanged if it has none.
     """
     learned = inputs["labels"][:, 1:] != IGNORED
     if not learned.any():

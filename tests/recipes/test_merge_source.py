@@ -17,7 +17,7 @@ import torch
 from monolora.cli.flags import FlagParser
 from monolora.errors import InputError
 from monolora.recipes import merge_source
-from monolora.recipes.merge_source import Subject
+from monolora.recipes.merge_source import MergeSource
 from monolora.recipes.settings import Loading
 from tests.support.merge_runs import logits
 
@@ -29,7 +29,7 @@ def _loading(*words: str) -> Loading:
     return FlagParser("test", None).parse_into(words, Loading)
 
 
-def _subject(*adapters: Path, flags: tuple[str, ...] = ()) -> Subject:
+def _source(*adapters: Path, flags: tuple[str, ...] = ()) -> MergeSource:
     return merge_source.from_settings([str(adapter) for adapter in adapters], _loading(*flags))
 
 
@@ -46,7 +46,7 @@ def adapter(trained: Trained, tmp_path: Path) -> Path:
 
 
 def test_defaults_are_those_of_the_run(trained: Trained, chat_model: Path) -> None:
-    found = _subject(trained())
+    found = _source(trained())
     assert found.model == str(chat_model)
     assert found.dtype == "float32"
     assert found.weights == (1.0,)
@@ -54,38 +54,38 @@ def test_defaults_are_those_of_the_run(trained: Trained, chat_model: Path) -> No
     assert found.is_monolora
     assert found.trained is not None
     assert found.trained["after"]["n"] == 6
-    assert not _subject(trained("--adapter", "lora")).is_monolora
+    assert not _source(trained("--adapter", "lora")).is_monolora
 
 
 def test_quantized_as_in_the_run(trained: Trained) -> None:
-    found = _subject(trained("--load-in-4bit"))
+    found = _source(trained("--load-in-4bit"))
     assert found.quantization["load_in_4bit"] is True
     assert found.quantization["bnb_4bit_quant_type"] == "nf4"
-    assert _subject(trained(), flags=("--load-in-4bit",)).quantization["load_in_4bit"] is True
+    assert _source(trained(), flags=("--load-in-4bit",)).quantization["load_in_4bit"] is True
 
 
 def test_a_model_moved_since(adapter: Path, chat_model: Path) -> None:
     """Of an adapter's path that is another machine's, the run knows the name that was given to it."""
     _change(adapter, "adapter_config.json", lambda config: config.update(base_model_name_or_path="/elsewhere/base"))
-    assert _subject(adapter).model == str(chat_model)
+    assert _source(adapter).model == str(chat_model)
     _change(adapter, "run.json", lambda run: run["config"].update(model="/elsewhere/base"))
     with pytest.raises(InputError, match="There is no model at /elsewhere/base"):
-        _subject(adapter)
-    assert _subject(adapter, flags=("--model", str(chat_model))).model == str(chat_model)
+        _source(adapter)
+    assert _source(adapter, flags=("--model", str(chat_model))).model == str(chat_model)
 
 
 def test_dtypes_that_the_run_left_open(adapter: Path) -> None:
     for recorded in ("auto", None):
         _change(adapter, "run.json", lambda run, value=recorded: run["config"].update(dtype=value))
-        assert _subject(adapter).dtype == "float32"  # the base's own
-    assert _subject(adapter, flags=("--dtype", "float16")).dtype == "float16"
+        assert _source(adapter).dtype == "float32"  # the base's own
+    assert _source(adapter, flags=("--dtype", "float16")).dtype == "float16"
 
 
 def test_results_are_only_those_of_this_very_model(adapter: Path, trained: Trained) -> None:
-    assert _subject(adapter, flags=("--weights", "0.5")).trained is None
-    assert _subject(adapter, trained(*OTHER)).trained is None
+    assert _source(adapter, flags=("--weights", "0.5")).trained is None
+    assert _source(adapter, trained(*OTHER)).trained is None
     _change(adapter, "run.json", lambda run: run.update(status="running"))
-    assert _subject(adapter).trained is None
+    assert _source(adapter).trained is None
 
 
 def test_max_memory() -> None:
@@ -99,26 +99,26 @@ def test_offloading_cleans_up(trained: Trained, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "here").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     monkeypatch.chdir(tmp_path / "here")
-    subject = _subject(trained(), flags=("--max-memory", "cpu=200KB"))
-    with subject.loaded() as (model, _):
+    source = _source(trained(), flags=("--max-memory", "cpu=200KB"))
+    with source.loaded() as (model, _):
         assert any(parameter.device.type == "meta" for parameter in model.parameters())
         assert os.listdir(tmp_path / "temporary")
         assert Path.cwd() == tmp_path / "here"
         on_disk = logits(model)
     assert os.listdir(tmp_path / "temporary") == os.listdir(tmp_path / "here") == []
-    with _subject(trained()).loaded() as (model, _):
+    with _source(trained()).loaded() as (model, _):
         assert torch.equal(logits(model), on_disk)
 
 
 def test_offloading_silences_only_what_is_known(trained: Trained) -> None:
-    subject = _subject(trained(), flags=("--max-memory", "cpu=1GiB"))
-    with subject.loaded(), pytest.warns(UserWarning, match="something else"):
+    source = _source(trained(), flags=("--max-memory", "cpu=1GiB"))
+    with source.loaded(), pytest.warns(UserWarning, match="something else"):
         warnings.warn("something else", stacklevel=1)
     assert logging.getLogger("accelerate").level == logging.NOTSET
 
 
 def test_described(trained: Trained, chat_model: Path) -> None:
-    found = _subject(trained(), trained(*OTHER), flags=("--weights", "1", "-2")).described()
+    found = _source(trained(), trained(*OTHER), flags=("--weights", "1", "-2")).described()
     assert found["adapters"] == [str(trained()), str(trained(*OTHER))]
     assert found["weights"] == [1, -2]
     assert len(set(found["adapter_fingerprints"])) == 2
