@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monolora.cli.config_file import load_yaml, settings_in, split_config
-from monolora.cli.flags import FlagParser, frozen
+from monolora.cli.flags import FlagParser, frozen, spelled
 from monolora.errors import InputError
 from monolora.eval.settings import ENDPOINTS, Settings, api_key
 from monolora.redaction import remember_url
@@ -37,7 +37,7 @@ def parse(
         words: flags and values.
         prog: the stage, for ``--help`` and messages.
         stored: the settings in the run's ``run.json``, for stages that continue it.
-        read: the settings that the stage reads, where not all; only ``--config`` may hold others too.
+        read: the settings that the stage reads (default: all); only ``--config`` may hold others too.
         whole: whether to check that the settings are complete and consistent.
 
     Raises:
@@ -49,7 +49,7 @@ def parse(
         values |= _of_file(path)
     names = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in typed if word.startswith("--")}
     if read is not None and (unread := sorted(names & {option.name for option in fields(Settings)} - {*read})):
-        raise InputError(f"{prog} does not read --{unread[0].replace('_', '-')}. See {prog} --help.")
+        raise InputError(f"{prog} does not read {spelled(unread[0])}. See {prog} --help.")
     for name in ENDPOINTS:  # new ones replace those of the run, and another engine needs none
         if stored and names & {name, name.replace("endpoint", "engine")}:
             values[name] = ()
@@ -74,7 +74,7 @@ def _parsed(words: Sequence[str], prog: str, options: Sequence[Field[Any]]) -> d
 
 
 def _of_file(path: Path) -> dict[str, Any]:
-    """What a YAML file sets, read as flags are; ``adapter`` may be a mapping of names to paths."""
+    """The flags in a YAML file; ``adapter`` may be a mapping of names to paths."""
     loaded = load_yaml(path)
     if isinstance(loaded.get("adapter"), dict):
         loaded["adapter"] = [f"{adapter}={folder}" for adapter, folder in loaded["adapter"].items()]

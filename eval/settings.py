@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,8 +20,8 @@ def api_key(variable: str) -> str:
     """The key in an environment variable.
 
     Raises:
-        InputError: if there is no such variable, or it is empty. What was given is shown only where it can be nothing
-            but a name: it may be the key itself.
+        InputError: if the variable is missing or empty. The word is shown only if it is clearly a name: it may be the
+            key itself.
     """
     key = os.environ.get(variable, "")
     if key:
@@ -50,7 +51,7 @@ ENDPOINTS = ("endpoint", "judge_endpoint")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Flags):
-    """What a run does. Each field is a flag, with hyphens for underscores."""
+    """Settings of a run. Each field is a flag, with hyphens for underscores."""
 
     out: str = setting("", "folder of the run; results that it holds already are kept", metavar="RUN")
     model: str = setting("", "base model: a path, a hub id, or smollm2-135m-instruct")
@@ -107,10 +108,7 @@ class Settings(Flags):
     batch_invariant: bool = setting(False, "vLLM's mode whose answers do not depend on the batch (some GPUs)")
     skip_canary: bool = setting(False, "no check that vLLM answers as transformers does")
     drift: int | None = setting(
-        None,
-        "number of the base's answers to the first safety set over which drift is measured",
-        type=int,
-        at_least=1,
+        None, "number of the base's answers to the first safety set over which drift is measured", type=int, at_least=1
     )
     skip_sparsity: bool = setting(False, "no sparsity, for which transformers loads the base here")
     judge_engine: str = setting(
@@ -142,22 +140,8 @@ class Settings(Flags):
     retry_invalid: bool = setting(False, "repetition of failed responses and judgements")
 
     def adapters(self) -> dict[str, str]:
-        """Folders by name, as ``--adapter`` gives them.
-
-        Raises:
-            InputError: for a word that is not NAME=PATH, and a name given twice.
-        """
-        paths: dict[str, str] = {}
-        for word in self.adapter:
-            name, equals, path = word.partition("=")
-            if not (name and equals and path):
-                raise InputError(
-                    f"--adapter {word} is not NAME=PATH. Write, for example, --adapter mono={path or word.rstrip('=')}"
-                )
-            if name in paths or name == "base":
-                raise InputError(f"--adapter {name}=… : the name {name!r} is taken. Take another one.")
-            paths[name] = path
-        return paths
+        """Folders by name, as ``--adapter`` gives them; raises as :func:`named_paths`."""
+        return named_paths(self.adapter, "--adapter", taken="base")
 
     def check(self) -> None:
         """Raises: InputError, for a value out of range, and for inconsistent flags."""
@@ -180,3 +164,21 @@ class Settings(Flags):
         """All settings as records hold them: endpoints without user, password and query."""
         endpoints = {name: tuple(map(without_credentials, getattr(self, name))) for name in ENDPOINTS}
         return asdict(self) | endpoints
+
+
+def named_paths(words: Iterable[str], flag: str, taken: str = "") -> dict[str, str]:
+    """Paths by name, from words as NAME=PATH.
+
+    Raises:
+        InputError: for another word, and a name that is ``taken`` or given twice.
+    """
+    paths: dict[str, str] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            example = f"{flag} mono={path or word.rstrip('=')}"
+            raise InputError(f"{flag} {word} is not NAME=PATH. Write, for example, {example}")
+        if name in paths or name == taken:
+            raise InputError(f"{flag} {name}=… : the name {name!r} is taken. Take another one.")
+        paths[name] = path
+    return paths

@@ -145,11 +145,7 @@ def _with_peft(
 
 
 def _linear(
-    settings: Merge,
-    texts: Mapping[str, Rows],
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    out: Path,
+    settings: Merge, texts: Mapping[str, Rows], model: PeftModel, tokenizer: PreTrainedTokenizerBase, out: Path
 ) -> dict[str, Any]:
     rows = [row for part in texts.values() for row in part]
     inputs = (

@@ -125,11 +125,11 @@ def show(report: Mapping[str, Any], folder: Path, console: Terminal) -> None:
 
 def verdict(report: Mapping[str, Any]) -> str:
     """The result in one sentence."""
-    kept, least = f"{report['kept']:.2%}", f"{report['min_fidelity']:.0%}"
+    share, least = f"{report['kept']:.2%}", f"{report['min_fidelity']:.0%}"
     if report["passed"]:
-        return f"The merge keeps {kept} of the adapter's effect."
+        return f"The merge keeps {share} of the adapter's effect."
     return (
-        f"The merge keeps only {kept} of the adapter's effect, less than --min-fidelity asks for ({least}). Merge with "
+        f"The merge keeps only {share} of the adapter's effect, below --min-fidelity ({least}). Merge with "
         "--method exact, or serve the adapter itself."
     )
 

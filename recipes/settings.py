@@ -44,7 +44,7 @@ class Sparsity(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class Prune(Flags):
-    """Which units of an adapter are taken out, or kept."""
+    """The units of an adapter to take out, or to keep."""
 
     adapter: str = setting(REQUIRED, "an adapter folder, MonoLoRA or LoRA", positional=True)
     out: str | None = setting(
@@ -77,7 +77,7 @@ class Prune(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class Loading(Flags):
-    """How the adapters and their base are loaded, in ``monolora merge`` and ``monolora verify``."""
+    """The loading of adapters and their base, in ``monolora merge`` and ``monolora verify``."""
 
     weights: tuple[float, ...] = setting(
         (), "one factor an adapter, of any sign (default: 1 each)", type=float, nargs="+"
@@ -176,7 +176,7 @@ class Verify(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class ServeCheck(Flags):
-    """A model and an adapter to serve, and how."""
+    """A model and an adapter to serve, and vLLM's settings."""
 
     base: str = setting(REQUIRED, "model that vLLM serves: a path, a hub id, or smollm2-135m-instruct", positional=True)
     adapter: str | None = setting(None, "folder of a MonoLoRA or LoRA adapter", positional=True, nargs="?")

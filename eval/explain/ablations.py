@@ -65,13 +65,7 @@ class Effect:
 
     @staticmethod
     def of(
-        dataset: str,
-        key: str,
-        title: str,
-        unit: str,
-        adapted_P: Floats,
-        changes_KP: Floats,
-        is_tested: bool = True,
+        dataset: str, key: str, title: str, unit: str, adapted_P: Floats, changes_KP: Floats, is_tested: bool = True
     ) -> Effect:
         """From values by prompt; a warning counts what could not be measured.
 
@@ -138,7 +132,7 @@ def next_token_effects(
     """
     sequences = [_sequences(prompt) for prompt in prompts]
     batches = batches_of(
-        [max(map(len, each)) for each in sequences], len(ablations), batch_size, max(map(len, sequences))
+        [max(map(len, beginnings)) for beginnings in sequences], len(ablations), batch_size, max(map(len, sequences))
     )
     adapted_MP = np.full((len(_MEASURES), len(prompts)), np.nan)
     changes_MKP = np.full((len(_MEASURES), len(ablations), len(prompts)), np.nan)

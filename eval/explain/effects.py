@@ -197,12 +197,7 @@ def _next_token(
     else:
         prompts = [ScoredPrompt(text_set.ids(number, inference.tokenizer)) for number in chosen]
     return next_token_effects(
-        inference.model,
-        text_set.name,
-        prompts,
-        taken_out,
-        batch_size=4 * inference.batch_size,
-        adapter=layout.adapter,
+        inference.model, text_set.name, prompts, taken_out, batch_size=4 * inference.batch_size, adapter=layout.adapter
     )
 
 

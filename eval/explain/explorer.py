@@ -1,4 +1,4 @@
-"""What the explorer's script reads: numbers for the list in columns, and a line of JSON a unit for the rest.
+"""The explorer's page and the data of its script: columns for the list, and a line of JSON a unit for the rest.
 
 Texts of tokens and labels stand once in a table, the most frequent first; elsewhere they are indices into it. Numbers
 have four significant digits; NaN is null. A context's activations are in thousandths of the largest of its unit.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from monolora.eval.explain.records import Change, Context, Contrast, Counts, DatasetFeatures, End, Explained, UnitLogits
+from monolora.eval.explain.records import Context, Contrast, Counts, DatasetFeatures, End, Explained, UnitLogits
 from monolora.reporting.html import flat, rendered, script_json, script_lines
 
 LEVELS = 999
@@ -51,7 +51,7 @@ class ModuleParts(NamedTuple):
 
 
 def explorer_data(explained: Explained) -> ExplorerData:
-    """Everything that the page's script shows."""
+    """The data of the page's script."""
     strings = {text: index for index, (text, _) in enumerate(_all_strings(explained).most_common())}
     modules = list(dict.fromkeys(name.module for name in explained.units))
     module_index = {module: k for k, module in enumerate(modules)}
@@ -68,7 +68,7 @@ def explorer_data(explained: Explained) -> ExplorerData:
             [measure.title, measure.unit, measure.dataset, measure.prompts, number(measure.adapted)]
             for measure in explained.ablations.measures
         ],
-        "everything": list(map(_change, explained.ablations.everything)),
+        "everything": list(map(numbers, explained.ablations.everything)),
         "changes": _change_columns(explained),
         "contrasts": [
             {"a": pair.a, "b": pair.b, "texts": [pair.texts_a, pair.texts_b], "auc": numbers(pair.auc)}
@@ -213,7 +213,7 @@ def _common(explained: Explained, unit: int, strings: Strings) -> dict[str, Any]
     changes = explained.ablations.changes.get(unit)
     return {
         "l": _logits(explained.logits[unit], strings),
-        "a": None if changes is None else list(map(_change, changes)),
+        "a": None if changes is None else list(map(numbers, changes)),
         "c": [_contrast(contrast, unit) for contrast in explained.contrasts],
     }
 
@@ -223,10 +223,6 @@ def _logits(logits: UnitLogits | None, strings: Strings) -> list[Any] | None:
         return None
     sides = ([[strings[token], number(value)] for token, value in side] for side in (logits.raised, logits.lowered))
     return [logits.how, *sides]
-
-
-def _change(change: Change) -> list[float | None]:
-    return numbers(change)
 
 
 def _contrast(contrast: Contrast, unit: int) -> list[float | None]:

@@ -1,7 +1,7 @@
 """The features of a data set, from what a pass over it counted.
 
-Texts are counted in groups, by label and by whether the model answers rightly where that is asked for; contrasts
-compare groups. Shapes: G groups (the last one has the texts without a label), U units, E bins, S ends; K labels of
+Texts are counted in groups, by label and, if requested, by whether the model answers rightly; contrasts compare
+groups. Shapes: G groups (the last one has the texts without a label), U units, E bins, S ends; K labels of
 counts, contexts of a unit; W tokens of a context.
 """
 

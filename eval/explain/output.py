@@ -30,7 +30,7 @@ from monolora.eval.explain.text_sets import TextSet
 from monolora.files import saving, write_json, write_text
 from monolora.runs import RUN, Kind, OutputFolder
 
-# The ends of signed units have other names than "strongest", which is the only end that there is without a sign.
+# Names of the ends; units without a sign have only the first.
 _ENDS = ("strongest", "lowest")
 _ATTRS = "PANDAS_ATTRS"  # where pandas looks for DataFrame.attrs
 

@@ -1,4 +1,4 @@
-"""``monolora explain ADAPTER --out DIR``: what each unit of an adapter fires on, says and does.
+"""``monolora explain ADAPTER --out DIR``: what each unit of an adapter fires on and does.
 
 Prints the data sets and the units of the largest effect, and writes a page to explore.
 """
@@ -24,6 +24,7 @@ from monolora.eval.explain.records import DatasetFeatures, Explained
 from monolora.eval.explain.run import check_output as check_output_of
 from monolora.eval.explain.run import explain
 from monolora.eval.explain.settings import Call, Settings
+from monolora.eval.settings import named_paths
 from monolora.files import code_trusted
 from monolora.locks import locked, no_empty_folder
 from monolora.reporting.numbers import plain
@@ -34,7 +35,7 @@ _ROWS = 10
 
 
 def summary(explained: Explained, console: Terminal) -> None:
-    """Print it. Texts of safety sets are not shown, nor their tokens."""
+    """Print the summary, without texts and tokens of safety sets."""
     for dataset in explained.datasets:
         console.print(_table(explained, dataset))
         console.print(Text(_facts(dataset)))
@@ -115,16 +116,10 @@ def run(call: Call) -> int:
 
 
 def _named(words: tuple[str, ...]) -> dict[str, str]:
-    paths: dict[str, str] = {}
-    for word in words:
-        name, equals, path = word.partition("=")
-        if not (name and equals and path):
-            raise InputError(f"--compare {word} is not NAME=PATH. Write, for example, mono={path or word}")
+    paths = named_paths(words, "--compare")
+    for name, path in paths.items():
         if "/" in name or "\\" in name or name.startswith("."):
-            raise InputError(f"--compare {word}: {name} cannot be a folder's name. Take letters and digits.")
-        if name in paths:
-            raise InputError(f"--compare names {name!r} twice. Take another name.")
-        paths[name] = path
+            raise InputError(f"--compare {name}={path}: {name} cannot be a folder's name. Take letters and digits.")
     if len(paths) < 2:
         raise InputError("--compare needs two adapters or more.")
     return paths

@@ -1,4 +1,4 @@
-"""Explaining one adapter: a pass over each data set, then what its units do, then the files."""
+"""The explanation of one adapter: a pass over each data set, the effects of its units, and the files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     Attributes:
         text_sets: by name.
         contrasts: pairs of groups.
-        by_answer: data sets of which right and wrong answers are told apart.
+        by_answer: data sets whose right and wrong answers are counted apart.
     """
 
     text_sets: dict[str, TextSet]
@@ -51,7 +51,7 @@ class Plan(NamedTuple):
     by_answer: frozenset[str]
 
     def grouping(self, name: str) -> Grouping:
-        """How the texts of a data set are counted apart."""
+        """The grouping of a data set's texts."""
         return Grouping(self.text_sets[name].labels, name in self.by_answer)
 
 
@@ -188,7 +188,7 @@ def _steps(step: Callable[[], None], times: int) -> None:
 
 
 def _right_answers(inference: Inference, text_set: TextSet) -> list[bool]:
-    """Whether the label that the model finds likeliest is the right one."""
+    """Whether the likeliest label is the right one, text by text."""
     likelihoods = label_likelihoods(inference, list(text_set.examples), text_set.task_labels)
     return [
         max(of_labels, key=of_labels.__getitem__) == example.response

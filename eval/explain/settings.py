@@ -76,11 +76,7 @@ class Settings(Flags):
     )
 
     def check(self) -> None:
-        """Refuse what cannot be.
-
-        Raises:
-            InputError: naming the flag.
-        """
+        """Raises: InputError, naming the flag, for invalid and inconsistent values."""
         if not self.out:
             raise InputError("Where to? Give a folder with --out.")
         super().check()
@@ -94,7 +90,7 @@ class Settings(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Flags):
-    """A command line: the adapter, and what is measured of it."""
+    """A command line: the adapter and the settings."""
 
     adapter: str | None = setting(None, "folder of a MonoLoRA or LoRA adapter", positional=True, nargs="?")
     settings: Settings = group(Settings)

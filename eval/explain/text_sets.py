@@ -6,7 +6,7 @@ beavertails, beavertails-eval, xstest
 beavertails-answers  BeaverTails' questions with their answers, of which the answers count; labels are safe and unsafe
 HUB_ID, PATH         any data set that the recipes read, with or without answers; labels from a column
 
-What all prompts of a set begin and end with (the instruction, the chat template) is read, but does not count. Add
+The common beginning and ending of a set's prompts (instruction, chat template) are read, but do not count. Add
 ``-last`` to a name to count the last token of each prompt instead: there the model decides what to answer.
 Add ``-answers`` to the name of a task for its prompts with their right answers, of which the answers count.
 A prompt that is too long is cut from the left, as for the alignment suite.
@@ -34,9 +34,9 @@ from monolora.explain.contexts import Text
 
 ANSWERS, LAST = "-answers", "-last"
 Part = Literal["text", "last", "answers"]
-LONGEST = 1024  # tokens of a text that are read
+LONGEST = 1024  # maximum of tokens that are read of a text
 MOST_LABELS = 50
-_SHARED_BY = 256  # texts, in which the beginning and the ending that all share are looked for
+_SHARED_BY = 256  # texts in which the common beginning and ending are searched
 _SAFETY = "beavertails"
 
 
@@ -47,11 +47,11 @@ class TextSet:
     Attributes:
         name: as given.
         is_safety: whether the texts may be harmful.
-        examples: prompts, with their answers where these are read.
-        part: what counts; with ``answers``, they are read too.
+        examples: prompts, with their answers if these are read.
+        part: the tokens that count.
         labels: names of the labels; empty for none.
-        groups: place of each example's label; -1 for none.
-        note: why there are no labels, or not for all.
+        groups: index of each example's label; -1 for none.
+        note: why labels are missing.
         task_labels: the possible answers, where the prompts are those of a classification task.
     """
 

@@ -13,7 +13,7 @@ from monolora.reporting.numbers import NOTHING, Axis, Tick, decimals, plain, sho
 ALPHA = 0.05
 """A difference is marked where its p, after Holm's correction, is below this."""
 
-HEADLINE_PLACES = 2  # as the paper's table 2 has them
+HEADLINE_DIGITS = 2  # as the paper's table 2 has them
 
 MARK = "*"
 
@@ -41,12 +41,12 @@ class View:
         return [column for column in self.headline if column.judge in judges]
 
     @cached_property
-    def _places(self) -> dict[str, int]:
+    def _digits(self) -> dict[str, int]:
         cells = self.results["cells"]
         return {
             column.id: max(
                 decimals(cell["value"] for row in cells.values() if (cell := row.get(column.id))),
-                HEADLINE_PLACES if column.headline else 0,
+                HEADLINE_DIGITS if column.headline else 0,
             )
             for column in self.columns
         }
@@ -55,9 +55,9 @@ class View:
     def _by_id(self) -> dict[str, Column]:
         return {column.id: column for column in self.columns}
 
-    def places(self, column: str) -> int:
+    def digits(self, column: str) -> int:
         """Decimals that the column is shown with."""
-        return self._places[column]
+        return self._digits[column]
 
     def column(self, name: str) -> Column:
         """The column with this id."""
@@ -75,12 +75,12 @@ class View:
     def value(self, model: str, column: str) -> str:
         """The value as it is shown, or a dash."""
         cell = self.cell(model, column)
-        return NOTHING if cell is None else shown(cell["value"], self.places(column))
+        return NOTHING if cell is None else shown(cell["value"], self.digits(column))
 
     def interval(self, model: str, column: str) -> str:
         """The interval as it is shown, or nothing."""
         cell = self.cell(model, column)
-        return "" if cell is None else shown_interval(cell["low"], cell["high"], self.places(column))
+        return "" if cell is None else shown_interval(cell["low"], cell["high"], self.digits(column))
 
     def marked(self, model: str, column: str) -> bool:
         """Whether the model differs from the base in this column, after Holm's correction."""
@@ -97,11 +97,11 @@ class View:
 
     def change(self, difference: Mapping[str, Any]) -> str:
         """The difference as it is shown."""
-        return shown_change(difference["difference"], self.places(difference["column"]))
+        return shown_change(difference["difference"], self.digits(difference["column"]))
 
     def change_interval(self, difference: Mapping[str, Any]) -> str:
         """The interval of the difference as it is shown, or nothing."""
-        digits = self.places(difference["column"])
+        digits = self.digits(difference["column"])
         return shown_interval(difference["low"], difference["high"], digits, changes=True)
 
     def full_title(self, column: Column) -> str:
@@ -251,7 +251,7 @@ def _curve(view: View, name: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
     ]
     corners = [(x, high) for x, _, high in bars] + [(x, low) for x, low, _ in reversed(bars)]
     points = [(x, float(up.place(row["value"]) or 0)) for x, row in zip(xs, rows, strict=True)]
-    column, last, digits = view.column(name), rows[-1], view.places(name)
+    column, last, digits = view.column(name), rows[-1], view.digits(name)
     return Curve(
         _title(view, column),
         across.ticks(),

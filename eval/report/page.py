@@ -1,4 +1,4 @@
-"""The prompts, responses and judgements as the page's script reads them: short keys, numbers rounded as shown."""
+"""The HTML page of the report, and the data of its script: short keys, numbers rounded as shown."""
 
 from __future__ import annotations
 
@@ -49,14 +49,12 @@ def _row(models: Sequence[str], judges: Sequence[Mapping[str, Any]], entry: Mapp
 
 
 def _answer(answer: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Text ``t``, tokens ``n``; ``x`` is why it is invalid, ``cut`` and ``limit`` are there where they are true."""
+    """Text ``t``, tokens ``n``; ``x`` is why it is invalid, ``cut`` and ``limit`` are 1 or absent."""
     if answer is None:
         return None
-    marks = {"cut": bool(answer["cut"]), "limit": answer["finish"] == "length"}
-    shown_answer: dict[str, Any] = {"t": answer["text"], "n": answer["tokens"]} | {
-        key: 1 for key, is_so in marks.items() if is_so
-    }
-    return shown_answer if answer["status"] == OK else shown_answer | {"x": answer["reason"] or "invalid"}
+    marks = {"cut": answer["cut"], "limit": answer["finish"] == "length"}
+    entry = {"t": answer["text"], "n": answer["tokens"], **{mark: 1 for mark, is_set in marks.items() if is_set}}
+    return entry if answer["status"] == OK else entry | {"x": answer["reason"] or "invalid"}
 
 
 def _judgement(judge: Mapping[str, Any], judgement: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -99,7 +97,7 @@ class Scores(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A row of the table of differences, as it is shown; ``reading`` is in words, ``style`` its CSS class or empty."""
+    """A row of the table of differences as shown; ``reading`` is in words, ``style`` its CSS class or empty."""
 
     column: str
     change: str

@@ -37,16 +37,15 @@ def effects(view: View, model: str) -> list[str]:
 def failures(view: View) -> list[str]:
     """Responses and judgements that are missing, invalid or cut; may be empty."""
     sentences = []
-    missing = [row for row in view.results["invalid"] if row["reason"] == MISSING]
-    for judge, count in _by_judge(missing).items():
-        s, are = ("", "is") if count == 1 else ("s", "are")
-        sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} missing: run `monolora eval score`.")
-    for judge, count in _by_judge(row for row in view.results["invalid"] if row not in missing).items():
-        s, are = ("", "is") if count == 1 else ("s", "are")
-        sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} invalid and left out of every mean.")
-    for judge, count in _by_judge(view.results["judged_in_part"]).items():
-        s, are = ("", "is") if count == 1 else ("s", "are")
-        sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} of a response whose end did not fit.")
+    invalid = view.results["invalid"]
+    for rows, what in (
+        ([row for row in invalid if row["reason"] == MISSING], "missing: run `monolora eval score`"),
+        ([row for row in invalid if row["reason"] != MISSING], "invalid and left out of every mean"),
+        (view.results["judged_in_part"], "of a response whose end did not fit"),
+    ):
+        for judge, count in _by_judge(rows).items():
+            s, are = ("", "is") if count == 1 else ("s", "are")
+            sentences.append(f"{count:,} judgement{s} by {plain(judge)} {are} {what}.")
     absent = sum(row["reasons"].get(MISSING, 0) for row in view.results["counts"])
     for key, what in (
         ("invalid", f"are unavailable, {absent:,} of them not asked for yet" if absent else "are unavailable"),
@@ -119,7 +118,7 @@ def _no_change(view: View, models: list[str]) -> str:
     doubt = f"with {_rows(differences)}"
     if ends:
         largest, column = max(ends)
-        doubt += f", changes of up to {shown(largest, view.places(column))} {unit(view.column(column))} fit the data"
+        doubt += f", changes of up to {shown(largest, view.digits(column))} {unit(view.column(column))} fit the data"
     return f": no difference from {plain(view.base)} was found {where}; {doubt}."
 
 
@@ -164,7 +163,7 @@ def _effect(view: View, column: Column, difference: Mapping[str, Any] | None) ->
         return f"{title}: no difference was found ({change}, {_evidence(view, difference)})."
     verb = "rose" if difference["difference"] > 0 else "fell"
     reading = {"worse": ", which is worse", "better": ", which is better"}.get(view.reading(difference), "")
-    size = f"{shown(abs(difference['difference']), view.places(column.id))} {unit(column)}".rstrip()
+    size = f"{shown(abs(difference['difference']), view.digits(column.id))} {unit(column)}".rstrip()
     return f"{title} {verb} by {size}{reading} ({_evidence(view, difference)})."
 
 

@@ -73,8 +73,8 @@ def start_from_mean(model: BertForSequenceClassification) -> None:
     """Make the last layer of an encoder begin as the mean over the tokens, which then reaches the head unchanged.
 
     BERT classifiers are read at the first token. Sentence encoders such as MiniLM are trained through the mean over
-    all tokens, and their first token says little; a few thousand rows do not teach it to. The last layer is the one to
-    give for it: re-initialising it helps small finetunings anyway (Zhang et al. 2021, Revisiting Few-sample BERT
+    all tokens, and their first token holds little; a few thousand rows do not change that. The last layer is the one to
+    replace: re-initialising it helps small finetunings anyway (Zhang et al. 2021, Revisiting Few-sample BERT
     Fine-tuning). Queries of zero attend to all tokens alike, and their gradients are not zero, because the keys stay.
     """
     layer, pooler = model.bert.encoder.layer[-1], model.bert.pooler.dense
@@ -110,12 +110,12 @@ def load_tokenizer(folder: str, model: PreTrainedModel) -> PreTrainedTokenizerBa
 
 
 def longest(model: PreTrainedModel, max_length: int) -> int:
-    """``max_length``, or what the model has positions for if that is less."""
+    """``max_length``, at most the model's number of positions."""
     return min(max_length, model.config.get_text_config().max_position_embeddings)
 
 
 def encode_rows(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[Example], int]:
-    """The rows as token ids, and how many are left out because their prompt alone is too long."""
+    """The rows as token ids, and the number of those left out because their prompt alone is too long."""
     examples = []
     for row in rows:
         try:

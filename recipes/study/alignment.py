@@ -4,8 +4,8 @@
     python recipes/study/alignment.py --config recipes/study/smollm2.yaml --preset gpu --dry-run
 
 Trains every adapter on every data set at several learning rates, selects the rate on held-out training examples, trains
-the other seeds, evaluates base and adapters together, and writes OUT/report/report.md. Each
-cell runs in a worker process; an interrupted study resumes with the same command, and repeats only missing cells.
+the other seeds, evaluates base and adapters together, and writes OUT/report/report.md. Each cell runs in a worker
+process; an interrupted study resumes with the same command, and repeats only missing cells.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from monolora.run_record import SFT, fingerprint_files
 from monolora.runs import Kind, claim
 from monolora.terminal import STDERR, say
 
-# A study resumes with what is in its folder, and is never replaced.
+# A study resumes from its folder, and is never replaced.
 STUDY = Kind(name="study", record="cells", keys=(), files=())
 _KINDS = {"sft": SFT, "judge": JUDGE, "eval": EVALUATION}
 DIVERGED = "diverged"  # the status of a training in its record

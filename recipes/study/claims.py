@@ -202,7 +202,7 @@ def _by_margin(claim: Claim, interval: Interval, margin: float) -> Answer:
 def _numbers(claim: Claim, estimate: Estimate, p_holm: float | None) -> str:
     digits = decimals_of(estimate, claim.values.column.unit)
     interval = shown_interval(estimate.low, estimate.high, digits, changes=True)
-    p = "" if p_holm is None else f", p {said_p(p_holm)} after Holm's correction"
+    p = "" if p_holm is None else f", p {p_text(p_holm)} after Holm's correction"
     return f"{shown_change(estimate.mean, digits)}{_unit(claim)} {interval}{p}."
 
 
@@ -239,7 +239,7 @@ def detectable(estimate: Estimate, alpha: float) -> float:
     return float(shift) * error
 
 
-def said_p(p: float) -> str:
+def p_text(p: float) -> str:
     """``= 0.03``, ``< 0.001``."""
     shown = shown_p(p)
     return f"< {shown[1:]}" if shown.startswith("<") else f"= {shown}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monolora.cli.flags import FlagParser
+from monolora.cli.flags import FlagParser, spelled
 from monolora.errors import InputError
 from monolora.eval import command_line
 from monolora.recipes.settings import Judge
@@ -125,7 +125,7 @@ def _eval_flags(study: Study, overrides: Mapping[str, Any]) -> tuple[dict[str, A
 def _words(flags: Mapping[str, Any], separator: str) -> Iterator[str]:
     """The words of a command line. A list becomes several words if the separator is a space, otherwise one word."""
     for name, value in flags.items():
-        flag = f"--{name.replace('_', '-')}"
+        flag = spelled(name)
         if value is True:
             yield flag
         elif isinstance(value, (list, tuple)):

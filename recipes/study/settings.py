@@ -155,23 +155,14 @@ def load(path: Path, preset: str | None = None, out: str | None = None) -> Study
         **values
         | {
             "out": out or str(Path(values["out"]) / str(chosen)),
-            "adapters": {
-                str(name): _mapping(flags, f"{where}, adapters, {name}")
-                for name, flags in _mapping(values["adapters"], f"{where}, adapters").items()
-            },
+            "adapters": _mappings(values, "adapters", where),
             "datasets": {
-                str(name): _part(Dataset, {"sft": {}, "eval": {}} | _mapping(overrides, f"{where}, {name}"), where)
-                for name, overrides in _mapping(values["datasets"], f"{where}, datasets").items()
+                name: _part(Dataset, {"sft": {}, "eval": {}} | overrides, where)
+                for name, overrides in _mappings(values, "datasets", where).items()
             },
-            "judges": {
-                str(name): _mapping(flags, f"{where}, judges, {name}")
-                for name, flags in _mapping(values.get("judges"), f"{where}, judges").items()
-            },
-            "seeds": tuple(_list(values["seeds"], f"{where}, seeds")),
-            "learning_rates": tuple(_list(values["learning_rates"], f"{where}, learning_rates")),
-            "margin": _mapping(values.get("margin"), f"{where}, margin"),
-            "sft": _mapping(values.get("sft"), f"{where}, sft"),
-            "eval": _mapping(values.get("eval"), f"{where}, eval"),
+            "judges": _mappings(values, "judges", where),
+            **{key: tuple(_list(values[key], f"{where}, {key}")) for key in ("seeds", "learning_rates")},
+            **{key: _mapping(values.get(key), f"{where}, {key}") for key in ("margin", "sft", "eval")},
             "curve": _curve(values.get("curve"), where),
             "estimates": None if values.get("estimates") is None else _part(Estimates, values["estimates"], where),
         }
@@ -227,6 +218,12 @@ def _mapping(value: Any, where: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where} must be a mapping, got {shortened(value)}.")
     return value
+
+
+def _mappings(values: Mapping[str, Any], key: str, where: str) -> dict[str, dict[Any, Any]]:
+    """The mappings below a key, by name."""
+    where = f"{where}, {key}"
+    return {str(name): _mapping(value, f"{where}, {name}") for name, value in _mapping(values.get(key), where).items()}
 
 
 def _list(value: Any, where: str) -> Sequence[Any]:

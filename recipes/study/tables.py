@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from monolora.eval.measures.table import PERCENT
-from monolora.eval.report.charts import HEADLINE_PLACES
-from monolora.recipes.study.claims import decimals_of, said_p
+from monolora.eval.report.charts import HEADLINE_DIGITS
+from monolora.recipes.study.claims import decimals_of, p_text
 from monolora.recipes.study.plan import SelectedRate, training
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import TABLE_2, Study
@@ -55,7 +55,7 @@ def _cell(values: Values, estimate: Estimate | None) -> str:
     if estimate is None:
         return NOTHING
     column = values.column
-    digits = HEADLINE_PLACES if column.headline else 1 if column.unit == PERCENT else _decimals(values)
+    digits = HEADLINE_DIGITS if column.headline else 1 if column.unit == PERCENT else _decimals(values)
     return f"{shown(estimate.mean, digits)} {shown_interval(estimate.low, estimate.high, digits)}".strip()
 
 
@@ -87,7 +87,7 @@ def _difference(estimate: Estimate | None, unit: str) -> str:
         return f"{shown_change(estimate.mean, 1)} always"
     digits = decimals_of(estimate, unit)
     interval = shown_interval(estimate.low, estimate.high, digits, changes=True)
-    return f"{shown_change(estimate.mean, digits)} {interval}, p {said_p(estimate.p)}"
+    return f"{shown_change(estimate.mean, digits)} {interval}, p {p_text(estimate.p)}"
 
 
 def paper_table(dataset: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
+from monolora.cli.flags import spelled
 from monolora.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 ADAPTERS = ("monolora", "lora", "none")
 
-# TRL's flags that this recipe would not look at, and what to do instead.
+# TRL's flags that have no effect in this recipe, and the alternatives.
 NOT_HERE = {
     "use_peft": "--adapter says what is trained",
     "lora_task_type": "the recipe trains causal language models",
@@ -54,8 +55,8 @@ NOT_HERE = {
     "parallelism_config": "accelerate's own file sets it: accelerate launch --config_file FILE",
     "local_rank": "the launcher sets it",
 }  # fmt: skip
-# TRL's flags that do here what their help says. One that is in neither list came with a later TRL than this recipe
-# knows, and is refused: whether it has an effect was not checked.
+# TRL's flags that work here as documented. A flag in neither list is of a later TRL, and is refused: its effect here
+# is unknown.
 WORKS = frozenset(
     {
         # ScriptArguments
@@ -156,13 +157,13 @@ def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str],
     if flags.adapter not in ADAPTERS:
         raise unknown("--adapter", flags.adapter, ADAPTERS)
     for name in sorted(named & NOT_HERE.keys()):
-        raise InputError(f"{_flag(name)} has no effect here: {NOT_HERE[name]}. Leave it out.")
+        raise InputError(f"{spelled(name)} has no effect here: {NOT_HERE[name]}. Leave it out.")
     for name in sorted(named & unclassified(training)):
-        raise InputError(f"{_flag(name)} is newer than this recipe, which does not know whether it has an effect here.")
+        raise InputError(f"{spelled(name)} is newer than this recipe: its effect here is unknown.")
     _check_needs(flags, named)
     for ours, theirs in (("model", "model_name_or_path"), ("dataset", "dataset_name")):
         if {ours, theirs} <= named:
-            raise InputError(f"{_flag(ours)} and {_flag(theirs)} mean the same. Keep {_flag(ours)}.")
+            raise InputError(f"{spelled(ours)} and {spelled(theirs)} mean the same. Keep {spelled(ours)}.")
     _check_adapter_flags(flags, typed, named)
     if flags.overwrite and flags.resume_from_checkpoint is not None:
         raise InputError("--overwrite starts a run anew and --resume-from-checkpoint continues one. Keep one of them.")
@@ -209,7 +210,7 @@ def _check_needs(flags: argparse.Namespace, named: set[str]) -> None:
 
 
 def _without(name: str, needed: str) -> InputError:
-    return InputError(f"{_flag(name)} has no effect without {needed}. Give that too, or leave it out.")
+    return InputError(f"{spelled(name)} has no effect without {needed}. Give that too, or leave it out.")
 
 
 def _check_adapter_flags(flags: argparse.Namespace, typed: set[str], named: set[str]) -> None:
@@ -218,7 +219,7 @@ def _check_adapter_flags(flags: argparse.Namespace, typed: set[str], named: set[
     if flags.adapter == "none":
         shaping = sorted(name for name in typed if name.startswith("lora_") or name in _SHAPING)
         if shaping:
-            raise InputError(f"{_flag(shaping[0])} shapes an adapter, and --adapter none has none. Leave it out.")
+            raise InputError(f"{spelled(shaping[0])} shapes an adapter, and --adapter none has none. Leave it out.")
         if flags.load_in_4bit or flags.load_in_8bit:
             raise InputError("Quantized weights cannot be trained. Leave --load-in-4bit and --load-in-8bit out.")
     if flags.adapter == "monolora" and flags.use_dora:
@@ -242,25 +243,25 @@ def check_values(arguments: Arguments) -> None:
         for name in names:
             value = values[name]
             if value is not None and not holds(value) and not _unused(name, arguments):
-                raise InputError(f"{_flag(name)} must be {need}, got {value}{_ADVICE.get(name, '')}.")
+                raise InputError(f"{spelled(name)} must be {need}, got {value}{_ADVICE.get(name, '')}.")
     if training.max_steps < 1 and training.max_steps != -1:
         raise InputError(f"--max-steps must be at least 1, got {training.max_steps}; -1 is --num-train-epochs.")
     for name in _MAPPINGS:
         if values[name] is not None and not isinstance(values[name], dict):
-            raise InputError(f"{_flag(name)} must be a mapping in JSON, got {values[name]!r}.")
+            raise InputError(f"{spelled(name)} must be a mapping in JSON, got {values[name]!r}.")
     for name in ("rank_pattern", "alpha_pattern"):
         for key, value in (values[name] or {}).items():
             kinds = (int,) if name == "rank_pattern" else (int, float)
             if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
                 need = "a whole number from 1 on" if name == "rank_pattern" else "a number above 0"
-                raise InputError(f"{_flag(name)}: {key} must be {need}, got {value!r}.")
+                raise InputError(f"{spelled(name)}: {key} must be {need}, got {value!r}.")
     if training.gradient_checkpointing_kwargs and not training.gradient_checkpointing:
         raise InputError("--gradient-checkpointing-kwargs has no effect without --gradient-checkpointing. Give both.")
     if not 0 <= model.lora_dropout < 1:
         raise InputError(f"--lora-dropout must be at least 0 and below 1, got {model.lora_dropout}.")
     for name in ("seed", "data_seed"):
         if values[name] is not None and not 0 <= values[name] < 2**32:
-            raise InputError(f"{_flag(name)} must be between 0 and 2**32 - 1, got {values[name]}.")
+            raise InputError(f"{spelled(name)} must be between 0 and 2**32 - 1, got {values[name]}.")
 
 
 def _unused(name: str, arguments: Arguments) -> bool:
@@ -271,7 +272,3 @@ def _unused(name: str, arguments: Arguments) -> bool:
         or (name == "logging_steps" and training.logging_strategy != "steps")
         or (name.startswith("lora_") and arguments.adapter.adapter == "none")
     )
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

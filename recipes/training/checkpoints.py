@@ -21,6 +21,7 @@ from typing_extensions import TypedDict
 
 from monolora import run_record
 from monolora.checkpoint import check_weights_file
+from monolora.cli.flags import spelled
 from monolora.errors import InputError, in_one_line
 from monolora.files import follow_umask, read_json, saving
 from monolora.model_files import (
@@ -279,7 +280,7 @@ def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed |
     earlier = {name: value for name, value in _defaults().items() if name in config} | before["config"]
     changed = sorted(key for key in config.keys() & earlier.keys() - _FREE_FLAGS if config[key] != earlier[key])
     if changed:
-        listed = ", ".join(f"--{key.replace('_', '-')} {earlier[key]} → {config[key]}" for key in changed)
+        listed = ", ".join(f"{spelled(key)} {earlier[key]} → {config[key]}" for key in changed)
         raise InputError(f"{path} is of a run with other settings: {listed}. Give the same, or start anew.")
     return Resumed(checkpoint, before)
 

@@ -77,9 +77,7 @@ def test_threshold(make: Make, least: float, passed: bool) -> None:
     assert report["passed"] is passed
     said = merge_report.verdict(report)
     assert ("keeps 77.14% of the adapter's effect." in said) == passed
-    assert (f"keeps only 77.14% of the adapter's effect, less than --min-fidelity asks for ({least:.0%})" in said) == (
-        not passed
-    )
+    assert (f"keeps only 77.14% of the adapter's effect, below --min-fidelity ({least:.0%})" in said) == (not passed)
 
 
 def test_write_and_read(make: Make, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_which_units_are_ablated(explain: Explain, evaluated: Evaluated, tmp_pat
         (("MONO", "--out", "x", "--dataset", "QUESTIONS", "--label-column", "no", "--ablate-by", "contrast"), "contr"),
         (("MONO", "--out", "MONO"), "which the explanation is made from"),
         (("--out", "x", "--compare", "a=MONO"), "two adapters or more"),
-        (("--out", "x", "--compare", "a=MONO", "a=MONO"), "twice"),
+        (("--out", "x", "--compare", "a=MONO", "a=MONO"), "is taken"),
         (("nowhere", "--out", "x"), "holds no adapter"),
         (("MONO", "--out", "x", "--judges", "nobody"), "Unknown judge"),
         (("MONO", "--out", "x", "--datset", "demo"), "--dataset"),

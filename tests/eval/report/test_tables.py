@@ -117,4 +117,4 @@ def test_table_2_has_the_papers_two_decimals() -> None:
         results["cells"][model]["beavertails/shieldgemma/average"]["value"] = value
     view = View(results)
     assert [view.value(model, "beavertails/shieldgemma/average") for model in ("base", "mono")] == ["10.49", "10.54"]
-    assert view.places("beavertails/beaverdam/flagged") == 2
+    assert view.digits("beavertails/beaverdam/flagged") == 2
