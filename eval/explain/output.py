@@ -46,16 +46,20 @@ def write_parquet(path: Path, explained: Explained) -> None:
     parquet.write_table(table, path, compression="zstd")
 
 
+def _facts(dataset: DatasetFeatures) -> dict[str, Any]:
+    names = ("texts", "tokens", "labels", "unlabelled", "chance", "strongest", "note")
+    return {name: vars(dataset)[name] for name in names}
+
+
 def _about(explained: Explained) -> dict[str, Any]:
     """Facts about all units together."""
     ablations = explained.ablations
-    keys = ("texts", "tokens", "labels", "unlabelled", "note", "strongest", "chance")
     together = itertools.zip_longest(ablations.measures, ablations.everything)
     return {
         "adapter": explained.adapter,
         "method": explained.method,
         "model": explained.model,
-        "datasets": {dataset.name: {key: vars(dataset)[key] for key in keys} for dataset in explained.datasets},
+        "datasets": {dataset.name: _facts(dataset) for dataset in explained.datasets},
         "measures": {
             measure.id: {**measure._asdict(), "everything": None if change is None else change._asdict()}
             for measure, change in together
@@ -181,17 +185,7 @@ def record(explained: Explained, text_sets: Sequence[TextSet]) -> dict[str, Any]
         "model": explained.model,
         "units": len(explained.units),
         "datasets": [
-            {
-                "name": features.name,
-                "fingerprint": text_set.fingerprint(),
-                "texts": features.texts,
-                "tokens": features.tokens,
-                "labels": features.labels,
-                "unlabelled": features.unlabelled,
-                "chance": features.chance,
-                "strongest": features.strongest,
-                "note": features.note,
-            }
+            {"name": features.name, "fingerprint": text_set.fingerprint(), **_facts(features)}
             for features, text_set in zip(explained.datasets, text_sets, strict=True)
         ],
         "ablations": {

@@ -222,24 +222,18 @@ def _verdict_lines(decided: Sequence[Verdict]) -> list[str]:
 
 def as_json(decided: Sequence[Verdict]) -> str:
     """The verdicts, for programs."""
-    rows = [
-        {
-            "dataset": verdict.claim.dataset,
-            "claim": verdict.claim.text,
-            "source": verdict.claim.source,
-            "column": verdict.claim.values.column.id,
-            "model": verdict.claim.model,
-            "against": verdict.claim.against,
-            "better": verdict.claim.better,
-            "margin": verdict.claim.margin,
-            "answer": verdict.answer,
-            "text": verdict.text,
-            "estimate": None if verdict.estimate is None else _finite(tables.numbers(verdict.estimate)),
-            "p_holm": verdict.p_holm,
-        }
-        for verdict in decided
-    ]
-    return json.dumps(rows, indent=2) + "\n"
+    return json.dumps(list(map(_verdict_row, decided)), indent=2) + "\n"
+
+
+def _verdict_row(verdict: Verdict) -> dict[str, Any]:
+    claim = verdict.claim
+    return {
+        "dataset": claim.dataset, "claim": claim.text, "source": claim.source, "column": claim.values.column.id,
+        "model": claim.model, "against": claim.against, "better": claim.better, "margin": claim.margin,
+        "answer": verdict.answer, "text": verdict.text,
+        "estimate": None if verdict.estimate is None else _finite(tables.numbers(verdict.estimate)),
+        "p_holm": verdict.p_holm,
+    }  # fmt: skip
 
 
 def _finite(numbers: Mapping[str, float | None]) -> dict[str, float | None]:
