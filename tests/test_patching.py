@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from monolora import patching
-from monolora.patching import LIBRARIES, MissingNameError, naming_versions, wrap_all
-from monolora.private_names import PrivateName
+from monolora.patching import LIBRARIES, MissingNameError, PrivateName, naming_versions, wrap_all
 
 SOURCE = '''
 def double(x, *, plus=0):
@@ -142,7 +141,7 @@ def test_a_known_parameter_must_be_there(
     library: ModuleType, monkeypatch: pytest.MonkeyPatch, signature: str, lacking: str | None
 ) -> None:
     """Others may have been added."""
-    monkeypatch.setitem(patching.PRIVATE_NAMES, "wrapped_library:double", PrivateName(signature, ""))
+    monkeypatch.setitem(patching.private_names(), "wrapped_library:double", PrivateName(signature, ""))
     if lacking is None:
         wrap_all({"wrapped_library:double": _noting([])})
         return

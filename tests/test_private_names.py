@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from monolora.patching import LIBRARIES
-from monolora.private_names import PRIVATE_NAMES, PrivateName
+from monolora.patching import LIBRARIES, PrivateName
+from monolora.patching import private_names as listed_names
 from tests.support import private_names
 from tests.support.private_names import library_of, table
 
@@ -62,7 +62,7 @@ def test_how_sources_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _listed(library: str) -> dict[str, PrivateName]:
-    return {path: entry for path, entry in PRIVATE_NAMES.items() if library_of(path) == library}
+    return {path: entry for path, entry in listed_names().items() if library_of(path) == library}
 
 
 @pytest.mark.parametrize("library", sorted(LIBRARIES.keys() - {"vllm"}))

@@ -14,7 +14,7 @@ Not found are attributes of library objects without an underscore (``layer.scali
 ``manager.packed_modules``), names put together at run time (``peft.tuners.lora.{backend}`` in :mod:`monolora.layer`),
 keyword arguments, and what a function does.
 
-As a program it writes ``monolora/private_names.py`` as the sources and the installed versions call for.
+As a program it writes ``monolora/private_names.json`` as the sources and the installed versions call for.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from monolora.patching import LIBRARIES
-from monolora.private_names import PRIVATE_NAMES, PrivateName
+from monolora.patching import LIBRARIES, PRIVATE_NAMES_FILE, PrivateName
+from monolora.patching import private_names as listed_names
 
 ROOT = Path(__file__).parents[2]
-LIST = ROOT / "monolora" / "private_names.py"
 # Attributes with an underscore that belong to none of the libraries.
 OTHERS = {
     "torch": "_parameters _modules _forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks "
@@ -67,7 +66,7 @@ def _sources() -> Iterator[tuple[str, Path]]:
     for root in ("monolora", "recipes", "eval"):
         for path in sorted((ROOT / root).rglob("*.py")):
             folder = path.relative_to(ROOT).parts[:2]
-            if folder not in (("monolora", "recipes"), ("monolora", "eval"), ("monolora", "private_names.py")):
+            if folder not in (("monolora", "recipes"), ("monolora", "eval")):
                 name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
                 yield (name if root == "monolora" else f"monolora.{name}"), path
 
@@ -215,7 +214,7 @@ def _underscored(tree: ast.AST, strings: bool) -> set[str]:
 
 def _of_unknown(attribute: str) -> str:
     """The entry of the table for an attribute."""
-    matches = [path for path in PRIVATE_NAMES if re.split(r"[.:]", path)[-1] == attribute]
+    matches = [path for path in listed_names() if re.split(r"[.:]", path)[-1] == attribute]
     return matches[0] if matches else f"*:{attribute}"
 
 
@@ -279,9 +278,8 @@ def main() -> None:
     entries = table()
     if gaps := [path for path, entry in entries.items() if path[0] == "*" or entry.signature.startswith("missing")]:
         sys.exit("\n".join(f"{path} ({entries[path].users}): {entries[path].signature}" for path in gaps))
-    head, tail = re.split(r"(?<=_TABLE = \{\n).*(?=^\}$)", LIST.read_text(), maxsplit=1, flags=re.DOTALL | re.MULTILINE)
-    rows = [f'    "{path}": ("{entry.signature}", "{entry.users}"),\n' for path, entry in entries.items()]
-    LIST.write_text(head + "".join(rows) + tail)
+    rows = (f"{json.dumps(path)}: {json.dumps(entry._asdict())}" for path, entry in entries.items())
+    PRIVATE_NAMES_FILE.write_text("{\n" + ",\n".join(rows) + "\n}\n")
 
 
 if __name__ == "__main__":
