@@ -299,7 +299,7 @@ BAD = {
     "wider base": Bad(_of({"hidden_size": 128}), r"_proj.monolora_B has shape \(128, 4\).* needs \(64, 4\)"),
     # Stock vLLM copies what is too small into a larger buffer, and says nothing.
     "narrower base": Bad(_of({"hidden_size": 32}), r"_proj.monolora_B has shape \(32, 4\).* needs \(64, 4\)"),
-    "deeper base": Bad(_of({"num_hidden_layers": 4}), "units for model.layers.2.*no module that vLLM adapts"),
+    "deeper base": Bad(_of({"num_hidden_layers": 4}), "units for model.layers.2.*which vLLM does not adapt"),
     "shallower base": Bad(_of({"num_hidden_layers": 1}), "lacks tensor model.layers.1."),
     "rank": Bad(_of(r=9), "has rank 9, .* started for 8.*--max-lora-rank 16 "),
     "rank of one module": Bad(_of(rank_pattern={"q_proj": 17}), "has rank 17, .* started for 8.*--max-lora-rank 32 "),
