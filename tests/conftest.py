@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 from monolora import MonoLoraConfig
 from monolora.beaverdam import LABELS
 from tests.support.evaluated import QUESTIONS, Evaluated
+from tests.support.processes import kill
 from tests.support.tiny_chat import CHAT_TEMPLATE, save_tiny_chat
 from tests.support.tiny_judges import make_bert
 
@@ -149,6 +151,21 @@ def mirror() -> Path:
     return Path(root)
 
 
+@pytest.fixture
+def no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No mirror, whatever the environment says."""
+    monkeypatch.delenv("MONOLORA_DATA", raising=False)
+
+
+@pytest.fixture
+def empty_mirror(no_mirror: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A mirror to be filled."""
+    root = tmp_path / "mirror"
+    root.mkdir()
+    monkeypatch.setenv("MONOLORA_DATA", str(root))
+    return root
+
+
 @pytest.fixture(scope="session")
 def ids() -> torch.Tensor:
     """Token ids, ``(3, 6)``, none of them special."""
@@ -228,3 +245,32 @@ def evaluated(fill: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathF
         torch.manual_seed(0)
         judge = make_bert(root / "tiny-judge", LABELS)
     return Evaluated(base, root / "lora", root / "mono", prompts, judge)
+
+
+@pytest.fixture
+def holder() -> Iterator[Callable[[Callable[[Callable[[], None]], None]], int]]:
+    """``holder(work)``: another process, in ``work(wait)`` until it is killed; returns its number."""
+    processes: list[int] = []
+
+    def start(work: Callable[[Callable[[], None]], None]) -> int:
+        reached, say = os.pipe()
+
+        def wait() -> None:
+            os.write(say, b".")
+            signal.pause()
+
+        process = os.fork()
+        if process == 0:
+            try:
+                work(wait)
+            finally:
+                os._exit(1)
+        os.close(say)
+        processes.append(process)
+        assert os.read(reached, 1) == b"."
+        os.close(reached)
+        return process
+
+    yield start
+    for process in processes:
+        kill(process)

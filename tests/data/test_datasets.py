@@ -15,18 +15,7 @@ from monolora.errors import InputError
 ROWS = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
 
 
-@pytest.fixture(autouse=True)
-def _no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MONOLORA_DATA", raising=False)
-
-
-@pytest.fixture
-def mirror(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty mirror."""
-    root = tmp_path / "mirror"
-    root.mkdir()
-    monkeypatch.setenv("MONOLORA_DATA", str(root))
-    return root
+pytestmark = pytest.mark.usefixtures("no_mirror")
 
 
 def _write_rows(path: Path) -> Path:
@@ -35,9 +24,9 @@ def _write_rows(path: Path) -> Path:
     return path
 
 
-def test_data_sets_by_path_and_in_the_mirror(mirror: Path, tmp_path: Path) -> None:
-    _write_rows(mirror / "org" / "data" / "train.jsonl")
-    _write_rows(mirror / "org" / "data" / "test.jsonl")
+def test_data_sets_by_path_and_in_the_mirror(empty_mirror: Path, tmp_path: Path) -> None:
+    _write_rows(empty_mirror / "org" / "data" / "train.jsonl")
+    _write_rows(empty_mirror / "org" / "data" / "test.jsonl")
     splits = load_dataset("org/data")
     assert {name: list(rows) for name, rows in splits.items()} == {"train": ROWS, "test": ROWS}
     (tmp_path / "empty").mkdir()
@@ -45,8 +34,8 @@ def test_data_sets_by_path_and_in_the_mirror(mirror: Path, tmp_path: Path) -> No
         load_dataset(str(tmp_path / "empty"))
 
 
-def test_csv_files_of_a_folder_are_read_as_strictly(mirror: Path) -> None:
-    folder = mirror / "org" / "data"
+def test_csv_files_of_a_folder_are_read_as_strictly(empty_mirror: Path) -> None:
+    folder = empty_mirror / "org" / "data"
     folder.mkdir(parents=True)
     (folder / "train.csv").write_text("instruction,output\nNA,4.50\n")
     (folder / "test.csv").write_text("instruction,output\na,\n")

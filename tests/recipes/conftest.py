@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from monolora import cli
 from monolora.data.chat_template import render_all
 from monolora.data.tasks import Example
-from monolora.recipes import sft
+from monolora.recipes import merge_report, sft
 from monolora.recipes.training.arguments import parse
 from monolora.recipes.training.models import load_model, make_trainer, peft_config
 from monolora.run_record import SFT
-from tests.support.merge_runs import Ended
+from tests.support.merge_runs import Ended, contents
 from tests.support.program_runs import QUICK, Outcome, lines_of
 
 
@@ -93,3 +93,25 @@ def trained_rows(chat_model: Path, tmp_path: Path) -> Callable[..., Any]:
         return make_trainer(model, tokenizer, peft_config(arguments), rendered, arguments).train_dataset
 
     return rows
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where the merge goes."""
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def merge(run_cli: Callable[..., Ended], out: Path) -> Callable[..., Path]:
+    """``merge(*words)``: a merge that must succeed without a word on stderr; returns its folder."""
+
+    def run(*words: str | Path, folder: Path = out) -> Path:
+        flags = next((k for k, word in enumerate(words) if str(word).startswith("--")), len(words))
+        ended = run_cli("merge", *words[:flags], folder, *words[flags:], "--verify-tokens", "150")
+        assert (ended.status, ended.err) == (0, [])
+        assert "The merge keeps" in ended.out
+        assert list(folder.parent.glob(".*")) == []
+        assert merge_report.KIND.foreign(contents(folder)) == []
+        return folder
+
+    return run

@@ -1,4 +1,4 @@
-"""Bad input to a run: one line that says what and the mend, status 2, and no output folder."""
+"""Bad input to a run: one line that says what is wrong and the fix, status 2, and no output folder."""
 
 from __future__ import annotations
 

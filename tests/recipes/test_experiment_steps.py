@@ -65,7 +65,7 @@ def test_none_there(tmp_path: Path) -> None:
 def test_damaged_records_are_refused(path: Path, content: str) -> None:
     path.write_bytes(content.encode("latin-1"))
     for refused in (
-        lambda: experiment_steps.read(path, "Mend."),
+        lambda: experiment_steps.read(path, "Fix it."),
         lambda: experiment_steps.results_if_same(path, SETTINGS, INPUTS),
     ):
         with pytest.raises(InputError, match=r"0\.json is damaged: .* Delete it\.") as raised:

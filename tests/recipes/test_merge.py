@@ -7,48 +7,25 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import IA3Config, PeftModel, PromptTuningConfig, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from monolora.adapters import load_adapted, load_sum
+from monolora.adapters import load_adapted
 from monolora.inference import Inference
-from monolora.recipes import merge_report
-from tests.support.merge_runs import IDS, Ended, contents, logits, report_of
+from tests.support.merge_runs import IDS, OTHER, Ended, contents, logits, report_of, sentences
 
 Trained = Callable[..., Path]
 Merge = Callable[..., Path]
 
 # Every line that a merge of these tests may print on stderr would be noise.
 QUIET: list[str] = []
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """Where the merge goes."""
-    return tmp_path / "out"
-
-
-@pytest.fixture
-def merge(run_cli: Callable[..., Ended], out: Path) -> Merge:
-    """``merge(*words)``: a merge that must succeed without a word on stderr; returns its folder."""
-
-    def run(*words: str | Path, folder: Path = out) -> Path:
-        flags = next((k for k, word in enumerate(words) if str(word).startswith("--")), len(words))
-        ended = run_cli("merge", *words[:flags], folder, *words[flags:], "--verify-tokens", "150")
-        assert (ended.status, ended.err) == (0, QUIET)
-        assert "The merge keeps" in ended.out
-        assert list(folder.parent.glob(".*")) == []
-        assert merge_report.KIND.foreign(contents(folder)) == []
-        return folder
-
-    return run
 
 
 STOCK = f"""
@@ -164,12 +141,6 @@ def test_without_calibration(run_cli: Callable[..., Ended], trained: Trained, ou
     assert all(each["ridge"] is None and each["tokens"] == 0 for each in made["maps"].values())
 
 
-def _sentences(count: int) -> Iterator[str]:
-    things, words = ("soup", "lamp", "song", "hotel", "novel"), ("dull", "superb", "lovely", "broken", "bland", "ugly")
-    for k in range(count):
-        yield f"{k}: I found the {things[k % 5]} {words[k % 6]}, {k * 7919 % 997} times over"
-
-
 FORMATS: dict[str, Callable[[str], dict[str, Any]]] = {
     "messages": lambda text: {
         "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "positive"}]
@@ -184,7 +155,7 @@ FORMATS: dict[str, Callable[[str], dict[str, Any]]] = {
 @pytest.mark.filterwarnings("ignore:The inputs of .* do not vary")  # few words, so few embeddings
 @pytest.mark.parametrize("name", FORMATS)
 def test_calibration_files(merge: Merge, trained: Trained, write_rows: Callable[..., str], name: str) -> None:
-    rows = write_rows([FORMATS[name](text) for text in _sentences(60)])
+    rows = write_rows([FORMATS[name](text) for text in sentences(60)])
     report = report_of(merge(trained(), "--calibration", rows, "--task-samples", "0"))
     assert report["merge"]["calibration"] == {"dataset": rows, "tokens": 32768}
     assert report["merge"]["texts"][rows]["texts"] == 54  # the other tenth is held out
@@ -196,7 +167,7 @@ def test_calibration_files(merge: Merge, trained: Trained, write_rows: Callable[
 def test_calibration_and_verification_on_other_data(
     merge: Merge, trained: Trained, write_rows: Callable[..., str]
 ) -> None:
-    rows = write_rows([{"text": text} for text in _sentences(60)])
+    rows = write_rows([{"text": text} for text in sentences(60)])
     report = report_of(merge(trained(), "--verify-on", rows, "--calibration-tokens", "600"))
     assert report["merge"]["calibration"] == {"dataset": None, "tokens": 600}
     assert 600 <= report["merge"]["texts"]["demo"]["tokens"] < 700
@@ -215,90 +186,6 @@ def test_general_text_where_it_is_at_hand(
     assert report["task"]["n"] == 2
     pooled = sum(report["fidelity"][name]["tokens"] for name in ("demo", "dolly"))
     assert report["fidelity"]["all"]["tokens"] == pooled
-
-
-IDENTITY = ("--activation", "identity")
-OTHER = ("--seed", "7", "--lora-r", "4", "--lora-target-modules", "q_proj", "down_proj")
-
-
-@pytest.mark.parametrize("weights", [("1", "-0.5"), ("-0.25", "2")])
-@pytest.mark.parametrize("form", ["dense", "lora"])
-def test_sums_of_linear_units_are_exact(merge: Merge, trained: Trained, weights: list[str], form: str) -> None:
-    adapters = [str(trained(*IDENTITY)), str(trained(*IDENTITY, *OTHER))]
-    out = merge(*adapters, "--weights", *weights, "--as", form, folder=trained().parent / f"{form}{weights[0]}")
-    report = report_of(out)
-    assert report["merge"]["weights"] == [float(weight) for weight in weights]
-    assert report["merge"]["adapters"] == adapters
-    assert report["task"] is None  # no run was scored with this sum
-    assert report["kept"] == pytest.approx(1, abs=1e-3)
-    wanted, _ = load_sum(adapters, [float(weight) for weight in weights], dtype="float32")
-    loaded = load_adapted(str(out), dtype="float32")[0] if form == "lora" else AutoModelForCausalLM.from_pretrained(out)
-    torch.testing.assert_close(logits(loaded), logits(wanted), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("weights", [("1", "-0.5"), ("1", "1")])
-def test_sums_are_exact_with_their_relu(merge: Merge, trained: Trained, weights: list[str]) -> None:
-    adapters = [str(trained()), str(trained(*OTHER))]
-    out = merge(*adapters, "--weights", *weights, "--method", "exact")
-    wanted, _ = load_sum(adapters, [float(weight) for weight in weights], dtype="float32")
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(out)), logits(wanted))
-    assert report_of(out)["kept"] == 1
-    assert not torch.allclose(logits(wanted), logits(load_adapted(adapters[0], dtype="float32")[0]), atol=1e-3)
-
-
-def test_the_linear_map_of_a_sum(merge: Merge, trained: Trained) -> None:
-    report = report_of(merge(trained(), trained(*OTHER), "--weights", "1", "0.5"))
-    assert report["kept"] > 0.9
-    assert set(report["modules"]) == {
-        f"model.layers.{k}.{m}_proj" for k in (0, 1) for m in ("self_attn.q", "self_attn.v", "mlp.down")
-    }
-
-
-def test_one_adapter_at_another_weight(merge: Merge, trained: Trained) -> None:
-    out = merge(trained(), "--weights", "0.5", "--method", "exact")
-    wanted, _ = load_sum([str(trained())], [0.5], dtype="float32")
-    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(out)), logits(wanted))
-    assert report_of(out)["task"] is None
-
-
-def test_lora_is_merged_by_peft(merge: Merge, trained: Trained) -> None:
-    out = merge(trained("--adapter", "lora"))
-    report = report_of(out)
-    assert report["merge"]["method"] == "PEFT's own, of LORA"
-    assert report["kept"] == pytest.approx(1, abs=1e-4)
-    assert report["task"]["same_answers"] == 6
-    assert max(report["modules"].values()) < 1e-3
-    adapted, _ = load_adapted(str(trained("--adapter", "lora")), dtype="float32")
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(out)), logits(adapted), rtol=0, atol=1e-5)
-
-
-def test_ia3_is_merged_by_peft(merge: Merge, chat_model: Path, tmp_path: Path, write_rows: Callable[..., str]) -> None:
-    settings = {"target_modules": ["q_proj"], "feedforward_modules": [], "task_type": "CAUSAL_LM"}
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(chat_model), IA3Config(**settings))
-    for name, parameter in model.named_parameters():
-        if "ia3_l" in name:
-            parameter.data.mul_(3)
-    model.save_pretrained(tmp_path / "ia3")
-    rows = write_rows([{"text": text} for text in _sentences(20)])
-    out = merge(tmp_path / "ia3", "--verify-on", rows, "--dtype", "float32")
-    report = report_of(out)
-    assert report["merge"]["method"] == "PEFT's own, of IA3"
-    assert report["modules"] == {}  # it adds no delta to a layer
-    assert report["kept"] == pytest.approx(1, abs=1e-2)
-    loaded = AutoModelForCausalLM.from_pretrained(out)
-    torch.testing.assert_close(logits(loaded), logits(model.eval()), rtol=0, atol=1e-3)
-
-
-def test_prompt_tuning_cannot_be_merged(
-    run_cli: Callable[..., Ended], chat_model: Path, tmp_path: Path, out: Path, write_rows: Callable[..., str]
-) -> None:
-    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(chat_model), config).save_pretrained(tmp_path / "prompt")
-    rows = write_rows([{"text": text} for text in _sentences(20)])
-    ended = run_cli("merge", tmp_path / "prompt", out, "--verify-on", rows)
-    assert ended.status == 2
-    assert ended.err == ["error: Adapters of type PROMPT_TUNING cannot be merged into their base."]
-    assert not out.exists()
 
 
 @pytest.mark.parametrize("adapter", ["monolora", "lora"])
@@ -415,7 +302,7 @@ def test_inputs_that_do_not_vary(
 ) -> None:
     """The same row again and again: the moments are singular, which is said and recorded."""
     rows = write_rows([{"text": "the same words again and again, all of them"}] * 200)
-    other = write_rows([{"text": text} for text in _sentences(20)], name="other.jsonl")
+    other = write_rows([{"text": text} for text in sentences(20)], name="other.jsonl")
     with pytest.warns(UserWarning, match=r"do not vary in all directions.*smallest ridges were left out"):
         run_cli("merge", trained(), out, "--calibration", rows, "--verify-on", other, "--verify-tokens", "150")
     assert any(each["ridge_raised"] for each in report_of(out)["merge"]["maps"].values())

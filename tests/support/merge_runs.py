@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,3 +52,13 @@ def negated(adapter: Path, folder: Path) -> Path:
     tensors = {name: -tensor if "_B" in name else tensor for name, tensor in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
     return folder
+
+
+# Another adapter, for sums of two.
+OTHER = ("--seed", "7", "--lora-r", "4", "--lora-target-modules", "q_proj", "down_proj")
+
+
+def sentences(count: int) -> Iterator[str]:
+    things, words = ("soup", "lamp", "song", "hotel", "novel"), ("dull", "superb", "lovely", "broken", "bland", "ugly")
+    for k in range(count):
+        yield f"{k}: I found the {things[k % 5]} {words[k % 6]}, {k * 7919 % 997} times over"

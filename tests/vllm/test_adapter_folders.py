@@ -148,7 +148,7 @@ def test_a_config_that_cannot_be(mono: Path, changes: dict[str, Any], message: s
     ],
 )
 def test_options_that_are_not_served(mono: Path, changes: dict[str, Any], message: str) -> None:
-    """The mend is one that serves them all."""
+    """The fix that is named serves them all."""
     _configure(mono, **changes)
     _check_refused(mono, f"{mono} has {message}, which is not served beside its base.", EXACT)
 

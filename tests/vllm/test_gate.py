@@ -294,8 +294,8 @@ def test_every_path_leaves_the_base_alone(
 @PATHS
 @pytest.mark.parametrize("is_prefill", [True, False])
 def test_stock_vllm_does_not_leave_the_base_alone(vllm: SimpleNamespace, path: Path, is_prefill: bool) -> None:
-    """In vLLM 0.32 a row of the base is answered through the last slot on a CPU. If this fails, vLLM has been mended:
-    the zero bounds, ``add_lora_logits`` and ``add_lora_embedding`` of the gate have nothing left to mend."""
+    """In vLLM 0.32 a row of the base is answered through the last slot on a CPU. If this fails, vLLM has been fixed:
+    the zero bounds, ``add_lora_logits`` and ``add_lora_embedding`` of the gate have nothing left to correct."""
     found = _pass(_wrapped(vllm, vllm.Cpu).batch(MIXED, is_prefill), path, MIXED)
     base_N = torch.tensor(MIXED) == BASE
     assert _close(found.after[~base_N], found.wanted[~base_N])

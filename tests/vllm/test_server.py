@@ -260,7 +260,7 @@ class Bad(NamedTuple):
 
     Attributes:
         write: makes it, given what is served, a place for it, and the fixtures that make and fill models.
-        message: a pattern that the refusal has: what is wrong, and the mend.
+        message: a pattern that the refusal has: what is wrong, and the fix.
         status: HTTP's; vLLM gives 500 to all that a worker refuses.
     """
 
