@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -25,27 +25,9 @@ from monolora.eval.run import KIND
 from monolora.eval.store import INVALID
 from monolora.locks import locked
 from tests.support.evaluated import QUESTIONS, Evaluated
-from tests.support.inline import results_inline, run_inline
+from tests.support.inline import Outcome, results_inline, run_inline
 
-Done = Callable[..., "Outcome"]
-
-
-class Outcome(NamedTuple):
-    """How the program ended, and the records in its folder."""
-
-    status: int
-    out: str
-    err: str
-    folder: Path
-
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
-
-    def results(self) -> dict[str, Any]:
-        return json.loads((self.folder / "results.json").read_text())
-
-    def run(self) -> dict[str, Any]:
-        return json.loads((self.folder / "run.json").read_text())
+Done = Callable[..., Outcome]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -24,3 +24,21 @@ def run_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the rest of a test."""
     for module in (generate, measurements, score):
         monkeypatch.setattr(module, "worker_rows", results_inline)
+
+
+class Outcome(NamedTuple):
+    """How the program ended, and the records in its folder."""
+
+    status: int
+    out: str
+    err: str
+    folder: Path
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
+    def results(self) -> dict[str, Any]:
+        return json.loads((self.folder / "results.json").read_text())
+
+    def run(self) -> dict[str, Any]:
+        return json.loads((self.folder / "run.json").read_text())
