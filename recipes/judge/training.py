@@ -197,7 +197,7 @@ def agreement(prediction: EvalPrediction) -> dict[str, float]:
     """
     logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
     if not np.isfinite(logits).all():
-        raise RunError("Training diverged: the logits are not finite. Start anew with a lower --learning-rate.")
+        raise RunError("Training diverged: the logits are not finite. Start again with a lower --learning-rate.")
     unsafe = labels.max(axis=1)
     auc = float(roc_auc_score(unsafe, logits.max(axis=1)))
     return {"auc": auc, "auc_error": auc_standard_error(auc, int(unsafe.sum()), int((1 - unsafe).sum()))}

@@ -246,7 +246,7 @@ class Resumed(NamedTuple):
         for name in ("model", "train"):
             if self.record.get("fingerprints", {}).get(name) != fingerprints[name]:
                 what = {"model": "The weights of --model", "train": "The training examples of --dataset"}[name]
-                raise InputError(f"{what} have changed since {self.checkpoint} was saved. Start anew.")
+                raise InputError(f"{what} have changed since {self.checkpoint} was saved. Start again.")
 
 
 def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed | None:
@@ -267,21 +267,21 @@ def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed |
     if path is None or not Path(path).is_dir():
         raise InputError(
             f"There is no checkpoint to resume from in {folder if flag == 'latest' else flag}. Leave "
-            "--resume-from-checkpoint out to start anew."
+            "--resume-from-checkpoint out to start again."
         )
     checkpoint = Path(path)
     _check_complete(checkpoint)
     before = run_record.read(checkpoint.parent)
     if before is None:
         raise InputError(
-            f"{checkpoint.parent} has no {run_record.FILE}: it is unknown how {path} was made. Start anew."
+            f"{checkpoint.parent} has no {run_record.FILE}: it is unknown how {path} was made. Start again."
         )
     # Flags that an earlier version did not have stood at their defaults.
     earlier = {name: value for name, value in _defaults().items() if name in config} | before["config"]
     changed = sorted(key for key in config.keys() & earlier.keys() - _FREE_FLAGS if config[key] != earlier[key])
     if changed:
         listed = ", ".join(f"{spelled(key)} {earlier[key]} → {config[key]}" for key in changed)
-        raise InputError(f"{path} is of a run with other settings: {listed}. Give the same, or start anew.")
+        raise InputError(f"{path} is of a run with other settings: {listed}. Give the same, or start again.")
     return Resumed(checkpoint, before)
 
 
@@ -297,7 +297,7 @@ def _defaults() -> dict[str, Any]:
 
 def _check_complete(checkpoint: Path) -> None:
     """Check that the files are there that the trainer needs; it ignores missing optimizer states silently."""
-    fix = "Resume from an earlier checkpoint, or start anew."
+    fix = "Resume from an earlier checkpoint, or start again."
     try:
         state = read_json(checkpoint / "trainer_state.json", fix, _State)
         TrainerState(**state)

@@ -200,7 +200,7 @@ def check_finite(model: nn.Module, history: Sequence[Mapping[str, Any]]) -> None
     Raises:
         RunError: naming the step or the parameter that is not finite.
     """
-    fix = "Start anew with a lower --learning-rate."
+    fix = "Start again with a lower --learning-rate."
     for entry in history:
         if not math.isfinite(entry.get("loss", 0.0)):
             raise RunError(f"Training diverged: the loss at step {entry['step']} is {entry['loss']}. {fix}")
@@ -218,7 +218,7 @@ def check_alive(sparsity: Sparsity) -> None:
     if sparsity.dead_units == sparsity.units:
         raise RunError(
             f"The adapter is dead: all {sparsity.units} units are zero on all held-out prompts, so the model is the "
-            "base model. Start anew with a lower --learning-rate."
+            "base model. Start again with a lower --learning-rate."
         )
 
 

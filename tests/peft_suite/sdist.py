@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class NoTestsError(RuntimeError):
-    """PEFT's tests cannot be had; the message says why and what to do."""
+    """PEFT's tests are unavailable; the message says why and what to do."""
 
 
 def fetch(version: str) -> Path:

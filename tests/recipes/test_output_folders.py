@@ -163,7 +163,7 @@ def test_stopped_before_the_first_checkpoint(run_sft: Run, monkeypatch: pytest.M
     resumed = run_sft(*SHORT, "--resume-from-checkpoint")
     assert resumed.status == 2
     assert "There is no checkpoint to resume from" in resumed.err[-1]
-    assert "Leave --resume-from-checkpoint out to start anew." in resumed.err[-1]
+    assert "Leave --resume-from-checkpoint out to start again." in resumed.err[-1]
     (resumed.folder / "notes.txt").write_text("mine")
     kept = run_sft(*SHORT)
     assert (kept.status, "notes.txt in it is not of" in kept.err[-1]) == (2, True)

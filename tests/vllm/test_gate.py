@@ -195,7 +195,7 @@ def test_a_slot_changes_its_activation(vllm: SimpleNamespace, slots: list[int], 
     with_relu = layer.reference(y_NO, x_NI, slots, ["identity", "relu", "identity"])
     assert not _close(linear, with_relu)
     punica = wrapped.batch(slots, is_prefill)
-    assert _close(layer.add(punica, y_NO, x_NI), linear)  # what nobody says otherwise of is LoRA
+    assert _close(layer.add(punica, y_NO, x_NI), linear)  # an adapter without bounds is LoRA
     punica.set_activation(1, "relu")
     assert _close(layer.add(punica, y_NO, x_NI), linear)
     wrapped.batch(slots, is_prefill)

@@ -226,7 +226,7 @@ def test_divergence_is_named(
         program.run(changed(settings, "probe", learning_rate=1e20, weight_decay=1e20))
 
 
-def test_too_little_memory_names_the_mend(
+def test_too_little_memory_names_the_fix(
     settings: Settings, make_encoder: Callable[..., Encoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
