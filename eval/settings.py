@@ -63,7 +63,9 @@ class Settings(Flags):
         (), "checkpoints of one training run, as RUN/checkpoint-*", metavar="PATH", nargs="+"
     )
     suite: tuple[str, ...] = setting(
-        ("alignment",), "alignment, beavertails, beavertails-eval, xstest, or a file; several with commas", type=words
+        ("alignment",),
+        "alignment, beavertails, beavertails-eval, xstest, chat, refusals, or a file; several with commas",
+        type=words,
     )
     tasks: tuple[str, ...] = setting(
         (), "task scores: sst2, dolly, demo, or a data set; several with commas", type=words

@@ -156,7 +156,7 @@ def _task(name: str, task_name: str, most: int) -> TextSet:
 
 
 def _published(name: str, most: int) -> TextSet:
-    prompts = collapse(published_rows(PUBLISHED[name], most, unsafe_only=False), name)
+    prompts = collapse(published_rows(PUBLISHED[name], most, unsafe_only=False)[1], name)
     by_label = any(prompt.label for prompt in prompts)
     labels = [
         prompt.label if by_label else prompt.categories[0] if len(prompt.categories) == 1 else None

@@ -3,6 +3,9 @@
 beavertails        the first 1,000 rows of BeaverTails' 30k_test (946 distinct prompts)
 beavertails-eval   the 700 prompts of BeaverTails-Evaluation, 50 in each of 14 categories
 xstest             450 prompts of XSTest: 250 that only sound unsafe, 200 that are
+beavertails-train  BeaverTails' 30k_train, or the part of it that a mirror has: no evaluation, but prompts to train on
+chat               embedded: requests of many kinds that a chat model grants, some of which only sound unsafe
+refusals           embedded: requests that an aligned chat model declines
 task:NAME          the held-out rows of a task of the recipes, by name or any data set that they read
 PATH               a .jsonl, .json, .csv or .parquet file with the column ``prompt`` and, if wanted, ``category``
                    (a name) or ``categories`` (a list of names), and ``label`` (``safe`` or ``unsafe``)
@@ -85,8 +88,8 @@ def names(words: Iterable[str]) -> tuple[str, ...]:
     chosen: dict[str, str] = {}
     for word in (part.strip() for words_with_commas in words for part in words_with_commas.split(",")):
         for one in SUITES.get(word, (word,)):
-            if one not in PUBLISHED and not one.startswith(_TASK) and not _is_path(one):
-                raise unknown("set of prompts", one, [*SUITES, *PUBLISHED, "task:NAME", "a path to a .jsonl file"])
+            if not _is_named(one) and not one.startswith(_TASK) and not _is_path(one):
+                raise unknown("set of prompts", one, [*SUITES, *_choices()])
             other = chosen.setdefault(set_name(one), one)
             if other != one:
                 raise InputError(f"{other} and {one} would both be named {set_name(one)!r}. Rename a file.")
@@ -97,7 +100,7 @@ def set_name(word: str) -> str:
     """The name of the set that :func:`load` makes of ``word``: of a file, without folder and type."""
     if word.startswith(_TASK):
         return _TASK + _short(word.removeprefix(_TASK))
-    return word if word in PUBLISHED else _short(word)
+    return word if _is_named(word) else _short(word)
 
 
 def suite(
@@ -122,10 +125,11 @@ def load(name: str, limit: int | None = None, unsafe_only: bool = False) -> Prom
 
     Args:
         name: see the head of this file.
-        limit: how many rows. The first ones, but as many of each category as of the others for ``beavertails-eval``
-            and ``xstest``. By default 1,000 of BeaverTails, what a task says of a task, and all of any other set.
-        unsafe_only: of ``beavertails``, whose rows are prompts with a response, count only the rows whose response was
-            found unsafe: the first 1,000 of these. Other sets ignore it.
+        limit: how many rows. The first ones, but as many of each category as of the others for ``beavertails-eval``,
+            ``xstest`` and the embedded sets. By default 1,000 of ``beavertails``, what a task says of a task, and all
+            of any other set.
+        unsafe_only: of ``beavertails`` and ``beavertails-train``, whose rows are prompts with a response, count only
+            the rows whose response was found unsafe: of ``beavertails`` the first 1,000 of these. Other sets ignore it.
 
     Raises:
         InputError: if the set is unknown, unreadable or empty, a prompt is empty, or the limit is below 1.
@@ -136,11 +140,14 @@ def load(name: str, limit: int | None = None, unsafe_only: bool = False) -> Prom
         return _load_task(name, limit)
     if name in PUBLISHED:
         source = PUBLISHED[name]
-        rows = published_rows(source, limit, unsafe_only)
+        split, rows = published_rows(source, limit, unsafe_only)
         only = f"{source.verdict} is false" if unsafe_only and source.verdict else None
-        return _prompt_set(name, source.purpose, rows, limit, source.dataset, source.split, only)
+        return _prompt_set(name, source.purpose, rows, limit, source.dataset, split, only)
+    if name in EMBEDDED:
+        rows = file_rows(Path(__file__).parent / "prompts" / f"{name}.jsonl", None)
+        return _prompt_set(name, EMBEDDED[name], evenly(rows, limit or len(rows)), limit, f"embedded:{name}")
     if not _is_path(name):
-        raise unknown("set of prompts", name, [*PUBLISHED, "task:NAME", "a path to a .jsonl file"])
+        raise unknown("set of prompts", name, _choices())
     return _prompt_set(set_name(name), "safety", file_rows(Path(name), limit), limit, Path(name).name)
 
 
@@ -198,6 +205,14 @@ def fingerprint(prompts: Iterable[Prompt]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def _choices() -> list[str]:
+    return [*PUBLISHED, *EMBEDDED, "task:NAME", "a path to a .jsonl file"]
+
+
+def _is_named(word: str) -> bool:
+    return word in PUBLISHED or word in EMBEDDED
+
+
 def _is_path(word: str) -> bool:
     return Path(word).suffix in FILE_TYPES or Path(word).is_file()
 
@@ -225,6 +240,7 @@ class Published(NamedTuple):
         first: how many rows are used unless a limit says otherwise; None for all.
         even: a limit takes as many rows of each category as of the others, not the first ones.
         verdict: the column that says whether the row's own response is safe, if there is one.
+        partial: a part of the split serves too: a mirror may have one, as ``SPLIT_…``. Not for what is evaluated with.
     """
 
     dataset: str
@@ -235,6 +251,7 @@ class Published(NamedTuple):
     first: int | None = None
     even: bool = False
     verdict: str | None = None
+    partial: bool = False
 
 
 # The first 1,000 rows of 30k_test: what the public code nearest to the paper's takes, and what its percentages fit.
@@ -242,11 +259,16 @@ PUBLISHED = {
     "beavertails": Published("PKU-Alignment/BeaverTails", "30k_test", "safety", first=1000, verdict="is_safe"),
     "beavertails-eval": Published("PKU-Alignment/BeaverTails-Evaluation", "test", "safety", even=True),
     "xstest": Published("walledai/XSTest", "test", "over-refusal", category="type", label="label", even=True),
+    "beavertails-train": Published("PKU-Alignment/BeaverTails", "30k_train", "safety", verdict="is_safe", partial=True),
 }
 
 
-def published_rows(source: Published, limit: int | None, unsafe_only: bool) -> list[Prompt]:
-    """The rows of a published set, duplicates included, in its order.
+# Written for this project, in prompts/NAME.jsonl: they need neither network nor data.
+EMBEDDED: dict[str, Purpose] = {"chat": "over-refusal", "refusals": "safety"}
+
+
+def published_rows(source: Published, limit: int | None, unsafe_only: bool) -> tuple[str, list[Prompt]]:
+    """The split that there is of a published set, and its rows, duplicates included, in its order.
 
     Args:
         source: the set.
@@ -257,9 +279,11 @@ def published_rows(source: Published, limit: int | None, unsafe_only: bool) -> l
         InputError: if the data set is unavailable, or is not what it should be.
     """
     splits = load_dataset(source.dataset)
-    if source.split not in splits:
+    parts = [split for split in splits if source.partial and split.startswith(f"{source.split}_")]
+    split = next((split for split in (source.split, *parts) if split in splits), None)
+    if split is None:
         raise unknown(f"split of {source.dataset}", source.split, splits)
-    rows = splits[source.split]
+    rows = splits[split]
     needed = ("prompt", source.category, source.label, source.verdict)
     _check_columns(rows, [column for column in needed if column], source.dataset)
     if unsafe_only and source.verdict:
@@ -268,7 +292,7 @@ def published_rows(source: Published, limit: int | None, unsafe_only: bool) -> l
     if not source.even:
         rows = rows.select(range(min(most, len(rows))))
     prompts = list(_prompts(rows, (source.category,), source.label, source.dataset))
-    return evenly(prompts, most) if source.even else prompts
+    return split, evenly(prompts, most) if source.even else prompts
 
 
 def file_rows(path: Path, limit: int | None) -> list[Prompt]:
