@@ -5,7 +5,7 @@ Shapes: B rows of a batch, K positions with logits, T tokens of an answer, V voc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -56,11 +56,18 @@ class Inference:
     batch_size: int
     when: str = ""
 
-    @torch.inference_mode()
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         """A greedy answer per prompt, in the order of the prompts."""
+        ids = self.generate_ids(prompts, max_new_tokens)
+        return cast(list[str], self.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
-        def answers(batch: list[int]) -> list[str]:
+    @torch.inference_mode()
+    def generate_ids(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
+        """The tokens of a greedy answer per prompt, up to its end token and with it."""
+        end = self.model.generation_config.eos_token_id
+        ends = {*([end] if isinstance(end, int) else end or [])}
+
+        def answers(batch: list[int]) -> list[list[int]]:
             ids, mask = self._padded([prompts[i] for i in batch], left=True)
             output = self.model.generate(
                 input_ids=ids,
@@ -69,7 +76,7 @@ class Inference:
                 pad_token_id=self.tokenizer.pad_token_id,
                 **GREEDY,
             )
-            return cast(list[str], self.tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True))
+            return [until_end(row, ends) for row in output[:, ids.shape[1] :].tolist()]
 
         return self._by_length(answers, [len(prompt) for prompt in prompts], "answers")
 
@@ -162,6 +169,14 @@ class Inference:
         ids, mask = padded(rows, self.tokenizer.pad_token_id, left)
         device = input_device(self.model)
         return ids.to(device), mask.to(device)
+
+
+def until_end(ids: Sequence[int], ends: Collection[int]) -> list[int]:
+    """Token ids up to the first end token and with it."""
+    for position, token in enumerate(ids):
+        if token in ends:
+            return list(ids[: position + 1])
+    return list(ids)
 
 
 def padded(rows: Sequence[list[int]], pad_token_id: int, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -43,6 +43,27 @@ class Sparsity(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepReport(Flags):
+    """An adapter, and the prompts on which it is compared with its base."""
+
+    adapter: str = setting(REQUIRED, "an adapter folder of any PEFT method", positional=True)
+    prompts: tuple[str, ...] = setting(
+        ("refusals", "chat"),
+        "sets of prompts: those of monolora eval, refusals, chat, beavertails-train, task:NAME, or files with a column "
+        "prompt or messages",
+        nargs="+",
+        metavar="SET",
+    )
+    model: str | None = setting(None, "the base model, if not the one that the adapter names")
+    max_samples: int = setting(100, "number of prompts of each set", type=int, at_least=1)
+    max_new_tokens: int = setting(64, "limit of an answer, in tokens", type=int, at_least=1)
+    batch_size: int = setting(32, "prompts in a batch", type=int, at_least=1)
+    dtype: str = setting("bfloat16", "dtype of the base's weights", choices=("bfloat16", "float16", "float32"))
+    trust_remote_code: bool = setting(False, TRUST_HELP)
+    json: bool = setting(False, "JSON output instead of a table")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prune(Flags):
     """The units of an adapter to take out, or to keep."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a data loader forks
 
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -33,6 +34,7 @@ from monolora.errors import exit_status, on_main_process
 from monolora.files import code_trusted
 from monolora.hub import check_vocabulary, local_path, resolve_model
 from monolora.inference import Inference
+from monolora.keep.report import KeepingReport, Pair, keeping_table
 from monolora.locks import no_empty_folder
 from monolora.recipes.training import checkpoints, publication
 from monolora.recipes.training.arguments import Arguments, parse, resolved_config
@@ -45,6 +47,7 @@ from monolora.recipes.training.data_checks import (
     check_truncation,
     preview,
 )
+from monolora.recipes.training.keeping import Keeping, make_keeping
 from monolora.recipes.training.model_card import result_table, rows_line
 from monolora.recipes.training.models import is_sharded, load_model, load_tokenizer, make_trainer, peft_config
 from monolora.recipes.training.trainer import SftTrainer
@@ -64,8 +67,10 @@ class Run:
     task: Task
     test: list[Example]
     validation: list[Example]
+    model_folder: str
     tokenizer: PreTrainedTokenizerBase
     trainer: SftTrainer
+    keeping: Keeping
     hub_repo: str | None
     fingerprints: dict[str, str]
     rows: dict[str, Any]
@@ -166,9 +171,21 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     truncation = check_truncation(rows, None if is_wrapped else training.max_length)
     model = load_model(model_folder, arguments)
     check_vocabulary(model, tokenizer, flags.model)
-    trainer = make_trainer(model, tokenizer, adapter, rows, arguments)
-    ended = check_training_rows(trainer.train_dataset, tokenizer, len(rows), training.max_length, training.packing)
-    check_steps(task.name, len(rows), len(_rows_of(trainer)), training.packing, training, PartialState().num_processes)
+    keeping = Keeping(keepers=[])
+    if not flags.preview:
+        batch_size = training.per_device_eval_batch_size
+        keeping = make_keeping(flags, task.test, model, tokenizer, fingerprints["model"], batch_size)
+        if resumed:
+            resumed.check_same_inputs(keeping.fingerprints())
+        fingerprints |= keeping.fingerprints()
+    added = keeping.rows(len(rows), training.seed)
+    trained = rows if added is None else concatenate_datasets([rows, added.cast(rows.features)])
+    trainer = make_trainer(model, tokenizer, adapter, trained, arguments, keeping.keepers)
+    ended = check_training_rows(trainer.train_dataset, tokenizer, len(trained), training.max_length, training.packing)
+    check_steps(
+        task.name, len(trained), len(_rows_of(trainer)), training.packing, training, PartialState().num_processes
+    )
+    keeping.prepare(trainer, tokenizer, rows, flags, fingerprints["model"])
     return Run(
         arguments=arguments,
         config=config,
@@ -177,8 +194,10 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
         task=task,
         test=test,
         validation=validation,
+        model_folder=model_folder,
         tokenizer=tokenizer,
         trainer=trainer,
+        keeping=keeping,
         hub_repo=hub_repo,
         fingerprints=fingerprints,
         rows={
@@ -190,6 +209,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
             "validation": len(validation),
             "dropped": truncation.dropped,
             "truncated": truncation.truncated,
+            **({"replayed": len(added)} if added is not None else {}),
             **(task.counts or {}),
         },
     )
@@ -244,6 +264,8 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
     model = trainer.model
     assert isinstance(model, nn.Module)
     check_finite(model, trainer.state.log_history)
+    for keeper in this.keeping.keepers:
+        keeper.finish()
     after = this.score("after training")
     sparsity = prompt_sparsity(this.inference("after training"), this.test) if after and adapter != "none" else None
     is_validated = this.validation and not is_sharded(trainer)
@@ -255,6 +277,7 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
         "validation": validation_loss(this.inference("after training"), this.validation) if is_validated else None,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "sparsity": sparsity._asdict() if sparsity else None,
+        "keeping": keeping_record(this),
         "seconds": {"train": train_seconds, "total": time.monotonic() - started},
     }
     record = {**record, "status": "done", "results": results, "history": trainer.state.log_history}
@@ -262,6 +285,24 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
     if PartialState().is_main_process and this.hub_repo is not None:
         publication.push(this.output, this.hub_repo, this.arguments.training)
     return record
+
+
+def keeping_record(this: Run) -> dict[str, Any] | None:
+    """What was kept of the base, and how the keepers were prepared; None where nothing was to be kept or measured."""
+    keeping, trainer, training = this.keeping, this.trainer, this.arguments.training
+    if not keeping.measured_sets() or is_sharded(trainer):
+        return None
+    tuned = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if isinstance(tuned, PeftModel):
+        pair = Pair(tuned, tuned, tuned.disable_adapter)
+    else:
+        pair = Pair(tuned, load_model(this.model_folder, this.arguments).to(tuned.device), nullcontext)
+    reports = keeping.reports(pair, this.tokenizer, training.per_device_eval_batch_size, this.arguments.adapter)
+    return {
+        **keeping.counts(),
+        "keepers": {keeper.name: {"weight": keeper.weight, **keeper.report()} for keeper in keeping.keepers},
+        "sets": {name: report.as_json() for name, report in reports.items()},
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -272,6 +313,8 @@ def main(argv: list[str] | None = None) -> int:
         record = run(arguments)
         if record and PartialState().is_main_process:
             Terminal().print(result_table([record]))
+            if keeping := record["results"]["keeping"]:
+                Terminal().print(keeping_table({name: KeepingReport.of(v) for name, v in keeping["sets"].items()}))
             say(f"Saved to {arguments.training.output_dir}: the model, README.md, run.json, training.png")
         return 0
 

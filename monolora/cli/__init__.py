@@ -48,6 +48,11 @@ COMMANDS = {
         "how sparse an adapter's units are on the prompts of a data set",
         "monolora.recipes.settings:Sparsity",
     ),
+    "keep-report": Command(
+        "monolora.recipes.keep_report",
+        "how far an adapter takes its base from itself on given prompts",
+        "monolora.recipes.settings:KeepReport",
+    ),
     "explain": Command(
         "monolora.eval.explain.program",
         "what each unit fires on, says and does, in a page to explore",

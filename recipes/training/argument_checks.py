@@ -13,6 +13,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from monolora.cli.flags import spelled
 from monolora.errors import InputError, unknown
+from monolora.keep import parse_keepers
 
 if TYPE_CHECKING:
     from monolora.recipes.training.arguments import Arguments
@@ -129,7 +130,8 @@ RENAMED = {
 }
 _AT_LEAST_ONE = (
     "max_train_samples", "max_eval_samples", "validation_samples", "eval_max_new_tokens", "max_length", "lora_r",
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "keep_samples",
+    "keep_answer_tokens", "keep_first_tokens", "keep_tokens",
 )  # fmt: skip
 _AT_LEAST_ZERO = ("weight_decay", "max_grad_norm")
 _ABOVE_ZERO = ("learning_rate", "num_train_epochs", "lora_alpha", "logging_steps", "save_steps")
@@ -165,6 +167,7 @@ def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str],
         if {ours, theirs} <= named:
             raise InputError(f"{spelled(ours)} and {spelled(theirs)} mean the same. Keep {spelled(ours)}.")
     _check_adapter_flags(flags, typed, named)
+    _check_keep(flags, named)
     if flags.overwrite and flags.resume_from_checkpoint is not None:
         raise InputError("--overwrite starts a run anew and --resume-from-checkpoint continues one. Keep one of them.")
     if flags.activation_offloading and not torch.accelerator.is_available():
@@ -224,6 +227,50 @@ def _check_adapter_flags(flags: argparse.Namespace, typed: set[str], named: set[
             raise InputError("Quantized weights cannot be trained. Leave --load-in-4bit and --load-in-8bit out.")
     if flags.adapter == "monolora" and flags.use_dora:
         raise InputError("MonoLoRA does not support --use-dora: with an activation there is no matrix to renormalise.")
+
+
+def _check_keep(flags: argparse.Namespace, named: set[str]) -> None:
+    keepers = {keeper.name: keeper for keeper in parse_keepers(flags.keep or ())}
+    for name in ("keep_prompts", "keep_samples", "keep_tokens"):
+        if name in named and not keepers:
+            raise _without(name, "--keep")
+    if "keep_tokens" in named and "silence" not in keepers:
+        raise _without("keep_tokens", "--keep silence")
+    if "keep_first_tokens" in named and "kl" not in keepers:
+        raise _without("keep_first_tokens", "--keep kl")
+    if "keep_answer_tokens" in named and not keepers and not flags.keep_report:
+        raise _without("keep_answer_tokens", "--keep or --keep-report")
+    for keeper in keepers.values():
+        if keeper.needs_adapter and flags.adapter == "none":
+            raise InputError(
+                f"--keep {keeper.name} works on an adapter's units, and --adapter none has none. Use replay or kl."
+            )
+    if "silence" in keepers:
+        _check_silence(flags)
+
+
+def _check_silence(flags: argparse.Namespace) -> None:
+    """Raises: InputError, for what changes the base where all units are silent, and for units that never are."""
+    if flags.activation == "softplus":
+        raise InputError("--keep silence: softplus is never zero, so no unit is ever silent. Use --activation relu.")
+    elsewhere = {
+        "lora_modules_to_save": flags.lora_modules_to_save,
+        "trainable_token_indices": flags.trainable_token_indices,
+        "lora_bias": flags.lora_bias != "none",
+        "use_dora": flags.use_dora,
+        "lora_target_parameters": flags.lora_target_parameters,
+    }
+    for name, value in elsewhere.items():
+        if value:
+            raise InputError(
+                f"{spelled(name)} trains weights that act on every token, which silent units cannot undo. Leave it "
+                "out, or use --keep kl."
+            )
+    if flags.init_lora_weights not in ("true", "gaussian"):
+        raise InputError(
+            f"--keep silence makes the first A itself and starts from B = 0, and --init-lora-weights "
+            f"{flags.init_lora_weights} asks for others. Leave it out."
+        )
 
 
 def check_values(arguments: Arguments) -> None:

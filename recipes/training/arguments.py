@@ -28,6 +28,7 @@ from monolora.recipes.training.argument_checks import (
     check_sft,
     check_values,
 )
+from monolora.recipes.training.keeping import KeepArguments
 from monolora.redaction import is_secret_name
 
 # Learning rates found on SST-2 with SmolLM2-135M (docs/RESULTS.md); full finetuning takes TRL's.
@@ -36,7 +37,7 @@ DTYPE = {"monolora": "bfloat16", "lora": "bfloat16", "none": "float32"}
 
 
 @dataclass
-class AdapterArguments:
+class AdapterArguments(KeepArguments):
     """What to train, on what, and what to measure."""
 
     adapter: str = field(
@@ -209,6 +210,7 @@ def parse(
     """
     path, words = split_config(list(sys.argv[1:] if argv is None else argv))
     check_words(words)
+    words = joined(words, ("--keep", "--keep-prompts", "--keep-report"))
     classes = _classes(training)
     parser = make_parser(training, program)
     from_file = read_config(path, parser, classes) if path else {}
@@ -226,6 +228,26 @@ def parse(
     arguments = _arguments(parser, words)
     check_values(arguments)
     return _completed(arguments, named)
+
+
+def joined(words: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """The words with all values of each of these flags behind its first mention, for flags that are given repeatedly.
+
+    Of a flag with several values argparse takes the last mention alone.
+    """
+    parts: dict[str, list[str]] = {}
+    current = parts.setdefault("", [])
+    for number, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        name = flag.replace("_", "-")
+        if name in flags:
+            current = parts.setdefault(name, [name])
+            current += [value] if equals else []
+        elif word.startswith("--"):
+            current = parts.setdefault(f"{number} {word}", [word])
+        else:
+            current.append(word)
+    return [word for part in parts.values() for word in part]
 
 
 def _classes(training: type[TrainingArguments]) -> tuple[type[Any], ...]:

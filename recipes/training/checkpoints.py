@@ -45,9 +45,14 @@ _FREE_FLAGS = frozenset(
         "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "hub_revision",
         "hub_always_push", "disable_tqdm", "dataloader_num_workers", "log_level", "log_level_replica",
         "dataset_num_proc", "use_cpu", "accelerator_config", "deepspeed", "fsdp", "fsdp_config",
-        "parallelism_config",
+        "parallelism_config", "keep_report",
     }
 )  # fmt: skip
+_INPUTS = {
+    "model": "The weights of --model",
+    "train": "The training examples of --dataset",
+    "anchors": "The anchors of --keep-prompts, or the base's answers to them,",
+}
 # Flags that determine the scores before training.
 _SCORED_FLAGS = ("max_eval_samples", "eval_max_new_tokens")
 # What a checkpoint must hold: in one file, or spread by FSDP or DeepSpeed. --save-only-model leaves only the weights.
@@ -242,11 +247,17 @@ class Resumed(NamedTuple):
         return self.record["results"]["before"]
 
     def check_same_inputs(self, fingerprints: Mapping[str, str]) -> None:
-        """Raises: InputError, if the model or the training data have changed since."""
-        for name in ("model", "train"):
+        """Check what a run reads against what the interrupted one read.
+
+        Args:
+            fingerprints: by name, of any of :data:`_INPUTS`.
+
+        Raises:
+            InputError: naming the first that has changed.
+        """
+        for name in _INPUTS.keys() & fingerprints.keys():
             if self.record.get("fingerprints", {}).get(name) != fingerprints[name]:
-                what = {"model": "The weights of --model", "train": "The training examples of --dataset"}[name]
-                raise InputError(f"{what} have changed since {self.checkpoint} was saved. Start again.")
+                raise InputError(f"{_INPUTS[name]} have changed since {self.checkpoint} was saved. Start again.")
 
 
 def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed | None:

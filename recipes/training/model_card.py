@@ -11,6 +11,7 @@ from rich.table import Table
 
 from monolora.data.scoring import is_percentage
 from monolora.data.task import COUNTS
+from monolora.keep.report import KeepingReport, rows_of
 
 PLOT = "training.png"
 
@@ -98,6 +99,7 @@ def model_card(record: dict[str, Any]) -> ModelCard:
             scores = (shown_score(metric, results[when]) for when in ("before", "after"))
             lines.append(f"| {metric.replace('_', ' ')} | {' | '.join(scores)} |")
         lines.append("")
+    lines += _keeping_lines(results.get("keeping"))
     lines += [f"Trained parameters: {results['trained_parameters']:,}. Seed: {config['seed']}."]
     if results["sparsity"] is not None:
         lines.append(f"Sparsity of the adapter's units on held-out prompts: {results['sparsity']['zeros']:.1%} zeros.")
@@ -112,6 +114,22 @@ def model_card(record: dict[str, Any]) -> ModelCard:
         _usage(adapter),
     ]
     return ModelCard("\n".join(lines))
+
+
+def _keeping_lines(keeping: Mapping[str, Any] | None) -> list[str]:
+    """The keeping report as a table."""
+    if keeping is None:
+        return []
+    methods = ", ".join(f"`{name}:{keeper['weight']:g}`" for name, keeper in keeping["keepers"].items()) or "nothing"
+    reports = {name: KeepingReport.of(values) for name, values in keeping["sets"].items()}
+    return [
+        f"Kept of the base, by {methods}, measured on prompts that nothing was learned from:",
+        "",
+        f"| | {' | '.join(f'{name} ({report.anchors} prompts)' for name, report in reports.items())} |",
+        f"|---|{'---|' * len(reports)}",
+        *(f"| {' | '.join(row)} |" for row in rows_of(reports)),
+        "",
+    ]
 
 
 def _kind(config: dict[str, Any]) -> str:

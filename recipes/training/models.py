@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -22,6 +22,7 @@ from monolora import hub
 from monolora.config import MonoLoraConfig
 from monolora.data.chat_template import set_chat_template
 from monolora.errors import InputError, in_one_line
+from monolora.keep.keeper import Keeper
 from monolora.recipes.training.arguments import Arguments, TrainingArguments
 from monolora.recipes.training.checkpoints import OwnSteps
 from monolora.recipes.training.trainer import SftTrainer
@@ -247,6 +248,7 @@ def make_trainer(
     adapter: LoraConfig | None,
     rows: datasets.Dataset,
     arguments: Arguments,
+    keepers: Sequence[Keeper] = (),
 ) -> SftTrainer:
     """TRL's trainer around model, adapter and rows.
 
@@ -266,6 +268,7 @@ def make_trainer(
             peft_config=adapter,
             callbacks=[OwnSteps()],
             full_logits=arguments.adapter.full_logits,
+            keepers=keepers,
         )
         check_gathers(trainer.accelerator.state.deepspeed_plugin)
         _try_optimizer(trainer)

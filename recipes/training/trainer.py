@@ -16,7 +16,9 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
 from monolora.data.chat_template import IGNORED
+from monolora.keep.keeper import Keeper
 from monolora.recipes.training.checkpoints import AtomicCheckpoints
+from monolora.recipes.training.keeping import WithKeepers
 
 
 class LengthGrouping(Trainer):
@@ -103,17 +105,19 @@ def _backbone(model: nn.Module) -> nn.Module:
     return model.base_model
 
 
-class SftTrainer(AtomicCheckpoints, LengthGrouping, SFTTrainer):
+class SftTrainer(WithKeepers, AtomicCheckpoints, LengthGrouping, SFTTrainer):
     """Supervised finetuning on answers.
 
     Args:
         full_logits: compute logits of masked positions too; the loss is the same.
+        keepers: what keeps the base's behaviour; they are prepared after the trainer is made.
     """
 
     full_logits = False
 
-    def __init__(self, *args: Any, full_logits: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, full_logits: bool = False, keepers: Sequence[Keeper] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.keepers = keepers
         base: Any = self.accelerator.unwrap_model(self.model)
         base = base.get_base_model() if isinstance(base, PeftModel) else base
         config = base.config.get_text_config()
@@ -131,8 +135,14 @@ class SftTrainer(AtomicCheckpoints, LengthGrouping, SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of the learned tokens; with ``full_logits``, the model's own, over the logits of all positions."""
+        """The loss of the learned tokens and, in training, the keepers' losses."""
         self._log_padding(model, inputs)
+        kept = self.keepers_loss(model, num_items_in_batch)
+        loss = self._answer_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss if kept is None else loss + kept
+
+    def _answer_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any) -> Any:
+        """With ``full_logits`` the model's own loss, over the logits of all positions."""
         if self.full_logits:
             if self.aux_loss_enabled:
                 inputs["output_router_logits"] = True

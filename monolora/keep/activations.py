@@ -1,0 +1,205 @@
+"""The inputs of adapted modules on given tokens, recorded from the base.
+
+While an adapter's units are silent on a token, the model is the base there, so its inputs stay what they were: they
+are recorded once, and training needs no forward pass over the anchors.
+
+Shapes: N tokens recorded, I inputs of a module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from peft.tuners.lora.layer import LoraLayer
+
+from monolora.errors import InputError
+from monolora.inference import evaluating, padded
+from monolora.terminal import track
+from monolora.units import input_device
+
+FEWEST_TOKENS = 512  # fewer say too little of where units must be silent
+_SHARE = 0.5  # of the free memory, at most
+
+
+class Activations(NamedTuple):
+    """Inputs of modules, each shared by the modules that read the same hidden states.
+
+    Attributes:
+        inputs: ``(N, I)`` by the first module that reads them; rows in one random order.
+        source: of each module, the key of its inputs.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    source: dict[str, str]
+
+    def of(self, module: str) -> torch.Tensor:
+        """The inputs of a module, ``(N, I)``."""
+        return self.inputs[self.source[module]]
+
+
+class TokenChoice(NamedTuple):
+    """Tokens to record: positions in each sequence, in their order."""
+
+    sequences: list[list[int]]
+    positions: list[torch.Tensor]
+
+    @property
+    def number(self) -> int:
+        """Of tokens."""
+        return sum(map(len, self.positions))
+
+
+def choose_tokens(
+    sequences: Sequence[list[int]], first: int, most: int, seed: int, with_prefix: bool = True
+) -> TokenChoice:
+    """Random tokens of the sequences.
+
+    Tokens before ``first`` are the same in all sequences, and so are their activations: they are taken from every
+    sixteenth sequence only.
+
+    Args:
+        sequences: token ids.
+        first: length of what all sequences begin with.
+        with_prefix: whether these tokens are taken at all.
+        most: how many tokens, at most.
+        seed: of the choice.
+    """
+    masks = [torch.zeros(len(ids), dtype=torch.bool) for ids in sequences]
+    for index, mask in enumerate(masks):
+        mask[0 if with_prefix and index % 16 == 0 else first :] = True
+    flat = torch.cat(masks).nonzero().flatten()
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(sum(map(len, masks)), dtype=torch.bool)
+    chosen[flat[torch.randperm(len(flat), generator=generator)[:most]]] = True
+    positions = [part.nonzero().flatten() for part in chosen.split([len(mask) for mask in masks])]
+    kept = [index for index, position in enumerate(positions) if len(position)]
+    return TokenChoice([list(sequences[index]) for index in kept], [positions[index] for index in kept])
+
+
+class _Recorder:
+    """Forward pre-hooks that copy the inputs of modules at chosen positions."""
+
+    def __init__(self, layers: Mapping[LoraLayer, str], number: int, device: torch.device | str, seed: int) -> None:
+        self._layers, self._number, self._device = layers, number, device
+        self._order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+        self._last: tuple[str, torch.Tensor] | None = None
+        self.rows = torch.empty(0, dtype=torch.long)  # of the flattened batch
+        self.at = 0  # tokens recorded before this batch
+        self.activations = Activations({}, {})
+
+    def __call__(self, layer: Any, args: tuple[Any, ...]) -> None:
+        name, x = self._layers[layer], args[0].detach()
+        inputs, source = self.activations
+        if self._last is None or self._last[1] is not args[0]:  # q, k and v read one tensor, and come in turn
+            self._last = (name, args[0])
+        first = source.setdefault(name, self._last[0])
+        if first != name:
+            return
+        if not x.is_floating_point() or x.dim() != 3:
+            raise InputError(
+                f"--keep silence: {name} is no linear layer over tokens, so its inputs cannot be recorded. Leave it "
+                "out of --lora-target-modules."
+            )
+        if name not in inputs:
+            inputs[name] = torch.empty(self._number, x.shape[-1], dtype=x.dtype, device=self._device)
+        rows = x.flatten(0, 1)[self.rows.to(x.device)]
+        places = self._order[self.at : self.at + len(rows)]
+        inputs[name][places.to(self._device)] = rows.to(self._device)
+
+
+@torch.inference_mode()
+def record(
+    model: Any,
+    layers: Mapping[LoraLayer, str],
+    tokens: TokenChoice,
+    pad_token_id: int,
+    batch_size: int,
+    device: torch.device | str,
+    seed: int = 0,
+) -> Activations:
+    """The inputs of adapted layers on chosen tokens; the adapter is the identity still.
+
+    Args:
+        model: with the adapter.
+        layers: its adapted layers, with their names.
+        tokens: what is recorded.
+        pad_token_id: any token; padding is masked.
+        batch_size: sequences in a forward pass.
+        device: where the activations are kept.
+        seed: of the order of the rows.
+
+    Raises:
+        InputError: for a layer that is not linear over tokens, or one that the model does not call on each.
+    """
+    recorder = _Recorder(layers, tokens.number, device, seed)
+    order = sorted(range(len(tokens.sequences)), key=lambda index: len(tokens.sequences[index]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        for layer in layers:
+            assert isinstance(layer, torch.nn.Module)
+            stack.callback(layer.register_forward_pre_hook(recorder).remove)
+        for batch in track(batches, description="Recording the base's activations"):
+            ids, mask = padded([tokens.sequences[index] for index in batch], pad_token_id, left=False)
+            width = ids.shape[1]
+            recorder.rows = torch.cat([tokens.positions[index] + row * width for row, index in enumerate(batch)])
+            where = input_device(model)
+            model(input_ids=ids.to(where), attention_mask=mask.to(where), logits_to_keep=1, use_cache=False)
+            recorder.at += len(recorder.rows)
+            recorder._last = None
+    uncalled = set(layers.values()) - recorder.activations.source.keys()
+    if uncalled:
+        raise InputError(
+            f"--keep silence: the model does not run {min(uncalled)} on these tokens, so nothing says where its units "
+            "must be silent. Leave it out of --lora-target-modules."
+        )
+    return recorder.activations
+
+
+class Store(NamedTuple):
+    """Where activations are kept, and of how many tokens.
+
+    Attributes:
+        tokens: number of tokens.
+        bytes: of all inputs.
+        device: the model's where they fit beside it, else the CPU.
+    """
+
+    tokens: int
+    bytes: int
+    device: torch.device
+
+
+def plan_store(layers: Mapping[LoraLayer, str], dtype: torch.dtype, tokens: int, device: torch.device) -> Store:
+    """A store in half of the free memory: on the device if all tokens fit there, else in the host's memory.
+
+    Modules are counted as if none shared its inputs with another, so what is used is less.
+
+    Args:
+        layers: adapted layers.
+        dtype: of their inputs.
+        tokens: wanted number; fewer where they do not fit.
+        device: of the model.
+
+    Raises:
+        InputError: if not even :data:`FEWEST_TOKENS` fit.
+    """
+    width = sum(int(layer.in_features or 0) for layer in layers)
+    of_token = width * dtype.itemsize
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if tokens * of_token <= _SHARE * free:
+            return Store(tokens, tokens * of_token, device)
+    fitting = int(_SHARE * psutil.virtual_memory().available / of_token)
+    if fitting < min(tokens, FEWEST_TOKENS):
+        raise InputError(
+            f"--keep silence: the inputs of {len(layers)} modules take {of_token:,} bytes a token, and half of the "
+            f"free memory holds {fitting} tokens; {FEWEST_TOKENS} are needed. Adapt fewer modules "
+            "(--lora-target-modules)."
+        )
+    number = min(tokens, fitting)
+    return Store(number, number * of_token, torch.device("cpu"))

@@ -1,0 +1,206 @@
+"""Anchors: prompts on which the model must stay as it is, with the base's own greedy answers.
+
+Answers are made once and cached in ``$MONOLORA_CACHE/anchors`` (:func:`monolora.hub.cache_root`), by a fingerprint of
+the base, the tokenized prompts and the settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from accelerate import PartialState
+from transformers import PreTrainedTokenizerBase
+
+from monolora.data import prompt_sets
+from monolora.data.chat_template import prompt_ids
+from monolora.data.example import Example, text_of
+from monolora.data.task import SampleLimits, Source, load_prompts
+from monolora.data.tasks import load_task
+from monolora.errors import InputError
+from monolora.files import read_json, write_json
+from monolora.hub import cache_root
+from monolora.inference import Inference, evaluating
+
+HELD_OUT = 10  # every tenth anchor
+_EVALUATED = ("beavertails", "beavertails-eval", "xstest")  # the sets of `monolora eval`
+_TASK = "task:"
+_UNANSWERED = 0.5  # share of empty answers from which a base cannot answer
+
+
+class Anchor(NamedTuple):
+    """A prompt and the base's answer, as token ids; the answer's end token is included where it was generated."""
+
+    context: list[int]
+    answer: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchors:
+    """Anchors of a run.
+
+    Attributes:
+        train: those that keepers learn from.
+        held_out: those that the report measures on.
+        evaluated: prompts that were left out because the evaluation or the task's test uses them.
+    """
+
+    train: tuple[Anchor, ...]
+    held_out: tuple[Anchor, ...]
+    evaluated: int = 0
+
+
+class AnchorPrompts(NamedTuple):
+    """Distinct prompts, and how many others were left out because the evaluation or the task's test uses them."""
+
+    examples: list[Example]
+    evaluated: int
+
+
+def read_prompts(
+    words: Sequence[str], most: int, tested: Iterable[Example] = (), from_evaluation: bool = False
+) -> AnchorPrompts:
+    """Prompts of the named sets, in equal parts, in a fixed random order, so that runs of every seed share them.
+
+    Args:
+        words: names of prompt sets (:mod:`monolora.data.prompt_sets`), ``task:NAME`` for a task's training prompts, or
+            files with a column ``prompt`` or ``messages``.
+        most: how many, at most.
+        tested: prompts that are left out, such as the held-out examples of the task that is trained.
+        from_evaluation: whether prompts of the evaluation are taken too: to measure, not to learn from.
+
+    Raises:
+        InputError: for an unknown or unreadable set, or if no prompt is left.
+    """
+    names = prompt_sets.names(words)
+    left_out = {_normalised(example) for example in tested}
+    if not from_evaluation and any(name not in prompt_sets.EMBEDDED for name in names):  # a test compares those
+        left_out |= _evaluated_prompts()
+    seen: set[str] = set()
+    parts: list[list[Example]] = []
+    evaluated = 0
+    for name in names:
+        part = []
+        for example in _read(name):
+            text = _normalised(example)
+            evaluated += text in left_out
+            if text not in left_out and text not in seen:
+                seen.add(text)
+                part.append(example)
+        Random(0).shuffle(part)
+        parts.append(part)
+    examples = [example for turn in _in_turn(parts) for example in turn][:most]
+    if not examples:
+        raise InputError(
+            f"--keep-prompts {' '.join(words)}: all {evaluated} prompts are used by the evaluation or the task's test, "
+            "so none is left. Give other prompts, such as beavertails-train, refusals or a file."
+        )
+    return AnchorPrompts(examples, evaluated)
+
+
+def _in_turn(parts: Sequence[list[Example]]) -> Iterable[list[Example]]:
+    for index in range(max(map(len, parts))):
+        yield [part[index] for part in parts if index < len(part)]
+
+
+def _read(name: str) -> list[Example]:
+    if name.startswith(_TASK):
+        limits = SampleLimits(test=1)
+        examples = load_task(name.removeprefix(_TASK), Source(), limits).train
+    elif name in prompt_sets.PUBLISHED or name in prompt_sets.EMBEDDED:
+        is_train = name == "beavertails-train"
+        prompts = prompt_sets.load(name, limit=10**9, unsafe_only=is_train).prompts
+        return [Example(prompt.instruction, "", prompt.context) for prompt in prompts]
+    else:
+        examples = load_prompts(name)
+    return [example._replace(response="", answer=None) for example in examples]
+
+
+def _evaluated_prompts() -> set[str]:
+    """The prompts of the alignment suite; those that are unavailable cannot be evaluated here either."""
+    texts = set()
+    for name in _EVALUATED:
+        try:
+            prompts = prompt_sets.load(name).prompts
+        except InputError:
+            continue
+        texts |= {_normalised(Example(prompt.instruction, "", prompt.context)) for prompt in prompts}
+    return texts
+
+
+def _normalised(example: Example) -> str:
+    """What two prompts have in common that a person would call the same."""
+    return " ".join(" ".join(map(text_of, example.messages)).casefold().split())
+
+
+def answered(
+    examples: Sequence[Example],
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    base: str,
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[Anchor]:
+    """Anchors from prompts: the model's own greedy answers, from the cache where they are; empty ones are left out.
+
+    Args:
+        examples: of :func:`read_prompts`.
+        model: the base, or a model whose adapter is the identity still.
+        tokenizer: its tokenizer.
+        base: the base's fingerprint.
+        max_new_tokens: limit of an answer.
+        batch_size: prompts per batch.
+
+    Raises:
+        InputError: if most answers are empty.
+    """
+    contexts = [prompt_ids(example, tokenizer) for example in examples]
+    settings = {"base": base, "dtype": str(model.dtype), "max_new_tokens": max_new_tokens, "contexts": contexts}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
+    path = cache_root() / "anchors" / f"{key}.json"
+    answers = _cached(path, len(contexts))
+    if answers is None:
+        inference = Inference(model=model, tokenizer=tokenizer, batch_size=batch_size, when="of the base to anchors")
+        with evaluating(model):
+            answers = inference.generate_ids(contexts, max_new_tokens)
+        if PartialState().is_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"answers": answers})
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    empty = sum(not text.strip() for text in texts)
+    if empty > _UNANSWERED * len(texts):
+        raise InputError(
+            f"The base answers {empty} of {len(texts)} prompts with nothing, so there is no behaviour to keep. Take a "
+            "chat model, a chat template that it knows, or other prompts."
+        )
+    return [Anchor(*pair) for *pair, text in zip(contexts, answers, texts, strict=True) if text.strip()]
+
+
+def divided(anchors: Sequence[Anchor], evaluated: int = 0) -> Anchors:
+    """Every tenth anchor held out.
+
+    Raises:
+        InputError: for fewer than two anchors.
+    """
+    if len(anchors) < 2:
+        raise InputError(
+            "--keep-prompts: one anchor is left, and one more is needed to be held out. Give more prompts."
+        )
+    train = tuple(anchor for index, anchor in enumerate(anchors) if index % HELD_OUT)
+    return Anchors(train=train, held_out=tuple(anchors[::HELD_OUT]), evaluated=evaluated)
+
+
+def _cached(path: Path, number: int) -> list[list[int]] | None:
+    if not path.is_file():
+        return None
+    try:
+        answers = read_json(path, "Remove it.").get("answers")
+    except InputError:
+        return None
+    return answers if isinstance(answers, list) and len(answers) == number else None

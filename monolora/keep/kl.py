@@ -1,0 +1,89 @@
+"""KL to the base on the anchors' answers.
+
+Along each answer of the base, ``KL(base ‖ tuned)`` of the next token is added to the task's loss. The base's
+distributions are computed once, before the first step, when the model is the base still: the :data:`TOP` largest
+log-probabilities of each token, and what they leave over as one more outcome. So the loss is a lower bound of the KL
+over the whole vocabulary, tight where the base is sure.
+
+Shapes: T tokens of an answer, K largest outcomes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from monolora.inference import Inference, evaluating
+from monolora.keep.anchors import Anchor
+from monolora.keep.keeper import Keeper, Preparation
+from monolora.terminal import track
+
+TOP = 64
+ANCHORS_A_STEP = 4  # of all processes together, and one of each at least
+
+
+class BaseKl(Keeper):
+    """Adds a loss. The weight is of the mean KL a token, in nats."""
+
+    name = "kl"
+    default_weight = 1.0
+
+    def __init__(self, weight: float) -> None:
+        super().__init__(weight)
+        self._anchors: list[Anchor] = []
+        self._top: list[tuple[torch.Tensor, torch.Tensor]] = []  # log-probabilities and tokens, both (T, K)
+        self._inference: Inference | None = None
+
+    def prepare(self, preparation: Preparation) -> None:
+        """Compute the base's distributions."""
+        p = preparation
+        self._anchors = [Anchor(a.context, a.answer[: p.first_tokens]) for a in p.anchors.train]
+        self._inference = Inference(model=p.model, tokenizer=p.tokenizer, batch_size=p.batch_size)
+        with torch.inference_mode(), evaluating(p.model):
+            for anchor in track(self._anchors, description="Reading the base's distributions"):
+                (log_probs_TV,) = _log_probs(self._inference, [anchor])
+                top = log_probs_TV.topk(min(TOP, log_probs_TV.shape[-1] - 1))
+                self._top.append((top.values.cpu(), top.indices.to(torch.int32).cpu()))
+
+    def loss(self, model: Any, step: int) -> torch.Tensor | None:
+        """The mean KL over the tokens of the step's anchors, which the processes share."""
+        state = PartialState()
+        number = state.num_processes * -(-ANCHORS_A_STEP // state.num_processes)
+        indices = [index % len(self._anchors) for index in range(step * number, (step + 1) * number)]
+        tokens = sum(len(self._anchors[index].answer) for index in indices)
+        assert self._inference is not None  # prepared
+        inference = replace(self._inference, model=model)
+        mine = indices[state.process_index :: state.num_processes]
+        rows = _log_probs(inference, [self._anchors[index] for index in mine])
+        kl = sum(top_kl(row_TV, *self._top[index]).sum() for index, row_TV in zip(mine, rows, strict=True))
+        return self.weight * kl * state.num_processes / tokens  # DDP and FSDP take the mean over processes
+
+    def report(self) -> dict[str, Any]:
+        return {"answer_tokens": sum(len(anchor.answer) for anchor in self._anchors)}
+
+
+def _log_probs(inference: Inference, anchors: list[Anchor]) -> list[torch.Tensor]:
+    positions = [range(len(a.context) - 1, len(a.context) + len(a.answer) - 1) for a in anchors]
+    return inference.log_probs_after([a.context + a.answer for a in anchors], positions)
+
+
+def top_kl(log_probs_TV: torch.Tensor, top_TK: torch.Tensor, tokens_TK: torch.Tensor) -> torch.Tensor:
+    """KL of distributions over the K given tokens and all others together, ``(T,)`` in nats.
+
+    Args:
+        log_probs_TV: of the tuned model.
+        top_TK: log-probabilities of the base.
+        tokens_TK: the tokens that they are of.
+    """
+    p_TK = top_TK.to(log_probs_TV.device)
+    q_TK = log_probs_TV.gather(-1, tokens_TK.to(log_probs_TV.device, torch.long))
+    p_rest_T, q_rest_T = (log_rest(x_TK) for x_TK in (p_TK, q_TK))
+    return (p_TK.exp() * (p_TK - q_TK)).sum(-1) + p_rest_T.exp() * (p_rest_T - q_rest_T)
+
+
+def log_rest(log_probs_TK: torch.Tensor) -> torch.Tensor:
+    """``log(1 − Σ p)``, with a floor where rounding leaves nothing; ``(T,)``."""
+    return torch.log1p(-log_probs_TK.exp().sum(-1).clamp(max=1 - 1e-6))

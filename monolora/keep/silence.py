@@ -1,0 +1,351 @@
+"""Silence: units that are off on the anchors, and on for the task.
+
+Where all units of a MonoLoRA adapter are zero, the model is the base, exactly. A unit is off where ``a·x <= 0``, a half
+space, so three steps keep the anchors in it:
+
+1. A *contrastive initialisation* of A in closed form (:func:`contrastive_rows`): random features of the task's tokens
+   that are negative on the anchors' tokens. B stays zero.
+2. A *penalty* on the units' distance from silence on anchor tokens, beside the task's loss
+   (:meth:`Silence.loss`). Units that are silent leave the base as it is, so the recorded inputs stay right, and the
+   penalty is one product a module and step.
+
+3. After training, a *calibration* of A moves each unit as little as the task sees until the anchors that training left
+   on are silent (:func:`calibrated_rows`).
+
+A linear adapter (LoRA, ``activation="identity"``) is off only where ``a·x = 0``. Its two-sided form, the control of
+every claim about the half space, takes the directions with the most energy on the task for their energy on the anchors
+(:func:`quiet_rows`) and a squared penalty: it can be quiet, never silent.
+
+Shapes: N anchor tokens, M task tokens, I inputs, R units.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from monolora.data.chat_template import IGNORED
+from monolora.errors import InputError
+from monolora.keep.activations import Activations, TokenChoice, choose_tokens, plan_store, record
+from monolora.keep.keeper import Keeper, Preparation
+from monolora.layer import MonoLoraLayer
+from monolora.units import adapted_layers, input_device
+
+MARGIN = 0.1  # of the penalty, in sizes of A x on the task
+ANCHOR_WEIGHT = 3.0  # of the anchors in the initialisation
+RIDGE = 1e-3  # of the mean energy of each input
+BATCH_TOKENS = 1024  # anchor tokens a step
+OVERLAP = 0.5  # of the share of units on for the task, above which anchors count as the task
+OVERLAP_PROMPTS = 64
+STRENGTH = 100.0  # of an anchor token in the calibration after training
+NEWTON_STEPS = 30
+
+
+def contrastive_rows(
+    anchor_NI: torch.Tensor, task_MI: torch.Tensor, rank: int, generator: torch.Generator, weight: float = ANCHOR_WEIGHT
+) -> torch.Tensor:
+    """Rows of A that are negative on anchors and follow random features of the task.
+
+    The minimum over A, in closed form, of::
+
+        mean over task tokens ‖A x − t‖²  +  weight · mean over anchor tokens ‖A x + 1‖²  +  Σ_i ridge_i ‖A_i‖²
+        t = max(0, 1 + standardised G x),  G standard normal
+
+    Args:
+        anchor_NI, task_MI: inputs of a module.
+        rank: R.
+        generator: of G, on the CPU.
+        weight: of the anchors.
+
+    Returns:
+        ``(R, I)``, float32.
+    """
+    anchor_NI, task_MI = anchor_NI.float(), task_MI.float()
+    G_RI = torch.randn(rank, task_MI.shape[1], generator=generator).to(task_MI.device)
+    z_MR = task_MI @ G_RI.T
+    t_MR = (1 + (z_MR - z_MR.mean(0)) / z_MR.std(0).clamp(min=1e-12)).clamp(min=0)
+    S_II = weight * moment(anchor_NI) + moment(task_MI)
+    S_II += torch.diag(ridge(anchor_NI, task_MI))
+    right_IR = task_MI.T @ t_MR / len(task_MI) - weight * anchor_NI.mean(0)[:, None]
+    return torch.linalg.solve(S_II, right_IR).T.contiguous()
+
+
+def quiet_rows(anchor_NI: torch.Tensor, task_MI: torch.Tensor, rank: int, generator: torch.Generator) -> torch.Tensor:
+    """Rows of A with much energy on the task for their energy on the anchors: the two-sided form.
+
+    Of the generalised eigenvectors ``S_task v = λ S_anchor v``, the ``3 rank`` with the largest λ, mixed at random.
+
+    Args:
+        anchor_NI, task_MI: inputs of a module.
+        rank: R.
+        generator: of the mixture, on the CPU.
+
+    Returns:
+        ``(R, I)``, float32.
+    """
+    anchor_NI, task_MI = anchor_NI.float(), task_MI.float()
+    values_I, vectors_II = torch.linalg.eigh(moment(anchor_NI).double())
+    whitening_II = vectors_II * values_I.clamp(min=1e-5 * float(values_I[-1])).rsqrt()
+    _, mixed_II = torch.linalg.eigh(whitening_II.T @ moment(task_MI).double() @ whitening_II)
+    best_IK = (whitening_II @ mixed_II[:, -3 * rank :]).float()
+    mixture_RK = torch.randn(rank, best_IK.shape[1], generator=generator).to(best_IK.device)
+    return (mixture_RK @ best_IK.T).contiguous()
+
+
+def calibrated_rows(
+    A_RI: torch.Tensor, anchor_NI: torch.Tensor, S_II: torch.Tensor, margin: float, strength: float = STRENGTH
+) -> torch.Tensor:
+    """Trained rows of A, moved as little as the task sees until the anchors are silent again.
+
+    Of each row a, the minimum over b, by Newton's method with a line search, of the strictly convex::
+
+        ½ (b − a)ᵀ S (b − a)  +  strength · Σ over anchor tokens of max(0, b·x + margin)²
+
+    Args:
+        A_RI: trained rows.
+        anchor_NI: inputs on anchors.
+        S_II: second moment of the task's inputs, positive definite.
+        margin: by which ``b·x`` is below zero on anchors.
+        strength: of the anchors; large, so that hardly any is left on.
+
+    Returns:
+        ``(R, I)``, float32.
+    """
+    x_NI, S_II = anchor_NI.double(), S_II.double()  # strength makes the problem stiff
+    L_II = torch.linalg.cholesky(S_II)
+    rows = [_calibrated(a_I, x_NI, S_II, L_II, margin, strength) for a_I in A_RI.detach().double()]
+    return torch.stack(rows).float()
+
+
+def _calibrated(
+    start_I: torch.Tensor, x_NI: torch.Tensor, S_II: torch.Tensor, L_II: torch.Tensor, margin: float, strength: float
+) -> torch.Tensor:
+    a_I, z_N = start_I.clone(), x_NI @ start_I + margin
+    for _ in range(NEWTON_STEPS):
+        on_KI, z_K = x_NI[z_N > 0], z_N[z_N > 0]
+        if not len(z_K):
+            break
+        gradient_I = S_II @ (a_I - start_I) + 2 * strength * (z_K @ on_KI)
+        # (S + 2 strength XᵀX)⁻¹ g by Woodbury's identity, or directly where more tokens are on than there are inputs.
+        if len(z_K) < len(a_I):
+            V_IK = torch.cholesky_solve(on_KI.T, L_II)
+            K_KK = on_KI @ V_IK + torch.eye(len(z_K)).to(V_IK) / (2 * strength)
+            g_I = torch.cholesky_solve(gradient_I[:, None], L_II)[:, 0]
+            step_I = g_I - V_IK @ torch.linalg.solve(K_KK, on_KI @ g_I)
+        else:
+            step_I = torch.linalg.solve(S_II + 2 * strength * on_KI.T @ on_KI, gradient_I)
+        moved_N, moved_I = x_NI @ step_I, a_I - start_I
+        size = _step_size(
+            strength, z_N, moved_N, (moved_I @ S_II @ moved_I, moved_I @ S_II @ step_I, step_I @ S_II @ step_I)
+        )
+        if not size:
+            break
+        a_I, z_N = a_I - size * step_I, z_N - size * moved_N
+    return a_I
+
+
+def _step_size(strength: float, z_N: torch.Tensor, moved_N: torch.Tensor, moments: tuple[torch.Tensor, ...]) -> float:
+    """The largest of 1, 1/2, 1/4, … with which the objective falls; 0 for none."""
+    a, b, c = map(float, moments)
+
+    def objective(size: float) -> float:
+        quadratic = 0.5 * (a - 2 * size * b + size * size * c)
+        return quadratic + strength * float((z_N - size * moved_N).clamp(min=0).square().sum())
+
+    size, start = 1.0, objective(0.0)
+    while objective(size) > start * (1 - 1e-4 * size):
+        size /= 2
+        if size < 1e-3:
+            return 0.0
+    return size
+
+
+def moment(x_NI: torch.Tensor) -> torch.Tensor:
+    """The second moment ``mean x xᵀ``, ``(I, I)``."""
+    return x_NI.T @ x_NI / len(x_NI)
+
+
+def ridge(anchor_NI: torch.Tensor, task_MI: torch.Tensor) -> torch.Tensor:
+    """The ridge of each input, ``(I,)``: a share of its energy, with a floor for inputs that are always zero."""
+    energy_I = anchor_NI.square().mean(0) + task_MI.square().mean(0)
+    return RIDGE * energy_I + 1e-6 * energy_I.mean()
+
+
+class _Module(NamedTuple):
+    """An adapted module under the penalty.
+
+    Attributes:
+        layer: the layer.
+        name: its name in the base model.
+        scale: the usual size of A x on the task, before training.
+        is_linear: whether it has the two-sided penalty.
+    """
+
+    layer: Any
+    name: str
+    scale: float
+    is_linear: bool
+
+
+class Silence(Keeper):
+    """Keeps units off on the anchors. The weight is of the penalty of one unit."""
+
+    name = "silence"
+    default_weight = 0.005
+    needs_adapter = True
+
+    def __init__(self, weight: float) -> None:
+        super().__init__(weight)
+        self._modules: list[_Module] = []
+        self._report: dict[str, Any] = {}
+
+    def prepare(self, preparation: Preparation) -> None:
+        """Record the inputs of the adapted modules on anchors and task, and initialise A.
+
+        Raises:
+            InputError: for an adapter whose units cannot be silent, modules that are not linear over tokens, a store
+                that does not fit, or anchors that cannot be told from the task.
+        """
+        self._preparation = p = preparation
+        self._layers = adapted_layers(p.model)
+        self._first = shared_prefix([*(a.context for a in p.anchors.train), *p.task_rows[:1000]["input_ids"]])
+        self._store = plan_store(self._layers, p.model.dtype, p.tokens, input_device(p.model))
+        whole = [anchor.context + anchor.answer for anchor in p.anchors.train]
+        chosen = choose_tokens(whole, self._first, self._store.tokens, p.seed)
+        self._anchors = self._record(chosen)
+        task = self._record(self._task_tokens())
+        generator = torch.Generator().manual_seed(p.seed)
+        self._modules = [self._initialise(layer, name, task, generator) for layer, name in self._layers.items()]
+        self._check_overlap()
+        self._report = {
+            "anchor_tokens": chosen.number,
+            "bytes": sum(x.numel() * x.element_size() for x in self._anchors.inputs.values()),
+            "on_anchors": self._share_on(self._anchors),
+            "on_task": self._share_on(task),
+        }
+
+    def _record(self, tokens: TokenChoice) -> Activations:
+        p = self._preparation
+        return record(p.model, self._layers, tokens, p.tokenizer.pad_token_id, p.batch_size, self._store.device)
+
+    def _task_tokens(self) -> TokenChoice:
+        """Half as many as of the anchors, without what the two begin with."""
+        rows = self._preparation.task_rows[: max(1, self._store.tokens // 8)]["input_ids"]
+        return choose_tokens(rows, self._first, self._store.tokens // 2, self._preparation.seed, with_prefix=False)
+
+    def _share_on(self, activations: Activations) -> float:
+        """Of tokens and units, how many are on."""
+        shares = [
+            float((activations.of(module.name).float() @ _rows_of(module).detach().float().T > 0).float().mean())
+            for module in self._modules
+        ]
+        return sum(shares) / len(shares)
+
+    def _check_overlap(self) -> None:
+        """Compare prompts alone: the base's answers to anchors differ from the task's whatever was asked.
+
+        Raises:
+            InputError: if the units, made to tell the two apart, do not.
+        """
+        p = self._preparation
+        if self._modules[0].is_linear:
+            return
+        prompts = [
+            [anchor.context for anchor in p.anchors.train[:OVERLAP_PROMPTS]],
+            [
+                [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
+                for row in p.task_rows.select(range(min(OVERLAP_PROMPTS, len(p.task_rows))))
+            ],
+        ]
+        anchors, task = (
+            self._share_on(self._record(choose_tokens(rows, self._first, self._store.tokens, 0, with_prefix=False)))
+            for rows in prompts
+        )
+        if anchors > OVERLAP * task:
+            raise InputError(
+                f"The anchors cannot be told from the task: units made to tell them apart are on for {anchors:.0%} of "
+                f"the anchors' prompt tokens and {task:.0%} of the task's. Give --keep-prompts of another kind, or use "
+                "--keep kl or replay."
+            )
+
+    def _initialise(self, layer: Any, name: str, task: Activations, generator: torch.Generator) -> _Module:
+        A = layer.lora_A["default"].weight
+        is_linear = not isinstance(layer, MonoLoraLayer) or layer.activation["default"] == "identity"
+        anchor_NI, task_MI = self._anchors.of(name), task.of(name)
+        size = float((task_MI.float() @ A.detach().float().T).std())
+        make = quiet_rows if is_linear else contrastive_rows
+        A_RI = make(anchor_NI, task_MI, A.shape[0], generator)
+        units_MR = task_MI.float() @ A_RI.T
+        units_MR = units_MR if is_linear else units_MR.relu()
+        A_RI *= size / units_MR.square().mean(0).sqrt().clamp(min=1e-12)[:, None]
+        module = _Module(layer, name, size, is_linear)
+        _assign(module, A_RI)
+        return module
+
+    def loss(self, model: Any, step: int) -> torch.Tensor | None:
+        """The penalty on the step's anchor tokens.
+
+        Of a unit: ``mean over tokens of relu(a·x / scale + margin)``, or of its square ``(a·x / scale)²`` where it is
+        linear; summed over all units.
+        """
+        total: Any = 0.0
+        for module in self._modules:
+            x_NI = _window(self._anchors.of(module.name), step)
+            A_RI = _rows_of(module)
+            z_NR = x_NI.to(A_RI.device, A_RI.dtype) @ A_RI.T / module.scale
+            total = total + (z_NR.square() if module.is_linear else F.relu(z_NR + MARGIN)).sum() / len(x_NI)
+        return self.weight * total
+
+    def finish(self) -> None:
+        """Calibrate the trained rows, so that units are silent on the anchors that training left on.
+
+        Linear units, which are never silent, stay as they are.
+        """
+        if self._modules[0].is_linear:
+            return
+        before = self._share_on(self._anchors)
+        task = self._record(self._task_tokens())
+        for module in self._modules:
+            anchor_NI, task_MI = self._anchors.of(module.name), task.of(module.name).float()
+            S_II = moment(task_MI) + torch.diag(ridge(anchor_NI.float(), task_MI))
+            rows_RI = _rows_of(module)
+            _assign(module, calibrated_rows(rows_RI.to(S_II.device), anchor_NI, S_II, MARGIN * module.scale))
+        self._report |= {"on_anchors_trained": before, "on_anchors_calibrated": self._share_on(self._anchors)}
+
+    def report(self) -> dict[str, Any]:
+        return self._report
+
+
+def _rows_of(module: _Module) -> torch.Tensor:
+    """A, whole: under FSDP2 a process has a part of it, and gathers it here."""
+    A = module.layer.lora_A["default"].weight
+    return A.full_tensor() if isinstance(A, DTensor) else A
+
+
+@torch.no_grad()
+def _assign(module: _Module, rows_RI: torch.Tensor) -> None:
+    """Set A; under FSDP2, this process's part of it."""
+    A = module.layer.lora_A["default"].weight
+    rows_RI = rows_RI.to(A.device, A.dtype)
+    if isinstance(A, DTensor):
+        rows_RI = distribute_tensor(rows_RI, A.device_mesh, A.placements, src_data_rank=None)
+    A.copy_(rows_RI)
+
+
+def _window(x_NI: torch.Tensor, step: int) -> torch.Tensor:
+    """The anchor tokens of a step: the rows are in random order, so the next ones."""
+    size = min(BATCH_TOKENS, len(x_NI))
+    at = step * size % len(x_NI)
+    return torch.cat([x_NI[at : at + size], x_NI[: max(0, at + size - len(x_NI))]])
+
+
+def shared_prefix(sequences: list[list[int]]) -> int:
+    """The number of tokens that all sequences begin with."""
+    first, last = min(sequences), max(sequences)  # in lexical order: all others begin with what these two share
+    number = 0
+    while number < min(len(first), len(last)) and first[number] == last[number]:
+        number += 1
+    return number

@@ -1,0 +1,200 @@
+"""What a trainer does to keep the base's behaviour: flags, anchors, the keepers' losses, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from monolora.data import prompt_sets
+from monolora.data.tasks import Example
+from monolora.keep import KEEPERS, parse_keepers
+from monolora.keep.anchors import Anchor, Anchors, answered, divided, read_prompts
+from monolora.keep.keeper import Keeper, Preparation
+from monolora.keep.report import KeepingReport, Pair, measure
+from monolora.run_record import fingerprint_rows
+
+DEFAULT_PROMPTS = ("chat", "refusals")
+HELD_OUT_SET = "held-out anchors"
+REPORT_PROMPTS = 100  # of a further set in the report, at most
+
+
+@dataclass
+class KeepArguments:
+    """Flags of the keepers. A trainer's own dataclass of flags inherits from it."""
+
+    keep: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"What keeps the base's behaviour on anchors: {', '.join(KEEPERS)}, several of them, or none; each "
+            "as NAME or NAME:WEIGHT. Default: none."
+        },
+    )
+    keep_prompts: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Prompts of the anchors: sets of `monolora eval`, beavertails-train, task:NAME, or files with a "
+            f"column prompt or messages. Default: {' '.join(DEFAULT_PROMPTS)}, which come with the project."
+        },
+    )
+    keep_samples: int = field(default=500, metadata={"help": "Number of anchors; a tenth of them is held out."})
+    keep_answer_tokens: int = field(
+        default=64, metadata={"help": "Limit of the base's answer to an anchor, in tokens."}
+    )
+    keep_first_tokens: int | None = field(
+        default=None, metadata={"help": "Number of tokens of each answer that kl holds. Default: all."}
+    )
+    keep_tokens: int = field(
+        default=20_000, metadata={"help": "Number of anchor tokens whose activations silence stores, at most."}
+    )
+    keep_report: list[str] | None = field(
+        default=None,
+        metadata={"help": "Further sets of prompts that the keeping report measures. Default: held-out anchors alone."},
+    )
+
+
+class WithKeepers(Trainer):
+    """A trainer with keepers, whose losses its ``compute_loss`` adds. Mix it in before the trainer."""
+
+    keepers: Sequence[Keeper] = ()
+
+    def keepers_loss(self, model: Any, num_items_in_batch: Any) -> torch.Tensor | None:
+        """The keepers' losses in the last micro-batch of a training step, so once a step; else None.
+
+        To be called before the model's forward, after which FSDP may leave weights whole.
+        """
+        if not (self.keepers and model.training and self.accelerator.sync_gradients):
+            return None
+        total = None
+        trainer: Any = self  # one of TRL's, which log these metrics beside the loss
+        for keeper in self.keepers:
+            loss = keeper.loss(model, self.state.global_step)
+            if loss is not None:
+                trainer._metrics["train"][f"keep_{keeper.name}"].append(loss.item())
+                total = loss if total is None else total + loss
+        # The trainer divides a loss that is not already one of the whole step by the number of its micro-batches.
+        if total is not None and num_items_in_batch is None:
+            total = total * self.current_gradient_accumulation_steps
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """What a run keeps, and on which prompts.
+
+    Attributes:
+        keepers: of ``--keep``.
+        anchors: None where nothing is kept.
+        report_sets: what the report measures on beside the held-out anchors, by name.
+    """
+
+    keepers: list[Keeper]
+    anchors: Anchors | None = None
+    report_sets: dict[str, list[Anchor]] = field(default_factory=dict)
+
+    def rows(self, task_rows: int, seed: int) -> datasets.Dataset | None:
+        """The rows that keepers add to the task's, tokenized; None for none."""
+        if self.anchors is None:
+            return None
+        rows = [dict(row) for keeper in self.keepers for row in keeper.rows(self.anchors, task_rows, seed)]
+        return datasets.Dataset.from_list(rows) if rows else None
+
+    def prepare(
+        self,
+        trainer: WithKeepers,
+        tokenizer: PreTrainedTokenizerBase,
+        task_rows: datasets.Dataset,
+        flags: KeepArguments,
+        base: str,
+    ) -> None:
+        """Prepare the keepers, which may initialise the adapter.
+
+        Args:
+            trainer: not yet training.
+            tokenizer: of its model.
+            task_rows: the task's tokenized rows, whole.
+            flags: of the run.
+            base: fingerprint of the base model.
+
+        Raises:
+            InputError: if a keeper cannot work with model, adapter or data.
+        """
+        if self.anchors is None:
+            return
+        preparation = Preparation(
+            model=trainer.model,
+            tokenizer=tokenizer,
+            anchors=self.anchors,
+            task_rows=task_rows,
+            seed=trainer.args.seed,
+            batch_size=trainer.args.per_device_eval_batch_size,
+            tokens=flags.keep_tokens,
+            first_tokens=flags.keep_first_tokens,
+            base=base,
+        )
+        for keeper in self.keepers:
+            keeper.prepare(preparation)
+
+    def measured_sets(self) -> dict[str, list[Anchor]]:
+        """What the report measures on, by name."""
+        held_out = {} if self.anchors is None else {HELD_OUT_SET: list(self.anchors.held_out)}
+        return held_out | self.report_sets
+
+    def reports(
+        self, pair: Pair, tokenizer: PreTrainedTokenizerBase, batch_size: int, flags: KeepArguments
+    ) -> dict[str, KeepingReport]:
+        """The keeping report of each set, by name."""
+        return {
+            name: measure(pair, tokenizer, anchors, batch_size, flags.keep_answer_tokens)
+            for name, anchors in self.measured_sets().items()
+        }
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the anchors that keepers learn from; empty for none."""
+        return {} if self.anchors is None else {"anchors": fingerprint_rows(map(str, self.anchors.train))}
+
+    def counts(self) -> dict[str, Any]:
+        """Of the prompts, for the run's record."""
+        if self.anchors is None:
+            return {}
+        anchors = self.anchors
+        return {"anchors": len(anchors.train), "held_out": len(anchors.held_out), "evaluated": anchors.evaluated}
+
+
+def make_keeping(
+    flags: KeepArguments,
+    tested: Iterable[Example],
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    base: str,
+    batch_size: int,
+) -> Keeping:
+    """Anchors for the keepers and the report, with the base's answers.
+
+    Args:
+        flags: of the run.
+        tested: the task's held-out examples, which are no anchors.
+        model: the base.
+        tokenizer: its tokenizer.
+        base: its fingerprint.
+        batch_size: prompts answered at a time.
+
+    Raises:
+        InputError: if a set is unknown, no prompt is left, or the base cannot answer.
+    """
+    keepers = parse_keepers(flags.keep or ())
+    options: dict[str, Any] = {"base": base, "max_new_tokens": flags.keep_answer_tokens, "batch_size": batch_size}
+    anchors, learned = None, []
+    if keepers:
+        prompts = read_prompts(flags.keep_prompts or DEFAULT_PROMPTS, flags.keep_samples, tested)
+        learned = prompts.examples
+        anchors = divided(answered(learned, model, tokenizer, **options), prompts.evaluated)
+    sets = {}
+    for name in flags.keep_report or ():
+        examples = read_prompts([name], REPORT_PROMPTS, learned, from_evaluation=True).examples
+        sets[prompt_sets.set_name(name)] = answered(examples, model, tokenizer, **options)
+    return Keeping(keepers=keepers, anchors=anchors, report_sets=sets)

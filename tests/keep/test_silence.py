@@ -1,0 +1,233 @@
+"""Silence: the closed forms against brute force, the penalty against loops, and law 9: silent units are the base."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.optimize
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+
+from monolora import MonoLoraConfig
+from monolora.data.chat_template import IGNORED
+from monolora.keep.anchors import Anchor, Anchors
+from monolora.keep.keeper import Preparation
+from monolora.keep.silence import MARGIN, Silence, calibrated_rows, contrastive_rows, quiet_rows, ridge, shared_prefix
+from monolora.units import adapted_layers
+from tests.support.keeping import TOKENIZER, silent_on, tiny_llama
+
+
+@pytest.mark.parametrize("weight", [0.5, 3.0])
+def test_contrastive_rows_minimise_the_stacked_least_squares(weight: float) -> None:
+    """The closed form against numpy's least squares over all rows, weighted, with the ridge as further rows."""
+    anchor, task = torch.randn(90, 12) + 0.3, torch.randn(70, 12) @ torch.randn(12, 12)
+    rows = contrastive_rows(anchor, task, 5, torch.Generator().manual_seed(3), weight)
+    G = torch.randn(5, 12, generator=torch.Generator().manual_seed(3))
+    z = (task @ G.T).numpy()
+    targets = np.maximum(0, 1 + (z - z.mean(0)) / z.std(0, ddof=1))
+    stacked = np.vstack(
+        [task / len(task) ** 0.5, anchor * (weight / len(anchor)) ** 0.5, np.diag(ridge(anchor, task).sqrt())]
+    )
+    right = np.vstack(
+        [targets / len(task) ** 0.5, -np.ones((len(anchor), 5)) * (weight / len(anchor)) ** 0.5, np.zeros((12, 5))]
+    )
+    expected = np.linalg.lstsq(stacked, right, rcond=None)[0].T
+    np.testing.assert_allclose(rows.numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_contrastive_rows_are_off_on_anchors_and_on_for_the_task() -> None:
+    """Two clouds that a hyperplane divides."""
+    anchor, task = torch.randn(400, 16) + 2, torch.randn(300, 16) - 2
+    rows = contrastive_rows(anchor, task, 8, torch.Generator().manual_seed(0))
+    assert float((anchor @ rows.T > 0).float().mean()) < 0.01
+    assert float((task @ rows.T > 0).float().mean()) > 0.7
+
+
+def test_quiet_rows_are_of_the_largest_generalised_eigenvectors() -> None:
+    """scipy's generalised problem spans the same space; each row has far more energy on the task."""
+    anchor = torch.randn(500, 12) * torch.linspace(0.1, 2, 12)
+    task = torch.randn(500, 12) @ torch.randn(12, 12)
+    rows = quiet_rows(anchor, task, 2, torch.Generator().manual_seed(0)).double().numpy()
+    S_anchor, S_task = ((x.T @ x / len(x)).double().numpy() for x in (anchor, task))
+    _, vectors = scipy.linalg.eigh(S_task, S_anchor)
+    best = vectors[:, -6:]
+    left_over = rows.T - best @ np.linalg.lstsq(best, rows.T, rcond=None)[0]
+    assert np.abs(left_over).max() < 1e-3 * np.abs(rows).max()
+    ratio = ((task.numpy() @ rows.T) ** 2).mean() / ((anchor.numpy() @ rows.T) ** 2).mean()
+    random = np.random.default_rng(0).standard_normal((2, 12))
+    assert ratio > 3 * ((task.numpy() @ random.T) ** 2).mean() / ((anchor.numpy() @ random.T) ** 2).mean()
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=6))
+def test_shared_prefix_is_what_all_begin_with(sequences: list[list[int]]) -> None:
+    """Against a comparison of every sequence with the first."""
+    expected = 0
+    while all(len(ids) > expected and ids[expected] == sequences[0][expected] for ids in sequences):
+        expected += 1
+    assert shared_prefix(sequences) == expected
+
+
+def _prepared(model: Any, seed: int = 0) -> Silence:
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(3, 30, (24, 9), generator=generator).tolist()
+    task = torch.randint(30, 64, (24, 11), generator=generator).tolist()
+    keeper = Silence(0.5)
+    keeper.prepare(
+        Preparation(
+            model=model,
+            tokenizer=TOKENIZER,
+            anchors=Anchors(train=tuple(Anchor(row[:5], row[5:]) for row in ids), held_out=()),
+            task_rows=Dataset.from_dict({"input_ids": task, "labels": [[IGNORED] * 8 + row[8:] for row in task]}),
+            seed=seed,
+            batch_size=5,
+            tokens=10_000,
+            first_tokens=None,
+            base="",
+        )
+    )
+    return keeper
+
+
+@pytest.mark.parametrize("kind", ["relu", "topk:2", "identity", "lora"])
+def test_penalty_is_the_sum_over_units_of_the_mean_over_tokens(kind: str) -> None:
+    """Brute force: hooks on the base give every module's inputs, and loops sum over modules, units and tokens."""
+    base = tiny_llama()
+    config = {"r": 3, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(base, LoraConfig(**config) if kind == "lora" else MonoLoraConfig(**config, activation=kind))
+    keeper = _prepared(model)
+    layers = adapted_layers(model)
+    inputs: dict[str, list[torch.Tensor]] = {name: [] for name in layers.values()}
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args: inputs[layers[module]].append(args[0].detach()))
+        for layer in layers
+    ]
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(3, 30, (24, 9), generator=generator)
+    with torch.no_grad(), model.disable_adapter():
+        for row in ids:
+            base(input_ids=row[None])
+    for hook in hooks:
+        hook.remove()
+    expected = 0.0
+    scales = {module.name: module.scale for module in keeper._modules}
+    for layer, name in layers.items():
+        x = torch.cat([part[0] for part in inputs[name]])
+        for unit in layer.lora_A["default"].weight.detach():
+            for token in x:
+                z = float(unit @ token) / scales[name]
+                expected += (z * z if kind in ("identity", "lora") else max(0.0, z + MARGIN)) / len(x)
+    loss = keeper.loss(model, 0)
+    assert loss is not None
+    assert loss.item() == pytest.approx(0.5 * expected, rel=2e-4)  # 216 tokens are one window
+
+
+def test_only_a_is_initialised_and_the_model_stays_the_base() -> None:
+    """B is zero still, A is of the usual size on the task, and logits are the base's bit for bit."""
+    base = tiny_llama()
+    ids = torch.randint(64, (2, 12))
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+        model = get_peft_model(base, MonoLoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        default = {name: layer.lora_A["default"].weight.clone() for layer, name in adapted_layers(model).items()}
+        keeper = _prepared(model)
+        assert torch.equal(model(input_ids=ids).logits, before)
+    for layer, name in adapted_layers(model).items():
+        assert not torch.equal(layer.lora_A["default"].weight, default[name])
+        assert not layer.lora_B["default"].weight.any()
+    assert keeper.report()["on_task"] > 2 * keeper.report()["on_anchors"]
+
+
+def test_the_preparation_is_of_the_seed_alone() -> None:
+    """The same seed gives the same A whatever the generators held before; another seed another A."""
+    base, rows = tiny_llama(), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(rows))
+        model = get_peft_model(
+            copy.deepcopy(base), MonoLoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        )
+        with torch.no_grad():  # the size of the default A is of torch's own generator
+            for layer in adapted_layers(model):
+                layer.lora_A["default"].weight.fill_(0.1)
+        _prepared(model, seed)
+        rows.append(next(iter(adapted_layers(model))).lora_A["default"].weight.detach().clone())
+    assert torch.equal(rows[0], rows[1])
+    assert not torch.allclose(rows[0], rows[2])
+
+
+@pytest.mark.parametrize("activation", ["relu", "topk:2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])
+def test_law_9_silent_units_are_the_base(activation: str, dtype: torch.dtype, targets: Any) -> None:
+    """On a sequence on which all units are zero the logits equal the base's bit for bit; on another one they do not."""
+    base = tiny_llama().to(dtype).eval()
+    config = MonoLoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", activation=activation)
+    silent, other = torch.randint(64, (1, 8)), torch.randint(64, (1, 8))
+    with torch.no_grad():
+        expected, unequal = base(input_ids=silent).logits, base(input_ids=other).logits
+        model = get_peft_model(base, config).eval()
+        silent_on(model, silent)
+        assert torch.equal(model(input_ids=silent).logits, expected)
+        assert not torch.equal(model(input_ids=other).logits, unequal)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10_000))
+def test_law_9_holds_for_the_cache_too(seed: int) -> None:
+    """Read in two parts, the second with the keys and values of the first."""
+    torch.manual_seed(seed)
+    base = tiny_llama().eval()
+    ids = torch.randint(64, (1, 9))
+    with torch.no_grad():
+        model = get_peft_model(base, MonoLoraConfig(r=3, target_modules=["k_proj", "v_proj"], task_type="CAUSAL_LM"))
+        model.eval()
+        silent_on(model, ids)
+        results = []
+        for context in (model.disable_adapter(), torch.no_grad()):
+            with context:
+                first = model(input_ids=ids[:, :6], use_cache=True)
+                second = model(input_ids=ids[:, 6:], past_key_values=first.past_key_values)
+                results.append((first.logits, second.logits))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([8, 200]))
+def test_calibrated_rows_minimise_the_written_objective(seed: int, number: int) -> None:
+    """Against scipy's general minimiser from the same start, with few and with many violated anchors."""
+    torch.manual_seed(seed)
+    anchors, task = torch.randn(number, 6) + 0.5, torch.randn(50, 6)
+    start = torch.randn(2, 6)
+    S = task.T @ task / 50 + 0.01 * torch.eye(6)
+    rows = calibrated_rows(start, anchors, S, margin=0.2, strength=5.0).double().numpy()
+
+    def objective(b: np.ndarray, a: np.ndarray) -> float:
+        violated = np.maximum(0, anchors.double().numpy() @ b + 0.2)
+        return 0.5 * (b - a) @ S.double().numpy() @ (b - a) + 5.0 * (violated**2).sum()
+
+    for row, a in zip(rows, start.double().numpy(), strict=True):
+        best = scipy.optimize.minimize(objective, a, args=(a,), method="L-BFGS-B", options={"ftol": 1e-14}).fun
+        assert objective(row, a) <= best * (1 + 1e-3) + 1e-6
+
+
+def test_calibration_leaves_silent_rows_alone() -> None:
+    """Nothing is violated: the same rows, bit for bit."""
+    anchors = torch.rand(40, 6) + 0.5
+    start = -torch.rand(3, 6) - 0.5
+    assert torch.equal(calibrated_rows(start, anchors, torch.eye(6), margin=0.1), start)
+
+
+def test_calibration_silences_what_can_be_silenced() -> None:
+    """Two clouds that a hyperplane divides, and rows that are on everywhere."""
+    anchors, task = torch.randn(300, 16) + 2, torch.randn(300, 16) - 2
+    start = torch.randn(5, 16)
+    rows = calibrated_rows(start, anchors, task.T @ task / 300, margin=0.1)
+    assert not (anchors @ rows.T > 0).any()
+    assert float((task @ rows.T > 0).float().mean()) > 0.5
