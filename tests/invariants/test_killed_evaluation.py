@@ -26,6 +26,7 @@ from monolora import cli
 from monolora.eval import store
 from monolora.eval.store import Records
 from tests.support.evaluated import Evaluated
+from tests.support.forked import Program
 from tests.support.inline import run_inline
 from tests.support.limits import HANG_S
 
@@ -171,14 +172,15 @@ def test_killed_at_random_moments(
 @pytest.mark.slow
 def test_the_program_killed_at_random_moments(evaluated: Evaluated, tmp_path: Path) -> None:
     """With engines and judges in processes of their own, as users run it; nothing is left running."""
-    words = [sys.executable, "-m", "monolora.cli", "eval", "run", *evaluated.run_flags()]
+    words = [sys.executable, "-P", "-m", "monolora.cli", "eval", "run", *evaluated.run_flags()]
+    quiet: dict[str, int] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run([*words, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     total, moments = progress(tmp_path / "whole"), random.Random(0)
     folder, killed = tmp_path / "killed", 0
     targets = sorted(moments.randint(0, total - 1) for _ in range(KILLS_OF_THE_PROGRAM))
     while killed < KILLS_OF_THE_PROGRAM:
         target = targets[killed]
-        process = subprocess.Popen([*words, "--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = Program([*words, "--out", str(folder)], **quiet)
         try:
             wait_for(folder, target, lambda process=process: process.poll() is None)
             time.sleep(moments.random() * 0.05)  # longer, and all that is left would be done
@@ -190,6 +192,6 @@ def test_the_program_killed_at_random_moments(evaluated: Evaluated, tmp_path: Pa
             assert process.returncode == 0
             shutil.rmtree(folder)
             killed = 0
-    subprocess.run([*words, "--out", str(folder)], check=True, capture_output=True)
+    assert Program([*words, "--out", str(folder)], **quiet).wait() == 0
     assert records(folder) == records(tmp_path / "whole")
     assert table(folder) == table(tmp_path / "whole")
