@@ -28,6 +28,7 @@ from typing import IO, Any
 from monolora.eval import process
 
 IMPORTED = [
+    "pytest",
     "monolora.cli",
     "monolora.eval.generate",
     "monolora.eval.measurements",
@@ -35,6 +36,8 @@ IMPORTED = [
     "monolora.eval.engines.hf",
     "monolora.eval.engines.vllm",
     "monolora.eval.judges.backends",
+    "tests.support.evaluated",
+    "tests.support.inline",
     "transformers.models.bert.modeling_bert",
     "transformers.models.gemma2.modeling_gemma2",
     "transformers.models.llama.modeling_llama",
