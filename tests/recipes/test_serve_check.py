@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import LlamaForCausalLM
 
 from monolora import MonoLoraConfig
 from monolora.hub import SMOLLM2, load_causal_lm, resolve_model
+from tests.support.forked import Program
 from tests.support.limits import HANG_S
 from tests.support.requirements import NEEDS_SMOLLM2, NEEDS_VLLM
 
@@ -52,18 +52,16 @@ def test_real_model(tmp_path: Path, fill: Callable[..., nn.Module]) -> None:
     """The command as a user types it."""
     model = get_peft_model(load_causal_lm(resolve_model(SMOLLM2)), MonoLoraConfig(target_modules=["q_proj", "o_proj"]))
     fill(model).save_pretrained(tmp_path)
-    passed = _serve_check(SMOLLM2, tmp_path, "--dtype", "float32")
-    assert passed.returncode == 0, passed.stderr
-    assert "applied" in passed.stdout
-    assert "100.0% ± 0.0% │ of the adapter's effect" in passed.stdout
-    assert "100.0% ± 0.0% │ of the activation's effect" in passed.stdout
-
-
-def _serve_check(*words: str | Path) -> subprocess.CompletedProcess[str]:
     variables = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     variables.pop("VLLM_CPU_KVCACHE_SPACE", None)
-    command = [sys.executable, "-m", "monolora.cli", "serve-check", *map(str, words)]
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=HANG_S, check=False)
+    command = [sys.executable, "-P", "-m", "monolora.cli", "serve-check", SMOLLM2, str(tmp_path), "--dtype", "float32"]
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        status = Program(command, stdout=out, stderr=err, env=variables).wait(HANG_S)
+    printed = (tmp_path / "out").read_text()
+    assert status == 0, (tmp_path / "err").read_text()
+    assert "applied" in printed
+    assert "100.0% ± 0.0% │ of the adapter's effect" in printed
+    assert "100.0% ± 0.0% │ of the activation's effect" in printed
 
 
 def test_without_vllm(run_cli: Run, base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:

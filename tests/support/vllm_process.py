@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 
 import torch
 
+from tests.support.forked import Program
+from tests.support.limits import HANG_S
+
 STDERR_LINES = 40
 KV_CACHE_BYTES = 64 << 20
 TOKENS = 8
 
 ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "TORCHDYNAMO_DISABLE": "1",  # else a function of the log-probs is compiled: seconds, and a compiler to have
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # no thread is tied to a core: others use the machine too
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine is this one process
-    "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
 }
 
@@ -81,17 +81,13 @@ class Engine:
             variables.pop(name, None)
         if stock:
             variables["VLLM_PLUGINS"] = ""
-        from tests.support.limits import HANG_S  # not at the top: `tests` is not on the path of the program below
-
-        self._hang_s = HANG_S
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in `close`)
-        self._process = subprocess.Popen(
+        self._process = Program(
             [sys.executable, "-P", __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             env=variables,
-            text=True,
         )
         try:
             self._ask({"model": str(model), **settings})
@@ -155,8 +151,8 @@ class Engine:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._dead() from None
-        if not select.select([self._process.stdout], [], [], self._hang_s)[0]:
-            raise RuntimeError(f"the vLLM engine did not answer in {self._hang_s} s:\n{self._tail()}")
+        if not select.select([self._process.stdout], [], [], HANG_S)[0]:
+            raise RuntimeError(f"the vLLM engine did not answer in {HANG_S} s:\n{self._tail()}")
         line = self._process.stdout.readline()
         if not line:
             raise self._dead()
@@ -166,7 +162,7 @@ class Engine:
         return answer
 
     def _dead(self) -> RuntimeError:
-        status = self._process.wait(self._hang_s)
+        status = self._process.wait(HANG_S)
         return RuntimeError(f"the vLLM engine ended with status {status}:\n{self._tail()}")
 
     def _tail(self) -> str:
@@ -179,7 +175,7 @@ class Engine:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.terminate()
-        self._process.wait(self._hang_s)
+        self._process.wait(HANG_S)
         self._process.stdin.close()
         self._process.stdout.close()
         self._stderr.close()

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from tests.support.forked import Program
 from tests.support.limits import HANG_S
 from tests.support.vllm_process import ENVIRONMENT, KV_CACHE_BYTES, Answer
 
@@ -77,12 +78,12 @@ class Server:
         self.command += ["--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items())]
 
     def __enter__(self) -> Server:
-        variables = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": "1", "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        variables = os.environ | ENVIRONMENT | {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
         variables |= self.environment | {"VLLM_SERVER_DEV_MODE": "1"}  # for `held`
         for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_PLUGINS", "VLLM_ENABLE_V1_MULTIPROCESSING"):
             variables.pop(name, None)
         self._log = tempfile.TemporaryFile("w+")  # closed in `_stop`
-        self._process = subprocess.Popen(
+        self._process = Program(
             self.command,
             stdin=subprocess.DEVNULL,
             stdout=self._log,

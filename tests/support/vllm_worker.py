@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from tests.support.forked import Program
 from tests.support.limits import HANG_S
 from tests.support.vllm_process import ENVIRONMENT
 
@@ -24,19 +25,19 @@ def ask_process(program: str, request: Mapping[str, Any], **environment: str) ->
     Returns:
         What it printed.
     """
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    asked = Program(
         [sys.executable, "-P", program],
-        input=json.dumps(request),
-        env=os.environ | ENVIRONMENT | paths | environment,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        timeout=HANG_S,
-        check=False,
+        env=os.environ | ENVIRONMENT | environment,
     )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    with asked.stdin, asked.stdout:
+        asked.stdin.write(json.dumps(request))
+        asked.stdin.close()
+        printed = asked.stdout.read()
+    assert asked.wait(HANG_S) == 0, printed
+    return printed
 
 
 def make_worker(base: str) -> Any:

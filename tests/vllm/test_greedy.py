@@ -54,7 +54,8 @@ def test_same_tokens(fill: Callable[..., nn.Module], tmp_path: Path) -> None:
     for answer in through_adapter:
         # Each token is transformers' choice after those before it: so both write the same text. Where two are nearer to
         # each other than both engines' errors, rounding chooses, on every machine for itself.
-        logits = adapted(torch.tensor([answer.prompt + answer.tokens])).logits[0, len(answer.prompt) - 1 : -1]
+        ids = torch.tensor([answer.prompt + answer.tokens])
+        logits = adapted(ids, logits_to_keep=TOKENS + 1).logits[0, :-1]
         chosen = logits.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
         assert (logits.amax(-1) - chosen).max() < 2 * TOLERANCE
         log_probs = (chosen - logits.logsumexp(-1)).tolist()

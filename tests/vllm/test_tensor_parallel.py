@@ -40,8 +40,7 @@ CONFIGS = {
 }
 ON_TWO_RANKS: dict[str, Any] = {
     "tensor_parallel_size": 2,
-    # They talk over loopback, and each has one core of two.
-    "environment": {"VLLM_HOST_IP": "127.0.0.1", "OMP_NUM_THREADS": "1"},
+    "environment": {"VLLM_HOST_IP": "127.0.0.1"},  # they talk over loopback
 }
 WITH_ADAPTERS: dict[str, Any] = {"enable_lora": True, "max_loras": len(CONFIGS), "max_lora_rank": LARGEST_RANK}
 

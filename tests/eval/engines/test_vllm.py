@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from monolora.errors import InputError
+from monolora.eval import process
 from monolora.eval.engines import hf
 from monolora.eval.process import worker_rows
 from tests.support.engine_jobs import LONGEST, PROMPTS, ending_early, job
 from tests.support.evaluated import Evaluated
+from tests.support.forked import FORKING
 from tests.support.requirements import NEEDS_VLLM
 
 pytestmark = [
@@ -32,6 +34,12 @@ def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+
+
+@pytest.fixture
+def _forking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's process is a fork of one that has imported vLLM, not started as the program starts it."""
+    monkeypatch.setattr(process, "subprocess", FORKING)
 
 
 def rows_of(engine_job: dict[str, Any], log: Path) -> Iterator[dict[str, Any]]:
@@ -54,6 +62,7 @@ def test_answers_are_transformers_answers(evaluated: Evaluated, tmp_path: Path) 
     assert {row["tokens"] for row in answers.values()} <= set(range(1, max(LONGEST) + 1))
 
 
+@pytest.mark.usefixtures("_forking")
 def test_an_adapter_ends_where_its_folder_says(evaluated: Evaluated, tmp_path: Path) -> None:
     """vLLM knows the base's end tokens only; the answers end as transformers' do."""
     engine_job = ending_early(evaluated, tmp_path / "mono")
@@ -63,6 +72,7 @@ def test_an_adapter_ends_where_its_folder_says(evaluated: Evaluated, tmp_path: P
     assert answers == {row["key"]: row for row in hf.answers(engine_job)}
 
 
+@pytest.mark.usefixtures("_forking")
 def test_an_adapter_that_does_not_fit(evaluated: Evaluated, tmp_path: Path) -> None:
     """vLLM refuses it with our message, and nothing has been answered by then."""
     engine_job = job(evaluated, **SETTINGS)
