@@ -46,16 +46,6 @@ transformers_logging.disable_progress_bar()
 VOCAB = 64
 
 
-def pytest_collection_finish() -> None:
-    """Trainers and loaders collect garbage: without this they search all that was imported, half a second each time."""
-    gc.collect()
-    gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _row_cache() -> Iterator[None]:
     """The cache of tokenized rows goes with the tests."""
@@ -285,3 +275,13 @@ def holder() -> Iterator[Callable[[Callable[[Callable[[], None]], None]], int]]:
     yield start
     for process in processes:
         kill(process)
+
+
+def pytest_collection_finish() -> None:
+    """Trainers and loaders collect garbage: without this they search all that was imported, half a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
