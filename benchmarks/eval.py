@@ -1,4 +1,4 @@
-"""What the evaluation suite costs beside bare loops, in one run each.
+"""The cost of the evaluation suite relative to bare loops, in one run each.
 
     python benchmarks/eval.py --judge runs/judge --out eval.json        (MONOLORA_DATA or the hub for BeaverTails)
 
@@ -166,7 +166,7 @@ def scoring(flags: argparse.Namespace) -> dict[str, Any]:
 
 @torch.inference_mode()
 def bare_loop(flags: argparse.Namespace, pairs: Sequence[tuple[str, str]]) -> Iterator[list[list[float]]]:
-    """What one would write by hand."""
+    """The judge's scores by a loop as one would write it by hand."""
     tokenizer = AutoTokenizer.from_pretrained(flags.judge)
     model = AutoModelForSequenceClassification.from_pretrained(flags.judge).eval()
     texts = [beaverdam.text(prompt, response, tokenizer.eos_token) for prompt, response in pairs]

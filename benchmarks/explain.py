@@ -1,4 +1,4 @@
-"""What it costs to read an adapter's units: a pass that counts them ÷ a plain forward over the same tokens, in one run.
+"""The cost of reading an adapter's units: a pass that counts them ÷ a plain forward over the same tokens, in one run.
 
     python benchmarks/explain.py runs/sst2-monolora --out explain.json      (MONOLORA_DATA or the hub for SST-2)
 

@@ -71,7 +71,7 @@ def _measure(connection: Connection, flags: argparse.Namespace, side: str) -> No
 
 
 def saved_bytes(model: nn.Module, ids: torch.Tensor, dtype: str) -> int:
-    """What autograd keeps of a forward for its backward; weights, which are there anyway, left out."""
+    """Bytes that autograd saves in a forward for the backward, without weights, which are in memory anyway."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 

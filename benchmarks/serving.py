@@ -1,4 +1,4 @@
-"""What MonoLoRA costs in vLLM, as ratios of tokens per second measured in one run.
+"""The cost of MonoLoRA in vLLM, as ratios of tokens per second measured in one run.
 
     python benchmarks/serving.py --out serving.json
 

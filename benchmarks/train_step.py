@@ -1,4 +1,4 @@
-"""What training an adapter adds to the frozen model's own forward and backward: one layer, one block, the whole model.
+"""The cost that training an adapter adds to the frozen model's forward and backward: a layer, a block, the model.
 
     python benchmarks/train_step.py --parts layer model --out step.json
 

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _done(found: object) -> None:
-    """What a side returns would be taken for its seconds."""
+    """Drop the result: a number that a side returns is taken for its seconds."""
 
 
 def _training(settings: Settings, images: Images) -> Pretraining:

@@ -34,7 +34,7 @@ class PlannedModel(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a run asks of whom.
+    """The work of a run: prompts, models, and the keys of responses and measurements.
 
     Attributes:
         sets: the prompts.

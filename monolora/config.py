@@ -1,4 +1,4 @@
-"""MonoLoraConfig: PEFT's LoraConfig plus the activation; what cannot work is refused by name."""
+"""MonoLoraConfig: PEFT's LoraConfig plus the activation; incompatible options are refused by name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from monolora.peft_type import extend_peft_type
 
 extend_peft_type()
 
-# Each option of LoraConfig that MonoLoRA cannot honour, and why. The value refused is any true one.
+# Options of LoraConfig that MonoLoRA does not support, and why. Any true value is refused.
 _REFUSED: dict[str, str] = {
     "use_dora": "DoRA renormalises W + BA, and with an activation there is no such matrix",
-    "alora_invocation_tokens": "aLoRA has its own forward, which knows no activation",
+    "alora_invocation_tokens": "aLoRA has its own forward, which has no activation",
     "arrow_config": "Arrow routes by the singular vectors of BA, and with an activation there is no such matrix",
     "use_bdlora": "BD-LoRA replaces A or B by block-diagonal matrices with a forward of their own",
     "velora_config": "VeLoRA compresses A's input for a linear backward pass",
@@ -28,7 +28,7 @@ _REFUSED: dict[str, str] = {
     "use_qalora": "QALoRA merges the adapter into the quantization zero points, which takes a linear BA",
     "target_parameters": "PEFT adapts a bare parameter by W + BA, and with an activation there is no such matrix",
     "megatron_config": "Megatron's row-parallel layers would apply the activation to partial sums",
-    "layer_replication": "a replicated layer shares its base weights in ways this method is not tested on",
+    "layer_replication": "a replicated layer shares its base weights in ways that this method is not tested with",
 }
 
 # Initialisations that change the base weight to make room for BA, or that leave A at zero where
@@ -56,7 +56,7 @@ class MonoLoraConfig(LoraConfig):
             ``"topk:<k>"``.
 
     Raises:
-        ValueError: for an unknown activation, ``r`` below 1, or an option that cannot work.
+        ValueError: for an unknown activation, ``r`` below 1, or an unsupported option.
     """
 
     activation: str = field(
@@ -71,7 +71,7 @@ class MonoLoraConfig(LoraConfig):
         check_numbers(self)
         super().__post_init__()
         self.peft_type = PeftType("MONOLORA")
-        # Not a setting: modules that the file has tensors of, where this comes from a folder, else None.
+        # Not a setting: the modules with tensors in the file, if this was loaded from a folder, else None.
         self.adapted_modules: tuple[str, ...] | None = None
 
     def _check_ranks(self) -> None:
@@ -101,7 +101,7 @@ class MonoLoraConfig(LoraConfig):
         """Load from an adapter folder or hub id (see :meth:`peft.PeftConfig.from_pretrained`).
 
         Raises:
-            AdapterFileError: if a local folder holds its weights as a pickle, or cut off.
+            AdapterFileError: if the weights in a local folder are a pickle, or truncated.
         """
         folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
         check_weights_file(folder)
@@ -111,10 +111,10 @@ class MonoLoraConfig(LoraConfig):
 
 
 def check_numbers(config: LoraConfig) -> None:
-    """Check the numbers that make up the scaling and the dropout, of MonoLoRA or LoRA.
+    """Check scaling and dropout, of MonoLoRA or LoRA.
 
     Raises:
-        ValueError: naming the first that is none, or not finite in float32.
+        ValueError: naming the first value that is not a number, or not finite in float32.
     """
     alphas = {"lora_alpha": config.lora_alpha}
     alphas |= {f"alpha_pattern[{key!r}]": alpha for key, alpha in (config.alpha_pattern or {}).items()}

@@ -56,7 +56,7 @@ def decoded(content: bytes, where: str | Path, fix: str = "") -> str:
 
 
 def read_json(path: str | Path, fix: str, kind: Any = dict[str, Any]) -> Any:
-    """What a JSON file says, as ``json`` gives it.
+    """The content of a JSON file, as ``json.load`` returns it.
 
     Args:
         path: the file.

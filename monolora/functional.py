@@ -1,4 +1,4 @@
-"""The MonoLoRA linear map: the three-line truth and a fused version of it.
+"""The MonoLoRA linear map: a three-line reference and a fused version of it.
 
 Shapes: T tokens (all leading dimensions of x flattened), I inputs, O outputs, R units.
     x_TI, weight_OI, A_RI, B_OR, h_TR (units after the activation), y_TO
@@ -26,7 +26,7 @@ def monolora_reference(
     scaling: float,
     activation: str = "relu",
 ) -> torch.Tensor:
-    """``y = W x + b + s B act(A x)`` (paper, eq. 5), written as it is read.
+    """``y = W x + b + s B act(A x)`` (paper, eq. 5): the reference for the fused path.
 
     Args:
         x: shape ``(..., in_features)``.
@@ -79,19 +79,19 @@ def monolora_linear(
         y_TO, h_TR = TritonMonoLora.apply(x_TI, weight, bias, A_RI, Bt_RO.t(), scaling, activation == "relu")
         return y_TO.view(*x.shape[:-1], y_TO.shape[-1]), h_TR
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        Bt_RO = Bt_RO.contiguous()  # in rows as long as y's the products are up to 2.5 times as fast, in float32 alone
+        Bt_RO = Bt_RO.contiguous()  # float32 products are up to 2.5 times as fast with B's rows as long as y's
     y_TO, h_TR = _LinearAndUnits.apply(x.reshape(-1, x.shape[-1]), weight, bias, A_RI, activation)
     y_TO.addmm_(h_TR, Bt_RO, alpha=scaling)
     return y_TO.view(*x.shape[:-1], y_TO.shape[-1]), h_TR.detach()
 
 
 def add_expanded(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scaling: float) -> torch.Tensor:
-    """``y + s B h`` in one product, out of place, where y and h are of one dtype; else as it is read.
+    """``y + s B h`` in one product, out of place, if y and h are of one dtype; else by separate operations.
 
     Args:
         y: shape ``(..., out_features)``.
         h: units, ``(..., r)``.
-        B: ``(out_features, r)``, of the dtype of h, but under autocast.
+        B: ``(out_features, r)``, of the dtype of h, except under autocast.
         scaling: s.
     """
     if h.dtype != y.dtype:
@@ -107,9 +107,9 @@ def takes_triton(x: torch.Tensor) -> bool:
 
 
 class _LinearAndUnits(torch.autograd.Function):
-    """``W x + b`` and ``act(A x)`` in one node: apart, each would make a gradient as large as x, to be added up after.
+    """``W x + b`` and ``act(A x)`` in one node: two nodes would each make a gradient as large as x, then add them.
 
-    It keeps x and h; h > 0 is the mask of the ReLU. The backward can be differentiated again.
+    It saves x and h; h > 0 is the mask of the ReLU. The backward can be differentiated again.
     """
 
     @staticmethod

@@ -61,7 +61,7 @@ LIBRARIES = {
 
 
 class PrivateName(NamedTuple):
-    """What is known of an undocumented name.
+    """An undocumented name of another library: its signature and its users.
 
     Attributes:
         signature: the parameters of a function, or what else it is: a class, a value, an attribute of instances.

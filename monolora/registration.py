@@ -1,4 +1,4 @@
-"""When the PEFT method is registered: as soon as PEFT or transformers is there, and not before.
+"""Registration of the PEFT method as soon as PEFT or transformers is imported, and not before.
 
 Importing the two takes several times as long as importing torch, and the command line answers without them. So
 ``import monolora`` registers at once only where one of them is imported already. Else it waits for their import:
@@ -16,9 +16,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-# Registering imports modules of these three. They import each other, so one that is half imported cannot be used yet.
+# Registering imports modules of these three. They import each other, so a half-imported one cannot be used yet.
 _PACKAGES = {"monolora", "peft", "transformers"}
-# With one of these, an adapter or an exact checkpoint can be loaded.
+# Once one of these is imported, an adapter or an exact checkpoint can be loaded.
 _NEEDED_FOR = ("peft", "transformers.configuration_utils")
 
 
@@ -49,10 +49,10 @@ def _register() -> None:
 
 
 class _Waiting(MetaPathFinder):
-    """Finds what the other finders find, and registers at the end of the outermost import of :data:`_PACKAGES`.
+    """A finder that delegates to the others, and registers at the end of the outermost import of :data:`_PACKAGES`.
 
     ``import monolora.config`` imports PEFT, ``from transformers import Trainer`` does too; at the end of PEFT's import
-    the module that was asked for is still half imported, and registering could not import it.
+    the requested module is still half imported, and registering could not import it.
     """
 
     def __init__(self) -> None:
@@ -87,8 +87,8 @@ class _Waiting(MetaPathFinder):
         return exec_and_register
 
     def _register_once(self) -> None:
-        # Registering imports modules too. And another thread may hold the lock of a module that is needed for it, so
-        # nobody waits here.
+        # Registering imports modules too, and another thread may hold the import lock of one of them: waiting here
+        # could deadlock.
         if not self._registering.acquire(blocking=False):
             return
         try:

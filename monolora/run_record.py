@@ -178,7 +178,7 @@ class Fingerprints(TypedDict, total=False):
 
 
 class RunRecord(TypedDict):
-    """What other programs read of a record; it holds more."""
+    """The part of a record that other programs read."""
 
     config: RunConfig
     fingerprints: NotRequired[Fingerprints]

@@ -40,7 +40,7 @@ MODEL_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What identifies a program's output folder.
+    """The output folder of a program: how it is recognised, and which files belong to it.
 
     Attributes:
         name: such a result, in words, as "merge".

@@ -1,8 +1,8 @@
-"""How sparse an adapter's units are, measured while the model runs.
+"""Sparsity of an adapter's units, measured while the model runs.
 
 Sparsity is the share of exact zeros in ``act(A x)`` over tokens (padding left out), units and adapted
 modules (paper, table 2). A unit is dead if it was zero on every measured token. Plain LoRA adapters are
-measured alike, on ``A x``: their share of exact zeros is 0 but for chance.
+measured the same way, on ``A x``: their share of exact zeros is 0 up to chance.
 
 Shapes: T tokens, R units.
 """
@@ -23,7 +23,7 @@ from monolora.units import adapted_layers, inner_model, watch
 
 
 class Sparsity(NamedTuple):
-    """What a measurement found.
+    """The result of a measurement.
 
     Attributes:
         zeros: share of exact zeros among all unit activations, 0 to 1.
@@ -41,7 +41,7 @@ class Sparsity(NamedTuple):
 
 
 class _Count:
-    """Counts of one adapter in one module, on its device; nothing here waits for the device."""
+    """Counts of one adapter in one module, on its device, without synchronising with it."""
 
     def __init__(self, units: int, device: torch.device) -> None:
         self.zeros_R = torch.zeros(units, dtype=torch.int64, device=device)
@@ -72,7 +72,7 @@ class SparsityMeter:
 
     Args:
         model: a model with MonoLoRA or LoRA layers, wrapped in a ``PeftModel`` or not.
-        training_only: whether to pass over layers in evaluation mode.
+        training_only: whether to skip layers in evaluation mode.
 
     Raises:
         ValueError: for an encoder-decoder model, which has two kinds of padding.
@@ -107,7 +107,7 @@ class SparsityMeter:
             self.detach(ends)
 
     def attach(self) -> list[Callable[[], None]]:
-        """Start counting; returns what :meth:`detach` wants back."""
+        """Start counting; returns the handles for :meth:`detach`."""
         hook = self._model.register_forward_pre_hook(self._note_padding, with_kwargs=True)
         return [hook.remove, *watch(self._names, self._observe)]
 
@@ -132,14 +132,14 @@ class SparsityMeter:
         self._counts[key].add(h.reshape(-1, units), keep_T)
 
     def _keep_of(self, rows: torch.Size) -> torch.Tensor | None:
-        """Which of the rows are tokens and not padding, flat; None for all."""
+        """A flat mask of the rows that are tokens, not padding; None if all are."""
         keep = self._keep
         if keep is None:
             return None
         if rows.numel() == keep.numel():
             return keep.reshape(-1)
         if len(rows) == 2 and rows[0] == keep.shape[0] and rows[1] < keep.shape[1]:
-            # While generating with a cache the mask covers the past too; the tokens at hand are its last ones.
+            # While generating with a cache the mask covers the past too; the current tokens are its last ones.
             return keep[:, -rows[1] :].reshape(-1)
         if len(rows) == 2 and rows[1] == keep.shape[1]:
             raise ValueError("Padding cannot be told apart in a batch of mixed adapters; measure them one at a time.")
@@ -170,7 +170,7 @@ class SparsityMeter:
 class SparsityCallback(TrainerCallback):
     """Adds ``sparsity`` and ``dead_units`` to every logged training step, over the training tokens since the last one.
 
-    Not to those of a compiled model, where counting would break the graph at every layer.
+    Not for a compiled model, where counting would break the graph at every layer.
 
     Example:
         >>> SparsityCallback().add_to(trainer)

@@ -65,7 +65,7 @@ class Estimate(NamedTuple):
 
     @property
     def n(self) -> int:
-        """What an interval over runs counts: runs, or draws of the only one."""
+        """The number of values under an interval: runs, or draws of a single run."""
         return self.seeds if self.seeds > 1 else self.draws
 
     def times(self, factor: float) -> Estimate:

@@ -68,8 +68,8 @@ def make(
     overall = reduce(Comparison.pooled, compared.values()).fidelity()
     by_text = {name: comparison.fidelity() for name, comparison in compared.items()} | {ALL: overall}
     return {
-        "passed": overall.kept >= least,
-        "kept": overall.kept,
+        "passed": overall.retained >= least,
+        "kept": overall.retained,
         "min_fidelity": least,
         "merge": dict(merge),
         "fidelity": {name: _as_json(fidelity) for name, fidelity in by_text.items()},
@@ -215,4 +215,5 @@ def _by_layer(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:
 def _as_json(fidelity: Fidelity) -> dict[str, Any]:
     values = fidelity._asdict()
     del values["modules"]
+    values["kept"] = values.pop("retained")  # the report's name
     return values | {key: values[key]._asdict() for key in ("kl_merged", "kl_base")}

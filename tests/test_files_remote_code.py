@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from monolora.errors import InputError
 from monolora.files import code_trusted
 from monolora.hub import load_causal_lm, load_classifier, load_config, load_tokenizer
 from monolora.recipes.judge.model import load_backbone
+from tests.support import forks
 from tests.support.tiny_chat import save_tiny_chat
 
 CODE = """
@@ -188,8 +188,8 @@ def test_programs(
 
 def test_nobody_is_asked(bringing: Bringing, base: Path, adapter: Path) -> None:
     """In a process of its own, with a `y` on standard input."""
-    words = [sys.executable, "-m", "monolora.cli", "sparsity", str(bringing.tokenizer(adapter)), "--model", str(base)]
-    ended = subprocess.run(words, input="y\ny\n", capture_output=True, text=True, timeout=300)
+    program = "import sys; from monolora import cli; sys.exit(cli.main())"
+    ended = forks.run(program, "sparsity", bringing.tokenizer(adapter), "--model", base, stdin="y\ny\n")
     assert ended.returncode == 2
     assert "[y/N]" not in ended.stdout + ended.stderr
     assert not bringing.marker.exists()

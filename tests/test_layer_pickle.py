@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from monolora import MonoLoraConfig, MonoLoraLayer
 from monolora.layer import monolora_class
+from tests.support import forks
 
 UNPICKLE = """
 import pickle, sys, torch
@@ -54,9 +53,7 @@ def test_a_pickle_is_read_by_a_new_process(model: PeftModel, ids: torch.Tensor, 
     with open(tmp_path / "things.pkl", "wb") as file:
         for thing in things:
             pickle.dump(thing, file)
-    run = subprocess.run(
-        [sys.executable, "-c", UNPICKLE, tmp_path / "things.pkl"], capture_output=True, text=True, check=False
-    )
+    run = forks.run(UNPICKLE, tmp_path / "things.pkl")
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["PeftModelForCausalLM", "MONOLORA", "relu", "MonoLoraLinear4bit"]
 

@@ -159,7 +159,7 @@ def ablations(
     settings: Settings,
     logs: Path,
 ) -> Ablations:
-    """What changes without each of some units, and without all of the adapter's.
+    """Changes of the measures without each of some units, and without all of the adapter's.
 
     Args:
         inference: the adapted model.

@@ -270,7 +270,7 @@ def explorer_page(explained: Explained) -> str:
         title=explained.title,
         explained=explained,
         modules=len(data.head["modules"]),
-        made=list(flat(explained.made)),
+        made=list(flat(explained.origin)),
         data=script_json(data.head),
         common=script_lines(data.common),
         datasets=map(script_lines, data.datasets),

@@ -68,7 +68,7 @@ def _about(explained: Explained) -> dict[str, Any]:
             _name(pair): {"a": pair.a, "b": pair.b, "texts_a": pair.texts_a, "texts_b": pair.texts_b}
             for pair in explained.contrasts
         },
-        "made": dict(explained.made),
+        "made": dict(explained.origin),
     }
 
 
@@ -196,5 +196,5 @@ def record(explained: Explained, text_sets: Sequence[TextSet]) -> dict[str, Any]
             },
             "everything": [change._asdict() for change in ablations.everything],
         },
-        "made": dict(explained.made),
+        "made": dict(explained.origin),
     }

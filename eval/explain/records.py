@@ -236,7 +236,7 @@ class Explained:
         logits: by unit; None where not measured.
         ablations: empty if none was requested.
         contrasts: may be empty.
-        made: settings, versions and fingerprints, of the explanation.
+        origin: settings, versions and fingerprints of the explanation.
         is_prunable: whether ``monolora prune`` can take single units out.
     """
 
@@ -250,5 +250,5 @@ class Explained:
     logits: list[UnitLogits | None]
     ablations: Ablations
     contrasts: list[Contrast]
-    made: Mapping[str, Any]
+    origin: Mapping[str, Any]
     is_prunable: bool = True

@@ -139,7 +139,7 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
             ablations=ablations(inference, layout, fixed, chosen, planned.text_sets, panel, settings, folder / LOGS),
             contrasts=contrasts,
             is_prunable=_is_prunable(adapter),
-            made={
+            origin={
                 "settings": asdict(settings),
                 "adapter_fingerprint": fingerprint_files(adapter),
                 "model_fingerprint": fingerprint_files(

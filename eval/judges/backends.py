@@ -1,4 +1,4 @@
-"""What runs a judge's model: transformers, vLLM, or a server. It takes token ids, gives logits, and knows no judge."""
+"""Backends that run a judge's model: transformers, vLLM, or a server. From token ids to logits, for any judge."""
 
 from __future__ import annotations
 

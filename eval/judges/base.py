@@ -1,4 +1,4 @@
-"""What a judge is, how judges are configured, and the judgements that they yield. No model is involved here."""
+"""Judges, their configuration, and the judgements that they yield. No model is involved here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all judges that are models share: texts become token ids, an engine computes logits, logits become scores.
+"""The path of all judges that are models: texts become token ids, an engine computes logits, logits become scores.
 
 A judge brings its :class:`JudgeFormat`: what the model reads, and what its logits mean. The engine is a
 :class:`~monolora.eval.judges.backend.Backend`. :func:`judge_responses` connects the two.
@@ -138,7 +138,7 @@ class RejectedResponse(NamedTuple):
 
 
 class JudgeFormat(Protocol):
-    """What a judge reads, and what its logits mean."""
+    """The input format of a judge, and the meaning of its logits."""
 
     def encode(self, items: Sequence[Mapping[str, Any]]) -> list[EncodedResponse | RejectedResponse]:
         """The token ids of items that have ``key``, ``prompt`` and ``response``."""

@@ -1,4 +1,4 @@
-"""What people read: the table in the terminal, as CSV and LaTeX, and the page."""
+"""The report for readers: the table in the terminal, as CSV and LaTeX, and the page."""
 
 from __future__ import annotations
 

@@ -207,10 +207,10 @@ def _score_panel(view: View, column: Column) -> Panel:
         star = MARK if view.marked(model, name) else ""
         mark = Mark(model, colour(view, model), view.value(model, name) + star, view.interval(model, name))
         if cell is not None:
-            at, low, high = (axis.place(cell[key]) for key in ("value", "low", "high"))
+            at, low, high = (axis.percent(cell[key]) for key in ("value", "low", "high"))
             mark = mark._replace(at=at, low=low, high=high)
         marks.append(mark)
-    return Panel(_title(view, column), axis.ticks(), None if base is None else axis.place(base["value"]), marks)
+    return Panel(_title(view, column), axis.ticks(), None if base is None else axis.percent(base["value"]), marks)
 
 
 def share_panels(view: View, rows: Sequence[Mapping[str, Any]], key: str) -> list[Panel]:
@@ -226,7 +226,7 @@ def share_panels(view: View, rows: Sequence[Mapping[str, Any]], key: str) -> lis
     panels: dict[str, list[Mark]] = {}
     for row in rows:
         marks = panels.setdefault(row[key], [])
-        value, at = shown(row["value"], digits), axis.place(row["value"])
+        value, at = shown(row["value"], digits), axis.percent(row["value"])
         marks.append(Mark(row["model"], colour(view, row["model"]), value, "", at=at, note=f"n={row['n']}"))
     return [Panel(name, axis.ticks(), None, marks) for name, marks in panels.items()]
 
@@ -243,14 +243,14 @@ def curves(view: View) -> list[Curve]:
 def _curve(view: View, name: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
     across = Axis([row["step"] for row in rows], from_zero=True)
     up = Axis([row[key] for row in rows for key in ("value", "low", "high")], from_zero=True)
-    xs = [float(across.place(row["step"]) or 0) for row in rows]
+    xs = [float(across.percent(row["step"]) or 0) for row in rows]
     bars = [
-        (x, float(up.place(row["low"]) or 0), float(up.place(row["high"]) or 0))
+        (x, float(up.percent(row["low"]) or 0), float(up.percent(row["high"]) or 0))
         for x, row in zip(xs, rows, strict=True)
         if row["low"] is not None and row["high"] is not None
     ]
     corners = [(x, high) for x, _, high in bars] + [(x, low) for x, low, _ in reversed(bars)]
-    points = [(x, float(up.place(row["value"]) or 0)) for x, row in zip(xs, rows, strict=True)]
+    points = [(x, float(up.percent(row["value"]) or 0)) for x, row in zip(xs, rows, strict=True)]
     column, last, digits = view.column(name), rows[-1], view.digits(name)
     return Curve(
         _title(view, column),

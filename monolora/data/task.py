@@ -202,7 +202,7 @@ class _Rows:
 
     @property
     def counts(self) -> Counter[str]:
-        """What became of the rows that were read."""
+        """The rows read so far, by outcome."""
         return self.format.counts
 
     def examples(self, numbers: Sequence[int], most: int | None) -> list[Example]:

@@ -1,4 +1,4 @@
-"""What each unit of an adapter fires on, what it does, and how it goes with labels: measured in one pass.
+"""Each unit of an adapter, measured in one pass: the tokens it fires on, its effect, its association with labels.
 
 Example:
     >>> layout = Layout.of(model)

@@ -165,9 +165,9 @@ def _through_attention(
 
 
 def _normed(norm: nn.Module, x_RH: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What a norm does to ``x`` but for the division: gamma ⊙ x, centred first by a LayerNorm.
+    """A norm without its division: gamma ⊙ x, centred first by a LayerNorm.
 
-    Both are read off what it does to probes that it divides by their size: so Gemma's 1 + weight comes out right too.
+    Gamma and centring are read off the norm's outputs for probes, so that Gemma's ``1 + weight`` is right too.
     """
 
     def probed(direction_H: torch.Tensor) -> torch.Tensor:

@@ -267,7 +267,7 @@ class Collector:
             )
 
     def finish(self, output_norm_U: torch.Tensor) -> Collected:
-        """What was counted, on the CPU.
+        """The statistics of all tokens so far, on the CPU.
 
         Args:
             output_norm_U: mean norm of the base output of every unit's module.

@@ -1,4 +1,4 @@
-"""What monolora changes in PEFT and transformers, once and as a whole: :func:`register`. vLLM has its own plugin."""
+"""Registration with PEFT and transformers, all or nothing: :func:`register`. vLLM has its own plugin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PEFT learns the method MONOLORA, and its loaders to check MonoLoRA files.
+"""Registration of the method MONOLORA with PEFT, and checks of MonoLoRA files in PEFT's loaders.
 
 PEFT has no public registration for a new *type*: ``PeftType`` is a plain enum (:mod:`monolora.peft_type`) and some
 tables are keyed by it.
@@ -32,12 +32,13 @@ def is_registered() -> bool:
 
 
 def add_method() -> None:
-    """Enter the method into PEFT's tables."""
+    """Add the method to PEFT's tables."""
     register_peft_method(
         name=NAME.lower(), config_cls=MonoLoraConfig, model_cls=MonoLoraModel, prefix=MonoLoraModel.prefix
     )
     hotswap.CONFIG_KEYS_TO_CHECK[PeftType(NAME)] = [
-        *(key for key in hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA] if key != "alpha_pattern"),  # it follows the swap
+        # alpha_pattern may differ: the scalings follow the swap
+        *(key for key in hotswap.CONFIG_KEYS_TO_CHECK[PeftType.LORA] if key != "alpha_pattern"),
         "activation",
     ]
 
@@ -52,7 +53,7 @@ def is_monolora_folder(folder: str) -> bool:
 
 
 def load_peft_weights(original: Callable[..., Any], model_id: str, *args: Any, **kwargs: Any) -> Any:
-    """Around the one function through which PEFT reads weights, pickles too: it sees safetensors only."""
+    """Around the one function that reads weights for PEFT, pickles too: it is passed safetensors only."""
     folder = os.path.join(model_id, kwargs.get("subfolder") or "")
     if is_monolora_folder(folder):
         check_weights_file(folder)
@@ -67,7 +68,7 @@ def set_peft_model_state_dict(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Around the function that, where a file lacks what is saved beside A and B, fails with a bare KeyError."""
+    """Around the function that fails with a bare KeyError where a file lacks tensors saved beside A and B."""
     if model.peft_config[adapter_name].peft_type == NAME:
         check_saved_beside(peft_model_state_dict, model, adapter_name)
     return original(model, peft_model_state_dict, adapter_name, *args, **kwargs)
@@ -82,7 +83,7 @@ def hotswap_adapter_from_state_dict(
     *args: Any,
     **kwargs: Any,
 ) -> None:
-    """Around hotswap, which goes past the tuner's own hooks, and fills tensors that a file lacks with zeros."""
+    """Around hotswap, which bypasses the tuner's own hooks and fills missing tensors with zeros."""
     if config.peft_type != NAME:
         original(model, state_dict, adapter_name, config, *args, **kwargs)
         return
@@ -99,14 +100,14 @@ def hotswap_adapter_from_state_dict(
 def update_offload(
     original: Callable[..., Any], model: Any, offload_index: dict[str, Any], adapters_weights: dict[str, Any]
 ) -> Any:
-    """Around ``PeftModel._update_offload``, which copies tensors for layers on disk: under the names of the model."""
+    """Around ``PeftModel._update_offload``, which copies tensors for layers on disk: under the model's names."""
     return original(model, offload_index, {to_memory_name(key): value for key, value in adapters_weights.items()})
 
 
 def from_pretrained(
     original: Callable[..., Any], cls: type[Any], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Around that of ``AutoPeftModel…``: it makes the base anew; the adapter may be trained on other end tokens."""
+    """Around ``AutoPeftModel….from_pretrained``: it loads the base; the adapter may be trained on other end tokens."""
     model = original(cls, pretrained_model_name_or_path, *args, **kwargs)
     if model.peft_type == NAME:
         source = {key: kwargs[key] for key in ("subfolder", "revision", "token", "cache_dir") if kwargs.get(key)}

@@ -1,4 +1,4 @@
-"""transformers learns to load MonoLoRA adapters by PEFT's functions, and exact checkpoints with their units."""
+"""Loading of MonoLoRA adapters and of exact checkpoints by transformers."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from monolora.peft_type import NAME
 def load_adapter(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
     """Around ``model.load_adapter``, which reads files itself: MonoLoRA adapters go through PEFT's functions.
 
-    What is wrong with a file is an error there, where transformers logs it, or does not look (pickles, NaN, weights of
-    the base model); and hotswap works, which in transformers is for LoRA alone.
+    These raise an error for a bad file, where transformers only logs it or does not check (pickles, NaN, weights of the
+    base model). They also hotswap, which transformers does for LoRA alone.
     """
     given = _signature(original).bind(model, *args, **kwargs).arguments
     source: Any = given.get("peft_model_id")
@@ -66,7 +66,7 @@ _HUB_OPTIONS = ("subfolder", "revision", "cache_dir", "token", "force_download",
 
 
 def _hub_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Where on the hub the call of ``load_adapter`` looks, for PEFT's functions."""
+    """The options of ``load_adapter`` that say where on the hub to look, as PEFT's functions take them."""
     load_config = given.get("load_config")
     options = dict(load_config.download_kwargs or {}) if load_config is not None else {}
     options |= given.get("kwargs") or {}
@@ -84,7 +84,7 @@ def _is_monolora(source: str | None, options: Mapping[str, Any]) -> bool:
 
 
 def _add_adapter(model: Any, adapter_name: str, config: MonoLoraConfig, tensors: dict[str, torch.Tensor]) -> None:
-    """What transformers' own ``load_adapter`` does, by PEFT's functions, with their checks.
+    """transformers' own ``load_adapter``, by PEFT's functions, with their checks.
 
     Args:
         model: a transformers model.
@@ -120,7 +120,7 @@ def _swap_adapter(model: Any, adapter_name: str, config: MonoLoraConfig, tensors
 
 
 def add_exact_checkpoints() -> None:
-    """transformers learns to load what ``export_exact`` writes."""
+    """Register the quantization method of the checkpoints that ``export_exact`` writes."""
     auto.register_quantization_config(BAKED)(MonoLoraQuantizationConfig)
     auto.register_quantizer(BAKED)(MonoLoraHfQuantizer)
 
@@ -128,9 +128,9 @@ def add_exact_checkpoints() -> None:
 def to_diff_dict(original: Callable[..., dict[str, Any]], config: Any) -> dict[str, Any]:
     """Around ``PreTrainedConfig.to_diff_dict``: an exact checkpoint is written so that it fails without monolora.
 
-    Where a quantization method is unknown, stock transformers warns and loads the base model alone. It does fail where
-    ``transformers_weights`` in ``config.json`` names no weights file, and shows what stands there. Its own
-    ``save_pretrained`` takes that attribute off the config before it writes, so it is put into what is written.
+    For an unknown quantization method stock transformers only warns, and loads the base model alone. It does fail where
+    ``transformers_weights`` in ``config.json`` names no weights file, and prints that value: here the reason. Its own
+    ``save_pretrained`` removes the attribute from the config before it writes, so it is added to what is written.
     """
     settings = original(config)
     if (settings.get("quantization_config") or {}).get("quant_method") == BAKED:
@@ -139,9 +139,9 @@ def to_diff_dict(original: Callable[..., dict[str, Any]], config: Any) -> dict[s
 
 
 def from_dict(original: Callable[..., Any], cls: type[Any], config_dict: dict[str, Any], **kwargs: Any) -> Any:
-    """Around ``PreTrainedConfig.from_dict``: an explicit ``quantization_config=None`` asks for nothing.
+    """Around ``PreTrainedConfig.from_dict``: an explicit ``quantization_config=None`` is ignored.
 
-    transformers would put None in the place of what ``config.json`` says.
+    transformers would replace the setting in ``config.json`` by None.
     """
     recorded = config_dict.get("quantization_config")
     is_exact = isinstance(recorded, dict) and recorded.get("quant_method") == BAKED
@@ -156,7 +156,7 @@ def merge_quantization_configs(
     """Around ``AutoHfQuantizer.merge_quantization_configs``.
 
     Raises:
-        InputError: for another method than the checkpoint's; transformers' own text names classes only.
+        InputError: for another method than the checkpoint's; transformers' own message names classes only.
     """
     recorded = quantization_config if isinstance(quantization_config, dict) else vars(quantization_config)
     is_exact = isinstance(quantization_config_from_args, MonoLoraQuantizationConfig)

@@ -174,7 +174,7 @@ def _choose_ridge(
 
 
 def _centre(moments: Moments, affine: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """What x and h are measured from: their means for a fit with intercept, else zero."""
+    """The origins of x and h: their means for a fit with intercept, else zero."""
     return (moments.x, moments.h) if affine else (torch.zeros_like(moments.x), torch.zeros_like(moments.h))
 
 

@@ -40,7 +40,7 @@ class Fidelity(NamedTuple):
         kl_base: ``KL(adapter ‖ base)``.
         top1_merged: share of the tokens with the same likeliest next token in adapter and merged model.
         top1_base: the same for adapter and base.
-        kept: ``1 - KL(adapter ‖ merged) / KL(adapter ‖ base)``, of the means: 1 for a perfect merge, 0 for one no
+        retained: ``1 - KL(adapter ‖ merged) / KL(adapter ‖ base)``, of the means: 1 for a perfect merge, 0 for one no
             better than the base, negative for one that is worse.
         modules: for each adapted module ``‖delta_merged(x) - delta(x)‖ / ‖delta(x)‖`` over the tokens, at the inputs
             that the module has in the adapted model.
@@ -51,7 +51,7 @@ class Fidelity(NamedTuple):
     kl_base: Spread
     top1_merged: float
     top1_base: float
-    kept: float
+    retained: float
     modules: dict[str, float]
 
 
@@ -93,7 +93,7 @@ class Comparison(NamedTuple):
             kl_base=base,
             top1_merged=float(self.tokens.same_merged.double().mean()),
             top1_base=float(self.tokens.same_base.double().mean()),
-            kept=1 - _ratio(merged.mean, base.mean),
+            retained=1 - _ratio(merged.mean, base.mean),
             modules={name: _ratio(self.missed[name], size) ** 0.5 for name, size in self.size.items()},
         )
 

@@ -21,7 +21,7 @@ def plain(text: str) -> str:
 
 
 def decimals(values: Iterable[float | None]) -> int:
-    """How many decimals the numbers of one column are shown with, from the largest of them."""
+    """The number of decimals of the numbers in one column, from the largest of them."""
     largest = max((abs(value) for value in values if value is not None), default=0.0)
     return 0 if largest >= 1000 else 1 if largest >= 10 else 2
 
@@ -120,7 +120,7 @@ class Axis:
         self.step = round_step((high - low) / 3)
         self.low, self.high = (math.floor(low / self.step) * self.step, math.ceil(high / self.step) * self.step)
 
-    def place(self, value: float | None) -> float | None:
+    def percent(self, value: float | None) -> float | None:
         """Percent of the way from the low end to the high end."""
         return None if value is None else round(100 * (value - self.low) / (self.high - self.low), 3)
 

@@ -1,4 +1,4 @@
-"""What the canary measures, and when it is wrong.
+"""The canary's measurements, and the verdict on them.
 
 Writing v for vLLM's log-probabilities, and b, a, l for transformers' of the same tokens in the same dtype, through the
 base, the adapter, and the adapter without its activation:
@@ -229,7 +229,7 @@ def measure(
 
 
 class _Answers(NamedTuple):
-    """What vLLM has generated.
+    """vLLM's answers.
 
     Attributes:
         token_ids: prompt and continuation of each answer.

@@ -115,7 +115,7 @@ class Records(NamedTuple):
         return lead(mono, poly)
 
     def interval_caption(self) -> str:
-        """What the intervals are over, for a caption."""
+        """A caption that says over what the intervals are."""
         if self.seeds == 1:
             return "One seed: no intervals."
         return f"Means and 95 % t-intervals over {self.seeds} seeds; encoder, data and noise are new in each."
@@ -180,7 +180,7 @@ def fingerprint(path: Path) -> str:
 
 
 def shared_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What classifiers must have in common that are shown together: all settings but the number of samples."""
+    """The settings that classifiers in one figure must share: all but the number of samples."""
     return {name: value for name, value in settings.items() if name != "train_samples"}
 
 

@@ -99,7 +99,7 @@ class Verify(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class Figures(Flags):
-    """What is drawn."""
+    """Settings of the figures."""
 
     out: str = setting(Run.out, "the folder of a run; the figures go into its figures/", metavar="FOLDER")
     sparsity: float | None = setting(None, "that fig5a shows (default: 0.9, or the nearest there is)", type=float)

@@ -1,4 +1,4 @@
-"""What the figures are drawn from, and what they share: records, colours, lines with estimates in %."""
+"""Data and elements that the figures share: records, colours, lines with estimates in %."""
 
 from __future__ import annotations
 

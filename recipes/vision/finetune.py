@@ -53,7 +53,7 @@ _LENGTH_IMAGES = 1024  # training images, spread over all, that lengths are meas
 
 
 class Curves(NamedTuple):
-    """What a run measures, epoch by epoch.
+    """The measurements of a run, epoch by epoch.
 
     Attributes:
         train_accuracy: over the epoch's batches, in the course of training, on the labels trained on.
@@ -241,7 +241,7 @@ _SELECTION = ("objectives", "fractions", "noise_rates", "draws")  # settings tha
 
 
 class Run(NamedTuple):
-    """What identifies a run on one encoder; the fields are keys of the record."""
+    """The identity of a run on one encoder; the fields are keys of the record."""
 
     objective: str
     fraction: float

@@ -175,7 +175,7 @@ def _objective_line(objective: str, xs: Sequence[float], estimates: Sequence[Est
 
 
 def _finetune_intervals(panels: Sequence[Mapping[str, Sequence[Estimate | None]]]) -> str:
-    """What the intervals are over, for a caption; estimates by objective."""
+    """A caption that says over what the intervals are; estimates by objective."""
     estimates: dict[str, list[Estimate | None]] = {}
     for by_objective in panels:
         for objective, means in by_objective.items():

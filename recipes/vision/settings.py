@@ -249,7 +249,7 @@ def parse(words: Sequence[str], step: str, description: str | None = None) -> Se
     given = _of_file(load_yaml(path), f"--config {path}") if path else {}
     own = [Common, Data, *([SECTIONS[step]] if step in SECTIONS and step != "data" else [])]
     parser = FlagParser(f"monolora vision {step}", description)
-    parser.add_argument("--config", metavar="FILE", help="settings from a YAML file; the command line goes before it")
+    parser.add_argument("--config", metavar="FILE", help="settings from a YAML file; the command line overrides it")
     for section in own:
         parser.add_settings(fields(section), given.get(_name(section)))
     parsed = vars(parser.parse(typed))

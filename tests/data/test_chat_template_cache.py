@@ -12,6 +12,7 @@ import datasets
 import pytest
 
 from monolora.data import chat_template
+from tests.support import forks
 
 ROWS = [{"prompt": f"Question {number}", "completion": "yes"} for number in range(20)]
 
@@ -58,8 +59,9 @@ def longer(row, by):
 print(sum(rows.map(longer, fn_kwargs={{"by": 2}})["length"]))
 """
     runs = [
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
-        for _ in range(2)
+        forks.run(program),
+        # A new interpreter hashes strings otherwise than the process that is forked.
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ),
     ]
     total = str(sum(len(row["prompt"]) + 2 for row in ROWS))
     assert [run.stdout.split() for run in runs] == [["called"] * len(ROWS) + [total], [total]]

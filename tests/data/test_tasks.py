@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import monolora
 from monolora.data.task import Source
 from monolora.data.tasks import BUILT_IN, Example, demo, load_task
 from monolora.errors import InputError
+from tests.support import forks
 
 
 def test_demo_is_large_balanced_and_distinct() -> None:
@@ -166,10 +165,7 @@ def test_a_task_is_one_file(tmp_path: Path, chat_model: Path) -> None:
     copy = tmp_path / "code" / "monolora"
     shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "data" / "tasks" / "letters.py").write_text(NEW_TASK)
-    out = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(chat_model), str(tmp_path)],
-        cwd=tmp_path / "code", capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    out = forks.run(PROGRAM, chat_model, tmp_path, cwd=tmp_path / "code")
     assert out.returncode == 0, out.stderr
     found = json.loads(out.stdout.splitlines()[-1])
     assert "letters" in found["help"].split(", ")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from monolora import MonoLoraConfig, MonoLoraLayer, MonoLoraModel
 from monolora.checkpoint import AdapterFileError
 from monolora.integrations import register
 from monolora.peft_type import extend_peft_type
+from tests.support import forks
 
 Saved = Callable[..., tuple[Path, torch.Tensor]]
 
@@ -63,9 +62,7 @@ def in_a_stock_process(saved: Saved, base_folder: Path, tmp_path: Path) -> dict[
     edited = shutil.copytree(adapter, tmp_path / "edited")
     config = json.loads((edited / "adapter_config.json").read_text())
     (edited / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LORA"}))
-    run = subprocess.run(
-        [sys.executable, "-c", STOCK, base_folder, adapter, edited], capture_output=True, text=True, check=False
-    )
+    run = forks.run(STOCK, base_folder, adapter, edited)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from monolora import MonoLoraConfig
 from monolora.merge.baked import BakedConv1D, BakedEmbedding, BakedLinear, bake, baked_class
 from monolora.merge.unload import Units
+from tests.support import forks
 
 UNPICKLE = """
 import pickle, sys, torch
@@ -147,9 +146,7 @@ def test_deep_copies_and_pickles(kind: str, tmp_path: Path) -> None:
     baked.monolora_B.data.zero_()
     assert torch.equal(copied(x), expected)
     (tmp_path / "layer.pkl").write_bytes(pickle.dumps((copied, x, expected)))
-    run = subprocess.run(
-        [sys.executable, "-c", UNPICKLE, tmp_path / "layer.pkl"], capture_output=True, text=True, check=False
-    )
+    run = forks.run(UNPICKLE, tmp_path / "layer.pkl")
     assert run.returncode == 0, run.stderr
     assert run.stdout.split()[0] == LAYERS[kind][2]
 

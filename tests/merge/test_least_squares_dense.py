@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from monolora import MonoLoraConfig
 from monolora.errors import InputError
 from monolora.merge import LinearMap, export_dense, linearize
 from monolora.merge.unload import Units, active_units
+from tests.support import forks
 from tests.support.merge_inputs import shift, text
 
 Make = Callable[..., PreTrainedModel]
@@ -273,8 +272,7 @@ def test_stock_transformers_load_it(make_llama: Make, adapt: Adapt, ids: torch.T
         expected[str(folder)] = _logits(model, ids)
         export_dense(model, linearize(model, None), folder)
     save_file({"ids": ids}, tmp_path / "exchange")
-    command = [sys.executable, "-c", STOCK, tmp_path / "exchange", *expected]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = forks.run(STOCK, tmp_path / "exchange", *expected)
     assert run.returncode == 0, run.stderr
     found = load_file(tmp_path / "exchange")
     assert found.keys() == expected.keys()

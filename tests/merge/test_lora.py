@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from monolora.adapters import load_sum
 from monolora.errors import InputError
 from monolora.merge import export_dense, export_lora, linearize
 from monolora.merge.unload import active_units
+from tests.support import forks
 from tests.support.merge_inputs import shift, text
 
 Make = Callable[..., PreTrainedModel]
@@ -192,8 +191,7 @@ def test_stock_peft_loads_it(make_llama: Make, adapt: Adapt, ids: torch.Tensor, 
         expected[str(tmp_path / settings)] = _logits(model, ids)
         export_lora(model, linearize(model, None), tmp_path / settings)
     save_file({"ids": ids}, tmp_path / "exchange")
-    command = [sys.executable, "-c", STOCK, tmp_path / "exchange", tmp_path / "base", *expected]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    run = forks.run(STOCK, tmp_path / "exchange", tmp_path / "base", *expected)
     assert run.returncode == 0, run.stderr
     found = load_file(tmp_path / "exchange")
     assert found.keys() == expected.keys()

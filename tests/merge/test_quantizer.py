@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +49,7 @@ from monolora.merge.quantizer import (
 )
 from monolora.recipes.training.arguments import parse
 from monolora.recipes.training.models import load_model
+from tests.support import forks
 from tests.support.tiny_chat import train_tokenizer
 
 Adapt = Callable[..., PeftModel]
@@ -90,7 +89,7 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def _in_a_stock_process(folder: Path) -> dict[str, str]:
-    run = subprocess.run([sys.executable, "-c", STOCK, folder], capture_output=True, text=True, check=False)
+    run = forks.run(STOCK, folder)
     assert run.returncode == 0, run.stderr
     found: dict[str, str] = json.loads(run.stdout)
     return found

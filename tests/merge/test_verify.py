@@ -103,7 +103,7 @@ def _check(found: Fidelity, adapted: PeftModel, merged: nn.Module, batches: Batc
         expected = (kl.mean(), np.median(kl), np.percentile(kl, 99))
         assert tuple(getattr(found, name)) == pytest.approx(expected, rel=1e-3, abs=1e-6)
         kls[name] = kl.mean()
-    assert found.kept == pytest.approx(1 - kls["kl_merged"] / kls["kl_base"], abs=1e-3)
+    assert found.retained == pytest.approx(1 - kls["kl_merged"] / kls["kl_base"], abs=1e-3)
     assert found.top1_merged == np.mean(ours.argmax(-1) == theirs.argmax(-1))
     assert found.top1_base == np.mean(ours.argmax(-1) == base.argmax(-1))
 
@@ -131,7 +131,7 @@ def test_it_is_what_scipy_finds(pair: Callable, make_llama: Make, make_gpt2: Mak
 @pytest.mark.parametrize("settings", ["llama", "embedding", "gpt2"])
 def test_an_exact_merge_keeps_all(pair: Callable, settings: str) -> None:
     found = verify(*pair(settings, "exact"), text(8))
-    assert (found.kept, found.top1_merged) == (1.0, 1.0)
+    assert (found.retained, found.top1_merged) == (1.0, 1.0)
     assert found.kl_merged == (0.0, 0.0, 0.0)
     assert set(found.modules.values()) == {0.0}
 
@@ -139,7 +139,7 @@ def test_an_exact_merge_keeps_all(pair: Callable, settings: str) -> None:
 def test_the_base_keeps_nothing(make_llama: Make, adapt: Adapt) -> None:
     adapted = adapt(make_llama())
     found = verify(adapted, make_llama(), text(8))
-    assert found.kept == 0.0
+    assert found.retained == 0.0
     assert found.kl_merged == found.kl_base
     assert found.top1_merged == found.top1_base
     assert set(found.modules.values()) == {1.0}
@@ -150,7 +150,7 @@ def test_a_merge_that_is_worse_than_the_base(make_llama: Make, adapt: Adapt, tmp
     opposite = {name: each._replace(A=-2 * each.A) for name, each in linearize(again, text()).items()}
     export_dense(again, opposite, tmp_path)
     found = verify(adapted, AutoModelForCausalLM.from_pretrained(tmp_path), text(8))
-    assert found.kept < 0
+    assert found.retained < 0
     assert min(found.modules.values()) > 1
 
 
@@ -160,9 +160,9 @@ def test_an_adapter_that_does_nothing(make_llama: Make, adapt: Adapt, tmp_path: 
         if "lora_B" in name:
             parameter.data.zero_()
     found = verify(adapted, make_llama(), text(8))
-    assert (found.kept, found.top1_merged, found.kl_base.mean) == (1.0, 1.0, 0.0)
+    assert (found.retained, found.top1_merged, found.kl_base.mean) == (1.0, 1.0, 0.0)
     assert set(found.modules.values()) == {0.0}
-    assert verify(adapted, make_llama(seed=3), text(8)).kept == float("-inf")
+    assert verify(adapted, make_llama(seed=3), text(8)).retained == float("-inf")
 
 
 def test_lora_and_pefts_own_merge(make_llama: Make, fill: Callable) -> None:
@@ -172,7 +172,7 @@ def test_lora_and_pefts_own_merge(make_llama: Make, fill: Callable) -> None:
     adapted, merged = lora(), lora().merge_and_unload()
     found = verify(adapted, merged, text(8))
     _check(found, adapted, merged, text(8))
-    assert found.kept == pytest.approx(1, abs=1e-4)
+    assert found.retained == pytest.approx(1, abs=1e-4)
     assert compare(adapted, merged, text(8)).tokens.kl_merged.min() >= 0  # rounding alone would go below
     assert max(found.modules.values()) < 1e-5
     assert len(found.modules) == 3

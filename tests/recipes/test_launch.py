@@ -20,11 +20,12 @@ from transformers import LlamaForCausalLM
 
 from monolora.adapters import load_adapted
 from monolora.locks import locked
-from tests.support.limits import HANG_S
+from tests.support import forks
 from tests.support.program_runs import QUICK
 
 REPOSITORY = Path(__file__).parents[2]
 ACCELERATE = Path(sys.executable).parent / "accelerate"
+SFT = "import runpy; runpy.run_path('recipes/sft.py', run_name='__main__')"
 pytestmark = pytest.mark.slow
 
 
@@ -96,11 +97,11 @@ def test_fsdp_saves_all_of_it(chat_model: Path, tmp_path: Path, kind: str) -> No
     config = (REPOSITORY / "recipes/accelerate/fsdp2.yaml").read_text()
     config = config.replace("FULL_STATE_DICT", state).replace("mixed_precision: bf16", "mixed_precision: 'no'")
     (tmp_path / "fsdp.yaml").write_text(f"{config}use_cpu: true\n")
-    launch = [ACCELERATE, "launch", "--config_file", tmp_path / "fsdp.yaml", "--main_process_port", "0"]
     where = ["--model", chat_model, "--output-dir", tmp_path / "run", "--adapter", adapter, "--use-cpu"]
-    ended = _run(*launch, "recipes/sft.py", *where, *QUICK, "--save-steps", "2")
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert ended.stdout.count("Saved to") == 1
+    ranks = forks.launch(["--config_file", tmp_path / "fsdp.yaml"], SFT, *where, *QUICK, "--save-steps", "2")
+    for ended in ranks:
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    assert "".join(ended.stdout for ended in ranks).count("Saved to") == 1
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-2"):
         if adapter == "none":
             model = LlamaForCausalLM.from_pretrained(folder)
@@ -113,17 +114,17 @@ def test_fsdp_saves_all_of_it(chat_model: Path, tmp_path: Path, kind: str) -> No
 
 def test_two_processes_end_together_where_the_folder_is_in_use(chat_model: Path, tmp_path: Path) -> None:
     """Only one of them asks for the lock; none waits for the other."""
-    launch = [ACCELERATE, "launch", "--config_file", "recipes/accelerate/ddp-cpu.yaml", "--main_process_port", "0"]
+    launch = ["--config_file", "recipes/accelerate/ddp-cpu.yaml"]
     with locked(tmp_path / "two"):
-        ended = _run(*launch, "recipes/sft.py", "--model", chat_model, "--output-dir", tmp_path / "two", *QUICK)
-    assert ended.returncode == 1  # the launcher's own
+        ranks = forks.launch(launch, SFT, "--model", chat_model, "--output-dir", tmp_path / "two", *QUICK)
     refusal = f"error: --output-dir {tmp_path}/two is in use by process {os.getpid()}. Wait for it"
-    assert 1 <= ended.stderr.count(refusal) <= 2
+    assert [ended.returncode for ended in ranks] == [2, 2]
+    assert all(ended.stderr.count(refusal) == 1 for ended in ranks)
     assert os.listdir(tmp_path) == []
 
 
 def test_bad_input(chat_model: Path, tmp_path: Path) -> None:
-    ended = _run(sys.executable, "recipes/sft.py", "--model", chat_model, "--lora-r", "0")
+    ended = forks.run(SFT, "--model", chat_model, "--lora-r", "0")
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == "error: --lora-r must be at least 1, got 0; a common choice is 8."
     assert "Traceback" not in ended.stderr
@@ -158,26 +159,14 @@ def test_ctrl_c(chat_model: Path, tmp_path: Path) -> None:
     """In the middle of training: status 130, one line, and what was saved stays."""
     flags = ["--num-train-epochs", "1000", "--save-steps", "1", "--skip-eval", "--save-total-limit", "1"]
     where = ["--model", chat_model, "--output-dir", tmp_path / "run"]
-    # Whatever started the tests in the background may have them, and so their children, ignore Ctrl-C.
-    listening = (
-        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", listening, "recipes/sft.py", *map(str, [*where, *QUICK, *flags])],
-        cwd=REPOSITORY,
-        env=_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = forks.Fork(SFT, *where, *QUICK, *flags)
     try:
         while process.poll() is None and not list((tmp_path / "run").glob("checkpoint-*")):
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=HANG_S)
+        os.kill(process.pid, signal.SIGINT)
+        ended = process.wait()
     finally:
         process.kill()
-    assert process.returncode == 130, err[-3000:]
-    assert err.splitlines()[-1] == "stopped"
-    assert "Traceback" not in err
+    assert ended.returncode == 130, ended.stderr[-3000:]
+    assert ended.stderr.splitlines()[-1] == "stopped"
+    assert "Traceback" not in ended.stderr

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 from monolora.adapters import load_adapted
 from monolora.inference import Inference
+from tests.support import forks
 from tests.support.merge_runs import IDS, OTHER, Ended, contents, logits, report_of, sentences
 
 Trained = Callable[..., Path]
@@ -61,8 +60,7 @@ def test_stock_libraries_load_what_is_written(
     dense = merge(adapter, folder=tmp_path / "dense")
     lora = merge(adapter, "--as", "lora", folder=tmp_path / "lora")
     exact = merge(adapter, "--method", "exact", folder=tmp_path / "exact")
-    words = [sys.executable, "-c", STOCK, dense, lora, exact, chat_model]
-    ended = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=tmp_path)
+    ended = forks.run(STOCK, dense, lora, exact, chat_model, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = json.loads(ended.stdout)
     by_dense = torch.tensor(found["dense"])

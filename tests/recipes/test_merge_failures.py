@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from monolora.recipes import merge as program
 from monolora.recipes import merge_report
+from tests.support import forks
 from tests.support.merge_runs import Ended, contents, report_of
 
 Trained = Callable[..., Path]
@@ -140,10 +140,8 @@ cli.main(sys.argv[1:])
 @pytest.mark.slow
 def test_killed_while_writing(run_cli: Cli, trained: Trained, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED, "merge", str(trained()), str(out), *FEW]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(command, env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    killed = forks.run(KILLED, "merge", trained(), out, *FEW)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     aside, lock = sorted(tmp_path.iterdir())
     assert (aside.name.startswith(".out.aside-"), lock.name) == (True, ".out.lock")
     assert (aside / "model.safetensors").is_file()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +16,7 @@ import pytest
 from monolora.locks import locked
 from monolora.recipes import sft
 from monolora.recipes.training.trainer import SftTrainer
+from tests.support import forks
 from tests.support.merge_runs import Ended, contents
 from tests.support.program_runs import QUICK, Outcome
 
@@ -273,13 +271,10 @@ def test_a_folder_in_use_by_another_program(
     assert os.listdir(tmp_path) == []
 
 
-def _start(*words: str | Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "monolora.recipes.sft", *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def _start(*words: str | Path) -> forks.Fork:
+    return forks.Fork("import runpy; runpy.run_module('monolora.recipes.sft', run_name='__main__')", *words)
 
 
-@pytest.mark.slow
 def test_processes_that_race_for_a_folder(chat_model: Path, tmp_path: Path) -> None:
     """One of them trains, the other is refused; killed before its first checkpoint, it leaves nothing in the way."""
     out = tmp_path / "run"
@@ -290,19 +285,17 @@ def test_processes_that_race_for_a_folder(chat_model: Path, tmp_path: Path) -> N
         while all(process.poll() is None for process in racing):
             time.sleep(0.05)
         loser, winner = sorted(racing, key=lambda process: process.poll() is None)
-        _, err = loser.communicate()
-        assert loser.returncode == 2, err
-        assert f"run is in use by process {winner.pid}" in err.splitlines()[-1]
+        ended = loser.wait()
+        assert ended.returncode == 2, ended.stderr
+        assert f"run is in use by process {winner.pid}" in ended.stderr.splitlines()[-1]
         while not (out / "run.json").is_file():
             assert winner.poll() is None
             time.sleep(0.05)
-        winner.send_signal(signal.SIGKILL)
-        winner.communicate()
+        winner.kill()
         assert json.loads((out / "run.json").read_text())["status"] == "running"
     finally:
         for process in racing:
             process.kill()
-            process.wait()
     assert sft.main([*map(str, words), "--max-steps", "1"]) == 0
     assert json.loads((out / "run.json").read_text())["status"] == "done"
     assert os.listdir(tmp_path) == ["run"]

@@ -16,4 +16,4 @@ def test_any_values_are_within_an_axis_of_few_round_ticks(values: list[float]) -
     assert 2 <= len(ticks) <= 8
     assert [tick.at for tick in ticks] == sorted(tick.at for tick in ticks)
     assert len({tick.label for tick in ticks}) == len(ticks)
-    assert all(-1e-6 <= axis.place(value) <= 100 + 1e-6 for value in values)
+    assert all(-1e-6 <= axis.percent(value) <= 100 + 1e-6 for value in values)

@@ -85,7 +85,10 @@ def made(
         "logits": [None if word is None else _logits(word, words, rng) for word in liked],
         "ablations": _ablations(units, rng),
         "contrasts": [_contrast("notes:weather", "notes:music", units, rng), _contrast("letters", "notes", units, rng)],
-        "made": {"settings": {"contexts": contexts, "seed": seed}, "versions": {"torch": "2.13", "monolora": "0.1.0"}},
+        "origin": {
+            "settings": {"contexts": contexts, "seed": seed},
+            "versions": {"torch": "2.13", "monolora": "0.1.0"},
+        },
     }
     return Explained(**fields | replaced)
 

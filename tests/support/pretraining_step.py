@@ -41,6 +41,7 @@ def step_of(training: Pretraining) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     training = pretraining(Path(sys.argv[1]), sys.argv[2])
+    print(training.accelerator.num_processes, "processes")
     weights = step_of(training)
     if training.accelerator.is_main_process:
         torch.save(weights, sys.argv[3])

@@ -187,6 +187,10 @@ def under_label_noise(clean: Moments, eta: Number) -> Moments:
         InputError: for ``eta`` out of range.
     """
     eta = label_noise(eta)
+    if isinstance(clean.gap, np.ndarray) and isinstance(eta, Fraction):
+        eta = float(
+            eta
+        )  # times a Fraction, arrays of numbers become arrays of Python objects, which take 20 times as long
     # Law of total variance: a mixture's variance is the mean of the variances and the variance of the means.
     between = eta * (1 - eta) * clean.gap**2
     return Moments(

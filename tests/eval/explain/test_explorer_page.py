@@ -59,7 +59,7 @@ def _hostile() -> Explained:
         logits=[UnitLogits("direct", [(token, 0.1) for token in HOSTILE], [(EVIL, -0.1)])] * 3,
         contrasts=[contrast],
         ablations=replace(ablations, measures=[measure, ablations.measures[1]]),
-        made={f"key {EVIL}": f"value {EVIL}"},
+        origin={f"key {EVIL}": f"value {EVIL}"},
     )
 
 

@@ -49,7 +49,7 @@ def test_what_is_not_of_single_units_is_in_the_attributes(tmp_path: Path) -> Non
     explained = made()
     about = _read(tmp_path, explained).attrs["monolora"]
     assert (about["adapter"], about["method"], about["model"]) == ("runs/notes monolora", "MonoLoRA", "llama-tiny")
-    assert about["made"] == explained.made
+    assert about["made"] == explained.origin
     for dataset in explained.datasets:
         said = about["datasets"][dataset.name]
         assert said == {key: vars(dataset)[key] for key in said}

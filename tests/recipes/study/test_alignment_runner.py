@@ -16,6 +16,7 @@ from monolora.locks import locked
 from monolora.recipes.study.alignment import Runner, main
 from monolora.recipes.study.plan import Cell, curves, evaluation, select_rate, training
 from monolora.recipes.study.settings import Study
+from tests.support.studied import run_cells_in_forks
 
 pytestmark = pytest.mark.slow
 
@@ -75,10 +76,11 @@ def test_another_judge_makes_evaluations_stale(study: Study) -> None:
         assert own.folder / "own" in cell.inputs
 
 
-def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study) -> None:
+def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both at the same time, in processes of their own; with the one the loss is no number after a step."""
     cells = [training(study, "demo", "LoRA", rate, 1) for rate in study.learning_rates]
     wild = cells[0]._replace(words=tuple("1e38" if word == "0.02" else word for word in cells[0].words))
+    run_cells_in_forks(monkeypatch)
     runner = Runner(study.folder, 2, jobs=2)
     runner.run_all([wild, cells[1]], may_diverge=True)
     assert runner.is_done(wild)
@@ -91,7 +93,7 @@ def test_a_rate_at_which_training_diverges_is_not_chosen(study: Study) -> None:
         runner.run(wild)
 
 
-def test_a_training_that_fails_otherwise_is_no_result(study: Study) -> None:
+def test_a_training_that_fails_otherwise_is_no_result(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever its folder is called, and whatever its log says of an earlier one."""
     cell = training(study, "demo", "LoRA", 0.02, 1)
     words = tuple("nowhere" if word == study.model else word for word in cell.words)
@@ -99,6 +101,7 @@ def test_a_training_that_fails_otherwise_is_no_result(study: Study) -> None:
     log = study.folder / "logs" / "diverged.log"
     log.parent.mkdir(parents=True)
     log.write_text("error: Training diverged: an earlier one.\n")
+    run_cells_in_forks(monkeypatch)
     with pytest.raises(RunError, match="nowhere"):
         Runner(study.folder, 1).run(broken, may_diverge=True)
 

@@ -16,8 +16,9 @@ QUICK = ["--samples", "40000", "--sparsities", "0.5,0.9"]
 
 @pytest.fixture
 def _few_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the weights of the same length, whose square roots take time."""
+    """Without the weights of the same length, whose square roots take time; a coarser grid of S."""
     monkeypatch.setattr(verify, "POLYS", {"poly": verify.POLYS["poly"]})
+    monkeypatch.setattr(verify, "_S_GRID", verify._S_GRID[::5])
 
 
 def run(*flags: str) -> int:

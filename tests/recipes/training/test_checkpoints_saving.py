@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from transformers import TrainerCallback
 
 from monolora.recipes import sft
 from monolora.recipes.training.trainer import SftTrainer
+from tests.support import forks
 from tests.support.program_runs import QUICK
 
 Run = Callable[..., Any]
@@ -114,9 +113,8 @@ def test_killed_while_saving(run_sft: Run, whole: Any, chat_model: Path, tmp_pat
     """The second checkpoint is half written when the process is killed; the first one is whole, and so is the end."""
     folder = tmp_path / "killed"
     flags = ["--model", str(chat_model), "--output-dir", str(folder), *QUICK, *SAVING]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, "-c", KILLED, *flags], env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    killed = forks.run(KILLED, *flags)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     assert sorted(path.name for path in folder.iterdir()) == [".saving", "checkpoint-2", "run.json"]
     assert (folder / ".saving" / "checkpoint-4" / "adapter_model.safetensors").is_file()
     assert _contents(folder / "checkpoint-2") == _contents(whole.folder / "checkpoint-2")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,7 @@ import torch
 from monolora.errors import RunError
 from monolora.recipes.vision import pretraining as module
 from monolora.recipes.vision.pretraining import Pretraining
-from tests.support import pretraining_step
-from tests.support.limits import HANG_S
+from tests.support import forks, pretraining_step
 from tests.support.pretraining_step import pretraining, step_of
 
 
@@ -39,14 +36,14 @@ def test_in_parts_is_as_at_once(shapes: Path, method: str, parts: int) -> None:
     _check_close(step_of(pretraining(shapes, method, accumulation=parts)), expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["simclr", "ncl"])
 def test_two_processes_are_as_one(shapes: Path, tmp_path: Path, method: str) -> None:
     """The negatives of both are gathered, with their gradients."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    program = [pretraining_step.__file__, str(shapes), method, str(tmp_path / "weights.pt")]
-    done = subprocess.run([*launcher, *program], capture_output=True, text=True, timeout=HANG_S)
-    assert done.returncode == 0, done.stderr[-2000:]
+    launcher = ["--config_file", "recipes/accelerate/ddp-cpu.yaml"]
+    program = f"import runpy; runpy.run_module({pretraining_step.__name__!r}, run_name='__main__')"
+    for done in forks.launch(launcher, program, shapes, method, tmp_path / "weights.pt"):
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout == "2 processes\n"
     _check_close(torch.load(tmp_path / "weights.pt", weights_only=True), step_of(pretraining(shapes, method)))
 
 
