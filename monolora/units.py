@@ -19,6 +19,7 @@ from peft.tuners import lora
 from peft.tuners.lora import layer as lora_layers
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from monolora.errors import InputError, unknown
 from monolora.layer import MonoLoraLayer, UnitObserver, monolora_class
@@ -96,6 +97,7 @@ def _module(name: str, modules: Iterable[str]) -> str:
 
 def inner_model(model: nn.Module) -> nn.Module:
     """The base model, whose forward and module names count: a ``PeftModel``'s generate() goes past its own forward."""
+    model = model.module if isinstance(model, DistributedDataParallel) else model
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 

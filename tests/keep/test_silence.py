@@ -74,7 +74,8 @@ def test_shared_prefix_is_what_all_begin_with(sequences: list[list[int]]) -> Non
     assert shared_prefix(sequences) == expected
 
 
-def _prepared(model: Any, seed: int = 0) -> Silence:
+def prepared(model: Any, seed: int = 0) -> Silence:
+    """The keeper, prepared on random anchors and a random task of other tokens."""
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(3, 30, (24, 9), generator=generator).tolist()
     task = torch.randint(30, 64, (24, 11), generator=generator).tolist()
@@ -101,7 +102,7 @@ def test_penalty_is_the_sum_over_units_of_the_mean_over_tokens(kind: str) -> Non
     base = tiny_llama()
     config = {"r": 3, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM"}
     model = get_peft_model(base, LoraConfig(**config) if kind == "lora" else MonoLoraConfig(**config, activation=kind))
-    keeper = _prepared(model)
+    keeper = prepared(model)
     layers = adapted_layers(model)
     inputs: dict[str, list[torch.Tensor]] = {name: [] for name in layers.values()}
     hooks = [
@@ -136,7 +137,7 @@ def test_only_a_is_initialised_and_the_model_stays_the_base() -> None:
         before = base(input_ids=ids).logits
         model = get_peft_model(base, MonoLoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
         default = {name: layer.lora_A["default"].weight.clone() for layer, name in adapted_layers(model).items()}
-        keeper = _prepared(model)
+        keeper = prepared(model)
         assert torch.equal(model(input_ids=ids).logits, before)
     for layer, name in adapted_layers(model).items():
         assert not torch.equal(layer.lora_A["default"].weight, default[name])
@@ -155,7 +156,7 @@ def test_the_preparation_is_of_the_seed_alone() -> None:
         with torch.no_grad():  # the size of the default A is of torch's own generator
             for layer in adapted_layers(model):
                 layer.lora_A["default"].weight.fill_(0.1)
-        _prepared(model, seed)
+        prepared(model, seed)
         rows.append(next(iter(adapted_layers(model))).lora_A["default"].weight.detach().clone())
     assert torch.equal(rows[0], rows[1])
     assert not torch.allclose(rows[0], rows[2])

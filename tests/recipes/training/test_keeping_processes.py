@@ -1,0 +1,93 @@
+"""Keepers in two processes, data parallel and sharded: the same weights, and the same gradients, as in one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support import forks
+from tests.support.program_runs import QUICK
+
+pytestmark = pytest.mark.slow
+SFT = "import sys; from monolora.recipes.sft import main; sys.exit(main())"
+CPU = ["--config_file", forks.REPOSITORY / "recipes/accelerate/ddp-cpu.yaml"]
+
+
+def test_two_processes_equal_one(
+    run_sft: Callable[..., Any], chat_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silence, KL and replay together; the anchors of a step are shared out, and their losses are those of one."""
+    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MONOLORA_DATA", raising=False)
+    flags = ["--keep", "silence:0.5", "kl", "replay:0.2", "--keep-samples", "20", "--keep-answer-tokens", "4"]
+    flags += ["--optim", "sgd", "--learning-rate", "0.5", "--skip-eval", "--train-sampling-strategy", "sequential"]
+    where = ["--model", chat_model, "--output-dir", tmp_path / "two"]
+    for ended in forks.launch(CPU, SFT, *where, *QUICK, *flags, "--per-device-train-batch-size", "2"):
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    one = run_sft(*flags, name="one")
+    assert one.status == 0, one.err
+    weights, parallel = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(parallel[name], tensor, rtol=1e-3, atol=1e-4)
+    two = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert two["rows"]["replayed"] == one.record["rows"]["replayed"] == 4
+    for name in ("keep_silence", "keep_kl", "loss"):
+        values = [[entry[name] for entry in record["history"] if name in entry] for record in (two, one.record)]
+        assert len(values[0]) == 5
+        assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-4)
+    kept = [record["results"]["keeping"]["sets"]["held-out anchors"] for record in (two, one.record)]
+    assert kept[0]["tokens"] == kept[1]["tokens"]
+    assert kept[0]["kl"]["mean"] == pytest.approx(kept[1]["kl"]["mean"], rel=1e-2, abs=1e-6)
+
+
+# accelerate shards on GPUs only, so torch's own sharding stands for FSDP2 here, on CPUs.
+SHARDED = """
+import torch, torch.distributed
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from tests.keep.test_silence import prepared
+from tests.support.keeping import tiny_llama
+from peft import get_peft_model
+from monolora import MonoLoraConfig
+from monolora.units import adapted_layers
+torch.distributed.init_process_group("gloo")
+def made():
+    torch.manual_seed(0)
+    config = MonoLoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    return get_peft_model(tiny_llama(), config)
+ids = torch.randint(64, (2, 7), generator=torch.Generator().manual_seed(1))
+results = []
+for shards in (False, True):
+    model = made()
+    keeper = prepared(model)
+    with torch.no_grad():
+        for layer in adapted_layers(model):
+            layer.lora_B["default"].weight.fill_(0.1)
+    if shards:
+        for block in model.get_base_model().model.layers:
+            fully_shard(block)
+        fully_shard(model)
+    (keeper.loss(model, 3) + model(input_ids=ids).logits.square().mean()).backward()
+    weights = [layer.lora_A["default"].weight for layer in adapted_layers(model)]
+    assert all(isinstance(weight, DTensor) == shards for weight in weights)
+    gradients = [weight.grad.full_tensor() if shards else weight.grad for weight in weights]
+    keeper.finish()
+    results.append((gradients, [weight.full_tensor() if shards else weight for weight in weights]))
+for one, sharded in zip(*results):
+    for a, b in zip(one, sharded):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+torch.distributed.destroy_process_group()
+print("equal")
+"""
+
+
+def test_sharded_weights_have_the_gradients_of_whole_ones() -> None:
+    """The penalty reads A before the model's forward; the calibration writes it back in parts."""
+    for ended in forks.launch(CPU, SHARDED):
+        assert ended.stdout == "equal\n", ended.stderr[-3000:]
