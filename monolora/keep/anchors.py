@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -170,8 +171,9 @@ def answered(
         with evaluating(model):
             answers = inference.generate_ids(contexts, max_new_tokens)
         if PartialState().is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"answers": answers})
+            with suppress(OSError):  # a full disk costs the cache alone
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, {"answers": answers})
     texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
     empty = sum(not text.strip() for text in texts)
     if empty > _UNANSWERED * len(texts):

@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from monolora.data.chat_template import IGNORED
 from monolora.errors import InputError
-from monolora.keep.activations import Activations, TokenChoice, choose_tokens, plan_store, record
+from monolora.keep.activations import Activations, TokenChoice, cached, choose_tokens, plan_store, record
 from monolora.keep.keeper import Keeper, Preparation
 from monolora.layer import MonoLoraLayer
 from monolora.units import adapted_layers, input_device
@@ -37,6 +37,7 @@ from monolora.units import adapted_layers, input_device
 MARGIN = 0.1  # of the penalty, in sizes of A x on the task
 ANCHOR_WEIGHT = 3.0  # of the anchors in the initialisation
 RIDGE = 1e-3  # of the mean energy of each input
+ORDER = 0  # seed of the anchors' tokens, so that runs of all seeds share what is recorded
 BATCH_TOKENS = 1024  # anchor tokens a step
 OVERLAP = 0.5  # of the share of units on for the task, above which anchors count as the task
 OVERLAP_PROMPTS = 64
@@ -214,8 +215,9 @@ class Silence(Keeper):
         self._first = shared_prefix([*(a.context for a in p.anchors.train), *p.task_rows[:1000]["input_ids"]])
         self._store = plan_store(self._layers, p.model.dtype, p.tokens, input_device(p.model))
         whole = [anchor.context + anchor.answer for anchor in p.anchors.train]
-        chosen = choose_tokens(whole, self._first, self._store.tokens, p.seed)
-        self._anchors = self._record(chosen)
+        chosen = choose_tokens(whole, self._first, self._store.tokens, ORDER)
+        key = [p.base, str(p.model.dtype), list(self._layers.values()), whole, self._first, chosen.number]
+        self._anchors = cached(key, self._store.device, lambda: self._record(chosen))
         task = self._record(self._task_tokens())
         generator = torch.Generator().manual_seed(p.seed)
         self._modules = [self._initialise(layer, name, task, generator) for layer, name in self._layers.items()]

@@ -74,6 +74,11 @@ def test_shared_prefix_is_what_all_begin_with(sequences: list[list[int]]) -> Non
     assert shared_prefix(sequences) == expected
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 def prepared(model: Any, seed: int = 0) -> Silence:
     """The keeper, prepared on random anchors and a random task of other tokens."""
     generator = torch.Generator().manual_seed(5)
