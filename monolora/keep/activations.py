@@ -183,9 +183,8 @@ def cached(key: object, device: torch.device | str, make: Callable[[], Activatio
     try:
         with safe_open(path, "pt", str(device)) as file:
             path.touch()  # newest again
-            return Activations(
-                {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["source"])
-            )
+            source = json.loads(file.metadata()["source"])
+            return Activations({name: file.get_tensor(name) for name in set(source.values())}, source)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # none, or damaged
         pass
     made = make()
