@@ -5,8 +5,8 @@
     none, silence, replay, kl     the recipe's trainer and defaults with MonoLoRA, one epoch on the same rows
     lora, lora-silence            plain LoRA, and its two-sided form
 
-The time is from the first step to the last: anchors, answers and activations are prepared before the clock starts. Sides
-take turns. Replay adds rows, so its time is of more work, not of overhead.
+The time is from the first step to the last: anchors, answers and activations are prepared before the clock starts.
+Sides take turns. Replay adds rows, so its time is of more work, not of overhead.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ BATCH_TOKENS = 1024  # anchor tokens a step
 OVERLAP = 0.5  # of the share of units on for the task, above which anchors count as the task
 OVERLAP_PROMPTS = 64
 STRENGTH = 100.0  # of an anchor token in the calibration after training
-NEWTON_STEPS = 30
+NEWTON_STEPS, CUTS = 30, 20
 
 
 def contrastive_rows(
@@ -115,20 +115,31 @@ def calibrated_rows(
     Returns:
         ``(R, I)``, float32.
     """
-    x_NI, S_II = anchor_NI.double(), S_II.double()  # strength makes the problem stiff
+    start_RI, S_II = A_RI.detach().double(), S_II.double()  # strength makes the problem stiff
     L_II = torch.linalg.cholesky(S_II)
-    rows = [_calibrated(a_I, x_NI, S_II, L_II, margin, strength) for a_I in A_RI.detach().double()]
-    return torch.stack(rows).float()
+    x_NI, b_RI = anchor_NI.float(), start_RI
+    seen_NR = torch.zeros(len(x_NI), len(b_RI), dtype=torch.bool, device=x_NI.device)
+    for _ in range(CUTS):  # with the anchors that were on so far, until no other is: then it is the minimum over all
+        on_NR = x_NI @ b_RI.float().T + margin > 0
+        if not (on_NR & ~seen_NR).any():
+            break
+        seen_NR |= on_NR
+        b_RI = torch.stack(
+            [
+                _calibrated(a_I, x_NI[seen_N].double(), S_II, L_II, margin, strength) if seen_N.any() else a_I
+                for a_I, seen_N in zip(start_RI, seen_NR.T, strict=True)
+            ]
+        )
+    return b_RI.to(A_RI.dtype)
 
 
 def _calibrated(
     start_I: torch.Tensor, x_NI: torch.Tensor, S_II: torch.Tensor, L_II: torch.Tensor, margin: float, strength: float
 ) -> torch.Tensor:
+    """One row, by Newton's method with a line search."""
     a_I, z_N = start_I.clone(), x_NI @ start_I + margin
     for _ in range(NEWTON_STEPS):
         on_KI, z_K = x_NI[z_N > 0], z_N[z_N > 0]
-        if not len(z_K):
-            break
         gradient_I = S_II @ (a_I - start_I) + 2 * strength * (z_K @ on_KI)
         # (S + 2 strength XᵀX)⁻¹ g by Woodbury's identity, or directly where more tokens are on than there are inputs.
         if len(z_K) < len(a_I):
@@ -139,9 +150,8 @@ def _calibrated(
         else:
             step_I = torch.linalg.solve(S_II + 2 * strength * on_KI.T @ on_KI, gradient_I)
         moved_N, moved_I = x_NI @ step_I, a_I - start_I
-        size = _step_size(
-            strength, z_N, moved_N, (moved_I @ S_II @ moved_I, moved_I @ S_II @ step_I, step_I @ S_II @ step_I)
-        )
+        moments = (moved_I @ S_II @ moved_I, moved_I @ S_II @ step_I, step_I @ S_II @ step_I)
+        size = _step_size(strength, z_N, moved_N, moments)
         if not size:
             break
         a_I, z_N = a_I - size * step_I, z_N - size * moved_N
