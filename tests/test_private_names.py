@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from monolora.patching import LIBRARIES, PrivateName
 from monolora.patching import private_names as listed_names
-from tests.support import private_names
+from tests.support import forks, private_names
 from tests.support.private_names import library_of, table
 
 
@@ -80,8 +78,7 @@ def test_nothing_is_of_an_unknown_library(without_vllm: dict[str, PrivateName]) 
 def test_every_name_of_vllm_is_listed_and_there() -> None:
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vllm is not installed")
-    program = [sys.executable, "-m", private_names.__name__, "vllm"]
-    run = subprocess.run(program, capture_output=True, text=True, check=False, cwd=private_names.ROOT)
+    run = forks.run("from tests.support import private_names; private_names.main()", "vllm", server=forks.VLLM)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])
     assert _listed("vllm") == {path: PrivateName(*entry) for path, entry in found.items() if library_of(path) == "vllm"}

@@ -11,8 +11,10 @@ from urllib.parse import quote
 import pytest
 
 from monolora import cli, redaction
+from monolora.eval import process
 from tests.support.completion_server import CompletionServer, Reply, completion, refusal
 from tests.support.evaluated import Evaluated
+from tests.support.forks import LIBRARIES
 
 KEY = "s3cr3t/Key+of=mine"
 PASSWORD, QUERY = "h0rse battery", "qu3ry-value"
@@ -63,6 +65,7 @@ def _run(evaluated: Evaluated, out: Path, server: CompletionServer, *flags: str)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "_told", {})
     monkeypatch.delenv("MONOLORA_DATA", raising=False)
+    monkeypatch.setattr(process, "subprocess", LIBRARIES)  # has not imported openai, which then reads OPENAI_LOG
 
 
 @pytest.mark.parametrize("how", ["key", "url"])

@@ -27,7 +27,7 @@ from monolora import cli
 from monolora.eval import store
 from monolora.eval.store import Records
 from tests.support.evaluated import Evaluated
-from tests.support.forked import Program
+from tests.support.forks import VLLM
 from tests.support.inline import run_inline
 from tests.support.limits import HANG_S
 
@@ -117,7 +117,7 @@ def main() -> None:
 
 def start(words: list[str], kill: Kill | None = None) -> int:
     """Run the program; how it ended."""
-    return Program([sys.executable, "-P", __file__, json.dumps([words, kill])], **QUIET).wait()
+    return VLLM.Popen([sys.executable, "-P", __file__, json.dumps([words, kill])], **QUIET).wait()
 
 
 def test_killed_at_random_moments(evaluated: Evaluated, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_program_killed_at_random_moments(evaluated: Evaluated, tmp_path: Pa
     targets = sorted(moments.randint(0, total - 1) for _ in range(KILLS_OF_THE_PROGRAM))
     while killed < KILLS_OF_THE_PROGRAM:
         target = targets[killed]
-        process = Program([*words, "--out", str(folder)], **QUIET)
+        process = VLLM.Popen([*words, "--out", str(folder)], **QUIET)
         try:
             wait_for(folder, target, lambda process=process: process.poll() is None)
             time.sleep(moments.random() * 0.05)  # longer, and all that is left would be done
@@ -160,7 +160,7 @@ def test_the_program_killed_at_random_moments(evaluated: Evaluated, tmp_path: Pa
             assert process.returncode == 0
             shutil.rmtree(folder)
             killed = 0
-    assert Program([*words, "--out", str(folder)], **QUIET).wait() == 0
+    assert VLLM.Popen([*words, "--out", str(folder)], **QUIET).wait() == 0
     assert records(folder) == records(tmp_path / "whole")
     assert table(folder) == table(tmp_path / "whole")
 

@@ -159,14 +159,11 @@ def test_ctrl_c(chat_model: Path, tmp_path: Path) -> None:
     """In the middle of training: status 130, one line, and what was saved stays."""
     flags = ["--num-train-epochs", "1000", "--save-steps", "1", "--skip-eval", "--save-total-limit", "1"]
     where = ["--model", chat_model, "--output-dir", tmp_path / "run"]
-    process = forks.Fork(SFT, *where, *QUICK, *flags)
-    try:
+    with forks.start(SFT, *where, *QUICK, *flags) as process:
         while process.poll() is None and not list((tmp_path / "run").glob("checkpoint-*")):
             time.sleep(0.1)
         os.kill(process.pid, signal.SIGINT)
-        ended = process.wait()
-    finally:
-        process.kill()
+        ended = process.completed()
     assert ended.returncode == 130, ended.stderr[-3000:]
     assert ended.stderr.splitlines()[-1] == "stopped"
     assert "Traceback" not in ended.stderr

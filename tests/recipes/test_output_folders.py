@@ -8,6 +8,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -271,8 +272,8 @@ def test_a_folder_in_use_by_another_program(
     assert os.listdir(tmp_path) == []
 
 
-def _start(*words: str | Path) -> forks.Fork:
-    return forks.Fork("import runpy; runpy.run_module('monolora.recipes.sft', run_name='__main__')", *words)
+def _start(*words: str | Path) -> AbstractContextManager[forks.Program]:
+    return forks.start("import runpy; runpy.run_module('monolora.recipes.sft', run_name='__main__')", *words)
 
 
 def test_processes_that_race_for_a_folder(chat_model: Path, tmp_path: Path) -> None:
@@ -280,22 +281,20 @@ def test_processes_that_race_for_a_folder(chat_model: Path, tmp_path: Path) -> N
     out = tmp_path / "run"
     words = ("--model", chat_model, "--output-dir", out, *QUICK, "--skip-eval", "--save-steps", "1000000")
     endless = ("--max-steps", "1000000")
-    racing = [_start(*words, *endless), _start(*words, *endless)]
-    try:
+    with _start(*words, *endless) as first, _start(*words, *endless) as second:
+        racing = [first, second]
         while all(process.poll() is None for process in racing):
             time.sleep(0.05)
         loser, winner = sorted(racing, key=lambda process: process.poll() is None)
-        ended = loser.wait()
+        ended = loser.completed()
         assert ended.returncode == 2, ended.stderr
         assert f"run is in use by process {winner.pid}" in ended.stderr.splitlines()[-1]
         while not (out / "run.json").is_file():
             assert winner.poll() is None
             time.sleep(0.05)
         winner.kill()
+        winner.wait()
         assert json.loads((out / "run.json").read_text())["status"] == "running"
-    finally:
-        for process in racing:
-            process.kill()
     assert sft.main([*map(str, words), "--max-steps", "1"]) == 0
     assert json.loads((out / "run.json").read_text())["status"] == "done"
     assert os.listdir(tmp_path) == ["run"]

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from monolora import MonoLoraConfig
 from monolora.hub import SMOLLM2, load_causal_lm, resolve_model
-from tests.support.forked import Program
+from tests.support.forks import VLLM
 from tests.support.limits import HANG_S
 from tests.support.requirements import NEEDS_SMOLLM2, NEEDS_VLLM
 
@@ -56,7 +56,7 @@ def test_real_model(tmp_path: Path, fill: Callable[..., nn.Module]) -> None:
     variables.pop("VLLM_CPU_KVCACHE_SPACE", None)
     command = [sys.executable, "-P", "-m", "monolora.cli", "serve-check", SMOLLM2, str(tmp_path), "--dtype", "float32"]
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
-        status = Program(command, stdout=out, stderr=err, env=variables).wait(HANG_S)
+        status = VLLM.Popen(command, stdout=out, stderr=err, env=variables).wait(HANG_S)
     printed = (tmp_path / "out").read_text()
     assert status == 0, (tmp_path / "err").read_text()
     assert "applied" in printed

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tests.support.forked import Program
+from tests.support.forks import VLLM
 from tests.support.limits import HANG_S
 
 STDERR_LINES = 40
@@ -82,7 +82,7 @@ class Engine:
         if stock:
             variables["VLLM_PLUGINS"] = ""
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in `close`)
-        self._process = Program(
+        self._process = VLLM.Popen(
             [sys.executable, "-P", __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

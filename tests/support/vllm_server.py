@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from tests.support.forked import Program
+from tests.support.forks import VLLM
 from tests.support.limits import HANG_S
 from tests.support.vllm_process import ENVIRONMENT, KV_CACHE_BYTES, Answer
 
@@ -83,7 +83,7 @@ class Server:
         for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_PLUGINS", "VLLM_ENABLE_V1_MULTIPROCESSING"):
             variables.pop(name, None)
         self._log = tempfile.TemporaryFile("w+")  # closed in `_stop`
-        self._process = Program(
+        self._process = VLLM.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
             stdout=self._log,

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from tests.support.forked import Program
+from tests.support.forks import VLLM
 from tests.support.limits import HANG_S
 from tests.support.vllm_process import ENVIRONMENT
 
@@ -25,7 +25,7 @@ def ask_process(program: str, request: Mapping[str, Any], **environment: str) ->
     Returns:
         What it printed.
     """
-    asked = Program(
+    asked = VLLM.Popen(
         [sys.executable, "-P", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

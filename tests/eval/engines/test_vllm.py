@@ -14,7 +14,7 @@ from monolora.eval.engines import hf
 from monolora.eval.process import worker_rows
 from tests.support.engine_jobs import LONGEST, PROMPTS, ending_early, job
 from tests.support.evaluated import Evaluated
-from tests.support.forked import FORKING
+from tests.support.forks import VLLM
 from tests.support.requirements import NEEDS_VLLM
 
 pytestmark = [
@@ -39,7 +39,7 @@ def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _forking(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's process is a fork of one that has imported vLLM, not started as the program starts it."""
-    monkeypatch.setattr(process, "subprocess", FORKING)
+    monkeypatch.setattr(process, "subprocess", VLLM)
 
 
 def rows_of(engine_job: dict[str, Any], log: Path) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from monolora.eval.judges import JudgeOptions, beaverdam, make, shieldgemma
 from monolora.eval.process import worker_rows
 from tests.support import judge_reference as reference
 from tests.support.completion_server import CompletionServer, Reply, never, refusal
-from tests.support.forked import FORKING
+from tests.support.forks import VLLM
 from tests.support.requirements import NEEDS_VLLM
 from tests.support.tiny_judges import PAIRS, items, make_beaverdam, make_shieldgemma
 from tests.support.vllm_server import BASE, Server
@@ -175,7 +175,7 @@ JUDGES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], Callable[[Path,
 @pytest.mark.slow
 @NEEDS_VLLM
 def test_scores_from_vllms_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "subprocess", FORKING)
+    monkeypatch.setattr(process, "subprocess", VLLM)
     folders = {word: build(tmp_path / word) for word, (build, _, _) in JUDGES.items()}
     with ExitStack() as stack:  # started together, as most of a start is done by one core
         servers = {word: stack.enter_context(_serve(folders[word], *flags)) for word, (_, flags, _) in JUDGES.items()}
