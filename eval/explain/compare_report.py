@@ -16,7 +16,16 @@ from rich.text import Text
 from monolora.eval.explain.compare_records import Comparison, DatasetRows, Difference, Mean, Row
 from monolora.eval.explain.compare_statistics import MEASURES
 from monolora.reporting.html import rendered
-from monolora.reporting.numbers import NOTHING, Tick, plain, round_step, shown, shown_change, shown_interval, shown_p
+from monolora.reporting.numbers import (
+    NOTHING,
+    Tick,
+    format_change,
+    format_interval,
+    format_number,
+    format_p,
+    plain,
+    round_step,
+)
 from monolora.terminal import Terminal
 
 ALPHA = 0.05
@@ -55,26 +64,27 @@ def mean_text(row: Row, mean: Mean) -> MeanText:
     """A mean with its interval. All values of a row have the same number of decimals."""
     decimals = _decimals(*(mean.value for mean in row.means.values()))
     return MeanText(
-        shown(mean.value, decimals),
-        shown_interval(mean.low, mean.high, decimals),
+        format_number(mean.value, decimals),
+        format_interval(mean.low, mean.high, decimals),
         f"n = {mean.features:,} of {mean.total:,}" if mean.features < mean.total else "",
     )
 
 
 def chance_text(row: Row) -> str:
     """A row's value by chance; empty where unknown."""
-    return "" if row.chance is None else shown(row.chance, _decimals(*(mean.value for mean in row.means.values())))
+    means = (mean.value for mean in row.means.values())
+    return "" if row.chance is None else format_number(row.chance, _decimals(*means))
 
 
 def difference_text(difference: Difference) -> DifferenceText:
     """A difference with its interval and p-values."""
     decimals = _decimals(difference.value, difference.low, difference.high)
     return DifferenceText(
-        shown_change(difference.value, decimals),
+        format_change(difference.value, decimals),
         MARK if difference.p_holm is not None and difference.p_holm < ALPHA else "",
-        shown_interval(difference.low, difference.high, decimals, changes=True) or NOTHING,
-        shown_p(difference.p),
-        shown_p(difference.p_holm),
+        format_interval(difference.low, difference.high, decimals, changes=True) or NOTHING,
+        format_p(difference.p),
+        format_p(difference.p_holm),
     )
 
 

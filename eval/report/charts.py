@@ -8,7 +8,16 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from monolora.eval.measures.table import PERCENT, Column
-from monolora.reporting.numbers import NOTHING, Axis, Tick, decimals, plain, shown, shown_change, shown_interval
+from monolora.reporting.numbers import (
+    NOTHING,
+    Axis,
+    Tick,
+    decimals,
+    format_change,
+    format_interval,
+    format_number,
+    plain,
+)
 
 ALPHA = 0.05
 """A difference is marked where its p, after Holm's correction, is below this."""
@@ -75,12 +84,12 @@ class View:
     def value(self, model: str, column: str) -> str:
         """The value as it is shown, or a dash."""
         cell = self.cell(model, column)
-        return NOTHING if cell is None else shown(cell["value"], self.digits(column))
+        return NOTHING if cell is None else format_number(cell["value"], self.digits(column))
 
     def interval(self, model: str, column: str) -> str:
         """The interval as it is shown, or nothing."""
         cell = self.cell(model, column)
-        return "" if cell is None else shown_interval(cell["low"], cell["high"], self.digits(column))
+        return "" if cell is None else format_interval(cell["low"], cell["high"], self.digits(column))
 
     def marked(self, model: str, column: str) -> bool:
         """Whether the model differs from the base in this column, after Holm's correction."""
@@ -97,12 +106,12 @@ class View:
 
     def change(self, difference: Mapping[str, Any]) -> str:
         """The difference as it is shown."""
-        return shown_change(difference["difference"], self.digits(difference["column"]))
+        return format_change(difference["difference"], self.digits(difference["column"]))
 
     def change_interval(self, difference: Mapping[str, Any]) -> str:
         """The interval of the difference as it is shown, or nothing."""
         digits = self.digits(difference["column"])
-        return shown_interval(difference["low"], difference["high"], digits, changes=True)
+        return format_interval(difference["low"], difference["high"], digits, changes=True)
 
     def full_title(self, column: Column) -> str:
         """Group and title: the title alone may stand for several judges."""
@@ -226,7 +235,7 @@ def share_panels(view: View, rows: Sequence[Mapping[str, Any]], key: str) -> lis
     panels: dict[str, list[Mark]] = {}
     for row in rows:
         marks = panels.setdefault(row[key], [])
-        value, at = shown(row["value"], digits), axis.percent(row["value"])
+        value, at = format_number(row["value"], digits), axis.percent(row["value"])
         marks.append(Mark(row["model"], colour(view, row["model"]), value, "", at=at, note=f"n={row['n']}"))
     return [Panel(name, axis.ticks(), None, marks) for name, marks in panels.items()]
 
@@ -259,7 +268,7 @@ def _curve(view: View, name: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
         points,
         list(pairwise(points)),
         " ".join(f"{x:g},{100 - y:g}" for x, y in corners),
-        f"{shown(last['value'], digits)} {shown_interval(last['low'], last['high'], digits)}".rstrip(),
+        f"{format_number(last['value'], digits)} {format_interval(last['low'], last['high'], digits)}".rstrip(),
     )
 
 

@@ -12,7 +12,7 @@ from monolora.eval.report import charts, sentences
 from monolora.eval.report.charts import ALPHA, MARK, View, unit
 from monolora.eval.store import OK
 from monolora.reporting.html import flat, rendered, script_json
-from monolora.reporting.numbers import NOTHING, shown, shown_p
+from monolora.reporting.numbers import NOTHING, format_number, format_p
 
 
 def browser_data(view: View, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def page(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> st
         categories=_shares(view, results["categories"], "category"),
         labels=_shares(view, results["labels"], "label"),
         curves=charts.curves(view),
-        agreement=[{**row, "shown": shown(row["kappa"], 2)} for row in results["agreement"]],
+        agreement=[{**row, "shown": format_number(row["kappa"], 2)} for row in results["agreement"]],
         reasons=sorted(results["invalid"], key=lambda row: -row["count"]),
         colours={model: charts.colour(view, model) for model in view.models},
         made=[(name, list(flat(value))) for name, value in results["run"].items()],
@@ -189,8 +189,8 @@ def _difference(view: View, row: Mapping[str, Any]) -> Difference:
         column=view.full_title(column),
         change=f"{view.change(row)} {unit(column)}".rstrip(),
         interval=view.change_interval(row) or NOTHING,
-        p=shown_p(row["p"]),
-        p_holm=shown_p(row["p_holm"]),
+        p=format_p(row["p"]),
+        p_holm=format_p(row["p_holm"]),
         gained=gained,
         lost=lost,
         n=n,

@@ -9,7 +9,7 @@ from typing import Any
 from monolora.eval.measures.details import MISSING
 from monolora.eval.measures.table import Column
 from monolora.eval.report.charts import View, is_significant, unit
-from monolora.reporting.numbers import plain, shown, shown_p
+from monolora.reporting.numbers import format_number, format_p, plain
 
 _KAPPA_WORDS = ((0.8, "almost perfect"), (0.6, "substantial"), (0.4, "moderate"), (0.2, "fair"), (0.0, "slight"))
 """Landis and Koch 1977."""
@@ -77,7 +77,7 @@ def agreement(view: View) -> list[str]:
         if row["kappa"] is None:
             sentences.append(f"{pair} cannot be compared {where}: all their verdicts are the same.")
         else:
-            kappa = shown(row["kappa"], 2)
+            kappa = format_number(row["kappa"], 2)
             sentences.append(f"{pair} agree with kappa {kappa}, {_kappa_word(row['kappa'])}, {where}.")
     return sentences
 
@@ -118,7 +118,8 @@ def _no_change(view: View, models: list[str]) -> str:
     doubt = f"with {_rows(differences)}"
     if ends:
         largest, column = max(ends)
-        doubt += f", changes of up to {shown(largest, view.digits(column))} {unit(view.column(column))} fit the data"
+        bound = f"{format_number(largest, view.digits(column))} {unit(view.column(column))}"
+        doubt += f", changes of up to {bound} fit the data"
     return f": no difference from {plain(view.base)} was found {where}; {doubt}."
 
 
@@ -163,7 +164,7 @@ def _effect(view: View, column: Column, difference: Mapping[str, Any] | None) ->
         return f"{title}: no difference was found ({change}, {_evidence(view, difference)})."
     verb = "rose" if difference["difference"] > 0 else "fell"
     reading = {"worse": ", which is worse", "better": ", which is better"}.get(view.reading(difference), "")
-    size = f"{shown(abs(difference['difference']), view.digits(column.id))} {unit(column)}".rstrip()
+    size = f"{format_number(abs(difference['difference']), view.digits(column.id))} {unit(column)}".rstrip()
     return f"{title} {verb} by {size}{reading} ({_evidence(view, difference)})."
 
 
@@ -175,7 +176,7 @@ def _evidence(view: View, difference: Mapping[str, Any]) -> str:
 
 
 def _equals(p: float | None) -> str:
-    text = shown_p(p)
+    text = format_p(p)
     return text if text.startswith("<") else f"={text}"
 
 

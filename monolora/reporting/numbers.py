@@ -26,25 +26,25 @@ def decimals(values: Iterable[float | None]) -> int:
     return 0 if largest >= 1000 else 1 if largest >= 10 else 2
 
 
-def shown(value: float | None, places: int) -> str:
+def format_number(value: float | None, places: int) -> str:
     """A number with a real minus sign, or a dash where there is none."""
     return NOTHING if value is None else _without_sign_of_zero(f"{value:.{places}f}")
 
 
-def shown_change(value: float | None, places: int) -> str:
+def format_change(value: float | None, places: int) -> str:
     """A difference, with its sign."""
     return NOTHING if value is None else _without_sign_of_zero(f"{value:+.{places}f}")
 
 
-def shown_interval(low: float | None, high: float | None, places: int, changes: bool = False) -> str:
+def format_interval(low: float | None, high: float | None, places: int, changes: bool = False) -> str:
     """``[4.9, 6.0]``; empty where there is none."""
     if low is None or high is None:
         return ""
-    show = shown_change if changes else shown
-    return f"[{show(low, places)}, {show(high, places)}]"
+    format_end = format_change if changes else format_number
+    return f"[{format_end(low, places)}, {format_end(high, places)}]"
 
 
-def shown_p(p: float | None) -> str:
+def format_p(p: float | None) -> str:
     """A p-value to two significant digits; very small ones as a bound."""
     if p is None:
         return NOTHING
@@ -129,7 +129,7 @@ class Axis:
         places = max(0, -math.floor(math.log10(self.step) + 1e-9))
         count = round((self.high - self.low) / self.step)
         return [
-            Tick(round(100 * number / count, 3), shown(self.low + number * self.step, places))
+            Tick(round(100 * number / count, 3), format_number(self.low + number * self.step, places))
             for number in range(count + 1)
         ]
 

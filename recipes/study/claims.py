@@ -19,7 +19,7 @@ from scipy import optimize, stats
 from monolora.eval.measures.table import PERCENT
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import FLAGGED, TABLE_2, Study
-from monolora.reporting.numbers import shown_change, shown_interval, shown_p
+from monolora.reporting.numbers import format_change, format_interval, format_p
 from monolora.stats import Estimate, Interval, holm
 
 ALPHA = 0.05
@@ -179,7 +179,7 @@ def _verdict(claim: Claim, estimate: Estimate | None, p_holm: float | None, unde
 
 def _without_interval(claim: Claim, estimate: Estimate) -> Verdict:
     """All values are the same: a difference of 0 decides nothing, any other is certain for these prompts and seeds."""
-    change = f"{shown_change(estimate.mean, 1)}{_unit(claim)}"
+    change = f"{format_change(estimate.mean, 1)}{_unit(claim)}"
     if estimate.seeds * estimate.draws == 1:
         return Verdict(claim, "cannot be told", estimate, None, f"{change}, of one run.")
     gain = estimate.mean if claim.better == "higher" else -estimate.mean
@@ -201,9 +201,9 @@ def _by_margin(claim: Claim, interval: Interval, margin: float) -> Answer:
 
 def _numbers(claim: Claim, estimate: Estimate, p_holm: float | None) -> str:
     digits = decimals_of(estimate, claim.values.column.unit)
-    interval = shown_interval(estimate.low, estimate.high, digits, changes=True)
+    interval = format_interval(estimate.low, estimate.high, digits, changes=True)
     p = "" if p_holm is None else f", p {p_text(p_holm)} after Holm's correction"
-    return f"{shown_change(estimate.mean, digits)}{_unit(claim)} {interval}{p}."
+    return f"{format_change(estimate.mean, digits)}{_unit(claim)} {interval}{p}."
 
 
 def _why(claim: Claim, answer: Answer, estimate: Estimate, interval: Interval, undecided: int) -> str:
@@ -241,8 +241,8 @@ def detectable(estimate: Estimate, alpha: float) -> float:
 
 def p_text(p: float) -> str:
     """``= 0.03``, ``< 0.001``."""
-    shown = shown_p(p)
-    return f"< {shown[1:]}" if shown.startswith("<") else f"= {shown}"
+    text = format_p(p)
+    return f"< {text[1:]}" if text.startswith("<") else f"= {text}"
 
 
 def _unit(claim: Claim) -> str:

@@ -16,7 +16,7 @@ from monolora.recipes.study.claims import decimals_of, p_text
 from monolora.recipes.study.plan import SelectedRate, training
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import TABLE_2, Study
-from monolora.reporting.numbers import NOTHING, decimals, shown, shown_change, shown_interval
+from monolora.reporting.numbers import NOTHING, decimals, format_change, format_interval, format_number
 from monolora.reporting.tables import piped
 from monolora.stats import Estimate
 
@@ -56,7 +56,7 @@ def _cell(values: Values, estimate: Estimate | None) -> str:
         return NOTHING
     column = values.column
     digits = HEADLINE_DIGITS if column.headline else 1 if column.unit == PERCENT else _decimals(values)
-    return f"{shown(estimate.mean, digits)} {shown_interval(estimate.low, estimate.high, digits)}".strip()
+    return f"{format_number(estimate.mean, digits)} {format_interval(estimate.low, estimate.high, digits)}".strip()
 
 
 def _decimals(values: Values) -> int:
@@ -84,10 +84,10 @@ def _difference(estimate: Estimate | None, unit: str) -> str:
     if estimate is None:
         return NOTHING
     if estimate.p is None:
-        return f"{shown_change(estimate.mean, 1)} always"
+        return f"{format_change(estimate.mean, 1)} always"
     digits = decimals_of(estimate, unit)
-    interval = shown_interval(estimate.low, estimate.high, digits, changes=True)
-    return f"{shown_change(estimate.mean, digits)} {interval}, p {p_text(estimate.p)}"
+    interval = format_interval(estimate.low, estimate.high, digits, changes=True)
+    return f"{format_change(estimate.mean, digits)} {interval}, p {p_text(estimate.p)}"
 
 
 def paper_table(dataset: str) -> str | None:

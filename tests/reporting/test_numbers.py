@@ -6,32 +6,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.reporting.numbers import decimals, interval_caption, plain, shown, shown_change, shown_interval, shown_p
+from monolora.reporting.numbers import (
+    decimals,
+    format_change,
+    format_interval,
+    format_number,
+    format_p,
+    interval_caption,
+    plain,
+)
 from monolora.stats import Estimate
 
 
 def test_nothing_is_a_dash_and_never_a_zero() -> None:
-    assert shown(None, 2) == shown_change(None, 1) == shown_p(None) == "–"
-    assert shown_interval(None, 3.0, 1) == shown_interval(3.0, None, 1) == ""
+    assert format_number(None, 2) == format_change(None, 1) == format_p(None) == "–"
+    assert format_interval(None, 3.0, 1) == format_interval(3.0, None, 1) == ""
 
 
 @pytest.mark.parametrize(
     ("value", "places", "text"), [(5.37, 1, "5.4"), (-0.04, 1, "0.0"), (-1.25, 2, "−1.25"), (1234.5, 0, "1234")]
 )
-def test_shown(value: float, places: int, text: str) -> None:
-    assert shown(value, places) == text
+def test_numbers(value: float, places: int, text: str) -> None:
+    assert format_number(value, places) == text
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.26, "+0.3"), (-0.26, "−0.3"), (0.0, "0.0"), (0.01, "0.0"), (-0.01, "0.0")]
 )
 def test_changes_have_a_sign_unless_they_are_zero(value: float, text: str) -> None:
-    assert shown_change(value, 1) == text
+    assert format_change(value, 1) == text
 
 
 def test_intervals() -> None:
-    assert shown_interval(4.91, 6.0, 1) == "[4.9, 6.0]"
-    assert shown_interval(-1.0, 2.0, 1, changes=True) == "[−1.0, +2.0]"
+    assert format_interval(4.91, 6.0, 1) == "[4.9, 6.0]"
+    assert format_interval(-1.0, 2.0, 1, changes=True) == "[−1.0, +2.0]"
 
 
 @pytest.mark.parametrize(
@@ -39,13 +47,13 @@ def test_intervals() -> None:
     [(0.0, "<0.001"), (0.00099, "<0.001"), (0.001, "0.001"), (0.0499, "0.050"), (0.051, "0.051"), (1.0, "1.00")],
 )
 def test_p(p: float, text: str) -> None:
-    assert shown_p(p) == text
+    assert format_p(p) == text
 
 
 @given(st.floats(-1e6, 1e6), st.integers(0, 3))
 @settings(deadline=None)
-def test_shown_is_the_number_to_half_a_unit_of_the_last_place(value: float, places: int) -> None:
-    for text in (shown(value, places), shown_change(value, places)):
+def test_the_text_is_the_number_to_half_a_unit_of_the_last_place(value: float, places: int) -> None:
+    for text in (format_number(value, places), format_change(value, places)):
         assert abs(float(text.replace("−", "-")) - value) <= 0.5 * 10.0**-places * (1 + 1e-6)
 
 
