@@ -152,6 +152,10 @@ class RunConfig(TypedDict, total=False):
     per_device_eval_batch_size: int
     drop_columns: list[str] | None
     allow_empty_answers: bool
+    keep: list[str] | None
+    keep_prompts: list[str] | None
+    keep_samples: int
+    keep_answer_tokens: int
 
 
 class Validation(TypedDict):
@@ -175,6 +179,7 @@ class Fingerprints(TypedDict, total=False):
     model: str
     train: str
     test: str
+    anchors: str
 
 
 class RunRecord(TypedDict):

@@ -1,27 +1,31 @@
 """The texts that a merge is calibrated on, and others that it is verified on.
 
 By default: the training prompts of the adapter's own run, its held-out rows for the verification, and a slice of Dolly
-where it is available, so that behaviour outside of the task counts too.
+where it is available, so that behaviour outside of the task counts too. Where the run kept its base's behaviour, its
+anchors as well: the linear map is fitted to those that the run learned from, and verified on those that it held out.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from monolora import hub
-from monolora.data.chat_template import prompt_ids, split_at_answer
+from monolora.data.chat_template import Split, prompt_ids, split_at_answer
 from monolora.data.task import SampleLimits, Source, dataset_task
 from monolora.data.tasks import BUILT_IN, Example, Task, dolly, load_task
 from monolora.errors import InputError
 from monolora.inference import padded
+from monolora.keep.anchors import Anchor, Anchors
 from monolora.run_record import fingerprint_rows
 
 Rows = list[list[int]]
+ANCHORS = "anchors"  # their name among the texts
 LONGEST = 1024  # maximum of tokens that are read of a text
 
 
@@ -31,13 +35,27 @@ class Texts(NamedTuple):
     Attributes:
         calibration: texts that a linear merge is fitted to; may be empty.
         held_out: texts that it is verified on, none of them in ``calibration``.
+        anchors: held-out anchors, on which the adapter should be its base; apart, since the share of an effect that is
+            kept says nothing there.
     """
 
     calibration: dict[str, Rows]
     held_out: dict[str, Rows]
+    anchors: Rows
 
 
-def run_task(run: Mapping[str, Any]) -> Task:
+@dataclass(frozen=True, kw_only=True)
+class RunTask(Task):
+    """The task of a run, limited to the rows that it used.
+
+    Attributes:
+        tested: all held-out rows, of which none is an anchor.
+    """
+
+    tested: list[Example] = field(repr=False)
+
+
+def run_task(run: Mapping[str, Any]) -> RunTask:
     """The task that a run was trained on, limited to the rows that it used.
 
     Raises:
@@ -73,7 +91,14 @@ def run_task(run: Mapping[str, Any]) -> Task:
             "been trained on what is held out here. Give other text with --verify-on.",
             stacklevel=2,
         )
-    return Task(name=task.name, train=train, test=test, scorer=task.scorer, max_new_tokens=task.max_new_tokens)
+    return RunTask(
+        name=task.name,
+        train=train,
+        test=test,
+        scorer=task.scorer,
+        max_new_tokens=task.max_new_tokens,
+        tested=task.test,
+    )
 
 
 def same_rows(run: Mapping[str, Any], part: str, rows: Sequence[Example]) -> bool:
@@ -101,45 +126,52 @@ def choose(
     tokenizer: PreTrainedTokenizerBase,
     calibration_tokens: int,
     held_out_tokens: int,
+    anchors: Anchors | None = None,
 ) -> Texts:
     """Texts up to a number of tokens in all, in equal parts from every data set, fewer if it is smaller.
+
+    Anchors are one more data set to calibrate on. Held-out ones come beside the text to verify on, as many tokens as of
+    a data set, so that the same text is verified on with and without them.
 
     Raises:
         InputError: if no text is left to verify on.
     """
-    fitted = {
-        task.name: _take(task.train, tokenizer, calibration_tokens // len(calibration), set()) for task in calibration
-    }
+    part = calibration_tokens // max(1, len(calibration) + (anchors is not None))
+    fitted = {task.name: _take(_rows(task.train, tokenizer), part, set()) for task in calibration}
+    if anchors and calibration:
+        fitted[ANCHORS] = _take(map(_joined, anchors.train), part, set())
     seen = {tuple(row) for rows in fitted.values() for row in rows}
-    unseen = {task.name: _take(task.test, tokenizer, held_out_tokens // len(held_out), seen) for task in held_out}
+    part = held_out_tokens // len(held_out)
+    unseen = {task.name: _take(_rows(task.test, tokenizer), part, seen) for task in held_out}
     if not any(unseen.values()):
         raise InputError(
             "There is no text to verify the merge on that it was not fitted to. Give one with --verify-on."
         )
-    return Texts(fitted, {name: rows for name, rows in unseen.items() if rows})
+    kept = _take(map(_joined, anchors.held_out), part, seen) if anchors else []
+    return Texts(fitted, {name: rows for name, rows in unseen.items() if rows}, kept)
 
 
-def _take(
-    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, tokens: int, seen: Collection[tuple[int, ...]]
-) -> Rows:
+def _take(texts: Iterable[list[int]], tokens: int, seen: Collection[tuple[int, ...]]) -> Rows:
     """Texts that are not among ``seen``, up to a number of tokens."""
     rows: Rows = []
-    for example in examples:
+    for text in texts:
         if tokens <= 0:
             break
-        row = _ids(example, tokenizer)[:LONGEST]
+        row = text[:LONGEST]
         if row and tuple(row) not in seen:
             rows.append(row)
             tokens -= len(row)
     return rows
 
 
-def _ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """An example as it is trained on; without an answer, its prompt alone."""
-    if not example.has_answer:
-        return prompt_ids(example, tokenizer)
-    split = split_at_answer(example, tokenizer)
-    return split.context + split.answer
+def _rows(examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Examples as they are trained on; without an answer, the prompt alone."""
+    for example in examples:
+        yield _joined(split_at_answer(example, tokenizer)) if example.has_answer else prompt_ids(example, tokenizer)
+
+
+def _joined(text: Anchor | Split) -> list[int]:
+    return text.context + text.answer
 
 
 def batches(rows: Rows, pad_token_id: int, batch_size: int, device: torch.device) -> list[dict[str, torch.Tensor]]:

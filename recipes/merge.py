@@ -3,7 +3,8 @@
 ``--method linear`` writes a stock checkpoint (or, with ``--as lora``, a stock LoRA adapter) with the best linear map in
 place of the ReLU units; ``--method exact`` writes a checkpoint that keeps the ReLU and needs monolora imported. Several
 adapters are added up first. The share of the adapter's effect that the merge keeps is measured at the end;
-exit status 1 if it is below ``--min-fidelity``.
+exit status 1 if it is below ``--min-fidelity``. An adapter that was trained with ``--keep`` is
+calibrated and verified on its anchors too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from monolora.recipes import merge_report, merge_source
 from monolora.recipes.calibration_data import Rows, batches
 from monolora.recipes.merge_source import MergeSource
 from monolora.recipes.settings import CALIBRATION_TOKENS, TOKENS_PER_INPUT, Merge
-from monolora.recipes.verify import task_of, texts_of, verify
+from monolora.recipes.verify import anchors_of, task_of, texts_of, verify
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, track
 from monolora.units import input_device
@@ -64,13 +65,14 @@ def _merge(settings: Merge, folder: OutputFolder) -> int:
     folder.check_apart((*source.adapters, *filter(None, [local_path(source.model)]), *texts_read))
     _check_method(source, settings)
     task = task_of(source, verification)
+    anchors = anchors_of(source, task)
     console = Terminal()
     started = time.monotonic()
     with folder.whole() as aside, source.loaded() as (model, tokenizer):
         if settings.form == "lora":
             check_readable(model)
         calibration = _calibration(source, settings, model)
-        texts = texts_of(task, calibration, tokenizer, verification)
+        texts = texts_of(task, calibration, tokenizer, verification, anchors)
         merge = {**source.described(), "method": settings.method, "form": settings.form, "calibration": calibration}
         merge |= _write(source, settings, texts.calibration, model, tokenizer, aside)
         merge["seconds"] = round(time.monotonic() - started, 1)
@@ -78,7 +80,7 @@ def _merge(settings: Merge, folder: OutputFolder) -> int:
         with saving(settings.out, _REMERGE):
             merge_report.write_unverified(aside, merge)
     console.print(f"Wrote {out} in {merge['seconds']:.0f} s. Verifying what was written.")
-    return verify(source, out, merge, task, texts.held_out, verification, settings.loading.batch_size)
+    return verify(source, out, merge, task, texts, verification, settings.loading.batch_size)
 
 
 def _check_method(source: MergeSource, settings: Merge) -> None:

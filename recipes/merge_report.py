@@ -24,6 +24,7 @@ from monolora.terminal import Terminal
 
 JSON, PAGE = "merge_report.json", "merge_report.html"
 ALL = "all"
+DRIFT = 0.01  # nats a token; rounding a merge to bfloat16 costs a third of it
 
 
 class _Merge(TypedDict):
@@ -55,7 +56,11 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def make(
-    compared: Mapping[str, Comparison], scores: Mapping[str, Any] | None, merge: Mapping[str, Any], least: float
+    compared: Mapping[str, Comparison],
+    scores: Mapping[str, Any] | None,
+    merge: Mapping[str, Any],
+    least: float,
+    on_anchors: Comparison | None = None,
 ) -> dict[str, Any]:
     """A report of a verified merge.
 
@@ -64,6 +69,8 @@ def make(
         scores: of the adapter's task, for base, adapter and merge.
         merge: how the merge was made.
         least: the share of the adapter's effect that must be kept.
+        on_anchors: the comparison on held-out anchors, if the adapter's run had some. They are not pooled with the
+            texts: the adapter has next to no effect on them of which a share could be kept.
     """
     overall = reduce(Comparison.pooled, compared.values()).fidelity()
     by_text = {name: comparison.fidelity() for name, comparison in compared.items()} | {ALL: overall}
@@ -75,6 +82,7 @@ def make(
         "fidelity": {name: _as_json(fidelity) for name, fidelity in by_text.items()},
         "modules": overall.modules,
         "task": scores,
+        **({} if on_anchors is None else {"anchors": _without_share(on_anchors.fidelity())}),
     }
 
 
@@ -108,6 +116,8 @@ def write(folder: Path, report: Mapping[str, Any]) -> None:
 def show(report: Mapping[str, Any], folder: Path, console: Terminal) -> None:
     """Print the summary."""
     console.print(_table(report))
+    if "anchors" in report:
+        console.print(anchors_sentence(report))
     errors = report["modules"]
     if errors:
         worst = max(errors, key=lambda name: errors[name])
@@ -134,6 +144,29 @@ def verdict(report: Mapping[str, Any]) -> str:
     )
 
 
+def drifts(report: Mapping[str, Any]) -> bool:
+    """Whether the merge is further from the adapter, on held-out anchors, than the adapter is from its base."""
+    if "anchors" not in report:
+        return False
+    to_merged, to_base = (report["anchors"][name]["mean"] for name in ("kl_merged", "kl_base"))
+    return bool(to_merged > max(to_base, DRIFT))
+
+
+def anchors_sentence(report: Mapping[str, Any]) -> str:
+    """What the merge loses on held-out anchors, and what loses nothing."""
+    method = report["merge"].get("method")
+    name = f"the {method} merge" if method in ("linear", "exact") else "the merge"
+    to_merged, to_base = (f"{report['anchors'][key]['mean']:.2g}" for key in ("kl_merged", "kl_base"))
+    told = (
+        f"On held-out anchors {name} is {to_merged} nats a token from the adapter, and that is {to_base} from its base"
+    )
+    if method == "exact" and not drifts(report):
+        return f"{told}: the adapter's silence is kept."
+    if method == "linear":
+        return f"{told}: no linear map is silent. Merge with --method exact, or serve the adapter with the vLLM plugin."
+    return f"{told}."
+
+
 def _table(report: Mapping[str, Any]) -> Table:
     table = Table(title="Next-token distributions on held-out text, in nats")
     table.add_column("text")
@@ -145,6 +178,9 @@ def _table(report: Mapping[str, Any]) -> Table:
         if name == ALL:
             table.add_section()
         table.add_row(name, *_cells(fidelity))
+    if "anchors" in report:
+        table.add_section()
+        table.add_row("anchors", *_cells(report["anchors"]))
     return table
 
 
@@ -155,7 +191,7 @@ def _cells(fidelity: Mapping[str, Any]) -> list[str]:
         f"{fidelity['kl_base']['mean']:.4f}",
         " / ".join(f"{merged[name]:.4f}" for name in ("mean", "p50", "p99")),
         f"{fidelity['top1_base']:.1%} / {fidelity['top1_merged']:.1%}",
-        f"{fidelity['kept']:.2%}",
+        f"{fidelity['kept']:.2%}" if "kept" in fidelity else "–",
     ]
 
 
@@ -187,6 +223,8 @@ def page(report: Mapping[str, Any]) -> str:
         report=report,
         verdict=verdict(report),
         cells={name: _cells(fidelity) for name, fidelity in report["fidelity"].items()},
+        anchor_cells=_cells(report["anchors"]) if "anchors" in report else [],
+        anchors_sentence=anchors_sentence(report) if "anchors" in report else "",
         task_rows=_task_rows(report["task"]) if report["task"] else [],
         layers=_by_layer(errors),
         widest=max([*filter(math.isfinite, errors.values()), 1e-12]),
@@ -217,3 +255,9 @@ def _as_json(fidelity: Fidelity) -> dict[str, Any]:
     del values["modules"]
     values["kept"] = values.pop("retained")  # the report's name
     return values | {key: values[key]._asdict() for key in ("kl_merged", "kl_base")}
+
+
+def _without_share(fidelity: Fidelity) -> dict[str, Any]:
+    values = _as_json(fidelity)
+    del values["kept"]
+    return values

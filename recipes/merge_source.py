@@ -10,7 +10,8 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ class MergeSource:
         """Whether the adapters are MonoLoRA; a single one may also be of another method of PEFT."""
         return bool(adapter_config(self.adapters[0]).peft_type == "MONOLORA")
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the base model's weights."""
+        return fingerprint_files(resolve_model(self.model))
+
     @property
     def trained(self) -> Mapping[str, Any] | None:
         """The results of the run if they apply to this model: one adapter, at full weight."""
@@ -89,6 +95,19 @@ class MergeSource:
         if self.quantization:
             return self.dtype
         return dtype_name(torch.promote_types(dtype_named(self.dtype), dtype_named(self.own_dtype)))
+
+    @contextmanager
+    def trained_base(self) -> Iterator[PreTrainedModel]:
+        """The base model in the precision of the run that trained the first adapter."""
+        assert self.run is not None
+        run = replace(self, dtype=self.trained_dtype, quantization=_quantization(self.run["config"]))
+        with self._offloading() as options:
+            yield load_causal_lm(resolve_model(self.model), dtype=run.dtype, **run._quantized(), **on_gpus() | options)
+
+    @property
+    def trained_dtype(self) -> str:
+        """The dtype of the base weights in the run that trained the first adapter."""
+        return _dtype(self.run["config"].get("dtype") if self.run else None, self.own_dtype)
 
     @contextmanager
     def loaded(self, dtype: str | None = None) -> Iterator[tuple[PeftModel, PreTrainedTokenizerBase]]:
@@ -136,7 +155,7 @@ class MergeSource:
             "adapter_fingerprints": [fingerprint_files(folder) for folder in self.adapters],
             "weights": list(self.weights),
             "model": self.model,
-            "model_fingerprint": fingerprint_files(resolve_model(self.model)),
+            "model_fingerprint": self.fingerprint,
             "dtype": self.dtype,
             "base_dtype": self.own_dtype,
             "compared_in": self.precise_dtype,
@@ -165,16 +184,15 @@ def from_settings(adapters: Sequence[str], loading: Loading) -> MergeSource:
     model = loading.model or (recorded if recorded and Path(recorded).exists() else trained.get("model", recorded))
     if not model:
         raise InputError(f"{adapters[0]}/adapter_config.json names no base model. Give it with --model.")
-    is_quantized = loading.load_in_4bit or trained.get("load_in_4bit") or trained.get("load_in_8bit")
-    dtype = loading.dtype or trained.get("dtype")
+    in_4bit = {"load_in_4bit": True, "load_in_8bit": False} if loading.load_in_4bit else {}
     own_dtype = stored_dtype(resolve_model(model))
     source = MergeSource(
         adapters=tuple(adapters),
         weights=weights,
         model=model,
-        dtype=dtype if dtype in ("float32", "bfloat16", "float16") else own_dtype,
+        dtype=_dtype(loading.dtype or trained.get("dtype"), own_dtype),
         own_dtype=own_dtype,
-        quantization=_quantization(loading, trained) if is_quantized else {},
+        quantization=_quantization({**trained, **in_4bit}),
         max_memory=dict(_device_and_size(word) for word in loading.max_memory),
         run=run,
     )
@@ -205,9 +223,14 @@ def _first_dtype(folder: str) -> torch.dtype:
     return torch.float32
 
 
-def _quantization(loading: Loading, trained: Mapping[str, Any]) -> dict[str, Any]:
-    recorded = {key: trained[key] for key in _QUANTIZATION if key in trained}
-    return recorded | ({"load_in_4bit": True, "load_in_8bit": False} if loading.load_in_4bit else {})
+def _dtype(name: str | None, own: str) -> str:
+    return name if name in ("float32", "bfloat16", "float16") else own
+
+
+def _quantization(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a quantized base; empty for a dense one."""
+    is_quantized = flags.get("load_in_4bit") or flags.get("load_in_8bit")
+    return {key: flags[key] for key in _QUANTIZATION if key in flags} if is_quantized else {}
 
 
 def _device_and_size(word: str) -> tuple[str, str]:
@@ -219,15 +242,14 @@ def _device_and_size(word: str) -> tuple[str, str]:
 
 def _check_base(source: MergeSource, deliberate: bool) -> None:
     """Check that the base has the weights that the run recorded; a ``deliberate`` other one only gives a warning."""
-    fingerprint = fingerprint_files(resolve_model(source.model))
     if source.run is None:
         return
     recorded = source.run.get("fingerprints", {}).get("model")
-    if recorded == fingerprint:
+    if recorded == source.fingerprint:
         return
     message = (
         f"{source.adapters[0]} was trained on other weights than those of {source.model} (fingerprint "
-        f"{recorded}, here {fingerprint})."
+        f"{recorded}, here {source.fingerprint})."
     )
     if not deliberate:
         raise InputError(f"{message} Give the right model with --model; its fingerprint is then not checked.")

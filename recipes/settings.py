@@ -124,8 +124,10 @@ class Loading(Flags):
 class Verification(Flags):
     """The verification of a merge, in ``monolora merge`` and ``monolora verify``."""
 
-    verify_on: str | None = setting(None, "data set to verify on (default: held-out text of the calibration's)")
-    verify_tokens: int = setting(HELD_OUT_TOKENS, "tokens to verify on", type=int, at_least=1)
+    verify_on: str | None = setting(
+        None, "data set to verify on, beside held-out anchors (default: held-out text of the calibration's)"
+    )
+    verify_tokens: int = setting(HELD_OUT_TOKENS, "tokens to verify on, without those of anchors", type=int, at_least=1)
     task_samples: int | None = setting(
         None, "rows of the adapter's task to score, 0 for none (default: as in its run)", type=int, at_least=0
     )
@@ -150,8 +152,8 @@ class Merge(Flags):
     form: str = setting("dense", "form of a linear merge", flag="--as", choices=("dense", "lora"))
     calibration: str | None = setting(
         None,
-        "data set that a linear merge is fitted to, or none for the closed form (default: the training prompts of the "
-        "adapter's run, and Dolly where MONOLORA_DATA has it)",
+        "data set that a linear merge is fitted to, beside the anchors of a run with --keep, or none for the closed "
+        "form (default: the training prompts of the adapter's run, and Dolly where MONOLORA_DATA has it)",
     )
     calibration_tokens: int | None = setting(
         None,

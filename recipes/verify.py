@@ -1,15 +1,18 @@
 """``monolora verify OUT --against ADAPTER``: how much of an adapter's effect a merge keeps.
 
 On held-out text: KL and top-1 agreement with the adapter, for the merge and, as the yardstick, for the base model; the
-error of every layer's delta; and the score of the adapter's own task. The result is printed and written to
-``merge_report.json`` and ``merge_report.html`` in OUT. Exit status 1 if it keeps less than ``--min-fidelity``.
+error of every layer's delta; and the score of the adapter's own task. Where the adapter's run kept its base's behaviour
+(``monolora sft --keep``), also how far the merge is from the adapter on held-out anchors. The result is printed and
+written to ``merge_report.json`` and ``merge_report.html`` in OUT. Exit status 1 if it keeps less than
+``--min-fidelity``.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,17 +23,31 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.cli.flags import FlagParser
 from monolora.data.scoring import score_and_answers
-from monolora.data.tasks import Task
+from monolora.data.tasks import Example, Task
 from monolora.errors import InputError, exit_status
 from monolora.files import code_trusted, saving
 from monolora.inference import Inference
+from monolora.keep import parse_keepers
+from monolora.keep.anchors import Anchors, answered, divided, read_prompts
 from monolora.locks import locked
+from monolora.merge.quantizer import dtype_named
 from monolora.merge.verify import Comparison, compare
 from monolora.recipes import merge_report, merge_source
-from monolora.recipes.calibration_data import Rows, Texts, batches, choose, run_task, same_rows, sources
+from monolora.recipes.calibration_data import (
+    ANCHORS,
+    Rows,
+    RunTask,
+    Texts,
+    batches,
+    choose,
+    run_task,
+    same_rows,
+    sources,
+)
 from monolora.recipes.merge_source import MergeSource
 from monolora.recipes.settings import Verification, Verify
-from monolora.run_record import provenance
+from monolora.recipes.training.keeping import DEFAULT_PROMPTS
+from monolora.run_record import fingerprint_rows, provenance
 from monolora.terminal import Terminal, track
 from monolora.units import input_device
 
@@ -54,9 +71,10 @@ def run(settings: Verify) -> int:
         inputs = {"adapters": list(settings.against), "weights": list(source.weights)}
         merge: Mapping[str, Any] = earlier["merge"] if earlier else inputs
         tokenizer = source.tokenizer()
-        texts = texts_of(task, merge.get("calibration"), tokenizer, settings.verification)
+        anchors = anchors_of(source, task)
+        texts = texts_of(task, merge.get("calibration"), tokenizer, settings.verification, anchors)
         with locked(out):
-            return verify(source, out, merge, task, texts.held_out, settings.verification, loading.batch_size)
+            return verify(source, out, merge, task, texts, settings.verification, loading.batch_size)
 
 
 def verify(
@@ -64,7 +82,7 @@ def verify(
     out: Path,
     merge: Mapping[str, Any],
     task: Task | None,
-    texts: Mapping[str, Rows],
+    texts: Texts,
     verification: Verification,
     batch_size: int,
 ) -> int:
@@ -75,23 +93,31 @@ def verify(
         out: folder of the merge.
         merge: its settings, for the report.
         task: of the adapter's training.
-        texts: to verify on.
+        texts: to verify on; those of the calibration are not read.
         verification: the settings.
         batch_size: texts in a batch.
     """
     started = time.monotonic()
     with source.loaded(source.precise_dtype) as (adapted, tokenizer), source.merged(str(out)) as merged:
-        compared = {name: _compare(adapted, merged, rows, tokenizer, name, batch_size) for name, rows in texts.items()}
+        compare_on = partial(_compare, adapted, merged, tokenizer, batch_size)
+        compared = {name: compare_on(rows, name) for name, rows in texts.held_out.items()}
+        on_anchors = compare_on(texts.anchors, ANCHORS) if texts.anchors else None
         scores = _task_scores(source, task, adapted, merged, tokenizer, verification.task_samples)
-    report = merge_report.make(compared, scores, merge, verification.min_fidelity)
+    report = merge_report.make(compared, scores, merge, verification.min_fidelity, on_anchors)
     report |= {"seconds": round(time.monotonic() - started, 1), **provenance()}
     with saving(out, "The merge itself is whole. Free space, then run monolora verify."):
         merge_report.write(out, report)
     merge_report.show(report, out, Terminal())
+    if merge_report.drifts(report):
+        warnings.warn(
+            "On held-out anchors the merge is further from the adapter than the adapter is from its base, so part of "
+            "what --keep kept is lost.",
+            stacklevel=1,
+        )
     return 0 if report["passed"] else 1
 
 
-def task_of(source: MergeSource, verification: Verification) -> Task | None:
+def task_of(source: MergeSource, verification: Verification) -> RunTask | None:
     """The task of the run that trained the adapter; None without a record or without use for it.
 
     Raises:
@@ -108,11 +134,61 @@ def task_of(source: MergeSource, verification: Verification) -> Task | None:
         ) from error
 
 
+def anchors_of(source: MergeSource, task: RunTask | None) -> Anchors | None:
+    """The anchors of the run that trained the adapter; None, with a warning, where they cannot be read.
+
+    The base is loaded only if the cache has no answers of it.
+
+    Args:
+        source: of the merge.
+        task: of the run; without it, rows of its test may be among the anchors.
+    """
+    run = source.run
+    if run is None or not run["config"].get("keep"):
+        return None
+    try:
+        if not parse_keepers(run["config"]["keep"]):
+            return None
+        anchors = _read_anchors(source, run, () if task is None else task.tested)
+    except InputError as error:
+        warnings.warn(
+            f"The anchors of {source.adapters[0]} cannot be read, so whether the merge keeps what --keep kept is not "
+            f"measured: {error}",
+            stacklevel=2,
+        )
+        return None
+    if run.get("fingerprints", {}).get("anchors") not in (None, fingerprint_rows(map(str, anchors.train))):
+        warnings.warn(
+            f"The anchors of {source.adapters[0]} are not all as in its run: the prompts have changed, or its base "
+            "answers some of them otherwise here. It may have learned from what is held out here.",
+            stacklevel=2,
+        )
+    return anchors
+
+
+def _read_anchors(source: MergeSource, run: Mapping[str, Any], tested: Sequence[Example]) -> Anchors:
+    config = run["config"]
+    if missing := [name for name in ("keep_samples", "keep_answer_tokens") if name not in config]:
+        raise InputError(f"its run.json has no {missing[0]}. Copy the run's folder again.")
+    prompts = read_prompts(config.get("keep_prompts") or DEFAULT_PROMPTS, config["keep_samples"], tested)
+    answers = answered(
+        prompts.examples,
+        source.tokenizer(),
+        source.trained_base,
+        base=source.fingerprint,
+        dtype=dtype_named(source.trained_dtype),
+        max_new_tokens=config["keep_answer_tokens"],
+        batch_size=config["per_device_eval_batch_size"],
+    )
+    return divided(answers, prompts.evaluated)
+
+
 def texts_of(
     task: Task | None,
     calibration: Mapping[str, Any] | None,
     tokenizer: PreTrainedTokenizerBase,
     verification: Verification,
+    anchors: Anchors | None,
 ) -> Texts:
     """The texts that a merge is fitted to (none without ``calibration``), and those that it is verified on.
 
@@ -127,11 +203,11 @@ def texts_of(
             "MONOLORA_DATA. Give a data set with --verify-on."
         )
     tokens = calibration["tokens"] if calibration else 0
-    return choose(fitted_to, verified_on, tokenizer, tokens, verification.verify_tokens)
+    return choose(fitted_to, verified_on, tokenizer, tokens, verification.verify_tokens, anchors)
 
 
 def _compare(
-    adapted: PeftModel, merged: Any, rows: Rows, tokenizer: PreTrainedTokenizerBase, name: str, batch_size: int
+    adapted: PeftModel, merged: Any, tokenizer: PreTrainedTokenizerBase, batch_size: int, rows: Rows, name: str
 ) -> Comparison:
     progress = partial(track, description=f"Verifying on {Path(name).name}")
     pad = cast(int, tokenizer.pad_token_id)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
@@ -141,20 +142,22 @@ def _normalised(example: Example) -> str:
 
 def answered(
     examples: Sequence[Example],
-    model: Any,
     tokenizer: PreTrainedTokenizerBase,
+    model: Callable[[], AbstractContextManager[Any]],
     *,
     base: str,
+    dtype: torch.dtype,
     max_new_tokens: int,
     batch_size: int,
 ) -> list[Anchor]:
-    """Anchors from prompts: the model's own greedy answers, from the cache where they are; empty ones are left out.
+    """Anchors from prompts: the base's own greedy answers, from the cache where they are; empty ones are left out.
 
     Args:
         examples: of :func:`read_prompts`.
-        model: the base, or a model whose adapter is the identity still.
-        tokenizer: its tokenizer.
+        tokenizer: of the base.
+        model: gives the base, or a model whose adapter is the identity still; called if the cache has no answers.
         base: the base's fingerprint.
+        dtype: of its weights.
         max_new_tokens: limit of an answer.
         batch_size: prompts per batch.
 
@@ -162,13 +165,15 @@ def answered(
         InputError: if most answers are empty.
     """
     contexts = [prompt_ids(example, tokenizer) for example in examples]
-    settings = {"base": base, "dtype": str(model.dtype), "max_new_tokens": max_new_tokens, "contexts": contexts}
+    settings = {"base": base, "dtype": str(dtype), "max_new_tokens": max_new_tokens, "contexts": contexts}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:24]
     path = cache_root() / "anchors" / f"{key}.json"
     answers = _cached(path, len(contexts))
     if answers is None:
-        inference = Inference(model=model, tokenizer=tokenizer, batch_size=batch_size, when="of the base to anchors")
-        with evaluating(model):
+        with model() as loaded, evaluating(loaded):
+            inference = Inference(
+                model=loaded, tokenizer=tokenizer, batch_size=batch_size, when="of the base to anchors"
+            )
             answers = inference.generate_ids(contexts, max_new_tokens)
         if PartialState().is_main_process:
             with suppress(OSError):  # a full disk costs the cache alone

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import datasets
@@ -190,14 +192,22 @@ def make_keeping(
         InputError: if a set is unknown, no prompt is left, or the base cannot answer.
     """
     keepers = parse_keepers(flags.keep or ())
-    options: dict[str, Any] = {"base": base, "max_new_tokens": flags.keep_answer_tokens, "batch_size": batch_size}
+    answer = partial(
+        answered,
+        tokenizer=tokenizer,
+        model=partial(nullcontext, model),
+        base=base,
+        dtype=model.dtype,
+        max_new_tokens=flags.keep_answer_tokens,
+        batch_size=batch_size,
+    )
     anchors, learned = None, []
     if keepers:
         prompts = read_prompts(flags.keep_prompts or DEFAULT_PROMPTS, flags.keep_samples, tested)
         learned = prompts.examples
-        anchors = divided(answered(learned, model, tokenizer, **options), prompts.evaluated)
+        anchors = divided(answer(learned), prompts.evaluated)
     sets = {}
     for name in flags.keep_report or ():
         examples = read_prompts([name], REPORT_PROMPTS, learned, from_evaluation=True).examples
-        sets[prompt_sets.set_name(name)] = answered(examples, model, tokenizer, **options)
+        sets[prompt_sets.set_name(name)] = answer(examples)
     return Keeping(keepers=keepers, anchors=anchors, report_sets=sets)

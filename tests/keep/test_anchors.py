@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,8 @@ def test_no_prompt_left_is_one_line_with_a_fix(write_rows: Write) -> None:
 
 def _answered(model: Any, tokenizer: PreTrainedTokenizerBase, number: int = 6, **options: Any) -> list[Anchor]:
     examples = read_prompts(["chat"], number).examples
-    return answered(examples, model, tokenizer, **{"base": "f", "max_new_tokens": 5, "batch_size": 4} | options)
+    settings = {"base": "f", "dtype": model.dtype, "max_new_tokens": 5, "batch_size": 4}
+    return answered(examples, tokenizer, partial(nullcontext, model), **settings | options)
 
 
 def test_answers_are_the_models_own_greedy_ones(chat_model: Path, chat_tokenizer: PreTrainedTokenizerBase) -> None:

@@ -13,7 +13,8 @@ from monolora.data.chat_template import prompt_ids, split_at_answer
 from monolora.data.scoring import FreeText
 from monolora.data.tasks import Example, Task, demo
 from monolora.errors import InputError
-from monolora.recipes.calibration_data import LONGEST, batches, choose, run_task, sources
+from monolora.keep.anchors import Anchor, divided
+from monolora.recipes.calibration_data import ANCHORS, LONGEST, batches, choose, run_task, sources
 
 
 def _task(name: str, train: list[str], test: list[str]) -> Task:
@@ -61,6 +62,22 @@ def test_data_sets_get_equal_parts(plain_tokenizer: PreTrainedTokenizerBase) -> 
     for texts, tokens in ((chosen.calibration, 200), (chosen.held_out, 50)):
         assert texts.keys() == {"a", "b"}
         assert all(tokens <= sum(map(len, rows)) < tokens + longest for rows in texts.values())
+
+
+def test_anchors_are_one_more_data_set(plain_tokenizer: PreTrainedTokenizerBase) -> None:
+    """An equal part of the calibration; held-out ones beside the text, which they change nothing of."""
+    task, other = _task("a", _numbers(0, 200), _numbers(200, 300)), _task("b", _numbers(300, 500), _numbers(500, 600))
+    made = [Anchor([index] * 4, [index] * 2) for index in range(10, 110)]
+    anchors = divided(made)
+    chosen = choose([task, other], [task, other], plain_tokenizer, 600, 100, anchors)
+    assert list(chosen.calibration) == ["a", "b", ANCHORS]
+    assert all(200 <= sum(map(len, rows)) < 230 for rows in chosen.calibration.values())
+    assert chosen.calibration[ANCHORS] == [a.context + a.answer for a in anchors.train[:34]]
+    assert chosen.anchors == [a.context + a.answer for a in anchors.held_out[:9]]
+    assert chosen.held_out == choose([task, other], [task, other], plain_tokenizer, 600, 100).held_out
+    verified = choose([], [task], plain_tokenizer, 0, 100, anchors)
+    assert verified.calibration == {}
+    assert len(verified.anchors) == 10
 
 
 def test_without_calibration(plain_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -117,6 +134,7 @@ def test_the_rows_of_a_run() -> None:
     }  # fmt: skip
     task, whole = run_task({"config": config}), demo.load()
     assert (task.train, task.test) == (whole.train[:7], whole.test[:200])
+    assert task.tested == whole.test
     assert (task.name, task.scorer, task.max_new_tokens) == ("demo", whole.scorer, whole.max_new_tokens)
 
 

@@ -38,17 +38,23 @@ def _comparison(merged: list[float], base: list[float], **modules: tuple[float, 
 
 @pytest.fixture
 def make() -> Callable[..., dict[str, Any]]:
-    """``make(modules, task=None, least=0.5, texts=2)``: a report."""
+    """``make(modules, task=None, least=0.5, texts=2, anchors=None)``: a report; of anchors, KL to merge and base."""
 
     def report(
-        modules: dict[str, float] | None = None, task: Any = TASK, least: float = 0.5, texts: int = 2, **merge: Any
+        modules: dict[str, float] | None = None,
+        task: Any = TASK,
+        least: float = 0.5,
+        texts: int = 2,
+        anchors: tuple[float, float] | None = None,
+        **merge: Any,
     ) -> dict[str, Any]:
         errors = {Q: 0.5, V: 0.25} if modules is None else modules
         sums = {name.replace(".", "__"): (error**2, 1.0) for name, error in errors.items()}
         compared = {"sst2": _comparison([0.1, 0.0, 0.2], [1.0, 0.0, 2.0], **sums)}
         if texts == 2:
             compared["dolly"] = _comparison([0.5], [0.5], **sums)
-        return merge_report.make(compared, task, MERGE | merge, least)
+        on_anchors = None if anchors is None else _comparison([anchors[0]] * 3, [anchors[1]] * 3, **sums)
+        return merge_report.make(compared, task, MERGE | merge, least, on_anchors)
 
     return report
 
@@ -108,8 +114,61 @@ KINDS: dict[str, dict[str, Any]] = {
     "failed": {"least": 1.0},
     "outside of the layers": {"modules": {"model.embed_tokens": 0.0, "lm_head": 0.1, Q: 0.2, "transformer.h.3.c": 0.3}},
     "no errors": {"modules": {Q: 0.0, V: 0.0}},
+    "anchors": {"anchors": (0.5, 0.001)},
+    "silent anchors": {"anchors": (0.0, 0.0), "method": "exact"},
     "a delta out of nothing": {"modules": {Q: math.inf, V: 0.1}},
 }
+
+
+def test_anchors_stand_apart(make: Make) -> None:
+    """They are not pooled, and no share of an effect is told of them."""
+    report, without = make(anchors=(0.5, 0.001)), make()
+    assert {key: value for key, value in report.items() if key != "anchors"} == without
+    assert report["anchors"].keys() == {"tokens", "kl_merged", "kl_base", "top1_merged", "top1_base"}
+    assert report["anchors"]["kl_merged"]["mean"] == pytest.approx(0.5)
+    assert (report["anchors"]["top1_merged"], report["anchors"]["top1_base"]) == (0, 1)
+    page = merge_report.page(report)
+    assert "<td>anchors</td><td>3</td><td>0.0010</td>" in page
+    assert merge_report.anchors_sentence(report).replace("'", "&#39;") in page
+    assert "anchors" not in merge_report.page(without)
+
+
+@pytest.mark.parametrize(
+    ("kl", "method", "drifts", "says"),
+    [
+        ((0.5, 0.001), "linear", True, "the linear merge is 0.5 nats a token from the adapter, and that is 0.001 from"),
+        ((0.002, 0.001), "linear", False, ": no linear map is silent. Merge with --method exact, or serve the adapter"),
+        ((0.5, 0.6), "linear", False, "0.5 nats a token"),
+        (
+            (0.0, 0.001),
+            "exact",
+            False,
+            "the exact merge is 0 nats a token from the adapter, and that is 0.001 from its",
+        ),
+        ((1e-7, 0.0), "exact", False, ": the adapter's silence is kept."),
+        (
+            (0.5, 0.001),
+            "exact",
+            True,
+            "the exact merge is 0.5 nats a token from the adapter, and that is 0.001 from its",
+        ),
+        (
+            (1e-7, 0.1),
+            "PEFT's own, of LORA",
+            False,
+            "the merge is 1e-07 nats a token from the adapter, and that is 0.1",
+        ),
+    ],
+)
+def test_what_is_told_of_anchors(make: Make, kl: tuple[float, float], method: str, drifts: bool, says: str) -> None:
+    """The distances; that silence is kept only where it is; and the way out for linear merges alone."""
+    report = make(anchors=kl, method=method)
+    told = merge_report.anchors_sentence(report)
+    assert says in told
+    assert ("Merge with --method exact" in told) == (method == "linear")
+    assert ("silence is kept" in told) == (method == "exact" and not drifts)
+    assert merge_report.drifts(report) is drifts
+    assert not merge_report.drifts(make(method=method))
 
 
 @pytest.mark.parametrize("kind", KINDS)
