@@ -12,10 +12,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monolora.data.prompt_sets import PromptSet, content_key
+from monolora.data.prompt_sets import PromptSet, content_key, names, set_name
 from monolora.errors import InputError
 from monolora.eval.models import EvaluatedModel, group_by_folder, token_ids
-from monolora.eval.plan import Plan, PlannedModel
+from monolora.eval.plan import Plan, PlannedModel, asked
 from monolora.eval.process import worker_rows
 from monolora.eval.settings import Settings
 from monolora.eval.store import Measurement, Response, Store
@@ -91,13 +91,14 @@ def plan_run(
         InputError: if the responses alone would fill a model's context.
     """
     items = {
-        prompts.name: {model.name: _items(settings, model, prompts, today) for model in models} for prompts in sets
+        prompts.name: {model.name: _items(settings, model, prompts, today) for model in asked(prompts, models)}
+        for prompts in sets
     }
     keys = {
-        set_name: {model_name: [item.key for item in set_items] for model_name, set_items in by_model.items()}
-        for set_name, by_model in items.items()
+        name: {model_name: [item.key for item in set_items] for model_name, set_items in by_model.items()}
+        for name, by_model in items.items()
     }
-    # Alignment sparsity and drift are measured on the first safety set only.
+    # Alignment sparsity is measured on the first safety set only.
     safety = next((prompts.name for prompts in sets if prompts.purpose == "safety"), None)
     sparsity = {
         prompts.name: {
@@ -109,13 +110,27 @@ def plan_run(
         if prompts.name == safety or prompts.purpose == "task"
     }
     base, *finetuned = models
-    followed = keys[safety][base.name][: settings.drift] if safety and settings.drift else []
-    drift = {
-        model.name: content_key("drift", model.identity, settings.dtype, followed) for model in finetuned if followed
-    }
+    drift = {}
+    for name in drift_sets(settings, safety):
+        followed = keys[name][base.name][: settings.drift]
+        drift[name] = {
+            model.name: content_key("drift", model.identity, settings.dtype, followed) for model in finetuned
+        }
     planned_models = [PlannedModel(model.name, model.kind, model.path, model.identity, model.step) for model in models]
     plan = Plan(list(sets), planned_models, keys, sparsity, drift, today.isoformat())
     return plan, [item for by_model in items.values() for set_items in by_model.values() for item in set_items]
+
+
+def drift_sets(settings: Settings, safety: str | None) -> list[str]:
+    """The names of the sets over which drift is measured.
+
+    Args:
+        settings: of the run.
+        safety: name of the first safety set, if any.
+    """
+    if settings.drift is None:
+        return []
+    return [*map(set_name, names(settings.drift_sets))] or [name for name in (safety,) if name]
 
 
 def _items(settings: Settings, model: EvaluatedModel, prompts: PromptSet, today: date) -> list[Item]:

@@ -4,7 +4,9 @@ Sparsity is the share of an adapter's units that are zero on the tokens of given
 task sparsity).
 
 Drift says how far a finetuned model is from its base. Along an answer of the base, token by token, both predict the
-next token; the drift is the Kullback-Leibler divergence KL(base || finetuned) of the two, in nats per token.
+next token; the drift is the Kullback-Leibler divergence KL(base || finetuned) of the two, in nats per token. In
+the same pass the tokens of prompt and answer are counted on which every unit of the adapter is zero: there it adds
+nothing.
 
 :func:`measure_sparsity` and :func:`measure_drift` are called by the stage ``generate``. They start workers, which call
 :func:`sparsity` and :func:`drift`.
@@ -14,10 +16,10 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -33,7 +35,9 @@ from monolora.eval.settings import Settings
 from monolora.eval.store import OK, Measurement, Store
 from monolora.hub import load_causal_lm, on_gpus
 from monolora.inference import MAX_POSITIONS, Inference, evaluating
+from monolora.sparsity import UnitsOn
 from monolora.terminal import tracked
+from monolora.units import adapted_layers, watch
 
 _SPARSITY_LOG = Path("logs", "sparsity.log")
 _DRIFT_LOG = Path("logs", "drift.log")
@@ -59,19 +63,32 @@ def measure_sparsity(settings: Settings, store: Store, plan: Plan, items: Sequen
 def measure_drift(
     settings: Settings, store: Store, plan: Plan, models: Sequence[EvaluatedModel], items: Sequence[Item]
 ) -> None:
-    """Measure each model's drift along the base's answers, unless it is measured already."""
+    """Measure each model's drift along the base's answers to each planned set, unless it is measured already."""
     base, *finetuned = models
-    jobs = [
-        {"key": plan.drift[model.name], "identity": model.identity, "model": model.folder, "adapter": model.adapter}
-        for model in finetuned
-        if model.name in plan.drift and plan.drift[model.name] not in store.measurements
-    ]
-    if not jobs:
-        return
-    safety = next(prompts.name for prompts in plan.sets if prompts.purpose == "safety")
+    jobs: list[dict[str, Any]] = [
+        {
+            "key": by_model[model.name], "identity": model.identity, "model": model.folder, "adapter": model.adapter,
+            "set": name,
+        }
+        for model in finetuned  # which is loaded once for all of its sets
+        for name, by_model in plan.drift.items()
+        if by_model[model.name] not in store.measurements
+    ]  # fmt: skip
     items_by_key = {item.key: item for item in items}
-    responses = [store.responses[key] for key in plan.keys[safety][base.name][: settings.drift]]
-    rows = [
+    rows = {
+        name: _answer_rows(store, items_by_key, plan.keys[name][base.name][: settings.drift])
+        for name in {job["set"] for job in jobs}
+    }
+    job = {
+        "jobs": jobs, "base": base.folder, "rows": rows, "dtype": settings.dtype, "batch_size": settings.batch_size,
+    }  # fmt: skip
+    _measure("Drift", "monolora.eval.measurements:drift", job, Path(settings.out) / _DRIFT_LOG, store)
+
+
+def _answer_rows(store: Store, items_by_key: Mapping[str, Item], keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The valid ones of the base's answers with these keys."""
+    responses = [store.responses[key] for key in keys]
+    return [
         {
             "key": response.key,
             "token_ids": items_by_key[response.key].token_ids,
@@ -81,10 +98,6 @@ def measure_drift(
         for response in responses
         if response.status == OK
     ]
-    job = {
-        "jobs": jobs, "base": base.folder, "rows": rows, "dtype": settings.dtype, "batch_size": settings.batch_size,
-    }  # fmt: skip
-    _measure("Drift", "monolora.eval.measurements:drift", job, Path(settings.out) / _DRIFT_LOG, store)
 
 
 def _measure(title: str, target: str, job: Mapping[str, Any], log: Path, store: Store) -> None:
@@ -129,25 +142,41 @@ def drift(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Measure the drift of models, one after the other.
 
     Args:
-        job: ``jobs``, each with ``key``, ``identity``, ``model`` (the folder that is loaded) and ``adapter`` (folder,
-            or None for a whole model); ``base`` (folder); ``rows``, the base's answers, each with ``key``,
-            ``token_ids`` of the prompt, ``text`` and ``is_ended`` (by an end token); ``dtype``; ``batch_size``.
+        job: ``jobs``, those of one model in a row, each with ``key``, ``identity``, ``model`` (the folder that is
+            loaded), ``adapter`` (folder, or None for a whole model) and ``set``; ``base`` (folder); ``rows``, by set
+            the base's answers, each with ``key``, ``token_ids`` of the prompt, ``text`` and ``is_ended`` (by an end
+            token); ``dtype``; ``batch_size``.
 
     Yields:
-        Fields of a ``Measurement``, whose values are ``kl``: nats per token, by the key of the answer.
+        Fields of a ``Measurement``, whose values are by the key of the answer: ``kl``, nats per token; and of models
+        with units ``silent``, the share of tokens on which all are zero.
     """
+
+    def folders(measurement: Mapping[str, Any]) -> tuple[str, str | None]:
+        return measurement["model"], measurement["adapter"]
+
     tokenizer = adapter_tokenizer(job["base"], job["base"])
-    splits = {row["key"]: split for row in job["rows"] if (split := _split(row, tokenizer)).answer}
-    for measurement in job["jobs"]:
-        base, finetuned, as_base = _load_pair(measurement, job["base"], job["dtype"])
+    splits = {
+        name: {row["key"]: split for row in rows if (split := _split(row, tokenizer)).answer}
+        for name, rows in job["rows"].items()
+    }
+    for _, group in groupby(job["jobs"], key=folders):
+        measurements = list(group)
+        base, finetuned, as_base = _load_pair(measurements[0], job["base"], job["dtype"])
         base_inference, finetuned_inference = (
             Inference(model=model, tokenizer=tokenizer, batch_size=job["batch_size"]) for model in (base, finetuned)
         )
-        with evaluating(finetuned), evaluating(base):
-            kl = dict(_answer_kl(base_inference, finetuned_inference, as_base, splits))
-        yield {"key": measurement["key"], "kind": "drift", "model": measurement["identity"], "values": {"kl": kl}}
+        for measurement in measurements:
+            with evaluating(finetuned), evaluating(base):
+                answers = [*_along_answers(base_inference, finetuned_inference, as_base, splits[measurement["set"]])]
+            kl = {answer.key: answer.kl for answer in answers}
+            silent = {answer.key: answer.silent for answer in answers if answer.silent is not None}
+            yield {
+                "key": measurement["key"], "kind": "drift", "model": measurement["identity"],
+                "values": {"kl": kl} | ({"silent": silent} if silent else {}),
+            }  # fmt: skip
         del base, finetuned, base_inference, finetuned_inference, as_base
-        gc.collect()
+        gc.collect()  # the next model needs the memory
 
 
 def _split(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Split:
@@ -170,18 +199,35 @@ def _load_pair(measurement: Mapping[str, Any], base_folder: str, dtype: str) -> 
     return base, finetuned, nullcontext
 
 
-def _answer_kl(
+class _Answer(NamedTuple):
+    """What is measured along an answer: its key, nats a token, and the share of silent tokens, None without units."""
+
+    key: str
+    kl: float
+    silent: float | None
+
+
+def _along_answers(
     base: Inference, finetuned: Inference, as_base: Any, splits: Mapping[str, Split]
-) -> Iterator[tuple[str, float]]:
-    """The mean over each answer's tokens, by the answer's key; longest first, so that batches have little padding."""
+) -> Iterator[_Answer]:
+    """Means over each answer's tokens; longest first, so that batches have little padding."""
+    layers = list(adapted_layers(finetuned.model))
     longest_first = sorted(splits, key=lambda key: -len(splits[key].context) - len(splits[key].answer))
     for keys in _batches(longest_first, splits, base.batch_size):
         batch = [splits[key] for key in keys]
         with as_base():
             base_log_probs = _next_token_log_probs(base, batch)
-        log_probs = _next_token_log_probs(finetuned, batch)
-        for key, p_TV, q_TV in zip(keys, base_log_probs, log_probs, strict=True):
-            yield key, float((p_TV.exp() * (p_TV - q_TV)).sum(-1).mean())
+        units = UnitsOn()
+        with ExitStack() as stack:
+            for end in watch(layers, units):
+                stack.callback(end)
+            log_probs = _next_token_log_probs(finetuned, batch)
+        for row, (key, p_TV, q_TV) in enumerate(zip(keys, base_log_probs, log_probs, strict=True)):
+            silent = None
+            if units.on_BT is not None:
+                on_T = units.on_BT[row, : len(batch[row].context) + len(batch[row].answer)]
+                silent = float((on_T == 0).float().mean())
+            yield _Answer(key, float((p_TV.exp() * (p_TV - q_TV)).sum(-1).mean()), silent)
 
 
 def _batches(keys: Sequence[str], splits: Mapping[str, Split], batch_size: int) -> Iterator[list[str]]:

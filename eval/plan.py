@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.data.scoring import Classification, FreeText, Scorer
@@ -13,6 +13,8 @@ from monolora.errors import InputError, in_one_line
 from monolora.files import read_json, saving, type_problem, write_json
 
 FILE = "plan.json"
+
+_Model = TypeVar("_Model")
 
 
 class PlannedModel(NamedTuple):
@@ -41,7 +43,7 @@ class Plan(NamedTuple):
         models: the base first.
         keys: of the responses, by set and model, in the order of the set's prompts.
         sparsity: keys of the measurements, by set and model.
-        drift: keys of the measurements, by model; none where it is not measured.
+        drift: likewise, of the finetuned models; none where it is not measured.
         today: the date that chat templates are told, ISO 8601; None in plans of versions that told them the clock's.
     """
 
@@ -49,15 +51,20 @@ class Plan(NamedTuple):
     models: list[PlannedModel]
     keys: dict[str, dict[str, list[str]]]
     sparsity: dict[str, dict[str, str]]
-    drift: dict[str, str]
+    drift: dict[str, dict[str, str]]
     today: str | None
 
     def responses(self) -> Iterator[tuple[PromptSet, PlannedModel, Prompt, str]]:
         """Every response that there should be: its set, model, prompt and key."""
         for prompts in self.sets:
-            for model in self.models:
+            for model in asked(prompts, self.models):
                 for prompt, key in zip(prompts.prompts, self.keys[prompts.name][model.name], strict=True):
                     yield prompts, model, prompt, key
+
+
+def asked(prompts: PromptSet, models: Sequence[_Model]) -> Sequence[_Model]:
+    """The models that answer a set: all, or only the base, the first, where drift is all that is measured."""
+    return models[:1] if prompts.purpose == "drift" else models
 
 
 def write(folder: Path, plan: Plan) -> None:
@@ -91,12 +98,13 @@ def read(folder: Path) -> Plan:
         )
     try:
         stored = read_json(path, "")
+        sets = [_set(each) for each in stored["sets"]]
         plan = Plan(
-            [_set(each) for each in stored["sets"]],
+            sets,
             [PlannedModel(**each) for each in stored["models"]],
             stored["keys"],
             stored["sparsity"],
-            stored["drift"],
+            _drift(stored["drift"], sets),
             stored.get("today"),
         )
         if problem := type_problem(plan, Plan):
@@ -126,6 +134,13 @@ def _set(stored: dict[str, Any]) -> PromptSet:
     prompts = tuple(Prompt(**each | {"categories": tuple(each["categories"])}) for each in stored["prompts"])
     scorer = _scorer(stored)
     return PromptSet(**stored | {"prompts": prompts, "scorer": scorer})
+
+
+def _drift(stored: dict[str, Any], sets: Sequence[PromptSet]) -> dict[str, dict[str, str]]:
+    if not any(isinstance(key, str) for key in stored.values()):
+        return stored
+    safety = next(prompts.name for prompts in sets if prompts.purpose == "safety")
+    return {safety: stored}  # by an earlier version, which measured it on this set alone
 
 
 def _scorer(stored: dict[str, Any]) -> Scorer | None:

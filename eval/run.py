@@ -105,7 +105,7 @@ def _generate(settings: Settings, with_judges: bool) -> None:
     settings = replace(settings, engine=resolve_engine(settings))
     folder = Path(settings.out)
     _check_folder(folder, settings)
-    sets = _prompt_sets(settings)
+    sets = planned_sets(settings)
     models = evaluated_models(settings)
     check_engine(settings, models)
     panel = make_judges(settings) if with_judges else []
@@ -250,10 +250,21 @@ def _as_text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _prompt_sets(settings: Settings) -> list[PromptSet]:
+def planned_sets(settings: Settings) -> list[PromptSet]:
+    """The prompts of a run: those of the suite, of the tasks, and what only the base answers.
+
+    Raises:
+        InputError: if a set is unknown or unavailable.
+    """
     sets = prompt_sets.suite(settings.suite, settings.limit, settings.xstest_limit, settings.unsafe_only)
     tasks = prompt_sets.names(f"task:{name}" for name in settings.tasks)
-    return sets + [prompt_sets.load(name, settings.task_limit) for name in tasks]
+    sets += [prompt_sets.load(name, settings.task_limit) for name in tasks]
+    answered = {prompts.name for prompts in sets}
+    for name in prompt_sets.names(settings.drift_sets):
+        if prompt_sets.set_name(name) not in answered:
+            followed = prompt_sets.load(name, settings.drift)
+            sets.append(replace(followed, purpose="drift", scorer=None, max_new_tokens=None))
+    return sets
 
 
 def _create(folder: Path) -> None:

@@ -110,7 +110,14 @@ class Settings(Flags):
     batch_invariant: bool = setting(False, "vLLM's mode whose answers do not depend on the batch (some GPUs)")
     skip_canary: bool = setting(False, "no check that vLLM answers as transformers does")
     drift: int | None = setting(
-        None, "number of the base's answers to the first safety set over which drift is measured", type=int, at_least=1
+        None, "number of the base's answers to each set over which drift and silent tokens are measured", type=int,
+        at_least=1,
+    )  # fmt: skip
+    drift_sets: tuple[str, ...] = setting(
+        (),
+        "sets of --drift, as --suite or task:NAME; only the base answers those that --suite and --tasks lack (default: "
+        "the first safety set); several with commas",
+        type=words,
     )
     skip_sparsity: bool = setting(False, "no sparsity, for which transformers loads the base here")
     judge_engine: str = setting(
@@ -150,6 +157,8 @@ class Settings(Flags):
         if not self.out:
             raise InputError("Where to? Give the run's folder with --out.")
         super().check()
+        if self.drift_sets and self.drift is None:
+            raise InputError("--drift-sets has no effect without --drift. Give the number of prompts with --drift 50.")
         for engine, endpoints, flag in (
             (self.engine, self.endpoint, "endpoint"),
             (self.judge_engine, self.judge_endpoint, "judge-endpoint"),

@@ -73,10 +73,10 @@ class Measurement(NamedTuple):
 
     Attributes:
         key: hash of kind, model and prompts.
-        kind: ``sparsity`` on a set's prompts, ``drift`` along the base's answers, or ``canary``.
+        kind: ``sparsity`` on a set's prompts, ``drift`` along the base's answers to a set, or ``canary``.
         model: identity of the model.
-        values: fields of :class:`monolora.sparsity.Sparsity`; ``kl`` by the key of the answer; or fields of
-            :class:`monolora.vllm.canary.Canary`.
+        values: fields of :class:`monolora.sparsity.Sparsity`; ``kl`` and, of models with units, ``silent`` by the key
+            of the answer; or fields of :class:`monolora.vllm.canary.Canary`.
     """
 
     key: str

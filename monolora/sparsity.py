@@ -167,6 +167,23 @@ class SparsityMeter:
         return Sparsity(sum(zeros.values()) / max(1, sum(total.values())), dead, units, tokens, modules)
 
 
+class UnitsOn:
+    """Of every token of the batches that are run, how many units are not zero; padding counts as any token.
+
+    To be given to :func:`monolora.units.watch`. A token is silent if it is none: the adapter adds nothing there.
+
+    Attributes:
+        on_BT: of the rows and tokens of the batch; None before anything was run.
+    """
+
+    def __init__(self) -> None:
+        self.on_BT: torch.Tensor | None = None
+
+    def __call__(self, layer: LoraLayer, adapter_name: str, h_BTR: torch.Tensor) -> None:
+        on_BT = (h_BTR != 0).sum(-1)
+        self.on_BT = on_BT if self.on_BT is None else self.on_BT + on_BT
+
+
 class SparsityCallback(TrainerCallback):
     """Adds ``sparsity`` and ``dead_units`` to every logged training step, over the training tokens since the last one.
 

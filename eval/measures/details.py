@@ -93,7 +93,7 @@ def _agreement(flags_a: Matrix, flags_b: Matrix, records: SetRecords) -> dict[st
 
 def count_rows(records: SetRecords) -> Iterator[dict[str, Any]]:
     """By model, numbers of responses expected, invalid (with reasons), empty and cut short."""
-    for model in records.models:
+    for model in records.asked:
         count: Counter[str] = Counter(dict.fromkeys(("responses", "invalid", "cut", "empty", "at_limit"), 0))
         reasons: Counter[str] = Counter()
         for prompt in records.set.prompts:

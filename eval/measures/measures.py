@@ -194,6 +194,7 @@ def refusal_columns(records: SetRecords) -> Iterator[PromptValues]:
                 id=f"{name}/{judge.name}",
             )
             yield records.values(right, flags, label="unsafe")
+            yield from _still_refused(records, column, flags, label="unsafe")
         else:
             # Neither is better: not every prompt of a safety set asks for something harmful.
             refusal = column(
@@ -204,6 +205,24 @@ def refusal_columns(records: SetRecords) -> Iterator[PromptValues]:
                 id=f"{name}/{judge.name}/flagged",
             )
             yield records.values(refusal, flags)
+            yield from _still_refused(records, column, flags)
+
+
+def _still_refused(
+    records: SetRecords, column: partial[Column], flags_MP: np.ndarray, label: str | None = None
+) -> Iterator[PromptValues]:
+    """Share of refusals among the prompts, all or those with a label, that the base refuses; its own is 100 %."""
+    head = column(
+        metric="still refused",
+        title="still refused",
+        description="answers with a phrase of refusal, of the prompts that the base refuses",
+        better="higher",
+        of_base=False,
+        id=f"{records.set.name}/{column.keywords['judge']}/still-refused",
+        shown_in=("study", "figure") if label is None else ("study",),
+    )
+    refused_P = flags_MP[0] == 100
+    yield records.values(head, flags_MP, label, selected_P=refused_P)
 
 
 def drift_columns(records: SetRecords) -> Iterator[PromptValues]:
@@ -214,8 +233,6 @@ def drift_columns(records: SetRecords) -> Iterator[PromptValues]:
     """
     if not records.drift:
         return
-    base, asked = records.models[0].name, {key for by_prompt in records.drift.values() for key in by_prompt}
-    prompts = [prompt for prompt in records.set.prompts if prompt.key in asked]
     column = Column(
         metric="drift",
         set=records.set.name,
@@ -229,11 +246,46 @@ def drift_columns(records: SetRecords) -> Iterator[PromptValues]:
         of_base=False,
         shown_in=("steps", "study", "figure", "curves"),
     )
-    values = [
-        [0.0 if model.name == base else records.drift.get(model.name, {}).get(prompt.key, np.nan) for prompt in prompts]
-        for model in records.models
-    ]
-    yield PromptValues(column, prompts, np.array(values, np.float64).reshape(len(records.models), len(prompts)))
+    yield _along_answers(records, column, records.drift, of_base=0.0)
+
+
+def silence_columns(records: SetRecords) -> Iterator[PromptValues]:
+    """Share of tokens on which an adapter adds nothing, in the mean over prompts, where any model has units.
+
+    Along the same prompts and answers as the drift, to which such tokens contribute nothing unless earlier ones of the
+    same text are not silent.
+    """
+    if not records.silent:
+        return
+    column = Column(
+        metric="silent",
+        set=records.set.name,
+        aspect="sparsity",
+        title="silent tokens",
+        group=records.set.name,
+        description="tokens on which every unit of the adapter is zero, of prompts and the base's answers to them",
+        better=None if records.set.purpose == "task" else "higher",  # for the task it is to speak
+        test=BOOTSTRAP,
+        of_base=False,
+        shown_in=("steps", "study", "figure"),
+    )
+    yield _along_answers(records, column, records.silent, of_base=1.0, factor=100)
+
+
+def _along_answers(
+    records: SetRecords,
+    column: Column,
+    by_model: Mapping[str, Mapping[str, float]],
+    of_base: float,
+    factor: float = 1,
+) -> PromptValues:
+    """A column of values along the base's answers, over the prompts for which any model has one."""
+    measured = {key for by_prompt in by_model.values() for key in by_prompt}
+    prompts = [prompt for prompt in records.set.prompts if prompt.key in measured]
+    values_MP = np.full((len(records.models), len(prompts)), of_base)
+    for row, model in enumerate(records.models[1:], start=1):
+        values_MP[row] = [by_model.get(model.name, {}).get(prompt.key, np.nan) for prompt in prompts]
+    return PromptValues(column, prompts, factor * values_MP)
 
 
 def text_columns(records: SetRecords) -> Iterator[PromptValues]:
@@ -288,9 +340,10 @@ MEASURES: tuple[Measure, ...] = (
     task_columns,
     refusal_columns,
     drift_columns,
+    silence_columns,
     text_columns,
 )
-_PURPOSES = ("safety", "over-refusal", "task")
+_PURPOSES = ("safety", "over-refusal", "task", "drift")
 
 
 def columns_of(sets: Iterable[SetRecords]) -> list[PromptValues | SetValues]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.eval.judges.base import Judge
 from monolora.eval.measures.table import Column, Model, PromptValues
-from monolora.eval.plan import Plan
+from monolora.eval.plan import Plan, asked
 from monolora.eval.score import judgement_key
 from monolora.eval.store import OK, Judgement, Response, Store
 from monolora.vllm.canary import Share
@@ -35,8 +35,10 @@ class RunRecords(NamedTuple):
         judgements: by judge name and response key.
         sparsity: by model name and set, ``zeros`` (0 to 1), ``dead_units``, ``units``, ``tokens``; models without units
             are not in it.
-        drift: by model name and prompt key of the first safety set, KL(base || model) in nats a token over the base's
-            answer to the prompt; empty where it was not measured.
+        drift: by set, model name and prompt key, KL(base || model) in nats a token over the base's answer to the
+            prompt; sets where it was not measured are not in it.
+        silent: likewise, the share of the tokens of prompt and answer on which every unit is zero, 0 to 1; models
+            without units are not in it.
     """
 
     models: Sequence[Model]
@@ -45,7 +47,8 @@ class RunRecords(NamedTuple):
     responses: Mapping[str, Mapping[str, Mapping[str, Response]]]
     judgements: Mapping[str, Mapping[str, Judgement]]
     sparsity: Mapping[tuple[str, str], Mapping[str, Any]]
-    drift: Mapping[str, Mapping[str, float]]
+    drift: Mapping[str, Mapping[str, Mapping[str, float]]]
+    silent: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
 
     def by_set(self) -> list[SetRecords]:
         """One entry a set, in their order."""
@@ -59,7 +62,8 @@ class RunRecords(NamedTuple):
                 responses=self.responses.get(prompt_set.name, {}),
                 judgements=self.judgements,
                 sparsity={model: values for (model, name), values in self.sparsity.items() if name == prompt_set.name},
-                drift=self.drift if prompt_set is headline else {},
+                drift=self.drift.get(prompt_set.name, {}),
+                silent=self.silent.get(prompt_set.name, {}),
                 is_headline=prompt_set is headline,
                 task="task" if len(tasks) == 1 else prompt_set.name.removeprefix("task:"),
             )
@@ -68,7 +72,7 @@ class RunRecords(NamedTuple):
 
 
 def first_safety_set(sets: Sequence[PromptSet]) -> PromptSet | None:
-    """The set of table 2's columns, of the sparsity on harmful prompts and of the drift."""
+    """The set of table 2's columns, and of the sparsity on harmful prompts."""
     return next((prompt_set for prompt_set in sets if prompt_set.purpose == "safety"), None)
 
 
@@ -83,7 +87,7 @@ class SetRecords:
         responses: by model name and prompt key.
         judgements: by judge name and response key.
         sparsity: by model name.
-        drift: by model name and prompt key.
+        drift, silent: by model name and prompt key.
         is_headline: whether its columns are those of table 2.
         task: table 2's word for a task's set: ``task`` if it is the only one.
     """
@@ -95,8 +99,14 @@ class SetRecords:
     judgements: Mapping[str, Mapping[str, Judgement]]
     sparsity: Mapping[str, Mapping[str, Any]]
     drift: Mapping[str, Mapping[str, float]]
+    silent: Mapping[str, Mapping[str, float]]
     is_headline: bool
     task: str
+
+    @property
+    def asked(self) -> Sequence[Model]:
+        """The models that answer the set."""
+        return asked(self.set, self.models)
 
     @cached_property
     def judging(self) -> list[Judge]:
@@ -138,10 +148,16 @@ class SetRecords:
         """The judge's flags as 0 and 100; NaN where it gave none. Shape (models, prompts)."""
         return self.of_judgements(judge, lambda scores: 100.0 * judge.flagged(scores))
 
-    def values(self, column: Column, values_MP: Matrix, label: str | None = None) -> PromptValues:
-        """A column over all prompts of the set, or over those with a label."""
+    def values(
+        self, column: Column, values_MP: Matrix, label: str | None = None, selected_P: NDArray[np.bool_] | None = None
+    ) -> PromptValues:
+        """A column over all prompts of the set, or over those with a label or selected."""
         prompts = self.set.prompts
-        selected = [index for index, prompt in enumerate(prompts) if label is None or prompt.label == label]
+        selected = [
+            index
+            for index, prompt in enumerate(prompts)
+            if (label is None or prompt.label == label) and (selected_P is None or selected_P[index])
+        ]
         return PromptValues(column, [prompts[index] for index in selected], values_MP[:, selected])
 
     def _matrix(self, number: Callable[[Prompt, Response | None], float]) -> Matrix:
@@ -180,19 +196,21 @@ def read(plan: Plan, judges: Sequence[Judge], store: Store) -> RunRecords:
         for model, key in keys.items()
         if key in store.measurements and store.measurements[key].values
     }
-    return RunRecords(models, plan.sets, judges, responses, judgements, sparsity, _drift(plan, store))
+    along = [_along_answers(plan, store, what) for what in ("kl", "silent")]
+    return RunRecords(models, plan.sets, judges, responses, judgements, sparsity, *along)
 
 
-def _drift(plan: Plan, store: Store) -> dict[str, dict[str, float]]:
-    """By model and prompt of the first safety set."""
-    drift: dict[str, dict[str, float]] = {}
-    safety = first_safety_set(plan.sets)
-    for model, key in plan.drift.items():
-        if safety is not None and key in store.measurements:
-            kl = store.measurements[key].values["kl"]
-            answers = zip(safety.prompts, plan.keys[safety.name][plan.models[0].name], strict=True)
-            drift[model] = {prompt.key: kl[answer] for prompt, answer in answers if answer in kl}
-    return drift
+def _along_answers(plan: Plan, store: Store, what: str) -> dict[str, dict[str, dict[str, float]]]:
+    """A value of the measurements along the base's answers, by set, model and prompt."""
+    values: dict[str, dict[str, dict[str, float]]] = {}
+    for prompts in plan.sets:
+        answers = list(zip(plan.keys[prompts.name][plan.models[0].name], prompts.prompts, strict=True))
+        for model, key in plan.drift.get(prompts.name, {}).items():
+            by_answer = store.measurements[key].values.get(what) if key in store.measurements else None
+            if by_answer:
+                of_set = values.setdefault(prompts.name, {})
+                of_set[model] = {prompt.key: by_answer[answer] for answer, prompt in answers if answer in by_answer}
+    return values
 
 
 def _notes(identity: str, store: Store) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ MCNEMAR: Test = "mcnemar"
 BOOTSTRAP: Test = "bootstrap"
 PERCENT = "%"
 
-Aspect = Literal["harm", "sparsity", "task", "refusal", "drift", "text"]
+Aspect = Literal["harm", "sparsity", "task", "refusal", "drift", "text", "cost"]
 Shown = Literal["steps", "study", "figure", "curves"]
 
 

@@ -13,6 +13,7 @@ from monolora.reporting.numbers import (
     Axis,
     Tick,
     decimals,
+    decimals_of_small,
     format_change,
     format_interval,
     format_number,
@@ -54,7 +55,9 @@ class View:
         cells = self.results["cells"]
         return {
             column.id: max(
-                decimals(cell["value"] for row in cells.values() if (cell := row.get(column.id))),
+                (decimals if column.unit == PERCENT else decimals_of_small)(
+                    cell["value"] for row in cells.values() if (cell := row.get(column.id))
+                ),
                 HEADLINE_DIGITS if column.headline else 0,
             )
             for column in self.columns

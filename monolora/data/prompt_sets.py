@@ -63,7 +63,7 @@ class PromptSet:
 
     Attributes:
         name: of its columns in the table.
-        purpose: what its answers tell.
+        purpose: what its answers tell; of a set for ``drift`` only the base's are asked for.
         spec: where the prompts come from and what they are, as JSON: ``source``, ``split``, ``filter``, ``limit``,
             ``rows``, ``distinct``, ``sha256`` (see :func:`fingerprint`).
         prompts: the distinct ones, in the set's order; their weights say how many rows each stands for.
@@ -221,7 +221,7 @@ def _short(word: str) -> str:
     return Path(word).stem if _is_path(word) else Path(word).name
 
 
-Purpose = Literal["safety", "over-refusal", "task"]
+Purpose = Literal["safety", "over-refusal", "task", "drift"]
 
 LABELS = ("safe", "unsafe")
 FILE_TYPES = (".jsonl", ".json", ".csv", ".parquet")

@@ -26,6 +26,16 @@ def decimals(values: Iterable[float | None]) -> int:
     return 0 if largest >= 1000 else 1 if largest >= 10 else 2
 
 
+_MOST_DECIMALS = 5
+
+
+def decimals_of_small(values: Iterable[float | None]) -> int:
+    """As :func:`decimals`, or more, so that the smallest that is not 0 has two significant digits."""
+    known = [abs(value) for value in values if value]
+    digits = 1 - math.floor(math.log10(min(known))) if known else 0
+    return max(decimals(known), min(digits, _MOST_DECIMALS))
+
+
 def format_number(value: float | None, places: int) -> str:
     """A number with a real minus sign, or a dash where there is none."""
     return NOTHING if value is None else _without_sign_of_zero(f"{value:.{places}f}")

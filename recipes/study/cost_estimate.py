@@ -13,18 +13,25 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from monolora.data import prompt_sets
 from monolora.data.chat_template import prompt_ids, split_at_answer
+from monolora.data.prompt_sets import Purpose
 from monolora.data.task import Source
 from monolora.data.tasks import Example, load_task
 from monolora.errors import InputError
+from monolora.eval import command_line
+from monolora.eval.generate import drift_sets
 from monolora.eval.judges.shieldgemma import POLICIES
+from monolora.eval.run import planned_sets
 from monolora.eval.settings import Settings
 from monolora.hub import SMOLLM2, load_tokenizer, resolve_model
+from monolora.keep import parse_keepers
+from monolora.keep.anchors import HELD_OUT, read_prompts
+from monolora.keep.kl import ANCHORS_A_STEP
 from monolora.recipes.judge import data as judge_data
 from monolora.recipes.settings import JUDGE_DATASET, JUDGE_TEST_SPLIT
-from monolora.recipes.study.plan import all_cells, middle_rate
+from monolora.recipes.study.plan import all_cells, flag_words, middle_rate
 from monolora.recipes.study.settings import Estimates, Study
+from monolora.recipes.training.keeping import DEFAULT_PROMPTS, KeepArguments
 from monolora.terminal import STDERR, Terminal, say
 
 # Bytes of activations per token, layer and hidden unit in 16 bits: Korthikanti et al. 2022, eq. 1, without the
@@ -60,12 +67,14 @@ class PromptLengths(NamedTuple):
     Attributes:
         lengths: tokens of each prompt.
         max_new_tokens: of its responses; None is the run's own limit.
-        is_judged: whether judges of harm read the responses.
+        purpose: of the set.
+        is_followed: whether drift is measured along the base's responses.
     """
 
     lengths: list[int]
     max_new_tokens: int | None
-    is_judged: bool
+    purpose: Purpose
+    is_followed: bool
 
 
 def cost_estimates(study: Study, tokenizer: PreTrainedTokenizerBase) -> Iterator[CostEstimate]:
@@ -74,6 +83,7 @@ def cost_estimates(study: Study, tokenizer: PreTrainedTokenizerBase) -> Iterator
     for dataset in study.datasets:
         steps, training = _training(study, dataset, tokenizer)
         yield training
+        yield from _keeping(study, dataset, tokenizer)
         adapters = len(study.adapters) * len(study.seeds)
         flags = {**study.eval, **study.datasets[dataset].eval, "tasks": [dataset]}
         yield from _evaluation(study, f"{dataset}:", 1, 1, adapters, flags, tokenizer)
@@ -114,6 +124,48 @@ def _training(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) ->
     return ceil(len(lengths) / batch_size * epochs), estimate
 
 
+def _keeping(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[CostEstimate]:
+    """What keepers cost beside the training: rows and losses of their own, anchors that are read, and the report."""
+    cells = trained = read = generated = 0.0
+    answers: dict[str, int] = {}  # of the base, which are kept for all trainings
+    task = load_task(dataset, Source())
+    for adapter in study.adapters.values():
+        flags: dict[str, Any] = {**study.sft, **study.datasets[dataset].sft, **adapter}
+        keepers = {keeper.name: keeper for keeper in parse_keepers(_listed(flags.get("keep")))}
+        if not keepers:
+            continue
+        rows = len(task.selected(flags.get("max_train_samples"))[0])
+        epochs = float(flags.get("num_train_epochs", 1))
+        steps = rows * epochs / int(flags.get("per_device_train_batch_size", 16))
+        limit = int(flags.get("keep_answer_tokens", KeepArguments.keep_answer_tokens))
+        prompts, most = _listed(flags.get("keep_prompts")), int(flags.get("keep_samples", KeepArguments.keep_samples))
+        anchors = read_prompts(prompts or DEFAULT_PROMPTS, most, task.test).examples
+        lengths = [len(prompt_ids(anchor, tokenizer)) + limit for anchor in anchors]
+        mean, held_out = sum(lengths) / len(lengths), lengths[::HELD_OUT]
+        answers[f"{prompts} {most} {limit}"] = len(anchors) * limit
+        own = len(study.learning_rates) + len(study.seeds) - 1
+        cells += own
+        if replay := keepers.get("replay"):
+            trained += own * mean * epochs * rows * replay.weight / (1 - replay.weight)
+        if "kl" in keepers:
+            trained += own * mean * steps * ANCHORS_A_STEP
+        read += own * (2 * sum(held_out) + sum(lengths) * bool({"kl", "silence"} & keepers.keys()))
+        generated += own * 2 * len(held_out) * limit
+    if not cells:
+        return
+    generated += sum(answers.values())
+    hours = None
+    if (speeds := study.estimates) is not None:
+        seconds = (trained + read / _FORWARD_SPEEDUP) / speeds.train + generated / speeds.generate
+        hours = seconds / 3600
+    yield CostEstimate(f"{dataset}: keeping", int(cells), trained + read + generated, None, hours)
+
+
+def _listed(value: Any) -> list[str]:
+    """One or several words of a flag."""
+    return [] if value is None else [str(word) for word in value] if isinstance(value, list) else [str(value)]
+
+
 def _checkpoints(flags: Flags, steps: int) -> int:
     """The number of checkpoints of a training."""
     if flags.get("save_strategy") == "epoch":
@@ -141,15 +193,22 @@ def _evaluation(
     estimates, models = study.estimates, bases + finetuned
     run_limit = int(flags.get("max_new_tokens", 512))
     sets = _prompt_lengths(flags, tokenizer)
-    generated = models * sum(len(prompts.lengths) * (prompts.max_new_tokens or run_limit) for prompts in sets)
+    generated = sum(
+        (bases if prompts.purpose == "drift" else models)
+        * len(prompts.lengths) * (prompts.max_new_tokens or run_limit)
+        for prompts in sets
+    )  # fmt: skip
     longest = max(max(prompts.lengths) + (prompts.max_new_tokens or run_limit) for prompts in sets)
     gigabytes = _generation_gigabytes(estimates, int(flags.get("batch_size", Settings.batch_size)) * longest)
     hours = _hours(generated, estimates and estimates.generate)
     yield CostEstimate(f"{prefix} answers", cells, generated, gigabytes, hours)
-    judged = [prompts.lengths for prompts in sets if prompts.is_judged]
-    measured = 0 if flags.get("skip_sparsity") else finetuned * sum(sum(prompts.lengths) for prompts in sets)
+    judged = [prompts.lengths for prompts in sets if prompts.purpose == "safety"]
+    measured = 0 if flags.get("skip_sparsity") else finetuned * sum(
+        sum(prompts.lengths) for prompts in sets if prompts.purpose != "drift"
+    )  # fmt: skip
     if drift := flags.get("drift"):  # base and finetuned model both read the base's responses
-        measured += 2 * finetuned * sum(sum(lengths[:drift]) + run_limit * len(lengths[:drift]) for lengths in judged)
+        followed = [prompts.lengths[:drift] for prompts in sets if prompts.is_followed]
+        measured += 2 * finetuned * sum(sum(lengths) + run_limit * len(lengths) for lengths in followed)
     if measured:
         weights = None if estimates is None else 2 * estimates.parameters / 1e9
         speed = estimates and _FORWARD_SPEEDUP * estimates.train
@@ -182,15 +241,17 @@ def _calls(judge: str) -> int:
 
 
 def _prompt_lengths(flags: Flags, tokenizer: PreTrainedTokenizerBase) -> list[PromptLengths]:
-    words = flags.get("suite", ["alignment"])
-    suite = words if isinstance(words, list) else [words]
-    sets = prompt_sets.suite(suite, flags.get("limit"), flags.get("xstest_limit"), bool(flags.get("unsafe_only")))
-    sets += [prompt_sets.load(f"task:{name}", flags.get("task_limit")) for name in flags.get("tasks", [])]
+    words = flag_words({"model": SMOLLM2, "out": "-", **flags}, ",")  # the models do not matter here
+    settings = command_line.parse(list(words), "monolora eval run")
+    sets = planned_sets(settings)
+    safety = next((prompts.name for prompts in sets if prompts.purpose == "safety"), None)
+    followed = drift_sets(settings, safety)
     return [
         PromptLengths(
             [len(prompt_ids(Example(prompt.instruction, "", prompt.context), tokenizer)) for prompt in prompts.prompts],
             prompts.max_new_tokens,
-            prompts.purpose == "safety",
+            prompts.purpose,
+            prompts.name in followed,
         )
         for prompts in sets
     ]

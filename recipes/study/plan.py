@@ -42,7 +42,7 @@ def judges(study: Study) -> Iterator[Cell]:
     """The trainings of the judges that the study trains."""
     for name, flags in study.judges.items():
         folder = study.folder / name
-        yield Cell(name, folder, ("judge", *_words({**flags, "output_dir": folder}, ",")))
+        yield Cell(name, folder, ("judge", *flag_words({**flags, "output_dir": folder}, ",")))
 
 
 def training(study: Study, dataset: str, adapter: str, rate: float, seed: int) -> Cell:
@@ -59,7 +59,7 @@ def training(study: Study, dataset: str, adapter: str, rate: float, seed: int) -
         "skip_eval": True,
         "output_dir": folder,
     }
-    return Cell(f"{dataset}, {adapter}, lr {rate:g}, seed {seed}", folder, ("sft", *_words(flags, " ")))
+    return Cell(f"{dataset}, {adapter}, lr {rate:g}, seed {seed}", folder, ("sft", *flag_words(flags, " ")))
 
 
 def sweep(study: Study, dataset: str) -> Iterator[Cell]:
@@ -92,7 +92,7 @@ def evaluation(study: Study, dataset: str, rates: Mapping[str, float]) -> Cell:
     eval_flags, judge_folders = _eval_flags(study, study.datasets[dataset].eval)
     flags = {**eval_flags, "tasks": [dataset], "out": folder}
     adapters = [word for name, path in adapter_folders.items() for word in ("--adapter", f"{name}={path}")]
-    words = ("eval", "run", *_words(flags, ","), *adapters)
+    words = ("eval", "run", *flag_words(flags, ","), *adapters)
     return Cell(f"{dataset}, evaluation", folder, words, (*adapter_folders.values(), *judge_folders))
 
 
@@ -104,7 +104,7 @@ def curves(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[C
         run = training(study, dataset, adapter, rates[adapter], study.seeds[0]).folder
         folder = study.folder / dataset / "curves" / adapter
         eval_flags, judge_folders = _eval_flags(study, study.curve.eval)
-        words = ("eval", "run", *_words({**eval_flags, "out": folder}, ","), "--checkpoints", f"{run}/checkpoint-*")
+        words = ("eval", "run", *flag_words({**eval_flags, "out": folder}, ","), "--checkpoints", f"{run}/checkpoint-*")
         yield Cell(f"{dataset}, {adapter}, along the training", folder, words, (run, *judge_folders))
 
 
@@ -122,7 +122,7 @@ def _eval_flags(study: Study, overrides: Mapping[str, Any]) -> tuple[dict[str, A
     return flags, [folder for folder in folders.values() if folder]
 
 
-def _words(flags: Mapping[str, Any], separator: str) -> Iterator[str]:
+def flag_words(flags: Mapping[str, Any], separator: str) -> Iterator[str]:
     """The words of a command line. A list becomes several words if the separator is a space, otherwise one word."""
     for name, value in flags.items():
         flag = spelled(name)

@@ -146,7 +146,7 @@ answers = {
 }
 records = RunRecords(
     models=[Model("base", "base", "")], sets=[asked], judges=[], responses={"task:letters": {"base": answers}},
-    judgements={}, sparsity={}, drift={},
+    judgements={}, sparsity={}, drift={}, silent={},
 )
 results = build({}, records)
 print(json.dumps({

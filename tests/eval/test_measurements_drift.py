@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from monolora import cli
 from monolora.adapters import load_adapted
-from monolora.eval.measurements import drift
+from monolora.eval.measurements import _along_answers, _split, drift
+from monolora.inference import Inference
+from monolora.units import adapted_layers
 from tests.support.evaluated import Evaluated
 from tests.support.inline import run_inline
 
@@ -36,8 +38,10 @@ def rows(evaluated: Evaluated) -> list[dict[str, Any]]:
 
 
 def _job(evaluated: Evaluated, rows: list[dict[str, Any]], **job: Any) -> dict[str, Any]:
-    measurement = {"key": "m", "identity": "i", "model": str(evaluated.base), "adapter": None} | job
-    return {"jobs": [measurement], "base": str(evaluated.base), "rows": rows, "dtype": "float32", "batch_size": 4}
+    measurement = {"key": "m", "identity": "i", "model": str(evaluated.base), "adapter": None, "set": "s"} | job
+    return {
+        "jobs": [measurement], "base": str(evaluated.base), "rows": {"s": rows}, "dtype": "float32", "batch_size": 4,
+    }  # fmt: skip
 
 
 @torch.no_grad()
@@ -94,6 +98,54 @@ def test_memory_bounds_a_batch(
     monkeypatch.setattr("monolora.eval.measurements.MAX_POSITIONS", 1)
     (single,) = drift(_job(evaluated, rows, adapter=str(evaluated.mono)))
     assert single["values"]["kl"] == pytest.approx(usual["values"]["kl"], rel=1e-4)
+
+
+@torch.no_grad()
+def test_silent_tokens_are_those_on_which_every_unit_is_zero(evaluated: Evaluated, rows: list[dict[str, Any]]) -> None:
+    """With one layer's A scaled by 0, and one unit of the other, so that some tokens are silent; unit by unit."""
+    tuned, tokenizer = load_adapted(str(evaluated.mono), dtype="float32")
+    splits = {row["key"]: _split(row, tokenizer) for row in rows}
+    first, *others = adapted_layers(tuned)
+    for layer in (first, *others):
+        A = layer.lora_A["default"].weight
+        A[1 if layer is first else 0 :] = 0
+    on: list[torch.Tensor] = []
+    first.lora_A["default"].register_forward_hook(lambda module, args, output: on.append(output[0, :, 0] > 0))
+    expected = {}
+    for key, split in splits.items():
+        on.clear()
+        tuned(input_ids=torch.tensor([split.context + split.answer]))
+        expected[key] = 1 - float(on[0].float().mean())
+    assert 0 < min(expected.values()) < max(expected.values()) < 1
+    inference = Inference(model=tuned, tokenizer=tokenizer, batch_size=4)
+    answers = list(_along_answers(inference, inference, tuned.disable_adapter, splits))
+    assert {answer.key: answer.silent for answer in answers} == pytest.approx(expected)
+
+
+def test_a_run_measures_further_sets_along_the_bases_answers(
+    evaluated: Evaluated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base alone answers a set that is in no suite; what was measured before is not measured again."""
+    run_inline(monkeypatch)
+    out, more = tmp_path / "out", tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"prompt": f"Where is {what}?"}) + "\n" for what in ("tea", "soup", "bread")))
+    words = ["eval", "run", *evaluated.run_flags(), *FLAGS, "--out", str(out)]
+    assert cli.main(words) == 0
+    before = (out / "measurements.jsonl").read_text()
+    assert cli.main([*words, "--drift-sets", f"{evaluated.prompts},{more}"]) == 0
+    after = (out / "measurements.jsonl").read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 2 * len(before.splitlines())
+    results = json.loads((out / "results.json").read_text())
+    counts = {(row["model"], row["set"]): row["responses"] for row in results["counts"]}
+    assert counts["base", "more"] == 3
+    assert ("mono", "more") not in counts
+    for name in ("questions", "more"):
+        assert results["cells"]["mono"][f"{name}/drift"]["value"] > 0
+        assert results["cells"]["lora"][f"{name}/silent"]["value"] == 0
+        assert 0 <= results["cells"]["mono"][f"{name}/silent"]["value"] <= 100
+        assert results["cells"]["base"][f"{name}/silent"] is None
+    assert "more" in (out / "report.html").read_text()
 
 
 def test_a_run_measures_it_once(

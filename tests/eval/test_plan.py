@@ -50,3 +50,22 @@ def test_a_scorer_that_is_not_known(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("FreeText", "Poetry"))
     with pytest.raises(InputError, match=r"is damaged: there is no scorer 'Poetry'; there are Class"):
         plan.read(tmp_path)
+
+
+def test_drift_of_earlier_versions_is_that_of_the_first_safety_set(tmp_path: Path) -> None:
+    whole = _plan()._replace(drift={"safety": {"mono": "m"}})
+    plan.write(tmp_path, whole)
+    assert plan.read(tmp_path) == whole
+    path = tmp_path / plan.FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"drift": {"mono": "m"}}))
+    assert plan.read(tmp_path) == whole
+
+
+def test_only_the_base_answers_a_set_for_drift() -> None:
+    sets = [PromptSet(name=of, purpose=of, spec={}, prompts=(Prompt("k", "Which?"),)) for of in ("safety", "drift")]  # type: ignore[arg-type]
+    models = [plan.PlannedModel(name, "adapter", name, name, None) for name in ("base", "mono")]
+    keys = {"safety": {"base": ["a"], "mono": ["b"]}, "drift": {"base": ["c"]}}
+    answers = [
+        (of.name, model.name, key) for of, model, _, key in plan.Plan(sets, models, keys, {}, {}, None).responses()
+    ]
+    assert answers == [("safety", "base", "a"), ("safety", "mono", "b"), ("drift", "base", "c")]

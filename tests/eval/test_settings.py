@@ -51,6 +51,7 @@ def test_a_stage_goes_on_with_the_settings_of_its_run() -> None:
     [
         ([], "Give the run's folder with --out"),
         ([*OUT, "--limt", "3"], "Unknown flag --limt. Did you mean --limit"),
+        ([*OUT, "--drift-sets", "chat"], "--drift-sets has no effect without --drift"),
         ([*OUT, "--limit", "0"], "--limit must be at least 1, got 0"),
         ([*OUT, "--limit", "many"], "invalid int value"),
         ([*OUT, "--temperature", "-1"], "--temperature must be at least 0"),

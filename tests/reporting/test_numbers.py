@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from monolora.reporting.numbers import (
     decimals,
+    decimals_of_small,
     format_change,
     format_interval,
     format_number,
@@ -88,3 +89,11 @@ def test_captions_tell_apart_what_has_other_numbers_of_runs() -> None:
         "CL, NCL: Means and 95 % t-intervals over 2 encoders (pretraining seeds), one run each. "
         "SAE: One run each: no interval."
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [([0.27, 0.0018], 4), ([0.27, 0.2], 2), ([57.3, 3.0], 1), ([0.0, 0.5], 2), ([], 2), ([1e-9], 5), ([2000, None], 0)],
+)
+def test_small_numbers_keep_two_digits(values: list[float | None], places: int) -> None:
+    assert decimals_of_small(values) == places

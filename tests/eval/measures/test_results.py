@@ -24,6 +24,7 @@ from monolora.eval.measures.table import Model
 from monolora.stats import holm
 from tests.support.synthetic_run import JUDGES, LABELS, MODELS, POLICIES, RUN, make
 
+STILL_REFUSED = "refusal/still-refused"  # of what the base refuses; its own is no measurement
 ROUGE = RougeScorer(["rougeL"], use_stemmer=True)
 
 
@@ -52,6 +53,10 @@ def rows(run: RunRecords) -> pd.DataFrame:
                     "label": prompt.label,
                 }
                 values = _values(run, each, model.name, prompt)
+                of_base = _values(run, each, "base", prompt)
+                refusal = next((name for name in ("refusal", "refusal/flagged") if name in values), None)
+                if refusal and of_base[refusal] == 100:
+                    values[STILL_REFUSED] = values[refusal]
                 for name, value in values.items():
                     lines += [head | {"column": f"{each.name}/{name}", "value": value}] * prompt.weight
     return pd.DataFrame(lines)
@@ -94,8 +99,11 @@ def test_cells(results: dict[str, Any], rows: pd.DataFrame) -> None:
     assert columns - set(rows["column"]) == {"sparsity/alignment", "sparsity/task:colours", "task:stories/bleu"}
     for (column, model), (mean, count, size) in expected.iterrows():
         cell = results["cells"][model][column]
+        assert (cell is None) == (model == "base" and column.endswith(STILL_REFUSED))
+        if cell is None:
+            continue
         assert (cell["n"], cell["n"] + cell["invalid"]) == (count, size)
-        assert cell["value"] == pytest.approx(mean)
+        assert cell["value"] == (pytest.approx(mean) if count else None)
         if cell["low"] is not None:
             assert cell["low"] <= cell["value"] <= cell["high"]
 
@@ -129,10 +137,17 @@ def test_differences(results: dict[str, Any], rows: pd.DataFrame) -> None:
         weight = sizes.loc[each["column"]].loc[both.index, each["model"]]
         change = both[each["model"]] - both[each["against"]]
         assert each["n"] == weight.sum()
+        if not len(both):
+            assert each["column"].endswith(STILL_REFUSED)
+            assert (each["difference"], each["p"]) == (None, None)
+            continue
         assert each["difference"] == pytest.approx(np.average(change, weights=weight))
         if each["column"] in flags:
             assert (each["gained"], each["lost"]) == ((change > 0).sum(), (change < 0).sum())
             gained, changed = each["gained"], each["gained"] + each["lost"]
+            if each["against"] == "base" and each["column"].endswith(STILL_REFUSED):
+                assert (each["p"], gained) == (None, 0)
+                continue
             assert each["p"] == pytest.approx(binomtest(gained, changed).pvalue if changed else 1)
         else:
             assert each["gained"] is None
@@ -143,8 +158,11 @@ def test_holm_is_over_the_columns_of_a_pair(results: dict[str, Any]) -> None:
     differences = pd.DataFrame(results["differences"])
     untested = {column["id"] for column in results["columns"] if column["test"] is None}
     assert untested == {"sparsity/alignment", "sparsity/task:colours", "task:colours/unparsed", "task:stories/bleu"}
-    for _, family in differences.groupby(["model", "against"]):
-        assert set(family[family["p"].isna()]["column"]) == untested & set(family["column"])
+    still = {column["id"] for column in results["columns"] if column["id"].endswith(STILL_REFUSED)}
+    assert len(still) == 3
+    for (_, against), family in differences.groupby(["model", "against"]):
+        of_pair = untested | (still if against == "base" else still & set(family[family["n"] == 0]["column"]))
+        assert set(family[family["p"].isna()]["column"]) == of_pair & set(family["column"])
         tested = family.dropna(subset="p")
         assert tested["p_holm"].tolist() == holm(tested["p"].tolist())
 
