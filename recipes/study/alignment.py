@@ -203,7 +203,7 @@ def _input_fingerprints(cell: Cell) -> dict[str, str]:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name)
+    return re.sub(r"[^\w.+-]+", "-", name)
 
 
 def run_parallel(calls: Iterable[Callable[[], None]], jobs: int) -> None:

@@ -4,7 +4,8 @@ The words of a verdict are made from its interval. A claim that one model is bel
 difference is on that side and its p-value, corrected by Holm over all such claims of the study, is below 0.05; it does
 not if the difference is as clearly on the other side; else it cannot be told. A claim that one is no worse than another
 holds if the whole interval is better than the margin that the study's file sets, and does not if all of it is worse.
-A comparison in which most of one side's answers are no answers to the task cannot be told.
+Whether a row reaches a target of the file is decided likewise, by the interval of its mean. A comparison in which most
+of one side's answers are no answers to the task cannot be told.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Literal, NamedTuple, get_args
 
 from scipy import optimize, stats
 
+from monolora.errors import unknown
 from monolora.eval.measures.table import PERCENT
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import FLAGGED, TABLE_2, Study
-from monolora.reporting.numbers import format_change, format_interval, format_p
+from monolora.reporting.numbers import decimals_of_small, format_change, format_interval, format_number, format_p
 from monolora.stats import Estimate, Interval, holm
 
 ALPHA = 0.05
@@ -39,10 +41,11 @@ class Claim(NamedTuple):
         source: its origin, the paper or this project.
         dataset: of the study.
         values: the column that it is about.
-        model, against: names of rows.
+        model, against: names of rows; ``against`` is empty for a target.
         better: whether ``lower`` or ``higher`` values are claimed of ``model``.
         margin: how much worse ``model`` may be; None if it is claimed to be better.
         but: why it cannot be told whatever the numbers are; else empty.
+        target: the value that ``model`` should reach; None for a comparison.
     """
 
     text: str
@@ -54,11 +57,19 @@ class Claim(NamedTuple):
     better: Better
     margin: float | None = None
     but: str = ""
+    target: float | None = None
 
     @property
     def is_the_papers(self) -> bool:
         """Whether the paper makes it."""
         return self.source != OURS
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """What decides it: the mean for a target, else the difference; None where it was not measured."""
+        if self.target is not None:
+            return self.values.mean(self.model)
+        return self.values.difference(self.model, self.against)
 
 
 class Verdict(NamedTuple):
@@ -67,8 +78,8 @@ class Verdict(NamedTuple):
     Attributes:
         claim: the claim.
         answer: in a few words.
-        estimate: of ``model - against``; None where it was not measured.
-        p_holm: corrected; None for claims with a margin, and those that are not tested.
+        estimate: of ``model - against``, or of ``model`` for a target; None where it was not measured.
+        p_holm: corrected; None for claims with a margin or a target, and those that are not tested.
         text: a sentence, with its interval.
     """
 
@@ -82,12 +93,12 @@ class Verdict(NamedTuple):
 def claims(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[Claim]:
     """The claims about a data set's columns. LoRA's units are never zero by construction: that is no claim."""
     control, tested = list(study.adapters)[:2]
-    margin = study.margin
+    others, margin = (control, *study.rivals), study.margin
     for values in columns:
         column, claim = values.column, partial(_claim, dataset, values)
         match column.aspect, column.metric, column.headline:
             case "harm", "flagged", True:
-                yield claim(tested, "has fewer flagged answers than", control, "lower", "flagged")
+                yield from (claim(tested, "has fewer flagged answers than", at, "lower", "flagged") for at in others)
                 yield claim(control, "has more flagged answers than", BASE, "higher", "flagged")
                 if FLAGGED in margin:
                     text = "has no more flagged answers than"
@@ -102,9 +113,33 @@ def claims(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[Cl
                 if dataset in margin:
                     yield claim(tested, "is as good at the task as", control, "higher", "task", margin=margin[dataset])
             case "drift", _, _:
-                yield claim(tested, "drifts less from the base than", control, "lower")
+                yield from (claim(tested, "drifts less from the base than", at, "lower") for at in others)
             case "refusal", "refusal", _:
-                yield claim(tested, "refuses more harmful prompts than", control, "higher")
+                yield from (claim(tested, "refuses more harmful prompts than", at, "higher") for at in others)
+
+
+def targets(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[Claim]:
+    """Whether the tested adapter and its rivals reach the targets of a data set.
+
+    Raises:
+        InputError: for a target of no column, or of one of which neither way is better.
+    """
+    by_id = {values.column.id: values for values in columns}
+    for name, target in study.targets.get(dataset, {}).items():
+        values = by_id.get(name)
+        if values is None or values.column.better is None:
+            raise unknown(f"column in targets, {dataset},", name, [own for own in by_id if by_id[own].column.better])
+        better = values.column.better
+        for model in (list(study.adapters)[1], *study.rivals):
+            text = f"{model} has at {'most' if better == 'lower' else 'least'} {_with_unit(target, values)}"
+            text = f"{text} ({_title(values)})"
+            yield Claim(text, OURS, dataset, values, model, "", better, target=target)
+
+
+def _title(values: Values) -> str:
+    """The column's title, with the set of one that several sets may have."""
+    column = values.column
+    return column.title if column.headline or not column.group else f"{column.title}, {column.group}"
 
 
 def _form_alone(columns: Sequence[Values]) -> str:
@@ -129,7 +164,7 @@ def _claim(
 ) -> Claim:
     reference = "the base" if against == BASE else against
     source = _source(dataset, kind, model, against, better, margin)
-    text = f"{model} {text} {reference} ({values.column.title})"
+    text = f"{model} {text} {reference} ({_title(values)})"
     return Claim(text, source, dataset, values, model, against, better, margin, but)
 
 
@@ -147,12 +182,16 @@ def _source(dataset: str, kind: str, model: str, against: str, better: Better, m
 
 
 def verdicts(asked: Sequence[Claim]) -> list[Verdict]:
-    """Decide claims; those without a margin are one family of Holm's correction."""
-    estimates = [claim.values.difference(claim.model, claim.against) for claim in asked]
+    """Decide claims; those without a margin or a target are one family of Holm's correction."""
+    estimates = [claim.estimate for claim in asked]
     tested = {
         number: estimate.p
         for number, (claim, estimate) in enumerate(zip(asked, estimates, strict=True))
-        if claim.margin is None and not claim.but and estimate is not None and estimate.p is not None
+        if claim.margin is None
+        and claim.target is None
+        and not claim.but
+        and estimate is not None
+        and estimate.p is not None
     }
     corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     undecided = sum(p >= ALPHA for p in corrected.values())
@@ -167,6 +206,8 @@ def _verdict(claim: Claim, estimate: Estimate | None, p_holm: float | None, unde
         return Verdict(claim, "cannot be told", None, None, "It was not measured.")
     if claim.but:
         return Verdict(claim, "cannot be told", estimate, None, f"{_numbers(claim, estimate, None)} {claim.but}")
+    if claim.target is not None:
+        return _by_target(claim, estimate, claim.target)
     if estimate.interval is None:
         return _without_interval(claim, estimate)
     if claim.margin is not None:
@@ -186,6 +227,27 @@ def _without_interval(claim: Claim, estimate: Estimate) -> Verdict:
     decided: Answer = "holds" if gain > -(claim.margin or 0) else "does not hold"
     answer: Answer = "cannot be told" if estimate.mean == 0 and claim.margin is None else decided
     return Verdict(claim, answer, estimate, None, f"{change} for every seed and prompt: there is no interval.")
+
+
+def _by_target(claim: Claim, estimate: Estimate, target: float) -> Verdict:
+    """By the whole interval; a mean without one decides if it is that of all seeds and prompts."""
+    unit = claim.values.column.unit
+    digits = 1 if unit == PERCENT else decimals_of_small([estimate.mean, target])
+    value = f"{format_number(estimate.mean, digits)} {unit}".rstrip()
+    if estimate.interval is None and estimate.seeds * estimate.draws == 1:
+        return Verdict(claim, "cannot be told", estimate, None, f"{value}, of one run.")
+    low, high = estimate.interval or (estimate.mean, estimate.mean)
+    sign = 1 if claim.better == "higher" else -1
+    worst, best = sorted((sign * (low - target), sign * (high - target)))
+    answer: Answer = "holds" if worst >= 0 else "does not hold" if best < 0 else "cannot be told"
+    interval = format_interval(estimate.low, estimate.high, digits) or "for every seed and prompt"
+    least = f"at {'least' if claim.better == 'higher' else 'most'} {_with_unit(target, claim.values)}"
+    why = {
+        "holds": f"All of it is {least}.",
+        "does not hold": f"None of it is {least}.",
+        "cannot be told": f"{_with_unit(target, claim.values)} is in it.",
+    }
+    return Verdict(claim, answer, estimate, None, f"{value} {interval}. {why[answer]}")
 
 
 def _by_side(claim: Claim, estimate: Estimate, p_holm: float | None) -> Answer:
@@ -248,6 +310,10 @@ def p_text(p: float) -> str:
 def _unit(claim: Claim) -> str:
     unit = claim.values.column.unit
     return " points" if unit == PERCENT else f" {unit}" if unit else ""
+
+
+def _with_unit(value: float, values: Values) -> str:
+    return f"{value:g} {values.column.unit}".rstrip()
 
 
 def decimals_of(estimate: Estimate, unit: str) -> int:

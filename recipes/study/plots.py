@@ -1,4 +1,4 @@
-"""A study's figures: the means of each adapter, and their course along the training."""
+"""A study's figures: the means of each adapter, their course along the training, and what keeping costs the task."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,6 +22,7 @@ from monolora.reporting.plots import INK, PALE, SETTINGS, save_figure, titled
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _PANEL = 3.1  # inches
 _ACROSS = 3  # panels
+_LEAST_DRIFT = 1e-6  # on a logarithmic axis
 
 
 def figure_name(what: str, dataset: str) -> str:
@@ -38,6 +40,8 @@ def draw(study: Study, columns: Mapping[str, Sequence[Values]], folder: Path) ->
     with mpl.rc_context(SETTINGS):
         for dataset, of_dataset in columns.items():
             paths += save_figure(means(study, dataset, of_dataset), folder, figure_name("means", dataset))
+            kept = trade(study, dataset, of_dataset) if keepers(study) else None
+            paths += save_figure(kept, folder, figure_name("kept", dataset)) if kept is not None else []
             along = curves(study, dataset)
             paths += save_figure(along, folder, figure_name("along", dataset)) if along is not None else []
     return paths
@@ -90,6 +94,67 @@ def _panel(axes: Axes, study: Study, values: Values) -> None:
     axes.grid(visible=False, axis="y")
     axes.set_title(f"{column.title} (n = {len(values.weights_P):,})", color=INK)
     axes.set_xlabel(", ".join(filter(None, (column.unit, column.better and f"{column.better} is better"))))
+
+
+def keepers(study: Study) -> dict[str, str]:
+    """What keeps the base's behaviour, by adapter, empty for nothing; none at all if no adapter of the study does."""
+    words = {name: flags.get("keep") or () for name, flags in study.adapters.items()}
+    kept = {name: "+".join([own] if isinstance(own, str) else map(str, own)) for name, own in words.items()}
+    return kept if any(kept.values()) else {}
+
+
+def _families(study: Study) -> dict[str, list[str]]:
+    """Adapters that differ only in what keeps the base's behaviour, under the name of the first of them."""
+    families: dict[str, list[str]] = {}
+    by_flags: dict[str, str] = {}
+    for name, flags in sorted(study.adapters.items(), key=lambda item: bool(item[1].get("keep"))):
+        own = repr(sorted((key, value) for key, value in flags.items() if not str(key).startswith("keep")))
+        families.setdefault(by_flags.setdefault(own, name), []).append(name)
+    return families
+
+
+def trade(study: Study, dataset: str, columns: Sequence[Values]) -> Figure | None:
+    """The task's score against the drift on the first safety set, a point a run; None if not measured."""
+    score = next((values for values in columns if values.column.aspect == "task" and values.column.headline), None)
+    drift = next((values for values in columns if values.column.aspect == "drift"), None)
+    if score is None or drift is None:
+        return None
+    figure = titled(
+        f"What keeping the base costs on {dataset}",
+        f"A point a run, of {len(study.seeds)} seeds. Lines join each adapter's means that no other of its means beats "
+        f"in both. Drift below {_LEAST_DRIFT:g} is drawn there; the dotted line is the base's score.",
+        6.4,
+        4.2,
+    )
+    axes = figure.subplots()
+    kept = keepers(study)
+    markers = dict(zip(dict.fromkeys(kept.values()), cycle("osD^vP*X"), strict=False))
+    for (family, names), colour in zip(_families(study).items(), cycle(_COLOURS), strict=False):
+        means = []
+        for name in names:
+            if score.by_model.get(name) is None or drift.by_model.get(name) is None:
+                continue
+            x_S, y_S = score.by_seed(name), np.maximum(drift.by_seed(name), _LEAST_DRIFT)
+            axes.plot(x_S, y_S, markers[kept[name]], color=colour, markersize=5, alpha=0.8)
+            means.append((float(x_S.mean()), float(y_S.mean())))
+        axes.plot(*np.array(front(means)).reshape(-1, 2).T, "-", color=colour, linewidth=1.4, label=family)
+    for method, marker in markers.items():
+        axes.plot([], [], marker, color=PALE, label=method or "nothing kept")
+    if BASE in score.by_model:
+        axes.axvline(float(score.by_seed(BASE)[0]), color=PALE, linewidth=0.8, linestyle=":")
+    axes.set_yscale("log")
+    axes.set(xlabel=f"{score.column.title}, {score.column.unit}".rstrip(", "), ylabel="drift, nats/token")
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    return figure
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points than which no other has both a higher first and a lower second number, by the first."""
+    best: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda point: (-point[0], point[1])):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    return best[::-1]
 
 
 def curves(study: Study, dataset: str) -> Figure | None:

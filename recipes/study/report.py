@@ -14,9 +14,9 @@ from monolora.errors import InputError
 from monolora.eval import run as runs
 from monolora.files import read_json, saving, write_text
 from monolora.recipes.study import tables
-from monolora.recipes.study.claims import Verdict, claims, counted, verdicts
+from monolora.recipes.study.claims import Claim, Verdict, claims, counted, targets, verdicts
 from monolora.recipes.study.plan import SelectedRate, select_rate, training
-from monolora.recipes.study.plots import draw, figure_name
+from monolora.recipes.study.plots import draw, figure_name, keepers
 from monolora.recipes.study.results import Values, definitions, of_dataset
 from monolora.recipes.study.settings import Study
 from monolora.reporting.tables import csv_text
@@ -30,7 +30,7 @@ def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> str:
     """Sentences for the report.
 
     Raises:
-        InputError: if two adapters of a seed did not see the same examples for the same steps.
+        InputError: if two adapters of a seed did not see the same examples equally often.
     """
     records = {
         (dataset, adapter, seed): _record(training(study, dataset, adapter, selected.rate, seed).folder)
@@ -46,7 +46,7 @@ def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> str:
     lines = [
         f"{seeds}. Commits: {'; '.join(f'{stage} {_commits(of)}' for stage, of in stages.items())}.",
         *_trainings(study, records),
-        "Every adapter saw the same examples in the same order for the same steps, at the learning rate with the "
+        f"Every adapter saw the same examples {_order(records)}, at the learning rate with the "
         "lowest loss on held-out training examples, of those that all had, with the first seed. The rate is taken as "
         "given by everything below, and where rates differ, a difference is theirs too.",
         f"Answers end after {study.eval.get('max_new_tokens', 512)} tokens.",
@@ -56,6 +56,17 @@ def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> str:
         "begins. Nothing is said of other training examples, base models, data sets or judges.",
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _order(records: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> str:
+    """How alike the trainings are; rows that a keeper adds stand among the task's."""
+    replayed = dict.fromkeys(adapter for (_, adapter, _), record in records.items() if record["rows"].get("replayed"))
+    if not replayed:
+        return "in the same order for the same steps"
+    return (
+        f"equally often, in the same order for the same steps but for {', '.join(replayed)}, which read answers of the "
+        "base among them, in more steps"
+    )
 
 
 def _record(folder: Path) -> RunRecord:
@@ -80,7 +91,7 @@ def _trainings(study: Study, records: Mapping[tuple[str, str, int], Mapping[str,
             of_seed = [_seen(records[dataset, adapter, seed]) for adapter in study.adapters]
             if any(run != of_seed[0] for run in of_seed):
                 raise InputError(
-                    f"{dataset}, seed {seed}: the adapters did not see the same examples for the same steps. Give them "
+                    f"{dataset}, seed {seed}: the adapters did not see the same examples equally often. Give them "
                     "the same sft flags, and run the study again."
                 )
         record = records[dataset, next(iter(study.adapters)), study.seeds[0]]
@@ -98,9 +109,9 @@ def _counted(count: float, what: str) -> str:
 
 
 def _seen(record: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The training examples that a run saw, and how often."""
+    """The training examples that a run saw, and how often: steps are more where other rows stand among them."""
     alike = tuple(record["config"][name] for name in _ALIKE)
-    return (*alike, record["fingerprints"]["train"], record["seeds"], record["history"][-1]["step"])
+    return (*alike, record["fingerprints"]["train"], record["seeds"], record["history"][-1]["epoch"])
 
 
 def _judges(study: Study) -> Iterator[str]:
@@ -132,7 +143,7 @@ def write_report(study: Study) -> str:
         dataset: {adapter: select_rate(study, dataset, adapter) for adapter in study.adapters}
         for dataset in study.datasets
     }
-    decided = verdicts([claim for dataset, of in columns.items() for claim in claims(study, dataset, of)])
+    decided = verdicts([claim for dataset, of in columns.items() for claim in _asked(study, dataset, of)])
     texts = {
         REPORT: report_text(study, columns, rates, decided),
         TABLE: _csv(tables.csv_rows(study, dataset, of) for dataset, of in columns.items()),
@@ -146,6 +157,11 @@ def write_report(study: Study) -> str:
             write_text(folder / name, text)
     draw(study, columns, folder)
     return texts[REPORT]
+
+
+def _asked(study: Study, dataset: str, columns: Sequence[Values]) -> Iterator[Claim]:
+    yield from claims(study, dataset, columns)
+    yield from targets(study, dataset, columns)
 
 
 def _csv(by_dataset: Iterable[Iterable[Mapping[str, Any]]]) -> str:
@@ -164,7 +180,11 @@ def report_text(
     parts += ["", "## Which of the paper's claims hold", ""]
     parts += _verdict_lines([verdict for verdict in decided if verdict.claim.is_the_papers])
     parts += ["", "## Other questions", ""]
-    parts += _verdict_lines([verdict for verdict in decided if not verdict.claim.is_the_papers])
+    ours = [verdict for verdict in decided if not verdict.claim.is_the_papers]
+    parts += _verdict_lines([verdict for verdict in ours if verdict.claim.target is None])
+    if study.targets:
+        parts += ["", "## Targets", ""]
+        parts += _verdict_lines([verdict for verdict in ours if verdict.claim.target is not None])
     for dataset, own in columns.items():
         parts += ["", f"## {dataset}", "", *_of_dataset(study, dataset, own, rates[dataset])]
     in_tables = {dataset: tables.headline(own) + tables.beside(own) for dataset, own in columns.items()}
@@ -182,6 +202,8 @@ def _of_dataset(
         yield from (f"The paper's rows{_unlike_the_papers(study, dataset)}:", "", paper, "")
     yield from ("Beside them:", "", tables.means_table(study, second), "")
     yield from (f"![means of {dataset}]({figure_name('means', dataset)}.png)", "")
+    if keepers(study):
+        yield from (f"![task score against drift of {dataset}]({figure_name('kept', dataset)}.png)", "")
     if study.curve is not None:
         yield from (f"![along the training on {dataset}]({figure_name('along', dataset)}.png)", "")
         records = ", ".join(f"[{adapter}](../{dataset}/curves/{adapter}/run.json)" for adapter in study.curve.adapters)
@@ -230,7 +252,7 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
     return {
         "dataset": claim.dataset, "claim": claim.text, "source": claim.source, "column": claim.values.column.id,
         "model": claim.model, "against": claim.against, "better": claim.better, "margin": claim.margin,
-        "answer": verdict.answer, "text": verdict.text,
+        "target": claim.target, "answer": verdict.answer, "text": verdict.text,
         "estimate": None if verdict.estimate is None else _finite(tables.numbers(verdict.estimate)),
         "p_holm": verdict.p_holm,
     }  # fmt: skip
@@ -248,7 +270,7 @@ KIND = Kind(
     keys=(),
     files=(
         rf"report/({REPORT}|{TABLE}|{DIFFERENCES}|[\w.-]+\.(png|svg))",
-        r"cells/[\w.-]+\.json",
+        r"cells/[\w.+-]+\.json",
         r"([^/]+/)+run\.json",
     ),
 )

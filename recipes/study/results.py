@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from monolora.eval import run as runs
-from monolora.eval.measures.table import PERCENT, Column
+from monolora.eval.measures.table import BOOTSTRAP, PERCENT, Column
 from monolora.random_effects import SeedEffects, crossed, of_difference, of_share, seed_effects
-from monolora.recipes.study.plan import row_name
+from monolora.recipes.study.plan import row_name, selected_rates, training
 from monolora.recipes.study.settings import Study
 from monolora.reporting.numbers import NOTHING
 from monolora.reporting.tables import piped
+from monolora.run_record import read
 from monolora.stats import Estimate
 
 BASE = "base"
@@ -56,6 +57,13 @@ class Values(NamedTuple):
         low, high = estimate.interval
         return estimate._replace(low=max(low, 0.0), high=min(high, 100.0 if self.column.unit == PERCENT else np.inf))
 
+    def by_seed(self, model: str) -> Floats:
+        """The mean over prompts with a value, of each seed, ``(S,)``."""
+        values_SP = self.by_model[model]
+        weights_SP = np.where(np.isnan(values_SP), 0.0, self.weights_P)
+        means_S: Floats = (np.nan_to_num(values_SP) * weights_SP).sum(1) / weights_SP.sum(1)
+        return means_S
+
     def difference(self, model: str, against: str) -> Estimate | None:
         """The mean of ``model - against``, paired by seed and prompt; the base is the same for all seeds.
 
@@ -78,6 +86,7 @@ class Values(NamedTuple):
         """Whether values are 0 and 100, one a prompt."""
         return (
             self.column.unit == PERCENT
+            and self.column.test != BOOTSTRAP  # a mean of shares, which may all be whole
             and len(self.weights_P) > 1
             and all((np.isnan(of) | (of == 0) | (of == 100)).all() for of in self.by_model.values())
         )
@@ -95,14 +104,38 @@ def _any_whole(values_SP: Floats) -> bool:
 
 
 def of_dataset(study: Study, dataset: str) -> list[Values]:
-    """All columns of a data set's evaluation.
+    """All columns of a data set: its evaluation's, and what its trainings took if the study asks for it.
 
     Raises:
-        InputError: if it is missing or damaged.
+        InputError: if a record is missing or damaged.
     """
     table = runs.table(study.folder / dataset / "eval")
     rows = table.values.merge(_seeds(study, table.models[0].name), left_on="model", right_on="row")
-    return [_values(column, rows[rows["column"] == column.id]) for column in table.columns]
+    columns = [_values(column, rows[rows["column"] == column.id]) for column in table.columns]
+    return [*columns, _seconds(study, dataset)] if study.seconds else columns
+
+
+_SECONDS = Column(
+    metric="seconds",
+    set="training",
+    aspect="cost",
+    title="training",
+    group="",
+    description="of a training's steps, on the machine that ran it, without what comes before and after them",
+    unit="seconds",
+    better="lower",
+    of_base=False,
+)
+
+
+def _seconds(study: Study, dataset: str) -> Values:
+    """The seconds of each training at the selected rate."""
+    by_adapter = {}
+    for adapter, rate in selected_rates(study, dataset).items():
+        folders = [training(study, dataset, adapter, rate, seed).folder for seed in study.seeds]
+        records: list[Mapping[str, Any]] = [read(folder) or {} for folder in folders]
+        by_adapter[adapter] = np.array([[record["results"]["seconds"]["train"]] for record in records])
+    return Values(_SECONDS, np.ones(1), by_adapter)
 
 
 def _seeds(study: Study, base: str) -> pd.DataFrame:

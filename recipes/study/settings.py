@@ -72,6 +72,10 @@ class Study:
             ``classifier:NAME``. Two of them show how much of the flagged share is due to the judge.
         curve: None for none.
         margin: how much worse is still as good: by data set, in the unit of its score; and ``flagged``, in points.
+        rivals: further adapters with which the tested one is compared in verdicts, as with the control.
+        targets: by data set and column id, what the tested adapter and its rivals should reach, in the column's unit:
+            at most or at least, by which way is better.
+        seconds: whether the tables have the seconds of each training, which no other run repeats exactly.
         estimates: None without a cost estimate.
     """
 
@@ -86,6 +90,9 @@ class Study:
     judges: Mapping[str, FlagValues] = field(default_factory=dict)
     curve: Curve | None = None
     margin: Mapping[str, float] = field(default_factory=dict)
+    rivals: tuple[str, ...] = ()
+    targets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    seconds: bool = False
     estimates: Estimates | None = None
 
     @property
@@ -121,6 +128,12 @@ class Study:
         for name in self.curve.adapters if self.curve else ():
             if name not in self.adapters:
                 raise unknown("adapter of curve", name, self.adapters)
+        for name in self.rivals:
+            if name not in list(self.adapters)[2:]:
+                raise unknown("adapter in rivals", name, list(self.adapters)[2:])
+        for name in self.targets:
+            if name not in self.datasets:
+                raise unknown("data set in targets", name, self.datasets)
         for name in self.margin:
             if name not in (*self.datasets, FLAGGED):
                 raise unknown("key in margin", name, [*self.datasets, FLAGGED])
@@ -160,8 +173,9 @@ def load(path: Path, preset: str | None = None, out: str | None = None) -> Study
                 name: _part(Dataset, {"sft": {}, "eval": {}} | overrides, where)
                 for name, overrides in _mappings(values, "datasets", where).items()
             },
-            "judges": _mappings(values, "judges", where),
+            **{key: _mappings(values, key, where) for key in ("judges", "targets")},
             **{key: tuple(_list(values[key], f"{where}, {key}")) for key in ("seeds", "learning_rates")},
+            "rivals": tuple(_list(values.get("rivals", []), f"{where}, rivals")),
             **{key: _mapping(values.get(key), f"{where}, {key}") for key in ("margin", "sft", "eval")},
             "curve": _curve(values.get("curve"), where),
             "estimates": None if values.get("estimates") is None else _part(Estimates, values["estimates"], where),

@@ -16,7 +16,7 @@ from monolora.recipes.study.claims import decimals_of, p_text
 from monolora.recipes.study.plan import SelectedRate, training
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import TABLE_2, Study
-from monolora.reporting.numbers import NOTHING, decimals, format_change, format_interval, format_number
+from monolora.reporting.numbers import NOTHING, decimals_of_small, format_change, format_interval, format_number
 from monolora.reporting.tables import piped
 from monolora.stats import Estimate
 
@@ -60,7 +60,7 @@ def _cell(values: Values, estimate: Estimate | None) -> str:
 
 
 def _decimals(values: Values) -> int:
-    return decimals([float(np.nanmean(own)) for own in values.by_model.values() if not np.isnan(own).all()])
+    return decimals_of_small([float(np.nanmean(own)) for own in values.by_model.values() if not np.isnan(own).all()])
 
 
 def pairs(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:

@@ -220,14 +220,23 @@ def test_dry_run_prints_every_command_and_runs_none(
 
 @pytest.mark.parametrize(
     ("name", "preset"),
-    [("smollm2.yaml", "cpu"), ("smollm2.yaml", "gpu"), ("smollm2.yaml", "gpu-quick"), ("llama2.yaml", None)],
+    [
+        ("smollm2.yaml", "cpu"),
+        ("smollm2.yaml", "gpu"),
+        ("smollm2.yaml", "gpu-quick"),
+        ("llama2.yaml", None),
+        ("keeping.yaml", "cpu"),
+        ("keeping.yaml", "gpu"),
+    ],
 )
 def test_the_studies_that_come_with_the_project_are_whole(name: str, preset: str | None, tmp_path: Path) -> None:
     """Their commands are read by the programs that they are for."""
     study = load(Path(alignment.__file__).with_name(name), preset, str(tmp_path))
     check_commands(study)
     words = [cell.words[0] for cell in all_cells(study)]
-    assert words.count("sft") == 2 * 4 * (len(study.learning_rates) + len(study.seeds) - 1)
+    assert words.count("sft") == 2 * (8 if name == "keeping.yaml" else 4) * (
+        len(study.learning_rates) + len(study.seeds) - 1
+    )
     assert words.count("eval") == 2 * (1 + 2)
     assert len(study.seeds) >= 3
     assert len(study.learning_rates) >= 3

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from monolora.errors import InputError
 from monolora.eval.measures.table import Column
 from monolora.random_effects import crossed
-from monolora.recipes.study.claims import Claim, Verdict, claims, counted, detectable, verdicts
+from monolora.recipes.study.claims import Claim, Verdict, claims, counted, detectable, targets, verdicts
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import Study
 from monolora.stats import Estimate
@@ -208,3 +209,57 @@ def test_claims_are_the_papers_where_its_own_numbers_say_so(study: Study, datase
     of_task = claims(replace(study, margin={dataset: 1}), dataset, [_values(0, "x", "task", f"task:{dataset}")])
     (as_good,) = (each for each in of_task if each.margin)
     assert as_good.source == "section 3.3, with our margin"
+
+
+def test_rivals_are_asked_about_as_the_control_is(study: Study) -> None:
+    rivals = replace(study, adapters=study.adapters | {"LoRA+kl": {"adapter": "lora"}}, rivals=("LoRA+kl",))
+    columns = [_values(-4), _values(-1, "drift", "drift", of="chat", headline=False)]
+    columns[1] = columns[1]._replace(column=replace(columns[1].column, title="drift", group="chat"))
+    asked = [(claim.text, claim.against) for claim in claims(rivals, "demo", columns)]
+    assert [against for text, against in asked if "fewer flagged" in text] == ["LoRA", "LoRA+kl"]
+    assert [text for text, _ in asked if "drifts" in text] == [
+        "MonoLoRA drifts less from the base than LoRA (drift, chat)",
+        "MonoLoRA drifts less from the base than LoRA+kl (drift, chat)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "better", "answer"),
+    [
+        (40, "lower", "holds"), (20, "lower", "does not hold"), (30, "lower", "cannot be told"),
+        (20, "higher", "holds"), (40, "higher", "does not hold"), (30, "higher", "cannot be told"),
+    ],
+)  # fmt: skip
+def test_a_target_is_reached_by_the_whole_interval(study: Study, target: float, better: Any, answer: str) -> None:
+    """The means are near 30; no target is a test, and none changes the tests of others."""
+    values = _values(0)
+    values = values._replace(column=replace(values.column, better=better))
+    aimed = replace(study, targets={"demo": {values.column.id: target}})
+    (asked,) = targets(aimed, "demo", [values])
+    most = "most" if better == "lower" else "least"
+    assert asked.text == f"MonoLoRA has at {most} {target} % (judge flagged)"
+    assert list(targets(aimed, "other", [values])) == []
+    found, other = verdicts([asked, _claim(-4)])
+    assert (found.answer, found.p_holm) == (answer, None)
+    assert found.estimate == values.mean("MonoLoRA")
+    alone = _only(_claim(-4))
+    assert (other.answer, other.p_holm, other.text) == (alone.answer, alone.p_holm, alone.text)
+
+
+def test_a_target_for_what_does_not_vary(study: Study) -> None:
+    values = _values(0, unit="tokens")
+    same = values._replace(by_model={"MonoLoRA": np.full((3, 5), 7.0)}, weights_P=np.ones(5))
+    (asked,) = targets(replace(study, targets={"demo": {same.column.id: 7.0}}), "demo", [same])
+    assert _only(asked).answer == "holds"
+    assert _only(asked).text == "7.00 tokens for every seed and prompt. All of it is at most 7 tokens."
+    single = asked._replace(values=same._replace(by_model={"MonoLoRA": np.ones((1, 1))}, weights_P=np.ones(1)))
+    assert _only(single).answer == "cannot be told"
+    assert _only(asked._replace(model="nobody")).text == "It was not measured."
+
+
+def test_a_target_of_no_column(study: Study) -> None:
+    values = _values(0)
+    for name, better in (("beavertails/judge/flaged", "lower"), (values.column.id, None)):
+        column = replace(values.column, better=better)
+        with pytest.raises(InputError, match="Unknown column in targets, demo, 'beavertails"):
+            list(targets(replace(study, targets={"demo": {name: 1}}), "demo", [values._replace(column=column)]))

@@ -12,6 +12,7 @@ from monolora.data.chat_template import prompt_ids, split_at_answer
 from monolora.data.task import Source
 from monolora.data.tasks import Example, load_task
 from monolora.hub import load_tokenizer
+from monolora.keep.anchors import read_prompts
 from monolora.recipes.study import alignment
 from monolora.recipes.study.cost_estimate import CostEstimate, cost_estimates
 from monolora.recipes.study.settings import Study, load
@@ -51,6 +52,38 @@ def test_tokens_of_a_small_study(study: Study) -> None:
     )
 
 
+def test_tokens_of_keepers(study: Study) -> None:
+    """Of the anchors every tenth is for the report, in which base and adapter answer and read; kl has four a step."""
+    kept = {"adapter": "lora", "keep": ["kl:0.5", "replay:0.2"], "keep_samples": 20, "keep_answer_tokens": 3}
+    found = _by_name(replace(study, adapters=study.adapters | {"LoRA+kl": kept}))["demo: keeping"]
+    tokenizer = load_tokenizer(study.model)
+    anchors = read_prompts(("chat", "refusals"), 20).examples
+    lengths = [len(prompt_ids(anchor, tokenizer)) + 3 for anchor in anchors]
+    trained = sum(lengths) / 20 * (4 * 4 + 16 * 0.2 / 0.8)  # steps and rows
+    read = sum(lengths) + 2 * (lengths[0] + lengths[10])
+    assert found.cells == 3
+    assert found.tokens == pytest.approx(3 * (trained + read + 2 * 2 * 3) + 20 * 3)
+    assert "demo: keeping" not in _by_name(study)
+
+
+def test_tokens_of_further_sets_for_drift(study: Study) -> None:
+    """The base alone answers them; the others read its answers."""
+    demo = study.datasets["demo"]
+    further = replace(study, datasets={"demo": demo._replace(eval={**demo.eval, "drift_sets": ["chat"]})})
+    tokenizer = load_tokenizer(study.model)
+    prompts = prompt_sets.load("chat", 6).prompts
+    lengths = [len(prompt_ids(Example(prompt.instruction, "", prompt.context), tokenizer)) for prompt in prompts]
+    before, after = _by_name(study), _by_name(further)
+    assert after["demo: answers"].tokens == before["demo: answers"].tokens + 6 * 6
+    (suite,) = study.eval["suite"]
+    drifted = [
+        len(prompt_ids(Example(p.instruction, "", p.context), tokenizer)) for p in prompt_sets.load(suite).prompts
+    ]
+    more = 2 * 4 * (sum(n + 6 for n in lengths) - sum(n + 6 for n in drifted[:6]))
+    name = "demo: sparsity and drift"
+    assert after[name].tokens == before[name].tokens + more
+
+
 def test_without_estimates_tokens_alone(study: Study) -> None:
     estimates = _by_name(replace(study, estimates=None)).values()
     assert all(estimate.hours is None and estimate.gigabytes is None and estimate.tokens > 0 for estimate in estimates)
@@ -66,7 +99,12 @@ def test_checkpoints_that_are_measured(study: Study, saved: dict[str, object]) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "judges"), [("smollm2.yaml", ["judge", "judge-2"]), ("llama2.yaml", ["shieldgemma", "beaverdam"])]
+    ("name", "judges"),
+    [
+        ("smollm2.yaml", ["judge", "judge-2"]),
+        ("keeping.yaml", ["keeping", "judge", "judge-2"]),
+        ("llama2.yaml", ["shieldgemma", "beaverdam"]),
+    ],
 )
 def test_the_projects_own_studies_on_the_real_data(
     mirror: Path, capsys: pytest.CaptureFixture[str], name: str, judges: list[str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from monolora.eval.measures.results import build
 from monolora.eval.measures.table import BOOTSTRAP, Column, Model, PromptValues, tidy
 from monolora.eval.report.page import page
 from monolora.eval.report.tables import as_csv
+from monolora.files import read_json
 from monolora.recipes.study import results as study_results
 from monolora.recipes.study import tables
 from monolora.recipes.study.claims import claims
-from monolora.recipes.study.plan import row_name
+from monolora.recipes.study.plan import row_name, training
 from monolora.recipes.study.settings import Study
+from monolora.run_record import write
 from tests.support.synthetic_run import RUN, make
 
 TITLE, DESCRIPTION = "mentions of tea", "times that an answer has the word tea"
@@ -58,6 +61,28 @@ def test_it_is_in_the_table_and_in_every_form_of_the_report(records: RunRecords)
     assert tested
     assert all(each["p_holm"] is not None for each in tested)
     assert TITLE in page(results, [])
+
+
+def test_seconds_of_trainings_where_the_study_asks_for_them(
+    study: Study, records: RunRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tidy(records.models, columns_of(records.by_set()))
+    monkeypatch.setattr(study_results.runs, "table", lambda folder: table)
+    monkeypatch.setattr(study_results, "selected_rates", lambda study, dataset: {"LoRA": 0.02, "MonoLoRA": 0.002})
+    for adapter, rate, factor in (("LoRA", 0.02, 1), ("MonoLoRA", 0.002, 10)):
+        for seed in study.seeds:
+            results = {"before": None, "after": None, "seconds": {"train": 3.5 * seed * factor}}
+            write(training(study, "demo", adapter, rate, seed).folder, {"config": {}, "results": results})
+    monkeypatch.setattr(study_results, "read", lambda folder: read_json(folder / "run.json", ""))
+    *columns, seconds = study_results.of_dataset(replace(study, seconds=True), "demo")
+    assert len(columns) == len(study_results.of_dataset(study, "demo"))
+    assert {name: values.tolist() for name, values in seconds.by_model.items()} == {
+        "LoRA": [[3.5], [7.0]], "MonoLoRA": [[35.0], [70.0]],
+    }  # fmt: skip
+    estimate = seconds.mean("LoRA")
+    assert estimate is not None
+    assert (estimate.mean, estimate.n) == (5.25, 2)
+    assert "training, seconds" in tables.means_table(study, tables.beside([seconds]))
 
 
 def test_it_is_in_the_studys_tables(study: Study, records: RunRecords, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from monolora.eval.measures.table import Column
+from monolora.eval.measures.table import BOOTSTRAP, MCNEMAR, Column, Test
 from monolora.random_effects import crossed, of_difference, of_share
 from monolora.recipes.study.results import BASE, Values
 
@@ -93,3 +93,14 @@ def test_intervals_of_a_whole_column_hold_the_truth(share: float) -> None:
         assert difference is not None
         held.append([mean.low <= 100 * share <= mean.high, difference.low <= 0 <= difference.high])
     assert np.all(np.mean(held, axis=0) > 0.93)
+
+
+@pytest.mark.parametrize(("test", "is_flag"), [(MCNEMAR, True), (None, True), (BOOTSTRAP, False)])
+def test_a_mean_of_shares_is_no_share_of_flags_although_all_are_whole(test: Test | None, is_flag: bool) -> None:
+    """As of silent tokens: 20 prompts without an exception say more than 20 flags."""
+    column = Column(metric="m", aspect="sparsity", set="s", title="", group="", description="", test=test)
+    values = Values(column, np.ones(20), {"mono": np.full((3, 20), 100.0)})
+    assert values.are_flags == is_flag
+    estimate = values.mean("mono")
+    assert estimate is not None
+    assert (estimate.interval is not None) == is_flag

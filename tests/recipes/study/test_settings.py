@@ -40,6 +40,12 @@ def test_a_preset_is_laid_over_what_is_shared(write_study: Callable[..., Path], 
         ({"margin": ["flagged", 3]}, "margin must be a mapping"),
         ({"margin": {"flagged": -1}}, "margin, flagged: must be 0 or more"),
         ({"margin": {"flagged": float("nan")}}, "margin, flagged: must be 0 or more"),
+        ({"rivals": "LoRA"}, "rivals must be a list, got 'LoRA'"),
+        ({"rivals": ["MonoLoRA"]}, "Unknown adapter in rivals 'MonoLoRA'"),
+        ({"targets": {"sst3": {}}}, "Unknown data set in targets 'sst3'"),
+        ({"targets": {"demo": 3}}, "demo must be a mapping, got 3"),
+        ({"targets": {"demo": {"x": "y"}}}, "targets: demo.x: input should be a valid number, got 'y'"),
+        ({"seconds": "x"}, "seconds: "),
         ({"margin": {"flagged": True}}, "margin: flagged: input should be a valid number"),
         ({"seeds": ["one", 2]}, "seeds: 0: input should be a valid integer, got 'one'"),
         ({"seeds": [1.5]}, "seeds: 0: input should be a valid integer, got 1.5"),
@@ -141,3 +147,17 @@ def test_the_own_judge_judges(write_study: Callable[..., Path], tmp_path: Path) 
     assert {own.folder, second.folder} < set(cell.inputs)
     with pytest.raises(InputError, match="demo is a folder of the study already"):
         load(write_study(judges={"demo": {}}))
+
+
+def test_rows_that_keep_the_base(write_study: Callable[..., Path], tmp_path: Path) -> None:
+    """Lists are words of a flag, and a name with a plus is a folder, a row of the evaluation, and a file."""
+    kept = {"adapter": "monolora", "keep": ["silence", "replay:0.2"], "keep_prompts": ["chat", "refusals"]}
+    plain = {"LoRA": {"adapter": "lora"}, "MonoLoRA": {"adapter": "monolora"}}
+    adapters = {**plain, "MonoLoRA+silence": kept, "LoRA+kl": {"adapter": "lora", "keep": "kl"}}
+    study = load(write_study(adapters=adapters, rivals=["LoRA+kl"]), out=str(tmp_path / "out"))
+    check_commands(study)
+    cell = training(study, "demo", "MonoLoRA+silence", 0.02, 2)
+    assert cell.folder == study.folder / "demo" / "MonoLoRA+silence" / "lr-0.02" / "seed-2"
+    assert cell.command.count("--keep silence replay:0.2 --keep-prompts chat refusals ") == 1
+    row, _, folder = evaluation(study, "demo", {"MonoLoRA+silence": 0.02}).words[-1].partition("=")
+    assert (row, folder) == ("MonoLoRA+silence-seed2", str(cell.folder))
