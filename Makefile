@@ -46,7 +46,7 @@ check: setup ## lint, types, layers of imports, quick tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 bench: setup ## the training benchmarks, in under 10 minutes (SST-2 from the hub or $MONOLORA_DATA)
 	$(BIN)/python benchmarks/train_step.py --rounds 100

@@ -34,6 +34,7 @@ from monolora.errors import exit_status, on_main_process
 from monolora.files import code_trusted
 from monolora.hub import check_vocabulary, local_path, resolve_model
 from monolora.inference import Inference
+from monolora.keep.anchors import base_key
 from monolora.keep.report import KeepingReport, Pair, keeping_table
 from monolora.locks import no_empty_folder
 from monolora.recipes.training import checkpoints, publication
@@ -171,10 +172,10 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     truncation = check_truncation(rows, None if is_wrapped else training.max_length)
     model = load_model(model_folder, arguments)
     check_vocabulary(model, tokenizer, flags.model)
-    keeping = Keeping(keepers=[])
+    keeping, base = Keeping(keepers=[]), base_key(fingerprints["model"], config)
     if not flags.preview:
         batch_size = training.per_device_eval_batch_size
-        keeping = make_keeping(flags, task.test, model, tokenizer, fingerprints["model"], batch_size)
+        keeping = make_keeping(flags, task.test, model, tokenizer, base, batch_size)
         if resumed:
             resumed.check_same_inputs(keeping.fingerprints())
         fingerprints |= keeping.fingerprints()
@@ -185,7 +186,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     check_steps(
         task.name, len(trained), len(_rows_of(trainer)), training.packing, training, PartialState().num_processes
     )
-    keeping.prepare(trainer, tokenizer, rows, flags, fingerprints["model"])
+    keeping.prepare(trainer, tokenizer, rows, flags, base)
     return Run(
         arguments=arguments,
         config=config,

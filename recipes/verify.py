@@ -28,7 +28,7 @@ from monolora.errors import InputError, exit_status
 from monolora.files import code_trusted, saving
 from monolora.inference import Inference
 from monolora.keep import parse_keepers
-from monolora.keep.anchors import Anchors, answered, divided, read_prompts
+from monolora.keep.anchors import Anchors, answered, base_key, divided, read_prompts
 from monolora.locks import locked
 from monolora.merge.quantizer import dtype_named
 from monolora.merge.verify import Comparison, compare
@@ -175,7 +175,7 @@ def _read_anchors(source: MergeSource, run: Mapping[str, Any], tested: Sequence[
         prompts.examples,
         source.tokenizer(),
         source.trained_base,
-        base=source.fingerprint,
+        base=base_key(source.fingerprint, config),
         dtype=dtype_named(source.trained_dtype),
         max_new_tokens=config["keep_answer_tokens"],
         batch_size=config["per_device_eval_batch_size"],

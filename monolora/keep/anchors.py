@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from monolora.inference import Inference, evaluating
 HELD_OUT = 10  # every tenth anchor
 _EVALUATED = ("beavertails", "beavertails-eval", "xstest")  # the sets of `monolora eval`
 _TASK = "task:"
+_QUANTIZATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 _UNANSWERED = 0.5  # share of empty answers from which a base cannot answer
 
 
@@ -140,6 +141,18 @@ def _normalised(example: Example) -> str:
     return " ".join(" ".join(map(text_of, example.messages)).casefold().split())
 
 
+def base_key(fingerprint: str, config: Mapping[str, Any]) -> str:
+    """The base as caches know it: the fingerprint of its weights and, where they are quantized, how.
+
+    Args:
+        fingerprint: of the weights on the disk.
+        config: the run's resolved flags.
+    """
+    if not (config.get("load_in_4bit") or config.get("load_in_8bit")):
+        return fingerprint
+    return " ".join([fingerprint, *(f"{name}={config.get(name)}" for name in _QUANTIZATION)])
+
+
 def answered(
     examples: Sequence[Example],
     tokenizer: PreTrainedTokenizerBase,
@@ -156,7 +169,7 @@ def answered(
         examples: of :func:`read_prompts`.
         tokenizer: of the base.
         model: gives the base, or a model whose adapter is the identity still; called if the cache has no answers.
-        base: the base's fingerprint.
+        base: the base's key (:func:`base_key`).
         dtype: of its weights.
         max_new_tokens: limit of an answer.
         batch_size: prompts per batch.

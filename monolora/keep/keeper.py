@@ -27,7 +27,7 @@ class Preparation:
         batch_size: anchors in a forward pass.
         tokens: anchor tokens whose activations are stored, at most.
         first_tokens: how many tokens of each answer count; None for all.
-        base: fingerprint of the base model, for caches.
+        base: the base's key, for caches (:func:`monolora.keep.anchors.base_key`).
     """
 
     model: Any

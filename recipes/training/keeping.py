@@ -123,7 +123,7 @@ class Keeping:
             tokenizer: of its model.
             task_rows: the task's tokenized rows, whole.
             flags: of the run.
-            base: fingerprint of the base model.
+            base: the base's key (:func:`monolora.keep.anchors.base_key`).
 
         Raises:
             InputError: if a keeper cannot work with model, adapter or data.
@@ -185,7 +185,7 @@ def make_keeping(
         tested: the task's held-out examples, which are no anchors.
         model: the base.
         tokenizer: its tokenizer.
-        base: its fingerprint.
+        base: its key (:func:`monolora.keep.anchors.base_key`).
         batch_size: prompts answered at a time.
 
     Raises:

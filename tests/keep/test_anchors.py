@@ -19,7 +19,7 @@ from monolora.data.example import Example
 from monolora.data.prompt_sets import Prompt, PromptSet
 from monolora.errors import InputError
 from monolora.keep import anchors
-from monolora.keep.anchors import Anchor, answered, divided, read_prompts
+from monolora.keep.anchors import Anchor, answered, base_key, divided, read_prompts
 
 Write = Callable[..., str]
 
@@ -145,3 +145,12 @@ def test_one_anchor_cannot_be_divided() -> None:
     """It would be learned from or measured on, not both."""
     with pytest.raises(InputError, match="one more"):
         divided([Anchor([1], [1])])
+
+
+def test_a_quantized_base_is_another_base() -> None:
+    """Its answers differ; a dense one is its fingerprint."""
+    dense = {"load_in_4bit": False, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": False}
+    four = dense | {"load_in_4bit": True}
+    keys = {base_key("f", config) for config in (dense, four, four | {"bnb_4bit_quant_type": "fp4"}, {})}
+    assert len(keys) == 3
+    assert base_key("f", dense) == "f"
