@@ -12,8 +12,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a da
 
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -35,7 +35,7 @@ from monolora.files import code_trusted
 from monolora.hub import check_vocabulary, local_path, resolve_model
 from monolora.inference import Inference
 from monolora.keep.anchors import base_key
-from monolora.keep.report import KeepingReport, Pair, keeping_table
+from monolora.keep.report import KeepingReport, keeping_table
 from monolora.locks import no_empty_folder
 from monolora.recipes.training import checkpoints, publication
 from monolora.recipes.training.arguments import Arguments, parse, resolved_config
@@ -94,6 +94,12 @@ class Run:
             return None
         answer_length = flags.eval_max_new_tokens or self.task.max_new_tokens
         return score(self.inference(when), self.task.scorer, self.test, answer_length)
+
+    def keeping_record(self) -> dict[str, Any] | None:
+        """What was kept of the base, and how; None where nothing was to be kept or measured."""
+        inference = self.inference("after training")
+        base = partial(load_model, self.model_folder, self.arguments)
+        return self.keeping.record(inference, base, self.arguments.adapter)
 
 
 def run(arguments: Arguments) -> dict[str, Any]:
@@ -278,7 +284,7 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
         "validation": validation_loss(this.inference("after training"), this.validation) if is_validated else None,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "sparsity": sparsity._asdict() if sparsity else None,
-        "keeping": keeping_record(this),
+        "keeping": None if is_sharded(trainer) else this.keeping_record(),
         "seconds": {"train": train_seconds, "total": time.monotonic() - started},
     }
     record = {**record, "status": "done", "results": results, "history": trainer.state.log_history}
@@ -286,24 +292,6 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
     if PartialState().is_main_process and this.hub_repo is not None:
         publication.push(this.output, this.hub_repo, this.arguments.training)
     return record
-
-
-def keeping_record(this: Run) -> dict[str, Any] | None:
-    """What was kept of the base, and how the keepers were prepared; None where nothing was to be kept or measured."""
-    keeping, trainer, training = this.keeping, this.trainer, this.arguments.training
-    if not keeping.measured_sets() or is_sharded(trainer):
-        return None
-    tuned = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    if isinstance(tuned, PeftModel):
-        pair = Pair(tuned, tuned, tuned.disable_adapter)
-    else:
-        pair = Pair(tuned, load_model(this.model_folder, this.arguments).to(tuned.device), nullcontext)
-    reports = keeping.reports(pair, this.tokenizer, training.per_device_eval_batch_size, this.arguments.adapter)
-    return {
-        **keeping.counts(),
-        "keepers": {keeper.name: {"weight": keeper.weight, **keeper.report()} for keeper in keeping.keepers},
-        "sets": {name: report.as_json() for name, report in reports.items()},
-    }
 
 
 def main(argv: list[str] | None = None) -> int:

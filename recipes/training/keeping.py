@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,14 +10,16 @@ from typing import Any
 
 import datasets
 import torch
+from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, Trainer
 
 from monolora.data import prompt_sets
 from monolora.data.tasks import Example
+from monolora.inference import Inference
 from monolora.keep import KEEPERS, parse_keepers
 from monolora.keep.anchors import Anchor, Anchors, answered, divided, read_prompts
 from monolora.keep.keeper import Keeper, Preparation
-from monolora.keep.report import KeepingReport, Pair, measure
+from monolora.keep.report import Pair, measure
 from monolora.run_record import fingerprint_rows
 
 DEFAULT_PROMPTS = ("chat", "refusals")
@@ -149,21 +151,36 @@ class Keeping:
         held_out = {} if self.anchors is None else {HELD_OUT_SET: list(self.anchors.held_out)}
         return held_out | self.report_sets
 
-    def reports(
-        self, pair: Pair, tokenizer: PreTrainedTokenizerBase, batch_size: int, flags: KeepArguments
-    ) -> dict[str, KeepingReport]:
-        """The keeping report of each set, by name."""
+    def record(self, tuned: Inference, base: Callable[[], Any], flags: KeepArguments) -> dict[str, Any] | None:
+        """What was kept of the base, and how, for the run's record; None where nothing was to be kept or measured.
+
+        Args:
+            tuned: the trained model.
+            base: loads the base again, for a model without an adapter that could be switched off.
+            flags: of the run.
+        """
+        sets = self.measured_sets()
+        if not sets:
+            return None
+        model = tuned.model
+        if isinstance(model, PeftModel):
+            pair = Pair(model, model, model.disable_adapter)
+        else:
+            pair = Pair(model, base().to(model.device), nullcontext)
+        length = flags.keep_answer_tokens
+        reports = {name: measure(pair, tuned.tokenizer, part, tuned.batch_size, length) for name, part in sets.items()}
         return {
-            name: measure(pair, tokenizer, anchors, batch_size, flags.keep_answer_tokens)
-            for name, anchors in self.measured_sets().items()
+            **self._counts(),
+            "keepers": {keeper.name: {"weight": keeper.weight, **keeper.report()} for keeper in self.keepers},
+            "sets": {name: report.as_json() for name, report in reports.items()},
         }
 
     def fingerprints(self) -> dict[str, str]:
         """Of the anchors that keepers learn from; empty for none."""
         return {} if self.anchors is None else {"anchors": fingerprint_rows(map(str, self.anchors.train))}
 
-    def counts(self) -> dict[str, Any]:
-        """Of the prompts, for the run's record."""
+    def _counts(self) -> dict[str, int]:
+        """Of the prompts."""
         if self.anchors is None:
             return {}
         anchors = self.anchors

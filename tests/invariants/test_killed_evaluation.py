@@ -142,7 +142,8 @@ def test_killed_at_random_moments(evaluated: Evaluated, tmp_path: Path) -> None:
 def test_the_program_killed_at_random_moments(evaluated: Evaluated, tmp_path: Path) -> None:
     """With engines and judges in processes of their own, as users run it; nothing is left running."""
     words = [sys.executable, "-P", "-m", "monolora.cli", "eval", "run", *evaluated.run_flags()]
-    subprocess.run([*words, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as the forks have
+    subprocess.run([*words, "--out", str(tmp_path / "whole")], env=one_thread, check=True, capture_output=True)
     total, moments = progress(tmp_path / "whole"), random.Random(0)
     folder, killed = tmp_path / "killed", 0
     targets = sorted(moments.randint(0, total - 1) for _ in range(KILLS_OF_THE_PROGRAM))

@@ -104,7 +104,7 @@ def test_calibrated_and_verified_on(
     assert chosen[1] == chosen[0]
 
 
-@pytest.mark.filterwarnings("ignore:The inputs of .* do not vary")
+@pytest.mark.filterwarnings("ignore:The inputs of .* do not vary", "ignore:.* what --keep kept is lost")
 def test_beside_other_text(
     run_cli: Cli, silenced: Path, tmp_path: Path, chosen: list[Texts], write_rows: Write
 ) -> None:
