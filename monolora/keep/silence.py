@@ -205,7 +205,7 @@ class Silence(Keeper):
     """Keeps units off on the anchors. The weight is of the penalty of one unit."""
 
     name = "silence"
-    default_weight = 0.005
+    default_weight = 0.02
     needs_adapter = True
 
     def __init__(self, weight: float) -> None:

@@ -35,14 +35,14 @@ def test_silence_on_embedded_anchors(run_sft: Run) -> None:
     outcome = run_sft("--keep", "silence", *KEEP)
     keeping = outcome.record["results"]["keeping"]
     assert (keeping["anchors"], keeping["held_out"], keeping["evaluated"]) == (18, 2, 0)
-    assert keeping["keepers"]["silence"]["weight"] == 0.005
+    assert keeping["keepers"]["silence"]["weight"] == 0.02
     assert 0 < keeping["keepers"]["silence"]["anchor_tokens"] < 20_000
     assert list(keeping["sets"]) == ["held-out anchors"]
     assert outcome.record["fingerprints"]["anchors"]
     assert all("keep_silence" in entry for entry in outcome.record["history"] if "loss" in entry)
     assert "tokens with all units silent" in outcome.out
     card = (outcome.folder / "README.md").read_text()
-    assert "Kept of the base, by `silence:0.005`" in card
+    assert "Kept of the base, by `silence:0.02`" in card
     assert "| KL to the base, nats a token |" in card
 
 
