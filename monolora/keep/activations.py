@@ -29,6 +29,7 @@ from monolora.terminal import track
 from monolora.units import input_device
 
 FEWEST_TOKENS = 512  # fewer say too little of where units must be silent
+BATCH_TOKENS = 16_384  # of a forward pass, padding included
 CACHED = 4  # entries on the disk
 _SHARE = 0.5  # of the free memory, at most
 
@@ -136,7 +137,7 @@ def record(
         layers: its adapted layers, with their names.
         tokens: what is recorded.
         pad_token_id: any token; padding is masked.
-        batch_size: sequences in a forward pass.
+        batch_size: sequences in a forward pass, at most.
         device: where the activations are kept.
         seed: of the order of the rows.
 
@@ -144,8 +145,7 @@ def record(
         InputError: for a layer that is not linear over tokens, or one that the model does not call on each.
     """
     recorder = _Recorder(layers, tokens.number, device, seed)
-    order = sorted(range(len(tokens.sequences)), key=lambda index: len(tokens.sequences[index]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = _batches([len(ids) for ids in tokens.sequences], batch_size)
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         for layer in layers:
@@ -166,6 +166,17 @@ def record(
             "must be silent. Leave it out of --lora-target-modules."
         )
     return recorder.activations
+
+
+def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices of sequences of similar length, so many that padded they have at most :data:`BATCH_TOKENS` tokens."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        fits = batches and len(batches[-1]) < batch_size and (len(batches[-1]) + 1) * lengths[index] <= BATCH_TOKENS
+        if not fits:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def cached(key: object, device: torch.device | str, make: Callable[[], Activations]) -> Activations:

@@ -272,10 +272,10 @@ class Silence(Keeper):
                 for row in p.task_rows.select(range(min(OVERLAP_PROMPTS, len(p.task_rows))))
             ],
         ]
-        anchors, task = (
-            self._share_on(self._record(choose_tokens(rows, self._first, self._store.tokens, 0, with_prefix=False)))
-            for rows in prompts
-        )
+        chosen = [choose_tokens(rows, self._first, self._store.tokens, ORDER, with_prefix=False) for rows in prompts]
+        if not all(tokens.number for tokens in chosen):  # prompts that are all alike, or none
+            return
+        anchors, task = (self._share_on(self._record(tokens)) for tokens in chosen)
         if anchors > OVERLAP * task:
             raise InputError(
                 f"The anchors cannot be told from the task: units made to tell them apart are on for {anchors:.0%} of "

@@ -136,3 +136,14 @@ def test_a_full_disk_costs_the_cache_alone(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(activations, "save_file", full)
     assert cached(["key"], "cpu", lambda: Activations({"a": torch.ones(2)}, {"a": "a"})).of("a").sum() == 2
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@given(st.lists(st.integers(1, 40_000), min_size=1, max_size=60), st.integers(1, 40))
+def test_batches_are_bounded(lengths: list[int], batch_size: int) -> None:
+    """Every sequence once; only one that is longer than a batch by itself is in a larger one, alone."""
+    batches = activations._batches(lengths, batch_size)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= batch_size
+        longest = max(lengths[index] for index in batch)
+        assert longest * len(batch) <= activations.BATCH_TOKENS or len(batch) == 1

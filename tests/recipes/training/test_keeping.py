@@ -53,6 +53,7 @@ def test_silence_on_embedded_anchors(run_sft: Run) -> None:
         ("--adapter", "none", "--keep", "replay", "kl:0.1"),
         ("--activation", "topk:2", "--keep", "silence", "--gradient-checkpointing"),
         ("--packing", "--keep", "silence", "kl", "--keep-first-tokens", "2"),
+        ("--load-in-4bit", "--keep", "silence", "kl"),
     ],
 )
 def test_keepers_combine(run_sft: Run, flags: tuple[str, ...]) -> None:
