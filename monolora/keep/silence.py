@@ -41,6 +41,7 @@ ORDER = 0  # seed of the anchors' tokens, so that runs of all seeds share what i
 BATCH_TOKENS = 1024  # anchor tokens a step
 OVERLAP = 0.5  # of the share of units on for the task, above which anchors count as the task
 OVERLAP_PROMPTS = 64
+LEFT_ON = 0.01  # share of the anchors up to which a trained unit is calibrated
 STRENGTH = 100.0  # of an anchor token in the calibration after training
 NEWTON_STEPS, CUTS = 30, 20
 
@@ -97,7 +98,12 @@ def quiet_rows(anchor_NI: torch.Tensor, task_MI: torch.Tensor, rank: int, genera
 
 
 def calibrated_rows(
-    A_RI: torch.Tensor, anchor_NI: torch.Tensor, S_II: torch.Tensor, margin: float, strength: float = STRENGTH
+    A_RI: torch.Tensor,
+    anchor_NI: torch.Tensor,
+    S_II: torch.Tensor,
+    margin: float,
+    strength: float = STRENGTH,
+    most: float = LEFT_ON,
 ) -> torch.Tensor:
     """Trained rows of A, moved as little as the task sees until the anchors are silent again.
 
@@ -111,33 +117,41 @@ def calibrated_rows(
         S_II: second moment of the task's inputs, positive definite.
         margin: by which ``b·x`` is below zero on anchors.
         strength: of the anchors; large, so that hardly any is left on.
+        most: share of the anchors; a row that is on for more stays as it is, since no small change silences it.
 
     Returns:
-        ``(R, I)``, float32.
+        ``(R, I)``, of the dtype of A.
     """
     start_RI, S_II = A_RI.detach().double(), S_II.double()  # strength makes the problem stiff
     L_II = torch.linalg.cholesky(S_II)
     x_NI, b_RI = anchor_NI.float(), start_RI
+    is_moved_R = (x_NI @ start_RI.float().T > 0).float().mean(0) <= most
     seen_NR = torch.zeros(len(x_NI), len(b_RI), dtype=torch.bool, device=x_NI.device)
     for _ in range(CUTS):  # with the anchors that were on so far, until no other is: then it is the minimum over all
-        on_NR = x_NI @ b_RI.float().T + margin > 0
+        on_NR = (x_NI @ b_RI.float().T + margin > 0) & is_moved_R
         if not (on_NR & ~seen_NR).any():
             break
         seen_NR |= on_NR
         b_RI = torch.stack(
             [
-                _calibrated(a_I, x_NI[seen_N].double(), S_II, L_II, margin, strength) if seen_N.any() else a_I
-                for a_I, seen_N in zip(start_RI, seen_NR.T, strict=True)
+                _calibrated(a_I, b_I, x_NI[seen_N].double(), S_II, L_II, margin, strength) if seen_N.any() else a_I
+                for a_I, b_I, seen_N in zip(start_RI, b_RI, seen_NR.T, strict=True)
             ]
         )
     return b_RI.to(A_RI.dtype)
 
 
 def _calibrated(
-    start_I: torch.Tensor, x_NI: torch.Tensor, S_II: torch.Tensor, L_II: torch.Tensor, margin: float, strength: float
+    start_I: torch.Tensor,
+    first_I: torch.Tensor,
+    x_NI: torch.Tensor,
+    S_II: torch.Tensor,
+    L_II: torch.Tensor,
+    margin: float,
+    strength: float,
 ) -> torch.Tensor:
-    """One row, by Newton's method with a line search."""
-    a_I, z_N = start_I.clone(), x_NI @ start_I + margin
+    """One row, by Newton's method with a line search from ``first_I``."""
+    a_I, z_N = first_I.clone(), x_NI @ first_I + margin
     for _ in range(NEWTON_STEPS):
         on_KI, z_K = x_NI[z_N > 0], z_N[z_N > 0]
         gradient_I = S_II @ (a_I - start_I) + 2 * strength * (z_K @ on_KI)
@@ -312,7 +326,7 @@ class Silence(Keeper):
         return self.weight * total
 
     def finish(self) -> None:
-        """Calibrate the trained rows, so that units are silent on the anchors that training left on.
+        """Calibrate the trained rows, so that units are silent on the few anchors that training left on.
 
         Linear units, which are never silent, stay as they are.
         """

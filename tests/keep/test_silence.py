@@ -175,7 +175,7 @@ def test_calibrated_rows_minimise_the_written_objective(seed: int, number: int) 
     anchors, task = torch.randn(number, 6) + 0.5, torch.randn(50, 6)
     start = torch.randn(2, 6)
     S = task.T @ task / 50 + 0.01 * torch.eye(6)
-    rows = calibrated_rows(start, anchors, S, margin=0.2, strength=5.0).double().numpy()
+    rows = calibrated_rows(start, anchors, S, margin=0.2, strength=5.0, most=1.0).double().numpy()
 
     def objective(b: np.ndarray, a: np.ndarray) -> float:
         violated = np.maximum(0, anchors.double().numpy() @ b + 0.2)
@@ -197,6 +197,15 @@ def test_calibration_silences_what_can_be_silenced() -> None:
     """Two clouds that a hyperplane divides, and rows that are on everywhere."""
     anchors, task = torch.randn(300, 16) + 2, torch.randn(300, 16) - 2
     start = torch.randn(5, 16)
-    rows = calibrated_rows(start, anchors, task.T @ task / 300, margin=0.1)
+    rows = calibrated_rows(start, anchors, task.T @ task / 300, margin=0.1, most=1.0)
     assert not (anchors @ rows.T > 0).any()
     assert float((task @ rows.T > 0).float().mean()) > 0.5
+
+
+def test_units_that_are_on_for_many_anchors_stay_as_they_are() -> None:
+    """Beside one that is on for a few, which is moved."""
+    anchors = torch.cat([torch.rand(198, 6) + 0.5, -torch.rand(2, 6) - 0.5])
+    start = torch.stack([-torch.ones(6), torch.ones(6)])
+    rows = calibrated_rows(start, anchors, torch.eye(6), margin=0.1)
+    assert torch.equal(rows[1], start[1])
+    assert not torch.equal(rows[0], start[0])
