@@ -41,9 +41,9 @@ ORDER = 0  # seed of the anchors' tokens, so that runs of all seeds share what i
 BATCH_TOKENS = 1024  # anchor tokens a step
 OVERLAP = 0.5  # of the share of units on for the task, above which anchors count as the task
 OVERLAP_PROMPTS = 64
-LEFT_ON = 0.01  # share of the anchors up to which a trained unit is calibrated
+LEFT_ON = 0.02  # share of the anchors within the margin up to which a trained unit is calibrated
 STRENGTH = 100.0  # of an anchor token in the calibration after training
-NEWTON_STEPS, CUTS = 30, 20
+NEWTON_STEPS, CUTS = 20, 8
 
 
 def contrastive_rows(
@@ -117,7 +117,7 @@ def calibrated_rows(
         S_II: second moment of the task's inputs, positive definite.
         margin: by which ``b·x`` is below zero on anchors.
         strength: of the anchors; large, so that hardly any is left on.
-        most: share of the anchors; a row that is on for more stays as it is, since no small change silences it.
+        most: share of the anchors; a row that is within the margin of more stays as it is: no small change silences it.
 
     Returns:
         ``(R, I)``, of the dtype of A.
@@ -125,7 +125,7 @@ def calibrated_rows(
     start_RI, S_II = A_RI.detach().double(), S_II.double()  # strength makes the problem stiff
     L_II = torch.linalg.cholesky(S_II)
     x_NI, b_RI = anchor_NI.float(), start_RI
-    is_moved_R = (x_NI @ start_RI.float().T > 0).float().mean(0) <= most
+    is_moved_R = (x_NI @ start_RI.float().T + margin > 0).float().mean(0) <= most
     seen_NR = torch.zeros(len(x_NI), len(b_RI), dtype=torch.bool, device=x_NI.device)
     for _ in range(CUTS):  # with the anchors that were on so far, until no other is: then it is the minimum over all
         on_NR = (x_NI @ b_RI.float().T + margin > 0) & is_moved_R
