@@ -9,8 +9,8 @@ space, so three steps keep the anchors in it:
    (:meth:`Silence.loss`). Units that are silent leave the base as it is, so the recorded inputs stay right, and the
    penalty is one product a module and step.
 
-3. After training, a *calibration* of A moves each unit as little as the task sees until the anchors that training left
-   on are silent (:func:`calibrated_rows`).
+3. After training, a *calibration* of A moves each unit as little as task and anchors see until the anchors that
+   training left on are silent (:func:`calibrated_rows`).
 
 A linear adapter (LoRA, ``activation="identity"``) is off only where ``a·x = 0``. Its two-sided form, the control of
 every claim about the half space, takes the directions with the most energy on the task for their energy on the anchors
@@ -35,7 +35,7 @@ from monolora.layer import MonoLoraLayer
 from monolora.units import adapted_layers, input_device
 
 MARGIN = 0.1  # of the penalty, in sizes of A x on the task
-ANCHOR_WEIGHT = 3.0  # of the anchors in the initialisation
+ANCHOR_WEIGHT = 30.0  # of the anchors in the initialisation
 RIDGE = 1e-3  # of the mean energy of each input
 ORDER = 0  # seed of the anchors' tokens, so that runs of all seeds share what is recorded
 BATCH_TOKENS = 1024  # anchor tokens a step
@@ -105,7 +105,7 @@ def calibrated_rows(
     strength: float = STRENGTH,
     most: float = LEFT_ON,
 ) -> torch.Tensor:
-    """Trained rows of A, moved as little as the task sees until the anchors are silent again.
+    """Trained rows of A, moved as little as task and anchors see until the anchors are silent again.
 
     Of each row a, the minimum over b, by Newton's method with a line search, of the strictly convex::
 
@@ -114,7 +114,7 @@ def calibrated_rows(
     Args:
         A_RI: trained rows.
         anchor_NI: inputs on anchors.
-        S_II: second moment of the task's inputs, positive definite.
+        S_II: second moment of the inputs on which a change counts, positive definite.
         margin: by which ``b·x`` is below zero on anchors.
         strength: of the anchors; large, so that hardly any is left on.
         most: share of the anchors; a row that is within the margin of more stays as it is: no small change silences it.
@@ -336,7 +336,8 @@ class Silence(Keeper):
         task = self._record(self._task_tokens())
         for module in self._modules:
             anchor_NI, task_MI = self._anchors.of(module.name), task.of(module.name).float()
-            S_II = moment(task_MI) + torch.diag(ridge(anchor_NI.float(), task_MI))
+            # The anchors' too: a change that the task does not see may still wake units on anchors like these.
+            S_II = moment(task_MI) + moment(anchor_NI.float()) + torch.diag(ridge(anchor_NI.float(), task_MI))
             rows_RI = _rows_of(module)
             _assign(module, calibrated_rows(rows_RI.to(S_II.device), anchor_NI, S_II, MARGIN * module.scale))
         self._report |= {"on_anchors_trained": before, "on_anchors_calibrated": self._share_on(self._anchors)}
