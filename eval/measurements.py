@@ -16,17 +16,17 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from peft.tuners.lora.layer import LoraLayer
 from transformers import PreTrainedTokenizerBase
 
 from monolora.adapters import adapter_tokenizer, load_adapted
 from monolora.data.chat_template import Split
+from monolora.drift import answer_drifts
 from monolora.eval.generate import Item
 from monolora.eval.models import EvaluatedModel
 from monolora.eval.plan import Plan
@@ -34,10 +34,8 @@ from monolora.eval.process import worker_rows
 from monolora.eval.settings import Settings
 from monolora.eval.store import OK, Measurement, Store
 from monolora.hub import load_causal_lm, on_gpus
-from monolora.inference import MAX_POSITIONS, Inference, evaluating
-from monolora.sparsity import UnitsOn
+from monolora.inference import Inference
 from monolora.terminal import tracked
-from monolora.units import adapted_layers, watch
 
 _SPARSITY_LOG = Path("logs", "sparsity.log")
 _DRIFT_LOG = Path("logs", "drift.log")
@@ -167,10 +165,11 @@ def drift(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             Inference(model=model, tokenizer=tokenizer, batch_size=job["batch_size"]) for model in (base, finetuned)
         )
         for measurement in measurements:
-            with evaluating(finetuned), evaluating(base):
-                answers = [*_along_answers(base_inference, finetuned_inference, as_base, splits[measurement["set"]])]
-            kl = {answer.key: answer.kl for answer in answers}
-            silent = {answer.key: answer.silent for answer in answers if answer.silent is not None}
+            by_key = splits[measurement["set"]]
+            keys, answers = list(by_key), list(by_key.values())
+            drifts = list(answer_drifts(base_inference, finetuned_inference, as_base, answers))
+            kl = {keys[drift.number]: drift.kl for drift in drifts}
+            silent = {keys[drift.number]: drift.silent for drift in drifts if drift.silent is not None}
             yield {
                 "key": measurement["key"], "kind": "drift", "model": measurement["identity"],
                 "values": {"kl": kl} | ({"silent": silent} if silent else {}),
@@ -197,54 +196,3 @@ def _load_pair(measurement: Mapping[str, Any], base_folder: str, dtype: str) -> 
         load_causal_lm(folder, dtype=dtype, **on_gpus()) for folder in (base_folder, measurement["model"])
     )
     return base, finetuned, nullcontext
-
-
-class _Answer(NamedTuple):
-    """What is measured along an answer: its key, nats a token, and the share of silent tokens, None without units."""
-
-    key: str
-    kl: float
-    silent: float | None
-
-
-def _along_answers(
-    base: Inference, finetuned: Inference, as_base: Any, splits: Mapping[str, Split]
-) -> Iterator[_Answer]:
-    """Means over each answer's tokens; longest first, so that batches have little padding."""
-    layers = list(adapted_layers(finetuned.model))
-    longest_first = sorted(splits, key=lambda key: -len(splits[key].context) - len(splits[key].answer))
-    for keys in _batches(longest_first, splits, base.batch_size):
-        batch = [splits[key] for key in keys]
-        with as_base():
-            base_log_probs = _next_token_log_probs(base, batch)
-        units = UnitsOn()
-        with ExitStack() as stack:
-            for end in watch(layers, units):
-                stack.callback(end)
-            log_probs = _next_token_log_probs(finetuned, batch)
-        for row, (key, p_TV, q_TV) in enumerate(zip(keys, base_log_probs, log_probs, strict=True)):
-            silent = None
-            if units.on_BT is not None:
-                on_T = units.on_BT[row, : len(batch[row].context) + len(batch[row].answer)]
-                silent = float((on_T == 0).float().mean())
-            yield _Answer(key, float((p_TV.exp() * (p_TV - q_TV)).sum(-1).mean()), silent)
-
-
-def _batches(keys: Sequence[str], splits: Mapping[str, Split], batch_size: int) -> Iterator[list[str]]:
-    """Batches whose distributions, one over the whole vocabulary per token of an answer, fit into memory."""
-    batch: list[str] = []
-    for key in keys:
-        tokens = sum(len(splits[other].answer) for other in (*batch, key))
-        if batch and (len(batch) == batch_size or tokens > MAX_POSITIONS):
-            yield batch
-            batch = []
-        batch.append(key)
-    if batch:
-        yield batch
-
-
-@torch.inference_mode()
-def _next_token_log_probs(inference: Inference, splits: Sequence[Split]) -> list[torch.Tensor]:
-    """Log-probabilities of the next token before each token of each answer, ``(T, V)``."""
-    positions = [range(len(split.context) - 1, len(split.context) + len(split.answer) - 1) for split in splits]
-    return inference.log_probs_after([split.context + split.answer for split in splits], positions)

@@ -96,8 +96,7 @@ class Inference:
         """Sum of the log-probabilities of each answer's tokens after its context."""
 
         def log_probs(rows: Sequence[Split]) -> list[float]:
-            positions = [range(len(row.context) - 1, len(row.context) + len(row.answer) - 1) for row in rows]
-            rows_TV = self.log_probs_after([row.context + row.answer for row in rows], positions)
+            rows_TV = self.answer_distributions(rows)
             answers = [torch.tensor(row.answer, dtype=torch.long, device=input_device(self.model)) for row in rows]
             return [
                 float(row_TV.gather(-1, answer_T[:, None]).sum())
@@ -114,6 +113,11 @@ class Inference:
             ]
 
         return self._by_length(in_parts, [len(split.context) + len(split.answer) for split in splits], what)
+
+    def answer_distributions(self, splits: Sequence[Split]) -> list[torch.Tensor]:
+        """Log-probabilities of the next token before each token of each answer, ``(T, V)`` per row."""
+        positions = [range(len(split.context) - 1, len(split.context) + len(split.answer) - 1) for split in splits]
+        return self.log_probs_after([split.context + split.answer for split in splits], positions)
 
     def log_probs_after(self, sequences: Sequence[list[int]], positions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Log-probabilities of the next token after the given positions of each sequence, ``(T, V)`` per row.

@@ -174,14 +174,17 @@ class UnitsOn:
 
     Attributes:
         on_BT: of the rows and tokens of the batch; None before anything was run.
+        units: how many there are.
     """
 
     def __init__(self) -> None:
         self.on_BT: torch.Tensor | None = None
+        self.units = 0
 
     def __call__(self, layer: LoraLayer, adapter_name: str, h_BTR: torch.Tensor) -> None:
         on_BT = (h_BTR != 0).sum(-1)
         self.on_BT = on_BT if self.on_BT is None else self.on_BT + on_BT
+        self.units += h_BTR.shape[-1]
 
 
 class SparsityCallback(TrainerCallback):

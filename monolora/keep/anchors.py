@@ -20,7 +20,7 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from monolora.data import prompt_sets
-from monolora.data.chat_template import prompt_ids
+from monolora.data.chat_template import Split, prompt_ids
 from monolora.data.example import Example, text_of
 from monolora.data.task import SampleLimits, Source, load_prompts
 from monolora.data.tasks import load_task
@@ -36,11 +36,7 @@ _QUANTIZATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb
 _UNANSWERED = 0.5  # share of empty answers from which a base cannot answer
 
 
-class Anchor(NamedTuple):
-    """A prompt and the base's answer, as token ids; the answer's end token is included where it was generated."""
-
-    context: list[int]
-    answer: list[int]
+Anchor = Split  # a prompt and the base's answer; its end token is included where it was generated
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ class BaseKl(Keeper):
         self._inference = Inference(model=p.model, tokenizer=p.tokenizer, batch_size=p.batch_size)
         with torch.inference_mode(), evaluating(p.model):
             for anchor in track(self._anchors, description="Reading the base's distributions"):
-                (log_probs_TV,) = _log_probs(self._inference, [anchor])
+                (log_probs_TV,) = self._inference.answer_distributions([anchor])
                 top = log_probs_TV.topk(min(TOP, log_probs_TV.shape[-1] - 1))
                 self._top.append((top.values.cpu(), top.indices.to(torch.int32).cpu()))
 
@@ -57,17 +57,12 @@ class BaseKl(Keeper):
         assert self._inference is not None  # prepared
         inference = replace(self._inference, model=model)
         mine = indices[state.process_index :: state.num_processes]
-        rows = _log_probs(inference, [self._anchors[index] for index in mine])
+        rows = inference.answer_distributions([self._anchors[index] for index in mine])
         kl = sum(top_kl(row_TV, *self._top[index]).sum() for index, row_TV in zip(mine, rows, strict=True))
         return self.weight * kl * state.num_processes / tokens  # DDP and FSDP take the mean over processes
 
     def report(self) -> dict[str, Any]:
         return {"answer_tokens": sum(len(anchor.answer) for anchor in self._anchors)}
-
-
-def _log_probs(inference: Inference, anchors: list[Anchor]) -> list[torch.Tensor]:
-    positions = [range(len(a.context) - 1, len(a.context) + len(a.answer) - 1) for a in anchors]
-    return inference.log_probs_after([a.context + a.answer for a in anchors], positions)
 
 
 def top_kl(log_probs_TV: torch.Tensor, top_TK: torch.Tensor, tokens_TK: torch.Tensor) -> torch.Tensor:

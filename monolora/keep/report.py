@@ -9,21 +9,20 @@ Shapes: B rows of a batch, T tokens, R units.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from peft import PeftModel
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
+from monolora.drift import AnswerDrift, answer_drifts
 from monolora.inference import Inference, evaluating
 from monolora.keep.anchors import Anchor
 from monolora.refusals import refuses
 from monolora.stats import Estimate, bootstrap, wilson
-from monolora.terminal import track
-from monolora.units import adapted_layers, watch
+from monolora.terminal import tracked
 
 
 class KeepingReport(NamedTuple):
@@ -109,15 +108,22 @@ def measure(
     with evaluating(pair.tuned):
         after = tuned.generate_ids(prompts, max_new_tokens)
     answers = [Anchor(prompt, answer) for prompt, answer in zip(prompts, before, strict=True) if answer]
-    kl, silent, units_on, tokens = _read(pair, base, tuned, answers)
+    tokens = np.array([len(answer.context) + len(answer.answer) for answer in answers], dtype=float)
+    with tracked("Comparing with the base", len(answers)) as step:
+        drifts: list[AnswerDrift] = []
+        for drift in answer_drifts(base, tuned, pair.as_base, answers):
+            drifts.append(drift)
+            step()
+    drifts.sort()
+    kl = np.array([drift.kl for drift in drifts])
     texts = [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (before, after)]
     refused = [np.array([refuses(text) for text in part], dtype=float) for part in texts]
     same = np.array([a == b for a, b in zip(before, after, strict=True)], dtype=float)
     return KeepingReport(
         anchors=len(anchors),
         tokens=int(tokens.sum()),
-        silent=None if silent is None else _mean(silent, tokens),
-        units_on=None if units_on is None else _mean(units_on, tokens),
+        silent=_mean_over_tokens([drift.silent for drift in drifts], tokens),
+        units_on=_mean_over_tokens([drift.units_on for drift in drifts], tokens),
         identical=_share(same),
         kl=_mean(kl, np.ones_like(kl)),
         refused_before=_share(refused[0]),
@@ -126,47 +132,9 @@ def measure(
     )
 
 
-class _Silence:
-    """Of each token of a batch, the share of units that are on."""
-
-    def __init__(self) -> None:
-        self.on_BT: torch.Tensor | None = None
-        self.units = 0
-
-    def __call__(self, layer: Any, adapter: str, h_BTR: torch.Tensor) -> None:
-        on_BT = (h_BTR != 0).sum(-1)
-        self.on_BT = on_BT if self.on_BT is None else self.on_BT + on_BT
-        self.units += h_BTR.shape[-1]
-
-
-def _read(
-    pair: Pair, base: Inference, tuned: Inference, anchors: Sequence[Anchor]
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None, np.ndarray]:
-    """Per anchor: KL along its answer, share of silent tokens, share of units on, number of tokens."""
-    layers = list(adapted_layers(pair.tuned)) if isinstance(pair.tuned, PeftModel) else []
-    kl, silent, on, tokens = (np.zeros(len(anchors)) for _ in range(4))
-    order = sorted(range(len(anchors)), key=lambda index: -len(anchors[index].context) - len(anchors[index].answer))
-    batches = [order[start : start + base.batch_size] for start in range(0, len(order), base.batch_size)]
-    for batch in track(batches, description="Comparing with the base"):
-        rows = [anchors[index].context + anchors[index].answer for index in batch]
-        positions = [
-            range(len(anchors[i].context) - 1, len(anchors[i].context) + len(anchors[i].answer) - 1) for i in batch
-        ]
-        with evaluating(pair.base), pair.as_base():
-            p = base.log_probs_after(rows, positions)
-        seen = _Silence()
-        with ExitStack() as stack:
-            stack.enter_context(evaluating(pair.tuned))
-            for end in watch(layers, seen):
-                stack.callback(end)
-            q = tuned.log_probs_after(rows, positions)
-        for row, index in enumerate(batch):
-            kl[index] = float((p[row].exp() * (p[row] - q[row])).sum(-1).mean())
-            tokens[index] = len(rows[row])
-            if seen.on_BT is not None:
-                on_T = seen.on_BT[row, : len(rows[row])]
-                silent[index], on[index] = float((on_T == 0).float().mean()), float(on_T.float().mean()) / seen.units
-    return kl, silent if layers else None, on if layers else None, tokens
+def _mean_over_tokens(shares: Sequence[float | None], tokens: np.ndarray) -> Estimate | None:
+    """None without units."""
+    return None if None in shares else _mean(np.array(shares, dtype=float), tokens)
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> Estimate:

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from monolora import cli
 from monolora.adapters import load_adapted
-from monolora.eval.measurements import _along_answers, _split, drift
+from monolora.drift import answer_drifts
+from monolora.eval.measurements import _split, drift
 from monolora.inference import Inference
 from monolora.units import adapted_layers
 from tests.support.evaluated import Evaluated
@@ -95,7 +96,7 @@ def test_memory_bounds_a_batch(
     evaluated: Evaluated, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (usual,) = drift(_job(evaluated, rows, adapter=str(evaluated.mono)))
-    monkeypatch.setattr("monolora.eval.measurements.MAX_POSITIONS", 1)
+    monkeypatch.setattr("monolora.drift.MAX_POSITIONS", 1)
     (single,) = drift(_job(evaluated, rows, adapter=str(evaluated.mono)))
     assert single["values"]["kl"] == pytest.approx(usual["values"]["kl"], rel=1e-4)
 
@@ -118,8 +119,9 @@ def test_silent_tokens_are_those_on_which_every_unit_is_zero(evaluated: Evaluate
         expected[key] = 1 - float(on[0].float().mean())
     assert 0 < min(expected.values()) < max(expected.values()) < 1
     inference = Inference(model=tuned, tokenizer=tokenizer, batch_size=4)
-    answers = list(_along_answers(inference, inference, tuned.disable_adapter, splits))
-    assert {answer.key: answer.silent for answer in answers} == pytest.approx(expected)
+    drifts = answer_drifts(inference, inference, tuned.disable_adapter, list(splits.values()))
+    keys = list(splits)
+    assert {keys[drift.number]: drift.silent for drift in drifts} == pytest.approx(expected)
 
 
 def test_a_run_measures_further_sets_along_the_bases_answers(

@@ -1,0 +1,76 @@
+"""How far a model is from its base along answers of the base, as the evaluation and the keeping report measure it.
+
+Shapes: B rows of a batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import NamedTuple
+
+import torch
+
+from monolora.data.chat_template import Split
+from monolora.inference import MAX_POSITIONS, Inference, evaluating
+from monolora.sparsity import UnitsOn
+from monolora.units import adapted_layers, watch
+
+
+class AnswerDrift(NamedTuple):
+    """What is measured along an answer.
+
+    Attributes:
+        number: of the answer, from 0.
+        kl: ``KL(base ‖ tuned)`` of the next token, the mean over the answer's tokens in nats.
+        silent: share of the tokens, the prompt's too, on which every unit is zero; None without units.
+        units_on: share of units that are not zero, over these tokens; None without units.
+    """
+
+    number: int
+    kl: float
+    silent: float | None
+    units_on: float | None
+
+
+@torch.inference_mode()
+def answer_drifts(
+    base: Inference, tuned: Inference, as_base: Callable[[], AbstractContextManager[object]], splits: Sequence[Split]
+) -> Iterator[AnswerDrift]:
+    """Compare two models along answers, both in the same batches; the longest first, so that there is little padding.
+
+    Args:
+        base: the base; with an adapter, the same model as ``tuned``.
+        tuned: the other model.
+        as_base: gives a context in which the first is the base.
+        splits: prompts and answers, none of them empty.
+    """
+    layers = list(adapted_layers(tuned.model))
+    for indices in _batches(splits, base.batch_size):
+        batch = [splits[index] for index in indices]
+        with evaluating(base.model), as_base():
+            base_log_probs = base.answer_distributions(batch)
+        units = UnitsOn()
+        with evaluating(tuned.model), ExitStack() as stack:
+            for end in watch(layers, units):
+                stack.callback(end)
+            log_probs = tuned.answer_distributions(batch)
+        for row, (index, p_TV, q_TV) in enumerate(zip(indices, base_log_probs, log_probs, strict=True)):
+            silent = on = None
+            if units.on_BT is not None:
+                on_T = units.on_BT[row, : len(batch[row].context) + len(batch[row].answer)]
+                silent, on = float((on_T == 0).float().mean()), float(on_T.float().mean()) / units.units
+            yield AnswerDrift(index, float((p_TV.exp() * (p_TV - q_TV)).sum(-1).mean()), silent, on)
+
+
+def _batches(splits: Sequence[Split], batch_size: int) -> Iterator[list[int]]:
+    """Batches whose distributions, one over the whole vocabulary per token of an answer, fit into memory."""
+    batch: list[int] = []
+    for index in sorted(range(len(splits)), key=lambda index: -len(splits[index].context) - len(splits[index].answer)):
+        tokens = sum(len(splits[other].answer) for other in (*batch, index))
+        if batch and (len(batch) == batch_size or tokens > MAX_POSITIONS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
