@@ -162,6 +162,15 @@ def test_fidelity_is_of_the_task_alone(run_cli: Cli, silenced: Path, tmp_path: P
     assert ANCHORS not in report_of(tmp_path / "plain")["merge"].get("texts", {})
 
 
+def test_a_drift_is_warned_of(run_cli: Cli, silenced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On merge and on verify; when a report drifts is tested with the report."""
+    monkeypatch.setattr("monolora.recipes.merge_report.drifts", lambda report: "anchors" in report)
+    out = tmp_path / "out"
+    for words in (("merge", silenced, out), ("verify", out, "--against", silenced)):
+        with pytest.warns(UserWarning, match="On held-out anchors the merge is further from the adapter"):
+            assert run_cli(*words, *FEW, "--min-fidelity", "-9").status == 0
+
+
 def test_exact_keeps_silence_and_linear_does_not(run_cli: Cli, loud: Path, tmp_path: Path) -> None:
     ended = run_cli("merge", loud, tmp_path / "exact", *FEW, "--method", "exact")
     assert (ended.status, ended.err) == (0, [])
