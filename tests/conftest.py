@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -64,6 +65,13 @@ def _seeded() -> Iterator[None]:
     """Every test starts from the same random state and leaves none behind."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """A test leaves no variable behind: engines set some in their process, and one of them turns compilation off."""
+    with patch.dict(os.environ):
         yield
 
 

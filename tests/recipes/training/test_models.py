@@ -136,5 +136,6 @@ def test_is_sharded(run_sft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sft, "is_sharded", lambda trainer: seen.append(is_sharded(trainer)) or True)
     outcome = run_sft()
     assert outcome.status == 0
-    assert seen == [False, False]
+    assert seen
+    assert not any(seen)
     assert outcome.record["results"]["after"] is None
