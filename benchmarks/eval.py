@@ -37,10 +37,10 @@ from monolora.eval.measures.details import prompt_entries
 from monolora.eval.measures.records import RunRecords
 from monolora.eval.measures.results import build
 from monolora.eval.measures.table import Model
-from monolora.eval.process import inline_rows
 from monolora.eval.store import Judgement, Response, opened
 from monolora.hub import SMOLLM2, load_causal_lm, load_tokenizer, resolve_model
 from monolora.run_record import provenance
+from monolora.workers import inline_rows
 
 MODELS = ("base", "lora", "mono")
 
@@ -103,7 +103,7 @@ def generating(flags: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "dtype": "bfloat16", "seed": 0, "temperature": 0.0, "top_p": 1.0, "max_model_len": 1024, "max_num_seqs": 256,
         "gpu_memory_utilization": None, "tensor_parallel_size": 1, "batch_invariant": False,
     }  # fmt: skip
-    engine.prepare_environment(batch_invariant=False)
+    engine.prepare_environment()
     requests = engine.lora_requests(folders)
     llm = engine.start(base, requests, settings)
 

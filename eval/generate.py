@@ -16,12 +16,12 @@ from monolora.data.prompt_sets import PromptSet, content_key, names, set_name
 from monolora.errors import InputError
 from monolora.eval.models import EvaluatedModel, group_by_folder, token_ids
 from monolora.eval.plan import Plan, PlannedModel, asked
-from monolora.eval.process import worker_rows
 from monolora.eval.settings import Settings
 from monolora.eval.store import Measurement, Response, Store
 from monolora.hub import load_config
 from monolora.patching import check_version
 from monolora.terminal import report_existing, tracked
+from monolora.workers import worker_rows
 
 _LOG = Path("logs", "generate.log")
 

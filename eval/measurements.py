@@ -30,12 +30,12 @@ from monolora.drift import answer_drifts
 from monolora.eval.generate import Item
 from monolora.eval.models import EvaluatedModel
 from monolora.eval.plan import Plan
-from monolora.eval.process import worker_rows
 from monolora.eval.settings import Settings
 from monolora.eval.store import OK, Measurement, Store
 from monolora.hub import load_causal_lm, on_gpus
 from monolora.inference import Inference
 from monolora.terminal import tracked
+from monolora.workers import worker_rows
 
 _SPARSITY_LOG = Path("logs", "sparsity.log")
 _DRIFT_LOG = Path("logs", "drift.log")

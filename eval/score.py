@@ -12,10 +12,10 @@ from monolora.errors import InputError, RunError
 from monolora.eval import judges
 from monolora.eval.judges import Judge, JudgeOptions
 from monolora.eval.plan import Plan
-from monolora.eval.process import inline_rows, worker_rows
 from monolora.eval.settings import Settings
 from monolora.eval.store import INVALID, Judgement, Response, Store
 from monolora.terminal import report_existing, tracked
+from monolora.workers import inline_rows, worker_rows
 
 
 def make_judges(settings: Settings) -> list[Judge]:

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a data loader forks
 
@@ -34,7 +34,7 @@ from monolora.errors import exit_status, on_main_process
 from monolora.files import code_trusted
 from monolora.hub import check_vocabulary, local_path, resolve_model
 from monolora.inference import Inference
-from monolora.keep.anchors import base_key
+from monolora.keep.anchors import base_key, is_quantized
 from monolora.keep.report import KeepingReport, keeping_table
 from monolora.locks import no_empty_folder
 from monolora.recipes.training import checkpoints, publication
@@ -143,13 +143,87 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
         arguments: all flags.
         folder: the output folder, in the main process; None with ``--preview``.
     """
-    script, training, flags = arguments.script, arguments.training, arguments.adapter
+    training, flags = arguments.training, arguments.adapter
     output = Path(training.output_dir or "")
     config = resolved_config(arguments)
     resumed = checkpoints.find(training.resume_from_checkpoint, output, config)
     if not flags.preview and not (resumed and resumed.checkpoint.parent.resolve() == output.resolve()):
         on_main_process(lambda: _check(folder, arguments))
     adapter = peft_config(arguments)
+    data = _read_data(arguments)
+    model_folder = resolve_model(flags.model, arguments.model.model_revision)
+    fingerprints = {"model": fingerprint_files(model_folder)} | data.fingerprints()
+    if resumed:
+        resumed.check_same_inputs(fingerprints)
+    tokenizer = load_tokenizer(model_folder, training)
+    hub_repo = publication.claim(training)
+    rows = render_all(data.train, tokenizer, training.dataset_num_proc)
+    is_wrapped = training.packing and training.packing_strategy == "wrapped"  # it cuts nothing off
+    truncation = check_truncation(rows, None if is_wrapped else training.max_length)
+    model = load_model(model_folder, arguments)
+    check_vocabulary(model, tokenizer, flags.model)
+    base = base_key(fingerprints["model"], config)
+    keeping = Keeping(keepers=[])
+    if not flags.preview:
+        folder_of_base = None if is_quantized(config) else model_folder
+        batch_size = training.per_device_eval_batch_size
+        keeping = make_keeping(flags, data.task.test, model, tokenizer, base, folder_of_base, batch_size)
+        if resumed:
+            resumed.check_same_inputs(keeping.fingerprints())
+        fingerprints |= keeping.fingerprints()
+    added = keeping.rows(len(rows), training.seed)
+    trained = rows if added is None else concatenate_datasets([rows, added.cast(rows.features)])
+    trainer = make_trainer(model, tokenizer, adapter, trained, arguments, keeping.keepers)
+    ended = check_training_rows(trainer.train_dataset, tokenizer, len(trained), training.max_length, training.packing)
+    train_rows, processes = len(_rows_of(trainer)), PartialState().num_processes
+    check_steps(data.task.name, len(trained), train_rows, training.packing, training, processes)
+    keeping.prepare(trainer, tokenizer, rows, flags, base)
+    return Run(
+        arguments=arguments,
+        config=config,
+        folder=folder,
+        resumed=resumed,
+        task=data.task,
+        test=data.test,
+        validation=data.validation,
+        model_folder=model_folder,
+        tokenizer=tokenizer,
+        trainer=trainer,
+        keeping=keeping,
+        hub_repo=hub_repo,
+        fingerprints=fingerprints,
+        rows={
+            "examples": len(rows),
+            "train": train_rows,  # fewer where truncation leaves nothing to train on, or where packed
+            "packed": training.packing,
+            "end_token_trained": ended,
+            "test": len(data.test),
+            "validation": len(data.validation),
+            "dropped": truncation.dropped,
+            "truncated": truncation.truncated,
+            **({"replayed": len(added)} if added is not None else {}),
+            **(data.task.counts or {}),
+        },
+    )
+
+
+class _Data(NamedTuple):
+    """The examples of a run."""
+
+    task: Task
+    train: list[Example]
+    test: list[Example]
+    validation: list[Example]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of each part that has examples."""
+        parts = {"train": self.train, "test": self.test} | ({"validation": self.validation} if self.validation else {})
+        return {name: fingerprint_rows(map(str, part)) for name, part in parts.items()}
+
+
+def _read_data(arguments: Arguments) -> _Data:
+    """Raises: InputError, where there is no such task or data set, or its rows cannot be read."""
+    script, flags = arguments.script, arguments.adapter
     source = Source(
         script.dataset_config,
         script.dataset_train_split,
@@ -165,61 +239,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     task = load_task(flags.dataset, source, limits)
     train, test = task.selected(flags.max_train_samples, flags.max_eval_samples)
     validation = task.validation(flags.validation_samples, flags.max_train_samples) if flags.validation_samples else []
-    model_folder = resolve_model(flags.model, arguments.model.model_revision)
-    fingerprints = {"model": fingerprint_files(model_folder)}
-    parts = {"train": train, "test": test} | ({"validation": validation} if validation else {})
-    fingerprints |= {name: fingerprint_rows(map(str, part)) for name, part in parts.items()}
-    if resumed:
-        resumed.check_same_inputs(fingerprints)
-    tokenizer = load_tokenizer(model_folder, training)
-    hub_repo = publication.claim(training)
-    rows = render_all(train, tokenizer, training.dataset_num_proc)
-    is_wrapped = training.packing and training.packing_strategy == "wrapped"  # it cuts nothing off
-    truncation = check_truncation(rows, None if is_wrapped else training.max_length)
-    model = load_model(model_folder, arguments)
-    check_vocabulary(model, tokenizer, flags.model)
-    keeping, base = Keeping(keepers=[]), base_key(fingerprints["model"], config)
-    if not flags.preview:
-        batch_size = training.per_device_eval_batch_size
-        keeping = make_keeping(flags, task.test, model, tokenizer, base, batch_size)
-        if resumed:
-            resumed.check_same_inputs(keeping.fingerprints())
-        fingerprints |= keeping.fingerprints()
-    added = keeping.rows(len(rows), training.seed)
-    trained = rows if added is None else concatenate_datasets([rows, added.cast(rows.features)])
-    trainer = make_trainer(model, tokenizer, adapter, trained, arguments, keeping.keepers)
-    ended = check_training_rows(trainer.train_dataset, tokenizer, len(trained), training.max_length, training.packing)
-    check_steps(
-        task.name, len(trained), len(_rows_of(trainer)), training.packing, training, PartialState().num_processes
-    )
-    keeping.prepare(trainer, tokenizer, rows, flags, base)
-    return Run(
-        arguments=arguments,
-        config=config,
-        folder=folder,
-        resumed=resumed,
-        task=task,
-        test=test,
-        validation=validation,
-        model_folder=model_folder,
-        tokenizer=tokenizer,
-        trainer=trainer,
-        keeping=keeping,
-        hub_repo=hub_repo,
-        fingerprints=fingerprints,
-        rows={
-            "examples": len(rows),
-            "train": len(_rows_of(trainer)),  # fewer where truncation leaves nothing to train on, or where packed
-            "packed": training.packing,
-            "end_token_trained": ended,
-            "test": len(test),
-            "validation": len(validation),
-            "dropped": truncation.dropped,
-            "truncated": truncation.truncated,
-            **({"replayed": len(added)} if added is not None else {}),
-            **(task.counts or {}),
-        },
-    )
+    return _Data(task, train, test, validation)
 
 
 def _check(folder: OutputFolder | None, arguments: Arguments) -> None:
@@ -271,8 +291,6 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
     model = trainer.model
     assert isinstance(model, nn.Module)
     check_finite(model, trainer.state.log_history)
-    for keeper in this.keeping.keepers:
-        keeper.finish()
     after = this.score("after training")
     sparsity = prompt_sparsity(this.inference("after training"), this.test) if after and adapter != "none" else None
     is_validated = this.validation and not is_sharded(trainer)

@@ -26,9 +26,10 @@ from monolora.data.scoring import score_and_answers
 from monolora.data.tasks import Example, Task
 from monolora.errors import InputError, exit_status
 from monolora.files import code_trusted, saving
+from monolora.hub import resolve_model
 from monolora.inference import Inference
 from monolora.keep import parse_keepers
-from monolora.keep.anchors import Anchors, answered, base_key, divided, read_prompts
+from monolora.keep.anchors import Anchors, answered, base_key, divided, is_quantized, read_prompts
 from monolora.locks import locked
 from monolora.merge.quantizer import dtype_named
 from monolora.merge.verify import Comparison, compare
@@ -179,6 +180,7 @@ def _read_anchors(source: MergeSource, run: Mapping[str, Any], tested: Sequence[
         dtype=dtype_named(source.trained_dtype),
         max_new_tokens=config["keep_answer_tokens"],
         batch_size=config["per_device_eval_batch_size"],
+        folder=None if is_quantized(config) else resolve_model(source.model),
     )
     return divided(answers, prompts.evaluated)
 

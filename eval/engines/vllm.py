@@ -21,6 +21,7 @@ from monolora.model_files import end_tokens
 from monolora.vllm import CanaryUnknownError
 from monolora.vllm.adapter_folders import largest_rank, served_config, vllm_rank
 from monolora.vllm.canary import measure
+from monolora.vllm.generation import memory_share, prepare_environment
 from monolora.vllm.plugin import check_not_left_out
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     done = set(job["done"])
     items = [item for item in job["items"] if item["key"] not in done]
     settings = job["settings"]
-    prepare_environment(settings["batch_invariant"])
+    if settings["batch_invariant"]:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    prepare_environment()
     requests = lora_requests({name: job["adapters"][name] for name in sorted(_adapters_of(items))})
     llm = start(job["model"], requests, settings)
     if settings["canary"]:
@@ -60,22 +63,6 @@ def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             prompts = _canary_prompts([item["token_ids"] for item in job["items"] if item["adapter"] == name])
             yield {"canary": _canary(llm, request, prompts)}
     yield from generate(llm, items, requests, settings)
-
-
-def prepare_environment(batch_invariant: bool) -> None:
-    """Set the variables that vLLM reads when it is imported, unless the user has set them."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if batch_invariant:
-        os.environ["VLLM_BATCH_INVARIANT"] = "1"
-    if not torch.cuda.is_available():
-        # On a CPU neither compilation nor a process of the engine's own pays for its start.
-        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-
-
-def memory_share() -> float:
-    """The share of memory for vLLM: its default on a GPU, less on a CPU, whose memory other programs use too."""
-    return 0.9 if torch.cuda.is_available() else 0.4
 
 
 def lora_requests(folders: Mapping[str, str]) -> dict[str, LoRARequest]:

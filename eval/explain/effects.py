@@ -34,7 +34,6 @@ from monolora.eval.explain.records import Ablations, Contrast, DatasetFeatures, 
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet
 from monolora.eval.judges import Judge, JudgeOptions
-from monolora.eval.process import inline_rows, worker_rows
 from monolora.eval.score import question
 from monolora.eval.store import OK
 from monolora.explain.ablation import ablated
@@ -42,6 +41,7 @@ from monolora.explain.logits import TopTokens, ablation_logits, direct_logits
 from monolora.inference import GREEDY, Inference, evaluating, padded
 from monolora.terminal import STDERR, tracked
 from monolora.units import Layout, UnitName, find_units, input_device
+from monolora.workers import inline_rows, worker_rows
 
 LOGITS = 10  # tokens that are raised, and lowered
 

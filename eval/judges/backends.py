@@ -14,11 +14,11 @@ from monolora.errors import InputError, RunError, in_one_line
 from monolora.eval.engines.client import Reply, Request
 from monolora.eval.engines.hf import fixed_batches
 from monolora.eval.engines.server import replies
-from monolora.eval.engines.vllm import memory_share, prepare_environment
 from monolora.files import trusts_code
 from monolora.hub import load_causal_lm, load_classifier, load_config, load_tokenizer
 from monolora.inference import evaluating, padded
 from monolora.units import input_device
+from monolora.vllm.generation import memory_share, prepare_environment
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -347,7 +347,7 @@ class VllmBackend:
         Raises:
             RunError: if vLLM does not start.
         """
-        prepare_environment(batch_invariant=False)
+        prepare_environment()
         from vllm import LLM
 
         settings = self._settings

@@ -7,7 +7,9 @@ the base, the tokenized prompts and the settings.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -24,15 +26,18 @@ from monolora.data.chat_template import Split, prompt_ids
 from monolora.data.example import Example, text_of
 from monolora.data.task import SampleLimits, Source, load_prompts
 from monolora.data.tasks import load_task
-from monolora.errors import InputError
+from monolora.errors import InputError, RunError
 from monolora.files import read_json, write_json
 from monolora.hub import cache_root
 from monolora.inference import Inference, evaluating
+from monolora.terminal import tracked
+from monolora.workers import worker_rows
 
 HELD_OUT = 10  # every tenth anchor
 _EVALUATED = ("beavertails", "beavertails-eval", "xstest")  # the sets of `monolora eval`
 _TASK = "task:"
 _QUANTIZATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
+VLLM_PROMPTS = 100  # for fewer, the start of vLLM costs more than it saves
 _UNANSWERED = 0.5  # share of empty answers from which a base cannot answer
 
 
@@ -144,9 +149,14 @@ def base_key(fingerprint: str, config: Mapping[str, Any]) -> str:
         fingerprint: of the weights on the disk.
         config: the run's resolved flags.
     """
-    if not (config.get("load_in_4bit") or config.get("load_in_8bit")):
+    if not is_quantized(config):
         return fingerprint
     return " ".join([fingerprint, *(f"{name}={config.get(name)}" for name in _QUANTIZATION)])
+
+
+def is_quantized(config: Mapping[str, Any]) -> bool:
+    """Whether a run with these resolved flags quantizes its base when it loads it."""
+    return bool(config.get("load_in_4bit") or config.get("load_in_8bit"))
 
 
 def answered(
@@ -158,8 +168,11 @@ def answered(
     dtype: torch.dtype,
     max_new_tokens: int,
     batch_size: int,
+    folder: str | None = None,
 ) -> list[Anchor]:
     """Anchors from prompts: the base's own greedy answers, from the cache where they are; empty ones are left out.
+
+    Many prompts are answered by vLLM where it is installed and the run has one process, else by transformers.
 
     Args:
         examples: of :func:`read_prompts`.
@@ -169,6 +182,7 @@ def answered(
         dtype: of its weights.
         max_new_tokens: limit of an answer.
         batch_size: prompts per batch.
+        folder: of the base, for vLLM; None for one that is quantized when it is loaded.
 
     Raises:
         InputError: if most answers are empty.
@@ -179,11 +193,13 @@ def answered(
     path = cache_root() / "anchors" / f"{key}.json"
     answers = _cached(path, len(contexts))
     if answers is None:
-        with model() as loaded, evaluating(loaded):
-            inference = Inference(
-                model=loaded, tokenizer=tokenizer, batch_size=batch_size, when="of the base to anchors"
-            )
-            answers = inference.generate_ids(contexts, max_new_tokens)
+        answers = _by_vllm(folder, dtype, contexts, max_new_tokens, path.parent / "vllm.log")
+        if answers is None:
+            with model() as loaded, evaluating(loaded):
+                inference = Inference(
+                    model=loaded, tokenizer=tokenizer, batch_size=batch_size, when="of the base to anchors"
+                )
+                answers = inference.generate_ids(contexts, max_new_tokens)
         if PartialState().is_main_process:
             with suppress(OSError):  # a full disk costs the cache alone
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +212,26 @@ def answered(
             "chat model, a chat template that it knows, or other prompts."
         )
     return [Anchor(*pair) for *pair, text in zip(contexts, answers, texts, strict=True) if text.strip()]
+
+
+def _by_vllm(
+    folder: str | None, dtype: torch.dtype, prompts: list[list[int]], max_new_tokens: int, log: Path
+) -> list[list[int]] | None:
+    """The answers in the order of the prompts, or None where transformers is to give them."""
+    is_alone = PartialState().num_processes == 1
+    if folder is None or len(prompts) < VLLM_PROMPTS or not is_alone or importlib.util.find_spec("vllm") is None:
+        return None
+    job = {"model": folder, "dtype": str(dtype).removeprefix("torch."), "prompts": prompts}
+    answers = []
+    try:
+        with tracked("Answering anchors with vLLM", len(prompts)) as step:
+            for row in worker_rows("monolora.vllm.generation:answers", job | {"max_new_tokens": max_new_tokens}, log):
+                answers.append(row["ids"])
+                step()
+    except (InputError, RunError, OSError) as error:
+        warnings.warn(f"vLLM does not answer the anchors, so transformers does: {error}", stacklevel=2)
+        return None
+    return answers
 
 
 def divided(anchors: Sequence[Anchor], evaluated: int = 0) -> Anchors:

@@ -86,9 +86,6 @@ class Keeper:
         """
         return None
 
-    def finish(self) -> None:
-        """Called once after the last step, before the model is scored and saved."""
-
     def report(self) -> dict[str, Any]:
-        """What the record of the run says of the preparation: numbers and short texts, in JSON."""
+        """After training, what the run's record says of preparation and result: numbers and short texts, in JSON."""
         return {}

@@ -1,16 +1,13 @@
 """Silence: units that are off on the anchors, and on for the task.
 
 Where all units of a MonoLoRA adapter are zero, the model is the base, exactly. A unit is off where ``a·x <= 0``, a half
-space, so three steps keep the anchors in it:
+space, so two steps keep the anchors in it:
 
-1. A *contrastive initialisation* of A in closed form (:func:`contrastive_rows`): random features of the task's tokens
-   that are negative on the anchors' tokens. B stays zero.
+1. A *contrastive initialisation* of A (:func:`contrastive_rows`): random features of the task's tokens that are
+   negative on the anchors' tokens. B stays zero.
 2. A *penalty* on the units' distance from silence on anchor tokens, beside the task's loss
    (:meth:`Silence.loss`). Units that are silent leave the base as it is, so the recorded inputs stay right, and the
    penalty is one product a module and step.
-
-3. After training, a *calibration* of A moves each unit as little as task and anchors see until the anchors that
-   training left on are silent (:func:`calibrated_rows`).
 
 A linear adapter (LoRA, ``activation="identity"``) is off only where ``a·x = 0``. Its two-sided form, the control of
 every claim about the half space, takes the directions with the most energy on the task for their energy on the anchors
@@ -25,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from monolora.data.chat_template import IGNORED
 from monolora.errors import InputError
@@ -35,26 +32,27 @@ from monolora.layer import MonoLoraLayer
 from monolora.units import adapted_layers, input_device
 
 MARGIN = 0.1  # of the penalty, in sizes of A x on the task
-ANCHOR_WEIGHT = 30.0  # of the anchors in the initialisation
+ANCHOR_WEIGHT = 1000.0  # of the anchors in the initialisation, for a penalty of weight 1
 RIDGE = 1e-3  # of the mean energy of each input
 ORDER = 0  # seed of the anchors' tokens, so that runs of all seeds share what is recorded
 BATCH_TOKENS = 1024  # anchor tokens a step
 OVERLAP = 0.5  # of the share of units on for the task, above which anchors count as the task
 OVERLAP_PROMPTS = 64
-LEFT_ON = 0.02  # share of the anchors within the margin up to which a trained unit is calibrated
-STRENGTH = 100.0  # of an anchor token in the calibration after training
-NEWTON_STEPS, CUTS = 20, 8
+STEPS = 20  # of the initialisation
 
 
 def contrastive_rows(
-    anchor_NI: torch.Tensor, task_MI: torch.Tensor, rank: int, generator: torch.Generator, weight: float = ANCHOR_WEIGHT
+    anchor_NI: torch.Tensor, task_MI: torch.Tensor, rank: int, generator: torch.Generator, weight: float
 ) -> torch.Tensor:
-    """Rows of A that are negative on anchors and follow random features of the task.
+    """Rows of A that are off on anchors and follow random features of the task.
 
-    The minimum over A, in closed form, of::
+    The minimum over A of the strictly convex::
 
-        mean over task tokens ‖A x − t‖²  +  weight · mean over anchor tokens ‖A x + 1‖²  +  Σ_i ridge_i ‖A_i‖²
+        mean over task tokens ‖A x − t‖²  +  weight · mean over anchor tokens ‖max(0, A x + 1)‖²  +  Σ_i ridge_i ‖A_i‖²
         t = max(0, 1 + standardised G x),  G standard normal
+
+    It is found by majorisation: an anchor that is below −1 has its value as its target, all others have −1. That is a
+    least-squares problem with the same matrix in every step, and Nesterov's acceleration makes the steps few.
 
     Args:
         anchor_NI, task_MI: inputs of a module.
@@ -69,10 +67,20 @@ def contrastive_rows(
     G_RI = torch.randn(rank, task_MI.shape[1], generator=generator).to(task_MI.device)
     z_MR = task_MI @ G_RI.T
     t_MR = (1 + (z_MR - z_MR.mean(0)) / z_MR.std(0).clamp(min=1e-12)).clamp(min=0)
-    S_II = weight * moment(anchor_NI) + moment(task_MI)
-    S_II += torch.diag(ridge(anchor_NI, task_MI))
-    right_IR = task_MI.T @ t_MR / len(task_MI) - weight * anchor_NI.mean(0)[:, None]
-    return torch.linalg.solve(S_II, right_IR).T.contiguous()
+    S_II = weight * moment(anchor_NI) + moment(task_MI) + torch.diag(ridge(anchor_NI, task_MI))
+    L_II = torch.linalg.cholesky(S_II)
+    task_IR = task_MI.T @ t_MR / len(task_MI)
+
+    def minimum(target_NR: torch.Tensor) -> torch.Tensor:
+        return torch.cholesky_solve(task_IR + weight * anchor_NI.T @ target_NR / len(anchor_NI), L_II)
+
+    A_IR = before_IR = minimum(torch.full((len(anchor_NI), rank), -1.0).to(anchor_NI))
+    momentum = 1.0
+    for _ in range(STEPS):
+        last, momentum = momentum, (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        ahead_IR = A_IR + (last - 1) / momentum * (A_IR - before_IR)
+        before_IR, A_IR = A_IR, minimum((anchor_NI @ ahead_IR).clamp(max=-1.0))
+    return A_IR.T.contiguous()
 
 
 def quiet_rows(anchor_NI: torch.Tensor, task_MI: torch.Tensor, rank: int, generator: torch.Generator) -> torch.Tensor:
@@ -95,97 +103,6 @@ def quiet_rows(anchor_NI: torch.Tensor, task_MI: torch.Tensor, rank: int, genera
     best_IK = (whitening_II @ mixed_II[:, -3 * rank :]).float()
     mixture_RK = torch.randn(rank, best_IK.shape[1], generator=generator).to(best_IK.device)
     return (mixture_RK @ best_IK.T).contiguous()
-
-
-def calibrated_rows(
-    A_RI: torch.Tensor,
-    anchor_NI: torch.Tensor,
-    S_II: torch.Tensor,
-    margin: float,
-    strength: float = STRENGTH,
-    most: float = LEFT_ON,
-) -> torch.Tensor:
-    """Trained rows of A, moved as little as task and anchors see until the anchors are silent again.
-
-    Of each row a, the minimum over b, by Newton's method with a line search, of the strictly convex::
-
-        ½ (b − a)ᵀ S (b − a)  +  strength · Σ over anchor tokens of max(0, b·x + margin)²
-
-    Args:
-        A_RI: trained rows.
-        anchor_NI: inputs on anchors.
-        S_II: second moment of the inputs on which a change counts, positive definite.
-        margin: by which ``b·x`` is below zero on anchors.
-        strength: of the anchors; large, so that hardly any is left on.
-        most: share of the anchors; a row that is within the margin of more stays as it is: no small change silences it.
-
-    Returns:
-        ``(R, I)``, of the dtype of A.
-    """
-    start_RI, S_II = A_RI.detach().double(), S_II.double()  # strength makes the problem stiff
-    L_II = torch.linalg.cholesky(S_II)
-    x_NI, b_RI = anchor_NI.float(), start_RI
-    is_moved_R = (x_NI @ start_RI.float().T + margin > 0).float().mean(0) <= most
-    seen_NR = torch.zeros(len(x_NI), len(b_RI), dtype=torch.bool, device=x_NI.device)
-    for _ in range(CUTS):  # with the anchors that were on so far, until no other is: then it is the minimum over all
-        on_NR = (x_NI @ b_RI.float().T + margin > 0) & is_moved_R
-        if not (on_NR & ~seen_NR).any():
-            break
-        seen_NR |= on_NR
-        b_RI = torch.stack(
-            [
-                _calibrated(a_I, b_I, x_NI[seen_N].double(), S_II, L_II, margin, strength) if seen_N.any() else a_I
-                for a_I, b_I, seen_N in zip(start_RI, b_RI, seen_NR.T, strict=True)
-            ]
-        )
-    return b_RI.to(A_RI.dtype)
-
-
-def _calibrated(
-    start_I: torch.Tensor,
-    first_I: torch.Tensor,
-    x_NI: torch.Tensor,
-    S_II: torch.Tensor,
-    L_II: torch.Tensor,
-    margin: float,
-    strength: float,
-) -> torch.Tensor:
-    """One row, by Newton's method with a line search from ``first_I``."""
-    a_I, z_N = first_I.clone(), x_NI @ first_I + margin
-    for _ in range(NEWTON_STEPS):
-        on_KI, z_K = x_NI[z_N > 0], z_N[z_N > 0]
-        gradient_I = S_II @ (a_I - start_I) + 2 * strength * (z_K @ on_KI)
-        # (S + 2 strength XᵀX)⁻¹ g by Woodbury's identity, or directly where more tokens are on than there are inputs.
-        if len(z_K) < len(a_I):
-            V_IK = torch.cholesky_solve(on_KI.T, L_II)
-            K_KK = on_KI @ V_IK + torch.eye(len(z_K)).to(V_IK) / (2 * strength)
-            g_I = torch.cholesky_solve(gradient_I[:, None], L_II)[:, 0]
-            step_I = g_I - V_IK @ torch.linalg.solve(K_KK, on_KI @ g_I)
-        else:
-            step_I = torch.linalg.solve(S_II + 2 * strength * on_KI.T @ on_KI, gradient_I)
-        moved_N, moved_I = x_NI @ step_I, a_I - start_I
-        moments = (moved_I @ S_II @ moved_I, moved_I @ S_II @ step_I, step_I @ S_II @ step_I)
-        size = _step_size(strength, z_N, moved_N, moments)
-        if not size:
-            break
-        a_I, z_N = a_I - size * step_I, z_N - size * moved_N
-    return a_I
-
-
-def _step_size(strength: float, z_N: torch.Tensor, moved_N: torch.Tensor, moments: tuple[torch.Tensor, ...]) -> float:
-    """The largest of 1, 1/2, 1/4, … with which the objective falls; 0 for none."""
-    a, b, c = map(float, moments)
-
-    def objective(size: float) -> float:
-        quadratic = 0.5 * (a - 2 * size * b + size * size * c)
-        return quadratic + strength * float((z_N - size * moved_N).clamp(min=0).square().sum())
-
-    size, start = 1.0, objective(0.0)
-    while objective(size) > start * (1 - 1e-4 * size):
-        size /= 2
-        if size < 1e-3:
-            return 0.0
-    return size
 
 
 def moment(x_NI: torch.Tensor) -> torch.Tensor:
@@ -216,10 +133,10 @@ class _Module(NamedTuple):
 
 
 class Silence(Keeper):
-    """Keeps units off on the anchors. The weight is of the penalty of one unit."""
+    """Keeps units off on the anchors. The weight is of the penalty of one unit, and scales the initialisation's."""
 
     name = "silence"
-    default_weight = 0.02
+    default_weight = 0.1
     needs_adapter = True
 
     def __init__(self, weight: float) -> None:
@@ -293,8 +210,8 @@ class Silence(Keeper):
         if anchors > OVERLAP * task:
             raise InputError(
                 f"The anchors cannot be told from the task: units made to tell them apart are on for {anchors:.0%} of "
-                f"the anchors' prompt tokens and {task:.0%} of the task's. Give --keep-prompts of another kind, or use "
-                "--keep kl or replay."
+                f"the anchors' prompt tokens and {task:.0%} of the task's. Give --keep-prompts of another kind or a "
+                "larger weight, or use --keep kl or replay."
             )
 
     def _initialise(self, layer: Any, name: str, task: Activations, generator: torch.Generator) -> _Module:
@@ -302,14 +219,16 @@ class Silence(Keeper):
         is_linear = not isinstance(layer, MonoLoraLayer) or layer.activation["default"] == "identity"
         anchor_NI, task_MI = self._anchors.of(name), task.of(name)
         size = float((task_MI.float() @ A.detach().float().T).std())
-        make = quiet_rows if is_linear else contrastive_rows
-        A_RI = make(anchor_NI, task_MI, A.shape[0], generator)
+        if is_linear:
+            A_RI = quiet_rows(anchor_NI, task_MI, A.shape[0], generator)
+        else:
+            A_RI = contrastive_rows(anchor_NI, task_MI, A.shape[0], generator, ANCHOR_WEIGHT * self.weight)
         units_MR = task_MI.float() @ A_RI.T
         units_MR = units_MR if is_linear else units_MR.relu()
         A_RI *= size / units_MR.square().mean(0).sqrt().clamp(min=1e-12)[:, None]
-        module = _Module(layer, name, size, is_linear)
-        _assign(module, A_RI)
-        return module
+        with torch.no_grad():
+            A.copy_(A_RI)
+        return _Module(layer, name, size, is_linear)
 
     def loss(self, model: Any, step: int) -> torch.Tensor | None:
         """The penalty on the step's anchor tokens.
@@ -325,41 +244,14 @@ class Silence(Keeper):
             total = total + (z_NR.square() if module.is_linear else F.relu(z_NR + MARGIN)).sum() / len(x_NI)
         return self.weight * total
 
-    def finish(self) -> None:
-        """Calibrate the trained rows, so that units are silent on the few anchors that training left on.
-
-        Linear units, which are never silent, stay as they are.
-        """
-        if self._modules[0].is_linear:
-            return
-        before = self._share_on(self._anchors)
-        task = self._record(self._task_tokens())
-        for module in self._modules:
-            anchor_NI, task_MI = self._anchors.of(module.name), task.of(module.name).float()
-            # The anchors' too: a change that the task does not see may still wake units on anchors like these.
-            S_II = moment(task_MI) + moment(anchor_NI.float()) + torch.diag(ridge(anchor_NI.float(), task_MI))
-            rows_RI = _rows_of(module)
-            _assign(module, calibrated_rows(rows_RI.to(S_II.device), anchor_NI, S_II, MARGIN * module.scale))
-        self._report |= {"on_anchors_trained": before, "on_anchors_calibrated": self._share_on(self._anchors)}
-
     def report(self) -> dict[str, Any]:
-        return self._report
+        return self._report | {"on_anchors_trained": self._share_on(self._anchors)}
 
 
 def _rows_of(module: _Module) -> torch.Tensor:
     """A, whole: under FSDP2 a process has a part of it, and gathers it here."""
     A = module.layer.lora_A["default"].weight
     return A.full_tensor() if isinstance(A, DTensor) else A
-
-
-@torch.no_grad()
-def _assign(module: _Module, rows_RI: torch.Tensor) -> None:
-    """Set A; under FSDP2, this process's part of it."""
-    A = module.layer.lora_A["default"].weight
-    rows_RI = rows_RI.to(A.device, A.dtype)
-    if isinstance(A, DTensor):
-        rows_RI = distribute_tensor(rows_RI, A.device_mesh, A.placements, src_data_rank=None)
-    A.copy_(rows_RI)
 
 
 def _window(x_NI: torch.Tensor, step: int) -> torch.Tensor:

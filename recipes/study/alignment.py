@@ -28,7 +28,6 @@ from typing_extensions import TypedDict
 from monolora import cli
 from monolora.cli.flags import FlagParser
 from monolora.errors import InputError, RunError, exit_status
-from monolora.eval.process import worker_rows
 from monolora.eval.run import KIND as EVALUATION
 from monolora.files import read_json, saving, write_json
 from monolora.hub import local_path
@@ -42,6 +41,7 @@ from monolora.recipes.study.settings import Call, Study, load
 from monolora.run_record import SFT, fingerprint_files
 from monolora.runs import Kind, claim
 from monolora.terminal import STDERR, say
+from monolora.workers import worker_rows
 
 # A study resumes from its folder, and is never replaced.
 STUDY = Kind(name="study", record="cells", keys=(), files=())

@@ -197,6 +197,7 @@ def make_keeping(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     base: str,
+    folder: str | None,
     batch_size: int,
 ) -> Keeping:
     """Anchors for the keepers and the report, with the base's answers.
@@ -207,6 +208,7 @@ def make_keeping(
         model: the base.
         tokenizer: its tokenizer.
         base: its key (:func:`monolora.keep.anchors.base_key`).
+        folder: of the base, for vLLM; None for one that is quantized when it is loaded.
         batch_size: prompts answered at a time.
 
     Raises:
@@ -221,6 +223,7 @@ def make_keeping(
         dtype=model.dtype,
         max_new_tokens=flags.keep_answer_tokens,
         batch_size=batch_size,
+        folder=folder,
     )
     anchors, learned = None, []
     if keepers:

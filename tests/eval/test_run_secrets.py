@@ -10,8 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from monolora import cli, redaction
-from monolora.eval import process
+from monolora import cli, redaction, workers
 from tests.support.completion_server import CompletionServer, Reply, completion, refusal
 from tests.support.evaluated import Evaluated
 from tests.support.forks import LIBRARIES
@@ -65,7 +64,7 @@ def _run(evaluated: Evaluated, out: Path, server: CompletionServer, *flags: str)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redaction, "_told", {})
     monkeypatch.delenv("MONOLORA_DATA", raising=False)
-    monkeypatch.setattr(process, "subprocess", LIBRARIES)  # has not imported openai, which then reads OPENAI_LOG
+    monkeypatch.setattr(workers, "subprocess", LIBRARIES)  # has not imported openai, which then reads OPENAI_LOG
 
 
 @pytest.mark.parametrize("how", ["key", "url"])

@@ -12,8 +12,8 @@ import pytest
 from monolora.errors import InputError
 from monolora.eval import score
 from monolora.eval.judges import Judge, JudgeOptions, make
-from monolora.eval.process import inline_rows
 from monolora.eval.settings import Settings
+from monolora.workers import inline_rows
 from tests.support.tiny_judges import make_beaverdam
 
 ASKING: dict[str, Any] = {"concurrency": 4, "retries": 2, "timeout_s": 30.0, "api_key_env": "KEY"}

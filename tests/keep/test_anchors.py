@@ -13,13 +13,16 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from monolora import workers
 from monolora.data import prompt_sets
 from monolora.data.chat_template import prompt_ids
 from monolora.data.example import Example
 from monolora.data.prompt_sets import Prompt, PromptSet
-from monolora.errors import InputError
+from monolora.errors import InputError, RunError
 from monolora.keep import anchors
 from monolora.keep.anchors import Anchor, answered, base_key, divided, read_prompts
+from tests.support.forks import VLLM
+from tests.support.requirements import NEEDS_VLLM
 
 Write = Callable[..., str]
 
@@ -79,7 +82,8 @@ def test_no_prompt_left_is_one_line_with_a_fix(write_rows: Write) -> None:
 
 def _answered(model: Any, tokenizer: PreTrainedTokenizerBase, number: int = 6, **options: Any) -> list[Anchor]:
     examples = read_prompts(["chat"], number).examples
-    settings = {"base": "f", "dtype": model.dtype, "max_new_tokens": 5, "batch_size": 4}
+    settings = {"base": "f", "max_new_tokens": 5, "batch_size": 4}
+    settings |= {} if "dtype" in options else {"dtype": model.dtype}
     return answered(examples, tokenizer, partial(nullcontext, model), **settings | options)
 
 
@@ -120,6 +124,47 @@ def test_answers_are_made_once(chat_model: Path, chat_tokenizer: PreTrainedToken
     for damage in ("{", json.dumps({"answers": [[1]]}), json.dumps({})):
         entry.write_text(damage)
         assert _answered(model, chat_tokenizer) == made
+
+
+@pytest.mark.vllm
+@NEEDS_VLLM
+def test_vllm_gives_transformers_answers(
+    chat_model: Path, chat_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token for token, up to end tokens and with them, in the order of the prompts; and the model is not asked."""
+    monkeypatch.setattr(workers, "subprocess", VLLM)
+    monkeypatch.setattr(anchors, "VLLM_PROMPTS", 1)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    model = LlamaForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
+    end = _answered(model, chat_tokenizer)[0].answer[1]
+    model.generation_config.eos_token_id = end
+    model.save_pretrained(tmp_path / "base")
+    chat_tokenizer.save_pretrained(tmp_path / "base")
+    made = _answered(None, chat_tokenizer, base="vllm", dtype=torch.float32, folder=str(tmp_path / "base"))
+    assert made == _answered(model, chat_tokenizer, base="transformers")
+    assert made[0].answer[-1] == end
+    assert len({len(anchor.answer) for anchor in made}) > 1
+
+
+def test_transformers_answers_where_vllm_does_not(
+    chat_model: Path,
+    chat_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a warning if vLLM fails; without one for few prompts or a base that is quantized when it is loaded."""
+
+    def fail(target: str, job: dict[str, Any], log: Path) -> Any:
+        raise RunError("vLLM does not start with base: no memory")
+
+    monkeypatch.setattr(anchors, "worker_rows", fail)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    model = LlamaForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
+    made = _answered(model, chat_tokenizer, folder=str(chat_model))
+    monkeypatch.setattr(anchors, "VLLM_PROMPTS", 1)
+    assert _answered(model, chat_tokenizer, base="g") == made
+    with pytest.warns(UserWarning, match="so transformers does: vLLM does not start with base: no memory"):
+        assert _answered(model, chat_tokenizer, base="h", folder=str(chat_model)) == made
 
 
 def test_a_base_that_says_nothing_is_refused(chat_model: Path, chat_tokenizer: PreTrainedTokenizerBase) -> None:

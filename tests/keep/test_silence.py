@@ -19,33 +19,35 @@ from monolora import MonoLoraConfig
 from monolora.data.chat_template import IGNORED
 from monolora.keep.anchors import Anchor, Anchors
 from monolora.keep.keeper import Preparation
-from monolora.keep.silence import MARGIN, Silence, calibrated_rows, contrastive_rows, quiet_rows, ridge, shared_prefix
+from monolora.keep.silence import MARGIN, Silence, contrastive_rows, quiet_rows, ridge, shared_prefix
 from monolora.units import adapted_layers
 from tests.support.keeping import TOKENIZER, tiny_llama
 
 
-@pytest.mark.parametrize("weight", [0.5, 3.0])
-def test_contrastive_rows_minimise_the_stacked_least_squares(weight: float) -> None:
-    """The closed form against numpy's least squares over all rows, weighted, with the ridge as further rows."""
-    anchor, task = torch.randn(90, 12) + 0.3, torch.randn(70, 12) @ torch.randn(12, 12)
-    rows = contrastive_rows(anchor, task, 5, torch.Generator().manual_seed(3), weight)
-    G = torch.randn(5, 12, generator=torch.Generator().manual_seed(3))
-    z = (task @ G.T).numpy()
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.5, 3.0, 30.0]))
+def test_contrastive_rows_minimise_the_written_objective(seed: int, weight: float) -> None:
+    """Against scipy's general minimiser, row by row."""
+    torch.manual_seed(seed)
+    anchor, task = torch.randn(90, 6) + 0.3, torch.randn(70, 6) @ torch.randn(6, 6)
+    rows = contrastive_rows(anchor, task, 3, torch.Generator().manual_seed(3), weight).double().numpy()
+    x, y, widths = (tensor.double().numpy() for tensor in (anchor, task, ridge(anchor, task)))
+    z = y @ torch.randn(3, 6, generator=torch.Generator().manual_seed(3)).double().numpy().T
     targets = np.maximum(0, 1 + (z - z.mean(0)) / z.std(0, ddof=1))
-    stacked = np.vstack(
-        [task / len(task) ** 0.5, anchor * (weight / len(anchor)) ** 0.5, np.diag(ridge(anchor, task).sqrt())]
-    )
-    right = np.vstack(
-        [targets / len(task) ** 0.5, -np.ones((len(anchor), 5)) * (weight / len(anchor)) ** 0.5, np.zeros((12, 5))]
-    )
-    expected = np.linalg.lstsq(stacked, right, rcond=None)[0].T
-    np.testing.assert_allclose(rows.numpy(), expected, rtol=1e-3, atol=1e-4)
+
+    def objective(a: np.ndarray, t: np.ndarray) -> float:
+        violated = np.maximum(0, x @ a + 1)
+        return ((y @ a - t) ** 2).mean() + weight * (violated**2).mean() + (widths * a * a).sum()
+
+    for row, t in zip(rows, targets.T, strict=True):
+        best = scipy.optimize.minimize(objective, row, args=(t,), method="BFGS", options={"gtol": 1e-9}).fun
+        assert objective(row, t) <= best * 1.02 + 1e-6
 
 
 def test_contrastive_rows_are_off_on_anchors_and_on_for_the_task() -> None:
     """Two clouds that a hyperplane divides."""
     anchor, task = torch.randn(400, 16) + 2, torch.randn(300, 16) - 2
-    rows = contrastive_rows(anchor, task, 8, torch.Generator().manual_seed(0))
+    rows = contrastive_rows(anchor, task, 8, torch.Generator().manual_seed(0), 100.0)
     assert float((anchor @ rows.T > 0).float().mean()) < 0.01
     assert float((task @ rows.T > 0).float().mean()) > 0.7
 
@@ -165,47 +167,3 @@ def test_the_preparation_is_of_the_seed_alone() -> None:
         rows.append(next(iter(adapted_layers(model))).lora_A["default"].weight.detach().clone())
     assert torch.equal(rows[0], rows[1])
     assert not torch.allclose(rows[0], rows[2])
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from([8, 200]))
-def test_calibrated_rows_minimise_the_written_objective(seed: int, number: int) -> None:
-    """Against scipy's general minimiser from the same start, with few and with many violated anchors."""
-    torch.manual_seed(seed)
-    anchors, task = torch.randn(number, 6) + 0.5, torch.randn(50, 6)
-    start = torch.randn(2, 6)
-    S = task.T @ task / 50 + 0.01 * torch.eye(6)
-    rows = calibrated_rows(start, anchors, S, margin=0.2, strength=5.0, most=1.0).double().numpy()
-
-    def objective(b: np.ndarray, a: np.ndarray) -> float:
-        violated = np.maximum(0, anchors.double().numpy() @ b + 0.2)
-        return 0.5 * (b - a) @ S.double().numpy() @ (b - a) + 5.0 * (violated**2).sum()
-
-    for row, a in zip(rows, start.double().numpy(), strict=True):
-        best = scipy.optimize.minimize(objective, a, args=(a,), method="L-BFGS-B", options={"ftol": 1e-14}).fun
-        assert objective(row, a) <= best * (1 + 1e-3) + 1e-6
-
-
-def test_calibration_leaves_silent_rows_alone() -> None:
-    """Nothing is violated: the same rows, bit for bit."""
-    anchors = torch.rand(40, 6) + 0.5
-    start = -torch.rand(3, 6) - 0.5
-    assert torch.equal(calibrated_rows(start, anchors, torch.eye(6), margin=0.1), start)
-
-
-def test_calibration_silences_what_can_be_silenced() -> None:
-    """Two clouds that a hyperplane divides, and rows that are on everywhere."""
-    anchors, task = torch.randn(300, 16) + 2, torch.randn(300, 16) - 2
-    start = torch.randn(5, 16)
-    rows = calibrated_rows(start, anchors, task.T @ task / 300, margin=0.1, most=1.0)
-    assert not (anchors @ rows.T > 0).any()
-    assert float((task @ rows.T > 0).float().mean()) > 0.5
-
-
-def test_units_that_are_on_for_many_anchors_stay_as_they_are() -> None:
-    """Beside one that is on for a few, which is moved."""
-    anchors = torch.cat([torch.rand(198, 6) + 0.5, -torch.rand(2, 6) - 0.5])
-    start = torch.stack([-torch.ones(6), torch.ones(6)])
-    rows = calibrated_rows(start, anchors, torch.eye(6), margin=0.1)
-    assert torch.equal(rows[1], start[1])
-    assert not torch.equal(rows[0], start[0])

@@ -191,7 +191,7 @@ class Server:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         atexit.register(gc.unfreeze)  # else libraries warn of objects that the end of the interpreter leaves
         if self is VLLM:  # whose own processes are forks too, which is its default wherever it has a choice
-            sys.modules["monolora.eval.process"].subprocess = self  # type: ignore[attr-defined]
+            sys.modules["monolora.workers"].subprocess = self  # type: ignore[attr-defined]
             fork = multiprocessing.get_context("fork")
             multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment]
         if words[0] == "-P":

@@ -14,7 +14,7 @@ from monolora.eval import generate, measurements, score
 
 
 def results_inline(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[str, Any]]:
-    """As ``monolora.eval.process.worker_rows``; job and rows go through JSON there."""
+    """As ``monolora.workers.worker_rows``; job and rows go through JSON there."""
     module, _, name = target.partition(":")
     for row in getattr(importlib.import_module(module), name)(json.loads(json.dumps(job))):
         yield json.loads(json.dumps(row))

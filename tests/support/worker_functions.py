@@ -1,4 +1,4 @@
-"""What the tests of ``monolora.eval.process`` run in a process of its own."""
+"""What the tests of ``monolora.workers`` run in a process of its own."""
 
 from __future__ import annotations
 

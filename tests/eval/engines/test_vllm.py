@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from monolora import workers
 from monolora.errors import InputError
-from monolora.eval import process
 from monolora.eval.engines import hf
-from monolora.eval.process import worker_rows
+from monolora.workers import worker_rows
 from tests.support.engine_jobs import LONGEST, PROMPTS, ending_early, job
 from tests.support.evaluated import Evaluated
 from tests.support.forks import VLLM
@@ -39,7 +39,7 @@ def _quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def _forking(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's process is a fork of one that has imported vLLM, not started as the program starts it."""
-    monkeypatch.setattr(process, "subprocess", VLLM)
+    monkeypatch.setattr(workers, "subprocess", VLLM)
 
 
 def rows_of(engine_job: dict[str, Any], log: Path) -> Iterator[dict[str, Any]]:

@@ -30,9 +30,9 @@ from monolora.eval.explain.ablations import (
 from monolora.eval.explain.effects import Responses, ablated_responses, judged_effects
 from monolora.eval.explain.records import Measure
 from monolora.eval.judges import JudgeOptions
-from monolora.eval.process import inline_rows
 from monolora.inference import Inference
 from monolora.units import UnitName, adapted_layers
+from monolora.workers import inline_rows
 from tests.support.evaluated import Evaluated
 
 V0, Q1 = "model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.q_proj"

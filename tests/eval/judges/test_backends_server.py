@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from monolora import workers
 from monolora.beaverdam import LABELS, text
 from monolora.errors import InputError, RunError
-from monolora.eval import process
 from monolora.eval.engines import server as engine
 from monolora.eval.judges import JudgeOptions, beaverdam, make, shieldgemma
-from monolora.eval.process import worker_rows
+from monolora.workers import worker_rows
 from tests.support import judge_reference as reference
 from tests.support.completion_server import CompletionServer, Reply, never, refusal
 from tests.support.forks import VLLM
@@ -175,7 +175,7 @@ JUDGES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], Callable[[Path,
 @pytest.mark.slow
 @NEEDS_VLLM
 def test_scores_from_vllms_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "subprocess", VLLM)
+    monkeypatch.setattr(workers, "subprocess", VLLM)
     folders = {word: build(tmp_path / word) for word, (build, _, _) in JUDGES.items()}
     with ExitStack() as stack:  # started together, as most of a start is done by one core
         servers = {word: stack.enter_context(_serve(folders[word], *flags)) for word, (_, flags, _) in JUDGES.items()}

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from monolora.eval import process
+from monolora import workers
 from monolora.eval.judges import JudgeOptions, make
 from monolora.eval.judges.backends import EncodedResponse
 from monolora.eval.judges.shieldgemma import ShieldGemmaFormat
-from monolora.eval.process import worker_rows
+from monolora.workers import worker_rows
 from tests.support import judge_reference as reference
 from tests.support.forks import VLLM
 from tests.support.requirements import NEEDS_VLLM
@@ -35,7 +35,7 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], d
     """``judged(word)``: rows by key, of all pairs but the two that are done."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # others use the machine too
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
-    monkeypatch.setattr(process, "subprocess", VLLM)
+    monkeypatch.setattr(workers, "subprocess", VLLM)
 
     def judge(word: str) -> dict[str, Any]:
         judge = make(word, JudgeOptions(engine="vllm", gpu_memory_utilization=0.05))

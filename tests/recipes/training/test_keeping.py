@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from monolora.keep.silence import Silence
 from monolora.recipes.training.arguments import joined
 from tests.support.program_runs import Outcome
 
@@ -35,14 +36,14 @@ def test_silence_on_embedded_anchors(run_sft: Run) -> None:
     outcome = run_sft("--keep", "silence", *KEEP)
     keeping = outcome.record["results"]["keeping"]
     assert (keeping["anchors"], keeping["held_out"], keeping["evaluated"]) == (18, 2, 0)
-    assert keeping["keepers"]["silence"]["weight"] == 0.02
+    assert keeping["keepers"]["silence"]["weight"] == Silence.default_weight
     assert 0 < keeping["keepers"]["silence"]["anchor_tokens"] < 20_000
     assert list(keeping["sets"]) == ["held-out anchors"]
     assert outcome.record["fingerprints"]["anchors"]
     assert all("keep_silence" in entry for entry in outcome.record["history"] if "loss" in entry)
     assert "tokens with all units silent" in outcome.out
     card = (outcome.folder / "README.md").read_text()
-    assert "Kept of the base, by `silence:0.02`" in card
+    assert f"Kept of the base, by `silence:{Silence.default_weight}`" in card
     assert "| KL to the base, nats a token |" in card
 
 
@@ -69,9 +70,9 @@ def test_keepers_combine(run_sft: Run, flags: tuple[str, ...]) -> None:
 
 
 def test_the_penalty_makes_units_silent(run_sft: Run) -> None:
-    """A large weight, against the smallest: fewer units are on when training ends, before the calibration."""
+    """A large weight, against the smallest: fewer units are on when training ends."""
     on = []
-    for weight in ("1e-9", "1"):
+    for weight in ("0.003", "3"):
         outcome = run_sft("--keep", f"silence:{weight}", *KEEP, "--num-train-epochs", "4", "--skip-eval", name=weight)
         on.append(outcome.record["results"]["keeping"]["keepers"]["silence"]["on_anchors_trained"])
     assert on[1] < 0.5 * on[0]

@@ -4,7 +4,7 @@ An engine or a judge takes the memory of a device, sets environment variables, a
 own. All of that ends with its worker, before the next one begins. A worker also ends with its parent: it watches its
 standard input, which the system closes when the parent is gone, even after SIGKILL.
 
-Run as a program (``python -m monolora.eval.process``), this file is the worker. Its protocol: one line of JSON on
+Run as a program (``python -m monolora.workers``), this file is the worker. Its protocol: one line of JSON on
 standard input, the job; then lines of JSON on standard output, ``["row", row]``, and at last ``["end", null]``, or
 ``["input", message]`` or ``["run", message]`` for the two kinds of errors.
 """
@@ -44,7 +44,7 @@ def worker_rows(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "monolora.eval.process"],
+            [sys.executable, "-P", "-m", "monolora.workers"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from monolora.errors import InputError, RunError
-from monolora.eval.process import worker_rows
+from monolora.workers import worker_rows
 from tests.support import worker_functions
 from tests.support.limits import HANG_S
 
@@ -69,7 +69,7 @@ def test_closing_ends_it_and_its_children(tmp_path: Path) -> None:
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     """However the parent goes: SIGKILL leaves it no time to say so."""
     program = (
-        "import json\nfrom pathlib import Path\nfrom monolora.eval.process import worker_rows\n"
+        "import json\nfrom pathlib import Path\nfrom monolora.workers import worker_rows\n"
         f"for row in worker_rows('worker_functions:with_child', {{}}, Path({str(tmp_path / 'log')!r})):\n"
         "    print(json.dumps(row), flush=True)\n"
     )
