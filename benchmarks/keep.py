@@ -75,7 +75,7 @@ def _train(flags: argparse.Namespace, side: str) -> float:
     rows = render_all(task.train[: flags.rows], tokenizer)
     name = side.removeprefix("lora").removeprefix("-")
     keep = KeepArguments(keep=[name] if name in ("silence", "replay", "kl") else None, keep_samples=flags.anchors)
-    keeping = make_keeping(keep, task.test, model, tokenizer, base, batch_size=32)
+    keeping = make_keeping(keep, task.test, model, tokenizer, base, folder, batch_size=32)
     added = keeping.rows(len(rows), 0)
     clock = Clock()
     config = LoraConfig if side.startswith("lora") else MonoLoraConfig

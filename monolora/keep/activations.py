@@ -16,15 +16,17 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
+import torch.nn.functional as F
 from accelerate import PartialState
 from peft.tuners.lora.layer import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from monolora.data.chat_template import IGNORED
 from monolora.errors import InputError
 from monolora.files import write_file
 from monolora.hub import cache_root
-from monolora.inference import evaluating, padded
+from monolora.inference import MAX_POSITIONS, evaluating, padded
 from monolora.terminal import track
 from monolora.units import input_device
 
@@ -40,10 +42,12 @@ class Activations(NamedTuple):
     Attributes:
         inputs: ``(N, I)`` by the first module that reads them; rows in one random order.
         source: of each module, the key of its inputs.
+        gradients: of each module, ``(N,)``: the norm of the loss's gradient in its output; empty without labels.
     """
 
     inputs: dict[str, torch.Tensor]
     source: dict[str, str]
+    gradients: dict[str, torch.Tensor]
 
     def of(self, module: str) -> torch.Tensor:
         """The inputs of a module, ``(N, I)``."""
@@ -51,10 +55,17 @@ class Activations(NamedTuple):
 
 
 class TokenChoice(NamedTuple):
-    """Tokens to record: positions in each sequence, in their order."""
+    """Tokens to record.
+
+    Attributes:
+        sequences: token ids.
+        positions: in each sequence, in their order.
+        labels: of each sequence, as for training, where gradients are recorded too.
+    """
 
     sequences: list[list[int]]
     positions: list[torch.Tensor]
+    labels: list[list[int]] | None = None
 
     @property
     def number(self) -> int:
@@ -63,7 +74,12 @@ class TokenChoice(NamedTuple):
 
 
 def choose_tokens(
-    sequences: Sequence[list[int]], first: int, most: int, seed: int, with_prefix: bool = True
+    sequences: Sequence[list[int]],
+    first: int,
+    most: int,
+    seed: int,
+    with_prefix: bool = True,
+    labels: Sequence[list[int]] | None = None,
 ) -> TokenChoice:
     """Random tokens of the sequences.
 
@@ -76,6 +92,7 @@ def choose_tokens(
         with_prefix: whether these tokens are taken at all.
         most: how many tokens, at most.
         seed: of the choice.
+        labels: of the sequences, where gradients are to be recorded too.
     """
     masks = [torch.zeros(len(ids), dtype=torch.bool) for ids in sequences]
     for index, mask in enumerate(masks):
@@ -86,26 +103,40 @@ def choose_tokens(
     chosen[flat[torch.randperm(len(flat), generator=generator)[:most]]] = True
     positions = [part.nonzero().flatten() for part in chosen.split([len(mask) for mask in masks])]
     kept = [index for index, position in enumerate(positions) if len(position)]
-    return TokenChoice([list(sequences[index]) for index in kept], [positions[index] for index in kept])
+    return TokenChoice(
+        [list(sequences[index]) for index in kept],
+        [positions[index] for index in kept],
+        None if labels is None else [list(labels[index]) for index in kept],
+    )
 
 
 class _Recorder:
-    """Forward pre-hooks that copy the inputs of modules at chosen positions."""
+    """Hooks that copy the inputs of modules at chosen positions, and the norms of the gradients in their outputs."""
 
     def __init__(self, layers: Mapping[LoraLayer, str], number: int, device: torch.device | str, seed: int) -> None:
         self._layers, self._number, self._device = layers, number, device
         self._order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
-        self._last: tuple[str, torch.Tensor] | None = None
+        self.last: tuple[str, torch.Tensor] | None = None
         self.rows = torch.empty(0, dtype=torch.long)  # of the flattened batch
         self.at = 0  # tokens recorded before this batch
-        self.activations = Activations({}, {})
+        self.activations = Activations({}, {}, {})
 
-    def __call__(self, layer: Any, args: tuple[Any, ...]) -> None:
+    def gradients(self, layer: Any, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        """A forward hook."""
+        norms = self.activations.gradients.setdefault(self._layers[layer], torch.zeros(self._number))
+        rows, places = self.rows, self._order[self.at : self.at + len(self.rows)]
+
+        def keep(gradient: torch.Tensor) -> None:
+            norms[places] = gradient.flatten(0, 1)[rows.to(gradient.device)].float().norm(dim=-1).cpu()
+
+        output.register_hook(keep)
+
+    def inputs(self, layer: Any, args: tuple[Any, ...]) -> None:
         name, x = self._layers[layer], args[0].detach()
-        inputs, source = self.activations
-        if self._last is None or self._last[1] is not args[0]:  # q, k and v read one tensor, and come in turn
-            self._last = (name, args[0])
-        first = source.setdefault(name, self._last[0])
+        inputs, source, _ = self.activations
+        if self.last is None or self.last[1] is not args[0]:  # q, k and v read one tensor, and come in turn
+            self.last = (name, args[0])
+        first = source.setdefault(name, self.last[0])
         if first != name:
             return
         if not x.is_floating_point() or x.dim() != 3:
@@ -120,7 +151,6 @@ class _Recorder:
         inputs[name][places.to(self._device)] = rows.to(self._device)
 
 
-@torch.inference_mode()
 def record(
     model: Any,
     layers: Mapping[LoraLayer, str],
@@ -135,7 +165,7 @@ def record(
     Args:
         model: with the adapter.
         layers: its adapted layers, with their names.
-        tokens: what is recorded.
+        tokens: what is recorded. With labels, gradients of the sum of their cross-entropies are recorded too.
         pad_token_id: any token; padding is masked.
         batch_size: sequences in a forward pass, at most.
         device: where the activations are kept.
@@ -144,21 +174,30 @@ def record(
     Raises:
         InputError: for a layer that is not linear over tokens, or one that the model does not call on each.
     """
-    recorder = _Recorder(layers, tokens.number, device, seed)
-    batches = _batches([len(ids) for ids in tokens.sequences], batch_size)
+    recorder, with_gradients = _Recorder(layers, tokens.number, device, seed), tokens.labels is not None
+    most = MAX_POSITIONS if with_gradients else BATCH_TOKENS  # a gradient needs logits, and what is between
+    batches = _batches([len(ids) for ids in tokens.sequences], batch_size, most)
+    where = input_device(model)
     with ExitStack() as stack:
+        stack.enter_context(torch.enable_grad() if with_gradients else torch.inference_mode())
         stack.enter_context(evaluating(model))
         for layer in layers:
             assert isinstance(layer, torch.nn.Module)
-            stack.callback(layer.register_forward_pre_hook(recorder).remove)
+            stack.callback(layer.register_forward_pre_hook(recorder.inputs).remove)
+            if with_gradients:
+                stack.callback(layer.register_forward_hook(recorder.gradients).remove)
         for batch in track(batches, description="Recording the base's activations"):
             ids, mask = padded([tokens.sequences[index] for index in batch], pad_token_id, left=False)
             width = ids.shape[1]
             recorder.rows = torch.cat([tokens.positions[index] + row * width for row, index in enumerate(batch)])
-            where = input_device(model)
-            model(input_ids=ids.to(where), attention_mask=mask.to(where), logits_to_keep=1, use_cache=False)
+            labels = None
+            if tokens.labels is not None:
+                labels = torch.full_like(ids, IGNORED)
+                for row, index in enumerate(batch):
+                    labels[row, : len(tokens.labels[index])] = torch.tensor(tokens.labels[index])
+            _run(model, ids.to(where), mask.to(where), labels)
             recorder.at += len(recorder.rows)
-            recorder._last = None
+            recorder.last = None
     uncalled = set(layers.values()) - recorder.activations.source.keys()
     if uncalled:
         raise InputError(
@@ -168,11 +207,26 @@ def record(
     return recorder.activations
 
 
-def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices of sequences of similar length, so many that padded they have at most :data:`BATCH_TOKENS` tokens."""
+def _run(model: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor, labels_BT: torch.Tensor | None) -> None:
+    """Forward and, with labels, backward; no parameter keeps a gradient."""
+    next_BT = torch.full_like(ids_BT, IGNORED)[:, 1:] if labels_BT is None else labels_BT[:, 1:]
+    needed_K = (next_BT != IGNORED).any(0).nonzero().flatten()
+    if not len(needed_K):
+        model(input_ids=ids_BT, attention_mask=mask_BT, logits_to_keep=1, use_cache=False)
+        return
+    logits_BKV = model(
+        input_ids=ids_BT, attention_mask=mask_BT, logits_to_keep=needed_K.to(ids_BT.device), use_cache=False
+    ).logits
+    targets_BK = next_BT[:, needed_K].to(logits_BKV.device)
+    F.cross_entropy(logits_BKV.flatten(0, 1).float(), targets_BK.flatten(), reduction="sum").backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _batches(lengths: Sequence[int], batch_size: int, most: int) -> list[list[int]]:
+    """Indices of sequences of similar length, so many that padded they have at most ``most`` tokens."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        fits = batches and len(batches[-1]) < batch_size and (len(batches[-1]) + 1) * lengths[index] <= BATCH_TOKENS
+        fits = batches and len(batches[-1]) < batch_size and (len(batches[-1]) + 1) * lengths[index] <= most
         if not fits:
             batches.append([])
         batches[-1].append(index)
@@ -195,7 +249,7 @@ def cached(key: object, device: torch.device | str, make: Callable[[], Activatio
         with safe_open(path, "pt", str(device)) as file:
             path.touch()  # newest again
             source = json.loads(file.metadata()["source"])
-            return Activations({name: file.get_tensor(name) for name in set(source.values())}, source)
+            return Activations({name: file.get_tensor(name) for name in set(source.values())}, source, {})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # none, or damaged
         pass
     made = make()

@@ -18,6 +18,8 @@ Shapes: N anchor tokens, M task tokens, I inputs, R units.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from monolora.data.chat_template import IGNORED
 from monolora.errors import InputError
+from monolora.inference import MAX_POSITIONS
 from monolora.keep.activations import Activations, TokenChoice, cached, choose_tokens, plan_store, record
 from monolora.keep.keeper import Keeper, Preparation
 from monolora.layer import MonoLoraLayer
@@ -39,16 +42,24 @@ BATCH_TOKENS = 1024  # anchor tokens a step
 OVERLAP = 0.5  # of the share of units on for the task, above which anchors count as the task
 OVERLAP_PROMPTS = 64
 STEPS = 20  # of the initialisation
+LARGEST_WEIGHT = 30.0  # of a task token in it
+TASK_TOKENS = 16_384  # of the rows of the task that it reads, with their gradients
 
 
 def contrastive_rows(
-    anchor_NI: torch.Tensor, task_MI: torch.Tensor, rank: int, generator: torch.Generator, weight: float
+    anchor_NI: torch.Tensor,
+    task_MI: torch.Tensor,
+    task_weight_M: torch.Tensor,
+    rank: int,
+    generator: torch.Generator,
+    anchor_weight: float,
 ) -> torch.Tensor:
     """Rows of A that are off on anchors and follow random features of the task.
 
     The minimum over A of the strictly convex::
 
-        mean over task tokens ‖A x − t‖²  +  weight · mean over anchor tokens ‖max(0, A x + 1)‖²  +  Σ_i ridge_i ‖A_i‖²
+        weighted mean over task tokens of ‖A x − t‖²
+            +  anchor_weight · mean over anchor tokens of ‖max(0, A x + 1)‖²  +  Σ_i ridge_i ‖A_i‖²
         t = max(0, 1 + standardised G x),  G standard normal
 
     It is found by majorisation: an anchor that is below −1 has its value as its target, all others have −1. That is a
@@ -56,23 +67,26 @@ def contrastive_rows(
 
     Args:
         anchor_NI, task_MI: inputs of a module.
+        task_weight_M: of the task's tokens, with mean 1 (:func:`token_weights`).
         rank: R.
         generator: of G, on the CPU.
-        weight: of the anchors.
+        anchor_weight: of the anchors.
 
     Returns:
         ``(R, I)``, float32.
     """
-    anchor_NI, task_MI = anchor_NI.float(), task_MI.float()
+    anchor_NI, task_MI, weight_M1 = anchor_NI.float(), task_MI.float(), task_weight_M[:, None]
     G_RI = torch.randn(rank, task_MI.shape[1], generator=generator).to(task_MI.device)
     z_MR = task_MI @ G_RI.T
-    t_MR = (1 + (z_MR - z_MR.mean(0)) / z_MR.std(0).clamp(min=1e-12)).clamp(min=0)
-    S_II = weight * moment(anchor_NI) + moment(task_MI) + torch.diag(ridge(anchor_NI, task_MI))
-    L_II = torch.linalg.cholesky(S_II)
-    task_IR = task_MI.T @ t_MR / len(task_MI)
+    z_MR = z_MR - (weight_M1 * z_MR).mean(0)
+    t_MR = (1 + z_MR / (weight_M1 * z_MR.square()).mean(0).sqrt().clamp(min=1e-12)).clamp(min=0)
+    weighted_MI = weight_M1 * task_MI
+    S_II = anchor_weight * moment(anchor_NI) + task_MI.T @ weighted_MI / len(task_MI)
+    L_II = torch.linalg.cholesky(S_II + torch.diag(ridge(anchor_NI, task_MI)))
+    task_IR = weighted_MI.T @ t_MR / len(task_MI)
 
     def minimum(target_NR: torch.Tensor) -> torch.Tensor:
-        return torch.cholesky_solve(task_IR + weight * anchor_NI.T @ target_NR / len(anchor_NI), L_II)
+        return torch.cholesky_solve(task_IR + anchor_weight * anchor_NI.T @ target_NR / len(anchor_NI), L_II)
 
     A_IR = before_IR = minimum(torch.full((len(anchor_NI), rank), -1.0).to(anchor_NI))
     momentum = 1.0
@@ -83,26 +97,45 @@ def contrastive_rows(
     return A_IR.T.contiguous()
 
 
-def quiet_rows(anchor_NI: torch.Tensor, task_MI: torch.Tensor, rank: int, generator: torch.Generator) -> torch.Tensor:
+def quiet_rows(
+    anchor_NI: torch.Tensor, task_MI: torch.Tensor, task_weight_M: torch.Tensor, rank: int, generator: torch.Generator
+) -> torch.Tensor:
     """Rows of A with much energy on the task for their energy on the anchors: the two-sided form.
 
     Of the generalised eigenvectors ``S_task v = λ S_anchor v``, the ``3 rank`` with the largest λ, mixed at random.
 
     Args:
         anchor_NI, task_MI: inputs of a module.
+        task_weight_M: of the task's tokens, with mean 1 (:func:`token_weights`).
         rank: R.
         generator: of the mixture, on the CPU.
 
     Returns:
         ``(R, I)``, float32.
     """
-    anchor_NI, task_MI = anchor_NI.float(), task_MI.float()
+    anchor_NI, task_MI = anchor_NI.float(), task_MI.float() * task_weight_M[:, None].sqrt()
     values_I, vectors_II = torch.linalg.eigh(moment(anchor_NI).double())
     whitening_II = vectors_II * values_I.clamp(min=1e-5 * float(values_I[-1])).rsqrt()
     _, mixed_II = torch.linalg.eigh(whitening_II.T @ moment(task_MI).double() @ whitening_II)
     best_IK = (whitening_II @ mixed_II[:, -3 * rank :]).float()
     mixture_RK = torch.randn(rank, best_IK.shape[1], generator=generator).to(best_IK.device)
     return (mixture_RK @ best_IK.T).contiguous()
+
+
+def token_weights(gradients_KM: torch.Tensor) -> torch.Tensor:
+    """Weights of the task's tokens at a hidden state, ``(M,)`` with mean 1: how much the task's loss depends on them.
+
+    Args:
+        gradients_KM: norm of the loss's gradient in the output of each module that reads the state, at each token.
+
+    Returns:
+        The mean over modules of the norms as multiples of their mean, at most :data:`LARGEST_WEIGHT`; a module without
+        any gradient weighs all tokens alike.
+    """
+    means_K1 = gradients_KM.mean(1, keepdim=True)
+    relative_KM = torch.where(means_K1 > 0, gradients_KM / means_K1, 1.0).clamp(max=LARGEST_WEIGHT)
+    weight_M = relative_KM.mean(0)
+    return weight_M / weight_M.mean()
 
 
 def moment(x_NI: torch.Tensor) -> torch.Tensor:
@@ -161,7 +194,10 @@ class Silence(Keeper):
         self._anchors = cached(key, self._store.device, lambda: self._record(chosen))
         task = self._record(self._task_tokens())
         generator = torch.Generator().manual_seed(p.seed)
-        self._modules = [self._initialise(layer, name, task, generator) for layer, name in self._layers.items()]
+        self._modules = []
+        for source in dict.fromkeys(self._anchors.source[name] for name in self._layers.values()):
+            readers = {layer: n for layer, n in self._layers.items() if self._anchors.source[n] == source}
+            self._modules += self._initialise(readers, task, generator)
         self._check_overlap()
         self._report = {
             "anchor_tokens": chosen.number,
@@ -175,9 +211,13 @@ class Silence(Keeper):
         return record(p.model, self._layers, tokens, p.tokenizer.pad_token_id, p.batch_size, self._store.device)
 
     def _task_tokens(self) -> TokenChoice:
-        """Half as many as of the anchors, without what the two begin with."""
-        rows = self._preparation.task_rows[: max(1, self._store.tokens // 8)]["input_ids"]
-        return choose_tokens(rows, self._first, self._store.tokens // 2, self._preparation.seed, with_prefix=False)
+        """Tokens of the first rows, half as many as of the anchors at most, without what rows and anchors begin with."""
+        p = self._preparation
+        lengths = [len(ids) for ids in p.task_rows[: TASK_TOKENS // (self._first + 1) + 1]["input_ids"]]
+        part = p.task_rows[: 1 + sum(total < TASK_TOKENS for total in accumulate(lengths))]
+        most = self._store.tokens // 2
+        rows, labels = ([row[:MAX_POSITIONS] for row in part[column]] for column in ("input_ids", "labels"))
+        return choose_tokens(rows, self._first, most, p.seed, with_prefix=False, labels=labels)
 
     def _share_on(self, activations: Activations) -> float:
         """Of tokens and units, how many are on."""
@@ -214,21 +254,30 @@ class Silence(Keeper):
                 "larger weight, or use --keep kl or replay."
             )
 
-    def _initialise(self, layer: Any, name: str, task: Activations, generator: torch.Generator) -> _Module:
-        A = layer.lora_A["default"].weight
-        is_linear = not isinstance(layer, MonoLoraLayer) or layer.activation["default"] == "identity"
-        anchor_NI, task_MI = self._anchors.of(name), task.of(name)
-        size = float((task_MI.float() @ A.detach().float().T).std())
+    def _initialise(
+        self, readers: Mapping[Any, str], task: Activations, generator: torch.Generator
+    ) -> Iterator[_Module]:
+        """The modules that read the same hidden states, whose rows are found together."""
+        name = next(iter(readers.values()))
+        anchor_NI, task_MI = self._anchors.of(name), task.of(name).float()
+        rows_A = [layer.lora_A["default"].weight for layer in readers]
+        gradients = torch.stack([task.gradients[name] for name in readers.values()])
+        weight_M = token_weights(gradients).to(task_MI.device)
+        ranks, is_linear = [len(A) for A in rows_A], _is_linear(next(iter(readers)))
         if is_linear:
-            A_RI = quiet_rows(anchor_NI, task_MI, A.shape[0], generator)
+            rows = [quiet_rows(anchor_NI, task_MI, weight_M, rank, generator) for rank in ranks]
         else:
-            A_RI = contrastive_rows(anchor_NI, task_MI, A.shape[0], generator, ANCHOR_WEIGHT * self.weight)
-        units_MR = task_MI.float() @ A_RI.T
-        units_MR = units_MR if is_linear else units_MR.relu()
-        A_RI *= size / units_MR.square().mean(0).sqrt().clamp(min=1e-12)[:, None]
-        with torch.no_grad():
-            A.copy_(A_RI)
-        return _Module(layer, name, size, is_linear)
+            anchor_weight = ANCHOR_WEIGHT * self.weight
+            both = contrastive_rows(anchor_NI, task_MI, weight_M, sum(ranks), generator, anchor_weight)
+            rows = list(both.split(ranks))
+        for (layer, name), A, A_RI in zip(readers.items(), rows_A, rows, strict=True):
+            size = float((task_MI @ A.detach().float().T).std())
+            units_MR = task_MI @ A_RI.T
+            units_MR = units_MR if is_linear else units_MR.relu()
+            with torch.no_grad():
+                energy_R = (weight_M[:, None] * units_MR.square()).mean(0)
+                A.copy_(A_RI * size / energy_R.sqrt().clamp(min=1e-12)[:, None])
+            yield _Module(layer, name, size, is_linear)
 
     def loss(self, model: Any, step: int) -> torch.Tensor | None:
         """The penalty on the step's anchor tokens.
@@ -246,6 +295,11 @@ class Silence(Keeper):
 
     def report(self) -> dict[str, Any]:
         return self._report | {"on_anchors_trained": self._share_on(self._anchors)}
+
+
+def _is_linear(layer: Any) -> bool:
+    """Whether its units are zero nowhere but on a hyperplane."""
+    return not isinstance(layer, MonoLoraLayer) or layer.activation["default"] == "identity"
 
 
 def _rows_of(module: _Module) -> torch.Tensor:

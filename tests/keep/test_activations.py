@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from peft import get_peft_model
 
 from monolora import MonoLoraConfig
+from monolora.data.chat_template import IGNORED
 from monolora.errors import InputError
 from monolora.keep import activations
 from monolora.keep.activations import Activations, cached, choose_tokens, plan_store, record
@@ -64,6 +65,50 @@ def test_recorded_inputs_are_those_of_each_module() -> None:
         torch.testing.assert_close(recorded.of(name), inputs[order], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_gradients_are_those_of_the_labels_loss(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the outputs of each module, of summed cross-entropies, against one unpadded sequence at a time."""
+    monkeypatch.setattr(activations, "MAX_POSITIONS", 16)  # batches of one and of two
+    model = _model()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = adapted_layers(model)
+    rows = [torch.randint(3, 64, (length,)).tolist() for length in (4, 9, 6, 7, 5)]
+    labels = [[IGNORED] * 2 + row[2:-1] + [IGNORED] for row in rows]
+    tokens = choose_tokens(rows, 0, 20, seed=1, labels=labels)
+    recorded = record(model.train(), layers, tokens, 0, 2, "cpu", seed=3)
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    model.eval()
+    expected: dict[str, list[torch.Tensor]] = {name: [] for name in layers.values()}
+    outputs: dict[str, torch.Tensor] = {}
+    inputs: list[torch.Tensor] = []
+
+    def keep(module: Any, args: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        outputs[layers[module]] = output
+        if layers[module] == one:
+            inputs.append(args[0].detach()[0])
+
+    one = list(expected)[-1]
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    for ids, positions, wanted in zip(tokens.sequences, tokens.positions, tokens.labels or (), strict=True):
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+        torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(wanted[1:]), reduction="sum").backward()
+        inputs[-1] = inputs[-1][positions]
+        for name, output in outputs.items():
+            assert output.grad is not None
+            expected[name].append(output.grad[0, positions].norm(dim=-1))
+    for hook in hooks:
+        hook.remove()
+    order = torch.cdist(recorded.of(one), torch.cat(inputs)).argmin(1)
+    for name, parts in expected.items():
+        torch.testing.assert_close(recorded.gradients[name], torch.cat(parts)[order], rtol=1e-4, atol=1e-6)
+    assert record(model, layers, choose_tokens(rows, 0, 20, seed=1), 0, 2, "cpu").gradients == {}
+    nothing = choose_tokens(rows, 0, 20, seed=1, labels=[[IGNORED] * len(row) for row in rows])
+    assert not any(norms.any() for norms in record(model, layers, nothing, 0, 2, "cpu").gradients.values())
+
+
 def test_modules_that_read_the_same_share_their_inputs() -> None:
     """q, k and v; gate and up: four inputs a layer, not seven."""
     model = _model()
@@ -107,7 +152,9 @@ def test_the_cache_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.Monke
 
     def make() -> Activations:
         made.append(1)
-        return Activations({"a": torch.randn(5, 3).bfloat16(), "b": torch.randn(5, 2).bfloat16()}, {"a": "a", "c": "b"})
+        return Activations(
+            {"a": torch.randn(5, 3).bfloat16(), "b": torch.randn(5, 2).bfloat16()}, {"a": "a", "c": "b"}, {}
+        )
 
     first = cached(["key"], "cpu", make)
     again = cached(["key"], "cpu", make)
@@ -134,16 +181,16 @@ def test_a_full_disk_costs_the_cache_alone(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(activations, "save_file", full)
-    assert cached(["key"], "cpu", lambda: Activations({"a": torch.ones(2)}, {"a": "a"})).of("a").sum() == 2
+    assert cached(["key"], "cpu", lambda: Activations({"a": torch.ones(2)}, {"a": "a"}, {})).of("a").sum() == 2
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @given(st.lists(st.integers(1, 40_000), min_size=1, max_size=60), st.integers(1, 40))
 def test_batches_are_bounded(lengths: list[int], batch_size: int) -> None:
     """Every sequence once; only one that is longer than a batch by itself is in a larger one, alone."""
-    batches = activations._batches(lengths, batch_size)
+    batches = activations._batches(lengths, batch_size, 16_384)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) <= batch_size
         longest = max(lengths[index] for index in batch)
-        assert longest * len(batch) <= activations.BATCH_TOKENS or len(batch) == 1
+        assert longest * len(batch) <= 16_384 or len(batch) == 1

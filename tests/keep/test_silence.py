@@ -19,7 +19,7 @@ from monolora import MonoLoraConfig
 from monolora.data.chat_template import IGNORED
 from monolora.keep.anchors import Anchor, Anchors
 from monolora.keep.keeper import Preparation
-from monolora.keep.silence import MARGIN, Silence, contrastive_rows, quiet_rows, ridge, shared_prefix
+from monolora.keep.silence import MARGIN, Silence, contrastive_rows, quiet_rows, ridge, shared_prefix, token_weights
 from monolora.units import adapted_layers
 from tests.support.keeping import TOKENIZER, tiny_llama
 
@@ -30,14 +30,15 @@ def test_contrastive_rows_minimise_the_written_objective(seed: int, weight: floa
     """Against scipy's general minimiser, row by row."""
     torch.manual_seed(seed)
     anchor, task = torch.randn(90, 6) + 0.3, torch.randn(70, 6) @ torch.randn(6, 6)
-    rows = contrastive_rows(anchor, task, 3, torch.Generator().manual_seed(3), weight).double().numpy()
-    x, y, widths = (tensor.double().numpy() for tensor in (anchor, task, ridge(anchor, task)))
+    shares = token_weights(torch.rand(2, 70))
+    rows = contrastive_rows(anchor, task, shares, 3, torch.Generator().manual_seed(3), weight).double().numpy()
+    x, y, widths, p = (tensor.double().numpy() for tensor in (anchor, task, ridge(anchor, task), shares / 70))
     z = y @ torch.randn(3, 6, generator=torch.Generator().manual_seed(3)).double().numpy().T
-    targets = np.maximum(0, 1 + (z - z.mean(0)) / z.std(0, ddof=1))
+    targets = np.maximum(0, 1 + (z - p @ z) / np.sqrt(p @ (z - p @ z) ** 2))
 
     def objective(a: np.ndarray, t: np.ndarray) -> float:
         violated = np.maximum(0, x @ a + 1)
-        return ((y @ a - t) ** 2).mean() + weight * (violated**2).mean() + (widths * a * a).sum()
+        return p @ (y @ a - t) ** 2 + weight * (violated**2).mean() + (widths * a * a).sum()
 
     for row, t in zip(rows, targets.T, strict=True):
         best = scipy.optimize.minimize(objective, row, args=(t,), method="BFGS", options={"gtol": 1e-9}).fun
@@ -47,7 +48,7 @@ def test_contrastive_rows_minimise_the_written_objective(seed: int, weight: floa
 def test_contrastive_rows_are_off_on_anchors_and_on_for_the_task() -> None:
     """Two clouds that a hyperplane divides."""
     anchor, task = torch.randn(400, 16) + 2, torch.randn(300, 16) - 2
-    rows = contrastive_rows(anchor, task, 8, torch.Generator().manual_seed(0), 100.0)
+    rows = contrastive_rows(anchor, task, torch.ones(300), 8, torch.Generator().manual_seed(0), 100.0)
     assert float((anchor @ rows.T > 0).float().mean()) < 0.01
     assert float((task @ rows.T > 0).float().mean()) > 0.7
 
@@ -56,8 +57,9 @@ def test_quiet_rows_are_of_the_largest_generalised_eigenvectors() -> None:
     """scipy's generalised problem spans the same space; each row has far more energy on the task."""
     anchor = torch.randn(500, 12) * torch.linspace(0.1, 2, 12)
     task = torch.randn(500, 12) @ torch.randn(12, 12)
-    rows = quiet_rows(anchor, task, 2, torch.Generator().manual_seed(0)).double().numpy()
-    S_anchor, S_task = ((x.T @ x / len(x)).double().numpy() for x in (anchor, task))
+    weights = token_weights(torch.rand(1, 500))
+    rows = quiet_rows(anchor, task, weights, 2, torch.Generator().manual_seed(0)).double().numpy()
+    S_anchor, S_task = ((x.T @ x / len(x)).double().numpy() for x in (anchor, task * weights[:, None].sqrt()))
     _, vectors = scipy.linalg.eigh(S_task, S_anchor)
     best = vectors[:, -6:]
     left_over = rows.T - best @ np.linalg.lstsq(best, rows.T, rcond=None)[0]
@@ -65,6 +67,18 @@ def test_quiet_rows_are_of_the_largest_generalised_eigenvectors() -> None:
     ratio = ((task.numpy() @ rows.T) ** 2).mean() / ((anchor.numpy() @ rows.T) ** 2).mean()
     random = np.random.default_rng(0).standard_normal((2, 12))
     assert ratio > 3 * ((task.numpy() @ random.T) ** 2).mean() / ((anchor.numpy() @ random.T) ** 2).mean()
+
+
+def test_token_weights_are_the_modules_mean_of_relative_gradients() -> None:
+    """Each module counts alike; outliers are cut; a module without a gradient, as one that no loss reaches, is even."""
+    gradients = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(token_weights(gradients[:2]), torch.tensor([0.5, 1.0, 1.5]))
+    torch.testing.assert_close(token_weights(gradients), torch.tensor([2.0, 3.0, 4.0]) / 3)
+    outlier = torch.full((1, 1000), 1e-6)
+    outlier[0, 0] = 1.0
+    weights = token_weights(outlier)
+    assert weights.mean().item() == pytest.approx(1)
+    assert weights[1] > 1e-6 / outlier.mean()
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=6))
