@@ -34,7 +34,7 @@ from monolora.keep.keeper import Keeper, Preparation
 from monolora.layer import MonoLoraLayer
 from monolora.units import adapted_layers, input_device
 
-MARGIN = 0.1  # of the penalty, in sizes of A x on the task
+MARGIN = 0.3  # of the penalty, in sizes of A x on the task
 ANCHOR_WEIGHT = 1000.0  # of the anchors in the initialisation, for a penalty of weight 1
 RIDGE = 1e-3  # of the mean energy of each input
 ORDER = 0  # seed of the anchors' tokens, so that runs of all seeds share what is recorded
@@ -169,7 +169,7 @@ class Silence(Keeper):
     """Keeps units off on the anchors. The weight is of the penalty of one unit, and scales the initialisation's."""
 
     name = "silence"
-    default_weight = 0.1
+    default_weight = 0.3
     needs_adapter = True
 
     def __init__(self, weight: float) -> None:
@@ -211,7 +211,7 @@ class Silence(Keeper):
         return record(p.model, self._layers, tokens, p.tokenizer.pad_token_id, p.batch_size, self._store.device)
 
     def _task_tokens(self) -> TokenChoice:
-        """Tokens of the first rows, half as many as of the anchors at most, without what rows and anchors begin with."""
+        """Tokens of the first rows, at most half as many as of anchors, without what rows and anchors begin with."""
         p = self._preparation
         lengths = [len(ids) for ids in p.task_rows[: TASK_TOKENS // (self._first + 1) + 1]["input_ids"]]
         part = p.task_rows[: 1 + sum(total < TASK_TOKENS for total in accumulate(lengths))]

@@ -234,7 +234,7 @@ def test_the_studies_that_come_with_the_project_are_whole(name: str, preset: str
     study = load(Path(alignment.__file__).with_name(name), preset, str(tmp_path))
     check_commands(study)
     words = [cell.words[0] for cell in all_cells(study)]
-    adapters, curves = (8, 0) if name == "keeping.yaml" else (4, 2)
+    adapters, curves = (10, 0) if name == "keeping.yaml" else (4, 2)
     assert words.count("sft") == 2 * adapters * (len(study.learning_rates) + len(study.seeds) - 1)
     assert words.count("eval") == 2 * (1 + curves)
     assert len(study.seeds) >= 3
