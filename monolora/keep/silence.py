@@ -35,6 +35,7 @@ from monolora.layer import MonoLoraLayer
 from monolora.units import adapted_layers, input_device
 
 MARGIN = 0.3  # of the penalty, in sizes of A x on the task
+TWO_SIDED = 1 / 30  # of the squared penalty, which no token escapes, for one that half of the space does
 ANCHOR_WEIGHT = 1000.0  # of the anchors in the initialisation, for a penalty of weight 1
 RIDGE = 1e-3  # of the mean energy of each input
 ORDER = 0  # seed of the anchors' tokens, so that runs of all seeds share what is recorded
@@ -282,15 +283,15 @@ class Silence(Keeper):
     def loss(self, model: Any, step: int) -> torch.Tensor | None:
         """The penalty on the step's anchor tokens.
 
-        Of a unit: ``mean over tokens of relu(a·x / scale + margin)``, or of its square ``(a·x / scale)²`` where it is
-        linear; summed over all units.
+        Of a unit: ``mean over tokens of relu(a·x / scale + margin)``, or of ``(a·x / scale)² / 30`` where it is linear;
+        summed over all units.
         """
         total: Any = 0.0
         for module in self._modules:
             x_NI = _window(self._anchors.of(module.name), step)
             A_RI = _rows_of(module)
             z_NR = x_NI.to(A_RI.device, A_RI.dtype) @ A_RI.T / module.scale
-            total = total + (z_NR.square() if module.is_linear else F.relu(z_NR + MARGIN)).sum() / len(x_NI)
+            total = total + (TWO_SIDED * z_NR.square() if module.is_linear else F.relu(z_NR + MARGIN)).sum() / len(x_NI)
         return self.weight * total
 
     def report(self) -> dict[str, Any]:
