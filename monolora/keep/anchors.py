@@ -37,7 +37,7 @@ HELD_OUT = 10  # every tenth anchor
 _EVALUATED = ("beavertails", "beavertails-eval", "xstest")  # the sets of `monolora eval`
 _TASK = "task:"
 _QUANTIZATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
-VLLM_PROMPTS = 100  # for fewer, the start of vLLM costs more than it saves
+VLLM_PROMPTS = 200  # for fewer, the start of vLLM costs more than it saves
 _UNANSWERED = 0.5  # share of empty answers from which a base cannot answer
 
 
