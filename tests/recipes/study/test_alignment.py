@@ -238,6 +238,6 @@ def test_the_studies_that_come_with_the_project_are_whole(name: str, preset: str
     adapters, curves = {"keeping.yaml": (10, 0), "silence.yaml": (11, 0)}.get(name, (4, 2))
     assert words.count("sft") == 2 * adapters * (len(study.learning_rates) + len(study.seeds) - 1)
     assert words.count("eval") == 2 * (1 + curves)
-    if name != "silence.yaml":  # it makes no claims: a setting is chosen by it
+    if name != "silence.yaml":  # a look at settings with one seed, no claim
         assert len(study.seeds) >= 3
         assert len(study.learning_rates) >= 3
