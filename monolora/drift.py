@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from monolora.data.chat_template import Split
-from monolora.inference import MAX_POSITIONS, Inference, evaluating
+from monolora.inference import Inference, answer_batches, evaluating
 from monolora.sparsity import UnitsOn
 from monolora.units import adapted_layers, watch
 
@@ -46,7 +46,7 @@ def answer_drifts(
         splits: prompts and answers, none of them empty.
     """
     layers = list(adapted_layers(tuned.model))
-    for indices in _batches(splits, base.batch_size):
+    for indices in answer_batches(splits, base.batch_size):
         batch = [splits[index] for index in indices]
         with evaluating(base.model), as_base():
             base_log_probs = base.answer_distributions(batch)
@@ -61,16 +61,3 @@ def answer_drifts(
                 on_T = units.on_BT[row, : len(batch[row].context) + len(batch[row].answer)]
                 silent, on = float((on_T == 0).float().mean()), float(on_T.float().mean()) / units.units
             yield AnswerDrift(index, float((p_TV.exp() * (p_TV - q_TV)).sum(-1).mean()), silent, on)
-
-
-def _batches(splits: Sequence[Split], batch_size: int) -> Iterator[list[int]]:
-    """Batches whose distributions, one over the whole vocabulary per token of an answer, fit into memory."""
-    batch: list[int] = []
-    for index in sorted(range(len(splits)), key=lambda index: -len(splits[index].context) - len(splits[index].answer)):
-        tokens = sum(len(splits[other].answer) for other in (*batch, index))
-        if batch and (len(batch) == batch_size or tokens > MAX_POSITIONS):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -175,6 +175,19 @@ class Inference:
         return ids.to(device), mask.to(device)
 
 
+def answer_batches(splits: Sequence[Split], batch_size: int) -> Iterator[list[int]]:
+    """Indices of rows, the longest first, in batches whose distributions along the answers fit into memory."""
+    batch: list[int] = []
+    for index in sorted(range(len(splits)), key=lambda index: -len(splits[index].context) - len(splits[index].answer)):
+        tokens = sum(len(splits[other].answer) for other in (*batch, index))
+        if batch and (len(batch) == batch_size or tokens > MAX_POSITIONS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
 def until_end(ids: Sequence[int], ends: Collection[int]) -> list[int]:
     """Token ids up to the first end token and with it."""
     for position, token in enumerate(ids):

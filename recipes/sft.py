@@ -99,7 +99,8 @@ class Run:
         """What was kept of the base, and how; None where nothing was to be kept or measured."""
         inference = self.inference("after training")
         base = partial(load_model, self.model_folder, self.arguments)
-        return self.keeping.record(inference, base, self.arguments.adapter)
+        flags = self.arguments.adapter
+        return self.keeping.record(inference, base, flags, with_held_out=not flags.skip_eval)
 
 
 def run(arguments: Arguments) -> dict[str, Any]:
@@ -320,8 +321,8 @@ def main(argv: list[str] | None = None) -> int:
         record = run(arguments)
         if record and PartialState().is_main_process:
             Terminal().print(result_table([record]))
-            if keeping := record["results"]["keeping"]:
-                Terminal().print(keeping_table({name: KeepingReport.of(v) for name, v in keeping["sets"].items()}))
+            if sets := (record["results"]["keeping"] or {}).get("sets"):
+                Terminal().print(keeping_table({name: KeepingReport.of(values) for name, values in sets.items()}))
             say(f"Saved to {arguments.training.output_dir}: the model, README.md, run.json, training.png")
         return 0
 

@@ -8,31 +8,23 @@ Shapes: N tokens recorded, I inputs of a module.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import psutil
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from peft.tuners.lora.layer import LoraLayer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from monolora.data.chat_template import IGNORED
 from monolora.errors import InputError
-from monolora.files import write_file
-from monolora.hub import cache_root
 from monolora.inference import MAX_POSITIONS, evaluating, padded
 from monolora.terminal import track
 from monolora.units import input_device
 
 FEWEST_TOKENS = 512  # fewer say too little of where units must be silent
 BATCH_TOKENS = 16_384  # of a forward pass, padding included
-CACHED = 4  # entries on the disk
 _SHARE = 0.5  # of the free memory, at most
 
 
@@ -231,37 +223,6 @@ def _batches(lengths: Sequence[int], batch_size: int, most: int) -> list[list[in
             batches.append([])
         batches[-1].append(index)
     return batches
-
-
-def cached(key: object, device: torch.device | str, make: Callable[[], Activations]) -> Activations:
-    """Activations from ``$MONOLORA_CACHE/activations``, or made and written there, where the disk takes them.
-
-    The newest :data:`CACHED` entries stay, so that the runs of a study share one and the disk is not filled.
-
-    Args:
-        key: what they depend on, as JSON.
-        device: where they are kept.
-        make: makes them.
-    """
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = cache_root() / "activations" / f"{name}.safetensors"
-    try:
-        with safe_open(path, "pt", str(device)) as file:
-            path.touch()  # newest again
-            source = json.loads(file.metadata()["source"])
-            return Activations({name: file.get_tensor(name) for name in set(source.values())}, source, {})
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):  # none, or damaged
-        pass
-    made = make()
-    if PartialState().is_main_process:
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            older = sorted(path.parent.glob("*.safetensors"), key=lambda other: other.stat().st_mtime)
-            for other in older[: max(0, len(older) - CACHED + 1)]:
-                other.unlink()
-            metadata = {"source": json.dumps(made.source)}
-            write_file(path, lambda aside: save_file(made.inputs, aside, metadata))
-    return made
 
 
 class Store(NamedTuple):

@@ -1,9 +1,9 @@
 """KL to the base on the anchors' answers.
 
 Along each answer of the base, ``KL(base ‖ tuned)`` of the next token is added to the task's loss. The base's
-distributions are computed once, before the first step, when the model is the base still: the :data:`TOP` largest
-log-probabilities of each token, and what they leave over as one more outcome. So the loss is a lower bound of the KL
-over the whole vocabulary, tight where the base is sure.
+distributions are computed before the first step, when the model is the base still, and cached on the disk for later
+runs: the :data:`TOP` largest log-probabilities of each token, and what they leave over as one more outcome. So the loss
+is a lower bound of the KL over the whole vocabulary, tight where the base is sure.
 
 Shapes: T tokens of an answer, K largest outcomes, V vocabulary.
 """
@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from monolora.inference import Inference, evaluating
+from monolora.inference import Inference, answer_batches, evaluating
 from monolora.keep.anchors import Anchor
+from monolora.keep.cache import Tensors, cached
 from monolora.keep.keeper import Keeper, Preparation
 from monolora.terminal import track
 
@@ -29,7 +30,7 @@ class BaseKl(Keeper):
     """Adds a loss. The weight is of the mean KL a token, in nats."""
 
     name = "kl"
-    default_weight = 1.0
+    default_weight = 3.0
 
     def __init__(self, weight: float) -> None:
         super().__init__(weight)
@@ -38,15 +39,33 @@ class BaseKl(Keeper):
         self._inference: Inference | None = None
 
     def prepare(self, preparation: Preparation) -> None:
-        """Compute the base's distributions."""
+        """Compute the base's distributions, or read them from the cache."""
         p = preparation
         self._anchors = [Anchor(a.context, a.answer[: p.first_tokens]) for a in p.anchors.train]
         self._inference = Inference(model=p.model, tokenizer=p.tokenizer, batch_size=p.batch_size)
-        with torch.inference_mode(), evaluating(p.model):
-            for anchor in track(self._anchors, description="Reading the base's distributions"):
-                (log_probs_TV,) = self._inference.answer_distributions([anchor])
-                top = log_probs_TV.topk(min(TOP, log_probs_TV.shape[-1] - 1))
-                self._top.append((top.values.cpu(), top.indices.to(torch.int32).cpu()))
+        key = [p.base, str(p.model.dtype), self._anchors, TOP]
+        top = cached("distributions", key, "cpu", self._distributions).tensors
+        lengths = [len(anchor.answer) for anchor in self._anchors]
+        self._top = list(zip(top["log_probs"].split(lengths), top["tokens"].split(lengths), strict=True))
+
+    @torch.inference_mode()
+    def _distributions(self) -> Tensors:
+        """The largest log-probabilities along all answers, and the tokens that they are of."""
+        assert self._inference is not None  # by now
+        top: list[Any] = [None] * len(self._anchors)
+        with evaluating(self._inference.model):
+            batches = answer_batches(self._anchors, self._inference.batch_size)
+            for batch in track(list(batches), description="Reading the base's distributions"):
+                rows = self._inference.answer_distributions([self._anchors[index] for index in batch])
+                for index, log_probs_TV in zip(batch, rows, strict=True):
+                    top[index] = log_probs_TV.topk(min(TOP, log_probs_TV.shape[-1] - 1))
+        return Tensors(
+            {
+                "log_probs": torch.cat([of_anchor.values.cpu() for of_anchor in top]),
+                "tokens": torch.cat([of_anchor.indices.to(torch.int32).cpu() for of_anchor in top]),
+            },
+            None,
+        )
 
     def loss(self, model: Any, step: int) -> torch.Tensor | None:
         """The mean KL over the tokens of the step's anchors, which the processes share."""

@@ -25,8 +25,9 @@ from monolora.eval.run import planned_sets
 from monolora.eval.settings import Settings
 from monolora.hub import SMOLLM2, load_tokenizer, resolve_model
 from monolora.keep import parse_keepers
-from monolora.keep.anchors import HELD_OUT, read_prompts
+from monolora.keep.anchors import read_prompts
 from monolora.keep.kl import ANCHORS_A_STEP
+from monolora.keep.silence import TASK_TOKENS
 from monolora.recipes.judge import data as judge_data
 from monolora.recipes.settings import JUDGE_DATASET, JUDGE_TEST_SPLIT
 from monolora.recipes.study.plan import all_cells, flag_words, middle_rate
@@ -125,9 +126,10 @@ def _training(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _keeping(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[CostEstimate]:
-    """What keepers cost beside the training: rows and losses of their own, anchors that are read, and the report."""
-    cells = trained = read = generated = 0.0
-    answers: dict[str, int] = {}  # of the base, which are kept for all trainings
+    """What keepers cost beside the training: rows and losses of their own, and anchors that are answered and read."""
+    cells = trained = 0.0
+    answered: dict[str, int] = {}  # by the base, once for all trainings
+    read: dict[str, int] = {}  # likewise, for each keeper that needs more than the answers
     task = load_task(dataset, Source())
     for adapter in study.adapters.values():
         flags: dict[str, Any] = {**study.sft, **study.datasets[dataset].sft, **adapter}
@@ -141,24 +143,25 @@ def _keeping(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) -> 
         prompts, most = _listed(flags.get("keep_prompts")), int(flags.get("keep_samples", KeepArguments.keep_samples))
         anchors = read_prompts(prompts or DEFAULT_PROMPTS, most, task.test).examples
         lengths = [len(prompt_ids(anchor, tokenizer)) + limit for anchor in anchors]
-        mean, held_out = sum(lengths) / len(lengths), lengths[::HELD_OUT]
-        answers[f"{prompts} {most} {limit}"] = len(anchors) * limit
+        mean, anchor_set = sum(lengths) / len(lengths), f"{prompts} {most} {limit}"
+        answered[anchor_set] = len(anchors) * limit
+        read |= {f"{anchor_set} {name}": sum(lengths) for name in ("kl", "silence") if name in keepers}
         own = len(study.learning_rates) + len(study.seeds) - 1
         cells += own
         if replay := keepers.get("replay"):
             trained += own * mean * epochs * rows * replay.weight / (1 - replay.weight)
         if "kl" in keepers:
             trained += own * mean * steps * ANCHORS_A_STEP
-        read += own * (2 * sum(held_out) + sum(lengths) * bool({"kl", "silence"} & keepers.keys()))
-        generated += own * 2 * len(held_out) * limit
+        if "silence" in keepers:
+            trained += own * TASK_TOKENS
     if not cells:
         return
-    generated += sum(answers.values())
+    all_answered, all_read = sum(answered.values()), sum(read.values())
     hours = None
     if (speeds := study.estimates) is not None:
-        seconds = (trained + read / _FORWARD_SPEEDUP) / speeds.train + generated / speeds.generate
+        seconds = (trained + all_read / _FORWARD_SPEEDUP) / speeds.train + all_answered / speeds.generate
         hours = seconds / 3600
-    yield CostEstimate(f"{dataset}: keeping", int(cells), trained + read + generated, None, hours)
+    yield CostEstimate(f"{dataset}: keeping", int(cells), trained + all_read + all_answered, None, hours)
 
 
 def _listed(value: Any) -> list[str]:

@@ -73,7 +73,10 @@ class AdapterArguments(KeepArguments):
     eval_max_new_tokens: int | None = field(
         default=None, metadata={"help": "Limit of a scored answer, in tokens. Default: the task's."}
     )
-    skip_eval: bool = field(default=False, metadata={"help": "No scores before and after training."})
+    skip_eval: bool = field(
+        default=False,
+        metadata={"help": "No scores before and after training, and no keeping report on held-out anchors."},
+    )
     preview: bool = field(
         default=False, metadata={"help": "Only three examples, printed with the trained tokens marked."}
     )

@@ -150,29 +150,34 @@ class Keeping:
         for keeper in self.keepers:
             keeper.prepare(preparation)
 
-    def measured_sets(self) -> dict[str, list[Anchor]]:
+    def measured_sets(self, with_held_out: bool) -> dict[str, list[Anchor]]:
         """What the report measures on, by name."""
-        held_out = {} if self.anchors is None else {HELD_OUT_SET: list(self.anchors.held_out)}
+        held_out = {HELD_OUT_SET: list(self.anchors.held_out)} if self.anchors and with_held_out else {}
         return held_out | self.report_sets
 
-    def record(self, tuned: Inference, base: Callable[[], Any], flags: KeepArguments) -> dict[str, Any] | None:
+    def record(
+        self, tuned: Inference, base: Callable[[], Any], flags: KeepArguments, with_held_out: bool = True
+    ) -> dict[str, Any] | None:
         """What was kept of the base, and how, for the run's record; None where nothing was to be kept or measured.
 
         Args:
             tuned: the trained model.
             base: loads the base again, for a model without an adapter that could be switched off.
             flags: of the run.
+            with_held_out: whether the held-out anchors are measured.
         """
-        sets = self.measured_sets()
-        if not sets:
+        sets = self.measured_sets(with_held_out)
+        if not (sets or self.keepers):
             return None
-        model = tuned.model
-        if isinstance(model, PeftModel):
-            pair = Pair(model, model, model.disable_adapter)
-        else:
-            pair = Pair(model, base().to(model.device), nullcontext)
-        length = flags.keep_answer_tokens
-        reports = {name: measure(pair, tuned.tokenizer, part, tuned.batch_size, length) for name, part in sets.items()}
+        reports = {}
+        if sets:
+            model, length = tuned.model, flags.keep_answer_tokens
+            if isinstance(model, PeftModel):
+                pair = Pair(model, model, model.disable_adapter)
+            else:
+                pair = Pair(model, base().to(model.device), nullcontext)
+            for name, part in sets.items():
+                reports[name] = measure(pair, tuned.tokenizer, part, tuned.batch_size, length)
         return {
             **self._counts(),
             "keepers": {keeper.name: {"weight": keeper.weight, **keeper.report()} for keeper in self.keepers},

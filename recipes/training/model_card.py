@@ -122,6 +122,8 @@ def _keeping_lines(keeping: Mapping[str, Any] | None) -> list[str]:
         return []
     methods = ", ".join(f"`{name}:{keeper['weight']:g}`" for name, keeper in keeping["keepers"].items()) or "nothing"
     reports = {name: KeepingReport.of(values) for name, values in keeping["sets"].items()}
+    if not reports:
+        return [f"The base was to be kept by {methods}. Nothing was measured; `monolora keep-report` does that.", ""]
     return [
         f"Kept of the base, by {methods}, measured on prompts that nothing was learned from:",
         "",

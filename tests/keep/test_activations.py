@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ from monolora import MonoLoraConfig
 from monolora.data.chat_template import IGNORED
 from monolora.errors import InputError
 from monolora.keep import activations
-from monolora.keep.activations import Activations, cached, choose_tokens, plan_store, record
+from monolora.keep.activations import choose_tokens, plan_store, record
 from monolora.units import adapted_layers
 from tests.support.keeping import tiny_llama
 
@@ -143,46 +141,6 @@ def test_the_store_fits_into_half_of_the_memory(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(InputError, match=rf"{of_token} bytes a token.*holds 100 tokens; 512 are needed. Adapt fewer"):
         plan_store(layers, torch.bfloat16, 9000, torch.device("cpu"))
     assert plan_store(layers, torch.bfloat16, 90, torch.device("cpu")).tokens == 90
-
-
-def test_the_cache_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once made, read; another key is another entry; damage is made again; four entries stay, the newest used."""
-    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path))
-    made = []
-
-    def make() -> Activations:
-        made.append(1)
-        return Activations(
-            {"a": torch.randn(5, 3).bfloat16(), "b": torch.randn(5, 2).bfloat16()}, {"a": "a", "c": "b"}, {}
-        )
-
-    first = cached(["key"], "cpu", make)
-    again = cached(["key"], "cpu", make)
-    assert len(made) == 1
-    assert again.source == first.source
-    assert all(torch.equal(again.inputs[name], tensor) for name, tensor in first.inputs.items())
-    (entry,) = (tmp_path / "activations").iterdir()
-    entry.write_bytes(entry.read_bytes()[:50])
-    cached(["key"], "cpu", make)
-    assert len(made) == 2
-    os.utime(entry, (1, 1))
-    for number in range(4):
-        cached([number], "cpu", make)
-        os.utime(max((tmp_path / "activations").iterdir(), key=os.path.getmtime), (10 + number, 10 + number))
-    assert len(list((tmp_path / "activations").iterdir())) == 4
-    assert not entry.exists()
-
-
-def test_a_full_disk_costs_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The activations are used all the same, and nothing half-written is left."""
-    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path))
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(activations, "save_file", full)
-    assert cached(["key"], "cpu", lambda: Activations({"a": torch.ones(2)}, {"a": "a"}, {})).of("a").sum() == 2
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @given(st.lists(st.integers(1, 40_000), min_size=1, max_size=60), st.integers(1, 40))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset
@@ -96,3 +98,17 @@ def test_the_loss_is_the_mean_over_the_tokens_of_four_answers(first_tokens: int 
     loss = keeper.loss(model, 1)
     assert loss is not None
     assert loss.item() == pytest.approx(2 * float(torch.cat(values).mean()), rel=1e-3)  # 63 of 64 tokens and the rest
+
+
+def test_the_base_is_read_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second run takes the distributions from the disk, bit for bit; other answers are other distributions."""
+    torch.manual_seed(0)
+    first, *_ = _keeper()
+    monkeypatch.setattr(BaseKl, "_distributions", lambda keeper: pytest.fail("the base is read again"))
+    torch.manual_seed(0)
+    again, *_ = _keeper()
+    pairs = zip(first._top, again._top, strict=True)
+    assert all(torch.equal(x, y) for one, other in pairs for x, y in zip(one, other, strict=True))
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        _keeper(first_tokens=2)
+    assert len(list((cache / "distributions").iterdir())) == 1

@@ -47,6 +47,19 @@ def test_silence_on_embedded_anchors(run_sft: Run) -> None:
     assert "| KL to the base, nats a token |" in card
 
 
+def test_a_run_without_scores_has_no_report_but_what_it_names(run_sft: Run) -> None:
+    """How it was kept is recorded all the same, and the card says that nothing was measured."""
+    flags = ("--keep", "kl", *KEEP, "--skip-eval")
+    outcome = run_sft(*flags)
+    keeping = outcome.record["results"]["keeping"]
+    assert keeping["keepers"]["kl"]["weight"] == 3
+    assert keeping["sets"] == {}
+    assert "KL to the base" not in outcome.out
+    assert "kept by `kl:3`. Nothing was measured" in (outcome.folder / "README.md").read_text()
+    named = run_sft(*flags, "--keep-report", "refusals", "--overwrite")
+    assert list(named.record["results"]["keeping"]["sets"]) == ["refusals"]
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -26,7 +26,7 @@ def test_two_processes_equal_one(
     monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MONOLORA_DATA", raising=False)
     flags = ["--keep", "silence:0.5", "kl", "replay:0.2", "--keep-samples", "20", "--keep-answer-tokens", "4"]
-    flags += ["--optim", "sgd", "--learning-rate", "0.5", "--skip-eval", "--train-sampling-strategy", "sequential"]
+    flags += ["--optim", "sgd", "--learning-rate", "0.5", "--train-sampling-strategy", "sequential"]
     where = ["--model", chat_model, "--output-dir", tmp_path / "two"]
     for ended in forks.launch(CPU, SFT, *where, *QUICK, *flags, "--per-device-train-batch-size", "2"):
         assert ended.returncode == 0, ended.stderr[-3000:]
