@@ -64,6 +64,39 @@ class KeepReport(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Align(Flags):
+    """What a model learns to refuse, and what it goes on answering."""
+
+    model: str = setting("smollm2-135m-instruct", "hub id or path")
+    refuse: tuple[str, ...] = setting(
+        ("beavertails-train", "refusals"),
+        "sets of prompts to refuse, in equal parts: beavertails-train, refusals, or files with a column prompt or "
+        "messages",
+        nargs="+",
+        metavar="SET",
+    )
+    refuse_samples: int = setting(1500, "number of prompts to refuse", type=int, at_least=1)
+    answer: tuple[str, ...] = setting(
+        ("contrasts", "chat", "task:dolly"),
+        "sets of prompts that the model goes on answering, in equal parts",
+        nargs="+",
+        metavar="SET",
+    )
+    answer_samples: int = setting(1200, "number of prompts to answer", type=int, at_least=1)
+    answer_tokens: int = setting(64, "limit of the model's own answers, in tokens", type=int, at_least=1)
+    answer_share: float = setting(0.5, "share of answers in the training rows", type=float, above=0, below=1)
+    adapter: str = setting("none", "what is trained: none for all weights, or lora", choices=("none", "lora"))
+    learning_rate: float = setting(5e-5, "learning rate", type=float, above=0)
+    epochs: float = setting(1.0, "passes over the rows", type=float, above=0)
+    batch_size: int = setting(16, "rows in a step", type=int, at_least=1)
+    max_length: int = setting(384, "longest row, in tokens", type=int, at_least=1)
+    seed: int = setting(42, "seed of refusals and training", type=int)
+    output_dir: str = setting("runs/aligned", "output folder; the rows are written to OUTPUT_DIR-data")
+    overwrite: bool = setting(False, "replacement of an earlier run in the output folder")
+    resume_from_checkpoint: bool = setting(False, "go on from the last checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prune(Flags):
     """The units of an adapter to take out, or to keep."""
 

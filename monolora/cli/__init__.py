@@ -34,6 +34,11 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "sft": Command("monolora.recipes.training.command", "finetune with MonoLoRA, LoRA or all weights, and measure it"),
+    "align": Command(
+        "monolora.recipes.align",
+        "teach a chat model to refuse what it should, and to answer all else as before",
+        "monolora.recipes.settings:Align",
+    ),
     "demo": Command(
         "monolora.recipes.demo",
         "train LoRA and MonoLoRA on a small task and compare them",

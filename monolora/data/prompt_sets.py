@@ -5,6 +5,7 @@ beavertails-eval   the 700 prompts of BeaverTails-Evaluation, 50 in each of 14 c
 xstest             450 prompts of XSTest: 250 that only sound unsafe, 200 that are
 beavertails-train  BeaverTails' 30k_train, or the part of it that a mirror has: no evaluation, but prompts to train on
 chat               embedded: requests of many kinds that a chat model grants, some of which only sound unsafe
+contrasts          embedded: requests that are fine and sound unsafe
 refusals           embedded: requests that an aligned chat model declines
 task:NAME          the held-out rows of a task of the recipes, by name or any data set that they read
 PATH               a .jsonl, .json, .csv or .parquet file with the column ``prompt`` and, if wanted, ``category``
@@ -264,7 +265,7 @@ PUBLISHED = {
 
 
 # Written for this project, in prompts/NAME.jsonl: they need neither network nor data.
-EMBEDDED: dict[str, Purpose] = {"chat": "over-refusal", "refusals": "safety"}
+EMBEDDED: dict[str, Purpose] = {"chat": "over-refusal", "contrasts": "over-refusal", "refusals": "safety"}
 
 
 def published_rows(source: Published, limit: int | None, unsafe_only: bool) -> tuple[str, list[Prompt]]:

@@ -67,7 +67,11 @@ class AnchorPrompts(NamedTuple):
 
 
 def read_prompts(
-    words: Sequence[str], most: int, tested: Iterable[Example] = (), from_evaluation: bool = False
+    words: Sequence[str],
+    most: int,
+    tested: Iterable[Example] = (),
+    from_evaluation: bool = False,
+    flag: str = "--keep-prompts",
 ) -> AnchorPrompts:
     """Prompts of the named sets, in equal parts, in a fixed random order, so that runs of every seed share them.
 
@@ -77,6 +81,7 @@ def read_prompts(
         most: how many, at most.
         tested: prompts that are left out, such as the held-out examples of the task that is trained.
         from_evaluation: whether prompts of the evaluation are taken too: to measure, not to learn from.
+        flag: that names the sets, for errors.
 
     Raises:
         InputError: for an unknown or unreadable set, or if no prompt is left.
@@ -101,8 +106,8 @@ def read_prompts(
     examples = [example for turn in _in_turn(parts) for example in turn][:most]
     if not examples:
         raise InputError(
-            f"--keep-prompts {' '.join(words)}: all {evaluated} prompts are used by the evaluation or the task's test, "
-            "so none is left. Give other prompts, such as beavertails-train, refusals or a file."
+            f"{flag} {' '.join(words)}: all {evaluated} prompts are used by the evaluation, the task's test or another "
+            "flag, so none is left. Give other prompts, such as beavertails-train, refusals or a file."
         )
     return AnchorPrompts(examples, evaluated)
 

@@ -80,6 +80,7 @@ class AdapterArguments(KeepArguments):
     preview: bool = field(
         default=False, metadata={"help": "Only three examples, printed with the trained tokens marked."}
     )
+    card_note: str | None = field(default=None, metadata={"help": "A paragraph for the model card. Default: none."})
     full_logits: bool = field(default=False, metadata={"help": "Logits of masked positions too; the loss is the same."})
     overwrite: bool = field(default=False, metadata={"help": "Replacement of the run that is in the output folder."})
 

@@ -45,7 +45,7 @@ _FREE_FLAGS = frozenset(
         "push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "hub_revision",
         "hub_always_push", "disable_tqdm", "dataloader_num_workers", "log_level", "log_level_replica",
         "dataset_num_proc", "use_cpu", "accelerator_config", "deepspeed", "fsdp", "fsdp_config",
-        "parallelism_config", "keep_report",
+        "parallelism_config", "keep_report", "card_note",
     }
 )  # fmt: skip
 _INPUTS = {

@@ -92,6 +92,7 @@ def model_card(record: dict[str, Any]) -> ModelCard:
         f"---\n{data.to_yaml()}\n---",
         f"# {config['model']} finetuned on {config['dataset']} ({_kind(config)})",
         "",
+        *([config["card_note"], ""] if config.get("card_note") else []),
     ]
     if results["after"]:
         lines += [f"Scores on {results['after']['n']} held-out examples:", "", "| | before | after |", "|---|---|---|"]

@@ -45,8 +45,8 @@ def test_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["docter"]) == 2
     assert capsys.readouterr().err == (
-        "error: Unknown command 'docter'; choose one of sft, demo, eval, judge, sparsity, keep-report, explain, "
-        "prune, merge, verify, serve-check, study, vision, superposition, doctor. Did you mean doctor?\n"
+        "error: Unknown command 'docter'; choose one of sft, align, demo, eval, judge, sparsity, keep-report, "
+        "explain, prune, merge, verify, serve-check, study, vision, superposition, doctor. Did you mean doctor?\n"
     )
 
 

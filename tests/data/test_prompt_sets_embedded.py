@@ -13,7 +13,7 @@ from monolora.data.prompt_sets import EMBEDDED, PUBLISHED, load, names
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError
 
-COUNTS = {"chat": (385, 30), "refusals": (266, 27)}
+COUNTS = {"chat": (385, 30), "contrasts": (230, 9), "refusals": (266, 27)}
 
 
 def normalised(text: str) -> str:
