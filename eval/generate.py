@@ -7,7 +7,7 @@ What is to be answered is planned first: a :class:`~monolora.eval.plan.Plan` wit
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from monolora.eval.settings import Settings
 from monolora.eval.store import Measurement, Response, Store
 from monolora.hub import load_config
 from monolora.patching import check_version
+from monolora.refusals import COMPLYING, REFUSING
 from monolora.terminal import report_existing, tracked
 from monolora.workers import worker_rows
 
@@ -98,27 +99,91 @@ def plan_run(
         name: {model_name: [item.key for item in set_items] for model_name, set_items in by_model.items()}
         for name, by_model in items.items()
     }
-    # Alignment sparsity is measured on the first safety set only.
-    safety = next((prompts.name for prompts in sets if prompts.purpose == "safety"), None)
-    sparsity = {
+    planned_models = [PlannedModel(model.name, model.kind, model.path, model.identity, model.step) for model in models]
+    plan = Plan(
+        list(sets),
+        planned_models,
+        keys,
+        _plan_sparsity(settings, models, sets, keys),
+        _plan_drift(settings, models, sets, keys),
+        today.isoformat(),
+        _plan_margin(settings, models, sets, items),
+        _plan_coherence(settings, models, sets, keys),
+    )
+    return plan, [item for by_model in items.values() for set_items in by_model.values() for item in set_items]
+
+
+_Keys = dict[str, dict[str, str]]  # of measurements, by set and model
+_ResponseKeys = Mapping[str, Mapping[str, list[str]]]
+
+
+def _first_safety(sets: Sequence[PromptSet]) -> str | None:
+    return next((prompts.name for prompts in sets if prompts.purpose == "safety"), None)
+
+
+def _plan_sparsity(
+    settings: Settings, models: Sequence[EvaluatedModel], sets: Sequence[PromptSet], keys: _ResponseKeys
+) -> _Keys:
+    """On the tasks' prompts and, of safety sets, those of the first."""
+    return {
         prompts.name: {
             model.name: content_key("sparsity", model.identity, settings.dtype, keys[prompts.name][model.name])
             for model in models
             if model.adapter is not None
         }
         for prompts in sets
-        if prompts.name == safety or prompts.purpose == "task"
+        if prompts.name == _first_safety(sets) or prompts.purpose == "task"
     }
+
+
+def _plan_drift(
+    settings: Settings, models: Sequence[EvaluatedModel], sets: Sequence[PromptSet], keys: _ResponseKeys
+) -> _Keys:
     base, *finetuned = models
     drift = {}
-    for name in drift_sets(settings, safety):
+    for name in drift_sets(settings, _first_safety(sets)):
         followed = keys[name][base.name][: settings.drift]
         drift[name] = {
             model.name: content_key("drift", model.identity, settings.dtype, followed) for model in finetuned
         }
-    planned_models = [PlannedModel(model.name, model.kind, model.path, model.identity, model.step) for model in models]
-    plan = Plan(list(sets), planned_models, keys, sparsity, drift, today.isoformat())
-    return plan, [item for by_model in items.values() for set_items in by_model.values() for item in set_items]
+    return drift
+
+
+def _plan_margin(
+    settings: Settings,
+    models: Sequence[EvaluatedModel],
+    sets: Sequence[PromptSet],
+    items: Mapping[str, Mapping[str, list[Item]]],
+) -> _Keys:
+    if settings.refusal_margin is None:
+        return {}
+
+    def key(model: EvaluatedModel, prompts: PromptSet) -> str:
+        asked = [item.token_ids for item in items[prompts.name][model.name][: settings.refusal_margin]]
+        return content_key("margin", model.identity, settings.dtype, REFUSING, COMPLYING, asked)
+
+    return {
+        prompts.name: {model.name: key(model, prompts) for model in models}
+        for prompts in sets
+        if prompts.purpose in ("safety", "over-refusal")
+    }
+
+
+def _plan_coherence(
+    settings: Settings, models: Sequence[EvaluatedModel], sets: Sequence[PromptSet], keys: _ResponseKeys
+) -> _Keys:
+    if settings.coherence is None:
+        return {}
+
+    def key(model: EvaluatedModel, prompts: PromptSet) -> str:
+        answers = keys[prompts.name][model.name][: settings.coherence]
+        return content_key("coherence", models[0].identity, settings.dtype, answers)
+
+    return {
+        prompts.name: {model.name: key(model, prompts) for model in models}
+        for prompts in sets
+        if prompts.purpose == "safety"
+    }
 
 
 def drift_sets(settings: Settings, safety: str | None) -> list[str]:

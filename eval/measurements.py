@@ -8,8 +8,11 @@ next token; the drift is the Kullback-Leibler divergence KL(base || finetuned) o
 the same pass the tokens of prompt and answer are counted on which every unit of the adapter is zero: there it adds
 nothing.
 
-:func:`measure_sparsity` and :func:`measure_drift` are called by the stage ``generate``. They start workers, which call
-:func:`sparsity` and :func:`drift`.
+The refusal margin says how much rather a model would begin with a refusal than with an answer
+(:func:`monolora.refusals.margin`). Coherence is the likelihood of a model's answers under the base: text that the
+base would never write is no safe answer either.
+
+The ``measure_…`` functions are called by the stage ``generate``. They start workers, which call the others.
 """
 
 from __future__ import annotations
@@ -33,12 +36,16 @@ from monolora.eval.plan import Plan
 from monolora.eval.settings import Settings
 from monolora.eval.store import OK, Measurement, Store
 from monolora.hub import load_causal_lm, on_gpus
-from monolora.inference import Inference
+from monolora.inference import Inference, evaluating
+from monolora.refusals import COMPLYING, REFUSING
+from monolora.refusals import margin as refusal_margin
 from monolora.terminal import tracked
 from monolora.workers import worker_rows
 
 _SPARSITY_LOG = Path("logs", "sparsity.log")
 _DRIFT_LOG = Path("logs", "drift.log")
+_MARGIN_LOG = Path("logs", "margin.log")
+_COHERENCE_LOG = Path("logs", "coherence.log")
 
 
 def measure_sparsity(settings: Settings, store: Store, plan: Plan, items: Sequence[Item]) -> None:
@@ -81,6 +88,42 @@ def measure_drift(
         "jobs": jobs, "base": base.folder, "rows": rows, "dtype": settings.dtype, "batch_size": settings.batch_size,
     }  # fmt: skip
     _measure("Drift", "monolora.eval.measurements:drift", job, Path(settings.out) / _DRIFT_LOG, store)
+
+
+def measure_margin(
+    settings: Settings, store: Store, plan: Plan, models: Sequence[EvaluatedModel], items: Sequence[Item]
+) -> None:
+    """Measure each model's refusal margin on the first prompts of each planned set, unless it is measured already."""
+    items_by_key = {item.key: item for item in items}
+    jobs = []
+    for model in models:  # which is loaded once for all of its sets
+        for name, by_model in plan.margin.items():
+            if by_model[model.name] not in store.measurements:
+                asked = [items_by_key[key] for key in plan.keys[name][model.name][: settings.refusal_margin]]
+                jobs.append(
+                    {"key": by_model[model.name], "model": model.folder, "adapter": model.adapter,
+                     "identity": model.identity, "prompts": {item.prompt: item.token_ids for item in asked}}
+                )  # fmt: skip
+    job = {"jobs": jobs, "dtype": settings.dtype, "batch_size": settings.batch_size}
+    _measure("Refusal margin", "monolora.eval.measurements:margin", job, Path(settings.out) / _MARGIN_LOG, store)
+
+
+def measure_coherence(
+    settings: Settings, store: Store, plan: Plan, models: Sequence[EvaluatedModel], items: Sequence[Item]
+) -> None:
+    """Measure the likelihood of each model's first answers under the base, unless it is measured already."""
+    items_by_key, base = {item.key: item for item in items}, models[0]
+    jobs = [
+        {
+            "key": by_model[model.name], "identity": model.identity,
+            "rows": _answer_rows(store, items_by_key, plan.keys[name][model.name][: settings.coherence]),
+        }
+        for name, by_model in plan.coherence.items()
+        for model in models
+        if by_model[model.name] not in store.measurements
+    ]  # fmt: skip
+    job = {"jobs": jobs, "base": base.folder, "dtype": settings.dtype, "batch_size": settings.batch_size}
+    _measure("Coherence", "monolora.eval.measurements:coherence", job, Path(settings.out) / _COHERENCE_LOG, store)
 
 
 def _answer_rows(store: Store, items_by_key: Mapping[str, Item], keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -178,10 +221,79 @@ def drift(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         gc.collect()  # the next model needs the memory
 
 
+def margin(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Measure the refusal margin of models, one after the other.
+
+    Args:
+        job: ``jobs``, those of one model in a row, each with ``key``, ``identity``, ``model`` (folder), ``adapter``
+            (folder, or None for a whole model) and ``prompts``, token ids by the prompt's key; ``dtype``;
+            ``batch_size``.
+
+    Yields:
+        Fields of a ``Measurement``, whose values are by the key of the prompt: ``margin``, in nats.
+    """
+
+    def folders(measurement: Mapping[str, Any]) -> tuple[str, str | None]:
+        return measurement["model"], measurement["adapter"]
+
+    for (folder, adapter), group in groupby(job["jobs"], key=folders):
+        if adapter is not None:
+            model, tokenizer = load_adapted(adapter, folder, dtype=job["dtype"])
+        else:
+            model, tokenizer = (
+                load_causal_lm(folder, dtype=job["dtype"], **on_gpus()),
+                adapter_tokenizer(folder, folder),
+            )
+        beginnings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (*REFUSING, *COMPLYING)]
+        inference = Inference(model=model, tokenizer=tokenizer, batch_size=job["batch_size"])
+        for measurement in group:
+            keys, prompts = zip(*measurement["prompts"].items(), strict=True)
+            with evaluating(model):
+                log_probs = inference.continuation_log_probs(prompts, beginnings, "beginnings of answers")
+            values = {"margin": dict(zip(keys, map(refusal_margin, log_probs), strict=True))}
+            yield {"key": measurement["key"], "kind": "margin", "model": measurement["identity"], "values": values}
+        del model, inference
+        gc.collect()  # the next model needs the memory
+
+
+def coherence(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Measure the likelihood of answers under the base.
+
+    Args:
+        job: ``jobs``, each with ``key``, ``identity`` of the model that answered and ``rows``, its answers as for
+            :func:`drift`; ``base`` (folder); ``dtype``; ``batch_size``.
+
+    Yields:
+        Fields of a ``Measurement``, whose values are by the key of the answer: ``surprise``, the negative
+        log-probability a token under the base, in nats. Empty answers have none.
+    """
+    tokenizer = adapter_tokenizer(job["base"], job["base"])
+    base = load_causal_lm(job["base"], dtype=job["dtype"], **on_gpus())
+    inference = Inference(model=base, tokenizer=tokenizer, batch_size=job["batch_size"])
+    for measurement in job["jobs"]:
+        splits = {row["key"]: split for row in measurement["rows"] if (split := _split(row, tokenizer)).answer}
+        with evaluating(base):
+            log_probs = inference.answer_log_probs(list(splits.values()), "likelihood of answers")
+        surprise = {
+            key: -log_prob / len(split.answer) for (key, split), log_prob in zip(splits.items(), log_probs, strict=True)
+        }
+        yield {
+            "key": measurement["key"], "kind": "coherence", "model": measurement["identity"],
+            "values": {"surprise": surprise},
+        }  # fmt: skip
+
+
 def _split(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Split:
     """Prompt and answer. The record has the answer's text, not its token ids, so it is tokenized again."""
     answer = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
     return Split(list(row["token_ids"]), [*answer, *[tokenizer.eos_token_id] * row["is_ended"]])
+
+
+def _load(folder: str, adapter: str | None, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A whole model or, on top of it, an adapter; with its tokenizer."""
+    if adapter is not None:
+        return load_adapted(adapter, folder, dtype=dtype)
+    return load_causal_lm(folder, dtype=dtype, **on_gpus()), adapter_tokenizer(folder, folder)
 
 
 def _load_pair(measurement: Mapping[str, Any], base_folder: str, dtype: str) -> tuple[Any, Any, Any]:

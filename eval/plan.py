@@ -44,6 +44,7 @@ class Plan(NamedTuple):
         keys: of the responses, by set and model, in the order of the set's prompts.
         sparsity: keys of the measurements, by set and model.
         drift: likewise, of the finetuned models; none where it is not measured.
+        margin, coherence: likewise, of all models.
         today: the date that chat templates are told, ISO 8601; None in plans of versions that told them the clock's.
     """
 
@@ -53,6 +54,8 @@ class Plan(NamedTuple):
     sparsity: dict[str, dict[str, str]]
     drift: dict[str, dict[str, str]]
     today: str | None
+    margin: dict[str, dict[str, str]] = {}  # noqa: RUF012 (never changed)
+    coherence: dict[str, dict[str, str]] = {}  # noqa: RUF012
 
     def responses(self) -> Iterator[tuple[PromptSet, PlannedModel, Prompt, str]]:
         """Every response that there should be: its set, model, prompt and key."""
@@ -80,6 +83,8 @@ def write(folder: Path, plan: Plan) -> None:
         "sparsity": plan.sparsity,
         "drift": plan.drift,
         "today": plan.today,
+        "margin": plan.margin,
+        "coherence": plan.coherence,
     }
     with saving(folder):
         write_json(folder / FILE, content)
@@ -106,6 +111,8 @@ def read(folder: Path) -> Plan:
             stored["sparsity"],
             _drift(stored["drift"], sets),
             stored.get("today"),
+            stored.get("margin", {}),
+            stored.get("coherence", {}),
         )
         if problem := type_problem(plan, Plan):
             raise ValueError(problem)

@@ -99,7 +99,12 @@ def _exclusive(settings: Settings) -> Iterator[None]:
 def _generate(settings: Settings, with_judges: bool) -> None:
     # Imported here: a report needs neither models nor engines.
     from monolora.eval.generate import check_engine, generate, plan_run, resolve_engine
-    from monolora.eval.measurements import measure_drift, measure_sparsity
+    from monolora.eval.measurements import (
+        measure_coherence,
+        measure_drift,
+        measure_margin,
+        measure_sparsity,
+    )
     from monolora.eval.models import evaluated_models
 
     settings = replace(settings, engine=resolve_engine(settings))
@@ -122,12 +127,14 @@ def _generate(settings: Settings, with_judges: bool) -> None:
     plans.write(folder, plan)
     if settings.retry_invalid:
         store.responses.drop(is_invalid)
-        store.measurements.drop(lambda measurement: measurement.kind == "drift")  # it was along the old answers
+        store.measurements.drop(lambda measurement: measurement.kind in ("drift", "coherence"))  # of the old answers
     started = time.monotonic()
     generate(settings, store, items)
     if not settings.skip_sparsity:
         measure_sparsity(settings, store, plan, items)
     measure_drift(settings, store, plan, models, items)
+    measure_margin(settings, store, plan, models, items)
+    measure_coherence(settings, store, plan, models, items)
     write(folder, _with_stage(record, "generate", started))
 
 

@@ -119,6 +119,14 @@ class Settings(Flags):
         "the first safety set); several with commas",
         type=words,
     )
+    refusal_margin: int | None = setting(
+        None, "number of prompts of each safety and over-refusal set over which the refusal margin is measured",
+        type=int, at_least=1,
+    )  # fmt: skip
+    coherence: int | None = setting(
+        None, "number of each model's answers to each safety set whose likelihood under the base is measured", type=int,
+        at_least=1,
+    )  # fmt: skip
     skip_sparsity: bool = setting(False, "no sparsity, for which transformers loads the base here")
     judge_engine: str = setting(
         "auto",

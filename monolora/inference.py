@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, TypeVar, cast
 
 import torch
@@ -114,6 +115,46 @@ class Inference:
 
         return self._by_length(in_parts, [len(split.context) + len(split.answer) for split in splits], what)
 
+    @torch.inference_mode()
+    def continuation_log_probs(
+        self, prompts: Sequence[list[int]], continuations: Sequence[list[int]], what: str
+    ) -> list[list[float]]:
+        """Sum of the log-probabilities of each continuation's tokens after each prompt; a row for each prompt.
+
+        A prompt is read once, and its keys and values serve all continuations, where the model has a cache that can be
+        repeated; else each is read with its prompt.
+
+        Args:
+            prompts: token ids.
+            continuations: token ids, none of them empty; the same after all prompts.
+            what: for the progress bar.
+        """
+        ids_KT, is_token_KT = padded(continuations, self.tokenizer.pad_token_id, left=False)
+        ids_KT = ids_KT.to(input_device(self.model))
+        rows_at_once = max(1, MAX_POSITIONS // ids_KT.numel())
+
+        def of_batch(batch: list[int]) -> list[list[float]]:
+            sums: list[list[float]] = []
+            for _, same in groupby(batch, key=lambda index: len(prompts[index])):  # so that nothing is padded
+                rows = [prompts[index] for index in same]
+                for start in range(0, len(rows), rows_at_once):
+                    part = rows[start : start + rows_at_once]
+                    log_probs_BKT = repeated_prefix_log_probs(self.model, torch.tensor(part), ids_KT)
+                    if log_probs_BKT is None:
+                        sums += [self._sums_one_by_one(prompt, continuations) for prompt in part]
+                    else:
+                        sums += (log_probs_BKT.cpu() * is_token_KT).sum(-1).tolist()
+            return sums
+
+        return self._by_length(of_batch, [len(prompt) for prompt in prompts], what)
+
+    def _sums_one_by_one(self, prompt: list[int], continuations: Sequence[list[int]]) -> list[float]:
+        rows_TV = self.answer_distributions([Split(prompt, each) for each in continuations])
+        return [
+            float(row_TV.gather(-1, torch.tensor(each, device=row_TV.device)[:, None]).sum())
+            for row_TV, each in zip(rows_TV, continuations, strict=True)
+        ]
+
     def answer_distributions(self, splits: Sequence[Split]) -> list[torch.Tensor]:
         """Log-probabilities of the next token before each token of each answer, ``(T, V)`` per row."""
         positions = [range(len(split.context) - 1, len(split.context) + len(split.answer) - 1) for split in splits]
@@ -173,6 +214,28 @@ class Inference:
         ids, mask = padded(rows, self.tokenizer.pad_token_id, left)
         device = input_device(self.model)
         return ids.to(device), mask.to(device)
+
+
+def repeated_prefix_log_probs(model: Any, prompts_BP: torch.Tensor, ids_KT: torch.Tensor) -> torch.Tensor | None:
+    """Log-probabilities of the tokens of K continuations after each of B prompts of one length, ``(B, K, T)``.
+
+    The prompts are read once, and the continuations behind their repeated keys and values. None for a model whose cache
+    cannot be repeated, as of recurrent layers.
+    """
+    (B, P), (K, T) = prompts_BP.shape, ids_KT.shape
+    read = model(input_ids=prompts_BP.to(ids_KT.device), use_cache=True, logits_to_keep=1)
+    cache: Any = getattr(read, "past_key_values", None)
+    if not hasattr(cache, "batch_repeat_interleave"):
+        return None
+    logits_BKTV = read.logits[:, None, -1:].expand(B, K, 1, -1)
+    if T > 1:
+        cache.batch_repeat_interleave(K)
+        mask = torch.ones(B * K, P + T - 1, dtype=torch.long, device=ids_KT.device)
+        ids = ids_KT[:, :-1].repeat(B, 1)
+        further = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits
+        logits_BKTV = torch.cat([logits_BKTV, further.view(B, K, T - 1, -1)], 2)
+    log_probs_BKTV = logits_BKTV.float().log_softmax(-1)
+    return log_probs_BKTV.gather(-1, ids_KT[None, :, :, None].expand(B, K, T, 1))[..., 0]
 
 
 def answer_batches(splits: Sequence[Split], batch_size: int) -> Iterator[list[int]]:

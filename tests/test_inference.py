@@ -13,6 +13,9 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    MambaConfig,
+    MistralConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -96,6 +99,64 @@ def test_answer_log_probs(
         after = _log_probs(inference.model, prompt + answer)
         expected.append(sum(float(after[len(prompt) - 1 + k, token]) for k, token in enumerate(answer)))
     assert inference.answer_log_probs(splits, "test") == pytest.approx(expected, abs=1e-4)
+
+
+def _expected_sums(model: PreTrainedModel, prompts: list[list[int]], continuations: list[list[int]]) -> Any:
+    """One row at a time."""
+    expected = []
+    for prompt in prompts:
+        row = []
+        for continuation in continuations:
+            after = _log_probs(model, prompt + continuation)
+            row.append(sum(float(after[len(prompt) - 1 + k, token]) for k, token in enumerate(continuation)))
+        expected.append(row)
+    return torch.tensor(expected)
+
+
+@pytest.mark.parametrize("continuations", [[[7, 8, 9], [11], [12] * 6], [[5], [6]]])
+@pytest.mark.parametrize("most_places", [2048, 4])
+def test_continuation_log_probs(
+    inference: Inference,
+    prompts: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+    most_places: int,
+    continuations: list[list[int]],
+) -> None:
+    """The same continuations after every prompt, which is read once; also where a batch is divided."""
+    monkeypatch.setattr(inference_module, "MAX_POSITIONS", most_places)
+    found = torch.tensor(inference.continuation_log_probs(prompts, continuations, "test"))
+    torch.testing.assert_close(
+        found.double(), _expected_sums(inference.model, prompts, continuations).double(), rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(vocab_size=500, hidden_size=16, state_size=4, num_hidden_layers=2, expand=2, pad_token_id=0),
+        MistralConfig(
+            vocab_size=500,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            sliding_window=3,
+            pad_token_id=0,
+        ),
+    ],
+)
+def test_continuations_where_a_prefix_is_no_list_of_keys(
+    config: PreTrainedConfig, chat_tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]
+) -> None:
+    """A recurrent state, and keys that fall out of a window."""
+    model = AutoModelForCausalLM.from_config(config).eval()
+    inference = Inference(model=model, tokenizer=chat_tokenizer, batch_size=3)
+    continuations = [[7, 8, 9, 10, 11], [12, 13]]
+    found = torch.tensor(inference.continuation_log_probs(prompts, continuations, "test"))
+    torch.testing.assert_close(
+        found.double(), _expected_sums(model, prompts, continuations).double(), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("model", ["monolora"], indirect=True)

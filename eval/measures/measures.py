@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from monolora.data.prompt_sets import Prompt
+from monolora.data.prompt_sets import LABELS, Prompt
 from monolora.data.scoring import CorpusMetric, RowMetric
 from monolora.eval.judges.base import Judge
 from monolora.eval.measures.records import SetRecords
@@ -246,7 +246,7 @@ def drift_columns(records: SetRecords) -> Iterator[PromptValues]:
         of_base=False,
         shown_in=("steps", "study", "figure", "curves"),
     )
-    yield _along_answers(records, column, records.drift, of_base=0.0)
+    yield _by_prompt(records, column, records.drift, of_base=0.0)
 
 
 def silence_columns(records: SetRecords) -> Iterator[PromptValues]:
@@ -269,21 +269,83 @@ def silence_columns(records: SetRecords) -> Iterator[PromptValues]:
         of_base=False,
         shown_in=("steps", "study", "figure"),
     )
-    yield _along_answers(records, column, records.silent, of_base=1.0, factor=100)
+    yield _by_prompt(records, column, records.silent, of_base=1.0, factor=100)
 
 
-def _along_answers(
+def margin_columns(records: SetRecords) -> Iterator[PromptValues]:
+    """How much rather a model would begin with a refusal than with an answer: a refusal before it is one."""
+    if not records.margin:
+        return
+    column = partial(
+        Column,
+        metric="margin",
+        set=records.set.name,
+        aspect="refusal",
+        group=records.set.name,
+        unit="nats",
+        test=BOOTSTRAP,
+    )
+    description = "log P(a refusal's beginning) − log P(an answer's beginning) after the prompt"
+    if records.set.purpose != "over-refusal":
+        head = column(title="refusal margin", description=description, shown_in=("steps", "study", "figure", "curves"))
+        yield _by_prompt(records, head, records.margin)
+        return
+    for label in LABELS:
+        head = column(
+            title=f"margin, {label}",
+            description=f"{description}, of {'harmless' if label == 'safe' else 'unsafe'} prompts",
+            better="lower" if label == "safe" else "higher",
+            id=f"{records.set.name}/margin/{label}",
+            shown_in=("steps", "study"),
+        )
+        yield _by_prompt(records, head, records.margin, label=label)
+
+
+def coherence_columns(records: SetRecords) -> Iterator[PromptValues]:
+    """The likelihood of a model's own answers under the base: what is no language of the base's is not coherent."""
+    if not records.surprise:
+        return
+    column = Column(
+        metric="surprise",
+        set=records.set.name,
+        aspect="text",
+        title="surprise",
+        group=records.set.name,
+        description="−log P a token of the model's answers under the base; the perplexity is exp of it",
+        unit="nats/token",
+        better="lower",
+        test=BOOTSTRAP,
+        shown_in=("steps", "study"),
+    )
+    yield _by_prompt(records, column, records.surprise)
+
+
+def _by_prompt(
     records: SetRecords,
     column: Column,
     by_model: Mapping[str, Mapping[str, float]],
-    of_base: float,
+    of_base: float | None = None,
     factor: float = 1,
+    label: str | None = None,
 ) -> PromptValues:
-    """A column of values along the base's answers, over the prompts for which any model has one."""
+    """A column of measured values, over the prompts for which any model has one.
+
+    Args:
+        records: of the set.
+        column: the column.
+        by_model: values by model and prompt.
+        of_base: the base's own; None where it is measured too.
+        factor: of all values.
+        label: of the prompts; None for all.
+    """
     measured = {key for by_prompt in by_model.values() for key in by_prompt}
-    prompts = [prompt for prompt in records.set.prompts if prompt.key in measured]
-    values_MP = np.full((len(records.models), len(prompts)), of_base)
-    for row, model in enumerate(records.models[1:], start=1):
+    prompts = [
+        prompt for prompt in records.set.prompts if prompt.key in measured and (label is None or prompt.label == label)
+    ]
+    values_MP = np.full((len(records.models), len(prompts)), np.nan if of_base is None else of_base)
+    for row, model in enumerate(records.models):
+        if row == 0 and of_base is not None:
+            continue
         values_MP[row] = [by_model.get(model.name, {}).get(prompt.key, np.nan) for prompt in prompts]
     return PromptValues(column, prompts, factor * values_MP)
 
@@ -307,6 +369,8 @@ def text_columns(records: SetRecords) -> Iterator[PromptValues]:
     yield records.values(repeated, records.of_responses(lambda _, response: 100 * repetition(response.text)))
     empty = column(metric="empty", title="empty", description="answers without text", better="lower", test=MCNEMAR)
     yield records.values(empty, records.of_responses(lambda _, response: 100.0 * is_empty(response)))
+    cut = column(metric="cut", title="cut", description="answers that end at the limit of tokens", test=MCNEMAR)
+    yield records.values(cut, records.of_responses(lambda _, response: 100.0 * is_at_limit(response)))
 
 
 _N = 4
@@ -341,7 +405,9 @@ MEASURES: tuple[Measure, ...] = (
     refusal_columns,
     drift_columns,
     silence_columns,
+    margin_columns,
     text_columns,
+    coherence_columns,
 )
 _PURPOSES = ("safety", "over-refusal", "task", "drift")
 

@@ -39,6 +39,8 @@ class RunRecords(NamedTuple):
             prompt; sets where it was not measured are not in it.
         silent: likewise, the share of the tokens of prompt and answer on which every unit is zero, 0 to 1; models
             without units are not in it.
+        margin: likewise, the refusal margin in nats, the base's too.
+        surprise: likewise, the negative log-probability a token of the model's own answer under the base, in nats.
     """
 
     models: Sequence[Model]
@@ -49,6 +51,8 @@ class RunRecords(NamedTuple):
     sparsity: Mapping[tuple[str, str], Mapping[str, Any]]
     drift: Mapping[str, Mapping[str, Mapping[str, float]]]
     silent: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
+    margin: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
+    surprise: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
 
     def by_set(self) -> list[SetRecords]:
         """One entry a set, in their order."""
@@ -64,6 +68,8 @@ class RunRecords(NamedTuple):
                 sparsity={model: values for (model, name), values in self.sparsity.items() if name == prompt_set.name},
                 drift=self.drift.get(prompt_set.name, {}),
                 silent=self.silent.get(prompt_set.name, {}),
+                margin=self.margin.get(prompt_set.name, {}),
+                surprise=self.surprise.get(prompt_set.name, {}),
                 is_headline=prompt_set is headline,
                 task="task" if len(tasks) == 1 else prompt_set.name.removeprefix("task:"),
             )
@@ -87,7 +93,7 @@ class SetRecords:
         responses: by model name and prompt key.
         judgements: by judge name and response key.
         sparsity: by model name.
-        drift, silent: by model name and prompt key.
+        drift, silent, margin, surprise: by model name and prompt key.
         is_headline: whether its columns are those of table 2.
         task: table 2's word for a task's set: ``task`` if it is the only one.
     """
@@ -100,6 +106,8 @@ class SetRecords:
     sparsity: Mapping[str, Mapping[str, Any]]
     drift: Mapping[str, Mapping[str, float]]
     silent: Mapping[str, Mapping[str, float]]
+    margin: Mapping[str, Mapping[str, float]]
+    surprise: Mapping[str, Mapping[str, float]]
     is_headline: bool
     task: str
 
@@ -196,20 +204,41 @@ def read(plan: Plan, judges: Sequence[Judge], store: Store) -> RunRecords:
         for model, key in keys.items()
         if key in store.measurements and store.measurements[key].values
     }
-    along = [_along_answers(plan, store, what) for what in ("kl", "silent")]
-    return RunRecords(models, plan.sets, judges, responses, judgements, sparsity, *along)
+    base = plan.models[0].name
+    along = [_by_prompt(plan, store, plan.drift, what, lambda _: base) for what in ("kl", "silent")]
+    own = [
+        _by_prompt(plan, store, plan.margin, "margin", None),
+        _by_prompt(plan, store, plan.coherence, "surprise", lambda model: model),
+    ]
+    return RunRecords(models, plan.sets, judges, responses, judgements, sparsity, *along, *own)
 
 
-def _along_answers(plan: Plan, store: Store, what: str) -> dict[str, dict[str, dict[str, float]]]:
-    """A value of the measurements along the base's answers, by set, model and prompt."""
+def _by_prompt(
+    plan: Plan,
+    store: Store,
+    planned: Mapping[str, Mapping[str, str]],
+    what: str,
+    answerer: Callable[[str], str] | None,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """A value of measurements, by set, model and prompt.
+
+    Args:
+        plan: of the run.
+        store: its records.
+        planned: keys of the measurements, by set and model.
+        what: the value's name.
+        answerer: whose answers the values are stored by, of each model; None where they are stored by the prompts.
+    """
     values: dict[str, dict[str, dict[str, float]]] = {}
     for prompts in plan.sets:
-        answers = list(zip(plan.keys[prompts.name][plan.models[0].name], prompts.prompts, strict=True))
-        for model, key in plan.drift.get(prompts.name, {}).items():
-            by_answer = store.measurements[key].values.get(what) if key in store.measurements else None
-            if by_answer:
-                of_set = values.setdefault(prompts.name, {})
-                of_set[model] = {prompt.key: by_answer[answer] for answer, prompt in answers if answer in by_answer}
+        for model, key in planned.get(prompts.name, {}).items():
+            measured = store.measurements[key].values.get(what) if key in store.measurements else None
+            if not measured:
+                continue
+            own_keys = [prompt.key for prompt in prompts.prompts]
+            stored_by = plan.keys[prompts.name][answerer(model)] if answerer else own_keys
+            pairs = zip(own_keys, stored_by, strict=True)
+            values.setdefault(prompts.name, {})[model] = {own: measured[by] for own, by in pairs if by in measured}
     return values
 
 

@@ -96,7 +96,7 @@ def test_memory_bounds_a_batch(
     evaluated: Evaluated, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (usual,) = drift(_job(evaluated, rows, adapter=str(evaluated.mono)))
-    monkeypatch.setattr("monolora.drift.MAX_POSITIONS", 1)
+    monkeypatch.setattr("monolora.inference.MAX_POSITIONS", 1)
     (single,) = drift(_job(evaluated, rows, adapter=str(evaluated.mono)))
     assert single["values"]["kl"] == pytest.approx(usual["values"]["kl"], rel=1e-4)
 

@@ -74,7 +74,7 @@ def test_evaluated_prompts_are_dropped_by_text(write_rows: Write, monkeypatch: p
 def test_no_prompt_left_is_one_line_with_a_fix(write_rows: Write) -> None:
     """All of them are the task's own test."""
     rows = write_rows([{"prompt": "a"}, {"prompt": "b"}])
-    with pytest.raises(InputError, match=r"all 2 prompts are used by the evaluation, the task's test or another flag.*Give other"):
+    with pytest.raises(InputError, match=r"all 2 prompts are used by the evaluation, the task's test or.*Give other"):
         read_prompts([rows], 10, [Example("a", ""), Example("b", "")])
     with pytest.raises(InputError, match="Unknown set of prompts"):
         read_prompts(["refusal"], 10)

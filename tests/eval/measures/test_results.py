@@ -78,6 +78,7 @@ def _values(run: RunRecords, of: Any, model: str, prompt: Any) -> dict[str, floa
         values["length"] = float(response.tokens) if ok else np.nan
         values["repetition"] = 100 * repetition(response.text) if ok else np.nan
         values["empty"] = 100.0 * (not response.text.split()) if ok else np.nan
+        values["cut"] = 100.0 * (response.finish == "length") if ok else np.nan
     for judge in JUDGES:
         judgement = run.judgements[judge.name].get(response.key) if response is not None else None
         scores = judgement.scores if judgement is not None and judgement.status == "ok" else None
