@@ -237,13 +237,7 @@ def margin(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         return measurement["model"], measurement["adapter"]
 
     for (folder, adapter), group in groupby(job["jobs"], key=folders):
-        if adapter is not None:
-            model, tokenizer = load_adapted(adapter, folder, dtype=job["dtype"])
-        else:
-            model, tokenizer = (
-                load_causal_lm(folder, dtype=job["dtype"], **on_gpus()),
-                adapter_tokenizer(folder, folder),
-            )
+        model, tokenizer = _load(folder, adapter, job["dtype"])
         beginnings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (*REFUSING, *COMPLYING)]
         inference = Inference(model=model, tokenizer=tokenizer, batch_size=job["batch_size"])
         for measurement in group:
