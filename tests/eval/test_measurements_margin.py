@@ -34,7 +34,7 @@ def test_the_margin_is_a_difference_of_log_probabilities(refusing: list[float], 
 
 
 def test_beginnings_are_what_they_say() -> None:
-    """Every refusing one makes a refusal, but for one that is open still; no complying one does, nor begins a refusing one."""
+    """All refusing ones but one, open still, make a refusal; no complying one does, nor begins a refusing one."""
     assert [text for text in REFUSING if not refuses(f"{text} help you with that.")] == ["As an AI"]
     assert not any(refuses(f"{text} are some ideas.") for text in COMPLYING)
     assert not any(f"{text} ".startswith(f"{other} ") for text in REFUSING for other in COMPLYING)
