@@ -28,7 +28,6 @@ from monolora.errors import InputError, exit_status
 from monolora.files import code_trusted, saving
 from monolora.hub import resolve_model
 from monolora.inference import Inference
-from monolora.keep import parse_keepers
 from monolora.keep.anchors import Anchors, answered, base_key, divided, is_quantized, read_prompts
 from monolora.locks import locked
 from monolora.merge.quantizer import dtype_named
@@ -148,7 +147,7 @@ def anchors_of(source: MergeSource, task: RunTask | None) -> Anchors | None:
     if run is None or not run["config"].get("keep"):
         return None
     try:
-        if not parse_keepers(run["config"]["keep"]):
+        if all(word == "none" for word in run["config"]["keep"] or ()):
             return None
         anchors = _read_anchors(source, run, () if task is None else task.tested)
     except InputError as error:

@@ -13,7 +13,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from monolora.cli.flags import spelled
 from monolora.errors import InputError, unknown
-from monolora.keep import parse_keepers
+from monolora.keep import KEEPERS, parse_keepers
 
 if TYPE_CHECKING:
     from monolora.recipes.training.arguments import Arguments
@@ -234,9 +234,10 @@ def _check_keep(flags: argparse.Namespace, named: set[str]) -> None:
     for name in ("keep_prompts", "keep_samples", "keep_tokens"):
         if name in named and not keepers:
             raise _without(name, "--keep")
-    if "keep_tokens" in named and "silence" not in keepers:
+    reads_all = any(type(keeper) not in KEEPERS.values() for keeper in keepers.values())  # one from outside may
+    if "keep_tokens" in named and "silence" not in keepers and not reads_all:
         raise _without("keep_tokens", "--keep silence")
-    if "keep_first_tokens" in named and "kl" not in keepers:
+    if "keep_first_tokens" in named and "kl" not in keepers and not reads_all:
         raise _without("keep_first_tokens", "--keep kl")
     if "keep_answer_tokens" in named and not keepers and not flags.keep_report:
         raise _without("keep_answer_tokens", "--keep or --keep-report")

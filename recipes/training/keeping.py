@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -185,8 +186,15 @@ class Keeping:
         }
 
     def fingerprints(self) -> dict[str, str]:
-        """Of the anchors that keepers learn from; empty for none."""
-        return {} if self.anchors is None else {"anchors": fingerprint_rows(map(str, self.anchors.train))}
+        """Of the anchors that keepers learn from, and of the code of keepers from outside; empty for none."""
+        own = {
+            f"keeper {keeper.name}": fingerprint_rows(
+                [inspect.getsource(inspect.getmodule(type(keeper)) or type(keeper))]
+            )
+            for keeper in self.keepers
+            if type(keeper) not in KEEPERS.values()
+        }
+        return own | ({} if self.anchors is None else {"anchors": fingerprint_rows(map(str, self.anchors.train))})
 
     def _counts(self) -> dict[str, int]:
         """Of the prompts."""

@@ -26,6 +26,9 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MONOLORA_DATA", raising=False)
 
 
+EXAMPLE = Path(__file__).parents[3] / "recipes" / "study" / "first_tokens.py"
+
+
 def _weights(outcome: Outcome) -> dict[str, torch.Tensor]:
     assert outcome.status == 0, outcome.err
     return load_file(outcome.folder / "adapter_model.safetensors")
@@ -45,6 +48,14 @@ def test_silence_on_embedded_anchors(run_sft: Run) -> None:
     card = (outcome.folder / "README.md").read_text()
     assert f"Kept of the base, by `silence:{Silence.default_weight}`" in card
     assert "| KL to the base, nats a token |" in card
+
+
+def test_a_keeper_from_outside(run_sft: Run) -> None:
+    """It trains and is recorded like any other; the file's code is among what a resumed run must share."""
+    outcome = run_sft("--keep", f"{EXAMPLE}:FirstTokens:0.5", *KEEP, "--skip-eval")
+    assert outcome.record["results"]["keeping"]["keepers"]["first-tokens"]["weight"] == 0.5
+    assert len(outcome.record["fingerprints"]["keeper first-tokens"]) == 16
+    assert all("keep_first-tokens" in entry for entry in outcome.record["history"] if "loss" in entry)
 
 
 def test_a_run_without_scores_has_no_report_but_what_it_names(run_sft: Run) -> None:
@@ -138,7 +149,10 @@ def test_report_sets_are_measured_without_a_keeper(run_sft: Run, write_rows: Cal
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--keep", "silense"), "Unknown --keep 'silense'; choose one of silence, replay, kl, none. Did you mean"),
+        (
+            ("--keep", "silense"),
+            "Unknown --keep 'silense'; choose one of silence, replay, kl, none, FILE.py:CLASS. Did you",
+        ),
         (("--keep", "silence:0"), "--keep silence:0: the weight must be a number above 0"),
         (("--keep", "kl:much"), "--keep kl:much: the weight must be a number above 0, got 'much'"),
         (("--keep", "kl", "--keep", "kl:2"), "--keep kl is given twice"),
