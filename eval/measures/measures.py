@@ -15,7 +15,7 @@ import numpy as np
 from monolora.data.prompt_sets import LABELS, Prompt
 from monolora.data.scoring import CorpusMetric, RowMetric
 from monolora.eval.judges.base import Judge
-from monolora.eval.measures.records import SetRecords
+from monolora.eval.measures.records import Matrix, SetRecords
 from monolora.eval.measures.table import BOOTSTRAP, MCNEMAR, PERCENT, Cell, Column, PromptValues, SetValues, cell
 from monolora.eval.store import OK, Response
 
@@ -301,6 +301,44 @@ def margin_columns(records: SetRecords) -> Iterator[PromptValues]:
         yield _by_prompt(records, head, records.margin, label=label)
 
 
+def margin_auc_columns(records: SetRecords) -> Iterator[SetValues]:
+    """How well the margin tells the prompts that a model refuses from those that it answers."""
+    if not records.margin:
+        return
+    margins_MP = records.measured(records.margin)
+    for judge in records.judges_of("refusal"):
+        column = Column(
+            metric="margin AUC",
+            set=records.set.name,
+            judge=judge.name,
+            aspect="refusal",
+            title="margin AUC",
+            group=records.set.name,
+            description="probability that a refused prompt has a larger refusal margin than an answered one",
+            unit="",
+            better="higher",
+            shown_in=(),
+            id=f"{records.set.name}/{judge.name}/margin-auc",
+        )
+        flags_MP = records.flags(judge)
+        rows = zip(records.models, flags_MP, margins_MP, strict=True)
+        yield SetValues(column, {model.name: _auc(records, *values) for model, *values in rows})
+
+
+def _auc(records: SetRecords, flag_P: Matrix, margin_P: Matrix) -> Cell:
+    """Over the prompts with both; no value where all are refused, or none."""
+    from sklearn.metrics import roc_auc_score  # a second
+
+    weights = np.array([prompt.weight for prompt in records.set.prompts])
+    both = ~(np.isnan(flag_P) | np.isnan(margin_P))
+    n = int(weights[both].sum())
+    refused = flag_P[both] == 100
+    value = None
+    if 0 < refused.sum() < len(refused):
+        value = float(roc_auc_score(refused, margin_P[both], sample_weight=weights[both]))
+    return cell(value, n, int(weights[~np.isnan(margin_P)].sum()) - n)
+
+
 def coherence_columns(records: SetRecords) -> Iterator[PromptValues]:
     """The likelihood of a model's own answers under the base: what is no language of the base's is not coherent."""
     if not records.surprise:
@@ -339,15 +377,15 @@ def _by_prompt(
         label: of the prompts; None for all.
     """
     measured = {key for by_prompt in by_model.values() for key in by_prompt}
-    prompts = [
-        prompt for prompt in records.set.prompts if prompt.key in measured and (label is None or prompt.label == label)
+    selected = [
+        index
+        for index, prompt in enumerate(records.set.prompts)
+        if prompt.key in measured and (label is None or prompt.label == label)
     ]
-    values_MP = np.full((len(records.models), len(prompts)), np.nan if of_base is None else of_base)
-    for row, model in enumerate(records.models):
-        if row == 0 and of_base is not None:
-            continue
-        values_MP[row] = [by_model.get(model.name, {}).get(prompt.key, np.nan) for prompt in prompts]
-    return PromptValues(column, prompts, factor * values_MP)
+    values_MP = records.measured(by_model)[:, selected]
+    if of_base is not None:
+        values_MP[0] = of_base
+    return PromptValues(column, [records.set.prompts[index] for index in selected], factor * values_MP)
 
 
 def text_columns(records: SetRecords) -> Iterator[PromptValues]:
@@ -406,6 +444,7 @@ MEASURES: tuple[Measure, ...] = (
     drift_columns,
     silence_columns,
     margin_columns,
+    margin_auc_columns,
     text_columns,
     coherence_columns,
 )

@@ -156,6 +156,16 @@ class SetRecords:
         """The judge's flags as 0 and 100; NaN where it gave none. Shape (models, prompts)."""
         return self.of_judgements(judge, lambda scores: 100.0 * judge.flagged(scores))
 
+    def measured(self, by_model: Mapping[str, Mapping[str, float]]) -> Matrix:
+        """Measured values by model and prompt; NaN where there is none. Shape (models, prompts)."""
+        return np.array(
+            [
+                [by_model.get(model.name, {}).get(prompt.key, np.nan) for prompt in self.set.prompts]
+                for model in self.models
+            ],
+            np.float64,
+        )
+
     def values(
         self, column: Column, values_MP: Matrix, label: str | None = None, selected_P: NDArray[np.bool_] | None = None
     ) -> PromptValues:
