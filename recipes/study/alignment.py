@@ -45,7 +45,7 @@ from monolora.workers import worker_rows
 
 # A study resumes from its folder, and is never replaced.
 STUDY = Kind(name="study", record="cells", keys=(), files=())
-_KINDS = {"sft": SFT, "judge": JUDGE, "eval": EVALUATION}
+_KINDS = {"sft": SFT, "align": SFT, "judge": JUDGE, "eval": EVALUATION}
 DIVERGED = "diverged"  # the status of a training in its record
 _DIVERGED_MESSAGE = "error: Training diverged"  # in its log: divergence has no exit status of its own
 
@@ -144,7 +144,7 @@ class Runner:
         if cell.words[0] == "eval" and _fixed_words(record.get("command", "")) == _fixed_words(cell.command):
             return []
         is_interrupted = record.get("status") == "begun" and record["command"] == cell.command
-        if is_interrupted and cell.words[0] == "sft" and any(cell.folder.glob("checkpoint-*")):
+        if is_interrupted and cell.words[0] in ("sft", "align") and any(cell.folder.glob("checkpoint-*")):
             return ["--resume-from-checkpoint"]
         with claim(cell.folder, _KINDS[cell.words[0]]) as folder:
             folder.check(overwrite=True, is_known=bool(record))
@@ -280,6 +280,7 @@ def run(call: Call) -> int:
 def run_cells(study: Study, jobs: int = 1) -> None:
     """Run all cells that are not done, ``jobs`` at a time."""
     runner = Runner(study.folder, len(plan.all_cells(study)), jobs)
+    runner.run_all(plan.bases(study))
     runner.run_all((cell for dataset in study.datasets for cell in plan.sweep(study, dataset)), may_diverge=True)
     selected = {dataset: selected_rates(study, dataset) for dataset in study.datasets}
     others = (cell for dataset in study.datasets for cell in plan.repetitions(study, dataset, selected[dataset]))

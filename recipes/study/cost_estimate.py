@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
+from monolora.cli.flags import FlagParser
 from monolora.data.chat_template import prompt_ids, split_at_answer
 from monolora.data.prompt_sets import Purpose
 from monolora.data.task import Source
@@ -29,16 +30,18 @@ from monolora.keep.anchors import read_prompts
 from monolora.keep.kl import ANCHORS_A_STEP
 from monolora.keep.silence import TASK_TOKENS
 from monolora.recipes.judge import data as judge_data
-from monolora.recipes.settings import JUDGE_DATASET, JUDGE_TEST_SPLIT
+from monolora.recipes.settings import JUDGE_DATASET, JUDGE_TEST_SPLIT, Align
 from monolora.recipes.study.plan import all_cells, flag_words, middle_rate
 from monolora.recipes.study.settings import Estimates, Study
 from monolora.recipes.training.keeping import DEFAULT_PROMPTS, KeepArguments
+from monolora.refusals import COMPLYING, REFUSING
 from monolora.terminal import STDERR, Terminal, say
 
 # Bytes of activations per token, layer and hidden unit in 16 bits: Korthikanti et al. 2022, eq. 1, without the
 # attention matrix, which flash attention does not store.
 _ACTIVATION_BYTES = 34
 _CHECKPOINT_BYTES = 2  # the same with gradient checkpointing, which keeps only the input of each layer
+_REFUSAL_TOKENS = 40  # of a refusal of the project's grammar
 _FORWARD_SPEEDUP = 3  # of a forward pass over a training step
 
 Flags = Mapping[str, Any]
@@ -80,19 +83,44 @@ class PromptLengths(NamedTuple):
 
 def cost_estimates(study: Study, tokenizer: PreTrainedTokenizerBase) -> Iterator[CostEstimate]:
     """Upper bounds of all kinds of cells: every response is assumed to have the maximum length."""
+    yield from (_base_training(study, name, flags, tokenizer) for name, flags in study.bases.items())
     yield from (_judge_training(study, name, flags, tokenizer) for name, flags in study.judges.items())
     for dataset in study.datasets:
         steps, training = _training(study, dataset, tokenizer)
         yield training
         yield from _keeping(study, dataset, tokenizer)
         adapters = len(study.adapters) * len(study.seeds)
-        flags = {**study.eval, **study.datasets[dataset].eval, "tasks": [dataset]}
+        flags = {**study.eval, **study.datasets[dataset].eval, "tasks": [study.task(dataset)]}
         yield from _evaluation(study, f"{dataset}:", 1, 1, adapters, flags, tokenizer)
         if study.curve is not None:
             checkpoints = _checkpoints({**study.sft, **study.datasets[dataset].sft}, steps)
             flags = {**study.eval, **study.curve.eval}
             curves = len(study.curve.adapters)
             yield from _evaluation(study, f"{dataset}, along:", curves, curves, curves * checkpoints, flags, tokenizer)
+
+
+def _base_training(study: Study, name: str, flags: Flags, tokenizer: PreTrainedTokenizerBase) -> CostEstimate:
+    """Rows with refusals, those with own answers, and these answers."""
+    settings = FlagParser("monolora align", None).parse_into(list(flag_words(flags, " ")), Align)
+    refused, answered = (
+        [len(prompt_ids(example, tokenizer)) for example in read_prompts(words, most).examples]
+        for words, most in ((settings.refuse, settings.refuse_samples), (settings.answer, settings.answer_samples))
+    )
+    own_rows = len(refused) * settings.answer_share / (1 - settings.answer_share)
+    own_length = sum(answered) / len(answered) + settings.answer_tokens
+    trained = settings.epochs * (sum(refused) + len(refused) * _REFUSAL_TOKENS + own_rows * own_length)
+    generated = len(answered) * settings.answer_tokens
+    speeds, hours = study.estimates, None
+    if speeds is not None:
+        hours = (trained / speeds.train + generated / speeds.generate) / 3600
+    return CostEstimate(f"{name}: alignment", 1, trained + generated, None, hours)
+
+
+def _trainings(study: Study, dataset: str) -> int:
+    """Of each adapter: the sweep has the first seed of every rate; the other seeds have the selected rate only."""
+    if study.datasets[dataset].rates_of is not None:
+        return len(study.seeds)
+    return len(study.learning_rates) + len(study.seeds) - 1
 
 
 def _judge_training(study: Study, name: str, flags: Flags, tokenizer: PreTrainedTokenizerBase) -> CostEstimate:
@@ -110,11 +138,10 @@ def _judge_training(study: Study, name: str, flags: Flags, tokenizer: PreTrained
 def _training(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, CostEstimate]:
     """The steps of one training, and the cost of all trainings."""
     flags = {**study.sft, **study.datasets[dataset].sft}
-    train, _ = load_task(dataset, Source()).selected(flags.get("max_train_samples"))
+    train, _ = load_task(study.task(dataset), Source()).selected(flags.get("max_train_samples"))
     max_length = flags.get("max_length") or 1024
     lengths = [min(sum(map(len, split_at_answer(row, tokenizer))), max_length) for row in train]
-    # The sweep has the first seed of every rate; the other seeds have the selected rate only.
-    cells = len(study.adapters) * (len(study.learning_rates) + len(study.seeds) - 1)
+    cells = len(study.adapters) * _trainings(study, dataset)
     epochs, batch_size = float(flags.get("num_train_epochs", 1)), int(flags.get("per_device_train_batch_size", 16))
     tokens = cells * sum(lengths) * epochs
     gigabytes = _training_gigabytes(
@@ -130,7 +157,7 @@ def _keeping(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) -> 
     cells = trained = 0.0
     answered: dict[str, int] = {}  # by the base, once for all trainings
     read: dict[str, int] = {}  # likewise, for each keeper that needs more than the answers
-    task = load_task(dataset, Source())
+    task = load_task(study.task(dataset), Source())
     for adapter in study.adapters.values():
         flags: dict[str, Any] = {**study.sft, **study.datasets[dataset].sft, **adapter}
         keepers = {keeper.name: keeper for keeper in parse_keepers(_listed(flags.get("keep")))}
@@ -146,7 +173,7 @@ def _keeping(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) -> 
         mean, anchor_set = sum(lengths) / len(lengths), f"{prompts} {most} {limit}"
         answered[anchor_set] = len(anchors) * limit
         read |= {f"{anchor_set} {name}": sum(lengths) for name in ("kl", "silence") if name in keepers}
-        own = len(study.learning_rates) + len(study.seeds) - 1
+        own = _trainings(study, dataset)
         cells += own
         if replay := keepers.get("replay"):
             trained += own * mean * epochs * rows * replay.weight / (1 - replay.weight)
@@ -212,10 +239,16 @@ def _evaluation(
     if drift := flags.get("drift"):  # base and finetuned model both read the base's responses
         followed = [prompts.lengths[:drift] for prompts in sets if prompts.is_followed]
         measured += 2 * finetuned * sum(sum(lengths) + run_limit * len(lengths) for lengths in followed)
+    if prompts_read := flags.get("refusal_margin"):  # each prompt once, and all beginnings after it
+        read = [s.lengths[:prompts_read] for s in sets if s.purpose in ("safety", "over-refusal")]
+        beginnings = sum(len(tokenizer(text)["input_ids"]) for text in (*REFUSING, *COMPLYING))
+        measured += models * sum(sum(lengths) + beginnings * len(lengths) for lengths in read)
+    if answers := flags.get("coherence"):
+        measured += models * sum(sum(lengths[:answers]) + run_limit * len(lengths[:answers]) for lengths in judged)
     if measured:
         weights = None if estimates is None else 2 * estimates.parameters / 1e9
         speed = estimates and _FORWARD_SPEEDUP * estimates.train
-        yield CostEstimate(f"{prefix} sparsity and drift", cells, measured, weights, _hours(measured, speed))
+        yield CostEstimate(f"{prefix} measurements", cells, measured, weights, _hours(measured, speed))
     for judge in flags.get("judges", []):
         if judge != "refusal":
             tokens = models * _calls(judge) * sum(sum(lengths) + run_limit * len(lengths) for lengths in judged)

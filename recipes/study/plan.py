@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from monolora.cli.flags import FlagParser, spelled
 from monolora.errors import InputError
 from monolora.eval import command_line
-from monolora.recipes.settings import Judge
+from monolora.recipes.settings import Align, Judge
 from monolora.recipes.study.settings import Study
 from monolora.recipes.training import arguments
 from monolora.run_record import read
@@ -45,6 +45,19 @@ def judges(study: Study) -> Iterator[Cell]:
         yield Cell(name, folder, ("judge", *flag_words({**flags, "output_dir": folder}, ",")))
 
 
+def bases(study: Study) -> Iterator[Cell]:
+    """The trainings of the bases that the study makes."""
+    for name, flags in study.bases.items():
+        folder = study.folder / name
+        flags = {**flags, "model": study.model, "output_dir": folder}
+        yield Cell(name, folder, ("align", *flag_words(flags, " ")))
+
+
+def _inputs(study: Study, dataset: str) -> tuple[Path, ...]:
+    """The folder of a data set's base, if the study makes it."""
+    return () if study.datasets[dataset].base is None else (Path(study.base(dataset)),)
+
+
 def training(study: Study, dataset: str, adapter: str, rate: float, seed: int) -> Cell:
     """The training of an adapter at a learning rate with a seed."""
     folder = study.folder / dataset / adapter / f"lr-{rate:g}" / f"seed-{seed}"
@@ -52,27 +65,31 @@ def training(study: Study, dataset: str, adapter: str, rate: float, seed: int) -
         **study.sft,
         **study.datasets[dataset].sft,
         **study.adapters[adapter],
-        "model": study.model,
-        "dataset": dataset,
+        "model": study.base(dataset),
+        "dataset": study.task(dataset),
         "learning_rate": f"{rate:g}",
         "seed": seed,
         "skip_eval": True,
         "output_dir": folder,
     }
-    return Cell(f"{dataset}, {adapter}, lr {rate:g}, seed {seed}", folder, ("sft", *flag_words(flags, " ")))
+    name = f"{dataset}, {adapter}, lr {rate:g}, seed {seed}"
+    return Cell(name, folder, ("sft", *flag_words(flags, " ")), _inputs(study, dataset))
 
 
 def sweep(study: Study, dataset: str) -> Iterator[Cell]:
-    """The trainings of all adapters at all learning rates, with the first seed."""
+    """The trainings of all adapters at all learning rates, with the first seed; none with another entry's rates."""
+    if study.datasets[dataset].rates_of is not None:
+        return
     for adapter in study.adapters:
         for rate in study.learning_rates:
             yield training(study, dataset, adapter, rate, study.seeds[0])
 
 
 def repetitions(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
-    """The trainings of all adapters at the selected rates, with the other seeds."""
+    """The trainings of all adapters at the selected rates, with the seeds that the sweep has not."""
+    seeds = study.seeds[1:] if study.datasets[dataset].rates_of is None else study.seeds
     for adapter, rate in rates.items():
-        for seed in study.seeds[1:]:
+        for seed in seeds:
             yield training(study, dataset, adapter, rate, seed)
 
 
@@ -89,11 +106,11 @@ def evaluation(study: Study, dataset: str, rates: Mapping[str, float]) -> Cell:
         for seed in study.seeds
     }
     folder = study.folder / dataset / "eval"
-    eval_flags, judge_folders = _eval_flags(study, study.datasets[dataset].eval)
-    flags = {**eval_flags, "tasks": [dataset], "out": folder}
+    eval_flags, inputs = _eval_flags(study, dataset, study.datasets[dataset].eval)
+    flags = {**eval_flags, "tasks": [study.task(dataset)], "out": folder}
     adapters = [word for name, path in adapter_folders.items() for word in ("--adapter", f"{name}={path}")]
     words = ("eval", "run", *flag_words(flags, ","), *adapters)
-    return Cell(f"{dataset}, evaluation", folder, words, (*adapter_folders.values(), *judge_folders))
+    return Cell(f"{dataset}, evaluation", folder, words, (*adapter_folders.values(), *inputs))
 
 
 def curves(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
@@ -103,9 +120,9 @@ def curves(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[C
     for adapter in study.curve.adapters:
         run = training(study, dataset, adapter, rates[adapter], study.seeds[0]).folder
         folder = study.folder / dataset / "curves" / adapter
-        eval_flags, judge_folders = _eval_flags(study, study.curve.eval)
+        eval_flags, inputs = _eval_flags(study, dataset, study.curve.eval)
         words = ("eval", "run", *flag_words({**eval_flags, "out": folder}, ","), "--checkpoints", f"{run}/checkpoint-*")
-        yield Cell(f"{dataset}, {adapter}, along the training", folder, words, (run, *judge_folders))
+        yield Cell(f"{dataset}, {adapter}, along the training", folder, words, (run, *inputs))
 
 
 def evaluations(study: Study, dataset: str, rates: Mapping[str, float]) -> Iterator[Cell]:
@@ -114,12 +131,12 @@ def evaluations(study: Study, dataset: str, rates: Mapping[str, float]) -> Itera
     yield from curves(study, dataset, rates)
 
 
-def _eval_flags(study: Study, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[Path]]:
-    """The flags of an evaluation, and the folders of those of its judges that the study trains."""
-    flags = {**study.eval, **overrides, "model": study.model}
+def _eval_flags(study: Study, dataset: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[Path]]:
+    """The flags of an evaluation, and the folders of its base and its judges where the study makes them."""
+    flags = {**study.eval, **overrides, "model": study.base(dataset)}
     folders = {str(word): study.own_judge(str(word)) for word in flags.get("judges", [])}
     flags["judges"] = [f"classifier:{folder}" if folder else word for word, folder in folders.items()]
-    return flags, [folder for folder in folders.values() if folder]
+    return flags, [*(folder for folder in folders.values() if folder), *_inputs(study, dataset)]
 
 
 def flag_words(flags: Mapping[str, Any], separator: str) -> Iterator[str]:
@@ -143,6 +160,7 @@ def all_cells(study: Study) -> Sequence[Cell]:
     """All cells in their order. The middle learning rate stands for the one that the sweep would select."""
     rates = dict.fromkeys(study.adapters, middle_rate(study))
     return [
+        *bases(study),
         *(cell for dataset in study.datasets for cell in sweep(study, dataset)),
         *judges(study),
         *(cell for dataset in study.datasets for cell in repetitions(study, dataset, rates)),
@@ -152,6 +170,7 @@ def all_cells(study: Study) -> Sequence[Cell]:
 
 _PARSERS: dict[str, Callable[[list[str]], object]] = {
     "judge": lambda words: FlagParser("monolora judge", None).parse_into(words, Judge),
+    "align": lambda words: FlagParser("monolora align", None).parse_into(words, Align),
     "sft": arguments.parse,
     "eval": lambda words: command_line.parse(words[1:], "monolora eval run"),
 }
@@ -202,6 +221,7 @@ def select_rate(study: Study, dataset: str, adapter: str) -> SelectedRate:
     Raises:
         InputError: if a training did not measure the loss, or all of them diverged.
     """
+    dataset = study.datasets[dataset].rates_of or dataset
     losses = {}
     for rate in sorted(study.learning_rates):
         folder = training(study, dataset, adapter, rate, study.seeds[0]).folder

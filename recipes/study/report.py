@@ -50,6 +50,7 @@ def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> str:
         "lowest loss on held-out training examples, of those that all had, with the first seed. The rate is taken as "
         "given by everything below, and where rates differ, a difference is theirs too.",
         f"Answers end after {study.eval.get('max_new_tokens', 512)} tokens.",
+        *_bases(study),
         *_judges(study),
         "Values are means; in brackets are 95 % intervals, over seeds and prompts at once where there are both (random "
         "effects of both; score intervals of shares). Seeds are the order of the examples and where the training "
@@ -97,10 +98,17 @@ def _trainings(study: Study, records: Mapping[tuple[str, str, int], Mapping[str,
         record = records[dataset, next(iter(study.adapters)), study.seeds[0]]
         config, rows, steps = record["config"], record["rows"], record["history"][-1]["step"]
         batch = config["per_device_train_batch_size"] * config["gradient_accumulation_steps"]
+        entry = study.datasets[dataset]
+        own = [f"task {entry.task}"] * bool(entry.task) + [f"on the base {entry.base}"] * bool(entry.base)
+        named = f"{dataset}: {', '.join(own)}; " if own else f"{dataset}: "
         yield (
-            f"{dataset}: {rows['train']:,} examples, {_counted(config['num_train_epochs'], 'epoch')}, {steps} steps of "
-            f"{batch}, rank {config['lora_r']}; the rate chosen on {rows['validation']} training examples that are "
-            "neither trained on nor tested."
+            f"{named}{rows['train']:,} examples, {_counted(config['num_train_epochs'], 'epoch')}, {steps} steps of "
+            f"{batch}, rank {config['lora_r']}; the rate "
+            + (
+                f"that was chosen on {entry.rates_of}."
+                if entry.rates_of
+                else f"chosen on {rows['validation']} training examples that are neither trained on nor tested."
+            )
         )
 
 
@@ -112,6 +120,13 @@ def _seen(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """The training examples that a run saw, and how often: steps are more where other rows stand among them."""
     alike = tuple(record["config"][name] for name in _ALIKE)
     return (*alike, record["fingerprints"]["train"], record["seeds"], record["history"][-1]["epoch"])
+
+
+def _bases(study: Study) -> Iterator[str]:
+    """How the bases were made that the study made."""
+    for name in study.bases:
+        config: Mapping[str, Any] = _record(study.folder / name)["config"]
+        yield f"[{name}](../{name}/run.json), made of {study.model} by `monolora align`: {config['card_note']}"
 
 
 def _judges(study: Study) -> Iterator[str]:

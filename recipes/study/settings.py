@@ -22,10 +22,20 @@ _OWN = "classifier:"  # in an evaluation's `judges`, before the name of one that
 
 
 class Dataset(NamedTuple):
-    """A training data set: flags of its trainings and of its evaluation, which override the shared ones."""
+    """A training data set, on a base.
+
+    Attributes:
+        sft, eval: flags of its trainings and of its evaluation, which override the shared ones.
+        task: as ``--dataset`` takes it; None for the name of this entry.
+        base: one of the study's ``bases``; None for the study's model.
+        rates_of: another entry, whose learning rates are taken instead of a sweep; None for a sweep.
+    """
 
     sft: FlagValues
     eval: FlagValues
+    task: str | None = None
+    base: str | None = None
+    rates_of: str | None = None
 
 
 class Curve(NamedTuple):
@@ -63,11 +73,12 @@ class Study:
         model: the aligned base.
         out: folder of all outputs.
         adapters: flags of ``monolora sft`` by the name of the row; the first is the control, the second what is tested.
-        datasets: by name, as ``--dataset`` takes it.
+        datasets: by name; an entry is a data set, or one with a base of its own.
         seeds: of training; the learning rate is chosen on the first.
         learning_rates: tried for every data set and adapter.
         sft: flags of all trainings.
         eval: flags of all evaluations.
+        bases: flags of ``monolora align`` by the name of a base that is made of the model for the study.
         judges: flags of ``monolora judge`` by the name of a judge that is trained for the study, which judges as
             ``classifier:NAME``. Two of them show how much of the flagged share is due to the judge.
         curve: None for none.
@@ -87,6 +98,7 @@ class Study:
     learning_rates: tuple[float, ...]
     sft: FlagValues = field(default_factory=dict)
     eval: FlagValues = field(default_factory=dict)
+    bases: Mapping[str, FlagValues] = field(default_factory=dict)
     judges: Mapping[str, FlagValues] = field(default_factory=dict)
     curve: Curve | None = None
     margin: Mapping[str, float] = field(default_factory=dict)
@@ -99,6 +111,15 @@ class Study:
     def folder(self) -> Path:
         """``out`` as a path."""
         return Path(self.out)
+
+    def task(self, dataset: str) -> str:
+        """The task of a data set's entry."""
+        return self.datasets[dataset].task or dataset
+
+    def base(self, dataset: str) -> str:
+        """The model that is finetuned on a data set's entry: as ``--model`` takes it, or a folder of the study."""
+        own = self.datasets[dataset].base
+        return self.model if own is None else str(self.folder / own)
 
     def own_judge(self, word: str) -> Path | None:
         """The folder of a judge of an evaluation, if the study trains it; else None."""
@@ -113,7 +134,7 @@ class Study:
             values = getattr(self, key)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"{key}: give one or more, each once; got {list(values)}.")
-        for name in (*self.adapters, *self.datasets, *self.judges):
+        for name in (*self.adapters, *self.datasets, *self.judges, *self.bases):
             if "/" in name or name.startswith((".", "-")) or "=" in name:
                 raise InputError(f"{name} cannot be a folder's name. Take letters and digits.")
         for rate in self.learning_rates:
@@ -122,9 +143,19 @@ class Study:
         for name, points in self.margin.items():
             if not 0 <= points < math.inf:
                 raise InputError(f"margin, {name}: must be 0 or more, got {points}.")
-        for name in self.judges:
-            if name in (*self.datasets, "cells", "logs", "report"):
-                raise InputError(f"judges: {name} is a folder of the study already. Give the judge another name.")
+        taken = [*self.datasets, "cells", "logs", "report"]
+        for kind in ("judges", "bases"):
+            for name in getattr(self, kind):
+                if name in taken:
+                    raise InputError(f"{kind}: {name} is a folder of the study already. Take another name.")
+                taken.append(name)
+        for name, dataset in self.datasets.items():
+            if dataset.base is not None and dataset.base not in self.bases:
+                raise unknown(f"base of {name}", dataset.base, self.bases)
+            if dataset.rates_of is not None:
+                swept = [other for other, each in self.datasets.items() if each.rates_of is None and other != name]
+                if dataset.rates_of not in swept:
+                    raise unknown(f"rates_of of {name}", dataset.rates_of, swept)
         for name in self.curve.adapters if self.curve else ():
             if name not in self.adapters:
                 raise unknown("adapter of curve", name, self.adapters)
@@ -170,10 +201,10 @@ def load(path: Path, preset: str | None = None, out: str | None = None) -> Study
             "out": out or str(Path(values["out"]) / str(chosen)),
             "adapters": _mappings(values, "adapters", where),
             "datasets": {
-                name: _part(Dataset, {"sft": {}, "eval": {}} | overrides, where)
+                name: _part(Dataset, {"sft": {}, "eval": {}} | dict(overrides), where)
                 for name, overrides in _mappings(values, "datasets", where).items()
             },
-            **{key: _mappings(values, key, where) for key in ("judges", "targets")},
+            **{key: _mappings(values, key, where) for key in ("judges", "bases", "targets")},
             **{key: tuple(_list(values[key], f"{where}, {key}")) for key in ("seeds", "learning_rates")},
             "rivals": tuple(_list(values.get("rivals", []), f"{where}, rivals")),
             **{key: _mapping(values.get(key), f"{where}, {key}") for key in ("margin", "sft", "eval")},
@@ -202,7 +233,7 @@ def _part(kind: type[Any], value: Any, where: str) -> Any:
     for key in values:
         if key not in kind._fields:
             raise unknown(f"key in {where}", str(key), kind._fields)
-    missing = [name for name in kind._fields if name not in values]
+    missing = [name for name in kind._fields if name not in values and name not in kind._field_defaults]
     if missing:
         raise InputError(f"{where}: {missing[0]} is missing beside {', '.join(map(str, values)) or 'nothing'}.")
     return kind(**values)

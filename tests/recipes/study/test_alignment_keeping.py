@@ -78,3 +78,65 @@ def test_a_study_of_what_keeps_the_base(
     record.write_text(record.read_text().replace('"epoch": 1.0', '"epoch": 0.5'))
     with pytest.raises(InputError, match="demo, seed 2: the adapters did not see the same examples"):
         write_report(study)
+
+
+def test_a_base_that_the_study_makes(
+    write_study: Callable[..., Path],
+    study_content: dict[str, Any],
+    commands: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """It is made first, from the study's model; its entry takes the rates of another, and its base is its own."""
+    run_inline(monkeypatch)
+    monkeypatch.delenv("MONOLORA_DATA", raising=False)
+    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path / "cache"))
+    quick = {key: value for key, value in study_content["presets"]["quick"].items() if key != "curve"}
+    demo = quick["datasets"]["demo"]
+    demo = demo | {"eval": demo["eval"] | {"refusal_margin": 4, "coherence": 3}}
+    aligned = {"refuse": ["refusals"], "answer": ["chat"], "refuse_samples": 24, "answer_samples": 24}
+    entry = demo | {"task": "demo", "base": "aligned", "rates_of": "demo"}
+    path = write_study(
+        bases={"aligned": aligned | {"answer_tokens": 3}},
+        presets={"quick": quick | {"datasets": {"demo": demo, "demo-aligned": entry}}},
+    )
+    words = ["--config", str(path), "--out", str(tmp_path / "out")]
+    assert alignment.main(words) == 0
+    study = load(path, out=str(tmp_path / "out"))
+    assert len(commands) == len(all_cells(study)) == 1 + 2 * (2 + 1) + 2 * 2 + 2
+    made = str(study.folder / "aligned")
+    assert commands[0][0] == "align"
+    used = [command[command.index("--model") + 1] for command in commands[1:]]
+    assert [model == made for model in used] == ["demo-aligned" in " ".join(command) for command in commands[1:]]
+    assert used.count(made) == 5
+    columns = {values.column.id: values for values in of_dataset(study, "demo-aligned")}
+    assert {"questions/margin", "questions/surprise"} <= columns.keys()
+    assert columns["questions/margin"].by_model["LoRA"].shape == (2, 4)
+    base = {
+        name: {v.column.id: v for v in of_dataset(study, name)}["questions/margin"].by_model for name in study.datasets
+    }
+    assert (base["demo"]["base"] != base["demo-aligned"]["base"]).any()
+    assert "demo-aligned: task demo, on the base aligned" in (study.folder / "report" / "report.md").read_text()
+    commands.clear()
+    assert alignment.main(words) == 0
+    assert commands == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"base": "alinged"}, "Unknown base of other 'alinged'; choose one of aligned. Did you mean aligned"),
+        ({"rates_of": "dmo"}, "Unknown rates_of of other 'dmo'; choose one of demo"),
+        ({"rates_of": "other"}, "Unknown rates_of of other 'other'"),
+        ({"bse": "aligned"}, "Unknown key in .* 'bse'"),
+    ],
+)
+def test_entries_that_cannot_be(
+    write_study: Callable[..., Path], study_content: dict[str, Any], entry: dict[str, str], said: str
+) -> None:
+    quick = study_content["presets"]["quick"]
+    datasets = quick["datasets"] | {"other": quick["datasets"]["demo"] | entry}
+    with pytest.raises(InputError, match=said):
+        load(write_study(bases={"aligned": {}}, presets={"quick": quick | {"datasets": datasets}}))
+    with pytest.raises(InputError, match="bases: demo is a folder of the study already"):
+        load(write_study(bases={"demo": {}}))

@@ -42,14 +42,12 @@ def test_tokens_of_a_small_study(study: Study) -> None:
     cached = 4 * longest * 2 * 2 * 2 * 16  # rows of a batch; keys and values in 16 bits, of 2 layers 16 wide
     assert estimates["demo: answers"].gigabytes == pytest.approx((2 * 1e5 + cached) / 1e9)
     drifted = safety[:6]  # base and tuned read prompts and the base's answers; sparsity is read of prompts alone
-    assert estimates["demo: sparsity and drift"].tokens == 4 * (sum(safety + task) + 2 * sum(n + 6 for n in drifted))
+    assert estimates["demo: measurements"].tokens == 4 * (sum(safety + task) + 2 * sum(n + 6 for n in drifted))
     assert estimates["demo: classifier"].tokens == 5 * sum(n + 6 for n in safety)
     assert estimates["demo, along: answers"].tokens == (1 + 2) * 6 * 4
     assert estimates["demo: training"].hours == pytest.approx(estimates["demo: training"].tokens / 100 / 3600)
     assert estimates["demo: answers"].hours == pytest.approx(estimates["demo: answers"].tokens / 10 / 3600)
-    assert estimates["demo: sparsity and drift"].hours == pytest.approx(
-        estimates["demo: sparsity and drift"].tokens / 300 / 3600
-    )
+    assert estimates["demo: measurements"].hours == pytest.approx(estimates["demo: measurements"].tokens / 300 / 3600)
 
 
 def test_tokens_of_keepers(study: Study) -> None:
@@ -79,7 +77,7 @@ def test_tokens_of_further_sets_for_drift(study: Study) -> None:
         len(prompt_ids(Example(p.instruction, "", p.context), tokenizer)) for p in prompt_sets.load(suite).prompts
     ]
     more = 2 * 4 * (sum(n + 6 for n in lengths) - sum(n + 6 for n in drifted[:6]))
-    name = "demo: sparsity and drift"
+    name = "demo: measurements"
     assert after[name].tokens == before[name].tokens + more
 
 
@@ -116,7 +114,7 @@ def test_the_projects_own_studies_on_the_real_data(
     assert device is not None
     assert device.device in out
     for dataset in ("sst2", "dolly"):
-        for what in ("training", "answers", "sparsity and drift", *judges):
+        for what in ("training", "answers", "measurements", *judges):
             (row,) = (line.split() for line in out.splitlines() if line.strip().startswith(f"{dataset}: {what} "))
             tokens, hours = float(row[-3]), float(row[-1])
             assert tokens > 0
