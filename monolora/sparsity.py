@@ -47,14 +47,14 @@ class _Count:
         self.zeros_R = torch.zeros(units, dtype=torch.int64, device=device)
         self.tokens = torch.zeros((), dtype=torch.int64, device=device)
 
-    def add(self, h_TR: torch.Tensor, keep_T: torch.Tensor | None) -> None:
+    def add(self, h_TR: torch.Tensor, keep_T: torch.Tensor | None, times: int) -> None:
         zero_TR = h_TR == 0
         if keep_T is None:
-            self.tokens += zero_TR.shape[0]
+            self.tokens += times * zero_TR.shape[0]
         else:
             zero_TR = zero_TR & keep_T[:, None]
-            self.tokens += keep_T.sum()
-        self.zeros_R += zero_TR.sum(0)
+            self.tokens += times * keep_T.sum()
+        self.zeros_R += times * zero_TR.sum(0)
 
 
 class SparsityMeter:
@@ -62,6 +62,7 @@ class SparsityMeter:
 
     Padding is what the 2-D ``attention_mask`` of the model's forward marks with 0; without one, every token counts.
     Modules that see other rows than the batch's tokens (a pooler, a routed expert, a convolution) are counted whole.
+    What all rows begin with is counted for each of them, where it is computed once (:mod:`monolora.shared_prefix`).
     Under gradient checkpointing a layer runs twice a step and is counted twice, which changes no share.
 
     Example:
@@ -129,7 +130,13 @@ class SparsityMeter:
         key, units = (self._names[layer], adapter_name), h.shape[-1]
         if key not in self._counts:
             self._counts[key] = _Count(units, h.device)
-        self._counts[key].add(h.reshape(-1, units), keep_T)
+        self._counts[key].add(h.reshape(-1, units), keep_T, self._rows_of(h.shape[:-1]))
+
+    def _rows_of(self, rows: torch.Size) -> int:
+        """For how many rows of the batch a row stands: all of them for their common prefix, else one."""
+        keep = self._keep
+        is_shared = keep is not None and len(rows) == 2 and rows[0] == 1 < keep.shape[0] and rows[1] < keep.shape[1]
+        return keep.shape[0] if keep is not None and is_shared else 1
 
     def _keep_of(self, rows: torch.Size) -> torch.Tensor | None:
         """A flat mask of the rows that are tokens, not padding; None if all are."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 from transformers.modeling_outputs import ModelOutput
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
@@ -19,6 +19,8 @@ from monolora.data.chat_template import IGNORED
 from monolora.keep.keeper import Keeper
 from monolora.recipes.training.checkpoints import AtomicCheckpoints
 from monolora.recipes.training.keeping import WithKeepers
+from monolora.shared_prefix import backbone, shared_prefix, unsupported
+from monolora.terminal import STDERR
 
 
 class LengthGrouping(Trainer):
@@ -64,7 +66,7 @@ class GroupedByLength(LengthGroupedSampler):
 
 
 @contextmanager
-def labelled_positions(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def labelled_positions(model: nn.Module, inputs: Mapping[str, Any], prefix: int = 0) -> Iterator[dict[str, Any]]:
     """Inputs for TRL's fused head, whose model then gives hidden states only where the next token is learned.
 
     Most positions are prompts and padding: their logits are never computed. The loss, its gradients and TRL's metrics
@@ -73,6 +75,7 @@ def labelled_positions(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[
     Args:
         model: a causal language model, in PEFT's or an accelerator's wrapping or bare.
         inputs: a batch with ``labels``, shape ``(batch, tokens)``.
+        prefix: number of first tokens whose hidden states are not given (:func:`monolora.shared_prefix.shared_prefix`).
 
     Yields:
         The batch with ``shift_labels``, shape ``(1, learned tokens)``, for ``labels``; unchanged if it has none.
@@ -84,25 +87,15 @@ def labelled_positions(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[
 
     def gather(module: nn.Module, args: Any, output: ModelOutput) -> ModelOutput:
         hidden = output["last_hidden_state"]
-        output["last_hidden_state"] = hidden[:, :-1][learned.to(hidden.device)][None]
+        output["last_hidden_state"] = hidden[:, :-1][learned[:, prefix:].to(hidden.device)][None]
         return output
 
-    hook = _backbone(model).register_forward_hook(gather)
+    hook = backbone(model).register_forward_hook(gather)
     try:
         rest = {name: value for name, value in inputs.items() if name != "labels"}
         yield rest | {"shift_labels": inputs["labels"][:, 1:][learned][None]}
     finally:
         hook.remove()
-
-
-def _backbone(model: nn.Module) -> nn.Module:
-    """The model below its output layer."""
-    while not isinstance(model, PreTrainedModel):
-        inner = model.get_base_model() if isinstance(model, PeftModel) else model.module
-        assert isinstance(inner, nn.Module)
-        model = inner
-    assert isinstance(model.base_model, nn.Module)
-    return model.base_model
 
 
 class SftTrainer(WithKeepers, AtomicCheckpoints, LengthGrouping, SFTTrainer):
@@ -114,6 +107,7 @@ class SftTrainer(WithKeepers, AtomicCheckpoints, LengthGrouping, SFTTrainer):
     """
 
     full_logits = False
+    _said = False  # why prefixes are not shared
 
     def __init__(self, *args: Any, full_logits: bool = False, keepers: Sequence[Keeper] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -149,10 +143,25 @@ class SftTrainer(WithKeepers, AtomicCheckpoints, LengthGrouping, SFTTrainer):
             return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         elsewhere = inputs["labels"].device.type != "cpu"  # TRL's head does the same there
-        if return_outputs or own_loss or elsewhere or self.args.torch_compile:  # compiled, it has no hooks
+        if return_outputs or own_loss or self.args.torch_compile:  # compiled, it has no hooks
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with labelled_positions(model, inputs) as learned:
-            return super().compute_loss(model, learned, num_items_in_batch=num_items_in_batch)
+        with shared_prefix(model, inputs["input_ids"], self._unlearned(model, inputs)) as prefix:
+            if elsewhere and not prefix:
+                return super().compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            with labelled_positions(model, inputs, prefix) as learned:
+                return super().compute_loss(model, learned, num_items_in_batch=num_items_in_batch)
+
+    def _unlearned(self, model: Any, inputs: Mapping[str, Any]) -> int:
+        """How many first positions of a batch have no output that is needed; 0 where a prefix cannot be shared."""
+        learned_T = (inputs["labels"] != IGNORED).any(0)
+        plain = inputs.keys() <= {"input_ids", "attention_mask", "labels"} and not self.aux_loss_enabled
+        if not plain or not bool(learned_T.any()):
+            return 0
+        reason = unsupported(model)
+        if reason and not self._said:
+            STDERR.print(f"What the rows of a batch begin with is computed for each of them: {reason}.", soft_wrap=True)
+            self._said = True
+        return 0 if reason else max(0, int(learned_T.int().argmax()) - 1)
 
     def _log_padding(self, model: Any, inputs: dict[str, Any]) -> None:
         """The share of a batch that is padding, among TRL's own metrics."""

@@ -1,0 +1,111 @@
+"""What all rows of a batch begin with, computed once.
+
+A chat template, a system prompt and an instruction are the same tokens in every row. Their hidden states are the
+same, too, as no token sees what follows it. So the common prefix is read by the model once, and its keys and values,
+repeated, stand before the rest of each row. Logits, losses and gradients are those of the plain way up to rounding:
+what is repeated adds its gradients up.
+
+Shapes: B rows of a batch, T tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+SAVED = 0.2  # share of a batch's tokens from which sharing is worth its overhead
+
+_reasons: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()  # why prefixes cannot be shared
+
+
+def bare(model: Any) -> PreTrainedModel:
+    """The model in PEFT's or an accelerator's wrapping."""
+    while not isinstance(model, PreTrainedModel):
+        model = model.get_base_model() if isinstance(model, PeftModel) else model.module
+    return model
+
+
+def backbone(model: Any) -> nn.Module:
+    """The model below its output layer, in PEFT's or an accelerator's wrapping or bare."""
+    inner = bare(model).base_model
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def common_prefix(ids_BT: torch.Tensor, most: int) -> int:
+    """How many tokens all rows begin with, at most ``most``."""
+    differs_T = (ids_BT[:, :most] != ids_BT[:1, :most]).any(0)
+    return int(differs_T.int().argmax()) if bool(differs_T.any()) else differs_T.numel()
+
+
+def unsupported(model: Any) -> str:
+    """Why a model's prefixes cannot be shared; empty if they can."""
+    model = bare(model)
+    if model.training:
+        if model.is_gradient_checkpointing:
+            return "gradient checkpointing leaves no keys and values to be shared"
+        if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+            return "dropout is drawn for each row"
+    if model not in _reasons:
+        _reasons[model] = _reason(model)
+    return _reasons[model]
+
+
+def _reason(model: Any) -> str:
+    inner = model.base_model
+    parameter = next(model.parameters())
+    if isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"):
+        return "its weights are sharded"
+    arguments = inspect.signature(inner.forward).parameters
+    if not {"input_ids", "past_key_values", "use_cache"} <= arguments.keys() or model._is_stateful:
+        return "its cache is no plain list of keys and values"
+    cache = DynamicCache(config=model.config)
+    if not model._supports_default_dynamic_cache() or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return "its cache is no plain list of keys and values"
+    return ""
+
+
+@contextmanager
+def shared_prefix(model: Any, ids_BT: torch.Tensor, most: int) -> Iterator[int]:
+    """Let the next forward pass of a model read the rows' common prefix once.
+
+    The pass is given the whole rows, padded on the right; its hidden states and logits are of what follows the prefix.
+
+    Args:
+        model: a causal language model.
+        ids_BT: the rows of that pass.
+        most: length of the prefix, at most: before the first position whose output is needed.
+
+    Yields:
+        The length of the prefix; 0 where it would save less than :data:`SAVED` of the tokens, or cannot be shared.
+    """
+    B, T = ids_BT.shape
+    length = common_prefix(ids_BT, min(most, T - 1)) if B > 1 and most > 0 else 0
+    if (B - 1) * length < SAVED * B * T or unsupported(model):
+        yield 0
+        return
+
+    def read_once(inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        ids = args[0] if args else kwargs["input_ids"]
+        cache = inner.forward(input_ids=ids[:1, :length], use_cache=True).past_key_values
+        for layer in cache.layers:
+            layer.keys, layer.values = (x.expand(B, *x.shape[1:]) for x in (layer.keys, layer.values))
+        rest = ids[:, length:]
+        args = (rest, *args[1:]) if args else ()
+        return args, {**kwargs, **({} if args else {"input_ids": rest}), "past_key_values": cache}
+
+    hook = backbone(model).register_forward_pre_hook(read_once, with_kwargs=True)
+    try:
+        yield length
+    finally:
+        hook.remove()
