@@ -169,7 +169,10 @@ def test_report_sets_are_measured_without_a_keeper(run_sft: Run, write_rows: Cal
         (("--keep", "silence", "--keep-samples", "0"), "--keep-samples must be at least 1"),
         (("--keep", "silence", "--keep-samples", "1", "--keep-answer-tokens", "4"), "one more is needed"),
         (("--keep", "silence", "--keep-prompts", "nowhere.jsonl"), "nowhere.jsonl"),
-        (("--keep", "silence", "--keep-prompts", "task:demo"), "The anchors cannot be told from the task"),
+        (
+            ("--keep", "silence", "--keep-prompts", "task:demo", "--keep-samples", "150"),
+            "The anchors cannot be told from the task",
+        ),
         (("--keep-report", "refusal"), "Unknown set of prompts 'refusal'"),
     ],
 )
