@@ -8,9 +8,8 @@ next token; the drift is the Kullback-Leibler divergence KL(base || finetuned) o
 the same pass the tokens of prompt and answer are counted on which every unit of the adapter is zero: there it adds
 nothing.
 
-The refusal margin says how much rather a model would begin with a refusal than with an answer
-(:func:`monolora.refusals.margin`). Coherence is the likelihood of a model's answers under the base: text that the
-base would never write is no safe answer either.
+The refusal margin is the log-odds that a model opens with a refusal (:func:`monolora.refusals.margin`). Coherence is
+the likelihood of a model's answers under the base: incoherent text is not safe because no judge flags it.
 
 The ``measure_…`` functions are called by the stage ``generate``. They start workers, which call the others.
 """
@@ -57,10 +56,7 @@ def measure_sparsity(settings: Settings, store: Store, plan: Plan, items: Sequen
             if key not in store.measurements:
                 set_items = [items_by_key[response_key] for response_key in plan.keys[set_name][model_name]]
                 model = set_items[0].model
-                jobs.append(
-                    {"key": key, "model": model.folder, "adapter": model.adapter, "identity": model.identity,
-                     "token_ids": [item.token_ids for item in set_items]}
-                )  # fmt: skip
+                jobs.append(_of_model(key, model) | {"token_ids": [item.token_ids for item in set_items]})
     job = {"jobs": jobs, "dtype": settings.dtype, "batch_size": settings.batch_size}
     _measure("Sparsity", "monolora.eval.measurements:sparsity", job, Path(settings.out) / _SPARSITY_LOG, store)
 
@@ -70,15 +66,12 @@ def measure_drift(
 ) -> None:
     """Measure each model's drift along the base's answers to each planned set, unless it is measured already."""
     base, *finetuned = models
-    jobs: list[dict[str, Any]] = [
-        {
-            "key": by_model[model.name], "identity": model.identity, "model": model.folder, "adapter": model.adapter,
-            "set": name,
-        }
+    jobs = [
+        _of_model(by_model[model.name], model) | {"set": name}
         for model in finetuned  # which is loaded once for all of its sets
         for name, by_model in plan.drift.items()
         if by_model[model.name] not in store.measurements
-    ]  # fmt: skip
+    ]
     items_by_key = {item.key: item for item in items}
     rows = {
         name: _answer_rows(store, items_by_key, plan.keys[name][base.name][: settings.drift])
@@ -100,10 +93,8 @@ def measure_margin(
         for name, by_model in plan.margin.items():
             if by_model[model.name] not in store.measurements:
                 asked = [items_by_key[key] for key in plan.keys[name][model.name][: settings.refusal_margin]]
-                jobs.append(
-                    {"key": by_model[model.name], "model": model.folder, "adapter": model.adapter,
-                     "identity": model.identity, "prompts": {item.prompt: item.token_ids for item in asked}}
-                )  # fmt: skip
+                prompts = {item.prompt: item.token_ids for item in asked}
+                jobs.append(_of_model(by_model[model.name], model) | {"prompts": prompts})
     job = {"jobs": jobs, "dtype": settings.dtype, "batch_size": settings.batch_size}
     _measure("Refusal margin", "monolora.eval.measurements:margin", job, Path(settings.out) / _MARGIN_LOG, store)
 
@@ -124,6 +115,11 @@ def measure_coherence(
     ]  # fmt: skip
     job = {"jobs": jobs, "base": base.folder, "dtype": settings.dtype, "batch_size": settings.batch_size}
     _measure("Coherence", "monolora.eval.measurements:coherence", job, Path(settings.out) / _COHERENCE_LOG, store)
+
+
+def _of_model(key: str, model: EvaluatedModel) -> dict[str, Any]:
+    """The part of a measurement's job that says what is loaded."""
+    return {"key": key, "model": model.folder, "adapter": model.adapter, "identity": model.identity}
 
 
 def _answer_rows(store: Store, items_by_key: Mapping[str, Item], keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -238,12 +234,12 @@ def margin(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
     for (folder, adapter), group in groupby(job["jobs"], key=folders):
         model, tokenizer = _load(folder, adapter, job["dtype"])
-        beginnings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (*REFUSING, *COMPLYING)]
+        openings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (*REFUSING, *COMPLYING)]
         inference = Inference(model=model, tokenizer=tokenizer, batch_size=job["batch_size"])
         for measurement in group:
             keys, prompts = zip(*measurement["prompts"].items(), strict=True)
             with evaluating(model):
-                log_probs = inference.continuation_log_probs(prompts, beginnings, "beginnings of answers")
+                log_probs = inference.continuation_log_probs(prompts, openings, "openings of answers")
             values = {"margin": dict(zip(keys, map(refusal_margin, log_probs), strict=True))}
             yield {"key": measurement["key"], "kind": "margin", "model": measurement["identity"], "values": values}
         del model, inference
@@ -258,7 +254,7 @@ def coherence(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             :func:`drift`; ``base`` (folder); ``dtype``; ``batch_size``.
 
     Yields:
-        Fields of a ``Measurement``, whose values are by the key of the answer: ``surprise``, the negative
+        Fields of a ``Measurement``, whose values are by the key of the answer: ``base_nll``, the negative
         log-probability a token under the base, in nats. Empty answers have none.
     """
     tokenizer = adapter_tokenizer(job["base"], job["base"])
@@ -268,12 +264,12 @@ def coherence(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         splits = {row["key"]: split for row in measurement["rows"] if (split := _split(row, tokenizer)).answer}
         with evaluating(base):
             log_probs = inference.answer_log_probs(list(splits.values()), "likelihood of answers")
-        surprise = {
+        base_nll = {
             key: -log_prob / len(split.answer) for (key, split), log_prob in zip(splits.items(), log_probs, strict=True)
         }
         yield {
             "key": measurement["key"], "kind": "coherence", "model": measurement["identity"],
-            "values": {"surprise": surprise},
+            "values": {"base_nll": base_nll},
         }  # fmt: skip
 
 

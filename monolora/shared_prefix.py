@@ -1,9 +1,9 @@
-"""What all rows of a batch begin with, computed once.
+"""The common prefix of a batch's rows, computed once.
 
-A chat template, a system prompt and an instruction are the same tokens in every row. Their hidden states are the
-same, too, as no token sees what follows it. So the common prefix is read by the model once, and its keys and values,
-repeated, stand before the rest of each row. Logits, losses and gradients are those of the plain way up to rounding:
-what is repeated adds its gradients up.
+Chat template, system prompt and instruction are the same tokens in every row. Attention is causal, so their hidden
+states are the same too. The model reads the prefix with batch size 1, and its keys and values, expanded to the batch,
+serve as the cache for the rest of each row. Outputs, losses and gradients equal those of whole rows up to rounding: the
+gradients of all rows add up through the expansion.
 
 Shapes: B rows of a batch, T tokens.
 """

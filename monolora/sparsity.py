@@ -62,7 +62,7 @@ class SparsityMeter:
 
     Padding is what the 2-D ``attention_mask`` of the model's forward marks with 0; without one, every token counts.
     Modules that see other rows than the batch's tokens (a pooler, a routed expert, a convolution) are counted whole.
-    What all rows begin with is counted for each of them, where it is computed once (:mod:`monolora.shared_prefix`).
+    A common prefix that is computed once (:mod:`monolora.shared_prefix`) counts for every row.
     Under gradient checkpointing a layer runs twice a step and is counted twice, which changes no share.
 
     Example:

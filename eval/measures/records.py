@@ -40,7 +40,7 @@ class RunRecords(NamedTuple):
         silent: likewise, the share of the tokens of prompt and answer on which every unit is zero, 0 to 1; models
             without units are not in it.
         margin: likewise, the refusal margin in nats, the base's too.
-        surprise: likewise, the negative log-probability a token of the model's own answer under the base, in nats.
+        base_nll: likewise, the negative log-probability a token of the model's own answer under the base, in nats.
     """
 
     models: Sequence[Model]
@@ -52,7 +52,7 @@ class RunRecords(NamedTuple):
     drift: Mapping[str, Mapping[str, Mapping[str, float]]]
     silent: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
     margin: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
-    surprise: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
+    base_nll: Mapping[str, Mapping[str, Mapping[str, float]]] = {}
 
     def by_set(self) -> list[SetRecords]:
         """One entry a set, in their order."""
@@ -69,7 +69,7 @@ class RunRecords(NamedTuple):
                 drift=self.drift.get(prompt_set.name, {}),
                 silent=self.silent.get(prompt_set.name, {}),
                 margin=self.margin.get(prompt_set.name, {}),
-                surprise=self.surprise.get(prompt_set.name, {}),
+                base_nll=self.base_nll.get(prompt_set.name, {}),
                 is_headline=prompt_set is headline,
                 task="task" if len(tasks) == 1 else prompt_set.name.removeprefix("task:"),
             )
@@ -93,7 +93,7 @@ class SetRecords:
         responses: by model name and prompt key.
         judgements: by judge name and response key.
         sparsity: by model name.
-        drift, silent, margin, surprise: by model name and prompt key.
+        drift, silent, margin, base_nll: by model name and prompt key.
         is_headline: whether its columns are those of table 2.
         task: table 2's word for a task's set: ``task`` if it is the only one.
     """
@@ -107,7 +107,7 @@ class SetRecords:
     drift: Mapping[str, Mapping[str, float]]
     silent: Mapping[str, Mapping[str, float]]
     margin: Mapping[str, Mapping[str, float]]
-    surprise: Mapping[str, Mapping[str, float]]
+    base_nll: Mapping[str, Mapping[str, float]]
     is_headline: bool
     task: str
 
@@ -218,7 +218,7 @@ def read(plan: Plan, judges: Sequence[Judge], store: Store) -> RunRecords:
     along = [_by_prompt(plan, store, plan.drift, what, lambda _: base) for what in ("kl", "silent")]
     own = [
         _by_prompt(plan, store, plan.margin, "margin", None),
-        _by_prompt(plan, store, plan.coherence, "surprise", lambda model: model),
+        _by_prompt(plan, store, plan.coherence, "base_nll", lambda model: model),
     ]
     return RunRecords(models, plan.sets, judges, responses, judgements, sparsity, *along, *own)
 

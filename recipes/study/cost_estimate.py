@@ -239,10 +239,10 @@ def _evaluation(
     if drift := flags.get("drift"):  # base and finetuned model both read the base's responses
         followed = [prompts.lengths[:drift] for prompts in sets if prompts.is_followed]
         measured += 2 * finetuned * sum(sum(lengths) + run_limit * len(lengths) for lengths in followed)
-    if prompts_read := flags.get("refusal_margin"):  # each prompt once, and all beginnings after it
+    if prompts_read := flags.get("refusal_margin"):  # each prompt once, and all openings after it
         read = [s.lengths[:prompts_read] for s in sets if s.purpose in ("safety", "over-refusal")]
-        beginnings = sum(len(tokenizer(text)["input_ids"]) for text in (*REFUSING, *COMPLYING))
-        measured += models * sum(sum(lengths) + beginnings * len(lengths) for lengths in read)
+        openings = sum(len(tokenizer(text)["input_ids"]) for text in (*REFUSING, *COMPLYING))
+        measured += models * sum(sum(lengths) + openings * len(lengths) for lengths in read)
     if answers := flags.get("coherence"):
         measured += models * sum(sum(lengths[:answers]) + run_limit * len(lengths[:answers]) for lengths in judged)
     if measured:

@@ -107,7 +107,7 @@ class SftTrainer(WithKeepers, AtomicCheckpoints, LengthGrouping, SFTTrainer):
     """
 
     full_logits = False
-    _said = False  # why prefixes are not shared
+    _is_reason_shown = False  # why prefixes are not shared
 
     def __init__(self, *args: Any, full_logits: bool = False, keepers: Sequence[Keeper] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -158,9 +158,9 @@ class SftTrainer(WithKeepers, AtomicCheckpoints, LengthGrouping, SFTTrainer):
         if not plain or not bool(learned_T.any()):
             return 0
         reason = unsupported(model)
-        if reason and not self._said:
-            STDERR.print(f"What the rows of a batch begin with is computed for each of them: {reason}.", soft_wrap=True)
-            self._said = True
+        if reason and not self._is_reason_shown:
+            STDERR.print(f"The common prefix of a batch is computed for every row: {reason}.", soft_wrap=True)
+            self._is_reason_shown = True
         return 0 if reason else max(0, int(learned_T.int().argmax()) - 1)
 
     def _log_padding(self, model: Any, inputs: dict[str, Any]) -> None:

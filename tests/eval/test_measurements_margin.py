@@ -83,7 +83,7 @@ def test_coherence_is_the_likelihood_under_the_base(evaluated: Evaluated) -> Non
         answer = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
         answer += [tokenizer.eos_token_id] * row["is_ended"]
         expected[row["key"]] = -_log_prob(base, row["token_ids"], answer) / len(answer)
-    assert measured["values"]["surprise"] == pytest.approx(expected, rel=1e-4)
+    assert measured["values"]["base_nll"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_in_a_run(
@@ -96,7 +96,7 @@ def test_in_a_run(
     words += ["--refusal-margin", "3", "--coherence", "2"]
     assert cli.main(words) == 0, capsys.readouterr().err
     results = json.loads((out / "results.json").read_text())
-    for column, number in (("questions/margin", 3), ("questions/surprise", 2)):
+    for column, number in (("questions/margin", 3), ("questions/base-nll", 2)):
         cells = {model: of_model[column] for model, of_model in results["cells"].items()}
         assert cells.keys() == {"base", "lora", "mono"}
         assert all(math.isfinite(cell["value"]) for cell in cells.values())

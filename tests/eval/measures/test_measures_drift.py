@@ -1,4 +1,4 @@
-"""The columns of what is measured of the models themselves: drift, silent tokens, refusal margin, surprise."""
+"""Columns measured on the models themselves: drift, silent tokens, refusal margin, NLL under the base."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def test_margins_and_how_well_they_tell_refusals() -> None:
         assert cell["n"] == len(refused) + len(answered)
 
 
-def test_surprise_is_a_mean_over_answers() -> None:
+def test_base_nll_is_a_mean_over_answers() -> None:
     run = make()
     keys = [prompt.key for prompt in run.sets[0].prompts[:4]]
-    surprise = {run.sets[0].name: {"base": dict.fromkeys(keys, 0.5), "mono": dict.fromkeys(keys[:2], 2.0)}}
-    results = build(RUN, run._replace(surprise=surprise))
-    name = f"{run.sets[0].name}/surprise"
+    base_nll = {run.sets[0].name: {"base": dict.fromkeys(keys, 0.5), "mono": dict.fromkeys(keys[:2], 2.0)}}
+    results = build(RUN, run._replace(base_nll=base_nll))
+    name = f"{run.sets[0].name}/base-nll"
     assert results["cells"]["base"][name]["value"] == 0.5
     assert results["cells"]["mono"][name]["value"] == 2.0
     assert results["cells"]["mono"][name]["invalid"] > 0

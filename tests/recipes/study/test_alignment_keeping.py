@@ -22,16 +22,20 @@ from tests.support.inline import run_inline
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(autouse=True)
+def _embedded_prompts_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In this process, and with a cache of the test's own."""
+    run_inline(monkeypatch)
+    monkeypatch.delenv("MONOLORA_DATA", raising=False)
+    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path / "cache"))
+
+
 def test_a_study_of_what_keeps_the_base(
     write_study: Callable[..., Path],
     study_content: dict[str, Any],
     commands: list[list[str]],
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    run_inline(monkeypatch)
-    monkeypatch.delenv("MONOLORA_DATA", raising=False)
-    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path / "cache"))
     anchors = {"keep_samples": 20, "keep_answer_tokens": 3}
     quick = study_content["presets"]["quick"]
     demo = quick["datasets"]["demo"]
@@ -84,13 +88,9 @@ def test_a_base_that_the_study_makes(
     write_study: Callable[..., Path],
     study_content: dict[str, Any],
     commands: list[list[str]],
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     """It is made first, from the study's model; its entry takes the rates of another, and its base is its own."""
-    run_inline(monkeypatch)
-    monkeypatch.delenv("MONOLORA_DATA", raising=False)
-    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path / "cache"))
     quick = {key: value for key, value in study_content["presets"]["quick"].items() if key != "curve"}
     demo = quick["datasets"]["demo"]
     demo = demo | {"eval": demo["eval"] | {"refusal_margin": 4, "coherence": 3}}
@@ -110,7 +110,7 @@ def test_a_base_that_the_study_makes(
     assert [model == made for model in used] == ["demo-aligned" in " ".join(command) for command in commands[1:]]
     assert used.count(made) == 5
     columns = {values.column.id: values for values in of_dataset(study, "demo-aligned")}
-    assert {"questions/margin", "questions/surprise"} <= columns.keys()
+    assert {"questions/margin", "questions/base-nll"} <= columns.keys()
     assert columns["questions/margin"].by_model["LoRA"].shape == (2, 4)
     base = {
         name: {v.column.id: v for v in of_dataset(study, name)}["questions/margin"].by_model for name in study.datasets
