@@ -40,7 +40,7 @@ OTHERS = {
     "torch": "_parameters _modules _forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks "
     "_is_avx512_bf16_supported _is_mkldnn_bf16_supported _foreach_norm _orig_mod _fsdp_wrapped_module",
     "enum": "_name_ _value_ _member_names_ _member_map_ _value2member_map_",
-    "namedtuple": "_asdict _fields _replace",
+    "namedtuple": "_asdict _field_defaults _fields _replace",
     "argparse": "_actions _option_string_actions",
     "os": "_exit",
 }
