@@ -5,12 +5,13 @@
     trl-lora           TRL's SFTTrainer and PEFT's LoRA, all defaults, the same batch size
     trl-lora-plain     the same without gradient checkpointing, which TRL turns on by default
     monolora           the recipe's trainer and defaults: fused layers, logits of learned tokens, grouped by length
-    monolora-random    the same in TRL's order
+    monolora-whole     the same, but every row is computed whole, its common prefix with others too
+    monolora-random    monolora in TRL's order
     monolora-masked    in TRL's order and with TRL's head, which computes all positions on a CPU and masks them
     monolora-full      in TRL's order and with the model's own loss over the logits of all positions
 
-Each side trains one epoch on the same rows in each round, with a fresh adapter; sides take turns. The last three see
-the same batches, so their losses can be compared step by step. (The last one rounds logits to bfloat16, the others
+Each side trains one epoch on the same rows in each round, with a fresh adapter; sides take turns. monolora and
+monolora-whole see the same batches, and so do the last three, so their losses can be compared step by step. (The last one rounds logits to bfloat16, the others
 do not.)
 """
 
@@ -38,13 +39,28 @@ from monolora.hub import load_causal_lm, load_tokenizer, resolve_model
 from monolora.recipes.training.arguments import TrainingArguments
 from monolora.recipes.training.trainer import SftTrainer
 
-SIDES = ("trl-lora", "trl-lora-plain", "monolora", "monolora-random", "monolora-masked", "monolora-full")
+SIDES = (
+    "trl-lora",
+    "trl-lora-plain",
+    "monolora",
+    "monolora-whole",
+    "monolora-random",
+    "monolora-masked",
+    "monolora-full",
+)
 
 
 class Masked(SftTrainer):
     """TRL's own way to the loss."""
 
     compute_loss = SFTTrainer.compute_loss
+
+
+class Whole(SftTrainer):
+    """No prefix is shared."""
+
+    def _unlearned(self, *_: Any) -> int:
+        return 0
 
 
 class Clock(TrainerCallback):
@@ -97,7 +113,7 @@ def _train(flags: argparse.Namespace, side: str, rows: Dataset, losses: dict[str
 def _trainer(flags: argparse.Namespace, side: str, rows: Dataset, folder: str, clock: Clock) -> SFTTrainer:
     ours = side.startswith("monolora")
     more: dict[str, Any] = {"gradient_checkpointing": False} if side == "trl-lora-plain" else {}
-    if ours and side != "monolora":
+    if ours and side not in ("monolora", "monolora-whole"):
         more["train_sampling_strategy"] = "random"
     arguments = (TrainingArguments if ours else SFTConfig)(
         output_dir=folder, per_device_train_batch_size=flags.batch_size, num_train_epochs=1, learning_rate=1e-3,
@@ -109,7 +125,7 @@ def _trainer(flags: argparse.Namespace, side: str, rows: Dataset, folder: str, c
         r=8, lora_alpha=16, lora_dropout=0.0, target_modules=flags.targets, task_type="CAUSAL_LM"
     )
     folder = resolve_model(flags.model)
-    kind = Masked if side == "monolora-masked" else SftTrainer if ours else SFTTrainer
+    kind = {"monolora-masked": Masked, "monolora-whole": Whole}.get(side, SftTrainer if ours else SFTTrainer)
     trainer = kind(
         model=load_causal_lm(folder, dtype="bfloat16"),
         args=arguments,
@@ -126,7 +142,7 @@ def _trainer(flags: argparse.Namespace, side: str, rows: Dataset, folder: str, c
 def ratios(seconds: Seconds) -> dict[str, dict[str, float]]:
     """Of samples per second."""
     pairs = [("monolora", "trl-lora"), ("monolora", "trl-lora-plain"), ("monolora-random", "trl-lora-plain"),
-             ("monolora-random", "monolora-masked"), ("monolora", "monolora-random")]  # fmt: skip
+             ("monolora-random", "monolora-masked"), ("monolora", "monolora-random"), ("monolora", "monolora-whole")]  # fmt: skip
     return {
         f"{ours} / {theirs}": of_groups(seconds, lambda of, ours=ours, theirs=theirs: of[theirs] / of[ours])
         for ours, theirs in pairs
@@ -146,11 +162,14 @@ def show(report: dict[str, Any]) -> None:
     for name, ratio in report["ratios"].items():
         console.print(f"{name}: " + "{median:.2f} ({smallest:.2f}–{largest:.2f})".format(**ratio))
     losses = report["losses"]
-    for other in ("monolora-masked", "monolora-full"):
-        pairs = zip(losses["monolora-random"], losses[other], strict=True)
-        console.print(
-            f"Largest difference of a step's loss, monolora-random and {other}: {max(abs(a - b) for a, b in pairs):.2g}"
-        )
+    same = [
+        ("monolora-random", "monolora-masked"),
+        ("monolora-random", "monolora-full"),
+        ("monolora", "monolora-whole"),
+    ]
+    for one, other in same:
+        largest = max(abs(a - b) for a, b in zip(losses[one], losses[other], strict=True))
+        console.print(f"Largest difference of a step's loss, {one} and {other}: {largest:.2g}")
 
 
 if __name__ == "__main__":
