@@ -11,8 +11,8 @@
     monolora-full      in TRL's order and with the model's own loss over the logits of all positions
 
 Each side trains one epoch on the same rows in each round, with a fresh adapter; sides take turns. monolora and
-monolora-whole see the same batches, and so do the last three, so their losses can be compared step by step. (The last one rounds logits to bfloat16, the others
-do not.)
+monolora-whole see the same batches, and so do the last three, so their losses can be compared step by step. (The last
+one rounds logits to bfloat16, the others do not.)
 """
 
 from __future__ import annotations
@@ -141,8 +141,10 @@ def _trainer(flags: argparse.Namespace, side: str, rows: Dataset, folder: str, c
 
 def ratios(seconds: Seconds) -> dict[str, dict[str, float]]:
     """Of samples per second."""
-    pairs = [("monolora", "trl-lora"), ("monolora", "trl-lora-plain"), ("monolora-random", "trl-lora-plain"),
-             ("monolora-random", "monolora-masked"), ("monolora", "monolora-random"), ("monolora", "monolora-whole")]  # fmt: skip
+    pairs = [
+        ("monolora", "trl-lora"), ("monolora", "trl-lora-plain"), ("monolora-random", "trl-lora-plain"),
+        ("monolora-random", "monolora-masked"), ("monolora", "monolora-random"), ("monolora", "monolora-whole"),
+    ]  # fmt: skip
     return {
         f"{ours} / {theirs}": of_groups(seconds, lambda of, ours=ours, theirs=theirs: of[theirs] / of[ours])
         for ours, theirs in pairs
