@@ -51,6 +51,7 @@ from monolora.recipes.training.data_checks import (
 from monolora.recipes.training.keeping import Keeping, make_keeping
 from monolora.recipes.training.model_card import result_table, rows_line
 from monolora.recipes.training.models import is_sharded, load_model, load_tokenizer, make_trainer, peft_config
+from monolora.recipes.training.progress import training_progress
 from monolora.recipes.training.trainer import SftTrainer
 from monolora.run_record import fingerprint_files, fingerprint_rows, provenance
 from monolora.runs import OutputFolder, claim
@@ -132,7 +133,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
             return {}
         record = begin(this)
         train_started = time.monotonic()
-        with unfailing_stdout():  # the trainer prints its log lines
+        with unfailing_stdout(), training_progress(this.trainer):
             this.trainer.train(resume_from_checkpoint=str(this.resumed.checkpoint) if this.resumed else None)
         return finish(this, record, time.monotonic() - train_started, started)
 

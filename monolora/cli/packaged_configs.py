@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def resolved(path: Path) -> Path:
-    """The packaged file if ``path`` is its name, with or without ``.yaml``, and no file of the user's; else ``path``."""
+    """The packaged file of that name, with or without ``.yaml``; ``path`` itself if it is a file or there is none."""
     if path.is_file() or path.parent != Path():
         return path
     packaged = (_PACKAGE / folder / f"{path.name.removesuffix('.yaml')}.yaml" for folder in FOLDERS.values())
