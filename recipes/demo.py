@@ -15,7 +15,7 @@ from monolora.recipes import sft
 from monolora.recipes.settings import Demo
 from monolora.recipes.training.arguments import parse
 from monolora.recipes.training.model_card import result_table
-from monolora.terminal import Terminal, say
+from monolora.terminal import Terminal, say, suggest
 
 SETTINGS = ["--dataset", "demo", "--per-device-train-batch-size", "8", "--overwrite"]
 
@@ -36,6 +36,7 @@ def run(settings: Demo) -> int:
         records.append(sft.run(parse(words)))
     console.print(result_table(records))
     say(f"Each run's model, card, plot and run.json: {settings.output_dir}/lora, {settings.output_dir}/monolora")
+    suggest("monolora", "sft", "--dataset", "sst2", "--max-train-samples", "1600", "--keep", "silence")
     return 0
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +56,7 @@ from monolora.recipes.training.progress import training_progress
 from monolora.recipes.training.trainer import SftTrainer
 from monolora.run_record import fingerprint_files, fingerprint_rows, provenance
 from monolora.runs import OutputFolder, claim
-from monolora.terminal import Terminal, say, unfailing_stdout
+from monolora.terminal import Terminal, say, suggest, unfailing_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
         if not arguments.adapter.preview:
             folder = on_main_process(lambda: stack.enter_context(claim(output, run_record.SFT, "--output-dir")))
         this = prepare(arguments, folder)
-        with unfailing_stdout():
+        with unfailing_output():
             if PartialState().is_main_process:
                 say(rows_line(this.rows))
         if arguments.adapter.preview:
@@ -133,7 +134,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
             return {}
         record = begin(this)
         train_started = time.monotonic()
-        with unfailing_stdout(), training_progress(this.trainer):
+        with unfailing_output(), training_progress(this.trainer):
             this.trainer.train(resume_from_checkpoint=str(this.resumed.checkpoint) if this.resumed else None)
         return finish(this, record, time.monotonic() - train_started, started)
 
@@ -314,6 +315,13 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
     return record
 
 
+def _next(record: dict[str, Any], output: str) -> Sequence[str]:
+    """The words of a command: what did the run do to its base? Where that is measured, a merge."""
+    if record["config"]["adapter"] == "none":
+        return "eval", "run", "--model", output, "--judges", "refusal", "--out", f"{output}-eval"
+    return ("merge", output, f"{output}-merged") if record["results"]["keeping"] else ("keep-report", output)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
 
@@ -324,7 +332,9 @@ def main(argv: list[str] | None = None) -> int:
             Terminal().print(result_table([record]))
             if sets := (record["results"]["keeping"] or {}).get("sets"):
                 Terminal().print(keeping_table({name: KeepingReport.of(values) for name, values in sets.items()}))
-            say(f"Saved to {arguments.training.output_dir}: the model, README.md, run.json, training.png")
+            output = str(arguments.training.output_dir)
+            say(f"Saved to {output}: the model, README.md, run.json, training.png")
+            suggest("monolora", *_next(record, output))
         return 0
 
     return exit_status(program)
