@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def model_card(record: dict[str, Any]) -> ModelCard:
         "",
         "## Use",
         "",
-        _usage(adapter),
+        _usage(config),
     ]
     return ModelCard("\n".join(lines))
 
@@ -141,10 +142,24 @@ def _kind(config: dict[str, Any]) -> str:
     return {"monolora": "MonoLoRA", "lora": "LoRA", "none": "full finetuning"}[config["adapter"]]
 
 
-def _usage(adapter: str) -> str:
-    imports = ["import monolora  # registers the PEFT method"] if adapter == "monolora" else []
-    package, cls = (
-        ("transformers", "AutoModelForCausalLM") if adapter == "none" else ("peft", "AutoPeftModelForCausalLM")
-    )
-    code = [*imports, f"from {package} import {cls}", "", f'model = {cls}.from_pretrained("THIS")']
+def _usage(config: Mapping[str, Any]) -> str:
+    """Code that loads the model and lets it answer."""
+    folder = config.get("hub_model_id") or config["output_dir"]
+    if config["adapter"] == "none":
+        imports, cls = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "AutoModelForCausalLM"
+    else:
+        # For LoRA too: it finds a base by its name that is packaged or in a mirror.
+        imports = ["import monolora  # PEFT's method, and bases by name", "from peft import AutoPeftModelForCausalLM"]
+        imports, cls = [*imports, "from transformers import AutoTokenizer"], "AutoPeftModelForCausalLM"
+    code = [
+        *imports,
+        "",
+        f"folder = {json.dumps(folder)}",
+        f'model, tokenizer = {cls}.from_pretrained(folder, dtype="auto"), AutoTokenizer.from_pretrained(folder)',
+        'messages = [{"role": "user", "content": "What is a good name for a cat?"}]',
+        'template = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}',
+        "prompt = tokenizer.apply_chat_template(messages, **template)",
+        "answer = model.generate(**prompt, max_new_tokens=64)[0, prompt.input_ids.shape[1] :]",
+        "print(tokenizer.decode(answer, skip_special_tokens=True))",
+    ]
     return "\n".join(["```python", *code, "```"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +133,29 @@ def test_saved_adapter_gives_the_recorded_scores(
     base = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
     inference = sft.Inference(model=base, tokenizer=chat_tokenizer, batch_size=3)
     assert score(inference, Classification(demo.LABELS), rows, 5) == outcome.record["results"]["before"]
+
+
+@pytest.mark.parametrize("adapter", ["monolora", "lora", "none"])
+def test_the_cards_code_runs_as_it_stands(
+    run_sft: Run, chat_model: Path, empty_mirror: Path, capsys: pytest.CaptureFixture[str], adapter: str
+) -> None:
+    """The base is named by its id, of a mirror here; nothing names a folder of this machine but the run's own."""
+    (empty_mirror / "org").mkdir()
+    (empty_mirror / "org" / "base").symlink_to(chat_model)
+    outcome = run_sft("--adapter", adapter, "--skip-eval", model=Path("org/base"))
+    assert outcome.status == 0, outcome.err
+    if adapter != "none":
+        named = json.loads((outcome.folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        assert named == "org/base"
+    (code,) = re.findall(r"```python\n(.*?)```", (outcome.folder / "README.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    capsys.readouterr()
+    exec(code, names)
+    model, tokenizer = names["model"], names["tokenizer"]
+    if adapter != "none":
+        assert model.peft_config["default"].base_model_name_or_path == "org/base"
+    expected = model.generate(**names["prompt"], max_new_tokens=64)[0][names["prompt"].input_ids.shape[1] :]
+    assert capsys.readouterr().out == tokenizer.decode(expected, skip_special_tokens=True) + "\n"
 
 
 def test_validation_chooses_between_runs(
