@@ -41,6 +41,7 @@ from monolora.locks import no_empty_folder
 from monolora.recipes.training import checkpoints, publication
 from monolora.recipes.training.arguments import Arguments, parse, resolved_config
 from monolora.recipes.training.checkpoints import Resumed
+from monolora.recipes.training.command import answer, read_copy
 from monolora.recipes.training.data_checks import (
     check_alive,
     check_finite,
@@ -326,7 +327,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
 
     def program() -> int:
-        arguments = parse(argv)
+        words = sys.argv[1:] if argv is None else argv
+        answer(words, read_copy())
+        arguments = parse(words)
         record = run(arguments)
         if record and PartialState().is_main_process:
             Terminal().print(result_table([record]))
