@@ -30,7 +30,10 @@ def rows_line(rows: Mapping[str, Any]) -> str:
 
 
 def result_table(records: Sequence[dict[str, Any]]) -> Table:
-    """One column a run: scores before and after, trained parameters, sparsity, seconds."""
+    """One column a run: scores before and after, trained parameters, sparsity; of a single run, seconds too.
+
+    Seconds of several runs are left out: what else the machine did meanwhile is in them, and they read as a comparison.
+    """
     table = Table(title=f"{records[0]['config']['dataset']} on {records[0]['config']['model']}")
     table.add_column()
     for record in records:
@@ -42,7 +45,8 @@ def result_table(records: Sequence[dict[str, Any]]) -> Table:
     table.add_row("trained parameters", *(f"{run['trained_parameters']:,}" for run in runs))
     sparsities = ["–" if run["sparsity"] is None else f"{run['sparsity']['zeros']:.1%}" for run in runs]
     table.add_row("sparsity", *sparsities)
-    table.add_row("training seconds", *(f"{run['seconds']['train']:.0f}" for run in runs))
+    if len(runs) == 1:
+        table.add_row("training seconds", f"{runs[0]['seconds']['train']:.0f}")
     return table
 
 
