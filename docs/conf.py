@@ -9,14 +9,13 @@ import monolora
 
 project = "monolora"
 version = release = monolora.__version__
-author = "the monolora authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "reference_pages"]
 exclude_patterns = ["**/run.json"]
 
 html_theme = "furo"
 html_title = "monolora"
 html_copy_source = False
-html_show_sphinx = False
+html_show_sphinx = html_show_copyright = False
 
 myst_heading_anchors = 4  # GitHub's anchors, for links to headings
 

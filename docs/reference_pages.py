@@ -90,12 +90,18 @@ def flag_page(name: str) -> Iterator[str]:
 
 def _sft_sections(called: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     """Our own flags, those of TRL and transformers, and those that have no effect here."""
-    ours = {field.name for field in fields(AdapterArguments)}
-    ours |= {name for kind in (TrainingDefaults, LoraArguments) for name in kind.__annotations__}
     yield "Hyphens and underscores are the same: ``--lora-r``, ``--lora_r``. ``--config FILE`` reads flags from YAML."
     yield from _title("Flags of monolora", "-")
     yield "These are defined here, or have a default of their own here."
-    yield from _options(called, parser, lambda action: action.dest in ours)
+    ours: set[str] = set()
+    for title, names in (
+        ("What is trained, on what, and what is kept", {field.name for field in fields(AdapterArguments)}),
+        ("The adapter", set(LoraArguments.__annotations__)),
+        ("Training", set(TrainingDefaults.__annotations__)),
+    ):
+        yield from _title(title, "~")
+        yield from _options(called, parser, lambda action, names=names: action.dest in names)
+        ours |= names
     yield from _title("Flags of TRL and transformers", "-")
     yield "These are TRL's ``SFTConfig``, ``ModelConfig`` and ``ScriptArguments``; help and defaults are theirs."
     yield from _options(called, parser, lambda action: action.dest not in ours | NOT_HERE.keys())
@@ -111,6 +117,8 @@ def _options(called: str, parser: argparse.ArgumentParser, keeps: Keeps) -> Iter
     for action in filter(keeps, programs.flags(parser)):
         yield f".. option:: {spelling(action)}"
         text = parser._get_formatter()._expand_help(action) if action.help else ""
+        if "Default: " in text or action.default is None:  # argparse adds another, which is None or one of several
+            text = re.sub(r" \(default: [^()]*\)$", "", text)
         yield from ("", f"   {escaped(' '.join(text.split()))}", "")
 
 
