@@ -18,6 +18,7 @@ from monolora.cli import COMMANDS
 from monolora.cli.flags import spelled
 from monolora.recipes.training.argument_checks import NOT_HERE
 from monolora.recipes.training.arguments import AdapterArguments, LoraArguments, TrainingDefaults
+from monolora.recipes.training.keeping import KeepArguments
 
 Keeps = Callable[[argparse.Action], bool]
 
@@ -42,7 +43,13 @@ REEXPORTED = {"monolora.data.tasks": ("BUILT_IN", "load_task")}  # instead of al
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.connect("builder-inited", lambda app: write(Path(app.srcdir) / "reference"))
+    app.connect("autodoc-skip-member", _skips)
     return {"parallel_read_safe": True}
+
+
+def _skips(app: Sphinx, what: str, name: str, member: object, skip: bool, options: object) -> bool | None:
+    """Whether autodoc leaves a member out: the fields of named tuples, which stand in the docstring of their class."""
+    return True if type(member).__name__ == "_tuplegetter" else None
 
 
 def write(folder: Path) -> None:
@@ -84,7 +91,8 @@ def flag_page(name: str) -> Iterator[str]:
             yield from _sft_sections(called, parser)
             continue
         positionals = [spelling(action) for action in programs.flags(parser) if not action.option_strings]
-        yield from ("", ".. code-block:: text", "", f"   {' '.join([called, *positionals, '[flags]'])}")
+        named = ["[flags]"] * any(action.option_strings for action in programs.flags(parser))
+        yield from ("", ".. code-block:: text", "", f"   {' '.join([called, *positionals, *named])}")
         yield from _options(called, parser, lambda action: True)
 
 
@@ -93,9 +101,11 @@ def _sft_sections(called: str, parser: argparse.ArgumentParser) -> Iterator[str]
     yield "Hyphens and underscores are the same: ``--lora-r``, ``--lora_r``. ``--config FILE`` reads flags from YAML."
     yield from _title("Flags of monolora", "-")
     yield "These are defined here, or have a default of their own here."
+    kept = {field.name for field in fields(KeepArguments)}
     ours: set[str] = set()
     for title, names in (
-        ("What is trained, on what, and what is kept", {field.name for field in fields(AdapterArguments)}),
+        ("What is trained, and on what", {field.name for field in fields(AdapterArguments)} - kept),
+        ("What is kept of the base", kept),
         ("The adapter", set(LoraArguments.__annotations__)),
         ("Training", set(TrainingDefaults.__annotations__)),
     ):
@@ -117,7 +127,7 @@ def _options(called: str, parser: argparse.ArgumentParser, keeps: Keeps) -> Iter
     for action in filter(keeps, programs.flags(parser)):
         yield f".. option:: {spelling(action)}"
         text = parser._get_formatter()._expand_help(action) if action.help else ""
-        if "Default: " in text or action.default is None:  # argparse adds another, which is None or one of several
+        if "Default: " in text or text.endswith(" (default: None)"):  # argparse adds one to ours, and to none
             text = re.sub(r" \(default: [^()]*\)$", "", text)
         yield from ("", f"   {escaped(' '.join(text.split()))}", "")
 
@@ -127,6 +137,7 @@ def spelling(action: argparse.Action) -> str:
     metavar = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
     value = f"{{{','.join(map(str, action.choices))}}}" if action.choices is not None else metavar
     value = {"?": f"[{value}]", "+": f"{value} …", "*": f"[{value} …]", 0: ""}.get(action.nargs, value)
+    value = "" if action.const is True else value  # TRL's switches, which take true and false too
     if not action.option_strings:
         return value
     words = [word for word in action.option_strings if word.replace("_", "-") == word or "_" not in word]
@@ -160,8 +171,8 @@ def _toctree(names: Iterable[str]) -> Iterator[str]:
 
 
 def escaped(text: str) -> str:
-    """Plain text in reStructuredText, with ``code`` where it has it."""
-    parts = re.split(r"(`[^`]+`)", text)
+    """Plain text in reStructuredText; what stands between backticks, and flags, as code."""
+    parts = re.split(r"(`[^`]+`|(?<!\S)--[a-z][\w-]*)", text)
     parts[::2] = [re.sub(r"([\\*`|_])", r"\\\1", part) for part in parts[::2]]
-    parts[1::2] = [f"`{part}`" for part in parts[1::2]]
+    parts[1::2] = [f"``{part.strip('`')}``" for part in parts[1::2]]
     return "".join(parts)
