@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from monolora.data.chat_template import Split
+from monolora.shared_prefix import SAVED, backbone, common_length, expanded_cache, unsupported
 from monolora.sparsity import Sparsity, SparsityMeter
 from monolora.terminal import track
 from monolora.units import input_device
@@ -69,15 +70,9 @@ class Inference:
         ends = {*([end] if isinstance(end, int) else end or [])}
 
         def answers(batch: list[int]) -> list[list[int]]:
-            ids, mask = self._padded([prompts[i] for i in batch], left=True)
-            output = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=self.tokenizer.pad_token_id,
-                **GREEDY,
-            )
-            return [until_end(row, ends) for row in output[:, ids.shape[1] :].tolist()]
+            rows, pad = [prompts[i] for i in batch], cast(int, self.tokenizer.pad_token_id)
+            tokens_BN = generate(self.model, rows, pad, max_new_tokens=max_new_tokens, **GREEDY)
+            return [until_end(row, ends) for row in tokens_BN.tolist()]
 
         return self._by_length(answers, [len(prompt) for prompt in prompts], "answers")
 
@@ -214,6 +209,37 @@ class Inference:
         ids, mask = padded(rows, self.tokenizer.pad_token_id, left)
         device = input_device(self.model)
         return ids.to(device), mask.to(device)
+
+
+@torch.inference_mode()
+def generate(model: Any, prompts: Sequence[list[int]], pad_token_id: int, **options: Any) -> torch.Tensor:
+    """The tokens that a model generates after each prompt, ``(B, N)``.
+
+    What all prompts begin with is read once, where that saves enough and the model's cache allows it
+    (:mod:`monolora.shared_prefix`); the answers are those of whole rows up to rounding. Padding is on the left, or
+    between the common prefix and the rest: generation continues after the last position, which must be a prompt's own.
+
+    Args:
+        model: a causal language model.
+        prompts: token ids, none of them empty.
+        pad_token_id: of the padding.
+        options: for the model's ``generate``.
+    """
+    device = input_device(model)
+    B, T = len(prompts), max(map(len, prompts))
+    length = min(common_length(prompts), min(map(len, prompts)) - 1)
+    if (B - 1) * length < SAVED * B * T or unsupported(model):
+        ids_BT, mask_BT = padded(prompts, pad_token_id, left=True)
+    else:
+        rest_BT, mask_BT = padded([prompt[length:] for prompt in prompts], pad_token_id, left=True)
+        prefix_BT = torch.tensor(prompts[0][:length]).expand(B, length)
+        ids_BT = torch.cat([prefix_BT, rest_BT], 1)
+        mask_BT = torch.cat([torch.ones_like(prefix_BT), mask_BT], 1)
+        options["past_key_values"] = expanded_cache(backbone(model), prefix_BT[:1].to(device), B)
+    tokens_BT: torch.Tensor = model.generate(
+        input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), pad_token_id=pad_token_id, **options
+    )
+    return tokens_BT[:, ids_BT.shape[1] :]
 
 
 def repeated_prefix_log_probs(model: Any, prompts_BP: torch.Tensor, ids_KT: torch.Tensor) -> torch.Tensor | None:

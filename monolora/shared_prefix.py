@@ -11,7 +11,7 @@ Shapes: B rows of a batch, T tokens.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -48,8 +48,32 @@ def common_prefix(ids_BT: torch.Tensor, most: int) -> int:
     return int(differs_T.int().argmax()) if bool(differs_T.any()) else differs_T.numel()
 
 
+def common_length(rows: Sequence[list[int]]) -> int:
+    """How many tokens all rows begin with."""
+    first, last = min(rows), max(rows)  # in lexical order: all others begin with what these two share
+    differing = (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return next(differing, min(len(first), len(last)))
+
+
+def expanded_cache(inner: Any, ids_1T: torch.Tensor, rows: int) -> DynamicCache:
+    """Keys and values of a prefix, read once and expanded to a batch without copies.
+
+    Args:
+        inner: the model below its output layer (:func:`backbone`).
+        ids_1T: the prefix.
+        rows: of the batch.
+    """
+    cache: DynamicCache = inner.forward(input_ids=ids_1T, use_cache=True).past_key_values
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        layer.keys, layer.values = (x.expand(rows, *x.shape[1:]) for x in (layer.keys, layer.values))
+    return cache
+
+
 def unsupported(model: Any) -> str:
     """Why a model's prefixes cannot be shared; empty if they can."""
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        return "its adapter puts virtual tokens in front"
     model = bare(model)
     if model.training:
         if model.is_gradient_checkpointing:
@@ -97,9 +121,7 @@ def shared_prefix(model: Any, ids_BT: torch.Tensor, most: int) -> Iterator[int]:
 
     def read_once(inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         ids = args[0] if args else kwargs["input_ids"]
-        cache = inner.forward(input_ids=ids[:1, :length], use_cache=True).past_key_values
-        for layer in cache.layers:
-            layer.keys, layer.values = (x.expand(B, *x.shape[1:]) for x in (layer.keys, layer.values))
+        cache = expanded_cache(inner, ids[:1, :length], B)
         rest = ids[:, length:]
         args = (rest, *args[1:]) if args else ()
         return args, {**kwargs, **({} if args else {"input_ids": rest}), "past_key_values": cache}

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    LlamaConfig,
     MambaConfig,
     MistralConfig,
+    Olmo2Config,
+    PhiConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen3Config,
 )
 
 from monolora import MonoLoraConfig
 from monolora import inference as inference_module
 from monolora.data.chat_template import Split
-from monolora.inference import Inference, evaluating
+from monolora.inference import GREEDY, Inference, evaluating, generate
+from monolora.shared_prefix import unsupported
 
 KINDS = ("llama", "monolora", "gpt2")
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+GENERATING: list[PreTrainedConfig] = [
+    LlamaConfig(**SMALL),
+    Qwen2Config(**SMALL),
+    Qwen3Config(**SMALL, head_dim=8),
+    PhiConfig(**SMALL),
+    GPTNeoXConfig(vocab_size=100, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2),
+    MistralConfig(**SMALL, sliding_window=8),
+    Gemma2Config(**SMALL, head_dim=8, sliding_window=8),
+    Olmo2Config(**SMALL),
+]
 
 
 @pytest.fixture(params=KINDS)
@@ -70,6 +97,38 @@ def test_generate(inference: Inference, prompts: list[list[int]]) -> None:
                 break
         expected.append(inference.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
     assert inference.generate(prompts, 7) == expected
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("config", GENERATING, ids=lambda config: config.model_type)
+def test_generate_after_a_common_prefix(config: PreTrainedConfig, attention: str, fill: Callable[..., Any]) -> None:
+    """The tokens are those of every prompt by itself; the prefix is read once, or by every row where it must be."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    adapter = MonoLoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = fill(get_peft_model(base, adapter)).eval()
+    model.generation_config.eos_token_id = None
+    start = list(range(10, 30))
+    prompts = [[*start, 40], [*start, 41, 42, 43, 44, 45, 46, 47], [*start, 41, 40]]
+    seen: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    tokens_BN = generate(model, prompts, 0, max_new_tokens=6, **GREEDY)
+    assert seen[0] == (20 if unsupported(model) == "" else 3 * 27)
+    for prompt, row in zip(prompts, tokens_BN.tolist(), strict=True):
+        ids = torch.tensor([prompt])
+        for token in row:  # without any cache
+            assert int(model(input_ids=ids, use_cache=False).logits[0, -1].argmax()) == token
+            ids = torch.cat([ids, torch.tensor([[token]])], 1)
+
+
+def test_generate_without_a_common_prefix_or_with_virtual_tokens() -> None:
+    """Prompt tuning puts tokens in front of all others: whole rows then, as for prompts that have little in common."""
+    model = AutoModelForCausalLM.from_config(GENERATING[0]).eval()
+    tuned = get_peft_model(copy.deepcopy(model), PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")).eval()
+    assert "virtual tokens" in unsupported(tuned)
+    alone = [generate(model, [prompt], 0, max_new_tokens=4, **GREEDY)[0] for prompt in ([3, 4], [5, 6, 7])]
+    both = generate(model, [[3, 4], [5, 6, 7]], 0, max_new_tokens=4, **GREEDY)
+    assert both.tolist() == [row.tolist() for row in alone]
 
 
 def test_generate_is_greedy_whatever_the_model_asks_for(inference: Inference, prompts: list[list[int]]) -> None:

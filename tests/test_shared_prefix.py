@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from monolora import MonoLoraConfig
-from monolora.shared_prefix import common_prefix, shared_prefix, unsupported
+from monolora.shared_prefix import common_length, common_prefix, shared_prefix, unsupported
 from monolora.sparsity import SparsityMeter
 
 SMALL = {
@@ -48,6 +48,15 @@ def test_the_common_prefix(rows: list[list[int]], most: int) -> None:
     rows = [row[:width] for row in rows]
     expected = next((k for k in range(min(width, most)) if len({row[k] for row in rows}) > 1), min(width, most))
     assert common_prefix(torch.tensor(rows), most) == expected
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=6))
+def test_the_common_length(sequences: list[list[int]]) -> None:
+    """Against a comparison of every sequence with the first."""
+    expected = 0
+    while all(len(ids) > expected and ids[expected] == sequences[0][expected] for ids in sequences):
+        expected += 1
+    assert common_length(sequences) == expected
 
 
 def _model(config: PreTrainedConfig, adapter: str, fill: Callable[..., Any]) -> Any:

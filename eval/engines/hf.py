@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from monolora.adapters import load_adapted
 from monolora.data.prompt_sets import sampling_seed
 from monolora.hub import check_vocabulary, load_causal_lm, load_tokenizer, on_gpus
-from monolora.inference import GREEDY, evaluating, padded
-from monolora.units import input_device
+from monolora.inference import GREEDY, evaluating, generate
 
 
 def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -93,27 +92,19 @@ def _generate(
     model: Any, tokenizer: PreTrainedTokenizerBase, items: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    # Padding is on the left: generation continues after the last position, which must be the prompt's own.
-    ids_BT, mask_BT = padded([item["token_ids"] for item in items], pad, left=True)
-    device = input_device(model)
+    prompts = [item["token_ids"] for item in items]
     sampling = GREEDY
     if settings["temperature"] > 0:
         # Seeded per batch, so that a resumed run draws what an uninterrupted one would have drawn.
-        torch.manual_seed(sampling_seed(settings["seed"], [item["token_ids"] for item in items]))
+        torch.manual_seed(sampling_seed(settings["seed"], prompts))
         sampling = GREEDY | {
             "do_sample": True, "temperature": settings["temperature"], "top_p": settings["top_p"], "top_k": 0,
         }  # fmt: skip
-    output_BT = model.generate(
-        input_ids=ids_BT.to(device),
-        attention_mask=mask_BT.to(device),
-        max_new_tokens=max(item["max_new_tokens"] for item in items),
-        pad_token_id=pad,
-        **sampling,
-    )
+    most = max(item["max_new_tokens"] for item in items)
+    tokens_BN = generate(model, prompts, pad, max_new_tokens=most, **sampling)
     end_tokens = _end_tokens(model)
     return [
-        _answer(item, tokens, tokenizer, end_tokens)
-        for item, tokens in zip(items, output_BT[:, ids_BT.shape[1] :].tolist(), strict=True)
+        _answer(item, tokens, tokenizer, end_tokens) for item, tokens in zip(items, tokens_BN.tolist(), strict=True)
     ]
 
 

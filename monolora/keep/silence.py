@@ -33,6 +33,7 @@ from monolora.keep.activations import Activations, TokenChoice, choose_tokens, p
 from monolora.keep.cache import Tensors, cached
 from monolora.keep.keeper import Keeper, Preparation
 from monolora.layer import MonoLoraLayer
+from monolora.shared_prefix import common_length
 from monolora.units import adapted_layers, input_device
 
 MARGIN = 0.3  # of the penalty, in sizes of A x on the task
@@ -189,7 +190,7 @@ class Silence(Keeper):
         """
         self._preparation = p = preparation
         self._layers = adapted_layers(p.model)
-        self._first = shared_prefix([*(a.context for a in p.anchors.train), *p.task_rows[:1000]["input_ids"]])
+        self._first = common_length([*(a.context for a in p.anchors.train), *p.task_rows[:1000]["input_ids"]])
         self._store = plan_store(self._layers, p.model.dtype, p.tokens, input_device(p.model))
         whole = [anchor.context + anchor.answer for anchor in p.anchors.train]
         chosen = choose_tokens(whole, self._first, self._store.tokens, ORDER)
@@ -327,12 +328,3 @@ def _window(x_NI: torch.Tensor, step: int) -> torch.Tensor:
     size = min(BATCH_TOKENS, len(x_NI))
     at = step * size % len(x_NI)
     return torch.cat([x_NI[at : at + size], x_NI[: max(0, at + size - len(x_NI))]])
-
-
-def shared_prefix(sequences: list[list[int]]) -> int:
-    """The number of tokens that all sequences begin with."""
-    first, last = min(sequences), max(sequences)  # in lexical order: all others begin with what these two share
-    number = 0
-    while number < min(len(first), len(last)) and first[number] == last[number]:
-        number += 1
-    return number

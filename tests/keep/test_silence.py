@@ -19,7 +19,7 @@ from monolora import MonoLoraConfig
 from monolora.data.chat_template import IGNORED
 from monolora.keep.anchors import Anchor, Anchors
 from monolora.keep.keeper import Preparation
-from monolora.keep.silence import MARGIN, Silence, contrastive_rows, quiet_rows, ridge, shared_prefix, token_weights
+from monolora.keep.silence import MARGIN, Silence, contrastive_rows, quiet_rows, ridge, token_weights
 from monolora.units import adapted_layers
 from tests.support.keeping import TOKENIZER, tiny_llama
 
@@ -79,15 +79,6 @@ def test_token_weights_are_the_modules_mean_of_relative_gradients() -> None:
     weights = token_weights(outlier)
     assert weights.mean().item() == pytest.approx(1)
     assert weights[1] > 1e-6 / outlier.mean()
-
-
-@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=6))
-def test_shared_prefix_is_what_all_begin_with(sequences: list[list[int]]) -> None:
-    """Against a comparison of every sequence with the first."""
-    expected = 0
-    while all(len(ids) > expected and ids[expected] == sequences[0][expected] for ids in sequences):
-        expected += 1
-    assert shared_prefix(sequences) == expected
 
 
 @pytest.fixture(autouse=True)
