@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from monolora.eval.measures.table import PERCENT, Column
+from monolora.reporting.charts import SHARES, Curves, Line, Measured, Panel, Point, axis_of, curves, panel
 from monolora.reporting.numbers import (
     NOTHING,
     Axis,
-    Tick,
     decimals,
     decimals_of_small,
     format_change,
@@ -19,6 +18,7 @@ from monolora.reporting.numbers import (
     format_number,
     plain,
 )
+from monolora.reporting.palette import colour_name
 
 ALPHA = 0.05
 """A difference is marked where its p, after Holm's correction, is below this."""
@@ -132,97 +132,100 @@ def unit(column: Column) -> str:
     return "points" if column.unit == PERCENT else column.unit
 
 
-COLOURS = 8  # of the page's palette; the base has a grey of its own
-
-
-class Mark(NamedTuple):
-    """One model's value in a panel.
-
-    Attributes:
-        model: its name.
-        colour: its index in the palette.
-        value: as it is shown.
-        interval: as it is shown, or empty.
-        at: the position of the value, or None where there is none.
-        low: the position of the interval's low end, or None.
-        high: the position of its high end, or None.
-        note: shown beside the value, such as its number of rows.
-    """
-
-    model: str
-    colour: str
-    value: str
-    interval: str
-    at: float | None = None
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-
-class Panel(NamedTuple):
-    """One chart of several models.
-
-    Attributes:
-        title: what is measured.
-        ticks: of the axis.
-        reference: the position of the base's value, or None.
-        marks: one a model.
-    """
-
-    title: str
-    ticks: list[Tick]
-    reference: float | None
-    marks: list[Mark]
-
-
-class Curve(NamedTuple):
-    """One column along training.
-
-    Attributes:
-        title: what is measured.
-        across: ticks of the steps.
-        up: ticks of the values, from the bottom.
-        points: ``(across, up)`` of each checkpoint.
-        segments: the same, each with the next.
-        band: the corners of the intervals' polygon, for SVG; y from the top.
-        last: the last checkpoint's value as it is shown.
-    """
-
-    title: str
-    across: list[Tick]
-    up: list[Tick]
-    points: list[tuple[float, float]]
-    segments: list[tuple[tuple[float, float], tuple[float, float]]]
-    band: str
-    last: str
-
-
 def colour(view: View, model: str) -> str:
     """The name of the model's colour in the page's style sheet."""
     row = view.models.index(model)
-    return f"c{(row - 1) % COLOURS + 1}" if row else "c0"
+    return colour_name(row - 1 if row else None)
 
 
-def score_panels(view: View) -> list[Panel]:
-    """One panel a headline column, with each model's value and interval."""
-    return [_score_panel(view, column) for column in view.headline if any(view.cell(m, column.id) for m in view.models)]
+class Group(NamedTuple):
+    """Charts of one topic.
+
+    Attributes:
+        id: of its section.
+        title: its heading.
+        note: how to read them.
+        from_zero: whether they are bars.
+        panels: a chart a column.
+    """
+
+    id: str
+    title: str
+    note: str
+    from_zero: bool
+    panels: list[Panel]
+
+
+KEPT = "still refused"
+"""The metric of the base's refusals that a model keeps."""
+
+_INTERVALS = "Lines are 95 % confidence intervals"
+
+
+def groups(view: View) -> list[Group]:
+    """The charts, in the order of the report's questions; none without a value."""
+    dashed = f"the dashed line is {view.base}"
+    refusals = sorted((c for c in view.columns if c.aspect == "refusal" and c.unit == PERCENT), key=_kept_first)
+    harm = [column for column in view.headline if column.aspect == "harm"]
+    others = [column for column in view.headline if column.aspect not in ("harm", "task")]
+    chosen = (
+        ("refusals", "Refusals", f"{_INTERVALS}; {dashed}.", True, refusals),
+        ("harm", "Harm", f"{_INTERVALS}; {dashed}. Each chart has its own scale.", False, harm),
+        ("task", "Task", f"{_INTERVALS}; {dashed}.", False, [c for c in view.headline if c.aspect == "task"]),
+        (
+            "drift",
+            "Drift from the base",
+            f"How far a model’s next-token probabilities are from those of {view.base}. {_INTERVALS}.",
+            True,
+            [column for column in view.columns if column.aspect == "drift"],
+        ),
+        ("sparsity", "Sparsity", f"{_INTERVALS}.", False, others),
+    )
+    found = [Group(*head, [_score_panel(view, c) for c in own if _is_measured(view, c)]) for *head, own in chosen]
+    return [group for group in found if group.panels]
+
+
+def _kept_first(column: Column) -> bool:
+    return column.metric != KEPT
+
+
+def _is_measured(view: View, column: Column) -> bool:
+    return any(view.cell(model, column.id) for model in _shown(view, column))
+
+
+def _shown(view: View, column: Column) -> list[str]:
+    """The models that can have any other value than one that is known."""
+    return view.models if column.of_base else view.models[1:]
 
 
 def _score_panel(view: View, column: Column) -> Panel:
-    name = column.id
-    cells = {model: view.cell(model, name) for model in view.models}
-    known = [cell for cell in cells.values() if cell is not None]
-    axis = Axis([cell[key] for cell in known for key in ("value", "low", "high")], from_zero=True)
-    base = cells[view.base]
-    marks = []
-    for model, cell in cells.items():
-        star = MARK if view.marked(model, name) else ""
-        mark = Mark(model, colour(view, model), view.value(model, name) + star, view.interval(model, name))
-        if cell is not None:
-            at, low, high = (axis.percent(cell[key]) for key in ("value", "low", "high"))
-            mark = mark._replace(at=at, low=low, high=high)
-        marks.append(mark)
-    return Panel(_title(view, column), axis.ticks(), None if base is None else axis.percent(base["value"]), marks)
+    values = [_measured(view, model, column) for model in _shown(view, column)]
+    is_share = column.aspect == "refusal"
+    base = view.cell(view.base, column.id) if column.of_base else None
+    axis = SHARES if is_share else axis_of(values)
+    return panel(_title(view, column), values, axis, None if base is None else base["value"])
+
+
+def _measured(view: View, model: str, column: Column) -> Measured:
+    cell = view.cell(model, column.id)
+    star = MARK if view.marked(model, column.id) else ""
+    own = Measured(model, colour(view, model), None, None, None, view.value(model, column.id) + star)
+    if cell is None:
+        return own
+    ends = own._replace(value=cell["value"], low=cell["low"], high=cell["high"])
+    if column.metric == KEPT:
+        return ends._replace(note="{} of {}".format(*kept(cell)))
+    return ends._replace(interval=view.interval(model, column.id))
+
+
+def kept(cell: Mapping[str, Any]) -> tuple[int, int]:
+    """How many of the base's refusals a cell of "still refused" stands for, and of how many."""
+    return round(cell["value"] * cell["n"] / 100), cell["n"]
+
+
+def kept_refusals(view: View) -> Column | None:
+    """The first column of the base's refusals that models keep, of the safety sets first; None if there is none."""
+    return next((c for c in view.columns if c.metric == KEPT and _is_measured(view, c)), None)
 
 
 def share_panels(view: View, rows: Sequence[Mapping[str, Any]], key: str) -> list[Panel]:
@@ -235,16 +238,16 @@ def share_panels(view: View, rows: Sequence[Mapping[str, Any]], key: str) -> lis
     """
     axis = Axis([0.0, *(row["value"] for row in rows)], from_zero=True)
     digits = decimals(row["value"] for row in rows)
-    panels: dict[str, list[Mark]] = {}
+    by_key: dict[str, list[Measured]] = {}
     for row in rows:
-        marks = panels.setdefault(row[key], [])
-        value, at = format_number(row["value"], digits), axis.percent(row["value"])
-        marks.append(Mark(row["model"], colour(view, row["model"]), value, "", at=at, note=f"n={row['n']}"))
-    return [Panel(name, axis.ticks(), None, marks) for name, marks in panels.items()]
+        text = NOTHING if row["value"] is None else f"{format_number(row['value'], digits)} %"
+        measured = Measured(row["model"], colour(view, row["model"]), row["value"], None, None, text)
+        by_key.setdefault(row[key], []).append(measured._replace(note=f"n={row['n']}"))
+    return [panel(name, values, axis) for name, values in by_key.items()]
 
 
-def curves(view: View) -> list[Curve]:
-    """One curve a column that was measured along training."""
+def along_training(view: View) -> list[Curves]:
+    """One chart a column that was measured along training."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in view.results["steps"]:
         if row["value"] is not None:
@@ -252,28 +255,14 @@ def curves(view: View) -> list[Curve]:
     return [_curve(view, name, sorted(own, key=lambda row: int(row["step"]))) for name, own in rows.items()]
 
 
-def _curve(view: View, name: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
-    across = Axis([row["step"] for row in rows], from_zero=True)
-    up = Axis([row[key] for row in rows for key in ("value", "low", "high")], from_zero=True)
-    xs = [float(across.percent(row["step"]) or 0) for row in rows]
-    bars = [
-        (x, float(up.percent(row["low"]) or 0), float(up.percent(row["high"]) or 0))
-        for x, row in zip(xs, rows, strict=True)
-        if row["low"] is not None and row["high"] is not None
-    ]
-    corners = [(x, high) for x, _, high in bars] + [(x, low) for x, low, _ in reversed(bars)]
-    points = [(x, float(up.percent(row["value"]) or 0)) for x, row in zip(xs, rows, strict=True)]
+def _curve(view: View, name: str, rows: Sequence[Mapping[str, Any]]) -> Curves:
     column, last, digits = view.column(name), rows[-1], view.digits(name)
-    return Curve(
-        _title(view, column),
-        across.ticks(),
-        up.ticks(),
-        points,
-        list(pairwise(points)),
-        " ".join(f"{x:g},{100 - y:g}" for x, y in corners),
-        f"{format_number(last['value'], digits)} {format_interval(last['low'], last['high'], digits)}".rstrip(),
-    )
+    shown = f"{format_number(last['value'], digits)} {format_interval(last['low'], last['high'], digits)}".rstrip()
+    points = [Point(row["step"], row["value"], row["low"], row["high"]) for row in rows]
+    return curves(_title(view, column), {last["model"]: Line("c1", points, shown)})
 
 
 def _title(view: View, column: Column) -> str:
+    if column.metric == KEPT:
+        return f"Refusals kept, of {plain(view.base)}’s on {plain(column.set)}, %"
     return f"{view.full_title(column)}, {column.unit}" if column.unit else view.full_title(column)

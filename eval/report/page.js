@@ -68,7 +68,7 @@
   function verdict(row, model, place) {
     const judge = data.judges[place];
     const judgement = row.j[model][place];
-    const item = make("li", "", make("b", "", judge.name), " ");
+    const item = make("li", "", make("b", "", `${judge.name}:`), " ");
     if (!judgement) {
       item.append("not judged");
     } else if (judgement.x !== undefined) {
@@ -83,7 +83,7 @@
   }
 
   function flag(judge, judgement) {
-    if (judge.refusal) return [["answered", "refused"][judgement.f]];
+    if (judge.refusal) return [["no", "yes"][judgement.f]];
     const word = make("span", judgement.f ? "flagged" : "", ["not flagged", "flagged"][judgement.f]);
     const unsafe = judgement.v.filter((_, place) => judge.unsafe[place]);
     return [word, ` ${Math.max(...unsafe).toFixed(2)}`];

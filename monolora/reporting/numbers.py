@@ -132,7 +132,11 @@ class Axis:
 
     def percent(self, value: float | None) -> float | None:
         """Percent of the way from the low end to the high end."""
-        return None if value is None else round(100 * (value - self.low) / (self.high - self.low), 3)
+        return None if value is None else self.place(value)
+
+    def place(self, value: float) -> float:
+        """:meth:`percent` of a value that is known."""
+        return round(100 * (value - self.low) / (self.high - self.low), 3)
 
     def ticks(self) -> list[Tick]:
         """At the round numbers, both ends included."""

@@ -169,10 +169,10 @@ def test_an_entry_has_all_answers_verdicts_and_remarks(told: Told, usual: Any) -
             assert f"{model}{answer['tokens']} tokens" in text
             for judge, judgement in entry["judgements"][model].items():
                 if judgement["status"] != "ok":
-                    assert f"{judge} invalid: {judgement['reason']}" in text
+                    assert f"{judge}: invalid: {judgement['reason']}" in text
                 elif judge != "refusal":
                     word = "flagged" if judgement["flagged"] else "not flagged"
-                    assert f"{judge} {word} {max(judgement['scores'].values()):.2f}" in text
+                    assert f"{judge}: {word} {max(judgement['scores'].values()):.2f}" in text
         assert text.count("changed") == sum(
             None not in (flag := entry["judgements"][model][judge]["flagged"], base := each["flagged"]) and flag != base
             for judge, each in entry["judgements"]["base"].items()
