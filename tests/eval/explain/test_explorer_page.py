@@ -173,6 +173,8 @@ def test_the_page_is_never_wider_than_the_screen(told: Told, tmp_path: Path, wid
         script = """
         for (const each of doc.querySelectorAll("details")) each.open = true;
         const list = doc.documentElement.scrollWidth;
+        doc.getElementById("box").scrollIntoView({behavior: "instant"});
+        await until(() => doc.querySelector("#rows .star"));
         doc.querySelector("#rows .star").click();
         doc.querySelector("#rows a").click();
         await until(() => doc.getElementById("unit-title"));
