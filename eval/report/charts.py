@@ -168,21 +168,21 @@ def groups(view: View) -> list[Group]:
     refusals = sorted((c for c in view.columns if c.aspect == "refusal" and c.unit == PERCENT), key=_kept_first)
     harm = [column for column in view.headline if column.aspect == "harm"]
     others = [column for column in view.headline if column.aspect not in ("harm", "task")]
-    chosen = (
-        ("refusals", "Refusals", f"{_INTERVALS}; {dashed}.", True, refusals),
-        ("harm", "Harm", f"{_INTERVALS}; {dashed}. Each chart has its own scale.", False, harm),
-        ("task", "Task", f"{_INTERVALS}; {dashed}.", False, [c for c in view.headline if c.aspect == "task"]),
-        (
-            "drift",
-            "Drift from the base",
-            f"How far a model’s next-token probabilities are from those of {view.base}. {_INTERVALS}.",
-            True,
-            [column for column in view.columns if column.aspect == "drift"],
-        ),
-        ("sparsity", "Sparsity", f"{_INTERVALS}.", False, others),
-    )
-    found = [Group(*head, [_score_panel(view, c) for c in own if _is_measured(view, c)]) for *head, own in chosen]
+    apart = f"How far a model’s next-token probabilities are from those of {view.base}. {_INTERVALS}."
+    drift = [column for column in view.columns if column.aspect == "drift"]
+    task = [column for column in view.headline if column.aspect == "task"]
+    found = [
+        Group("refusals", "Refusals", f"{_INTERVALS}; {dashed}.", True, _panels(view, refusals)),
+        Group("harm", "Harm", f"{_INTERVALS}; {dashed}. Each chart has its own scale.", False, _panels(view, harm)),
+        Group("task", "Task", f"{_INTERVALS}; {dashed}.", False, _panels(view, task)),
+        Group("drift", "Drift from the base", apart, True, _panels(view, drift)),
+        Group("sparsity", "Sparsity", f"{_INTERVALS}.", False, _panels(view, others)),
+    ]
     return [group for group in found if group.panels]
+
+
+def _panels(view: View, columns: Sequence[Column]) -> list[Panel]:
+    return [_score_panel(view, column) for column in columns if _is_measured(view, column)]
 
 
 def _kept_first(column: Column) -> bool:

@@ -40,7 +40,8 @@ def _refusals(view: View, column: Column) -> str:
     if len(counts) > _MOST:
         by_share = sorted(counts, key=lambda model: counts[model][0] / counts[model][1])
         counts = {model: counts[model] for model in (by_share[0], by_share[-1])}
-    clauses, before = [], None
+    clauses: list[str] = []
+    before = None
     for model, (count, n) in counts.items():
         verb, number = ("lost", n - count) if count < n / 2 else ("kept", count)
         amount = f"all {n}" if number == n else str(number) if before == n else f"{number} of {n}"
