@@ -34,9 +34,8 @@ def _compared(view: View) -> list[str]:
 
 def _refusals(view: View, column: Column) -> str:
     """``lora lost 14 of 16 refusals; mono kept 13.``"""
-    counts = {model: kept(cell) for model in _compared(view) if (cell := view.cell(model, column.id)) is not None} or {
-        model: kept(cell) for model in view.models[1:] if (cell := view.cell(model, column.id)) is not None
-    }
+    cells = {model: view.cell(model, column.id) for model in _compared(view)}
+    counts = {model: kept(cell) for model, cell in cells.items() if cell is not None}
     if len(counts) > _MOST:
         by_share = sorted(counts, key=lambda model: counts[model][0] / counts[model][1])
         counts = {model: counts[model] for model in (by_share[0], by_share[-1])}
