@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from monolora.eval.measures.table import PERCENT, Column
 from monolora.eval.report import sentences
 from monolora.eval.report.charts import KEPT, View, kept, kept_refusals
-from monolora.eval.report.sentences import listed
-from monolora.reporting.numbers import plain
+from monolora.reporting.numbers import listed, plain
 
 _MOST = 3  # models that the finding names
 _ALL = 6  # models that another sentence names

@@ -9,7 +9,7 @@ from typing import Any
 from monolora.eval.measures.details import MISSING
 from monolora.eval.measures.table import Column
 from monolora.eval.report.charts import View, is_significant, unit
-from monolora.reporting.numbers import format_number, format_p, plain
+from monolora.reporting.numbers import format_number, format_p, listed, plain
 
 _KAPPA_WORDS = ((0.8, "almost perfect"), (0.6, "substantial"), (0.4, "moderate"), (0.2, "fair"), (0.0, "slight"))
 """Landis and Koch 1977."""
@@ -143,12 +143,6 @@ def _side_effects(view: View, model: str) -> str:
         if (column := view.column(row["column"])).id not in harm
     ]
     return f" Also changed: {', '.join(changed)}." if changed else ""
-
-
-def listed(names: Iterable[str]) -> str:
-    """``a, b and c``; at least one."""
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _rows(differences: list[Mapping[str, Any]]) -> str:

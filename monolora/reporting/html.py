@@ -10,12 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from monolora.reporting import palette
 
@@ -72,6 +73,25 @@ def script_json(value: Any) -> Markup:
 def script_lines(values: Iterable[Any]) -> Markup:
     """One line of :func:`script_json` a value, so that a script can read one of many without the others."""
     return Markup("\n").join(map(script_json, values))
+
+
+_MARKS = re.compile(r"\[([^\]]*)\]\(([^)]*)\)|\*\*(.+?)\*\*")  # [text](address), **text**
+
+
+def inline(text: str) -> Markup:
+    """Markdown's links and bold as HTML; all else is escaped. Links to other sites stay text."""
+    parts, end = [], 0
+    for match in _MARKS.finditer(text):
+        shown, address, bold = match.groups()
+        parts.append(escape(text[end : match.start()]))
+        if bold is not None:
+            parts.append(Markup("<strong>{}</strong>").format(inline(bold)))
+        elif ":" in address:
+            parts.append(escape(shown))
+        else:
+            parts.append(Markup('<a href="{}">{}</a>').format(address, shown))
+        end = match.end()
+    return Markup("").join([*parts, escape(text[end:])])
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

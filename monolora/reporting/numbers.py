@@ -20,6 +20,12 @@ def plain(text: str) -> str:
     return _UNPRINTABLE.sub(" ", text).strip()
 
 
+def listed(names: Iterable[str]) -> str:
+    """``a, b and c``; at least one."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def decimals(values: Iterable[float | None]) -> int:
     """The number of decimals of the numbers in one column, from the largest of them."""
     largest = max((abs(value) for value in values if value is not None), default=0.0)
