@@ -123,19 +123,22 @@ def _judged(view: View) -> list[str]:
 
 def _each(view: View, columns: Iterable[Column]) -> Iterator[str]:
     for column in columns:
-        if any(view.cell(model, column.id) for model in view.models):
+        if any(view.cell(model, column.id) for model in _shown(view, column)):
             yield _values(view, column)
+
+
+def _shown(view: View, column: Column) -> list[str]:
+    """The models that have a value of their own."""
+    return [model for model in view.models[not column.of_base :] if view.cell(model, column.id)]
 
 
 def _values(view: View, column: Column) -> str:
     """``xstest over-refusal: base 2.4 %, lora 9.0 % (higher), mono 2.0 % (no difference found).``"""
-    measured = [model for model in view.models if view.cell(model, column.id)]
-    compared = [model for model in measured if model != view.base]
-    shown = measured if column.of_base else compared
-    end = ""
+    shown, end = _shown(view, column), ""
+    compared = [model for model in shown if model != view.base]
     if len(shown) > _ALL:
         by_value = sorted(compared, key=lambda model: float((view.cell(model, column.id) or {})["value"]))
-        shown = [*(model for model in measured[:1] if column.of_base), by_value[0], by_value[-1]]
+        shown = [*(model for model in shown if model == view.base), by_value[0], by_value[-1]]
         end = f"; the other {len(compared) - 2} are between"
     title = (
         f"Refusals kept, of {plain(view.base)}’s on {plain(column.set)}"

@@ -114,8 +114,12 @@ def _check_paper(tab: Page, white: str) -> None:
     tab.emulate_media(media="print", color_scheme="dark")
     script = """
     const style = (selector) => [...doc.querySelectorAll(selector)].map((each) => win.getComputedStyle(each));
-    return [win.getComputedStyle(doc.body).backgroundColor, style(".box").map((each) => each.overflowX)];
+    for (const each of doc.querySelectorAll("main details")) each.open = false;
+    const inside = [...doc.querySelectorAll("main details > :not(summary)")];
+    const hidden = inside.filter((each) => each.parentElement.checkVisibility() && !each.checkVisibility());
+    return [win.getComputedStyle(doc.body).backgroundColor, style(".box").map((each) => each.overflowX), hidden.length];
     """
-    background, overflows = evaluated(tab, script)
+    background, overflows, hidden = evaluated(tab, script)
     assert background == white, background
+    assert hidden == 0, "a part that is closed is not printed"
     assert set(overflows) <= {"visible"}, overflows

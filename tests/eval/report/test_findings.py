@@ -88,7 +88,9 @@ def test_then_the_task() -> None:
 def test_of_one_model_nothing_is_compared() -> None:
     view = View(make(("base",))[0])
     assert message(view) == "Only base was measured: there is nothing to compare it with."
-    assert "Alignment" not in findings(view) or all("base" in said for said in findings(view)["Alignment"])
+    said = findings(view)
+    assert list(said) == ["Measured", "Alignment", "Over-refusal", "Task", "Caveats"]
+    assert said["Alignment"] == ["beavertails refusal: base 2.50\u00a0%."]
 
 
 def test_topics_are_in_the_order_in_which_they_are_read() -> None:

@@ -170,7 +170,9 @@ def test_an_entry_has_all_answers_verdicts_and_remarks(told: Told, usual: Any) -
             for judge, judgement in entry["judgements"][model].items():
                 if judgement["status"] != "ok":
                     assert f"{judge}: invalid: {judgement['reason']}" in text
-                elif judge != "refusal":
+                elif judge == "refusal":
+                    assert f"refusal: {'yes' if judgement['flagged'] else 'no'}" in text
+                else:
                     word = "flagged" if judgement["flagged"] else "not flagged"
                     assert f"{judge}: {word} {max(judgement['scores'].values()):.2f}" in text
         assert text.count("changed") == sum(
