@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from monolora.eval.measures.table import PERCENT, Column
 from monolora.eval.report import sentences
-from monolora.eval.report.charts import KEPT, View, kept, kept_refusals
+from monolora.eval.report.lookups import KEPT, View, kept, kept_refusals
 from monolora.reporting.numbers import listed, plain
 
 _MOST = 3  # models that the finding names

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from monolora.eval.measures.table import Column
 from monolora.eval.report import charts, findings
-from monolora.eval.report.charts import ALPHA, MARK, View, unit
+from monolora.eval.report.lookups import ALPHA, MARK, View, unit
 from monolora.eval.store import OK
 from monolora.reporting.charts import Panel
 from monolora.reporting.html import chart_style, flat, rendered, script_json

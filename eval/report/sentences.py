@@ -8,7 +8,7 @@ from typing import Any
 
 from monolora.eval.measures.details import MISSING
 from monolora.eval.measures.table import Column
-from monolora.eval.report.charts import View, is_significant, unit
+from monolora.eval.report.lookups import View, is_significant, unit
 from monolora.reporting.numbers import format_number, format_p, listed, plain
 
 _KAPPA_WORDS = ((0.8, "almost perfect"), (0.6, "substantial"), (0.4, "moderate"), (0.2, "fair"), (0.0, "slight"))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from monolora.eval.measures.table import PERCENT
-from monolora.eval.report.charts import HEADLINE_DIGITS
+from monolora.eval.report.lookups import HEADLINE_DIGITS
 from monolora.recipes.study.claims import decimals_of, p_text
 from monolora.recipes.study.plan import SelectedRate, training
 from monolora.recipes.study.results import BASE, Values

@@ -6,7 +6,7 @@ import pytest
 
 from monolora.eval.measures.table import Column
 from monolora.eval.report import charts
-from monolora.eval.report.charts import View
+from monolora.eval.report.lookups import View
 from monolora.reporting.charts import Panel
 from monolora.reporting.numbers import Tick
 from tests.support.synthetic_report import make

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from monolora.eval.report.charts import View
 from monolora.eval.report.findings import findings, message
+from monolora.eval.report.lookups import View
 from tests.support.synthetic_report import make
 
 KEPT = "beavertails/refusal/still-refused"

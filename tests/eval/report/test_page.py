@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from monolora.eval.report.charts import View
+from monolora.eval.report.lookups import View
 from monolora.eval.report.page import page
 from tests.support.synthetic_report import EVIL, LABELS, evil_judge, make, poisoned
 

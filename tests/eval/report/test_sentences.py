@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from monolora.eval.report import sentences
-from monolora.eval.report.charts import View
+from monolora.eval.report.lookups import View
 from tests.support.synthetic_report import make
 
 FLAGGED = "beavertails/beaverdam/flagged"
