@@ -135,7 +135,8 @@ def trade(study: Study, dataset: str, columns: Sequence[Values]) -> Figure | Non
     axes = figure.subplots()
     kept = keepers(study)
     markers = dict(zip(dict.fromkeys(kept.values()), cycle("osD^vP*X"), strict=False))
-    for (family, names), colour in zip(_families(study).items(), cycle(_COLOURS), strict=False):
+    for family, names in _families(study).items():
+        colour = _COLOURS[list(study.adapters).index(family) % len(_COLOURS)]
         means = []
         for name in names:
             if score.by_model.get(name) is None or drift.by_model.get(name) is None:

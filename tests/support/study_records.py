@@ -6,21 +6,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 
 from monolora.eval.measures.table import BOOTSTRAP, MCNEMAR, Column
 from monolora.recipes.study.claims import claims, verdicts
 from monolora.recipes.study.page import page
 from monolora.recipes.study.plan import SelectedRate
+from monolora.recipes.study.plots import figure_name, trade
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import Dataset, Study
+from monolora.reporting.plots import SETTINGS, save_figure
 
 STUDY = Study(
     model="smollm2-135m-instruct",
     out="runs/study",
     adapters={
         "LoRA": {"adapter": "lora"},
-        "MonoLoRA": {"adapter": "monolora"},
+        "MonoLoRA": {"adapter": "monolora", "keep": ["silence"]},
         "identity": {"adapter": "monolora", "activation": "identity"},
         "top-2": {"adapter": "monolora", "activation": "topk:2"},
     },
@@ -84,6 +87,10 @@ def written(folder: Path) -> Path:
     own = columns()
     rates = {name: SelectedRate(1e-2, {1e-3: 0.41, 1e-2: 0.35}, True) for name in study.adapters}
     about = ["Seeds 1, 2, 3.", "[judge](../judge/run.json) was trained for the study: AUC 0.850."]
+    with mpl.rc_context(SETTINGS):
+        figure = trade(study, "sst2", own)
+        assert figure is not None
+        save_figure(figure, folder / "report", figure_name("kept", "sst2"))
     path = folder / "report.html"
     decided = verdicts(list(claims(study, "sst2", own)))
     path.write_text(page(study, {"sst2": own}, {"sst2": rates}, decided, about), encoding="utf-8")
