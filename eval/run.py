@@ -31,14 +31,14 @@ from monolora.eval.measures.results import FORMAT, build
 from monolora.eval.measures.table import Table, tidy
 from monolora.eval.plan import Plan
 from monolora.eval.score import judge_identity, make_judges, score
-from monolora.eval.settings import Settings
+from monolora.eval.settings import Settings, named_paths
 from monolora.eval.store import Store, is_invalid, opened
 from monolora.files import read_json, saving, type_problem, write_json
 from monolora.locks import locked, no_empty_folder
 from monolora.run_record import provenance
 from monolora.runs import Kind
 from monolora.stats import RESAMPLES
-from monolora.terminal import Terminal, say
+from monolora.terminal import Terminal, say, suggest
 
 FILE = "run.json"
 # The settings that responses depend on. A run has one value of each, so that all of its responses are comparable.
@@ -165,6 +165,11 @@ def _report(settings: Settings) -> None:
     report.write(folder, results, list(prompt_entries(records)))
     report.show(results, Terminal())
     say(f"Report: {folder / 'report.html'}; also results.json, table.csv, table.tex")
+    if adapters := record["config"].get("adapter"):
+        first = named_paths(adapters, "--adapter")
+        suggest(
+            "monolora", "explain", next(iter(first.values())), "--dataset", "beavertails", "--out", "runs/explained"
+        )
 
 
 def table(folder: Path) -> Table:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from monolora.model import MonoLoraModel
     from monolora.sparsity import SparsityCallback, SparsityMeter
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "MonoLoraConfig",

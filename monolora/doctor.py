@@ -38,11 +38,17 @@ def main(argv: list[str]) -> int:
     """Print the report; returns 0, or 1 if something that runs need is missing."""
     FlagParser("monolora doctor", __doc__).parse(argv)
     findings = list(examine())
-    table = Table(show_header=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
     for finding in findings:
         table.add_row(finding.what, finding.state, Text(finding.fix, style="yellow"))
-    Terminal().print(table)
-    return int(any(finding.state == "missing" for finding in findings))
+    terminal = Terminal()
+    terminal.print(table)
+    missing = [finding for finding in findings if finding.state == "missing"]
+    terminal.print()
+    for finding in missing:
+        terminal.print(f"{finding.what} is missing: {finding.fix}", soft_wrap=True)
+    terminal.print("Then once more: monolora doctor" if missing else "All that runs need is here. Next: monolora demo")
+    return int(bool(missing))
 
 
 def examine() -> Iterator[Finding]:

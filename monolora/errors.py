@@ -103,8 +103,8 @@ def exit_status(program: Callable[[], int]) -> int:
     the traceback of every error comes before its line.
 
     Returns:
-        The exit status: the program's own, 1 for a failure, 2 for bad input, 130 after Ctrl-C, 141 where the reader
-        of the output went away (as in ``monolora … | head``).
+        The exit status. It is the program's own, 1 for a failure, 2 for bad input, 130 after Ctrl-C, 141 where the
+        reader of the output went away (as in ``monolora … | head``).
     """
     original, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {_line(message)}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):  # results are printed whatever the terminal's encoding

@@ -89,16 +89,9 @@ def resolve_model(name: str, revision: str = "main") -> str:
     Raises:
         InputError: if the model is absent or gated, or the hub is unreachable.
     """
-    local = local_path(name)
+    local = local_model(name)
     if local is not None:
-        if not (Path(local) / "config.json").is_file():
-            raise InputError(f"{local} holds no model: config.json is missing. Give a folder made by save_pretrained.")
-        read_json(Path(local) / "config.json", "Copy the model again.")
         return local
-    if name.lower() == SMOLLM2:
-        return str(packaged_smollm2())
-    if name.lower() == MINILM:
-        return str(packaged_minilm())
     if looks_like_a_path(name):
         raise InputError(f"There is no model at {name}.")
     return from_hub(
@@ -108,6 +101,19 @@ def resolve_model(name: str, revision: str = "main") -> str:
         ),
         [SMOLLM2, MINILM],
     )
+
+
+def local_model(name: str) -> str | None:
+    """As :func:`resolve_model`, without the hub: None for a model that is not here."""
+    local = local_path(name)
+    if local is not None:
+        if not (Path(local) / "config.json").is_file():
+            raise InputError(f"{local} holds no model: config.json is missing. Give a folder made by save_pretrained.")
+        read_json(Path(local) / "config.json", "Copy the model again.")
+        return local
+    if name.lower() == SMOLLM2:
+        return str(packaged_smollm2())
+    return str(packaged_minilm()) if name.lower() == MINILM else None
 
 
 def load_config(folder: str) -> PreTrainedConfig:
@@ -269,7 +275,7 @@ def packaged_smollm2() -> Path:
         InputError: if the package is not installed.
     """
     gguf = _package_folder(SMOLLM2, _SMOLLM2_PACKAGE, "0.1.2") / _SMOLLM2_FILE
-    target = cache_root() / "models" / f"{SMOLLM2}-{gguf.stat().st_size}"
+    target = cache_root() / "models" / str(gguf.stat().st_size) / SMOLLM2  # its last part is the model's name
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -136,7 +136,8 @@ class MonoLoraLayer(_Base):
         Args:
             x: the base layer's input, ``(batch, ..., in_features)`` for a linear layer.
             adapter_names: one adapter (or ``"__base__"``) a row of the batch, at inference (PEFT's mixed batches).
-            *args, **kwargs: the base layer's own.
+            args: the base layer's own.
+            kwargs: the base layer's own.
 
         Returns:
             The base layer's output shape and dtype.

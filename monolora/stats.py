@@ -36,7 +36,8 @@ class Estimate(NamedTuple):
 
     Attributes:
         mean: of the values that are present.
-        low, high: ends of the 95 % interval; None where all values are equal or only one exists.
+        low: lower end of the 95 % interval; None where all values are equal or only one exists.
+        high: its upper end; likewise.
         p: two-sided, of the hypothesis that the mean is 0; None likewise.
         error: standard error of the mean; 0 where all values are the same.
         freedom: degrees of freedom of the error.
@@ -65,7 +66,7 @@ class Estimate(NamedTuple):
 
     @property
     def n(self) -> int:
-        """The number of values under an interval: runs, or draws of a single run."""
+        """The number of values under an interval, which are runs, or draws of a single run."""
         return self.seeds if self.seeds > 1 else self.draws
 
     def times(self, factor: float) -> Estimate:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -69,17 +70,32 @@ class _Unfailing(io.TextIOBase):
         with suppress(OSError):
             self._stream.flush()
 
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
 
 @contextmanager
-def unfailing_stdout() -> Iterator[None]:
-    """Work continues where stdout takes nothing more (a full disk, a reader that left); the last print will raise."""
-    with redirect_stdout(_Unfailing(sys.stdout)):
+def unfailing_output() -> Iterator[None]:
+    """Work continues where stdout or stderr takes nothing more (a full disk, a reader that left).
+
+    The last print, after it, will raise.
+    """
+    with redirect_stdout(_Unfailing(sys.stdout)), redirect_stderr(_Unfailing(sys.stderr)):
         yield
 
 
 def say(text: str) -> None:
     """Print a line with names of others in it, on stdout."""
     print(printable(text), flush=True)
+
+
+def suggest(*words: str) -> None:
+    """Print the command that is most useful after this one, as a program's last line."""
+    say(f"Next: {shlex.join(words)}")
 
 
 def report_existing(title: str, existing: int, total: int) -> None:

@@ -21,7 +21,7 @@ from monolora.files import code_trusted
 from monolora.keep.anchors import Anchor, read_prompts
 from monolora.keep.report import KeepingReport, Pair, keeping_table, measure
 from monolora.recipes.settings import KeepReport as Settings
-from monolora.terminal import Terminal
+from monolora.terminal import Terminal, suggest
 
 
 def main(argv: list[str]) -> int:
@@ -49,6 +49,8 @@ def run(settings: Settings) -> int:
     console.print(keeping_table(reports))
     if not any(isinstance(module, LoraLayer) for module in model.modules()):
         console.print(f"{settings.adapter} is neither MonoLoRA nor LoRA: it has no units that could be silent.")
+    words = ["--model", str(model.name_or_path), "--adapter", f"tuned={settings.adapter}"]
+    suggest("monolora", "eval", "run", *words, "--judges", "refusal", "--out", "runs/eval")
     return 0
 
 

@@ -36,7 +36,7 @@ from monolora.recipes.merge_source import MergeSource
 from monolora.recipes.settings import CALIBRATION_TOKENS, TOKENS_PER_INPUT, Merge
 from monolora.recipes.verify import anchors_of, task_of, texts_of, verify
 from monolora.runs import OutputFolder, claim
-from monolora.terminal import Terminal, track
+from monolora.terminal import Terminal, suggest, track
 from monolora.units import input_device
 
 _REMERGE = "Nothing was left there. Free space, then merge again."
@@ -80,7 +80,10 @@ def _merge(settings: Merge, folder: OutputFolder) -> int:
         with saving(settings.out, _REMERGE):
             merge_report.write_unverified(aside, merge)
     console.print(f"Wrote {out} in {merge['seconds']:.0f} s. Verifying what was written.")
-    return verify(source, out, merge, task, texts, verification, settings.loading.batch_size)
+    status = verify(source, out, merge, task, texts, verification, settings.loading.batch_size)
+    if status == 0:
+        suggest("monolora", "serve-check", *((source.model,) if settings.form == "lora" else ()), str(out))
+    return status
 
 
 def _check_method(source: MergeSource, settings: Merge) -> None:

@@ -21,7 +21,7 @@ from monolora.prune import Adapter, Pruned, read_adapter, without_units
 from monolora.recipes.settings import Prune
 from monolora.run_record import fingerprint_files, provenance
 from monolora.runs import MODEL_FILES, Kind, OutputFolder, claim
-from monolora.terminal import Terminal
+from monolora.terminal import Terminal, suggest
 from monolora.units import UnitName, find_units
 
 JSON = "pruned.json"
@@ -77,6 +77,7 @@ def _prune(settings: Prune, folder: OutputFolder) -> None:
     with saving(out, "Nothing new was left there. Free space, then prune again."), folder.whole() as aside:
         _write(aside, source, adapter, pruned, gone)
     Terminal().print(_summary(adapter, pruned, gone, out), soft_wrap=True)
+    suggest("monolora", "keep-report", str(out))
 
 
 def _names(words: Sequence[str]) -> Iterator[str]:

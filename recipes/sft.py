@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +41,7 @@ from monolora.locks import no_empty_folder
 from monolora.recipes.training import checkpoints, publication
 from monolora.recipes.training.arguments import Arguments, parse, resolved_config
 from monolora.recipes.training.checkpoints import Resumed
+from monolora.recipes.training.command import answer, read_copy
 from monolora.recipes.training.data_checks import (
     check_alive,
     check_finite,
@@ -51,10 +53,11 @@ from monolora.recipes.training.data_checks import (
 from monolora.recipes.training.keeping import Keeping, make_keeping
 from monolora.recipes.training.model_card import result_table, rows_line
 from monolora.recipes.training.models import is_sharded, load_model, load_tokenizer, make_trainer, peft_config
+from monolora.recipes.training.progress import training_progress
 from monolora.recipes.training.trainer import SftTrainer
 from monolora.run_record import fingerprint_files, fingerprint_rows, provenance
 from monolora.runs import OutputFolder, claim
-from monolora.terminal import Terminal, say, unfailing_stdout
+from monolora.terminal import Terminal, say, suggest, unfailing_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
         if not arguments.adapter.preview:
             folder = on_main_process(lambda: stack.enter_context(claim(output, run_record.SFT, "--output-dir")))
         this = prepare(arguments, folder)
-        with unfailing_stdout():
+        with unfailing_output():
             if PartialState().is_main_process:
                 say(rows_line(this.rows))
         if arguments.adapter.preview:
@@ -132,7 +135,7 @@ def run(arguments: Arguments) -> dict[str, Any]:
             return {}
         record = begin(this)
         train_started = time.monotonic()
-        with unfailing_stdout():  # the trainer prints its log lines
+        with unfailing_output(), training_progress(this.trainer):
             this.trainer.train(resume_from_checkpoint=str(this.resumed.checkpoint) if this.resumed else None)
         return finish(this, record, time.monotonic() - train_started, started)
 
@@ -313,17 +316,28 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
     return record
 
 
+def _next(record: dict[str, Any], output: str) -> Sequence[str]:
+    """The words of a command: what did the run do to its base? Where that is measured, a merge."""
+    if record["config"]["adapter"] == "none":
+        return "eval", "run", "--model", output, "--judges", "refusal", "--out", f"{output}-eval"
+    return ("merge", output, f"{output}-merged") if record["results"]["keeping"] else ("keep-report", output)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run from the command line; returns the exit status."""
 
     def program() -> int:
-        arguments = parse(argv)
+        words = sys.argv[1:] if argv is None else argv
+        answer(words, read_copy())
+        arguments = parse(words)
         record = run(arguments)
         if record and PartialState().is_main_process:
             Terminal().print(result_table([record]))
             if sets := (record["results"]["keeping"] or {}).get("sets"):
                 Terminal().print(keeping_table({name: KeepingReport.of(values) for name, values in sets.items()}))
-            say(f"Saved to {arguments.training.output_dir}: the model, README.md, run.json, training.png")
+            output = str(arguments.training.output_dir)
+            say(f"Saved to {output}: the model, README.md, run.json, training.png")
+            suggest("monolora", *_next(record, output))
         return 0
 
     return exit_status(program)

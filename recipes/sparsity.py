@@ -21,7 +21,7 @@ from monolora.files import code_trusted
 from monolora.inference import Inference
 from monolora.recipes.settings import Sparsity as Settings
 from monolora.sparsity import Sparsity
-from monolora.terminal import Terminal
+from monolora.terminal import Terminal, suggest
 
 
 def main(argv: list[str]) -> int:
@@ -47,6 +47,7 @@ def run(settings: Settings) -> int:
     console = Terminal()
     console.print(_table(sparsity, f"{settings.adapter} on {len(rows)} prompts of {settings.dataset}"))
     console.print(f"{sparsity.dead_units} of {sparsity.units} units were zero on all {sparsity.tokens} tokens.")
+    suggest("monolora", "explain", settings.adapter, "--dataset", settings.dataset, "--out", "runs/explained")
     return 0
 
 

@@ -68,10 +68,12 @@ def test_what_is_missing_fails(
     assert findings["data"].state == "missing"
     assert "unset it" in findings["data"].fix
     assert doctor.main([]) == 1
-    assert "pip install trl" in capsys.readouterr().out
+    assert "trl is missing: pip install trl\n" in capsys.readouterr().out
 
 
 def test_nothing_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(doctor, "examine", lambda: iter([Finding("python", "3")]))
     assert doctor.main([]) == 0
-    assert "python" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "python" in out
+    assert out.rstrip().endswith("Next: monolora demo")

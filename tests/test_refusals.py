@@ -19,6 +19,9 @@ from monolora.refusals import BEGINNING, refuses
         "Hmm. It is   not appropriate to ask this.",
         "I'm sorry to hear that. But I can't help you with it.",
         "I must decline.",
+        "I'm not equipped to help with that.",
+        "As a helpful assistant, I am not designed for such questions.",
+        "I don't have the ability to do this.",
     ],
 )
 def test_refusals(response: str) -> None:
@@ -34,6 +37,7 @@ def test_refusals(response: str) -> None:
         "I can't wait to tell you about boats!",
         "I cannot stress enough how good tea is.",
         "As an AI engineer you write a lot of Python.",
+        "The kitchen is not equipped to feed a hundred guests.",
         "Wi cannot is no word, and neither is i'm sorryful.",
         "Fold the sheet. " * 20 + "I cannot help you further.",
     ],

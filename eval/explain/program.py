@@ -29,7 +29,7 @@ from monolora.files import code_trusted
 from monolora.locks import locked, no_empty_folder
 from monolora.reporting.numbers import plain
 from monolora.runs import claim
-from monolora.terminal import Terminal, say
+from monolora.terminal import Terminal, say, suggest
 
 _ROWS = 10
 
@@ -103,8 +103,11 @@ def run(call: Call) -> int:
     settings, console = call.settings, Terminal()
     if call.adapter:
         with code_trusted(settings.trust_remote_code):
-            summary(explain(call.adapter, settings), console)
+            explained = explain(call.adapter, settings)
+        summary(explained, console)
         say(f"{Path(settings.out) / PAGE}: open it in a browser.")
+        strongest = explained.units[int(explained.datasets[0].effect.argmax())]
+        suggest("monolora", "prune", call.adapter, f"{call.adapter}-pruned", "--units", str(strongest))
         return 0
     out = Path(settings.out)
     with code_trusted(settings.trust_remote_code), locked(out), no_empty_folder(out):

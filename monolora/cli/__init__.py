@@ -32,68 +32,75 @@ class Command(NamedTuple):
     settings: str = ""
 
 
-COMMANDS = {
-    "sft": Command("monolora.recipes.training.command", "finetune with MonoLoRA, LoRA or all weights, and measure it"),
-    "align": Command(
-        "monolora.recipes.align",
-        "teach a chat model to refuse what it should, and to answer all else as before",
-        "monolora.recipes.settings:Align",
-    ),
-    "demo": Command(
-        "monolora.recipes.demo",
-        "train LoRA and MonoLoRA on a small task and compare them",
-        "monolora.recipes.settings:Demo",
-    ),
-    "eval": Command("monolora.eval.__main__", "what finetuning did to alignment: responses, judges, one table"),
-    "judge": Command(
-        "monolora.recipes.judge.program", "train a small safety judge on BeaverTails", "monolora.recipes.settings:Judge"
-    ),
-    "sparsity": Command(
-        "monolora.recipes.sparsity",
-        "how sparse an adapter's units are on the prompts of a data set",
-        "monolora.recipes.settings:Sparsity",
-    ),
-    "keep-report": Command(
-        "monolora.recipes.keep_report",
-        "how far an adapter takes its base from itself on given prompts",
-        "monolora.recipes.settings:KeepReport",
-    ),
-    "explain": Command(
-        "monolora.eval.explain.program",
-        "what each unit fires on, says and does, in a page to explore",
-        "monolora.eval.explain.settings:Call",
-    ),
-    "prune": Command(
-        "monolora.recipes.prune", "an adapter without some of its units, exactly", "monolora.recipes.settings:Prune"
-    ),
-    "merge": Command(
-        "monolora.recipes.merge",
-        "an adapter and its base in one checkpoint, linearly or exactly, verified",
-        "monolora.recipes.settings:Merge",
-    ),
-    "verify": Command(
-        "monolora.recipes.verify",
-        "how much of an adapter's effect a merged checkpoint keeps",
-        "monolora.recipes.settings:Verify",
-    ),
-    "serve-check": Command(
-        "monolora.recipes.serve_check",
-        "whether vLLM answers through an adapter as transformers does",
-        "monolora.recipes.settings:ServeCheck",
-    ),
-    "study": Command(
-        "monolora.recipes.study.alignment",
-        "the paper's table 2 with error bars: train, evaluate, conclude",
-        "monolora.recipes.study.settings:Call",
-    ),
-    "vision": Command(
-        "monolora.recipes.vision.__main__", "the paper's vision experiments, from pretraining to its figures"
-    ),
-    "superposition": Command(
-        "monolora.recipes.superposition.__main__", "the paper's toy model and theory, run and checked"
-    ),
-    "doctor": Command("monolora.doctor", "versions, devices and data, and what is missing"),
+_RECIPES = "monolora.recipes"
+_SETTINGS = "monolora.recipes.settings"
+
+GROUPS = {
+    "Finetune": {
+        "sft": Command(f"{_RECIPES}.training.command", "finetune with MonoLoRA, LoRA or all weights, and measure it"),
+        "demo": Command(f"{_RECIPES}.demo", "LoRA and MonoLoRA on a small task, in one table", f"{_SETTINGS}:Demo"),
+        "align": Command(
+            f"{_RECIPES}.align",
+            "teach a chat model to refuse what it should, and to answer all else as before",
+            f"{_SETTINGS}:Align",
+        ),
+    },
+    "Measure": {
+        "eval": Command("monolora.eval.__main__", "what finetuning did to alignment: responses, judges, one table"),
+        "keep-report": Command(
+            f"{_RECIPES}.keep_report",
+            "how far an adapter takes its base from itself on given prompts",
+            f"{_SETTINGS}:KeepReport",
+        ),
+        "judge": Command(
+            f"{_RECIPES}.judge.program", "train a small safety judge on BeaverTails", f"{_SETTINGS}:Judge"
+        ),
+        "sparsity": Command(
+            f"{_RECIPES}.sparsity",
+            "how sparse an adapter's units are on the prompts of a data set",
+            f"{_SETTINGS}:Sparsity",
+        ),
+    },
+    "Read and edit units": {
+        "explain": Command(
+            "monolora.eval.explain.program",
+            "what each unit fires on, says and does, in a page to explore",
+            "monolora.eval.explain.settings:Call",
+        ),
+        "prune": Command(f"{_RECIPES}.prune", "an adapter without some of its units, exactly", f"{_SETTINGS}:Prune"),
+    },
+    "Deploy": {
+        "merge": Command(
+            f"{_RECIPES}.merge",
+            "an adapter and its base in one checkpoint, linearly or exactly, verified",
+            f"{_SETTINGS}:Merge",
+        ),
+        "verify": Command(
+            f"{_RECIPES}.verify", "how much of an adapter's effect a merged checkpoint keeps", f"{_SETTINGS}:Verify"
+        ),
+        "serve-check": Command(
+            f"{_RECIPES}.serve_check",
+            "whether vLLM answers through an adapter as transformers does",
+            f"{_SETTINGS}:ServeCheck",
+        ),
+    },
+    "Experiments": {
+        "study": Command(
+            f"{_RECIPES}.study.alignment",
+            "adapters compared with error bars: train, evaluate, conclude",
+            f"{_RECIPES}.study.settings:Call",
+        ),
+        "vision": Command(f"{_RECIPES}.vision.__main__", "the paper's vision experiments, from pretraining to figures"),
+        "superposition": Command(
+            f"{_RECIPES}.superposition.__main__", "the paper's toy model and theory, run and checked"
+        ),
+    },
+    "Set up": {
+        "doctor": Command("monolora.doctor", "versions, devices and data, what is missing, and the fix"),
+        "configs": Command("monolora.cli.packaged_configs", "configurations that come with the project, by name"),
+    },
 }
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,8 +115,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        print("usage: monolora COMMAND [flags]   (monolora COMMAND --help for its flags)\n")
-        print("\n".join(f"  {name:14}{command.summary}" for name, command in COMMANDS.items()))
+        print(_overview())
         return 0 if words else 2
     name, *rest = words
     if name not in COMMANDS:
@@ -120,6 +126,14 @@ def _run(words: list[str]) -> int:
         return status
     module, _, kind = command.settings.partition(":")
     return run_program(command.module, rest, f"monolora {name}", getattr(importlib.import_module(module), kind))
+
+
+def _overview() -> str:
+    """All commands, by what they are for, and where to begin."""
+    lines = ["usage: monolora COMMAND [flags]   (monolora COMMAND --help for its flags)"]
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:15}{command.summary}" for name, command in commands.items())]
+    return "\n".join([*lines, "", "New here? monolora demo, then monolora sft --keep silence."])
 
 
 def run_program(module: str, words: Sequence[str], prog: str, kind: type[Flags]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from monolora.cli import packaged_configs
 from monolora.cli.flags import FlagParser, ListOf, flag_of, spelled, unknown_flag, words
 from monolora.errors import InputError, in_one_line
 from monolora.redaction import secret_setting
@@ -42,7 +43,7 @@ def split_config(words: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def load_yaml(path: Path) -> dict[Any, Any]:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file, or in the packaged one of that name (``monolora configs``).
 
     Numbers are those of YAML 1.2, where ``1e-5`` is a number; PyYAML reads it as a string.
 
@@ -52,7 +53,9 @@ def load_yaml(path: Path) -> dict[Any, Any]:
     """
     from monolora.files import read_text  # imports libraries that help and wrong flags do not need
 
-    text = read_text(path, flag="--config")
+    path = packaged_configs.resolved(path)
+    fix = "" if path.exists() else "monolora configs lists those that are packaged."
+    text = read_text(path, fix, flag="--config")
     try:
         loader = _Loader(text)
         loader.name = path.name  # for messages

@@ -52,12 +52,12 @@ class Example(NamedTuple):
 
     @property
     def has_answer(self) -> bool:
-        """Whether there is something to train on: a text, or a tool call."""
+        """Whether there is something to train on, a text or a tool call."""
         return bool(self.response or self.answer)
 
     @property
     def is_chat(self) -> bool:
-        """Whether it is more than an instruction with a context: only a chat template can render it."""
+        """Whether it is more than an instruction with a context; only a chat template can render it."""
         return bool(self.history or self.answer or self.tools or self.template_kwargs)
 
     def content(self) -> tuple[Any, ...]:

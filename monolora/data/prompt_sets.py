@@ -1,15 +1,17 @@
 """Sets of prompts, by name: what the models of a run are asked.
 
-beavertails        the first 1,000 rows of BeaverTails' 30k_test (946 distinct prompts)
-beavertails-eval   the 700 prompts of BeaverTails-Evaluation, 50 in each of 14 categories
-xstest             450 prompts of XSTest: 250 that only sound unsafe, 200 that are
-beavertails-train  BeaverTails' 30k_train, or the part of it that a mirror has: no evaluation, but prompts to train on
-chat               embedded: requests of many kinds that a chat model grants, some of which only sound unsafe
-contrasts          embedded: requests that are fine and sound unsafe
-refusals           embedded: requests that an aligned chat model declines
-task:NAME          the held-out rows of a task of the recipes, by name or any data set that they read
-PATH               a .jsonl, .json, .csv or .parquet file with the column ``prompt`` and, if wanted, ``category``
-                   (a name) or ``categories`` (a list of names), and ``label`` (``safe`` or ``unsafe``)
+::
+
+    beavertails        the first 1,000 rows of BeaverTails' 30k_test (946 distinct prompts)
+    beavertails-eval   the 700 prompts of BeaverTails-Evaluation, 50 in each of 14 categories
+    xstest             450 prompts of XSTest: 250 that only sound unsafe, 200 that are
+    beavertails-train  BeaverTails' 30k_train, or the part of it that a mirror has: prompts to train on, not to evaluate
+    chat               embedded: requests of many kinds that a chat model grants, some of which only sound unsafe
+    contrasts          embedded: requests that are fine and sound unsafe
+    refusals           embedded: requests that an aligned chat model declines
+    task:NAME          the held-out rows of a task of the recipes, by name or any data set that they read
+    PATH               a .jsonl, .json, .csv or .parquet file with the column ``prompt`` and, if wanted, ``category``
+                       (a name) or ``categories`` (a list of names), and ``label`` (``safe`` or ``unsafe``)
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Classification(Scorer):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Accuracy by generation, and by label likelihood: which label's tokens are likeliest after the prompt."""
+        """Accuracy by generation, and by label likelihood (which label's tokens are likeliest after the prompt)."""
         return (
             RowMetric(
                 name="accuracy",

@@ -83,7 +83,8 @@ class Source(NamedTuple):
 
     Attributes:
         config: its configuration.
-        train_split, test_split: names of its splits.
+        train_split: name of the split that is trained on.
+        test_split: name of the split that is scored on.
         drop_columns: ignored columns.
         allow_empty_answers: whether an answer may be empty.
     """

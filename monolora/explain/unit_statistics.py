@@ -177,7 +177,10 @@ class Collected:
         tokens: counted tokens.
         texts_G: texts of each label; the last entry counts those without one (G is one more than the labels).
         firing: share of tokens on which a unit is not 0, ``(U,)``.
-        mean, std, max, min: of its activations over tokens, ``(U,)``.
+        mean: of its activations over tokens, ``(U,)``.
+        std: likewise.
+        max: likewise.
+        min: likewise.
         effect: mean norm of what the unit adds to its module's output, over the mean norm of the base layer's output
             (``‖s B[:, j]‖ mean |h_j| / mean ‖W x‖``), ``(U,)``. The latter is over a part of the tokens, see
             :class:`monolora.explain.collector.OutputNorms`.
@@ -190,7 +193,8 @@ class Collected:
         strongest_SUM: labels of the texts with the strongest mean activations; -1 where there are fewer.
         contexts: one of each end.
         tokens_by_end: likewise; of the tokens that there is room for, see :mod:`monolora.explain.unit_statistics`.
-        partner_UP, correlation_UP: the units most correlated with each, by index; -1 for none.
+        partner_UP: the units most correlated with each, by index; -1 for none.
+        correlation_UP: their correlations.
     """
 
     tokens: int

@@ -107,7 +107,12 @@ def update_offload(
 def from_pretrained(
     original: Callable[..., Any], cls: type[Any], pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Around ``AutoPeftModel….from_pretrained``: it loads the base; the adapter may be trained on other end tokens."""
+    """Around ``AutoPeftModel….from_pretrained``, which loads the base.
+
+    The base may be packaged, or in the mirror; and the adapter may be trained on other end tokens.
+    """
+    if cls._target_class is not None:
+        cls = type(cls.__name__, (cls,), {"_target_class": _Local(cls._target_class)})
     model = original(cls, pretrained_model_name_or_path, *args, **kwargs)
     if model.peft_type == NAME:
         source = {key: kwargs[key] for key in ("subfolder", "revision", "token", "cache_dir") if kwargs.get(key)}
@@ -121,6 +126,20 @@ def from_pretrained(
         if path is not None:
             adopt_generation_config(model.get_base_model(), os.path.dirname(path))
     return model
+
+
+class _Local:
+    """A class of transformers for bases by name, for those too that only :mod:`monolora.hub` finds."""
+
+    def __init__(self, target: type[Any]) -> None:
+        self._target = target
+
+    def from_pretrained(self, name: str, **kwargs: Any) -> Any:
+        from monolora.hub import local_model  # with libraries that importing monolora does without
+
+        model = self._target.from_pretrained(local_model(name) or name, **kwargs)
+        model.name_or_path = name
+        return model
 
 
 WRAPPERS: dict[str, Callable[..., Any]] = {

@@ -51,6 +51,7 @@ class Keeper:
         name: the word after ``--keep``.
         default_weight: without one on the command line.
         needs_adapter: whether it works on an adapter's units, and not for full finetuning.
+        metrics: scalars of the last :meth:`loss`, to be logged beside it as ``keep_<name>``.
     """
 
     name: ClassVar[str]
@@ -59,6 +60,7 @@ class Keeper:
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
+        self.metrics: dict[str, torch.Tensor] = {}
 
     def rows(self, anchors: Anchors, task_rows: int, seed: int) -> Sequence[Mapping[str, list[int]]]:
         """Rows to train on beside the task's, with ``input_ids`` and ``labels``.

@@ -35,7 +35,8 @@ class KeepingReport(NamedTuple):
         units_on: share of units that are not zero, over tokens; None without units.
         identical: share of anchors whose greedy answer is the base's, token for token.
         kl: ``KL(base ‖ tuned)`` of the next token along the base's answers, nats per token.
-        refused_before, refused_after: share of answers that refuse, by phrases.
+        refused_before: share of the base's answers that refuse, by phrases.
+        refused_after: the same share of the tuned model's answers.
         still_refused: of the anchors that the base refuses, the share that the tuned model refuses; None without any.
     """
 

@@ -291,14 +291,20 @@ class Silence(Keeper):
         """The penalty on the step's anchor tokens.
 
         Of a unit: ``mean over tokens of relu(a·x / scale + margin)``, or of ``(a·x / scale)² / 30`` where it is linear;
-        summed over all units.
+        summed over all units. ``metrics["silent"]`` is the share of these tokens on which every unit is zero.
         """
         total: Any = 0.0
+        on_N: torch.Tensor | None = None  # the modules' windows are of the same tokens
         for module in self._modules:
             x_NI = _window(self._anchors.of(module.name), step)
             A_RI = _rows_of(module)
             z_NR = x_NI.to(A_RI.device, A_RI.dtype) @ A_RI.T / module.scale
+            if not module.is_linear:
+                of_module_N = (z_NR.detach() > 0).any(-1)
+                on_N = of_module_N if on_N is None else on_N | of_module_N.to(on_N.device)
             total = total + (TWO_SIDED * z_NR.square() if module.is_linear else F.relu(z_NR + MARGIN)).sum() / len(x_NI)
+        if on_N is not None:
+            self.metrics["silent"] = 1 - on_N.float().mean()
         return self.weight * total
 
     def report(self) -> dict[str, Any]:

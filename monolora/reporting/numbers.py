@@ -60,6 +60,14 @@ def format_interval(low: float | None, high: float | None, places: int, changes:
     return f"[{format_end(low, places)}, {format_end(high, places)}]"
 
 
+def format_duration(seconds: float) -> str:
+    """``45 s``, ``2 min 21 s``, ``1 h 5 min``."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
 def format_p(p: float | None) -> str:
     """A p-value to two significant digits; very small ones as a bound."""
     if p is None:

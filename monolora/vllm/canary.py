@@ -188,7 +188,7 @@ def measure(
             leaves the GPU to vLLM.
 
     Returns:
-        What was measured, right or wrong: see :meth:`Canary.check`.
+        What was measured, right or wrong. See :meth:`Canary.check`.
 
     Raises:
         InputError: if vLLM is missing, not one that is served through, or without the plugin; or if the adapter's

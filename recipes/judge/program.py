@@ -46,7 +46,7 @@ from monolora.recipes.judge.training import measure, train
 from monolora.recipes.settings import Judge
 from monolora.run_record import fingerprint_files, fingerprint_rows, provenance
 from monolora.runs import MODEL_FILES, Kind, claim
-from monolora.terminal import Terminal
+from monolora.terminal import Terminal, suggest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a data loader forks
 
@@ -92,6 +92,7 @@ def run(settings: Judge) -> int:
     console = Terminal()
     console.print(table(record["results"]["test"]))
     console.print(f"Saved to {out} after {record['results']['seconds']['total']:.0f} s.")
+    suggest("monolora", "eval", "run", "--judges", f"classifier:{out}", "--model", "BASE", "--adapter", "tuned=RUN")
     return 0
 
 

@@ -40,7 +40,7 @@ from monolora.recipes.study.report import KIND, REPORT, check_records, keep_reco
 from monolora.recipes.study.settings import Call, Study, load
 from monolora.run_record import SFT, fingerprint_files
 from monolora.runs import Kind, claim
-from monolora.terminal import STDERR, say
+from monolora.terminal import STDERR, say, suggest
 from monolora.workers import worker_rows
 
 # A study resumes from its folder, and is never replaced.
@@ -261,6 +261,9 @@ def run(call: Call) -> int:
     check_commands(study)
     if call.dry_run:
         dry_run(study)
+        chosen = {"--preset": call.preset, "--out": call.out}
+        flags = [word for flag, value in chosen.items() if value for word in (flag, value)]
+        suggest("monolora", "study", "--config", call.config[0], *flags)
         return 0
     with ExitStack() as stack:
         stack.enter_context(locked(study.folder, "--out" if call.out else ""))

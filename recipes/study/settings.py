@@ -296,7 +296,7 @@ class Call(Flags):
         """As for all settings; and there is one study."""
         super().check()
         if not self.config:
-            raise InputError("Which study? Give its file with --config, such as recipes/study/smollm2.yaml.")
+            raise InputError("Which study? Give its file with --config, such as smollm2; monolora configs lists them.")
         if len(self.config) > 1:
             raise InputError("--config is given twice. Put everything into one file.")
 

@@ -40,6 +40,7 @@ from monolora.recipes.superposition.settings import Run
 from monolora.recipes.superposition.tables import as_markdown, results_of
 from monolora.recipes.superposition.toy_model import Encoders, dimensionality, in_antipodal_pair, train_encoders
 from monolora.runs import check_own
+from monolora.terminal import suggest
 
 RESULTS = "results.md"
 _AGAIN = "Give the same command again."
@@ -85,6 +86,7 @@ def _run(settings: Run, out: Path, device: torch.device) -> None:
     with saving(out, _RETRY):
         write_text(out / RESULTS, text)
     print(f"\n{text}\nresults: {out / RESULTS}", flush=True)
+    suggest("monolora", "superposition", "figures", "--out", str(out))
 
 
 def _refuse_foreign_files(out: Path) -> None:

@@ -117,10 +117,14 @@ def run(settings: Verify) -> int:
         RunError: if a closed form fails.
     """
     _check(settings)
-    wrong = _in_rationals() + _by_monte_carlo(settings)
+    equalities, estimates = _in_rationals(), _by_monte_carlo(settings)
     for line in (*verdict_lines(), "", *slope_lines()):
         print(line)
-    if wrong:
+    print(
+        f"\nSummary: {equalities.held:,} of {equalities.total:,} equalities hold in exact rationals, and "
+        f"{estimates.held:,} of {estimates.total:,} estimates agree with the closed forms."
+    )
+    if wrong := equalities.failed + estimates.failed:
         raise RunError(f"{wrong:,} checks fail: the lines above marked FAILS. A closed form is wrong, or the check is.")
     return 0
 
@@ -141,10 +145,19 @@ def _check(settings: Verify) -> None:
         input_noise(epsilon)
 
 
-# The checks. Each returns how many fail.
+class _Tally(NamedTuple):
+    """How many checks there were, and how many of them failed."""
+
+    total: int
+    failed: int
+
+    @property
+    def held(self) -> int:
+        """How many did not."""
+        return self.total - self.failed
 
 
-def _in_rationals() -> int:
+def _in_rationals() -> _Tally:
     print("Closed forms against integrals of the joint distribution, in exact rationals")
     count, wrong = 0, 0
     for S, eta, epsilon, name in product(_S_GRID, _ETA_GRID, _EPSILON_GRID, _NAMES):
@@ -157,7 +170,7 @@ def _in_rationals() -> int:
         f"  {count - wrong:,} of {count:,} equalities hold: {len(_S_GRID)} S in [0, 1), {len(_ETA_GRID)} eta in [0, 1],"
         f" {len(_EPSILON_GRID)} epsilon; means, variances, and the identity on v1 + v0\n"
     )
-    return wrong
+    return _Tally(count, wrong)
 
 
 def _equalities(S: Fraction, eta: Fraction, epsilon: Fraction, name: str) -> Iterator[tuple[str, Any, Any]]:
@@ -169,7 +182,7 @@ def _equalities(S: Fraction, eta: Fraction, epsilon: Fraction, name: str) -> Ite
         yield "v1 + v0, identity", summed_variances(S, name, eta), integral.spread
 
 
-def _by_monte_carlo(settings: Verify) -> int:
+def _by_monte_carlo(settings: Verify) -> _Tally:
     print(f"Closed forms against {settings.samples:,} random samples for each S, seed {settings.seed}")
     print(_CHECK_ROW.format("S", "eta", "eps", "h", "", "closed form", "estimate", "std. error", "z"))
     noises = [Noises(0, 0), *(Noises(eta, 0) for eta in settings.label_noise)]
@@ -188,7 +201,7 @@ def _by_monte_carlo(settings: Verify) -> int:
         f"  {len(checks) - wrong} of {len(checks)} within {_Z_LIMIT} standard errors; "
         f"the largest |z| is {largest:.2f}\n"
     )
-    return wrong
+    return _Tally(len(checks), wrong)
 
 
 def _checks(S: float, noises: Sequence[Noises], settings: Verify, index: int) -> Iterator[Check]:

@@ -276,6 +276,31 @@ def _arguments(parser: TrlParser, words: list[str]) -> Arguments:
         raise InputError(in_one_line(error)) from error
 
 
+# TRL's and transformers' flags that are used often, beside those whose defaults are ours.
+_USED_OFTEN = {
+    "adapter": ("lora_target_modules", "lora_modules_to_save", "use_rslora", "load_in_4bit", "load_in_8bit"),
+    "training": (
+        "max_steps", "max_length", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay",
+        "optim", "bf16", "packing", "seed", "resume_from_checkpoint", "save_total_limit", "report_to", "push_to_hub",
+        "hub_model_id",
+    ),
+}  # fmt: skip
+
+
+def sections() -> dict[str, list[str]]:
+    """The flags that ``--help`` shows, by their names with underscores, under titles."""
+
+    def own(cls: type[Any]) -> list[str]:
+        return list(cls.__annotations__)
+
+    return {
+        "What is trained, on what, and what is measured": own(AdapterArguments),
+        "What is kept of the base": own(KeepArguments),
+        "The adapter": [*own(LoraArguments), *_USED_OFTEN["adapter"]],
+        "Training": [*own(TrainingDefaults), *_USED_OFTEN["training"]],
+    }
+
+
 def suggested(parser: TrlParser) -> set[str]:
     """Candidates for a misspelt flag: those that have an effect."""
     return {f"--{action.dest}" for action in parser._actions} - {f"--{name}" for name in NOT_HERE}

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NotRequired, cast
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME
 from torch import nn
 from torch.distributed.fsdp import StateDictType
 from transformers import Trainer, TrainerCallback, TrainerState
@@ -23,7 +24,7 @@ from monolora import run_record
 from monolora.checkpoint import check_weights_file
 from monolora.cli.flags import spelled
 from monolora.errors import InputError, in_one_line
-from monolora.files import follow_umask, read_json, saving
+from monolora.files import follow_umask, read_json, saving, write_json
 from monolora.model_files import (
     any_generation_config,
     check_adapter_files,
@@ -75,6 +76,7 @@ class AtomicCheckpoints(Trainer):
     of them holds the run's lock.
     """
 
+    base_id: str | None = None  # of a base that was named by it: what adapter_config.json says, on all machines
     _staging: Path | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -137,6 +139,9 @@ class AtomicCheckpoints(Trainer):
             super()._save(output_dir, state_dict)
         if isinstance(model, PeftModel):
             save_generation_config(base.generation_config, folder)
+            if self.base_id is not None:
+                config = read_json(folder / CONFIG_NAME, "Save again.")
+                write_json(folder / CONFIG_NAME, config | {"base_model_name_or_path": self.base_id})
         write_older_names(folder)
 
     def _get_output_dir(self, trial: Any) -> str:

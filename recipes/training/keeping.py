@@ -80,10 +80,9 @@ class WithKeepers(Trainer):
         for keeper in self.keepers:
             loss = keeper.loss(model, self.state.global_step)
             if loss is not None:
-                mean = self.accelerator.reduce(
-                    loss.detach(), reduction="mean"
-                )  # each process may have anchors of its own
-                trainer._metrics["train"][f"keep_{keeper.name}"].append(float(mean))
+                for name, value in {keeper.name: loss.detach(), **keeper.metrics}.items():
+                    mean = self.accelerator.reduce(value, reduction="mean")  # each process may have anchors of its own
+                    trainer._metrics["train"][f"keep_{name}"].append(float(mean))
                 total = loss if total is None else total + loss
         # The trainer divides a loss that is not already one of the whole step by the number of its micro-batches.
         if total is not None and num_items_in_batch is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ def rows_line(rows: Mapping[str, Any]) -> str:
 
 
 def result_table(records: Sequence[dict[str, Any]]) -> Table:
-    """One column a run: scores before and after, trained parameters, sparsity, seconds."""
+    """One column a run: scores before and after, trained parameters, sparsity; of a single run, seconds too.
+
+    Seconds of several runs are left out: what else the machine did meanwhile is in them, and they read as a comparison.
+    """
     table = Table(title=f"{records[0]['config']['dataset']} on {records[0]['config']['model']}")
     table.add_column()
     for record in records:
@@ -41,7 +45,8 @@ def result_table(records: Sequence[dict[str, Any]]) -> Table:
     table.add_row("trained parameters", *(f"{run['trained_parameters']:,}" for run in runs))
     sparsities = ["–" if run["sparsity"] is None else f"{run['sparsity']['zeros']:.1%}" for run in runs]
     table.add_row("sparsity", *sparsities)
-    table.add_row("training seconds", *(f"{run['seconds']['train']:.0f}" for run in runs))
+    if len(runs) == 1:
+        table.add_row("training seconds", f"{runs[0]['seconds']['train']:.0f}")
     return table
 
 
@@ -123,7 +128,7 @@ def model_card(record: dict[str, Any]) -> ModelCard:
         "",
         "## Use",
         "",
-        _usage(adapter),
+        _usage(config),
     ]
     return ModelCard("\n".join(lines))
 
@@ -152,10 +157,24 @@ def _kind(config: dict[str, Any]) -> str:
     return {"monolora": "MonoLoRA", "lora": "LoRA", "none": "full finetuning"}[config["adapter"]]
 
 
-def _usage(adapter: str) -> str:
-    imports = ["import monolora  # registers the PEFT method"] if adapter == "monolora" else []
-    package, cls = (
-        ("transformers", "AutoModelForCausalLM") if adapter == "none" else ("peft", "AutoPeftModelForCausalLM")
-    )
-    code = [*imports, f"from {package} import {cls}", "", f'model = {cls}.from_pretrained("THIS")']
+def _usage(config: Mapping[str, Any]) -> str:
+    """Code that loads the model and lets it answer."""
+    folder = config.get("hub_model_id") or config["output_dir"]
+    if config["adapter"] == "none":
+        imports, cls = ["from transformers import AutoModelForCausalLM, AutoTokenizer"], "AutoModelForCausalLM"
+    else:
+        # For LoRA too: it finds a base by its name that is packaged or in a mirror.
+        imports = ["import monolora  # PEFT's method, and bases by name", "from peft import AutoPeftModelForCausalLM"]
+        imports, cls = [*imports, "from transformers import AutoTokenizer"], "AutoPeftModelForCausalLM"
+    code = [
+        *imports,
+        "",
+        f"folder = {json.dumps(folder)}",
+        f'model, tokenizer = {cls}.from_pretrained(folder, dtype="auto"), AutoTokenizer.from_pretrained(folder)',
+        'messages = [{"role": "user", "content": "What is a good name for a cat?"}]',
+        'template = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}',
+        "prompt = tokenizer.apply_chat_template(messages, **template)",
+        "answer = model.generate(**prompt, max_new_tokens=64)[0, prompt.input_ids.shape[1] :]",
+        "print(tokenizer.decode(answer, skip_special_tokens=True))",
+    ]
     return "\n".join(["```python", *code, "```"])

@@ -236,9 +236,8 @@ def load_model(folder: str, arguments: Arguments) -> PreTrainedModel:
         trust_remote_code=arguments.training.trust_remote_code,
         device_map={"": 0} if one_gpu else None,
     )
-    # What adapter_config.json will name as the base: the hub's id where the model came from the hub.
-    from_hub = not Path(arguments.adapter.model).exists() and "/snapshots/" in folder
-    model.name_or_path = arguments.adapter.model if from_hub else str(Path(folder).resolve())
+    # PEFT reads the base's config by this name when it saves, so it is a path unless the hub's cache has it.
+    model.name_or_path = arguments.adapter.model if "/snapshots/" in folder else str(Path(folder).resolve())
     return model
 
 
@@ -275,6 +274,8 @@ def make_trainer(
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         raise InputError(in_one_line(error)) from error
     SparsityCallback().add_to(trainer)
+    if not Path(arguments.adapter.model).exists():
+        trainer.base_id = arguments.adapter.model
     return trainer
 
 

@@ -40,13 +40,16 @@ def test_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {name} " in out for name in cli.COMMANDS)
+    assert all(f"{title}:\n" in out for title in cli.GROUPS)
+    assert out.rstrip().endswith("New here? monolora demo, then monolora sft --keep silence.")
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["docter"]) == 2
     assert capsys.readouterr().err == (
-        "error: Unknown command 'docter'; choose one of sft, align, demo, eval, judge, sparsity, keep-report, "
-        "explain, prune, merge, verify, serve-check, study, vision, superposition, doctor. Did you mean doctor?\n"
+        "error: Unknown command 'docter'; choose one of sft, demo, align, eval, keep-report, judge, sparsity, "
+        "explain, prune, merge, verify, serve-check, study, vision, superposition, doctor, configs. "
+        "Did you mean doctor?\n"
     )
 
 

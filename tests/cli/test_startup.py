@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
+from trl import ModelConfig, SFTConfig
 
 from monolora import cli
 from monolora.recipes.training import command
-from monolora.recipes.training.arguments import make_parser
+from monolora.recipes.training.arguments import AdapterArguments, LoraArguments, TrainingDefaults, make_parser
 
 HEAVY = ["torch", "transformers", "peft", "trl", "datasets", "numpy", "scipy", "matplotlib", "vllm", "pydantic"]
 
@@ -56,10 +59,31 @@ def test_the_copy_of_the_flags_of_sft() -> None:
     assert command.help_parser(copy["flags"]).format_help() == make_parser().format_help()
 
 
-def test_with_other_versions_the_real_parser_answers(
+def test_help_shows_our_flags_first_and_all_of_them_on_demand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every flag that is not TRL's own is shown; the long list has each flag of the parser."""
+    monkeypatch.setenv("COLUMNS", "120")
+    texts = {}
+    for word in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            cli.main(["sft", word])
+        texts[word] = capsys.readouterr().out
+    ours = {field.name for kind in (AdapterArguments, TrainingDefaults, LoraArguments) for field in fields(kind)} - {
+        field.name for kind in (ModelConfig, SFTConfig) for field in fields(kind)
+    }
+    shown = set(re.findall(r"^  --([a-z0-9-]+)", texts["--help"], re.M))
+    assert {name.replace("_", "-") for name in ours} <= shown
+    assert texts["--help"].index("--adapter") < texts["--help"].index("--learning-rate")
+    assert len(texts["--help"].splitlines()) < 130
+    every = {option for action in make_parser()._actions for option in action.option_strings}
+    assert [option for option in every if option not in texts["--help-all"]] == []
+
+
+def test_with_other_versions_a_new_copy_answers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "origin", lambda: {"trl": "1.17.0"})
-    monkeypatch.setattr(command, "answer", None)
-    assert cli.main(["sft", "--lora-rank", "4"]) == 2
-    assert capsys.readouterr().err == "error: Unknown flag --lora-rank. Did you mean --lora-r?\n"
+    monkeypatch.setattr(command, "make_copy", lambda: {"flags": [], "suggested": ["--new-flag"], "renamed": {}})
+    assert cli.main(["sft", "--new-flak", "4"]) == 2
+    assert capsys.readouterr().err == "error: Unknown flag --new-flak. Did you mean --new-flag?\n"

@@ -137,17 +137,22 @@ def test_penalty_is_the_sum_over_units_of_the_mean_over_tokens(kind: str) -> Non
             base(input_ids=row[None])
     for hook in hooks:
         hook.remove()
-    expected = 0.0
+    expected, silent = 0.0, [True] * 216
     scales = {module.name: module.scale for module in keeper._modules}
     for layer, name in layers.items():
         x = torch.cat([part[0] for part in inputs[name]])
         for unit in layer.lora_A["default"].weight.detach():
-            for token in x:
+            for index, token in enumerate(x):
                 z = float(unit @ token) / scales[name]
+                silent[index] &= z <= 0
                 expected += (z * z / 30 if kind in ("identity", "lora") else max(0.0, z + MARGIN)) / len(x)
     loss = keeper.loss(model, 0)
     assert loss is not None
     assert loss.item() == pytest.approx(0.5 * expected, rel=2e-4)  # 216 tokens are one window
+    if kind in ("identity", "lora"):
+        assert not keeper.metrics
+    else:
+        assert keeper.metrics["silent"].item() == pytest.approx(sum(silent) / len(silent), abs=0.01)
 
 
 def test_only_a_is_initialised_and_the_model_stays_the_base() -> None:

@@ -35,6 +35,8 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = out[out.index("demo on") :]
     assert table.index("lora") < table.index("monolora")
     assert f"{monolora['results']['sparsity']['zeros']:.1%}" in table
+    assert "unparsed: answers whose first word is no label." in table
+    assert "seconds" not in table
 
 
 def test_bad_flags(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

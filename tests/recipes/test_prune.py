@@ -77,7 +77,8 @@ def test_the_folder(prune: Prune, trained: Trained, chat_model: Path, tmp_path: 
     whole = [f"{V1}:{k}" for k in range(8)]
     ended = prune(adapter, out, "--units", f"{Q0}:1", "0.self_attn.q_proj:7", f"{Q0}:1", *whole)
     assert (ended.status, ended.err) == (0, [])
-    assert ended.out == f"10 of 32 units were taken out; 3 of 4 modules are left. Wrote {out}."
+    summary = f"10 of 32 units were taken out; 3 of 4 modules are left. Wrote {out}."
+    assert ended.out == f"{summary} Next: monolora keep-report {out}"
     record = _record(out)
     assert record["source"] == {"folder": str(adapter), "fingerprint": fingerprint_files(adapter)}
     assert record["taken_out"] == [f"{Q0}:1", f"{Q0}:7", *whole]

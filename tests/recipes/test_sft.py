@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,8 @@ Run = Callable[..., Any]
 def test_run_leaves_what_it_says(run_sft: Run) -> None:
     outcome = run_sft("--save-steps", "2", "--report-to", "tensorboard")
     assert outcome.status == 0
-    assert outcome.err == []
+    assert {line.split(" ")[0] for line in outcome.err} == {"step", "4"}  # no warnings
+    assert outcome.out.rstrip().endswith(f"Next: monolora keep-report {outcome.folder}")
     assert "accuracy" in outcome.out
     files = {path.name for path in outcome.folder.iterdir()}
     assert files >= {"README.md", "adapter_config.json", "adapter_model.safetensors", "run.json", "training.png"}
@@ -43,12 +46,16 @@ class _Full(io.StringIO):
         raise OSError(28, "No space left on device")
 
 
-def test_a_stdout_that_takes_nothing_loses_nothing(run_sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the trainer's log lines nor the table of results may cost the model."""
-    monkeypatch.setattr(sys, "stdout", _Full())
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_terminal_that_takes_nothing_loses_nothing(
+    run_sft: Run, monkeypatch: pytest.MonkeyPatch, stream: str
+) -> None:
+    """Neither the lines of progress nor the table of results may cost the model."""
+    monkeypatch.setattr(sys, stream, _Full())
     outcome = run_sft("--skip-eval", "--max-steps", "2")
-    assert outcome.status == 1
-    assert "OSError: [Errno 28] No space left on device" in outcome.err[-1]
+    if stream == "stdout":
+        assert outcome.status == 1
+        assert "OSError: [Errno 28] No space left on device" in outcome.err[-1]
     assert outcome.record["status"] == "done"
     assert (outcome.folder / "adapter_model.safetensors").is_file()
 
@@ -57,7 +64,8 @@ def test_a_stdout_that_takes_nothing_loses_nothing(run_sft: Run, monkeypatch: py
 def test_names_that_look_like_markup(run_sft: Run, write_rows: Callable[..., str], name: str) -> None:
     rows = write_rows([{"instruction": "a", "output": "b"}] * 30, f"{name.replace('/', ':')}.jsonl")
     outcome = run_sft("--dataset", rows, "--skip-eval", "--max-steps", "1", name=name)
-    assert (outcome.status, outcome.err) == (0, [])
+    assert outcome.status == 0
+    assert [line.split(" ")[0] for line in outcome.err] == ["step", "1"]
     assert "\x1b" not in outcome.out
     assert "Saved to " in outcome.out
 
@@ -125,6 +133,29 @@ def test_saved_adapter_gives_the_recorded_scores(
     base = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
     inference = sft.Inference(model=base, tokenizer=chat_tokenizer, batch_size=3)
     assert score(inference, Classification(demo.LABELS), rows, 5) == outcome.record["results"]["before"]
+
+
+@pytest.mark.parametrize("adapter", ["monolora", "lora", "none"])
+def test_the_cards_code_runs_as_it_stands(
+    run_sft: Run, chat_model: Path, empty_mirror: Path, capsys: pytest.CaptureFixture[str], adapter: str
+) -> None:
+    """The base is named by its id, of a mirror here; nothing names a folder of this machine but the run's own."""
+    (empty_mirror / "org").mkdir()
+    (empty_mirror / "org" / "base").symlink_to(chat_model)
+    outcome = run_sft("--adapter", adapter, "--skip-eval", model=Path("org/base"))
+    assert outcome.status == 0, outcome.err
+    if adapter != "none":
+        named = json.loads((outcome.folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        assert named == "org/base"
+    (code,) = re.findall(r"```python\n(.*?)```", (outcome.folder / "README.md").read_text(), re.S)
+    names: dict[str, Any] = {}
+    capsys.readouterr()
+    exec(code, names)
+    model, tokenizer = names["model"], names["tokenizer"]
+    if adapter != "none":
+        assert model.peft_config["default"].base_model_name_or_path == "org/base"
+    expected = model.generate(**names["prompt"], max_new_tokens=64)[0][names["prompt"].input_ids.shape[1] :]
+    assert capsys.readouterr().out == tokenizer.decode(expected, skip_special_tokens=True) + "\n"
 
 
 def test_validation_chooses_between_runs(

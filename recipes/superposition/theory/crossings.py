@@ -277,7 +277,8 @@ class Verdict(NamedTuple):
     """Who leads as the noise grows, for an open interval of sparsities.
 
     Attributes:
-        low, high: of S; algebraic numbers.
+        low: lower end of the interval of S; an algebraic number.
+        high: its upper end; likewise.
         leaders: as in Crossover.
     """
 

@@ -118,8 +118,10 @@ class Moments(NamedTuple):
     """Conditional moments of a representation h, given the label: under label noise, the noisy one.
 
     Attributes:
-        mu1, mu0: means of h where the label is 1, and where it is 0.
-        v1, v0: variances.
+        mu1: mean of h where the label is 1.
+        mu0: mean of h where the label is 0.
+        v1: variance of h where the label is 1.
+        v0: variance of h where the label is 0.
     """
 
     mu1: Number

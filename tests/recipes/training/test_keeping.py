@@ -43,7 +43,9 @@ def test_silence_on_embedded_anchors(run_sft: Run) -> None:
     assert 0 < keeping["keepers"]["silence"]["anchor_tokens"] < 20_000
     assert list(keeping["sets"]) == ["held-out anchors"]
     assert outcome.record["fingerprints"]["anchors"]
-    assert all("keep_silence" in entry for entry in outcome.record["history"] if "loss" in entry)
+    logged = [entry for entry in outcome.record["history"] if "loss" in entry]
+    assert all("keep_silence" in entry and 0 <= entry["keep_silent"] <= 1 for entry in logged)
+    assert any(f"anchors silent {logged[-1]['keep_silent']:.1%}" in line for line in outcome.err)
     assert "tokens with all units silent" in outcome.out
     card = (outcome.folder / "README.md").read_text()
     assert f"Kept of the base, by `silence:{Silence.default_weight}`" in card

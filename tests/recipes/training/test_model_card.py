@@ -17,7 +17,8 @@ from monolora.terminal import Terminal
 def _record(adapter: str = "monolora", **results: Any) -> dict[str, Any]:
     scores = {"n": 4, "accuracy": 0.25, "unparsed": 3, "likelihood_accuracy": 0.5}
     return {
-        "config": {"adapter": adapter, "model": "org/model", "dataset": "demo", "seed": 42, "activation": "relu"},
+        "config": {"adapter": adapter, "model": "org/model", "dataset": "demo", "seed": 42, "activation": "relu"}
+        | {"output_dir": "runs/a"},
         "results": {
             "before": scores,
             "after": scores | {"accuracy": 0.75, "unparsed": 0},
@@ -91,7 +92,7 @@ def test_model_card(adapter: str, loads_with: str) -> None:
     assert "12,345" in text
     assert "Seed: 42" in text
     assert f"{loads_with}ForCausalLM" in text
-    assert ("import monolora" in text) == (adapter == "monolora")
+    assert ("import monolora" in text) == (adapter != "none")
     assert ("45.7% zeros" in text) == (adapter == "monolora")
 
 
