@@ -139,7 +139,7 @@
     const start = (page - 1) * PAGE_SIZE;
     const rows = found.slice(start, start + PAGE_SIZE);
     byId("entries").replaceChildren(...rows.map(entry));
-    const range = rows.length ? `${start + 1}–${start + rows.length} of ${found.length}` : "No prompt fits these filters.";
+    const range = rows.length ? `${start + 1}–${start + rows.length} of ${found.length}` : "No prompt matches these filters.";
     for (const output of document.querySelectorAll(".pager output")) output.textContent = range;
     for (const button of document.querySelectorAll("[data-turn]")) {
       const to = page + Number(button.dataset.turn);

@@ -234,7 +234,7 @@ def _of_dataset(
 
 def _verdict_lines(decided: Sequence[Verdict]) -> list[str]:
     if not decided:
-        return ["None is asked here."]
+        return ["There are none in this study."]
     count = counted(decided)
     lines = [f"{len(decided)} in all. Hold here: {count['holds']}. Do not hold: {count['does not hold']}. "
              f"Cannot be told at this size: {count['cannot be told']}.", ""]  # fmt: skip

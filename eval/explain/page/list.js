@@ -8,7 +8,7 @@ function showStatus() {
   const more = columns.length - shown.length;
   byId("more").textContent = more ? `${WHOLE.format(more)} more column${more > 1 ? "s" : ""} in a wider window; a unit’s page has them all` : "";
   byId("nothing").hidden = length > 0;
-  byId("nothing").textContent = isReading() ? "Reading the texts …" : "No unit fits these filters.";
+  byId("nothing").textContent = isReading() ? "Reading the texts …" : "No unit matches these filters.";
   box.querySelector("table").setAttribute("aria-rowcount", String(length + 1));
 }
 

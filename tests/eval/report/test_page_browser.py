@@ -127,7 +127,7 @@ def test_the_address_filters_the_list(told: Told, usual: Any, fragment: str, sta
     if expected:
         assert said == f"{start + 1}–{start + len(found)} of {len(expected)}"
     else:
-        assert said == "No prompt fits these filters."
+        assert said == "No prompt matches these filters."
 
 
 def test_the_form_filters_and_is_kept_in_the_address(told: Told, usual: Any) -> None:
