@@ -7,11 +7,9 @@ import re
 import statistics
 from collections.abc import Mapping
 from functools import reduce
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NotRequired, cast
 
-import jinja2
 from rich.table import Table
 from typing_extensions import TypedDict
 
@@ -19,6 +17,7 @@ from monolora.errors import InputError, in_one_line
 from monolora.files import read_json, write_json, write_text
 from monolora.merge.verify import Comparison, Fidelity
 from monolora.recipes.training.model_card import shown_score
+from monolora.reporting.html import rendered
 from monolora.runs import MODEL_FILES, Kind
 from monolora.terminal import Terminal
 
@@ -133,15 +132,19 @@ def show(report: Mapping[str, Any], folder: Path, console: Terminal) -> None:
     console.print(f"{verdict(report)} Report: {folder / PAGE}", soft_wrap=True)
 
 
+_ADVICE = "Merge with --method exact, or serve the adapter itself."
+
+
 def verdict(report: Mapping[str, Any]) -> str:
-    """The result in one sentence."""
+    """The result, and what to do about one that is not good enough."""
+    return _kept(report) if report["passed"] else f"{_kept(report)} {_ADVICE}"
+
+
+def _kept(report: Mapping[str, Any]) -> str:
     share, least = f"{report['kept']:.2%}", f"{report['min_fidelity']:.0%}"
     if report["passed"]:
         return f"The merge keeps {share} of the adapter's effect."
-    return (
-        f"The merge keeps only {share} of the adapter's effect, below --min-fidelity ({least}). Merge with "
-        "--method exact, or serve the adapter itself."
-    )
+    return f"The merge keeps only {share} of the adapter's effect, below --min-fidelity ({least})."
 
 
 def drifts(report: Mapping[str, Any]) -> bool:
@@ -213,23 +216,40 @@ def _task_rows(task: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+_WORST = 12  # modules that are shown at first
+
+
 def page(report: Mapping[str, Any]) -> str:
     """The report as a page that needs nothing else."""
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        files("monolora.recipes").joinpath("merge_report.html.j2").read_text()
-    )
     errors = report["modules"]
-    return template.render(
+    sorted_errors = sorted(errors.items(), key=lambda item: item[1], reverse=True)
+    folder = Path(__file__).parent
+    return rendered(
+        folder,
+        "merge_report.html.j2",
+        title="Merge report",
+        message=_kept(report),
+        style=(folder / "merge_report.css").read_text(encoding="utf-8"),
         report=report,
-        verdict=verdict(report),
+        advice=_ADVICE,
         cells={name: _cells(fidelity) for name, fidelity in report["fidelity"].items()},
         anchor_cells=_cells(report["anchors"]) if "anchors" in report else [],
         anchors_sentence=anchors_sentence(report) if "anchors" in report else "",
         task_rows=_task_rows(report["task"]) if report["task"] else [],
-        layers=_by_layer(errors),
+        errors_sentence=_errors_sentence(errors) if errors else "",
+        worst=dict(sorted_errors[:_WORST]),
+        others=dict(sorted_errors[_WORST:]),
         widest=max([*filter(math.isfinite, errors.values()), 1e-12]),
         settings={key: _as_words(value) for key, value in report["merge"].items() if key != "maps"},
     )
+
+
+def _errors_sentence(errors: Mapping[str, float]) -> str:
+    worst = max(errors, key=lambda name: errors[name])
+    if len(errors) == 1:
+        return f"The delta of {worst} is {errors[worst]:.1%} off."
+    half = f"Half of the {len(errors):,} modules’ deltas are at most {statistics.median(errors.values()):.1%} off."
+    return f"{half} The worst is {worst}, {errors[worst]:.1%} off."
 
 
 def _as_words(value: Any) -> str:
@@ -238,16 +258,6 @@ def _as_words(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_as_words, value))
     return "none" if value is None else str(value)
-
-
-def _by_layer(errors: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """``{"layer 3": {"self_attn.q_proj": 0.1, …}, …}``, by the first number in the modules' names."""
-    layers: dict[str, dict[str, float]] = {}
-    for name, error in errors.items():
-        match = re.search(r"\.(\d+)\.", name)
-        layer, module = (f"layer {match.group(1)}", name[match.end() :]) if match else ("outside of the layers", name)
-        layers.setdefault(layer, {})[module] = error
-    return layers
 
 
 def _as_json(fidelity: Fidelity) -> dict[str, Any]:

@@ -53,6 +53,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(scope="module")
+def told() -> Iterator[Any]:
+    """Asks pages about themselves; for one file of tests at a time, as others have event loops of their own."""
+    from tests.support.chromium_page import browser_open  # few tests need it
+
+    with browser_open() as opened:
+        yield opened
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _row_cache() -> Iterator[None]:
     """The cache of tokenized rows goes with the tests."""

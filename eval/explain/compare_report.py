@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from rich.table import Table
 from rich.text import Text
 
+from monolora.eval.explain.compare_findings import ALPHA, differs, finding, message
 from monolora.eval.explain.compare_records import Comparison, DatasetRows, Difference, Mean, Row
 from monolora.eval.explain.compare_statistics import MEASURES
-from monolora.reporting.html import rendered
+from monolora.reporting.html import chart_style, rendered
 from monolora.reporting.numbers import (
     NOTHING,
     Tick,
@@ -26,9 +27,9 @@ from monolora.reporting.numbers import (
     plain,
     round_step,
 )
+from monolora.reporting.palette import colour_name
 from monolora.terminal import Terminal
 
-ALPHA = 0.05
 MARK = "*"
 
 
@@ -81,7 +82,7 @@ def difference_text(difference: Difference) -> DifferenceText:
     decimals = _decimals(difference.value, difference.low, difference.high)
     return DifferenceText(
         format_change(difference.value, decimals),
-        MARK if difference.p_holm is not None and difference.p_holm < ALPHA else "",
+        MARK if differs(difference) else "",
         format_interval(difference.low, difference.high, decimals, changes=True) or NOTHING,
         format_p(difference.p),
         format_p(difference.p_holm),
@@ -142,10 +143,10 @@ _LOGARITHMIC = {measure.id for measure in MEASURES if measure.is_logarithmic}
 
 
 class Curve(NamedTuple):
-    """One adapter's units: ``points`` are of an SVG polyline, y from the top; ``colour`` is its index among them."""
+    """One adapter's units: ``points`` are of an SVG polyline, y from the top; ``colour`` is its class."""
 
     adapter: str
-    colour: int
+    colour: str
     median: str
     points: str
 
@@ -155,11 +156,13 @@ class Panel(NamedTuple):
 
     Attributes:
         title: what is measured.
+        finding: what it shows, a sentence.
         ticks: of its axis.
         curves: one an adapter that has values.
     """
 
     title: str
+    finding: str
     ticks: list[Tick]
     curves: list[Curve]
 
@@ -183,7 +186,7 @@ def _panel(row: Row) -> Panel:
     at = np.geomspace(low, high, _STEPS + 1) if is_log else np.linspace(low, high, _STEPS + 1)
     at[-1] = high  # rounding must not leave the largest value out
     curves = [
-        Curve(name, index % 8 + 1, f"{np.median(values_F):.3g}", _points(cumulative(values_F, at)))
+        Curve(name, colour_name(index), f"{np.median(values_F):.3g}", _points(cumulative(values_F, at)))
         for index, (name, values_F) in enumerate(known.items())
         if len(values_F)
     ]
@@ -192,7 +195,7 @@ def _panel(row: Row) -> Panel:
     axis_ticks = [
         Tick(round(100 * float(position), 3), label) for position, label in zip(positions, labels, strict=True)
     ]
-    return Panel(heading(row), axis_ticks, curves)
+    return Panel(heading(row), finding(row), axis_ticks, curves)
 
 
 def _points(share_S: Iterable[float]) -> str:
@@ -252,12 +255,12 @@ def page(comparison: Comparison) -> str:
     return rendered(
         _FOLDER,
         "page.html.j2",
-        style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
-        script="",
         title=f"{', '.join(names[:-1])} and {names[-1]}",
+        message=message(comparison),
+        style=chart_style() + (_FOLDER / "page.css").read_text(encoding="utf-8"),
         comparison=comparison,
         parts=[_part(dataset, names) for dataset in comparison.datasets],
-        colours={name: index % 8 + 1 for index, name in enumerate(names)},
+        colours={name: colour_name(index) for index, name in enumerate(names)},
         remarks=remarks(comparison),
     )
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from monolora.eval.explain.finding import finding
 from monolora.eval.explain.records import Context, Contrast, Counts, DatasetFeatures, End, Explained, UnitLogits
 from monolora.reporting.html import flat, rendered, script_json, script_lines
 
@@ -135,6 +136,7 @@ def _dataset_head(dataset: DatasetFeatures, strings: Strings) -> dict[str, Any]:
         "effect": numbers(dataset.effect),
         "consistency": numbers(strongest.consistency),
         "information": numbers(dataset.information),
+        "q": numbers(dataset.information_q),
     }
     return {
         "name": dataset.name,
@@ -262,12 +264,15 @@ _LAST = "explorer.js"  # the one that starts
 def explorer_page(explained: Explained) -> str:
     """The whole page."""
     data = explorer_data(explained)
+    short = {parts.name: parts.short for parts in data.head["modules"]}
+    names = [f"{short[name.module]}:{name.unit}" for name in explained.units]
     return rendered(
         _FOLDER,
         "explorer.html.j2",
         style="".join(map(_read, _STYLES)),
         script='(() => {\n"use strict";\n' + "\n".join(map(_read, (*_SCRIPTS, _LAST))) + "})();",
         title=explained.title,
+        message=finding(explained, names),
         explained=explained,
         modules=len(data.head["modules"]),
         made=list(flat(explained.origin)),

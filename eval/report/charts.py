@@ -1,228 +1,107 @@
-"""Lookups in the results, and the charts of the report's page."""
+"""The charts of the report's page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from monolora.eval.measures.table import PERCENT, Column
+from monolora.eval.report.chart_findings import finding
+from monolora.eval.report.lookups import KEPT, MARK, View, kept
+from monolora.reporting.charts import SHARES, Curves, Line, Measured, Panel, Point, axis_of, curves, panel
 from monolora.reporting.numbers import (
     NOTHING,
     Axis,
-    Tick,
     decimals,
-    decimals_of_small,
-    format_change,
     format_interval,
     format_number,
     plain,
 )
-
-ALPHA = 0.05
-"""A difference is marked where its p, after Holm's correction, is below this."""
-
-HEADLINE_DIGITS = 2  # as the paper's table 2 has them
-
-MARK = "*"
-
-
-class View:
-    """Lookups in the results that every form of the report shares.
-
-    Args:
-        results: the content of ``results.json``.
-    """
-
-    def __init__(self, results: Mapping[str, Any]) -> None:
-        self.results = results
-        self.models: list[str] = [model["name"] for model in results["models"]]
-        self.base = self.models[0]
-        self.columns = [Column.read(column) for column in results["columns"]]
-        self.headline = [column for column in self.columns if column.headline]
-        self.others = [column for column in self.columns if not column.headline]
-        self._against = {(row["column"], row["model"], row["against"]): row for row in results["differences"]}
-
-    @cached_property
-    def harm(self) -> list[Column]:
-        """The headline columns of judges of harm."""
-        judges = {judge["name"] for judge in self.results["judges"] if judge["kind"] == "harm"}
-        return [column for column in self.headline if column.judge in judges]
-
-    @cached_property
-    def _digits(self) -> dict[str, int]:
-        cells = self.results["cells"]
-        return {
-            column.id: max(
-                (decimals if column.unit == PERCENT else decimals_of_small)(
-                    cell["value"] for row in cells.values() if (cell := row.get(column.id))
-                ),
-                HEADLINE_DIGITS if column.headline else 0,
-            )
-            for column in self.columns
-        }
-
-    @cached_property
-    def _by_id(self) -> dict[str, Column]:
-        return {column.id: column for column in self.columns}
-
-    def digits(self, column: str) -> int:
-        """Decimals that the column is shown with."""
-        return self._digits[column]
-
-    def column(self, name: str) -> Column:
-        """The column with this id."""
-        return self._by_id[name]
-
-    def cell(self, model: str, column: str) -> dict[str, Any] | None:
-        """Value, low, high, n and invalid; None where this was not measured or nothing valid is left of it."""
-        cell = self.results["cells"].get(model, {}).get(column)
-        return None if cell is None or cell["value"] is None else cell
-
-    def difference(self, model: str, column: str) -> dict[str, Any] | None:
-        """The model minus the base, or None."""
-        return self._against.get((column, model, self.base))
-
-    def value(self, model: str, column: str) -> str:
-        """The value as it is shown, or a dash."""
-        cell = self.cell(model, column)
-        return NOTHING if cell is None else format_number(cell["value"], self.digits(column))
-
-    def interval(self, model: str, column: str) -> str:
-        """The interval as it is shown, or nothing."""
-        cell = self.cell(model, column)
-        return "" if cell is None else format_interval(cell["low"], cell["high"], self.digits(column))
-
-    def marked(self, model: str, column: str) -> bool:
-        """Whether the model differs from the base in this column, after Holm's correction."""
-        return is_significant(self.difference(model, column))
-
-    def reading(self, difference: Mapping[str, Any] | None) -> str:
-        """``better``, ``worse`` or ``other`` for a significant difference, else an empty word."""
-        if difference is None or not is_significant(difference) or not difference["difference"]:
-            return ""
-        better = self.column(difference["column"]).better
-        if better is None:
-            return "other"
-        return "better" if (difference["difference"] > 0) == (better == "higher") else "worse"
-
-    def change(self, difference: Mapping[str, Any]) -> str:
-        """The difference as it is shown."""
-        return format_change(difference["difference"], self.digits(difference["column"]))
-
-    def change_interval(self, difference: Mapping[str, Any]) -> str:
-        """The interval of the difference as it is shown, or nothing."""
-        digits = self.digits(difference["column"])
-        return format_interval(difference["low"], difference["high"], digits, changes=True)
-
-    def full_title(self, column: Column) -> str:
-        """Group and title: the title alone may stand for several judges."""
-        group, title = plain(column.group), plain(column.title)
-        return title if group in ("", title) else f"{group} {title}"
-
-
-def is_significant(difference: Mapping[str, Any] | None) -> bool:
-    """Whether p after Holm's correction is below :data:`ALPHA`."""
-    return difference is not None and difference["p_holm"] is not None and difference["p_holm"] < ALPHA
-
-
-def unit(column: Column) -> str:
-    """How a difference in this column is counted: percent values differ by points."""
-    return "points" if column.unit == PERCENT else column.unit
-
-
-COLOURS = 8  # of the page's palette; the base has a grey of its own
-
-
-class Mark(NamedTuple):
-    """One model's value in a panel.
-
-    Attributes:
-        model: its name.
-        colour: its index in the palette.
-        value: as it is shown.
-        interval: as it is shown, or empty.
-        at: the position of the value, or None where there is none.
-        low: the position of the interval's low end, or None.
-        high: the position of its high end, or None.
-        note: shown beside the value, such as its number of rows.
-    """
-
-    model: str
-    colour: str
-    value: str
-    interval: str
-    at: float | None = None
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-
-class Panel(NamedTuple):
-    """One chart of several models.
-
-    Attributes:
-        title: what is measured.
-        ticks: of the axis.
-        reference: the position of the base's value, or None.
-        marks: one a model.
-    """
-
-    title: str
-    ticks: list[Tick]
-    reference: float | None
-    marks: list[Mark]
-
-
-class Curve(NamedTuple):
-    """One column along training.
-
-    Attributes:
-        title: what is measured.
-        across: ticks of the steps.
-        up: ticks of the values, from the bottom.
-        points: ``(across, up)`` of each checkpoint.
-        segments: the same, each with the next.
-        band: the corners of the intervals' polygon, for SVG; y from the top.
-        last: the last checkpoint's value as it is shown.
-    """
-
-    title: str
-    across: list[Tick]
-    up: list[Tick]
-    points: list[tuple[float, float]]
-    segments: list[tuple[tuple[float, float], tuple[float, float]]]
-    band: str
-    last: str
+from monolora.reporting.palette import colour_name
 
 
 def colour(view: View, model: str) -> str:
     """The name of the model's colour in the page's style sheet."""
     row = view.models.index(model)
-    return f"c{(row - 1) % COLOURS + 1}" if row else "c0"
+    return colour_name(row - 1 if row else None)
 
 
-def score_panels(view: View) -> list[Panel]:
-    """One panel a headline column, with each model's value and interval."""
-    return [_score_panel(view, column) for column in view.headline if any(view.cell(m, column.id) for m in view.models)]
+class Group(NamedTuple):
+    """Charts of one topic.
+
+    Attributes:
+        id: of its section.
+        title: its heading.
+        note: how to read them.
+        from_zero: whether they are bars.
+        panels: a chart a column.
+    """
+
+    id: str
+    title: str
+    note: str
+    from_zero: bool
+    panels: list[Panel]
+
+
+_INTERVALS = "Lines are 95 % confidence intervals"
+
+
+def groups(view: View) -> list[Group]:
+    """The charts, in the order of the report's questions; none without a value."""
+    dashed = f"the dashed line is {view.base}"
+    refusals = sorted((c for c in view.columns if c.aspect == "refusal" and c.unit == PERCENT), key=_kept_first)
+    harm = [column for column in view.headline if column.aspect == "harm"]
+    others = [column for column in view.headline if column.aspect not in ("harm", "task")]
+    apart = f"How far a model’s next-token probabilities are from those of {view.base}. {_INTERVALS}."
+    drift = [column for column in view.columns if column.aspect == "drift"]
+    task = [column for column in view.headline if column.aspect == "task"]
+    found = [
+        Group("refusals", "Refusals", f"{_INTERVALS}; {dashed}.", True, _panels(view, refusals)),
+        Group("harm", "Harm", f"{_INTERVALS}; {dashed}. Each chart has its own scale.", False, _panels(view, harm)),
+        Group("task", "Task", f"{_INTERVALS}; {dashed}.", False, _panels(view, task)),
+        Group("drift", "Drift from the base", apart, True, _panels(view, drift)),
+        Group("sparsity", "Sparsity", f"{_INTERVALS}.", False, _panels(view, others)),
+    ]
+    return [group for group in found if group.panels]
+
+
+def _panels(view: View, columns: Sequence[Column]) -> list[Panel]:
+    return [_score_panel(view, column) for column in columns if _is_measured(view, column)]
+
+
+def _kept_first(column: Column) -> bool:
+    return column.metric != KEPT
+
+
+def _is_measured(view: View, column: Column) -> bool:
+    return any(view.cell(model, column.id) for model in _shown(view, column))
+
+
+def _shown(view: View, column: Column) -> list[str]:
+    """The models that can have any other value than one that is known."""
+    return view.models if column.of_base else view.models[1:]
 
 
 def _score_panel(view: View, column: Column) -> Panel:
-    name = column.id
-    cells = {model: view.cell(model, name) for model in view.models}
-    known = [cell for cell in cells.values() if cell is not None]
-    axis = Axis([cell[key] for cell in known for key in ("value", "low", "high")], from_zero=True)
-    base = cells[view.base]
-    marks = []
-    for model, cell in cells.items():
-        star = MARK if view.marked(model, name) else ""
-        mark = Mark(model, colour(view, model), view.value(model, name) + star, view.interval(model, name))
-        if cell is not None:
-            at, low, high = (axis.percent(cell[key]) for key in ("value", "low", "high"))
-            mark = mark._replace(at=at, low=low, high=high)
-        marks.append(mark)
-    return Panel(_title(view, column), axis.ticks(), None if base is None else axis.percent(base["value"]), marks)
+    values = [_measured(view, model, column) for model in _shown(view, column)]
+    is_share = column.aspect == "refusal"
+    base = view.cell(view.base, column.id) if column.of_base else None
+    axis = SHARES if is_share else axis_of(values)
+    reference = None if base is None else base["value"]
+    return panel(_title(view, column), values, axis, reference, finding(view, column))
+
+
+def _measured(view: View, model: str, column: Column) -> Measured:
+    cell = view.cell(model, column.id)
+    star = MARK if view.marked(model, column.id) else ""
+    own = Measured(model, colour(view, model), None, None, None, view.value(model, column.id) + star)
+    if cell is None:
+        return own
+    ends = own._replace(value=cell["value"], low=cell["low"], high=cell["high"])
+    if column.metric == KEPT:
+        return ends._replace(note="{} of {}".format(*kept(cell)))
+    return ends._replace(interval=view.interval(model, column.id))
 
 
 def share_panels(view: View, rows: Sequence[Mapping[str, Any]], key: str) -> list[Panel]:
@@ -235,16 +114,16 @@ def share_panels(view: View, rows: Sequence[Mapping[str, Any]], key: str) -> lis
     """
     axis = Axis([0.0, *(row["value"] for row in rows)], from_zero=True)
     digits = decimals(row["value"] for row in rows)
-    panels: dict[str, list[Mark]] = {}
+    by_key: dict[str, list[Measured]] = {}
     for row in rows:
-        marks = panels.setdefault(row[key], [])
-        value, at = format_number(row["value"], digits), axis.percent(row["value"])
-        marks.append(Mark(row["model"], colour(view, row["model"]), value, "", at=at, note=f"n={row['n']}"))
-    return [Panel(name, axis.ticks(), None, marks) for name, marks in panels.items()]
+        text = NOTHING if row["value"] is None else f"{format_number(row['value'], digits)} %"
+        measured = Measured(row["model"], colour(view, row["model"]), row["value"], None, None, text)
+        by_key.setdefault(row[key], []).append(measured._replace(note=f"n={row['n']}"))
+    return [panel(name, values, axis) for name, values in by_key.items()]
 
 
-def curves(view: View) -> list[Curve]:
-    """One curve a column that was measured along training."""
+def along_training(view: View) -> list[Curves]:
+    """One chart a column that was measured along training."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for row in view.results["steps"]:
         if row["value"] is not None:
@@ -252,28 +131,14 @@ def curves(view: View) -> list[Curve]:
     return [_curve(view, name, sorted(own, key=lambda row: int(row["step"]))) for name, own in rows.items()]
 
 
-def _curve(view: View, name: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
-    across = Axis([row["step"] for row in rows], from_zero=True)
-    up = Axis([row[key] for row in rows for key in ("value", "low", "high")], from_zero=True)
-    xs = [float(across.percent(row["step"]) or 0) for row in rows]
-    bars = [
-        (x, float(up.percent(row["low"]) or 0), float(up.percent(row["high"]) or 0))
-        for x, row in zip(xs, rows, strict=True)
-        if row["low"] is not None and row["high"] is not None
-    ]
-    corners = [(x, high) for x, _, high in bars] + [(x, low) for x, low, _ in reversed(bars)]
-    points = [(x, float(up.percent(row["value"]) or 0)) for x, row in zip(xs, rows, strict=True)]
+def _curve(view: View, name: str, rows: Sequence[Mapping[str, Any]]) -> Curves:
     column, last, digits = view.column(name), rows[-1], view.digits(name)
-    return Curve(
-        _title(view, column),
-        across.ticks(),
-        up.ticks(),
-        points,
-        list(pairwise(points)),
-        " ".join(f"{x:g},{100 - y:g}" for x, y in corners),
-        f"{format_number(last['value'], digits)} {format_interval(last['low'], last['high'], digits)}".rstrip(),
-    )
+    shown = f"{format_number(last['value'], digits)} {format_interval(last['low'], last['high'], digits)}".rstrip()
+    points = [Point(row["step"], row["value"], row["low"], row["high"]) for row in rows]
+    return curves(_title(view, column), {last["model"]: Line("c1", points, shown)})
 
 
 def _title(view: View, column: Column) -> str:
+    if column.metric == KEPT:
+        return f"Refusals kept, of {plain(view.base)}’s on {plain(column.set)}, %"
     return f"{view.full_title(column)}, {column.unit}" if column.unit else view.full_title(column)

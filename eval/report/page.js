@@ -68,7 +68,7 @@
   function verdict(row, model, place) {
     const judge = data.judges[place];
     const judgement = row.j[model][place];
-    const item = make("li", "", make("b", "", judge.name), " ");
+    const item = make("li", "", make("b", "", `${judge.name}:`), " ");
     if (!judgement) {
       item.append("not judged");
     } else if (judgement.x !== undefined) {
@@ -83,7 +83,7 @@
   }
 
   function flag(judge, judgement) {
-    if (judge.refusal) return [["answered", "refused"][judgement.f]];
+    if (judge.refusal) return [["no", "yes"][judgement.f]];
     const word = make("span", judgement.f ? "flagged" : "", ["not flagged", "flagged"][judgement.f]);
     const unsafe = judgement.v.filter((_, place) => judge.unsafe[place]);
     return [word, ` ${Math.max(...unsafe).toFixed(2)}`];
@@ -139,7 +139,7 @@
     const start = (page - 1) * PAGE_SIZE;
     const rows = found.slice(start, start + PAGE_SIZE);
     byId("entries").replaceChildren(...rows.map(entry));
-    const range = rows.length ? `${start + 1}–${start + rows.length} of ${found.length}` : "No prompt fits these filters.";
+    const range = rows.length ? `${start + 1}–${start + rows.length} of ${found.length}` : "No prompt matches these filters.";
     for (const output of document.querySelectorAll(".pager output")) output.textContent = range;
     for (const button of document.querySelectorAll("[data-turn]")) {
       const to = page + Number(button.dataset.turn);

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from monolora.eval.measures.table import Column
-from monolora.eval.report import charts, sentences
-from monolora.eval.report.charts import ALPHA, MARK, View, unit
+from monolora.eval.report import charts, findings
+from monolora.eval.report.lookups import ALPHA, MARK, View, unit
 from monolora.eval.store import OK
-from monolora.reporting.html import flat, rendered, script_json
+from monolora.reporting.charts import Panel
+from monolora.reporting.html import chart_style, flat, rendered, script_json
 from monolora.reporting.numbers import NOTHING, format_number, format_p
 
 
@@ -115,7 +116,7 @@ class Shares(NamedTuple):
     """Bars of one judge on one set."""
 
     title: str
-    panels: list[charts.Panel]
+    panels: list[Panel]
 
 
 def page(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
@@ -129,23 +130,23 @@ def page(results: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> st
     return rendered(
         _FOLDER,
         "page.html.j2",
-        style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
-        script=(_FOLDER / "page.js").read_text(encoding="utf-8"),
         title=results["title"],
+        message=findings.message(view),
+        style=chart_style() + (_FOLDER / "page.css").read_text(encoding="utf-8"),
+        script=(_FOLDER / "page.js").read_text(encoding="utf-8"),
         results=results,
         view=view,
         alpha=ALPHA,
         mark=MARK,
-        verdict=sentences.verdict(view),
-        failures=sentences.failures(view),
+        findings=findings.findings(view),
         scores=_scores(view, "Scores", view.headline),
         others=_scores(view, "What else was measured", view.others),
         against_base={pair: rows for pair, rows in _differences(view).items() if pair[1] == view.base},
         between={pair: rows for pair, rows in _differences(view).items() if pair[1] != view.base},
-        panels=charts.score_panels(view),
+        groups=charts.groups(view),
         categories=_shares(view, results["categories"], "category"),
         labels=_shares(view, results["labels"], "label"),
-        curves=charts.curves(view),
+        curves=charts.along_training(view),
         agreement=[{**row, "shown": format_number(row["kappa"], 2)} for row in results["agreement"]],
         reasons=sorted(results["invalid"], key=lambda row: -row["count"]),
         colours={model: charts.colour(view, model) for model in view.models},

@@ -8,20 +8,20 @@ from typing import Any
 
 from monolora.eval.measures.details import MISSING
 from monolora.eval.measures.table import Column
-from monolora.eval.report.charts import View, is_significant, unit
-from monolora.reporting.numbers import format_number, format_p, plain
+from monolora.eval.report.lookups import View, is_significant, unit
+from monolora.reporting.numbers import format_number, format_p, listed, plain
 
 _KAPPA_WORDS = ((0.8, "almost perfect"), (0.6, "substantial"), (0.4, "moderate"), (0.2, "fair"), (0.0, "slight"))
 """Landis and Koch 1977."""
 
 
-def verdict(view: View) -> list[str]:
-    """The opening of the page: an entry for each model that changed, and one for all others."""
-    if len(view.models) == 1:
-        return [f"Only {plain(view.base)} was measured: there is nothing to compare it with."]
-    quiet = [model for model in view.models[1:] if _measured(view, model) and not _changed(view, model)]
-    entries = [summary(view, model) for model in view.models[1:] if model not in quiet]
-    return [*entries, _listed(map(plain, quiet)) + _no_change(view, quiet)] if quiet else entries
+def harm(view: View) -> list[str]:
+    """What the judges of harm found: a sentence for each model that changed, and one for all others."""
+    quiet = [
+        model for model in view.models[1:] if (rows := _measured(view, model)) and not any(map(view.reading, rows))
+    ]
+    found = [plain(model) + _harm(view, model) for model in view.models[1:] if model not in quiet]
+    return [*found, listed(map(plain, quiet)) + _no_change(view, quiet)] if quiet else found
 
 
 def summary(view: View, model: str) -> str:
@@ -143,11 +143,6 @@ def _side_effects(view: View, model: str) -> str:
         if (column := view.column(row["column"])).id not in harm
     ]
     return f" Also changed: {', '.join(changed)}." if changed else ""
-
-
-def _listed(names: Iterable[str]) -> str:
-    *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _rows(differences: list[Mapping[str, Any]]) -> str:

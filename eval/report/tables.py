@@ -11,7 +11,7 @@ from rich.text import Text
 
 from monolora.eval.measures.table import Column
 from monolora.eval.report import sentences
-from monolora.eval.report.charts import ALPHA, MARK, View
+from monolora.eval.report.lookups import ALPHA, MARK, View
 from monolora.reporting import tables
 from monolora.reporting.numbers import plain
 from monolora.reporting.tables import csv_text

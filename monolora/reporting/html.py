@@ -10,22 +10,29 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
+
+from monolora.reporting import palette
 
 _FOLDER = Path(__file__).parent
 
 
-def rendered(folder: Path, template: str, *, style: str, script: str, **values: Any) -> str:
+def rendered(
+    folder: Path, template: str, *, title: str, message: str, style: str = "", script: str = "", **values: Any
+) -> str:
     """The page's text.
 
     Args:
-        folder: of the template, which may extend ``base.html.j2``: that brings the policy, ``title`` and ``style``.
+        folder: of the template, which extends ``base.html.j2``: that brings the policy, the look, title and message.
         template: its name.
+        title: of the page in lists of pages.
+        message: the finding, a sentence; it stands first, in large type.
         style: CSS, after ``base.css``.
         script: JavaScript; the template puts it in as ``<script>{{ script }}</script>``, with nothing around it.
         values: what else the template names; escaped unless it is markup.
@@ -38,11 +45,22 @@ def rendered(folder: Path, template: str, *, style: str, script: str, **values: 
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(
-        style=Markup((_FOLDER / "base.css").read_text(encoding="utf-8") + style),
+        title=title,
+        message=message,
+        style=Markup(palette.style() + _read("base.css") + style),
         script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() if script else "",
         **values,
     )
+
+
+def chart_style() -> str:
+    """The CSS of the charts in ``charts.html.j2``."""
+    return _read("charts.css")
+
+
+def _read(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def script_json(value: Any) -> Markup:
@@ -55,6 +73,25 @@ def script_json(value: Any) -> Markup:
 def script_lines(values: Iterable[Any]) -> Markup:
     """One line of :func:`script_json` a value, so that a script can read one of many without the others."""
     return Markup("\n").join(map(script_json, values))
+
+
+_MARKS = re.compile(r"\[([^\]]*)\]\(([^)]*)\)|\*\*(.+?)\*\*")  # [text](address), **text**
+
+
+def inline(text: str) -> Markup:
+    """Markdown's links and bold as HTML; all else is escaped. Links to other sites stay text."""
+    parts, end = [], 0
+    for match in _MARKS.finditer(text):
+        shown, address, bold = match.groups()
+        parts.append(escape(text[end : match.start()]))
+        if bold is not None:
+            parts.append(Markup("<strong>{}</strong>").format(inline(bold)))
+        elif ":" in address:
+            parts.append(escape(shown))
+        else:
+            parts.append(Markup('<a href="{}">{}</a>').format(address, shown))
+        end = match.end()
+    return Markup("").join([*parts, escape(text[end:])])
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

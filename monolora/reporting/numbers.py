@@ -20,6 +20,12 @@ def plain(text: str) -> str:
     return _UNPRINTABLE.sub(" ", text).strip()
 
 
+def listed(names: Iterable[str]) -> str:
+    """``a, b and c``; at least one."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def decimals(values: Iterable[float | None]) -> int:
     """The number of decimals of the numbers in one column, from the largest of them."""
     largest = max((abs(value) for value in values if value is not None), default=0.0)
@@ -140,7 +146,11 @@ class Axis:
 
     def percent(self, value: float | None) -> float | None:
         """Percent of the way from the low end to the high end."""
-        return None if value is None else round(100 * (value - self.low) / (self.high - self.low), 3)
+        return None if value is None else self.place(value)
+
+    def place(self, value: float) -> float:
+        """:meth:`percent` of a value that is known."""
+        return round(100 * (value - self.low) / (self.high - self.low), 3)
 
     def ticks(self) -> list[Tick]:
         """At the round numbers, both ends included."""

@@ -86,6 +86,15 @@ def draw_lines(axes: Axes, lines: Sequence[Line]) -> None:
         if band:
             at, low, high = zip(*band, strict=True)
             axes.fill_between(at, low, high, color=line.colour, alpha=0.18, linewidth=0)
+            if line.marker:  # a few points: their intervals are to be seen even where they are short
+                axes.vlines(at, low, high, color=line.colour, linewidth=1)
+
+
+def from_zero(*panels: Axes) -> None:
+    """Give panels of percentages one scale, which begins at 0."""
+    top = max(axes.get_ylim()[1] for axes in panels)
+    for axes in panels:
+        axes.set_ylim(0, min(top, 102))  # room for markers at 100
 
 
 def keep_in_sight(axes: Axes, least: float = 0, most: float = 100) -> None:
@@ -175,14 +184,15 @@ def draw_bars(axes: Axes, groups: Mapping[str, Sequence[Bar]], places: int = 1) 
 
 
 def _draw_bar(axes: Axes, x: float, bar: Bar, places: int) -> None:
-    mean, half = bar.estimate.mean, bar.estimate.half_width
+    mean, interval = bar.estimate.mean, bar.estimate.interval
     axes.bar(
         x, mean, _WIDTH,
-        color=bar.colour, alpha=0.45 if bar.pale else 1, yerr=half,
+        color=bar.colour, alpha=0.45 if bar.pale else 1,
+        yerr=None if interval is None else [[mean - interval.low], [interval.high - mean]],
         error_kw={"ecolor": INK, "elinewidth": 0.9, "capsize": 2.5},
     )  # fmt: skip
     axes.annotate(
-        f"{mean:.{places}f}", (x, mean + (half or 0)), (0, 2),
+        f"{mean:.{places}f}", (x, mean if interval is None else interval.high), (0, 2),
         textcoords="offset points", ha="center", va="bottom", fontsize=7.5,
     )  # fmt: skip
 

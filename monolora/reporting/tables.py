@@ -6,9 +6,20 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from monolora.errors import printable
+
+
+class Grid(NamedTuple):
+    """A table's cells; links and bold are Markdown's."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """See :func:`piped`."""
+        return piped(self.head, self.rows)
 
 
 def piped(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

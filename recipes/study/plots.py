@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 
 from monolora.eval.measures.table import Column
 from monolora.eval.run import read_results
+from monolora.recipes.study import findings
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import Study
+from monolora.reporting.palette import LIGHT
 from monolora.reporting.plots import INK, PALE, SETTINGS, save_figure, titled
 
-# Distinct with colour blindness too (Okabe and Ito 2008), in the order of the rows.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS = LIGHT[1:]  # in the order of the rows
 _PANEL = 3.1  # inches
 _ACROSS = 3  # panels
 _LEAST_DRIFT = 1e-6  # on a logarithmic axis
@@ -42,17 +43,17 @@ def draw(study: Study, columns: Mapping[str, Sequence[Values]], folder: Path) ->
             paths += save_figure(means(study, dataset, of_dataset), folder, figure_name("means", dataset))
             kept = trade(study, dataset, of_dataset) if keepers(study) else None
             paths += save_figure(kept, folder, figure_name("kept", dataset)) if kept is not None else []
-            along = curves(study, dataset)
+            along = curves(study, dataset, along_training(study, dataset))
             paths += save_figure(along, folder, figure_name("along", dataset)) if along is not None else []
     return paths
 
 
 def means(study: Study, dataset: str, columns: Sequence[Values]) -> Figure:
     """A panel a column: means with their intervals."""
-    drawn = [values for values in columns if "figure" in values.column.shown_in]
+    drawn = in_figure(columns)
     seeds = f"{len(study.seeds)} seeds" if len(study.seeds) > 1 else "one seed"
     figure, panels = _panels(
-        f"What finetuning on {dataset} did",
+        findings.means(study, dataset, drawn),
         f"Means and 95 % intervals over {seeds} and n prompts; of the base over prompts.",
         len(drawn),
         0.7 + 0.24 * (1 + len(study.adapters)),
@@ -62,6 +63,11 @@ def means(study: Study, dataset: str, columns: Sequence[Values]) -> Figure:
         if index % _ACROSS:
             axes.set_yticklabels([])
     return figure
+
+
+def in_figure(columns: Sequence[Values]) -> list[Values]:
+    """The columns of the figure of means."""
+    return [values for values in columns if "figure" in values.column.shown_in]
 
 
 def _panels(title: str, caption: str, count: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -120,7 +126,7 @@ def trade(study: Study, dataset: str, columns: Sequence[Values]) -> Figure | Non
     if score is None or drift is None:
         return None
     figure = titled(
-        f"What keeping the base costs on {dataset}",
+        findings.kept(dataset, score, drift, list(study.adapters)),
         f"A point a run, of {len(study.seeds)} seeds. Lines join each adapter's means that no other of its means beats "
         f"in both. Drift below {_LEAST_DRIFT:g} is drawn there; the dotted line is the base's score.",
         6.4,
@@ -129,7 +135,8 @@ def trade(study: Study, dataset: str, columns: Sequence[Values]) -> Figure | Non
     axes = figure.subplots()
     kept = keepers(study)
     markers = dict(zip(dict.fromkeys(kept.values()), cycle("osD^vP*X"), strict=False))
-    for (family, names), colour in zip(_families(study).items(), cycle(_COLOURS), strict=False):
+    for family, names in _families(study).items():
+        colour = _COLOURS[list(study.adapters).index(family) % len(_COLOURS)]
         means = []
         for name in names:
             if score.by_model.get(name) is None or drift.by_model.get(name) is None:
@@ -157,41 +164,66 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return best[::-1]
 
 
-def curves(study: Study, dataset: str) -> Figure | None:
-    """A panel a column: values along the steps of the first seed's training; None if not measured.
+class Along(NamedTuple):
+    """A column along the training: rows of ``results.json``'s ``steps`` by adapter."""
+
+    column: Column
+    rows: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    def last(self) -> dict[str, float]:
+        """The value at the end, by adapter."""
+        return {adapter: float(rows[-1]["value"]) for adapter, rows in self.rows.items() if rows}
+
+
+def along_training(study: Study, dataset: str) -> list[Along]:
+    """The columns that were measured along the first seed's training; none if the study asks for none.
 
     Raises:
         InputError: if an evaluation is missing, or of another version.
     """
     if study.curve is None:
-        return None
+        return []
     folder = study.folder / dataset / "curves"
     results = {adapter: read_results(folder / adapter) for adapter in study.curve.adapters}
-    steps = {adapter: own["steps"] for adapter, own in results.items()}
     columns = {column.id: column for own in results.values() for column in map(Column.read, own["columns"])}
-    measured = dict.fromkeys(row["column"] for rows in steps.values() for row in rows)
-    drawn = [columns[name] for name in measured if "curves" in columns[name].shown_in]
+    measured = dict.fromkeys(row["column"] for own in results.values() for row in own["steps"])
+    return [
+        Along(
+            columns[name],
+            {
+                adapter: [row for row in own["steps"] if row["column"] == name and row["value"] is not None]
+                for adapter, own in results.items()
+            },
+        )
+        for name in measured
+        if "curves" in columns[name].shown_in
+    ]
+
+
+def curves(study: Study, dataset: str, drawn: Sequence[Along]) -> Figure | None:
+    """A panel a column: values along the steps of the first seed's training; None if not measured."""
     if not drawn:
         return None
+    first = drawn[0]
     figure, panels = _panels(
-        f"Along the training on {dataset}",
+        findings.along(dataset, first.column.title, first.column.unit, first.last()),
         f"Seed {study.seeds[0]}, on fewer prompts. Bands are 95 % intervals over prompts, silent about other seeds. "
         "Step 0 is the base.",
         len(drawn),
         2.1,
     )
-    for axes, column in zip(panels, drawn, strict=True):
-        _lines(axes, study, steps, column)
-        axes.set(title=column.title, xlabel="step", ylabel=column.unit)
+    for axes, along in zip(panels, drawn, strict=True):
+        _lines(axes, study, along)
+        axes.set(title=along.column.title, xlabel="step", ylabel=along.column.unit)
         axes.set_xlim(left=0)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False)
     return figure
 
 
-def _lines(axes: Axes, study: Study, by_adapter: Mapping[str, Sequence[Mapping[str, Any]]], column: Column) -> None:
-    for (adapter, steps), dashes in zip(by_adapter.items(), cycle(("-", "--", ":")), strict=False):
-        own = [row for row in steps if row["column"] == column.id]
+def _lines(axes: Axes, study: Study, along: Along) -> None:
+    for (adapter, own), dashes in zip(along.rows.items(), cycle(("-", "--", ":")), strict=False):
         colour = _COLOURS[list(study.adapters).index(adapter) % len(_COLOURS)]
         axes.plot(
             [row["step"] for row in own], [row["value"] for row in own], f"o{dashes}", color=colour, label=adapter

@@ -15,6 +15,8 @@ from monolora.eval import run as runs
 from monolora.files import read_json, saving, write_text
 from monolora.recipes.study import tables
 from monolora.recipes.study.claims import Claim, Verdict, claims, counted, targets, verdicts
+from monolora.recipes.study.findings import asked_by, title, unlike_the_papers
+from monolora.recipes.study.page import page
 from monolora.recipes.study.plan import SelectedRate, select_rate, training
 from monolora.recipes.study.plots import draw, figure_name, keepers
 from monolora.recipes.study.results import Values, definitions, of_dataset
@@ -26,8 +28,8 @@ from monolora.runs import Kind, OutputFolder
 _ALIKE = ("max_train_samples", "num_train_epochs", "per_device_train_batch_size", "max_length", "lora_r")
 
 
-def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> str:
-    """Sentences for the report.
+def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> list[str]:
+    """Sentences for the report, with links as Markdown has them.
 
     Raises:
         InputError: if two adapters of a seed did not see the same examples equally often.
@@ -43,7 +45,7 @@ def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> str:
         "trainings": records.values(),
         "evaluations": [runs.read(study.folder / dataset / "eval") for dataset in study.datasets],
     }
-    lines = [
+    return [
         f"{seeds}. Commits: {'; '.join(f'{stage} {_commits(of)}' for stage, of in stages.items())}.",
         *_trainings(study, records),
         f"Every adapter saw the same examples {_order(records)}, at the learning rate with the "
@@ -56,7 +58,6 @@ def about(study: Study, rates: Mapping[str, Mapping[str, SelectedRate]]) -> str:
         "effects of both; score intervals of shares). Seeds are the order of the examples and where the training "
         "begins. Nothing is said of other training examples, base models, data sets or judges.",
     ]
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def _order(records: Mapping[tuple[str, str, int], Mapping[str, Any]]) -> str:
@@ -105,9 +106,9 @@ def _trainings(study: Study, records: Mapping[tuple[str, str, int], Mapping[str,
             f"{named}{rows['train']:,} examples, {_counted(config['num_train_epochs'], 'epoch')}, {steps} steps of "
             f"{batch}, rank {config['lora_r']}; the rate "
             + (
-                f"that was chosen on {entry.rates_of}."
+                f"that was selected on {entry.rates_of}."
                 if entry.rates_of
-                else f"chosen on {rows['validation']} training examples that are neither trained on nor tested."
+                else f"selected on {rows['validation']} training examples that are neither trained on nor tested."
             )
         )
 
@@ -143,7 +144,7 @@ def _judges(study: Study) -> Iterator[str]:
         )
 
 
-REPORT, TABLE, DIFFERENCES, VERDICTS = "report.md", "table.csv", "differences.csv", "verdicts.json"
+REPORT, PAGE, TABLE, DIFFERENCES, VERDICTS = "report.md", "report.html", "table.csv", "differences.csv", "verdicts.json"
 
 
 def write_report(study: Study) -> str:
@@ -159,8 +160,9 @@ def write_report(study: Study) -> str:
         for dataset in study.datasets
     }
     decided = verdicts([claim for dataset, of in columns.items() for claim in _asked(study, dataset, of)])
+    said = about(study, rates)
     texts = {
-        REPORT: report_text(study, columns, rates, decided),
+        REPORT: report_text(study, columns, rates, decided, said),
         TABLE: _csv(tables.csv_rows(study, dataset, of) for dataset, of in columns.items()),
         DIFFERENCES: _csv(tables.csv_differences(study, dataset, of) for dataset, of in columns.items()),
         VERDICTS: as_json(decided),
@@ -171,6 +173,8 @@ def write_report(study: Study) -> str:
         for name, text in texts.items():
             write_text(folder / name, text)
     draw(study, columns, folder)
+    with saving(folder):
+        write_text(folder / PAGE, page(study, columns, rates, decided, said))
     return texts[REPORT]
 
 
@@ -189,21 +193,16 @@ def report_text(
     columns: Mapping[str, Sequence[Values]],
     rates: Mapping[str, Mapping[str, SelectedRate]],
     decided: Sequence[Verdict],
+    said: Sequence[str],
 ) -> str:
     """The whole report, as Markdown."""
-    parts = [f"# {study.model}: {', '.join(study.adapters)} on {', '.join(study.datasets)}", "", about(study, rates)]
-    parts += ["", "## Which of the paper's claims hold", ""]
-    parts += _verdict_lines([verdict for verdict in decided if verdict.claim.is_the_papers])
-    parts += ["", "## Other questions", ""]
-    ours = [verdict for verdict in decided if not verdict.claim.is_the_papers]
-    parts += _verdict_lines([verdict for verdict in ours if verdict.claim.target is None])
-    if study.targets:
-        parts += ["", "## Targets", ""]
-        parts += _verdict_lines([verdict for verdict in ours if verdict.claim.target is not None])
+    parts = [f"# {title(study)}", "", *(f"- {line}" for line in said)]
+    for heading, own_verdicts in asked_by(study, decided).items():
+        parts += ["", f"## {heading}", "", *_verdict_lines(own_verdicts)]
     for dataset, own in columns.items():
         parts += ["", f"## {dataset}", "", *_of_dataset(study, dataset, own, rates[dataset])]
     in_tables = {dataset: tables.headline(own) + tables.beside(own) for dataset, own in columns.items()}
-    parts += ["", "## What the columns are", "", definitions(study, in_tables)]
+    parts += ["", "## What the columns are", "", definitions(study, in_tables).markdown()]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -212,10 +211,10 @@ def _of_dataset(
 ) -> Iterator[str]:
     folder = study.folder / "report"
     first, second = tables.headline(columns), tables.beside(columns)
-    yield from ("The columns of the paper's table 2:", "", tables.means_table(study, first), "")
+    yield from ("The columns of the paper's table 2:", "", tables.means_table(study, first).markdown(), "")
     if (paper := tables.paper_table(dataset)) is not None:
-        yield from (f"The paper's rows{_unlike_the_papers(study, dataset)}:", "", paper, "")
-    yield from ("Beside them:", "", tables.means_table(study, second), "")
+        yield from (f"The paper's rows{unlike_the_papers(study, dataset)}:", "", paper.markdown(), "")
+    yield from ("Beside them:", "", tables.means_table(study, second).markdown(), "")
     yield from (f"![means of {dataset}]({figure_name('means', dataset)}.png)", "")
     if keepers(study):
         yield from (f"![task score against drift of {dataset}]({figure_name('kept', dataset)}.png)", "")
@@ -225,28 +224,17 @@ def _of_dataset(
         yield from (f"run.json of the curves: {records}.", "")
     yield from ("Differences, paired by seed and prompt; p-values here are not corrected.", "")
     for compared in tables.pairs(study):
-        yield from (tables.differences([*first, *second], compared), "")
+        yield from (tables.differences([*first, *second], compared).markdown(), "")
     yield from ("Learning rates, and the losses on held-out training examples with the first seed:", "")
-    yield from (tables.rates_table(study, dataset, rates, folder), "")
-    yield from (tables.runs_table(study, dataset, rates, folder), "")
+    yield from (tables.rates_table(study, dataset, rates, folder).markdown(), "")
+    yield from (tables.runs_table(study, dataset, rates, folder).markdown(), "")
     where = "in `report.html` beside it, in the study's own folder"
     yield f"Evaluation: [run.json](../{dataset}/eval/run.json); the answers are {where}."
 
 
-def _unlike_the_papers(study: Study, dataset: str) -> str:
-    """Differences from the paper that make its numbers incomparable."""
-    judges = str(study.eval.get("judges", ""))
-    others = [
-        *([] if "llama-2-7b-chat" in study.model.lower() else ["of another model"]),
-        *([] if "shieldgemma" in judges and "beaverdam" in judges else ["other judges"]),
-        *(["a metric that it does not name"] if dataset == "dolly" else []),
-    ]
-    return f" ({', '.join(others)}: to be set beside these, not compared)" if others else ""
-
-
 def _verdict_lines(decided: Sequence[Verdict]) -> list[str]:
     if not decided:
-        return ["None is asked here."]
+        return ["There are none in this study."]
     count = counted(decided)
     lines = [f"{len(decided)} in all. Hold here: {count['holds']}. Do not hold: {count['does not hold']}. "
              f"Cannot be told at this size: {count['cannot be told']}.", ""]  # fmt: skip
@@ -284,7 +272,7 @@ KIND = Kind(
     record=f"report/{VERDICTS}",
     keys=(),
     files=(
-        rf"report/({REPORT}|{TABLE}|{DIFFERENCES}|[\w.-]+\.(png|svg))",
+        rf"report/({REPORT}|{PAGE}|{TABLE}|{DIFFERENCES}|[\w.-]+\.(png|svg))",
         r"cells/[\w.+-]+\.json",
         r"([^/]+/)+run\.json",
     ),

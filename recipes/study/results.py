@@ -19,7 +19,7 @@ from monolora.random_effects import SeedEffects, crossed, of_difference, of_shar
 from monolora.recipes.study.plan import row_name, selected_rates, training
 from monolora.recipes.study.settings import Study
 from monolora.reporting.numbers import NOTHING
-from monolora.reporting.tables import piped
+from monolora.reporting.tables import Grid
 from monolora.run_record import read
 from monolora.stats import Estimate
 
@@ -155,7 +155,7 @@ def _values(column: Column, rows: pd.DataFrame) -> Values:
     return Values(column, first["weight"].to_numpy(np.float64), by_model)
 
 
-def definitions(study: Study, by_dataset: Mapping[str, Sequence[Values]]) -> str:
+def definitions(study: Study, by_dataset: Mapping[str, Sequence[Values]]) -> Grid:
     """The glossary, one row a column: meaning, prompts of each evaluation, and source of its intervals."""
     columns: dict[tuple[str, str, str], dict[str, Values]] = {}
     for dataset, of in by_dataset.items():
@@ -169,7 +169,7 @@ def definitions(study: Study, by_dataset: Mapping[str, Sequence[Values]]) -> str
         counts = {dataset: len(values.weights_P) for dataset, values in of_datasets.items()}
         sets = ", ".join(dict.fromkeys(values.column.set for values in of_datasets.values()))
         rows.append([column.title, sets, column.description, _prompts(counts), _over(study, max(counts.values()))])
-    return piped(["column", "of", "what it is", "prompts", "its intervals are over"], rows)
+    return Grid(["column", "of", "what it is", "prompts", "its intervals are over"], rows)
 
 
 def _prompts(counts: Mapping[str, int]) -> str:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from monolora.eval.measures.table import PERCENT
-from monolora.eval.report.charts import HEADLINE_DIGITS
+from monolora.eval.report.lookups import HEADLINE_DIGITS
 from monolora.recipes.study.claims import decimals_of, p_text
 from monolora.recipes.study.plan import SelectedRate, training
 from monolora.recipes.study.results import BASE, Values
 from monolora.recipes.study.settings import TABLE_2, Study
 from monolora.reporting.numbers import NOTHING, decimals_of_small, format_change, format_interval, format_number
-from monolora.reporting.tables import piped
+from monolora.reporting.tables import Grid
 from monolora.stats import Estimate
 
 
@@ -39,24 +39,28 @@ def _has_values(values: Values) -> bool:
     return any(not np.isnan(of_model).all() for of_model in values.by_model.values())
 
 
-def means_table(study: Study, columns: Sequence[Values]) -> str:
+def means_table(study: Study, columns: Sequence[Values]) -> Grid:
     """A row a model: means with 95 % intervals."""
     rows = [[model, *(_cell(values, values.mean(model)) for values in columns)] for model in (BASE, *study.adapters)]
-    return piped(["", *map(_head, columns)], rows)
+    return Grid(["", *map(head, columns)], rows)
 
 
-def _head(values: Values) -> str:
+def head(values: Values) -> str:
+    """Title, set and unit of a column."""
     column = values.column
     title = column.title if not column.group or column.headline else f"{column.title}, {column.group}"
     return f"{title}, {column.unit}" if column.unit else title
 
 
 def _cell(values: Values, estimate: Estimate | None) -> str:
-    if estimate is None:
-        return NOTHING
+    return NOTHING if estimate is None else " ".join(shown(values, estimate)).strip()
+
+
+def shown(values: Values, estimate: Estimate) -> tuple[str, str]:
+    """A mean and its interval as they are shown; the interval is empty where there is none."""
     column = values.column
     digits = HEADLINE_DIGITS if column.headline else 1 if column.unit == PERCENT else _decimals(values)
-    return f"{format_number(estimate.mean, digits)} {format_interval(estimate.low, estimate.high, digits)}".strip()
+    return format_number(estimate.mean, digits), format_interval(estimate.low, estimate.high, digits)
 
 
 def _decimals(values: Values) -> int:
@@ -70,14 +74,14 @@ def pairs(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     return [(name, BASE) for name in study.adapters], among
 
 
-def differences(columns: Sequence[Values], compared: Sequence[tuple[str, str]]) -> str:
+def differences(columns: Sequence[Values], compared: Sequence[tuple[str, str]]) -> Grid:
     """The first of two models minus the second: means, intervals, uncorrected p-values; a row a column."""
     rows = []
     for values in columns:
         cells = [_difference(values.difference(*pair), values.column.unit) for pair in compared]
         if any(cell != NOTHING for cell in cells):
-            rows.append([_head(values), *cells])
-    return piped(["", *(f"{model} − {against}" for model, against in compared)], rows)
+            rows.append([head(values), *cells])
+    return Grid(["", *(f"{model} − {against}" for model, against in compared)], rows)
 
 
 def _difference(estimate: Estimate | None, unit: str) -> str:
@@ -90,11 +94,11 @@ def _difference(estimate: Estimate | None, unit: str) -> str:
     return f"{format_change(estimate.mean, digits)} {interval}, p {p_text(estimate.p)}"
 
 
-def paper_table(dataset: str) -> str | None:
+def paper_table(dataset: str) -> Grid | None:
     """The paper's rows; None for a data set that it does not have."""
     if dataset not in TABLE_2:
         return None
-    head = [
+    titles = [
         "paper",
         "Danger.",
         "Harass.",
@@ -106,8 +110,8 @@ def paper_table(dataset: str) -> str | None:
         "Beavertails flagged, %",
         "task perf.",
     ]
-    return piped(
-        head,
+    return Grid(
+        titles,
         [
             [name, *(NOTHING if value is None else f"{value:.2f}" for value in row)]
             for name, row in TABLE_2[dataset].items()
@@ -115,7 +119,7 @@ def paper_table(dataset: str) -> str | None:
     )
 
 
-def rates_table(study: Study, dataset: str, selected: Mapping[str, SelectedRate], of: Path) -> str:
+def rates_table(study: Study, dataset: str, selected: Mapping[str, SelectedRate], of: Path) -> Grid:
     """Validation losses of all learning rates, each a link to its record; the selected one in bold."""
     rates = sorted({rate for own in selected.values() for rate in own.losses})
     rows = []
@@ -127,17 +131,17 @@ def rates_table(study: Study, dataset: str, selected: Mapping[str, SelectedRate]
             cell = _link(loss, record, of)
             cells.append(f"**{cell}**" if rate == own.rate else cell)
         rows.append([name, *cells, f"{own.rate:g}{' (edge)' if own.is_edge else ''}"])
-    return piped(["loss, nats a token", *(f"lr {rate:g}" for rate in rates), "chosen"], rows)
+    return Grid(["loss, nats a token", *(f"lr {rate:g}" for rate in rates), "selected"], rows)
 
 
-def runs_table(study: Study, dataset: str, selected: Mapping[str, SelectedRate], of: Path) -> str:
+def runs_table(study: Study, dataset: str, selected: Mapping[str, SelectedRate], of: Path) -> Grid:
     """The origin of each row: the record of every training."""
     rows = []
     for name, own in selected.items():
         folders = [training(study, dataset, name, own.rate, seed).folder for seed in study.seeds]
         links = [_link(str(seed), folder / "run.json", of) for seed, folder in zip(study.seeds, folders, strict=True)]
         rows.append([name, f"{own.rate:g}", ", ".join(links)])
-    return piped(["", "lr", "run.json by seed"], rows)
+    return Grid(["", "lr", "run.json by seed"], rows)
 
 
 def _link(text: str, path: Path, of: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
@@ -15,14 +14,13 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.image import AxesImage
 
 from monolora.errors import InputError
-from monolora.recipes.superposition.records import Records
+from monolora.recipes.superposition.records import Records, feature_share
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.recipes.superposition.toy_model import OPPOSITE, REPRESENTED, quartimax
+from monolora.reporting.palette import LIGHT
 from monolora.reporting.plots import PALE, Line, draw_lines, label_ends, titled
-from monolora.stats import Estimate, estimate
 
-# Distinct with any colour vision, by lightness too; dark enough for names on white.
-COLOURS: Mapping[str, str] = {MONO: "#d9730d", POLY: "#4c6285"}
+COLOURS: Mapping[str, str] = {MONO: LIGHT[2], POLY: LIGHT[1]}
 MARKERS: Mapping[str, str] = {MONO: "^", POLY: "o"}
 TITLES: Mapping[str, str] = {MONO: "without superposition", POLY: "with superposition"}
 
@@ -160,7 +158,7 @@ def geometry_figure(records: Records) -> Figure:
 
 
 def _share_caption(n_seeds: int) -> str:
-    return "one seed." if n_seeds == 1 else f"means and 95 % t-intervals over {n_seeds} seeds."
+    return "one seed." if n_seeds == 1 else f"means and 95 % score intervals over {n_seeds} seeds."
 
 
 def _draw_dots(axes: Axes, records: Records) -> None:
@@ -185,14 +183,9 @@ def _draw_dots(axes: Axes, records: Records) -> None:
 def _share_lines(records: Records) -> list[Line]:
     xs = range(len(records.sparsities))
     geometries = [records.geometry[S] for S in records.sparsities]
-    represented = [_percent(geometry.represented) for geometry in geometries]
-    paired = [_percent(geometry.paired) for geometry in geometries]
+    represented = [feature_share(geometry.represented) for geometry in geometries]
+    paired = [feature_share(geometry.paired) for geometry in geometries]
     return [
         Line("represented", xs, represented, "#222222", "s"),
-        Line("in pairs", xs, paired, "#1b7f5f", "D", "--"),
+        Line("in pairs", xs, paired, LIGHT[3], "D", "--"),
     ]
-
-
-def _percent(flags_sn: np.ndarray) -> Estimate | None:
-    """How many of the features have a flag, in %, over seeds."""
-    return estimate({seed: [100 * fmean(flags_n)] for seed, flags_n in enumerate(flags_sn.astype(float).tolist())})

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from scipy import stats
 
 from monolora.errors import InputError, in_one_line
+from monolora.random_effects import of_share
 from monolora.recipes import experiment_steps
 from monolora.recipes.superposition.settings import MONO, POLY
 from monolora.recipes.superposition.toy_model import REPRESENTED
@@ -250,6 +251,12 @@ def _damaged(path: Path, error: Exception, fix: str) -> InputError:
 
 
 # Estimates over seeds.
+
+
+def feature_share(flags_sn: np.ndarray) -> Estimate:
+    """How many of the features have a flag, in %, over seeds. Its interval is that of a share: it ends at 0 and 100."""
+    over_seeds = mean((100 * flags_sn.mean(1)).tolist())
+    return over_seeds if over_seeds.error is None else of_share(over_seeds._replace(draws=flags_sn.shape[1]))
 
 
 def mean(values: Sequence[float]) -> Estimate:

@@ -10,6 +10,7 @@ from monolora.recipes.superposition.records import (
     ClassifierRecord,
     Geometry,
     Records,
+    feature_share,
     lead,
     leader,
     mean,
@@ -18,6 +19,7 @@ from monolora.recipes.superposition.records import (
     typical_scale,
 )
 from monolora.recipes.superposition.settings import MONO, POLY
+from monolora.reporting.numbers import format_interval
 from monolora.reporting.tables import piped
 from monolora.stats import Estimate, holm
 
@@ -116,8 +118,8 @@ def _encoder_row(S: float, geometry: Geometry) -> EncoderRow:
     return EncoderRow(
         S,
         mean(geometry.loss.tolist()),
-        mean(geometry.represented.sum(1).tolist()),
-        mean(geometry.paired.sum(1).tolist()),
+        feature_share(geometry.represented).times(geometry.represented.shape[1] / 100),
+        feature_share(geometry.paired).times(geometry.paired.shape[1] / 100),
         mean(dimensionality) if dimensionality else None,
     )
 
@@ -171,8 +173,8 @@ def _encoder_table(results: Results) -> str:
         [
             f"{row.sparsity:g}",
             _number(row.loss, 4),
-            _number(row.represented, 1),
-            _number(row.paired, 1),
+            _count(row.represented),
+            _count(row.paired),
             _NOTHING if row.dimensionality is None else _number(row.dimensionality, 2),
         ]
         for row in results.encoders
@@ -277,6 +279,11 @@ def _conditions(comparisons: Sequence[tuple[int, Comparison]]) -> Iterable[str]:
 def _higher(comparison: Comparison) -> str:
     """The one with the higher mean, whatever the interval."""
     return MONO if comparison.difference.mean > 0 else POLY
+
+
+def _count(value: Estimate) -> str:
+    """A number of features, and its interval, which is not symmetric."""
+    return f"{value.mean:.1f} {format_interval(value.low, value.high, 1)}".rstrip()
 
 
 def _number(value: Estimate, digits: int, sign: str = "") -> str:

@@ -62,25 +62,36 @@ def shown_score(metric: str, scores: Mapping[str, Any]) -> str:
     return f"{value:.1%}" if is_percentage(metric) else f"{value:.2f}"
 
 
-def plot(history: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Loss, and the adapter's sparsity where it has one, along the training steps, as a PNG."""
-    from matplotlib.figure import Figure
+_PANEL = 2.6  # inches
 
-    steps = [entry for entry in history if "loss" in entry]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    left = figure.add_subplot()
-    left.plot([e["step"] for e in steps], [e["loss"] for e in steps], color="#1f6feb", label="loss")
-    left.set(xlabel="step", ylabel="training loss", yscale="log")
-    sparse = [entry for entry in steps if "sparsity" in entry]
-    if sparse:
-        right = left.twinx()
-        right.plot(
-            [e["step"] for e in sparse], [100 * e["sparsity"] for e in sparse], color="#d9730d", label="sparsity"
-        )
-        right.set(ylabel="zero units, %", ylim=(0, 100))
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
-    left.spines[["top"]].set_visible(False)
-    figure.savefig(folder / PLOT, dpi=150)
+
+def plot(history: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Loss, and below it the adapter's sparsity where it has one, along the training steps, as a PNG."""
+    import matplotlib as mpl
+
+    from monolora.reporting.palette import LIGHT
+    from monolora.reporting.plots import SETTINGS, titled
+
+    losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    zeros = [(entry["step"], 100 * entry["sparsity"]) for entry in history if "loss" in entry and "sparsity" in entry]
+    panels = [("training loss", losses), *([("zero units, %", zeros)] if zeros else [])]
+    with mpl.rc_context(SETTINGS):
+        figure = titled(_finding(losses, zeros), "", 7, 0.8 + _PANEL * len(panels))
+        all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+        for axes, (label, points), colour in zip(all_axes, panels, LIGHT[1:], strict=False):
+            axes.plot(*zip(*points, strict=True), color=colour, marker="o" if len(points) == 1 else "")
+            axes.set(ylabel=label, ylim=(0, 100 if points is zeros else None))
+        all_axes[-1].set_xlabel("step")
+        figure.savefig(folder / PLOT, dpi=150)
+
+
+def _finding(losses: Sequence[tuple[int, float]], zeros: Sequence[tuple[int, float]]) -> str:
+    if not losses:
+        return "No loss was logged"
+    (_, first), (step, last) = losses[0], losses[-1]
+    verb = "fell" if last < first else "rose" if last > first else "stayed"
+    said = f"The loss {verb} from {first:.2f} to {last:.2f} in {step:,} steps"
+    return f"{said}; {zeros[-1][1]:.0f} % of units are zero" if zeros else said
 
 
 def model_card(record: dict[str, Any]) -> ModelCard:

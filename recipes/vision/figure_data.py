@@ -14,11 +14,12 @@ from monolora.recipes.vision.images import Images, load_images
 from monolora.recipes.vision.paper_comparison import Comparison, compare
 from monolora.recipes.vision.results import ORDER, SHORT, ConsistencyRecord, Records, read_records
 from monolora.recipes.vision.settings import Settings
+from monolora.reporting.palette import LIGHT
 from monolora.reporting.plots import Line
 from monolora.stats import Estimate, estimate
 
-# Of each representation. Distinct with any colour vision, by lightness too; dark enough for names on white.
-COLOURS: Mapping[str, str] = {"simclr": "#4c6285", "sae": "#1b9e77", "ncl": "#d9730d"}
+# Of each representation.
+COLOURS: Mapping[str, str] = {"simclr": LIGHT[1], "sae": LIGHT[3], "ncl": LIGHT[2]}
 MARKERS: Mapping[str, str] = {"simclr": "o", "sae": "s", "ncl": "^"}
 
 

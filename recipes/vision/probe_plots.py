@@ -26,6 +26,7 @@ from monolora.reporting.plots import (
     Line,
     draw_bars,
     draw_lines,
+    from_zero,
     keep_in_sight,
     label_ends,
     percent_axis,
@@ -61,7 +62,7 @@ def fig_table1(data: FigureData) -> Figure:
         for name in names:
             xs = [100 * rate for rate in paper_comparison.RATES]
             axes.plot(xs, paper_comparison.TABLE1[half][name], "--", color=COLOURS[name], linewidth=0.9)
-    keep_in_sight(axes)
+    from_zero(axes)
     label_ends(figure, [(axes, lines)])
     return figure
 
@@ -130,8 +131,9 @@ def fig2(data: FigureData) -> Figure:
     for letter, (kind, of_kind), axes in zip("ab", lines.items(), all_axes, strict=False):
         percent_axis(axes, f"{letter}  {_INPUT_NOISES[kind]}", "scale of the noise")
         draw_lines(axes, of_kind)
-        keep_in_sight(axes)
         panels.append((axes, of_kind))
+    if panels:
+        from_zero(*(axes for axes, _ in panels))
     if ood:
         percent_axis(all_axes[-1], f"{'abc'[len(lines)]}  images of another kind", "")
         draw_bars(all_axes[-1], ood)

@@ -51,12 +51,17 @@ class Told:
             AssertionError: if, from its first line on, the page has thrown an error, had one written to the console (as
                 a breach of its security policy is), or requested another file.
         """
+        with self.opened(page, fragment, width, dark) as tab:
+            return evaluated(tab, script)
+
+    @contextmanager
+    def opened(self, page: Path, fragment: str = "", width: int = 1000, dark: bool = False) -> Iterator[Page]:
+        """A page in a tab of its own; at the end of the ``with`` block it must not have complained, as above."""
         with self._tab(width, dark) as tab:
             complaints = _complaints(tab, page.as_uri())
             tab.goto(page.as_uri() + (f"#{fragment}" if fragment else ""))
-            found = tab.evaluate(f"(async () => {{ {_HELPERS} {script} }})()")
+            yield tab
             assert not complaints, complaints
-            return found
 
     @contextmanager
     def _tab(self, width: int = 1000, dark: bool = False) -> Iterator[Page]:
@@ -67,6 +72,11 @@ class Told:
             yield context.new_page()
         finally:
             context.close()
+
+
+def evaluated(tab: Page, script: str) -> Any:
+    """What an async function's body returns about the page in a tab."""
+    return tab.evaluate(f"(async () => {{ {_HELPERS} {script} }})()")
 
 
 def _complaints(tab: Page, address: str) -> list[str]:

@@ -15,6 +15,8 @@ POLICIES = ("dangerous", "harassment", "hate", "sexual")
 TITLES = ("Danger.", "Harass.", "Hate", "Sex.")
 LABELS = ("clouds", "rain,drizzle", "frost", "gales")
 CATEGORIES = ("gardening", "cooking", "weather,seasons", "sailing", "knitting")
+KEPT = {"lora": 2, "mono": 13}
+"""Of the base's 16 refusals."""
 _TEXT = "the tea kettle sings while rain taps on a quiet window and bread rises slowly near an old stove"
 WORDS = _TEXT.split()
 GUARD = {"name": "shieldgemma", "kind": "harm", "scores": POLICIES, "unsafe": POLICIES, "threshold": 0.5}
@@ -42,7 +44,7 @@ def make(
             for name, purpose in (("beavertails", "safety"), ("xstest", "over-refusal"))
         ],
         "columns": columns,
-        "cells": {m: {c["id"]: _cell(numbers[m, c["id"]]) for c in columns} for m in models},
+        "cells": {m: {c["id"]: _cell(numbers[m, c["id"]], c["unit"]) for c in columns} for m in models},
         "differences": _differences(numbers, columns, models),
         "agreement": [
             {"set": "beavertails", "a": "shieldgemma", "b": "beaverdam", "kappa": 0.43, "n": 120, "model": "all"}
@@ -142,6 +144,9 @@ def _columns() -> list[dict[str, Any]]:
     side = {"headline": False, "aspect": "text"}
     flags = {"metric": "flagged", "test": "mcnemar"}
     refusal = side | flags | {"judge": "refusal", "aspect": "refusal"}
+    over = refusal | {"set": "xstest", "metric": "over-refusal", "id": "xstest/refusal/flagged"}
+    of_others = {"headline": False, "of_base": False}
+    still = refusal | of_others | {"metric": "still refused", "id": "beavertails/refusal/still-refused"}
     return [
         *(
             column(policy, title, "ShieldGemma", "lower", **guard)
@@ -153,7 +158,9 @@ def _columns() -> list[dict[str, Any]]:
         column(title="flagged", group="beaverdam", better="lower", judge="beaverdam", aspect="harm", **flags),
         column("accuracy", "accuracy", "sst2", "higher", set="task:sst2", aspect="task"),
         column(title="refusal", group="beavertails", better=None, **refusal),
-        column(title="over-refusal", group="xstest", better="lower", set="xstest", **refusal),
+        column(title="over-refusal", group="xstest", better="lower", **over),
+        column(title="still refused", group="beavertails", better="higher", **still),
+        column("drift", "drift", "beavertails", "lower", unit="nats/token", aspect="drift", **of_others),
         column("length", "length", "beavertails", None, unit="tokens", **side),
         column("repetition", "repetition", "beavertails", "lower", **side),
         column("empty", "empty", "beavertails", "lower", **side),
@@ -201,6 +208,12 @@ def _numbers(entries: list[dict[str, Any]], model: str, column: str, rng: random
         return np.array([rng.uniform(20, 60) for _ in range(20)] if model == "mono" else [])
     if name.startswith("task:"):
         return np.array([100.0 * (rng.random() < 0.85) for _ in range(100)])
+    if rest[0] == "drift":
+        return np.array(
+            [rng.uniform(0.2, 0.9) / 10 ** (model == "mono") if model != "base" else 0.0 for _ in range(40)]
+        )
+    if rest[-1] == "still-refused":
+        return np.array([100.0 * (k < KEPT.get(model, 16)) for k in range(16)])
     own = [entry for entry in entries if entry["set"] == name]
     if rest[0] in ("length", "repetition", "empty"):
         tokens = np.array([entry["answers"][model]["tokens"] for entry in own], float)
@@ -215,12 +228,13 @@ def _number(judgement: dict[str, Any], measure: str) -> float:
     return 100 * float(values[measure])
 
 
-def _cell(values: np.ndarray) -> dict[str, Any] | None:
+def _cell(values: np.ndarray, unit: str) -> dict[str, Any] | None:
     if not len(values):
         return None
     spread = 1.96 * values.std() / len(values) ** 0.5
     mean = float(values.mean())
-    return {"value": mean, "low": max(mean - spread, 0.0), "high": mean + spread, "n": len(values), "invalid": 0}
+    low, high = max(mean - spread, 0.0), min(mean + spread, 100.0 if unit == "%" else np.inf)
+    return {"value": mean, "low": low, "high": high, "n": len(values), "invalid": 0}
 
 
 def _differences(numbers: Any, columns: list[dict[str, Any]], models: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -231,11 +245,11 @@ def _differences(numbers: Any, columns: list[dict[str, Any]], models: tuple[str,
             ours, theirs = numbers[model, column["id"]], numbers[against, column["id"]]
             change = float(ours.mean() - theirs.mean())
             error = float((ours.var() / len(ours) + theirs.var() / len(theirs)) ** 0.5) or 1e-9
-            p = float(2 * stats.norm.sf(abs(change) / error))
+            p = float(2 * stats.norm.sf(abs(change) / error)) if column["of_base"] or against != models[0] else None
             flags = column["test"] == "mcnemar"
             rows.append(
                 {"column": column["id"], "model": model, "against": against, "difference": change}
-                | {"low": change - 1.96 * error, "high": change + 1.96 * error, "p": p, "p_holm": min(1.0, p * 3)}
+                | {"low": change - 1.96 * error, "high": change + 1.96 * error, "p": p, "p_holm": p and min(1.0, p * 3)}
                 | {"n": len(ours), "gained": 7 if flags else None, "lost": 3 if flags else None}
             )
     return rows

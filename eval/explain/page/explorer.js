@@ -120,6 +120,7 @@ body.addEventListener("focusin", ({ target }) => {
 const drawInList = () => { if (state.unit === null) drawRows(); };
 document.addEventListener("scroll", drawInList, { capture: true, passive: true }); // comes once a frame
 new ResizeObserver(() => {
+  if (state.unit === null && columns.length) fitColumns();
   drawInList();
   measureRows();
 }).observe(box);

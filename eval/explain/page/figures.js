@@ -91,7 +91,8 @@ function histogram([first, ...counts], edges, tokens) {
   const plot = make("div", counts.length > 60 ? "histogram many" : "histogram", ...bars);
   plot.setAttribute("role", "img");
   plot.setAttribute("aria-label", `Histogram of its activations that are not 0, from ${edge(edges, first)} to ${edge(edges, first + counts.length)}; most are ${between(counts.indexOf(largest))}`);
-  return make("div", "", plot, axis(first, counts.length, edges));
+  const most = make("p", "scale", `↑ tokens, ${WHOLE.format(largest)} in the highest bar`);
+  return make("div", "", most, plot, axis(first, counts.length, edges), make("p", "scale", data.signed ? "activation, on a scale that is logarithmic on both sides of 0 →" : "activation, on a logarithmic scale →"));
 }
 
 function edge(edges, place) { // the outermost may be infinite

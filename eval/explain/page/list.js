@@ -5,8 +5,10 @@ function showStatus() {
   const { length } = found;
   const count = length === COUNT ? `${WHOLE.format(COUNT)} units` : `${WHOLE.format(length)} of ${WHOLE.format(COUNT)} units`;
   byId("found").textContent = isReading() ? `${count}; reading the texts …` : count;
+  const more = columns.length - shown.length;
+  byId("more").textContent = more ? `${WHOLE.format(more)} more column${more > 1 ? "s" : ""} in a wider window; a unit’s page has them all` : "";
   byId("nothing").hidden = length > 0;
-  byId("nothing").textContent = isReading() ? "Reading the texts …" : "No unit fits these filters.";
+  byId("nothing").textContent = isReading() ? "Reading the texts …" : "No unit matches these filters.";
   box.querySelector("table").setAttribute("aria-rowcount", String(length + 1));
 }
 

@@ -15,6 +15,8 @@ const layerOf = (unit) => data.modules[data.module[unit]][1];
 const kindOf = (unit) => data.modules[data.module[unit]][2];
 const shortName = (unit) => `${data.modules[data.module[unit]][3]}:${data.number[unit]}`;
 const wordOf = (place) => (place === null ? null : words[place]);
+/** The most frequent label of its strongest texts, where that it knows the label is not chance; else null. */
+const labelOf = (unit) => (isSmall(dataset().columns.q[unit]) ? wordOf(dataset().label[unit]) : null);
 
 // The lines come after this script in the file: they are there when all of the page is.
 const whole = new Promise((done) => document.addEventListener("DOMContentLoaded", done, { once: true }));

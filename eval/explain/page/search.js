@@ -50,7 +50,7 @@ function fits(unit) {
   const { kind, layer, label, show, q } = state;
   if (kind && kindOf(unit) !== kind) return false;
   if (layer && String(layerOf(unit)) !== layer) return false;
-  if (label && wordOf(dataset().label[unit]) !== label) return false;
+  if (label && labelOf(unit) !== label) return false;
   if (show === "marked" && !marked.has(unit)) return false;
   if (show === "dead" && !isDead(unit)) return false;
   if (show === "on" && !isAlwaysOn(unit)) return false;

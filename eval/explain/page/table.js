@@ -11,27 +11,27 @@ let rowHeight = 44;
 let isPrinting = false;
 
 function columnsOf() {
-  const { columns, label, labels, strongest, chance } = dataset();
+  const { columns, labels, strongest, chance } = dataset();
   const list = [
-    { id: "unit", title: "unit", width: 11.5, text: names, order: (unit) => unit },
-    { id: "tokens", title: "top tokens", width: 17, text: true, order: firstToken, help: "the tokens on which its mean activation is strongest" },
+    { id: "unit", title: "unit", width: 10, text: names, order: (unit) => unit },
+    { id: "tokens", title: "top tokens", width: 10.5, text: true, order: firstToken, help: "the tokens on which its mean activation is strongest" },
     { id: "firing", title: "fires", unit: "%", values: columns.firing, show: percent, help: "share of tokens on which it is not exactly 0" },
-    { id: "effect", title: "effect", unit: "%", values: columns.effect, show: effect, help: "size of what it adds to its module’s output, in percent of that output’s" },
-    { id: "max", title: data.signed ? "highest" : "max", values: columns.max, show: short, help: "highest activation; not on one scale between units" },
+    { id: "effect", title: "effect", unit: "%", width: 5.2, values: columns.effect, show: effect, help: "size of what it adds to its module’s output, in percent of that output’s" },
+    { id: "max", title: data.signed ? "highest" : "max", width: 5.2, values: columns.max, show: short, help: "highest activation; not on one scale between units" },
   ];
-  if (data.signed) list.push({ id: "min", title: "lowest", values: columns.min, show: short, help: "lowest activation; not on one scale between units" });
+  if (data.signed) list.push({ id: "min", title: "lowest", width: 5.2, values: columns.min, show: short, help: "lowest activation; not on one scale between units" });
   if (labels.length) {
     const among = `of the ${strongest} texts with the ${data.signed ? "highest" : "strongest"} mean activation`;
     list.push(
-      { id: "consistency", title: "consistency", unit: "%", width: 7.8, values: columns.consistency, show: percent, help: `share ${among} that have the most frequent label; ${percent(chance)} % by chance` },
-      { id: "label", title: "label", width: 8.5, text: true, order: (unit) => wordOf(label[unit]), help: `the most frequent label ${among}` },
-      { id: "information", title: "information", unit: "bits", width: 7.8, values: columns.information, show: fixed(3), help: "mutual information of its mean activation on a text and the text’s label" },
+      { id: "consistency", title: "consistency", unit: "%", width: 7, values: columns.consistency, show: percent, help: `share ${among} that have the most frequent label; ${percent(chance)} % by chance` },
+      { id: "label", title: "label", width: 7, text: true, order: labelOf, help: `the most frequent label ${among}, where q of its information is below 0.05` },
+      { id: "information", title: "information", unit: "bits", width: 7, values: columns.information, show: fixed(3), help: "mutual information of its mean activation on a text and the text’s label" },
     );
   }
   data.measures.forEach(([title, unit, of], place) => list.push(
-    { id: `ablation-${place}`, title: `${of} ${title}`, unit, lead: "taken out:", width: 7.5, values: data.changes[place], show: shortChange, help: `change of ${title} on ${of} when the unit is taken out` }));
+    { id: `ablation-${place}`, title: `${of} ${title}`, unit, lead: "taken out:", width: 6, isMore: true, values: data.changes[place], show: shortChange, help: `change of ${title} on ${of} when the unit is taken out` }));
   data.contrasts.forEach(({ a, b, auc }, place) => list.push(
-    { id: `contrast-${place}`, title: `${a} over ${b}`, unit: "AUC", width: 8, values: auc, show: fixed(2), help: `chance that a text of ${a} excites it more than one of ${b}` }));
+    { id: `contrast-${place}`, title: `${a} over ${b}`, unit: "AUC", width: 6, isMore: true, values: auc, show: fixed(2), help: `chance that a text of ${a} excites it more than one of ${b}` }));
   return list;
 }
 
@@ -46,6 +46,28 @@ function firstToken(unit) {
 }
 
 let columns = [];
+let shown = []; // those that have room
+const WIDE = 70; // rem; a narrower box scrolls to the side
+const widthOf = (some) => some.reduce((sum, { width = 4.8 }) => sum + width, 2.4);
+
+/** All columns, or as many as a wide box has room for: the last ablations and contrasts stay out, but not the one that
+ * orders the list. */
+function fitting() {
+  const room = box.clientWidth / parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const fits = [...columns];
+  for (let place = fits.length - 1; room >= WIDE && place >= 0 && widthOf(fits) > room; place--) {
+    if (fits[place].isMore && fits[place].id !== state.sort) fits.splice(place, 1);
+  }
+  return fits;
+}
+
+function fitColumns() {
+  const fits = fitting();
+  if (fits.length === shown.length && fits.every(({ id }, place) => id === shown[place].id)) return;
+  drawColumns();
+  showStatus();
+  redrawRows();
+}
 
 // Filtering and sorting.
 
@@ -88,8 +110,8 @@ function tokensOf(unit) {
 function cellOf(column, unit) {
   if (column.id === "tokens") return make("td", "words tokens", make("div", "", ...tokensOf(unit)));
   if (column.id === "label") {
-    const label = wordOf(dataset().label[unit]);
-    return label === null ? make("td", "words pale", NOTHING) : make("td", "words", withTitle(make("span", "tag", label), label));
+    const label = labelOf(unit);
+    return label === null ? withTitle(make("td", "words pale", NOTHING), isDead(unit) ? "" : `q ${probability(dataset().columns.q[unit])}: no label is clear of chance`) : make("td", "words", withTitle(make("span", "tag", label), label));
   }
   const value = column.values[unit];
   const cell = make("td", value ? "" : "pale", make("span", "of", `${column.title} `), column.show(value));
@@ -133,7 +155,7 @@ function makeRow(unit) {
   head.scope = "row";
   head.setAttribute("role", "rowheader");
   const row = make("tr", isDead(unit) ? "dead" : "", make("td", "marks", star(unit, "star")), head);
-  for (const column of columns.slice(1)) {
+  for (const column of shown.slice(1)) {
     const cell = cellOf(column, unit);
     cell.classList.toggle("sorted", column.id === state.sort);
     cell.dataset.column = column.id;
@@ -195,13 +217,14 @@ function redrawRows() {
 function drawColumns() {
   columns = columnsOf();
   if (!columns.some(({ id }) => id === state.sort)) state.sort = "effect";
-  const widths = [make("col", ""), ...columns.map(() => make("col", ""))];
-  widths[0].style.width = "2.6rem";
-  columns.forEach(({ id, width = 6.4 }, place) => { if (id !== "tokens") widths[place + 1].style.width = `${width}rem`; });
+  shown = fitting();
+  const widths = [make("col", ""), ...shown.map(() => make("col", ""))];
+  widths[0].style.width = "2.4rem";
+  shown.forEach(({ id, width = 4.8 }, place) => { if (id !== "tokens") widths[place + 1].style.width = `${width}rem`; });
   byId("widths").replaceChildren(...widths);
-  body.parentElement.style.setProperty("--least", `${columns.reduce((sum, { width = 6.4 }) => sum + width, 2.6)}rem`);
+  body.parentElement.style.setProperty("--least", `${widthOf(shown)}rem`);
   const mark = make("th", "marks", make("span", "aside", "marked"));
-  byId("columns").replaceChildren(mark, ...columns.map(headOf));
+  byId("columns").replaceChildren(mark, ...shown.map(headOf));
   for (const head of byId("columns").children) {
     head.scope = "col";
     head.setAttribute("role", "columnheader");
@@ -212,7 +235,7 @@ function drawColumns() {
 function headOf(column) {
   const button = makeButton("", "", "", () => sortBy(column));
   if (column.lead) button.append(make("small", "", column.lead), " ");
-  button.append(column.title, " ");
+  button.append(column.title.replace(/:/g, ":\u200b"), " "); // where a long name may break
   if (column.unit) button.append(make("small", "", column.unit));
   if (column.help) button.title = column.help;
   const head = make("th", column.text ? `words ${column.id}` : "", button);

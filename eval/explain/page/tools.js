@@ -48,6 +48,8 @@ function percent(value) { // of a share; only what is exactly none or all is sai
   return (100 * value).toFixed(value === 0 || value === 1 ? 0 : 1);
 }
 
+const isSmall = (p) => p !== null && p < 0.05; // p and q
+
 function probability(p) { // p and q
   if (p === null) return NOTHING;
   return p < 0.001 ? "<0.001" : p.toFixed(p < 0.1 ? 3 : 2);

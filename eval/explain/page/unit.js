@@ -77,8 +77,6 @@ function tableOf(heads, lines, label) {
   return node;
 }
 
-const isSmall = (p) => p !== null && p < 0.05;
-
 function changeCell([value, low, high], isClear) {
   const cell = make("td", isClear ? "clear" : "", shortChange(value));
   if (low !== null && high !== null) cell.append(make("small", "", `[${shortChange(low)}, ${shortChange(high)}]`));

@@ -7,7 +7,6 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,50 +18,13 @@ from monolora.eval.explain.compare_records import Comparison, Row, read
 from monolora.eval.explain.compare_report import cumulative, panels, show
 from monolora.stats import holm
 from monolora.terminal import Terminal
-
-MODULES = [f"model.layers.{layer}.{kind}" for layer in range(6) for kind in ("q_proj", "v_proj")]
-UNITS = 5  # a module
-
-
-def _dataset(rng: np.random.Generator, name: str, units: int, is_signed: bool, is_labelled: bool) -> dict[str, Any]:
-    firing = np.ones(units) if is_signed else rng.choice([0.0, 0.2, 0.7, 1.0], size=units)
-    columns = {"firing_rate": firing, "effect": np.where(firing > 0, rng.exponential(0.01, units), 0.0)}
-    for column in ("mean", "std", "max", "min"):
-        columns[column] = rng.normal(size=units)
-    labelled = ["consistency", "strongest_consistency", "information", "information_q"]
-    for column in [*labelled, *["lowest_consistency"] * is_signed]:
-        columns[column] = np.where((firing > 0) & is_labelled, rng.random(units), np.nan)
-    return {f"{name}.{column}": value for column, value in columns.items()}
-
-
-def _explained(
-    folder: Path, seed: int = 0, is_signed: bool = False, modules: list[str] = MODULES, **run: Any
-) -> pd.DataFrame:
-    """A folder as ``monolora explain`` writes it: sst2 with labels, and plain texts without."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir()
-    frame = pd.DataFrame({"module": np.repeat(modules, UNITS), "index": np.tile(range(UNITS), len(modules))})
-    for name, is_labelled in (("sst2", True), ("plain", False)):
-        frame = frame.assign(**_dataset(rng, name, len(frame), is_signed, is_labelled))
-    frame.to_parquet(folder / "features.parquet")
-    about = {"texts": 872, "tokens": 20_000, "strongest": 20}
-    record = {
-        "adapter": f"runs/{folder.name}",
-        "method": "LoRA" if is_signed else "MonoLoRA",
-        "model": "tiny",
-        "datasets": [
-            {"name": "sst2", "fingerprint": "f1", "labels": {"neg": 428, "pos": 444}, "chance": 0.58, **about},
-            {"name": "plain", "fingerprint": "f2", "labels": {}, "chance": None, **about},
-        ],
-    }
-    (folder / "run.json").write_text(json.dumps({**record, **run}))
-    return frame
+from tests.support.explained_folders import explained_folder
 
 
 @pytest.fixture
 def folders(tmp_path: Path) -> dict[str, Path]:
-    _explained(tmp_path / "lora", 1, is_signed=True)
-    _explained(tmp_path / "mono", 2)
+    explained_folder(tmp_path / "lora", 1, is_signed=True)
+    explained_folder(tmp_path / "mono", 2)
     return {"lora": tmp_path / "lora", "mono": tmp_path / "mono"}
 
 
@@ -101,7 +63,7 @@ def test_without_labels_nothing_is_said_of_them(folders: dict[str, Path]) -> Non
 
 
 def test_every_pair_is_compared_and_all_tests_are_one_family(folders: dict[str, Path], tmp_path: Path) -> None:
-    _explained(tmp_path / "third", 3)
+    explained_folder(tmp_path / "third", 3)
     comparison = compare({**folders, "third": tmp_path / "third"}, resamples=200)
     differences = [each for dataset in comparison.datasets for row in dataset.rows for each in row.differences]
     pairs = {(each.adapter, each.against) for each in differences}
@@ -200,7 +162,7 @@ def test_units_that_are_left_out_of_a_mean_are_counted(folders: dict[str, Path],
 
 def test_nothing_is_said_of_units_left_out_where_none_is(tmp_path: Path) -> None:
     for seed, name in enumerate(("a", "b")):
-        _explained(tmp_path / name, seed, is_signed=True)
+        explained_folder(tmp_path / name, seed, is_signed=True)
     console = Terminal(file=io.StringIO(), width=100)
     show(compare({name: tmp_path / name for name in ("a", "b")}, resamples=10), console)
     assert "n = " not in console.file.getvalue()  # type: ignore[attr-defined]
@@ -232,7 +194,7 @@ def test_refuses_folders_that_cannot_be_compared(folders: dict[str, Path], tmp_p
         compare({"lora": folders["lora"]})
     with pytest.raises(InputError, match=r"mono: .*nowhere has no features.parquet"):
         compare({**folders, "mono": tmp_path / "nowhere"})
-    _explained(tmp_path / "other", datasets=[])
+    explained_folder(tmp_path / "other", datasets=[])
     with pytest.raises(InputError, match=r"no data set in common.*lora has sst2, plain; other has none"):
         compare({"lora": folders["lora"], "other": tmp_path / "other"})
     run = json.loads((folders["mono"] / "run.json").read_text())

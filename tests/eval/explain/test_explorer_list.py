@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,52 @@ def test_a_click_on_a_head_sorts(told: Told, usual: Any, column: str) -> None:
         assert units == _ordered(explained, values, way == "descending")[: len(units)]
 
 
+def _label(explained: Explained, unit: int) -> str | None:
+    """The label that the list shows: none where that the unit knows it may be chance."""
+    dataset = explained.datasets[0]
+    return dataset.ends[0].label[unit] if dataset.information_q[unit] < 0.05 else None
+
+
+def test_a_label_is_shown_where_it_is_clear_of_chance(told: Told, usual: Any) -> None:
+    page, explained = usual
+    script = """
+    const cells = [...doc.querySelectorAll('#rows td[data-column="label"]')];
+    const pills = (each) => each.querySelectorAll(".tag").length;
+    return cells.map((each) => [Number(each.parentElement.dataset.unit), each.textContent, pills(each)]);
+    """
+    cells = told(page, script)
+    labels = [_label(explained, unit) for unit, _, _ in cells]
+    assert [(text, pills) for _, text, pills in cells] == [(each or "–", int(each is not None)) for each in labels]
+    assert None in labels
+    assert set(labels) > {None}
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_no_column_is_cut_off_in_a_wide_window(told: Told, tmp_path: Path, signed: bool) -> None:
+    explained = made(units=30, signed=signed, gated=(False,))
+    explained = replace(explained, contrasts=explained.contrasts * 3)
+    page = written(tmp_path, explained)
+    script = """
+    const box = doc.getElementById("box"), more = doc.getElementById("more").textContent;
+    const heads = () => [...doc.querySelectorAll("#columns th")].map((each) => each.dataset.column);
+    const before = heads();
+    win.location.hash = "sort=contrast-5";
+    await until(() => heads().includes("contrast-5"));
+    return [box.scrollWidth - box.clientWidth, before, more, heads(), box.scrollWidth - box.clientWidth];
+    """
+    over, heads, more, sorted_heads, still_over = told(page, script, width=1400)
+    assert over == still_over == 0
+    assert "contrast-5" not in heads
+    assert (
+        more
+        == f"{8 - sum('-' in each for each in heads[1:])} more columns in a wider window; a unit’s page has them all"
+    )
+    assert "contrast-5" in sorted_heads
+
+
 def test_words_are_sorted_too(told: Told, usual: Any) -> None:
     page, explained = usual
-    label = [each or "~" for each in explained.datasets[0].ends[0].label]
+    label = [_label(explained, unit) or "~" for unit in range(200)]
     found = told(page, f"return {UNITS};", "sort=label")
     assert found == sorted(range(200), key=lambda unit: label[unit])[: len(found)]
     first = [each[0].token.strip().lower() if each else "~" for each in explained.datasets[0].ends[0].tokens]
@@ -151,7 +195,7 @@ def test_what_was_found_is_shown(told: Told, usual: Any) -> None:
         ("kind=v_proj", lambda e, unit: e.units[unit].module.endswith("v_proj")),
         ("layer=1", lambda e, unit: ".layers.1." in e.units[unit].module),
         ("layer=1&kind=q_proj", lambda e, unit: e.units[unit].module == "model.layers.1.self_attn.q_proj"),
-        ("label=music", lambda e, unit: e.datasets[0].ends[0].label[unit] == "music"),
+        ("label=music", lambda e, unit: _label(e, unit) == "music"),
         ("show=dead", lambda e, unit: e.datasets[0].firing[unit] == 0),
         ("show=on", lambda e, unit: e.datasets[0].firing[unit] == 1),
         ("show=mostly", lambda e, unit: e.datasets[0].firing[unit] > 0.99),

@@ -13,7 +13,7 @@ from monolora.eval.explain.explorer import explorer_page
 from monolora.eval.explain.records import Explained, TokenMean, UnitLogits
 from monolora.units import UnitName
 from tests.support.chromium_page import Told
-from tests.support.feature_records import KEY, UNITS, made, written
+from tests.support.feature_records import UNITS, made, written
 from tests.support.requirements import NEEDS_BROWSER
 
 pytestmark = NEEDS_BROWSER
@@ -162,7 +162,7 @@ def test_the_data_set_is_switched(told: Told, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("width", [360, 390, 820, 1280])
+@pytest.mark.parametrize("width", [360, 820])
 def test_the_page_is_never_wider_than_the_screen(told: Told, tmp_path: Path, width: int, signed: bool) -> None:
     hostile = _hostile()
     for explained in (
@@ -173,6 +173,8 @@ def test_the_page_is_never_wider_than_the_screen(told: Told, tmp_path: Path, wid
         script = """
         for (const each of doc.querySelectorAll("details")) each.open = true;
         const list = doc.documentElement.scrollWidth;
+        doc.getElementById("box").scrollIntoView({behavior: "instant"});
+        await until(() => doc.querySelector("#rows .star"));
         doc.querySelector("#rows .star").click();
         doc.querySelector("#rows a").click();
         await until(() => doc.getElementById("unit-title"));
@@ -222,34 +224,16 @@ def test_text_is_readable_on_the_strongest_colours(told: Told, tmp_path: Path, d
         assert (high + 0.05) / (low + 0.05) >= 4.5
 
 
-def test_controls_have_names(told: Told, tmp_path: Path) -> None:
-    page = written(tmp_path, made(contexts=2))
-    script = f"""
-    {KEY}
-    const isNamed = (each) => each.getAttribute("aria-label") || each.textContent.trim() || (each.labels || []).length;
-    const seen = () => [...doc.querySelectorAll("button, a, select, input")].filter((each) => each.offsetParent);
-    const nameless = () => seen().filter((each) => !isNamed(each)).map((each) => each.outerHTML);
-    const list = [nameless(), seen().length, doc.querySelector("#box table").getAttribute("aria-rowcount")];
-    press("j"); press("m");
-    doc.activeElement.click();
-    await until(() => doc.getElementById("unit-title"));
-    return [list, nameless(), seen().length];
-    """
-    (in_list, list_controls, rows), in_unit, unit_controls = told(page, script)
-    assert in_list == in_unit == []
-    assert list_controls > 30
-    assert unit_controls > 10
-    assert rows == "25"
-
-
 def test_two_thousand_units(told: Told, tmp_path: Path) -> None:
     """The list shows those that fit, and a unit opens with all tokens of its contexts."""
     page = written(tmp_path, made(units=2000, contexts=20, gated=(False,)))
     script = """
     win.location.hash = "unit=model.layers.9.self_attn.q_proj:5";
     await until(() => doc.querySelector(".token"));
-    return [doc.querySelectorAll(".token").length, doc.querySelectorAll("#rows tr[data-unit]").length];
+    const count = doc.querySelector("#box table").getAttribute("aria-rowcount");
+    return [doc.querySelectorAll(".token").length, doc.querySelectorAll("#rows tr[data-unit]").length, count];
     """
-    tokens, rows = told(page, script)
+    tokens, rows, count = told(page, script)
+    assert count == "2001"
     assert rows > 10
     assert tokens == 420

@@ -144,6 +144,7 @@ def test_the_last_bin_may_be_open(told: Told, tmp_path: Path, signed: bool) -> N
       heights: bars.map((each) => Math.round(each.firstChild.getBoundingClientRect().height / 6.5 / 16 * 100)),
       low: doc.querySelectorAll(".histogram .low").length,
       label: doc.querySelector(".histogram").getAttribute("aria-label"),
+      scales: [...doc.querySelectorAll(".scale")].map((each) => each.textContent),
     };
     """
     found = told(page, script, "unit=model.layers.0.self_attn.q_proj:0")
@@ -153,6 +154,8 @@ def test_the_last_bin_may_be_open(told: Told, tmp_path: Path, signed: bool) -> N
     assert found["heights"] == pytest.approx(100 * counts_E / 5, abs=2)
     assert found["low"] == (3 if signed else 0)
     assert (found["ticks"][0], found["ticks"][-1]) == ("under −192" if signed else "96.0", "over 192")
+    assert found["scales"][0] == "↑ tokens, 5 in the highest bar"
+    assert ("both sides of 0" in found["scales"][1]) == signed
     assert f"from {'under −192' if signed else '96.0'} to over 192" in found["label"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from monolora.eval.report.charts import View
+from monolora.eval.report.lookups import View
 from monolora.eval.report.page import page
 from tests.support.synthetic_report import EVIL, LABELS, evil_judge, make, poisoned
 
@@ -78,13 +78,14 @@ def test_all_differences_are_there(usual: Any) -> None:
     for each in results["differences"]:
         assert view.change(each) in parsed.text
         assert view.change_interval(each) in parsed.text
-    assert sum(cell.startswith("7 / 3") for cell in parsed.cells) == 9  # three flagged columns, three pairs
+    assert sum(cell.startswith("7 / 3") for cell in parsed.cells) == 12  # four columns of flags, three pairs
 
 
 def test_every_part_is_there(usual: Any) -> None:
     results, _, parsed = usual
     ids = {attributes.get("id") for _, attributes in parsed.tags}
-    parts = {"scores", "differences", "charts", "categories", "labels", "training", "counts", "browse", "made"}
+    parts = {"refusals", "harm", "task", "drift", "sparsity", "training", "scores", "differences"}
+    parts |= {"categories", "labels", "counts", "browse", "made"}
     assert parts <= ids
     anchors = {attributes["href"] for tag, attributes in parsed.tags if tag == "a"}
     assert anchors == {f"#{name}" for name in parts}

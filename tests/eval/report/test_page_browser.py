@@ -127,7 +127,7 @@ def test_the_address_filters_the_list(told: Told, usual: Any, fragment: str, sta
     if expected:
         assert said == f"{start + 1}–{start + len(found)} of {len(expected)}"
     else:
-        assert said == "No prompt fits these filters."
+        assert said == "No prompt matches these filters."
 
 
 def test_the_form_filters_and_is_kept_in_the_address(told: Told, usual: Any) -> None:
@@ -169,10 +169,12 @@ def test_an_entry_has_all_answers_verdicts_and_remarks(told: Told, usual: Any) -
             assert f"{model}{answer['tokens']} tokens" in text
             for judge, judgement in entry["judgements"][model].items():
                 if judgement["status"] != "ok":
-                    assert f"{judge} invalid: {judgement['reason']}" in text
-                elif judge != "refusal":
+                    assert f"{judge}: invalid: {judgement['reason']}" in text
+                elif judge == "refusal":
+                    assert f"refusal: {'yes' if judgement['flagged'] else 'no'}" in text
+                else:
                     word = "flagged" if judgement["flagged"] else "not flagged"
-                    assert f"{judge} {word} {max(judgement['scores'].values()):.2f}" in text
+                    assert f"{judge}: {word} {max(judgement['scores'].values()):.2f}" in text
         assert text.count("changed") == sum(
             None not in (flag := entry["judgements"][model][judge]["flagged"], base := each["flagged"]) and flag != base
             for judge, each in entry["judgements"]["base"].items()
@@ -201,27 +203,11 @@ def test_long_responses_are_opened_by_a_click(told: Told, usual: Any) -> None:
     assert again == short
 
 
-@pytest.mark.parametrize("is_poisoned", [False, True], ids=["usual", "long words"])
 @pytest.mark.parametrize("width", [360, 1280])
-def test_the_page_is_never_wider_than_the_screen(
-    told: Told, usual: Any, tmp_path: Path, width: int, is_poisoned: bool
-) -> None:
-    page = usual[0]
-    if is_poisoned:
-        write(tmp_path, *poisoned())
-        page = tmp_path / PAGE
+def test_the_page_is_never_wider_than_the_screen(told: Told, tmp_path: Path, width: int) -> None:
+    """Not with long words either: of usual texts tests/reporting/test_pages.py knows."""
+    write(tmp_path, *poisoned())
     script = (
         "for (const each of doc.querySelectorAll('details')) each.open = true;return doc.documentElement.scrollWidth;"
     )
-    assert told(page, script, "page=1", width) <= width
-
-
-def test_the_page_runs_without_complaint(told: Told, usual: Any) -> None:
-    page, _ = usual
-    script = """
-    doc.getElementById("open").click();
-    await wait(100);
-    return win.getComputedStyle(doc.body).maxWidth;
-    """
-    max_width = told(page, script)  # which fails if the browser complains of anything
-    assert max_width != "none"  # the style sheet is in force
+    assert told(tmp_path / PAGE, script, "page=1", width) <= width

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from monolora.eval.report import sentences
-from monolora.eval.report.charts import View
+from monolora.eval.report.lookups import View
 from tests.support.synthetic_report import make
 
 FLAGGED = "beavertails/beaverdam/flagged"
@@ -27,7 +27,7 @@ def _view(p_holm: float, difference: float = 4.0, side_effect: bool = False) -> 
 @pytest.mark.parametrize(("difference", "word"), [(4.0, "more harmful"), (-4.0, "less harmful")])
 def test_a_finding_names_direction_size_and_columns(difference: float, word: str) -> None:
     view = _view(0.01, difference)
-    (said,) = sentences.verdict(view)
+    (said,) = sentences.harm(view)
     assert f"{word} than base in 6 of 6 measures" in said
     assert f"beaverdam flagged {'+' if difference > 0 else '−'}4.00" in said
     verb, reading = ("rose", "worse") if difference > 0 else ("fell", "better")
@@ -39,7 +39,7 @@ def test_a_finding_names_direction_size_and_columns(difference: float, word: str
 
 def test_where_nothing_is_significant_nothing_is_claimed() -> None:
     view = _view(0.05)
-    (said,) = sentences.verdict(view)
+    (said,) = sentences.harm(view)
     assert said == (
         "mono: no difference from base was found in any of the 6 measures of harm; with n=200, changes of up to 7.00 "
         "points fit the data."
@@ -50,7 +50,7 @@ def test_where_nothing_is_significant_nothing_is_claimed() -> None:
 
 
 def test_what_else_changed_is_said_beside_no_harm() -> None:
-    (said,) = sentences.verdict(_view(0.5, side_effect=True))
+    said = sentences.summary(_view(0.5, side_effect=True), "mono")
     assert "no difference from base" in said
     assert said.endswith("Also changed: beavertails repetition +4.00 points.")
 
@@ -59,7 +59,7 @@ def test_models_without_findings_share_a_sentence() -> None:
     results, _ = make(("base", "lora", "mono", "whole"))
     for each in results["differences"]:
         each["p_holm"] = 0.01 if each["model"] == "mono" and each["column"] == FLAGGED else 1.0
-    first, second = sentences.verdict(View(results))
+    first, second = sentences.harm(View(results))
     assert first.startswith("mono was judged")
     assert first.endswith("no difference was found in the rest.")
     assert second.startswith("lora and whole: no difference from base")
@@ -67,10 +67,10 @@ def test_models_without_findings_share_a_sentence() -> None:
 
 def test_nothing_to_compare() -> None:
     results, _ = make(("base",))
-    assert sentences.verdict(View(results)) == ["Only base was measured: there is nothing to compare it with."]
+    assert sentences.harm(View(results)) == []
     results, _ = make(("base", "mono"))
     results["judges"] = [judge for judge in results["judges"] if judge["kind"] == "refusal"]
-    (said,) = sentences.verdict(View(results))
+    (said,) = sentences.harm(View(results))
     assert said.startswith("mono: no judge of harm was run, so alignment is not assessed.")
 
 
@@ -79,7 +79,7 @@ def test_differences_of_nothing_valid_are_no_finding() -> None:
     for each in results["differences"]:
         each |= dict.fromkeys(("difference", "low", "high", "p", "p_holm"))
     view = View(results)
-    assert sentences.verdict(view) == ["mono: nothing valid to compare with base."]
+    assert sentences.harm(view) == ["mono: nothing valid to compare with base."]
     assert sentences.effects(view, "mono")[0] == "ShieldGemma Danger.: nothing valid to compare."
 
 

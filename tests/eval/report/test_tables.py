@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from monolora.errors import printable
-from monolora.eval.report.charts import View
+from monolora.eval.report.lookups import View
 from monolora.eval.report.tables import FIELDS, as_csv, as_latex, escaped
 from tests.support.synthetic_report import EVIL, make, poisoned
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from monolora.eval.report import show
-from monolora.eval.report.charts import View
+from monolora.eval.report.lookups import View
 from monolora.terminal import Terminal
 from tests.support.synthetic_report import make, poisoned
 

@@ -56,6 +56,7 @@ def test_what_a_study_leaves(whole: Study) -> None:
     files = _report(whole)
     assert {
         "report.md",
+        "report.html",
         "table.csv",
         "verdicts.json",
         "differences.csv",
@@ -103,8 +104,10 @@ def _check_report(study: Study, files: dict[str, bytes]) -> None:
     for each in verdicts:
         assert each["source"] == "ours"
         assert f"- demo: {each['claim']}: **{each['answer']}**. {each['text']}" in text
-    for link in re.findall(r"\]\((.*?)\)", text):
+    page = files["report.html"].decode()
+    for link in [*re.findall(r"\]\((.*?)\)", text), *re.findall(r'href="([^#].*?)"', page)]:
         assert (study.folder / "report" / link).is_file(), link
+    assert all(each["text"].replace("'", "&#39;") in page for each in verdicts)
     assert text.count("run.json)") >= len(study.adapters) * len(study.seeds)
     rows = list(csv.DictReader(files["table.csv"].decode().splitlines()))
     columns = {each.column.id: each for each in of_dataset(study, "demo")}
@@ -134,7 +137,7 @@ def test_records_are_kept_without_weights_and_texts(whole: Study, tmp_path: Path
         for link in re.findall(r"\]\((.*?)\)", (kept / "report" / "report.md").read_text()):
             assert (kept / "report" / link).is_file(), link
         files = [path for path in kept.rglob("*") if path.is_file()]
-        assert {path.suffix for path in files} == {".md", ".csv", ".json", ".png", ".svg"}
+        assert {path.suffix for path in files} == {".md", ".html", ".csv", ".json", ".png", ".svg"}
         assert all(path.read_bytes() == (whole.folder / path.relative_to(kept)).read_bytes() for path in files)
         assert len([path for path in files if path.name == "run.json"]) == len(all_cells(whole))
     (kept / "notes.txt").touch()
@@ -192,7 +195,7 @@ def test_adapters_of_a_seed_see_the_same_examples_in_the_same_order(whole: Study
 
 def test_adapters_that_did_not_see_the_same_are_no_comparison(whole: Study) -> None:
     found = {"demo": {adapter: select_rate(whole, "demo", adapter) for adapter in whole.adapters}}
-    said = about(whole, found)
+    said = " ".join(about(whole, found))
     assert "demo: 16 examples, 1 epoch, 4 steps of 4, rank 4" in said
     assert "8 training examples" in said
     path = training(whole, "demo", "MonoLoRA", found["demo"]["MonoLoRA"].rate, 2).folder / "run.json"

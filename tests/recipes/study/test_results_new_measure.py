@@ -82,7 +82,7 @@ def test_seconds_of_trainings_where_the_study_asks_for_them(
     estimate = seconds.mean("LoRA")
     assert estimate is not None
     assert (estimate.mean, estimate.n) == (5.25, 2)
-    assert "training, seconds" in tables.means_table(study, tables.beside([seconds]))
+    assert "training, seconds" in tables.means_table(study, tables.beside([seconds])).markdown()
 
 
 def test_it_is_in_the_studys_tables(study: Study, records: RunRecords, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,8 +94,8 @@ def test_it_is_in_the_studys_tables(study: Study, records: RunRecords, monkeypat
     for adapter in study.adapters:
         of_seeds = [rows[rows["model"] == row_name(adapter, seed)]["value"] for seed in study.seeds]
         np.testing.assert_array_equal(tea.by_model[adapter], np.stack(of_seeds))
-    assert TITLE in tables.means_table(study, tables.beside(columns))
-    assert DESCRIPTION in study_results.definitions(study, {"demo": tables.beside(columns)})
+    assert TITLE in tables.means_table(study, tables.beside(columns)).markdown()
+    assert DESCRIPTION in study_results.definitions(study, {"demo": tables.beside(columns)}).markdown()
     assert {row["title"] for row in tables.csv_rows(study, "demo", columns)} >= {TITLE, "length"}
     assert not [
         claim for claim in claims(study, "demo", columns) if claim.values is tea

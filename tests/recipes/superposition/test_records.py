@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from monolora.errors import InputError
-from monolora.recipes.superposition.records import read_records
+from monolora.recipes.superposition.records import feature_share, read_records
+from monolora.stats import wilson
 from tests.support.toy_records import make_records
 
 
@@ -135,6 +136,20 @@ def test_encoders_of_another_record_are_refused(tmp_path: Path) -> None:
 def test_dense_data_alone_are_refused(tmp_path: Path) -> None:
     make_records(tmp_path, 2, sparsities=(0.0,))
     assert "has no sparsity above 0: nothing to compare." in refusal(tmp_path)
+
+
+def test_intervals_of_shares_of_features_end_at_0_and_100() -> None:
+    """Student's interval of 12, 11 and 12 of 12 features would end at 109 %."""
+    flags_sn = np.ones((3, 12), bool)
+    flags_sn[1, 0] = False
+    share = feature_share(flags_sn)
+    assert share.mean == pytest.approx(100 * 35 / 36)
+    assert share.interval is not None
+    assert 60 < share.interval.low < share.mean < share.interval.high <= 100
+    all_of_them, none = feature_share(np.ones((3, 12), bool)), feature_share(np.zeros((3, 12), bool))
+    assert (all_of_them.low, all_of_them.high) == pytest.approx([100 * end for end in wilson(12, 12)])
+    assert (none.low, none.high) == pytest.approx([100 * end for end in wilson(0, 12)])
+    assert feature_share(flags_sn[:1]).interval is None  # one seed
 
 
 def test_geometry_says_what_is_represented(tmp_path: Path) -> None:

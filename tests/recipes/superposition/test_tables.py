@@ -138,7 +138,9 @@ def test_a_reversal_is_where_poly_leads_without_noise_and_mono_with_it(results: 
 
 def test_encoders(out: Path, results: Results) -> None:
     dense, half, sparse = results.encoders
-    assert [row.represented.mean for row in results.encoders] == [1, 2, 0]  # a norm of 0.5 is not above it
+    assert [row.represented.mean for row in results.encoders] == pytest.approx(
+        [1, 2, 0]
+    )  # a norm of 0.5 is not above it
     assert half.paired.mean == pytest.approx(2 * (SEEDS - 1) / SEEDS)
     of_file = json.loads((out / "encoders.json").read_text())["results"]
     assert dense.dimensionality is not None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from monolora.recipes.training.model_card import model_card, plot, result_table
@@ -56,13 +57,27 @@ def test_result_table_without_scores() -> None:
     assert "12,345" in text
 
 
-@pytest.mark.parametrize("sparse", [True, False])
-def test_plot(tmp_path: Path, sparse: bool) -> None:
+@pytest.mark.parametrize(("sparse", "height"), [(True, 900), (False, 510)])
+def test_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparse: bool, height: int) -> None:
+    """One scale a panel, and no legend, as each panel has one line."""
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (drawn.append(self), save(self, *args, **kw)))
     history = [{"step": k, "loss": 2.0 / k, **({"sparsity": 0.1 * k} if sparse else {})} for k in (1, 2, 3)]
     plot([*history, {"train_runtime": 3.0}], tmp_path)
     with Image.open(tmp_path / "training.png") as image:
-        assert image.size == (1050, 600)
-        assert len(set(image.convert("RGB").get_flattened_data())) > 10
+        assert image.size == (1050, height)
+    (figure,) = drawn
+    assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", *["zero units, %"] * sparse]
+    assert [len(axes.lines) for axes in figure.axes] == [1] * len(figure.axes)
+    assert not figure.legends
+    zeros = "; 30 % of units are zero" if sparse else ""
+    assert figure.get_suptitle() == f"The loss fell from 2.00 to 0.67 in 3 steps{zeros}"
+
+
+def test_plot_of_a_run_too_short_to_log(tmp_path: Path) -> None:
+    plot([{"train_runtime": 3.0}], tmp_path)
+    assert (tmp_path / "training.png").is_file()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -38,7 +39,8 @@ def test_table1_draws_means_bands_and_the_papers_lines(
     (axes,) = figure_of("fig-table1", seeds=(0, 1, 2)).axes
     papers = [line for line in axes.lines if line.get_label().startswith("_")]
     named = (("simclr", "CL"), ("sae", "SAE"), ("ncl", "NCL"))
-    for (name, label), band, paper in zip(named, axes.collections, papers, strict=True):
+    bands = [each for each in axes.collections if isinstance(each, PolyCollection)]
+    for (name, label), band, paper in zip(named, bands, papers, strict=True):
         means = [
             [fmean(results(f"probe/{name}-{seed}")["accuracy"]["ce"][str(rate)]) for seed in (0, 1, 2)]
             for rate in RATES
@@ -51,6 +53,7 @@ def test_table1_draws_means_bands_and_the_papers_lines(
         assert (min(ends), max(ends)) == pytest.approx((100 * low, 100 * high))
         assert list(paper.get_ydata()) == list(TABLE1["CIFAR-100"][name])
     assert texts(axes) == ["CL", "SAE", "NCL"]
+    assert axes.get_ylim()[0] == 0
 
 
 def test_one_run_has_no_bands(figure_of: Callable[..., Figure]) -> None:
@@ -94,6 +97,9 @@ def test_figure_2_has_a_panel_for_each_kind(
             assert line(axes, label) == (
                 list(SCALES), pytest.approx([100 * fmean(by_scale[str(scale)]) for scale in SCALES])
             )  # fmt: skip
+    assert uniform.get_ylim() == gaussian.get_ylim()
+    assert uniform.get_ylim()[0] == ood.get_ylim()[0] == 0
+    assert all(len(axes.collections) == 6 for axes in (uniform, gaussian))  # a band and intervals a line
     expected = [
         100 * fmean(results(f"probe/{name}-0")["ood"][kind])
         for kind in ("sketch", "stylized")
