@@ -17,7 +17,7 @@ from monolora.keep.report import KeepingReport, keeping_table
 from monolora.recipes.training.model_card import result_table, rows_line
 from monolora.terminal import Terminal
 
-WIDTH = 88  # characters
+WIDTH = 104  # characters
 
 
 def draw(run: Path, command: str) -> str:
