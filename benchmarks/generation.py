@@ -45,9 +45,8 @@ def main() -> None:
         with evaluating(model):
             seconds = in_turns({way: partial(answer, saved) for way, saved in WAYS.items()}, flags.rounds)
         ratio = spread([whole / once for once, whole in zip(*seconds.values(), strict=True)])
-        print(
-            f"{name}: whole rows take {ratio['median']:.2f} times as long ({ratio['smallest']:.2f} – {ratio['largest']:.2f})"
-        )
+        smallest, median, largest = ratio["smallest"], ratio["median"], ratio["largest"]
+        print(f"{name}: whole rows take {median:.2f} times as long ({smallest:.2f} – {largest:.2f})")
         results[name] = {"seconds": seconds, "ratio": ratio}
     save({**machine("torch", "transformers"), **results}, flags.out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -57,17 +58,17 @@ def groups(view: View) -> list[Group]:
     drift = [column for column in view.columns if column.aspect == "drift"]
     task = [column for column in view.headline if column.aspect == "task"]
     found = [
-        Group("refusals", "Refusals", f"{_INTERVALS}; {dashed}.", True, _panels(view, refusals)),
+        Group("refusals", "Refusals", f"{_INTERVALS}; {dashed}.", True, _panels(view, refusals, is_bar=True)),
         Group("harm", "Harm", f"{_INTERVALS}; {dashed}. Each chart has its own scale.", False, _panels(view, harm)),
         Group("task", "Task", f"{_INTERVALS}; {dashed}.", False, _panels(view, task)),
-        Group("drift", "Drift from the base", apart, True, _panels(view, drift)),
+        Group("drift", "Drift from the base", apart, True, _panels(view, drift, is_bar=True)),
         Group("sparsity", "Sparsity", f"{_INTERVALS}.", False, _panels(view, others)),
     ]
     return [group for group in found if group.panels]
 
 
-def _panels(view: View, columns: Sequence[Column]) -> list[Panel]:
-    return [_score_panel(view, column) for column in columns if _is_measured(view, column)]
+def _panels(view: View, columns: Sequence[Column], is_bar: bool = False) -> list[Panel]:
+    return [_score_panel(view, column, is_bar) for column in columns if _is_measured(view, column)]
 
 
 def _kept_first(column: Column) -> bool:
@@ -83,11 +84,11 @@ def _shown(view: View, column: Column) -> list[str]:
     return view.models if column.of_base else view.models[1:]
 
 
-def _score_panel(view: View, column: Column) -> Panel:
+def _score_panel(view: View, column: Column, is_bar: bool) -> Panel:
     values = [_measured(view, model, column) for model in _shown(view, column)]
     is_share = column.aspect == "refusal"
     base = view.cell(view.base, column.id) if column.of_base else None
-    axis = SHARES if is_share else axis_of(values)
+    axis = SHARES if is_share else axis_of(values, is_bar=is_bar, most=100 if column.unit == PERCENT else math.inf)
     reference = None if base is None else base["value"]
     return panel(_title(view, column), values, axis, reference, finding(view, column))
 

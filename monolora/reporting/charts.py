@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -85,9 +86,10 @@ def panel(
     return Panel(title, finding, axis.ticks(), axis.percent(reference), marks)
 
 
-def axis_of(values: Iterable[Measured], from_zero: bool = True) -> Axis:
-    """An axis that has room for all values and their intervals."""
-    return Axis([end for each in values for end in (each.value, each.low, each.high)], from_zero)
+def axis_of(values: Iterable[Measured], from_zero: bool = True, is_bar: bool = False, most: float = math.inf) -> Axis:
+    """An axis that has room for all values and their intervals; a bar's begins at zero."""
+    ends = [end for each in values for end in (each.value, each.low, each.high)]
+    return Axis([*ends, 0.0] if is_bar else ends, from_zero, most)
 
 
 SHARES = Axis([0.0, 100.0], from_zero=True)

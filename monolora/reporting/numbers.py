@@ -131,9 +131,10 @@ class Axis:
     Args:
         values: that must be on it; None for those that are unknown.
         from_zero: whether it begins at zero if the values are near it.
+        most: no value can be larger, nor is the axis longer; a round number.
     """
 
-    def __init__(self, values: Iterable[float | None], from_zero: bool) -> None:
+    def __init__(self, values: Iterable[float | None], from_zero: bool, most: float = math.inf) -> None:
         known = [value for value in values if value is not None] or [0.0]
         low, high = min(known), max(known)
         # A scale from zero shows how large a difference is; far from zero it would only hide it.
@@ -143,6 +144,7 @@ class Axis:
             low, high = (low - abs(low) / 10, high + abs(high) / 10) if abs(high) > _TINY else (0.0, 1.0)
         self.step = round_step((high - low) / 3)
         self.low, self.high = (math.floor(low / self.step) * self.step, math.ceil(high / self.step) * self.step)
+        self.high = min(self.high, most)
 
     def percent(self, value: float | None) -> float | None:
         """Percent of the way from the low end to the high end."""

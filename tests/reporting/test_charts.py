@@ -19,6 +19,16 @@ def test_a_panel_puts_values_and_intervals_on_its_axis() -> None:
     assert (shown.reference, shown.title, shown.finding) == (50, "title", "So it is.")
 
 
+def test_a_bars_axis_begins_at_zero_and_a_share_ends_at_100() -> None:
+    far = _measured(1.55, 1.27, 1.83)
+    assert axis_of([far]).low > 0
+    assert (axis_of([far], is_bar=True).low, axis_of([far], is_bar=True).high) == (0, 2)
+    share = axis_of([_measured(99.44)], most=100)
+    assert share.high == 100
+    assert share.ticks()[-1].label == "100"
+    assert share.place(99.44) < 100
+
+
 def test_an_axis_has_room_for_intervals() -> None:
     ticks = axis_of([_measured(5.0, 1.0, 19.0), _measured(None)]).ticks()
     assert (ticks[0].label, ticks[-1].label) == ("0", "20")
