@@ -1,4 +1,4 @@
-"""The README is true: its flags exist, its files exist, its Python example runs as printed."""
+"""The README is true: its files exist, its Python example runs as printed. Its commands: ``tests/docs``."""
 
 import importlib.util
 import re
@@ -8,34 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from monolora.recipes.training.arguments import parse
 from tests.support.limits import HANG_S
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-
-
-def test_every_flag_of_the_table_is_known() -> None:
-    """Flags are read off the table's first column; `--flag` alone or with a placeholder value."""
-    rows = [line for line in README.splitlines() if line.startswith("| `--")]
-    flags = {flag for row in rows for flag in re.findall(r"--[a-z0-9-]+", row.split("|")[1])}
-    assert len(flags) > 15
-    values = {
-        "--adapter": "lora",
-        "--lora-dropout": "0.1",
-        "--report-to": "none",
-        "--rank-pattern": '{"q_proj": 4}',
-        "--alpha-pattern": '{"q_proj": 4}',
-        "--init-lora-weights": "gaussian",
-        "--lora-bias": "none",
-        "--train-sampling-strategy": "random",
-        "--config": str(ROOT / "recipes/configs/sst2-smollm2.yaml"),
-    }
-    switches = {"--preview", "--overwrite", "--load-in-4bit", "--use-rslora", "--push-to-hub"}
-    words: list[str] = []
-    for flag in sorted(flags - {"--activation", "--load-in-8bit", "--resume-from-checkpoint"}):
-        words += [flag] if flag in switches else [flag, values.get(flag, "1")]
-    parse(words)
 
 
 def test_every_linked_or_named_file_exists() -> None:
@@ -53,4 +29,4 @@ def test_the_python_example_runs_as_printed(tmp_path: Path) -> None:
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=HANG_S, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "runs/readme/adapter/adapter_model.safetensors").is_file()
+    assert list((tmp_path / "runs" / "readme").glob("checkpoint-*/adapter_model.safetensors"))
