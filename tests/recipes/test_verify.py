@@ -79,7 +79,7 @@ def test_a_merge_of_another_adapter(
     assert report["kept"] < 0
     assert max(report["modules"].values()) > 1
     assert f"keeps only {report['kept']:.2%} of the adapter's effect, below --min-fidelity (50%)" in (ended.out)
-    assert 'class="verdict failed"' in (out / "merge_report.html").read_text()
+    assert 'class="lead worse"' in (out / "merge_report.html").read_text()
     weights = {name: data for name, data in before.items() if not name.startswith("merge_report")}
     assert {name: data for name, data in contents(out).items() if not name.startswith("merge_report")} == weights
 
