@@ -33,25 +33,18 @@ from monolora import inference as inference_module
 from monolora.data.chat_template import Split
 from monolora.inference import GREEDY, Inference, evaluating, generate
 from monolora.shared_prefix import unsupported
+from tests.support.tiny_configs import SMALL
 
 KINDS = ("llama", "monolora", "gpt2")
-SMALL = {
-    "vocab_size": 100,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
 GENERATING: list[PreTrainedConfig] = [
-    LlamaConfig(**SMALL),
-    Qwen2Config(**SMALL),
-    Qwen3Config(**SMALL, head_dim=8),
+    LlamaConfig(**SMALL, num_key_value_heads=1),
+    Qwen2Config(**SMALL, num_key_value_heads=1),
+    Qwen3Config(**SMALL, num_key_value_heads=1, head_dim=8),
     PhiConfig(**SMALL),
-    GPTNeoXConfig(vocab_size=100, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2),
-    MistralConfig(**SMALL, sliding_window=8),
-    Gemma2Config(**SMALL, head_dim=8, sliding_window=8),
-    Olmo2Config(**SMALL),
+    GPTNeoXConfig(**SMALL),
+    MistralConfig(**SMALL, num_key_value_heads=1, sliding_window=8),
+    Gemma2Config(**SMALL, num_key_value_heads=1, head_dim=8, sliding_window=8),
+    Olmo2Config(**SMALL, num_key_value_heads=1),
 ]
 
 

@@ -24,14 +24,8 @@ from transformers import (
 from monolora import MonoLoraConfig
 from monolora.shared_prefix import common_length, common_prefix, shared_prefix, unsupported
 from monolora.sparsity import SparsityMeter
+from tests.support.tiny_configs import SMALL
 
-SMALL = {
-    "vocab_size": 100,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
 LLAMA = LlamaConfig(**SMALL, num_key_value_heads=1)
 GPT2 = GPT2Config(vocab_size=100, n_embd=16, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
 ADAPTERS = {

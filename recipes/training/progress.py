@@ -83,7 +83,7 @@ class _TrainingProgress(TrainerCallback):
             if (left := self._seconds_left(state)) > _LONG_S:
                 STDERR.print(
                     f"At this pace the {state.max_steps:,} steps take {format_duration(left)} more. For a first look, "
-                    "train on a part of the data: --max-train-samples 1600.",
+                    "train on fewer examples: --max-train-samples.",
                     soft_wrap=True,
                 )
 
