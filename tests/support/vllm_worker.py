@@ -49,6 +49,7 @@ def make_worker(base: str) -> Any:
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
     from vllm.model_executor.model_loader.utils import initialize_model, process_weights_after_loading
 
+    torch.manual_seed(0)
     config = EngineArgs(
         model=base,
         enable_lora=True,

@@ -110,8 +110,10 @@ class TestWorker:
         assert torch.allclose(y_NO, wanted, rtol=1e-5, atol=1e-5)
         if "mono" in PAIRS[pair] and "lora" in PAIRS[pair]:  # both adapt every module
             without = _by_peft(served.models[None], layer, x_NI)
-            changed = [(wanted[n] - without[n]).abs().max() > 0.01 for n in range(len(OF_ROWS))]
-            assert changed == [of_row != 0 for of_row in OF_ROWS]
+            changed_N = (wanted - without).abs().amax(1) > 0.01
+            number_N = torch.tensor(OF_ROWS)
+            # Not every row of an adapter: in 1 of 2^8, the ReLU leaves none of its 8 units on.
+            assert [bool(changed_N[number_N == number].any()) for number in (0, 1, 2)] == [False, True, True]
 
     def test_slots_know_what_is_in_them(self, answer: dict[str, Any]) -> None:
         """Adapters take turns in fewer slots than there are adapters."""
