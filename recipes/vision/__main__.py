@@ -20,8 +20,10 @@ import sys
 import time
 
 from monolora.cli import docstring_of, run_step
+from monolora.cli.config_file import split_config
 from monolora.errors import InputError, exit_status
 from monolora.recipes.vision.settings import parse
+from monolora.terminal import say, suggest
 
 STEPS = ("pretrain", "sae", "probe", "finetune", "consistency", "table1", "figures")
 
@@ -37,12 +39,16 @@ def _run(step: str, words: list[str]) -> int:
         raise InputError("pytorch-optimizer is not installed. Run: pip install 'monolora[vision]'")
     if step != "all":
         importlib.import_module(_module(step)).run(settings)
+        if step != STEPS[-1]:
+            config, _ = split_config(words)
+            flags = ("--config", str(config)) if config else ()
+            suggest("monolora", "vision", STEPS[STEPS.index(step) + 1], *flags, "--out", settings.common.out)
         return 0
     for name in STEPS:
         start = time.perf_counter()
-        print(f"── {name}", flush=True)
+        say(f"── {name}")
         importlib.import_module(_module(name)).run(settings)
-        print(f"   {time.perf_counter() - start:,.0f} s", flush=True)
+        say(f"   {time.perf_counter() - start:,.0f} s")
     return 0
 
 

@@ -71,6 +71,11 @@ def test_all_steps_and_again(shapes: Path, tmp_path: Path, capsys: pytest.Captur
     assert again.count("before") == 4 + 2 + 6 + 2 + 6  # encoders, autoencoders, probes, finetunings, consistencies
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.json")} == times
 
+    assert cli.main(["vision", "consistency", "--config", str(config)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"Next: monolora vision table1 --config {config} --out {out}"
+    assert cli.main(last.split()[2:]) == 0
+
 
 def test_a_table_is_traced_to_its_settings(shapes: Path, tmp_path: Path) -> None:
     config = _config(tmp_path, dataset=str(shapes))
