@@ -11,6 +11,9 @@ so there is no branch for a compiler or a CUDA graph to freeze. The bounds are o
 vLLM rewrites its own map from rows to adapters. On a GPU vLLM's kernels leave out the rows of the base; on a CPU, in
 0.32, its operations take the index -1 of "no adapter" for the last slot, and the base is answered through that adapter.
 
+On a CPU vLLM's operations also copy A and B for every row. :class:`CpuGate` multiplies linear layers adapter by adapter
+instead; ``MONOLORA_STOCK_LORA=1`` leaves them to vLLM's operations.
+
 In ``add_expand`` the activation follows all that vLLM does with the buffer: under fully sharded LoRA the sum over the
 ranks of a row-parallel layer, which must precede ReLU.
 """
@@ -18,8 +21,10 @@ ranks of a row-parallel layer, which must precede ReLU.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -70,29 +75,124 @@ class Gate(PunicaWrapperBase):
             z_NR.clamp_(low_N1, high_N1)
 
 
-class CpuGate(Gate):
-    """On a CPU, where vLLM runs LoRA without compilation: a batch of one activation is clamped at once.
+class Group(NamedTuple):
+    """The rows of a batch that go through one adapter.
 
-    vLLM's operations here change the base's rows too, which are restored: zero times the last slot's B is not zero
-    where B is infinite.
+    Attributes:
+        slot: of the adapter.
+        rows: a range where they are next to each other, else their numbers.
+        bounds: of its units, as in ``ACTIVATION_BOUNDS``.
     """
 
-    same_for_all: tuple[float, float] | None = None
+    slot: int
+    rows: slice | torch.Tensor
+    bounds: tuple[float, float]
+
+
+class Product(NamedTuple):
+    """What one adapter adds to a linear layer, in its units that are not zero throughout.
+
+    Attributes:
+        A_IU: of all slices of a fused layer, side by side.
+        expands: of each B, the columns of the output, the units, and ``(units, columns)``.
+    """
+
+    A_IU: torch.Tensor
+    expands: tuple[tuple[slice, slice, torch.Tensor], ...]
+
+    @classmethod
+    def of(cls, a_CRI: Sequence[torch.Tensor], b_COR: Sequence[torch.Tensor]) -> Product:
+        """From one adapter's A and B of each slice.
+
+        A rank below ``max_lora_rank`` and a module that the adapter leaves alone are zeros in vLLM's tensors.
+        """
+        A_UI, B_CUO = [], []
+        for A_RI, B_OR in zip(a_CRI, b_COR, strict=True):
+            kept_R = A_RI.any(1) | B_OR.any(0)
+            A_UI.append(A_RI[kept_R])
+            B_CUO.append(B_OR.T[kept_R].contiguous())
+        units = [len(B_UO) for B_UO in B_CUO]
+        if 0 < sum(units) <= FEW_UNITS:
+            blocks = [(slice(None), slice(None), torch.block_diag(*B_CUO))]
+        else:
+            columns, rows = _ranges([B_UO.shape[1] for B_UO in B_CUO]), _ranges(units)
+            blocks = [part for part in zip(columns, rows, B_CUO, strict=True) if len(part[2])]
+        return cls(torch.cat(A_UI).T.contiguous(), tuple(blocks))
+
+
+FEW_UNITS = 48  # up to here one product with a block-diagonal B is faster than one a slice
+
+
+def _ranges(sizes: Sequence[int]) -> list[slice]:
+    ends = list(itertools.accumulate(sizes, initial=0))
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+
+class CpuGate(Gate):
+    """On a CPU, where vLLM runs LoRA without compilation: the rows of an adapter are multiplied together.
+
+    That holds for linear layers. Logits, embeddings and sharded adapters go through vLLM's own operations, which change
+    the base's rows too; these are restored, since zero times the last slot's B is not zero where B is infinite.
+    """
+
     prompt_slot: int | None = None  # of the one request whose prompt's logits are computed; None while all sample
+
+    def __init__(self, max_num_batched_tokens: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(max_num_batched_tokens, *args, **kwargs)
+        self.groups: list[Group] = []
+        self._is_stock = os.environ.get("MONOLORA_STOCK_LORA") == "1"
+        # By slot, and by the identity of a layer's stacked B, which is kept so that no other object gets that identity.
+        self._products: dict[int, dict[int, tuple[Sequence[torch.Tensor], Product]]] = {}
+
+    def set_activation(self, slot: int, activation: str) -> None:
+        """Set the activation of the adapter that has just been put into a slot."""
+        super().set_activation(slot, activation)
+        self._products.pop(slot, None)
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         super().update_metadata(*args, **kwargs)
-        kinds = {tuple(self.slot_bounds[:, slot, 0].tolist()) for slot in self.token_lora_indices.unique().tolist()}
-        self.same_for_all = kinds.pop() if len(kinds) == 1 else None
+        slots_N = self.token_lora_indices
+        self.groups = [
+            Group(slot, _rows(slots_N == slot), tuple(self.slot_bounds[:, slot, 0].tolist()))
+            for slot in slots_N.unique().tolist()
+            if slot >= 0
+        ]
 
-    def _activate(self, units_NR: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        if self.same_for_all == ACTIVATION_BOUNDS["identity"]:
-            return
-        if self.same_for_all is None:
-            super()._activate(units_NR)
-            return
-        for z_NR in units_NR:
-            z_NR.clamp_(*self.same_for_all)
+    def add_lora_linear(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """``y += B act(A x) scale`` for the rows of each adapter, in the dtype of ``y``; vLLM has float32 units."""
+        if self._is_stock:
+            return super().add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, *args, **kwargs)
+        for group in self.groups:
+            product = self._product(group.slot, lora_a_stacked, lora_b_stacked)
+            if not product.expands:
+                continue
+            z_NU = x[group.rows] @ product.A_IU
+            if scale != 1:
+                z_NU *= scale
+            if group.bounds != ACTIVATION_BOUNDS["identity"]:
+                z_NU.clamp_(*group.bounds)
+            for columns, units, B_UO in product.expands:
+                if isinstance(group.rows, slice):
+                    y[group.rows, columns].addmm_(z_NU[:, units], B_UO)
+                else:
+                    y[:, columns].index_add_(0, group.rows, z_NU[:, units] @ B_UO)
+        return None
+
+    def _product(self, slot: int, a_stacked: Sequence[torch.Tensor], b_stacked: Sequence[torch.Tensor]) -> Product:
+        of_slot = self._products.setdefault(slot, {})
+        if id(b_stacked) not in of_slot:
+            product = Product.of([a[slot, 0] for a in a_stacked], [b[slot, 0] for b in b_stacked])
+            of_slot[id(b_stacked)] = (b_stacked, product)
+        return of_slot[id(b_stacked)][1]
 
     def add_expand(self, y: torch.Tensor, x: Any, *args: Any, **kwargs: Any) -> Any:
         """The gate's, for tokens of requests that have an adapter."""
@@ -130,6 +230,12 @@ class CpuGate(Gate):
         added = add(y, *args, **kwargs)
         y[base_N] = base_rows
         return added
+
+
+def _rows(chosen_N: torch.Tensor) -> slice | torch.Tensor:
+    numbers = chosen_N.nonzero()[:, 0]
+    first, last = int(numbers[0]), int(numbers[-1])
+    return slice(first, last + 1) if last - first + 1 == len(numbers) else numbers
 
 
 def get_punica_wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

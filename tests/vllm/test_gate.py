@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -12,24 +12,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
+from monolora.vllm import gate
 from monolora.vllm.gate import CpuGate, Gate, gated_class, gates, get_punica_wrapper
 
 SLOTS, ROWS, RANK, INPUTS, VOCAB = 3, 24, 8, 5, 64
 IDS = [11, 4, 7]  # the adapter in each slot
 BASE = -1
 KINDS = ("relu", "identity")
+LORA = ["identity"] * SLOTS
 
 
-@pytest.fixture(scope="module")
-def vllm() -> SimpleNamespace:
+@pytest.fixture(scope="module", params=["0", "1"], ids=["by adapter", "stock operations"])
+def vllm(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
     """vLLM's own classes; imported here, as that takes seconds."""
     pytest.importorskip("vllm")
-    return SimpleNamespace(
+    classes = SimpleNamespace(
         Cpu=pytest.importorskip("vllm.lora.punica_wrapper.punica_cpu").PunicaWrapperCPU,
         Gpu=pytest.importorskip("vllm.lora.punica_wrapper.punica_gpu").PunicaWrapperGPU,
         Mapping=pytest.importorskip("vllm.lora.layers").LoRAMapping,
         Config=pytest.importorskip("vllm.config.lora").LoRAConfig,
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MONOLORA_STOCK_LORA", request.param)
+        yield classes
 
 
 class Wrapped(NamedTuple):
@@ -163,26 +168,47 @@ def test_base_rows_in_half_precision(vllm: SimpleNamespace, dtype: torch.dtype, 
     assert torch.allclose(found.double(), wanted, rtol=0.02, atol=0.3)  # vLLM sums in this precision
 
 
-@pytest.mark.parametrize("is_prefill", [True, False])
-@pytest.mark.parametrize(
-    "slots",
-    [[BASE, BASE, BASE], [1, 1, 1, 1], [0, 2, 2, 0], [0]],
-    ids=["base", "identity", "relu", "one row"],
+@settings(max_examples=30, deadline=None)
+@given(
+    slots=st.lists(st.integers(BASE, SLOTS - 1), min_size=1, max_size=ROWS),
+    ranks=st.tuples(*[st.integers(0, RANK)] * SLOTS),
+    left_alone=st.integers(0, 2),
+    scale=st.sampled_from([1.0, -0.5]),
+    few_units=st.sampled_from([0, 99]),
 )
-def test_a_batch_of_one_kind_does_not_read_the_bounds(
-    vllm: SimpleNamespace, slots: list[int], is_prefill: bool
+def test_units_that_are_zero_are_left_out(
+    vllm: SimpleNamespace,
+    slots: list[int],
+    ranks: tuple[int, ...],
+    left_alone: int,
+    scale: float,
+    few_units: int,
 ) -> None:
-    """What all rows have in common is done at once: bounds that would spoil everything are not looked at."""
-    layer, activations = _layer(), ["relu", "identity", "relu"]
+    """Whatever a rank, a slice without an adapter, and however slices are multiplied."""
+    layer = _layer([4, 2, 3], ranks)
+    layer.A[left_alone].zero_()
+    layer.B[left_alone].zero_()
+    punica = _wrapped(vllm, gated_class(vllm.Cpu)).batch(slots)
     x_NI, y_NO = _x_y(len(slots), layer)
-    wrapped = _wrapped(vllm, gated_class(vllm.Cpu))
-    punica = wrapped.batch(slots, is_prefill, activations)
-    punica.bounds.fill_(torch.nan)
-    assert _close(layer.add(punica, y_NO, x_NI), layer.reference(y_NO, x_NI, slots, activations))
-    wrapped.batch([0, 1], is_prefill)
-    punica.bounds.fill_(torch.nan)
-    x_NI, y_NO = _x_y(2, layer)
-    assert layer.add(punica, y_NO, x_NI).isnan().all()  # where they are looked at, they do spoil it
+    found = y_NO.clone()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "FEW_UNITS", few_units)
+        punica.add_lora_linear(found, x_NI, layer.A, layer.B, scale, layer.outputs)
+    scaled = layer._replace(B=tuple(B_SOR * scale for B_SOR in layer.B))
+    assert _close(found, scaled.reference(y_NO, x_NI, slots, LORA))
+
+
+@pytest.mark.parametrize("slots", [[1, 1], [1, 0, BASE, 1]], ids=["one adapter", "mixed"])
+def test_an_adapter_in_the_place_of_another(vllm: SimpleNamespace, slots: list[int]) -> None:
+    """vLLM writes new weights over old ones, then says which activation the slot has now."""
+    layer, wrapped = _layer(ranks=[RANK] * SLOTS), _wrapped(vllm, gated_class(vllm.Cpu))
+    x_NI, y_NO = _x_y(len(slots), layer)
+    before = layer.add(wrapped.batch(slots), y_NO, x_NI)
+    for weight in (*layer.A, *layer.B):
+        weight[1].mul_(-2).add_(1)
+    found = layer.add(wrapped.batch(slots, activations=["identity", "relu"]), y_NO, x_NI)
+    assert not _close(found, before)
+    assert _close(found, layer.reference(y_NO, x_NI, slots, ["identity", "relu", "identity"]))
 
 
 @pytest.mark.parametrize("is_prefill", [True, False])
@@ -248,7 +274,6 @@ def _embedding(punica: Any, layer: Layer, y_NO: torch.Tensor, z_NR: torch.Tensor
 Path = Callable[[Any, Layer, torch.Tensor, torch.Tensor], None]
 PATHS = pytest.mark.parametrize("path", [_linear, _logits, _embedding])
 MIXED = [BASE, 0, BASE, 2, 1, 1, BASE]
-LORA = ["identity"] * SLOTS  # the two paths beside `_linear` are plain LoRA's alone
 
 
 class Pass(NamedTuple):
