@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,8 @@ _T = TypeVar("_T")
 class Terminal(Console):
     """rich's console, but ``[/b]`` and ``:smile:`` are no markup, and control characters are left out.
 
+    In a file or a pipe, a line has 120 characters unless ``COLUMNS`` says otherwise; rich's own 80 cut tables.
+
     Args:
         stderr: write there; stdout is for results.
         options: for :class:`rich.console.Console`.
@@ -36,6 +39,8 @@ class Terminal(Console):
 
     def __init__(self, *, stderr: bool = False, **options: Any) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
+        if not (self.is_terminal or "width" in options or "COLUMNS" in os.environ):
+            self.width = 120
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """As :meth:`rich.console.Console.render`."""
