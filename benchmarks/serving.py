@@ -5,7 +5,9 @@
     MonoLoRA / LoRA      one adapter, all requests through it; same rank and modules
     mixed / all LoRA     eight adapters in each batch, half of them MonoLoRA; the same with eight LoRA adapters
     adapter / base       the same MonoLoRA adapter, against an engine without LoRA
-    exact / base         its exact checkpoint, against the same
+    8 adapters / base    the mixed batch, against the same
+    exact / base         the adapter's exact checkpoint, against the same
+    LoRA / stock         one LoRA adapter, against vLLM's own operations for LoRA on a CPU (MONOLORA_STOCK_LORA=1)
 
 All engines are started first, each a process of its own, and asked in turn; the order is reversed from round to round.
 Adapters are random: speed does not depend on their values. A ratio is of one round; printed are the median over the
@@ -45,12 +47,15 @@ WORKLOADS = {
     "4 LoRA + 4 MonoLoRA": ("adapters", tuple(f"{'lora' if i % 2 else 'mono'}{i}" for i in range(ADAPTERS))),
     "base": ("base", (None,)),
     "exact": ("exact", (None,)),
+    "LoRA, stock operations": ("stock", ("lora0",)),
 }
 RATIOS = {
     "MonoLoRA / LoRA": ("MonoLoRA", "LoRA"),
     "mixed / all LoRA": ("4 LoRA + 4 MonoLoRA", "8 LoRA"),
     "exact / base": ("exact", "base"),
     "adapter / base": ("MonoLoRA", "base"),
+    "8 adapters / base": ("4 LoRA + 4 MonoLoRA", "base"),
+    "LoRA / stock": ("LoRA", "LoRA, stock operations"),
 }
 
 
@@ -77,7 +82,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=64, help="at once (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="generated for each (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--gpu-memory-utilization", type=float, default=0.28, help="of each of the three engines")
+    parser.add_argument("--gpu-memory-utilization", type=float, default=0.2, help="of each of the four engines")
     parser.add_argument("--out", help="write all numbers here, in JSON")
     return parser.parse_args()
 
@@ -112,7 +117,7 @@ def make_prompts(flags: argparse.Namespace, base: str) -> list[list[int]]:
 
 
 def settings_of(flags: argparse.Namespace, folders: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The engines, alike but for LoRA and the checkpoint."""
+    """The engines, alike but for LoRA, its operations and the checkpoint; ``environment`` is of the process."""
     on_gpu = torch.cuda.is_available()
     common = {
         "dtype": flags.dtype,
@@ -125,6 +130,7 @@ def settings_of(flags: argparse.Namespace, folders: Mapping[str, str]) -> dict[s
     lora = {"enable_lora": True, "max_loras": ADAPTERS, "max_lora_rank": max(8, flags.rank)}
     return {
         "adapters": {"model": folders["base"], **common, **lora},
+        "stock": {"model": folders["base"], **common, **lora, "environment": {"MONOLORA_STOCK_LORA": "1"}},
         "base": {"model": folders["base"], **common},
         "exact": {"model": folders["exact"], **common},
     }
@@ -145,9 +151,10 @@ def engine(settings: dict[str, Any]) -> Iterator[Connection]:
 
 
 def _serve(connection: Connection, settings: dict[str, Any]) -> None:
+    os.environ |= settings.pop("environment", {})
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if not torch.cuda.is_available():
-        # Threads tied to a core would be the same cores in all three processes.
+        # Threads tied to a core would be the same cores in all processes.
         os.environ |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
@@ -190,7 +197,7 @@ def measure(
     for number in range(flags.rounds):
         for workload in list(WORKLOADS)[:: -1 if number % 2 else 1]:
             speeds[workload].append(run(workload, flags.tokens))
-            print(f"round {number + 1}: {workload:20} {speeds[workload][-1]:9.1f} tokens/s", flush=True)
+            print(f"round {number + 1}: {workload:22} {speeds[workload][-1]:9.1f} tokens/s", flush=True)
     return speeds
 
 

@@ -317,10 +317,13 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
 
 
 def _next(record: dict[str, Any], output: str) -> Sequence[str]:
-    """The words of a command: what did the run do to its base? Where that is measured, a merge."""
-    if record["config"]["adapter"] == "none":
+    """The words of a command: what did the run do to its base? Where that is measured, a merge that keeps it."""
+    adapter = record["config"]["adapter"]
+    if adapter == "none":
         return "eval", "run", "--model", output, "--judges", "refusal", "--out", f"{output}-eval"
-    return ("merge", output, f"{output}-merged") if record["results"]["keeping"] else ("keep-report", output)
+    if not record["results"]["keeping"]:
+        return "keep-report", output
+    return ("merge", output, f"{output}-merged", *(("--method", "exact") if adapter == "monolora" else ()))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,8 +31,13 @@ function columnsOf() {
   data.measures.forEach(([title, unit, of], place) => list.push(
     { id: `ablation-${place}`, title: `${of} ${title}`, unit, lead: "taken out:", width: 6, isMore: true, values: data.changes[place], show: shortChange, help: `change of ${title} on ${of} when the unit is taken out` }));
   data.contrasts.forEach(({ a, b, auc }, place) => list.push(
-    { id: `contrast-${place}`, title: `${a} over ${b}`, unit: "AUC", width: 6, isMore: true, values: auc, show: fixed(2), help: `chance that a text of ${a} excites it more than one of ${b}` }));
+    { id: `contrast-${place}`, title: contrastTitle(a, b), unit: "AUC", width: 6, isMore: true, values: auc, show: fixed(2), help: `chance that a text of ${a} excites it more than one of ${b}` }));
   return list;
+}
+
+function contrastTitle(a, b) {
+  const set = a.slice(0, a.indexOf(": ") + 2); // of texts with a label; empty where a whole set is compared
+  return set && b.startsWith(set) ? `${a} over ${b.slice(set.length)}` : `${a} over ${b}`;
 }
 
 function effect(value) {
