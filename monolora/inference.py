@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from monolora.data.chat_template import Split
-from monolora.shared_prefix import SAVED, backbone, common_length, expanded_cache, unsupported
+from monolora.shared_prefix import SAVED, backbone, common_length, expanded_cache, shared_prefix, unsupported
 from monolora.sparsity import Sparsity, SparsityMeter
 from monolora.terminal import track
 from monolora.units import input_device
@@ -158,16 +158,18 @@ class Inference:
     def log_probs_after(self, sequences: Sequence[list[int]], positions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Log-probabilities of the next token after the given positions of each sequence, ``(T, V)`` per row.
 
-        Padding is on the right, where no kind of causal model sees it. Logits are computed only at the positions.
+        Padding is on the right, where no kind of causal model sees it. Logits are computed only at the positions. What
+        all sequences begin with is read once, where that saves enough.
         """
         ids, mask = self._padded(sequences, left=False)
         needed = sorted({position for row in positions for position in row})
-        logits_BKV = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            logits_to_keep=torch.tensor(needed, dtype=torch.long, device=ids.device),
-            use_cache=False,
-        ).logits
+        with shared_prefix(self.model, ids, most=min(needed, default=0)) as length:
+            logits_BKV = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                logits_to_keep=torch.tensor(needed, dtype=torch.long, device=ids.device) - length,
+                use_cache=False,
+            ).logits
         column = {position: k for k, position in enumerate(needed)}
         return [
             F.log_softmax(logits_BKV[b, [column[position] for position in row]].float(), -1)

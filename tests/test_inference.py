@@ -92,19 +92,46 @@ def test_generate(inference: Inference, prompts: list[list[int]]) -> None:
     assert inference.generate(prompts, 7) == expected
 
 
+START = list(range(10, 30))
+
+
+def _adapted(config: PreTrainedConfig, attention: str, fill: Callable[..., Any]) -> tuple[Any, list[int]]:
+    """A model with an adapter, and the numbers of tokens that it reads, pass by pass."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model = fill(get_peft_model(base, MonoLoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))).eval()
+    seen: list[int] = []
+    model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    return model, seen
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("config", GENERATING, ids=lambda config: config.model_type)
+def test_log_probs_after_a_common_prefix(
+    config: PreTrainedConfig, attention: str, fill: Callable[..., Any], chat_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The distributions are those of every row by itself, also where an answer begins within the prefix."""
+    model, seen = _adapted(config, attention, fill)
+    inference = Inference(model=model, tokenizer=chat_tokenizer, batch_size=3)
+    for context, read_once in ((START, 19), (START[:12], 11)):
+        answer = START[len(context) :]
+        splits = [Split(context, [*answer, *more]) for more in ([40], [41, 42, 43, 44, 45, 46, 47], [41, 40])]
+        seen.clear()
+        found = inference.answer_distributions(splits)
+        shared = read_once if unsupported(model) == "" else 0
+        assert sum(seen) == 3 * 27 - 2 * shared
+        for split, row_TV in zip(splits, found, strict=True):
+            wanted_TV = _log_probs(model, split.context + split.answer)[len(context) - 1 : -1]
+            torch.testing.assert_close(row_TV.double(), wanted_TV, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("config", GENERATING, ids=lambda config: config.model_type)
 def test_generate_after_a_common_prefix(config: PreTrainedConfig, attention: str, fill: Callable[..., Any]) -> None:
     """The tokens are those of every prompt by itself; the prefix is read once, or by every row where it must be."""
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    adapter = MonoLoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = fill(get_peft_model(base, adapter)).eval()
+    model, seen = _adapted(config, attention, fill)
     model.generation_config.eos_token_id = None
-    start = list(range(10, 30))
-    prompts = [[*start, 40], [*start, 41, 42, 43, 44, 45, 46, 47], [*start, 41, 40]]
-    seen: list[int] = []
-    model.get_input_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0].numel()))
+    prompts = [[*START, 40], [*START, 41, 42, 43, 44, 45, 46, 47], [*START, 41, 40]]
     tokens_BN = generate(model, prompts, 0, max_new_tokens=6, **GREEDY)
     assert seen[0] == (20 if unsupported(model) == "" else 3 * 27)
     for prompt, row in zip(prompts, tokens_BN.tolist(), strict=True):
