@@ -34,6 +34,14 @@ def test_a_wrong_flag_of_any_command_is_noticed() -> None:
             check(f"{line} --no-such-flag")
 
 
+def test_what_is_measured_on_a_gpu() -> None:
+    lines = (ROOT / "benchmarks/gpu.sh").read_text().splitlines()
+    measured = [line.split(maxsplit=3) for line in lines if line.startswith("measure ")]
+    assert sum(int(seconds) for _, _, seconds, _ in measured) <= 540
+    for *_, command in measured:
+        check(f"python {command}")
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

@@ -19,7 +19,7 @@ from monolora.cli.config_file import split_config
 from monolora.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-OTHERS = ("curl", "export", "pip", "pytest", "source", "vllm")  # nothing of these is checked
+OTHERS = ("bash", "curl", "export", "pip", "pytest", "source", "vllm")  # nothing of these is checked
 OTHER_MODULES = ("pytest", "vllm.entrypoints.openai.api_server")
 _BLOCK = re.compile(r"^( *)```bash\n(.*?)^\1```", re.M | re.S)
 _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
