@@ -189,7 +189,8 @@ def load(path: Path, preset: str | None = None, out: str | None = None) -> Study
     chosen = next(iter(presets)) if preset is None else preset
     if chosen not in presets:
         raise unknown("--preset", chosen, presets)
-    values = _laid_over(shared, _mapping(presets[chosen], f"{where}, presets, {chosen}"))
+    of_preset = f"{where}, presets, {chosen}"
+    values = _laid_over(shared, _mapping(presets[chosen], of_preset), of_preset)
     values = {key: value for key, value in values.items() if value is not None}
     _check_keys(values, Study, where)
     for key in ("model", "out"):
@@ -249,12 +250,23 @@ def _check_keys(values: Mapping[str, Any], kind: type[Any], where: str) -> None:
             raise InputError(f"{where}: {name} is missing.")
 
 
-def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Mappings are merged; a list over a mapping names the keys that are left of it."""
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _laid_over(merged[key], value) if both else value
+        if isinstance(merged.get(key), Mapping):
+            if isinstance(value, Mapping):
+                value = _laid_over(merged[key], value, where)
+            elif isinstance(value, list):
+                value = {name: _named(merged[key], name, f"{where}, {key}") for name in value}
+        merged[key] = value
     return merged
+
+
+def _named(values: Mapping[Any, Any], name: Any, where: str) -> Any:
+    if name not in values:
+        raise unknown(f"name in {where}", str(name), values)
+    return values[name]
 
 
 def _mapping(value: Any, where: str) -> dict[Any, Any]:

@@ -24,6 +24,17 @@ def test_a_preset_is_laid_over_what_is_shared(write_study: Callable[..., Path], 
     assert other.datasets["demo"].eval == {"task_limit": 4, "drift": 6}
 
 
+def test_a_preset_has_some_of_what_is_shared(write_study: Callable[..., Path], study_content: dict[str, Any]) -> None:
+    """A list in the place of a mapping names what is left of it, in that order; an empty one leaves nothing."""
+    adapters = {"a": {"lora_r": 1}, "b": {"lora_r": 2}, "c": {"lora_r": 3}}
+    quick = study_content["presets"]["quick"] | {"adapters": ["c", "a"], "judges": [], "curve": None}
+    study = load(write_study(adapters=adapters, judges={"judge": {}}, presets={"quick": quick}))
+    assert list(study.adapters.items()) == [("c", {"lora_r": 3}), ("a", {"lora_r": 1})]
+    assert study.judges == {}
+    with pytest.raises(InputError, match="Unknown name in .*quick, adapters 'd'; choose one of a, b, c"):
+        load(write_study(adapters=adapters, presets={"quick": quick | {"adapters": ["a", "d"]}}))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
