@@ -39,7 +39,7 @@ class Terminal(Console):
 
     def __init__(self, *, stderr: bool = False, **options: Any) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, **options)
-        if not (self.is_terminal or "width" in options or "COLUMNS" in os.environ):
+        if not (self.file.isatty() or "width" in options or "COLUMNS" in os.environ):
             self.width = 120
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
