@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase
 
 from monolora.adapters import adapter_config, load_adapted
 from monolora.chat.conversation import BASE, TUNED, Answer, Say
@@ -72,24 +72,39 @@ class AnswerUnits:
     in_prompt: int
 
 
-class _Streamer(TextStreamer):
-    """Hands on whole words as they are generated, and keeps the tokens."""
+class _Streamer:
+    """What ``generate`` shows its tokens to: hands on the text, token by token, and keeps the tokens.
+
+    transformers' ``TextStreamer`` waits for a space, which some languages do not write.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, say: Say) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.ids: list[int] = []
-        self._say = say
+        self._tokenizer, self._say = tokenizer, say
+        self._shown, self._is_prompt = 0, True
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return str(self._tokenizer.decode(self.ids, skip_special_tokens=True))
 
     def put(self, value: torch.Tensor) -> None:
         """Args: value: the prompt at first, ``(1, T)``; then a token at a time."""
-        if not self.next_tokens_are_prompt:
-            self.ids += value.flatten().tolist()
-        super().put(value)
+        if self._is_prompt:
+            self._is_prompt = False
+            return
+        self.ids += value.flatten().tolist()
+        if not (text := self.text).endswith("\ufffd"):  # a character of several tokens is not complete
+            self._show(text)
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Hand on what will not change any more."""
-        if text:
-            self._say(text)
+    def end(self) -> None:
+        """Called after the last token."""
+        self._show(self.text)
+
+    def _show(self, text: str) -> None:
+        if piece := text[self._shown :]:
+            self._shown = len(text)
+            self._say(piece)
 
 
 class LocalSpeaker:
@@ -144,10 +159,9 @@ class LocalSpeaker:
             interrupted = True
             streamer.end()
         self._last = (prompt, streamer.ids, set(self.off)) if who == TUNED else None
-        text = str(self._tokenizer.decode(streamer.ids, skip_special_tokens=True))
         if interrupted:
-            return Answer(text, "interrupted")
-        return Answer(text, "stop" if self._ends.intersection(streamer.ids[-1:]) else "length")
+            return Answer(streamer.text, "interrupted")
+        return Answer(streamer.text, "stop" if self._ends.intersection(streamer.ids[-1:]) else "length")
 
     def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
         return prompt_ids(Example("", "", history=tuple(messages), origin="The conversation"), self._tokenizer)
@@ -259,7 +273,11 @@ def _whole(name: str, modules: Iterable[str]) -> str:
     if match is None:
         return name
     layer, kind, unit = match.groups()
-    meant = [each for each in modules if f".{layer}." in each and each.rpartition(".")[2] in (kind, f"{kind}_proj")]
+    meant = [
+        each
+        for each in modules
+        if f".{layer}." in each and each.rpartition(".")[2].removesuffix("_proj") == kind.removesuffix("_proj")
+    ]
     return f"{meant[0] if len(meant) == 1 else f'{layer}.{kind}'}:{unit}"
 
 

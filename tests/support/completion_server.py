@@ -1,7 +1,7 @@
 """An HTTP server on loopback that answers ``/v1/completions``, or what else it is told to, and fails as it is told to.
 
-It computes nothing: the answer to a prompt is its token ids in words. A body of events is sent as a stream. What it is for is to see what a client sends,
-when, and what the client makes of trouble.
+It computes nothing: the answer to a prompt is its token ids in words. A body of events is sent as a stream. What it is
+for is to see what a client sends, when, and what the client makes of trouble.
 """
 
 from __future__ import annotations
