@@ -273,11 +273,7 @@ def _whole(name: str, modules: Iterable[str]) -> str:
     if match is None:
         return name
     layer, kind, unit = match.groups()
-    meant = [
-        each
-        for each in modules
-        if f".{layer}." in each and each.rpartition(".")[2].removesuffix("_proj") == kind.removesuffix("_proj")
-    ]
+    meant = [each for each in modules if re.search(rf"\.{layer}\.(.+\.)?{kind}(_proj)?$", each)]
     return f"{meant[0] if len(meant) == 1 else f'{layer}.{kind}'}:{unit}"
 
 

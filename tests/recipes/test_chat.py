@@ -330,3 +330,14 @@ def test_ctrl_c_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" not in screen
     said = [("user", "one"), ("assistant", "half an ans"), ("user", "two")]
     assert [(message["role"], message["content"]) for message in server.requests[1]["messages"]] == said
+
+
+def test_an_exact_checkpoint(
+    chat: Chat, chatty: Chatty, adapted: Reference, run_cli: Callable[..., Ended], tmp_path: Path
+) -> None:
+    flags = ("--method", "exact", "--dtype", "float32", "--verify-on", "demo", "--verify-tokens", "150")
+    merged = run_cli("merge", chatty.mono, tmp_path / "exact", *flags)
+    assert merged.status == 0, merged.err
+    ended = chat(tmp_path / "exact", *LOCAL, lines=[QUESTION, "/units"])
+    assert (ended.status, ended.out) == (2, shown(adapted.answer(QUESTION)))
+    assert "is no adapter: it has no units to watch or to switch off here" in ended.err[0]
