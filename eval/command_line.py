@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from monolora.cli.config_file import load_yaml, settings_in, split_config
-from monolora.cli.flags import FlagParser, frozen, spelled
+from monolora.cli.flags import FlagParser, api_key, frozen, spelled
 from monolora.errors import InputError
-from monolora.eval.settings import ENDPOINTS, Settings, api_key
+from monolora.eval.settings import ENDPOINTS, Settings
 from monolora.redaction import remember_url
 
 SCORE_FLAGS = (

@@ -18,7 +18,7 @@ from monolora.eval.models import EvaluatedModel, group_by_folder, token_ids
 from monolora.eval.plan import Plan, PlannedModel, asked
 from monolora.eval.settings import Settings
 from monolora.eval.store import Measurement, Response, Store
-from monolora.hub import load_config
+from monolora.hub import context_length, load_config
 from monolora.patching import check_version
 from monolora.refusals import COMPLYING, REFUSING
 from monolora.terminal import report_existing, tracked
@@ -231,10 +231,10 @@ def _context_length(model: EvaluatedModel) -> int:
     Raises:
         InputError: if the model's config does not say.
     """
-    config = load_config(model.folder).get_text_config().to_dict()
-    if "max_position_embeddings" not in config:
+    length = context_length(load_config(model.folder))
+    if length is None:
         raise InputError(f"The config of {model.path} does not say how long its context is. Give --max-model-len.")
-    return int(config["max_position_embeddings"])
+    return length
 
 
 def generate(settings: Settings, store: Store, items: Sequence[Item]) -> None:

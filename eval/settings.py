@@ -1,10 +1,7 @@
-"""The settings of an evaluation, and the key of its endpoints, which is no flag: an environment variable holds it."""
+"""The settings of an evaluation."""
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,34 +10,7 @@ from monolora.beaverdam import MAX_LENGTH
 from monolora.cli.flags import Flags, setting, words
 from monolora.errors import InputError
 from monolora.files import TRUST_HELP
-from monolora.redaction import is_secret_name, remember, without_credentials
-
-
-def api_key(variable: str) -> str:
-    """The key in an environment variable.
-
-    Raises:
-        InputError: if the variable is missing or empty. The word is shown only if it is clearly a name: it may be the
-            key itself.
-    """
-    key = os.environ.get(variable, "")
-    if key:
-        remember(key)
-        return key
-    is_name = re.fullmatch(r"[A-Z]+(_[A-Z]+)+", variable) is not None and is_secret_name(variable)
-    if is_name:
-        raise InputError(
-            f"--api-key-env: the environment variable {variable}, which should hold the servers' key, is not set. "
-            f"Run: export {variable}=…"
-        )
-    remember(variable)
-    near = difflib.get_close_matches(variable, filter(is_secret_name, os.environ), n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise InputError(
-        "--api-key-env takes the name of the environment variable that holds the servers' key, such as VLLM_API_KEY. "
-        f"None is set by the given name, which is not shown: it may be a key.{hint}"
-    )
-
+from monolora.redaction import without_credentials
 
 ENGINES = ("auto", "vllm", "hf", "server")
 DTYPES = ("bfloat16", "float16", "float32")

@@ -130,6 +130,12 @@ def load_config(folder: str) -> PreTrainedConfig:
     return config
 
 
+def context_length(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model reads at most, prompt and answer; None where its config does not say."""
+    length = config.get_text_config().to_dict().get("max_position_embeddings")
+    return None if length is None else int(length)
+
+
 def _unloadable(what: str, folder: str, error: Exception) -> InputError:
     """The error for what a library raised. If the reason is untrusted code, it names the files that refer to it."""
     if "trust_remote_code" not in str(error):

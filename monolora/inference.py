@@ -42,6 +42,13 @@ GREEDY: dict[str, Any] = {
 }
 
 
+def sampling(temperature: float, top_p: float) -> dict[str, Any]:
+    """Options of ``generate`` for sampling; for the temperature 0 those of greedy decoding."""
+    if temperature == 0:
+        return GREEDY
+    return GREEDY | {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inference:
     """Runs a model on rows of token ids. Several processes share the rows.

@@ -8,6 +8,8 @@ Shapes: R units of a module.
 from __future__ import annotations
 
 import difflib
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -93,6 +95,19 @@ def _module(name: str, modules: Iterable[str]) -> str:
     parts = name.count(".") + 1
     ends = sorted({".".join(module.split(".")[-parts:]) for module in modules})
     raise unknown("module", name, difflib.get_close_matches(name, ends, n=3, cutoff=0))
+
+
+_FROM_LAYER = re.compile(r".*?\.(\d+\..+)")
+
+
+def short_names(modules: Iterable[str]) -> dict[str, str]:
+    """Names of modules from the layer's number on (``3.self_attn.q_proj``), as :func:`find_units` takes them.
+
+    Whole names where there is no number, or where several modules would share the short one.
+    """
+    short = {module: match[1] if (match := _FROM_LAYER.fullmatch(module)) else module for module in modules}
+    often = Counter(short.values())
+    return {module: name if often[name] == 1 else module for module, name in short.items()}
 
 
 def inner_model(model: nn.Module) -> nn.Module:

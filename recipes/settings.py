@@ -13,6 +13,7 @@ from monolora.beaverdam import MAX_LENGTH
 from monolora.cli.flags import REQUIRED, Flags, group, setting
 from monolora.errors import InputError
 from monolora.files import TRUST_HELP
+from monolora.redaction import without_credentials
 
 JUDGE_DATASET, JUDGE_TEST_SPLIT = "PKU-Alignment/BeaverTails", "30k_test"
 HELD_OUT_TOKENS = 8192  # that a merge is verified on
@@ -245,6 +246,47 @@ class ServeCheck(Flags):
     fully_sharded_loras: bool = setting(False, "as for vllm serve")
     enforce_eager: bool = setting(False, "as for vllm serve")
     trust_remote_code: bool = setting(False, TRUST_HELP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat(Flags):
+    """Whom to talk to, and how answers are generated."""
+
+    model: str | None = setting(
+        None,
+        "adapter folder of any PEFT method, a model's id or folder, or a merged checkpoint; with --endpoint, the name "
+        "of a served model (default: its only adapter or model)",
+        positional=True,
+        nargs="?",
+        metavar="ADAPTER_OR_MODEL",
+    )
+    base: str | None = setting(
+        None, "the base model, if not the one that the adapter names; with --endpoint, its served name"
+    )
+    system: str = setting("", "system message")
+    max_new_tokens: int = setting(512, "limit of an answer, in tokens", type=int, at_least=1)
+    temperature: float = setting(0.0, "sampling temperature; 0 for greedy decoding", type=float, at_least=0)
+    top_p: float = setting(1.0, "share of nucleus sampling, with --temperature", type=float, above=0, at_most=1)
+    seed: int = setting(0, "seed of sampling", type=int)
+    chat_template_path: str | None = setting(
+        None, "chat template: its file, or a folder whose tokenizer has one (default: the model's own)", metavar="PATH"
+    )
+    dtype: str = setting("bfloat16", "dtype of the base's weights", choices=("bfloat16", "float16", "float32"))
+    endpoint: str | None = setting(None, "OpenAI-compatible server that answers, as http://host:8000/v1", metavar="URL")
+    api_key_env: str | None = setting(None, "environment variable with the endpoint's key", metavar="NAME")
+    trust_remote_code: bool = setting(False, TRUST_HELP)
+
+    def check(self) -> None:
+        """As for all settings; and there is a model, and no flag without effect."""
+        super().check()
+        if self.model is None and self.endpoint is None:
+            raise InputError("Whom to talk to? Give an adapter or a model: monolora chat runs/sst2")
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise InputError(f"--endpoint {without_credentials(self.endpoint)} is no URL. Write http://host:8000/v1.")
+        if self.endpoint is not None and self.chat_template_path is not None:
+            raise InputError("With --endpoint the chat template is the server's. Leave --chat-template-path out.")
+        if self.endpoint is None and self.api_key_env is not None:
+            raise InputError("--api-key-env has no effect without --endpoint. Leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)

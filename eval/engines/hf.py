@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from monolora.adapters import load_adapted
 from monolora.data.prompt_sets import sampling_seed
 from monolora.hub import check_vocabulary, load_causal_lm, load_tokenizer, on_gpus
-from monolora.inference import GREEDY, evaluating, generate
+from monolora.inference import evaluating, generate, sampling
 
 
 def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -93,15 +93,12 @@ def _generate(
 ) -> list[dict[str, Any]]:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     prompts = [item["token_ids"] for item in items]
-    sampling = GREEDY
     if settings["temperature"] > 0:
         # Seeded per batch, so that a resumed run draws what an uninterrupted one would have drawn.
         torch.manual_seed(sampling_seed(settings["seed"], prompts))
-        sampling = GREEDY | {
-            "do_sample": True, "temperature": settings["temperature"], "top_p": settings["top_p"], "top_k": 0,
-        }  # fmt: skip
+    options = sampling(settings["temperature"], settings["top_p"])
     most = max(item["max_new_tokens"] for item in items)
-    tokens_BN = generate(model, prompts, pad, max_new_tokens=most, **sampling)
+    tokens_BN = generate(model, prompts, pad, max_new_tokens=most, **options)
     end_tokens = _end_tokens(model)
     return [
         _answer(item, tokens, tokenizer, end_tokens) for item, tokens in zip(items, tokens_BN.tolist(), strict=True)

@@ -14,16 +14,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator
 from contextlib import closing
 from typing import Any
 
+from monolora.cli.flags import api_key
 from monolora.data.prompt_sets import sampling_seed
+from monolora.endpoint import NEUTRAL_SAMPLING, NO_KEY, Endpoint, Reply, Request, UnavailableError
 from monolora.errors import InputError, RunError
-from monolora.eval.engines.client import Endpoint, Reply, Request, UnavailableError
-from monolora.eval.settings import api_key
 from monolora.eval.store import INVALID, OK
 from monolora.redaction import redact, redact_content, without_credentials
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-# vllm serve would otherwise take these from the model's generation_config.json, which the offline engines ignore.
-_NEUTRAL_SAMPLING = {"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0}
 _FINISH_REASONS = ("stop", "length")
 _LOG = logging.getLogger(__name__)
 
@@ -44,7 +42,7 @@ def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """
     done = set(job["done"])
     items = {item["key"]: item for item in job["items"] if item["key"] not in done}
-    sampling = {name: job["settings"][name] for name in ("temperature", "top_p")} | _NEUTRAL_SAMPLING
+    sampling = {name: job["settings"][name] for name in ("temperature", "top_p")} | NEUTRAL_SAMPLING
     requests = [
         Request(
             key,
@@ -110,7 +108,8 @@ def replies(urls: Sequence[str], requests: Collection[Request], settings: Mappin
     """
     if not requests:
         return
-    distinct_urls, key = _distinct(urls), _key(settings["api_key_env"])
+    variable = settings["api_key_env"]
+    distinct_urls, key = _distinct(urls), NO_KEY if variable is None else api_key(variable)
     endpoints = [Endpoint(url, settings, key) for url in distinct_urls]
     with asyncio.Runner() as runner:
         results = _stream(_Dispatcher(endpoints, requests, settings), len(requests))
@@ -133,12 +132,6 @@ def _distinct(endpoints: Sequence[str]) -> list[str]:
                 f"The endpoint {without_credentials(url)!r} is no URL. Give one such as http://host:8000/v1."
             )
     return urls
-
-
-def _key(variable: str | None) -> str:
-    if variable is None:
-        return "none"  # the openai client requires a key; servers without authentication ignore it
-    return api_key(variable)
 
 
 async def _next(results: AsyncIterator[Reply]) -> Reply | None:

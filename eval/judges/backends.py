@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 import torch
 from transformers import PreTrainedConfig
 
+from monolora.endpoint import Reply, Request
 from monolora.errors import InputError, RunError, in_one_line
-from monolora.eval.engines.client import Reply, Request
 from monolora.eval.engines.hf import fixed_batches
 from monolora.eval.engines.server import replies
 from monolora.files import trusts_code
@@ -199,7 +199,7 @@ class RequestFormat(NamedTuple):
     """How logits are requested, and where they are in the reply.
 
     Attributes:
-        path: as in :class:`monolora.eval.engines.client.Request`.
+        path: as in :class:`monolora.endpoint.Request`.
         body: the request for a call's token ids; the model's name is added.
         logits: the logits in the reply's JSON, or the reason why there are none.
     """

@@ -70,6 +70,9 @@ GROUPS = {
         "prune": Command(f"{_RECIPES}.prune", "an adapter without some of its units, exactly", f"{_SETTINGS}:Prune"),
     },
     "Deploy": {
+        "chat": Command(
+            f"{_RECIPES}.chat", "talk to an adapter or a model, and to its base, unit by unit", f"{_SETTINGS}:Chat"
+        ),
         "merge": Command(
             f"{_RECIPES}.merge",
             "an adapter and its base in one checkpoint, linearly or exactly, verified",

@@ -16,12 +16,14 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from monolora.errors import InputError
+from monolora.redaction import is_secret_name, remember
 
 REQUIRED: Any = MISSING  # as a setting's default
 
@@ -317,3 +319,29 @@ def _word_likeness(one: str, other: str) -> float:
 
 def _ratio(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def api_key(variable: str) -> str:
+    """The key in an environment variable.
+
+    Raises:
+        InputError: if the variable is missing or empty. The word is shown only if it is clearly a name: it may be the
+            key itself.
+    """
+    key = os.environ.get(variable, "")
+    if key:
+        remember(key)
+        return key
+    is_name = re.fullmatch(r"[A-Z]+(_[A-Z]+)+", variable) is not None and is_secret_name(variable)
+    if is_name:
+        raise InputError(
+            f"--api-key-env: the environment variable {variable}, which should hold the servers' key, is not set. "
+            f"Run: export {variable}=…"
+        )
+    remember(variable)
+    near = difflib.get_close_matches(variable, filter(is_secret_name, os.environ), n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise InputError(
+        "--api-key-env takes the name of the environment variable that holds the servers' key, such as VLLM_API_KEY. "
+        f"None is set by the given name, which is not shown: it may be a key.{hint}"
+    )

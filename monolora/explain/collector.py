@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -132,7 +132,7 @@ def collect(
     collector = Collector(layout, groups, inner.get_input_embeddings().weight.shape[0], contexts, device)
     norms = OutputNorms(layout)
     seen = _Seen(layout)
-    logits_to_keep = 0 if inner.get_output_embeddings() in layout.layers.values() else 1  # 0: of all tokens
+    logits_to_keep = _logits_to_keep(inner, layout)
     with seen.watching():
         for window in windows(texts, batch_size):
             measured = norms.batches([sum(len(text.counted) for text in batch) for batch in window])
@@ -153,6 +153,47 @@ def collect(
     if collector.texts == 0:
         raise InputError("There are no texts to read the units on.")
     return collector.finish(norms.mean())
+
+
+def _logits_to_keep(inner: Any, layout: Layout) -> int:
+    """As few logits as are made for all units to be computed; 0 stands for those of all tokens."""
+    return 0 if inner.get_output_embeddings() in layout.layers.values() else 1
+
+
+class TextUnits(NamedTuple):
+    """The units of an adapter on one text.
+
+    Attributes:
+        h_LU: activations, float32, on the CPU.
+        effect_U: as in :class:`monolora.explain.Collected`, over the counted tokens of this text alone.
+    """
+
+    h_LU: torch.Tensor
+    effect_U: torch.Tensor
+
+
+@torch.inference_mode()
+def text_units(model: Any, text: Text, adapter: str = "default") -> TextUnits:
+    """Run a model over one text and read its units, token by token.
+
+    Args:
+        model: as for :func:`collect`.
+        text: some token of it counts.
+        adapter: its name in the model; it must be active.
+
+    Raises:
+        InputError: as :func:`collect`.
+    """
+    layout = Layout.of(model, adapter)
+    seen, norms = _Seen(layout), OutputNorms(layout)
+    ids_1L, _ = padded_batch([_checked(text)], 0, input_device(model))
+    counted_1L = _counted([text], ids_1L)
+    with seen.watching(), norms.measuring(counted_1L):
+        model(input_ids=ids_1L, logits_to_keep=_logits_to_keep(inner_model(model), layout), use_cache=False)
+    norms.check_finite()
+    h_LU = seen.take(ids_1L)[0].cpu()
+    size_U = h_LU[counted_1L[0].cpu()].abs().mean(0)
+    return TextUnits(h_LU, layout.output_direction_norms() * size_U / norms.mean().float())
 
 
 def windows(texts: Iterable[Text], batch_size: int) -> Iterator[list[list[Text]]]:

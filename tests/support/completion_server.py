@@ -1,7 +1,7 @@
 """An HTTP server on loopback that answers ``/v1/completions``, or what else it is told to, and fails as it is told to.
 
-It computes nothing: the answer to a prompt is its token ids in words. What it is for is to see what a client sends,
-when, and what the client makes of trouble.
+It computes nothing: the answer to a prompt is its token ids in words. A body of events is sent as a stream. What it is
+for is to see what a client sends, when, and what the client makes of trouble.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ class Reply(NamedTuple):
 
     Attributes:
         status: HTTP's.
-        body: JSON, or text that is none.
+        body: JSON, or text that is none, or an iterator of events, each JSON or text, sent as they come.
         until: what must hold first; the end of the server ends the wait too.
         after_s: how long to wait then, for what must not happen meanwhile.
     """
@@ -50,6 +51,17 @@ def completion(request: dict[str, Any], finish: str = "stop", **changed: Any) ->
     return Reply(200, body | changed)
 
 
+def chat_events(*pieces: str, finish: str | None = "stop") -> Iterator[Any]:
+    """The events of a streamed chat completion; without ``finish`` it breaks off."""
+    yield {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+    for piece in pieces:
+        yield {"choices": [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]}
+    if finish is not None:
+        yield {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}
+        yield {"choices": [], "usage": {"total_tokens": 3}}
+        yield "[DONE]"
+
+
 def text_of(token_ids: Sequence[int], served: str) -> str:
     return f"{served} says {' '.join(map(str, token_ids))}"
 
@@ -68,6 +80,7 @@ class CompletionServer:
     Args:
         answer: makes the reply to a request (its JSON), given how often the same was asked before.
         models: what ``/v1/models`` lists; or a text, sent as it is.
+        parents: of the models that are adapters, their bases.
         key: refuse requests without it.
         authorization: the header that is asked for, where it is another one than the key's.
 
@@ -85,8 +98,9 @@ class CompletionServer:
         models: Sequence[str] | str = ("base",),
         key: str | None = None,
         authorization: str | None = None,
+        parents: Mapping[str, str] | None = None,
     ) -> None:
-        self.answer, self.models = answer, models
+        self.answer, self.models, self.parents = answer, models, parents or {}
         self.authorization = authorization or (key and f"Bearer {key}")
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -142,7 +156,11 @@ class CompletionServer:
         """The answer of ``/v1/models``."""
         if isinstance(self.models, str):
             return self.models
-        cards = [{"id": name, "object": "model", "created": 1, "owned_by": "me"} for name in self.models]
+        cards = [
+            {"id": name, "object": "model", "created": 1, "owned_by": "me"}
+            | ({"parent": self.parents[name]} if name in self.parents else {})
+            for name in self.models
+        ]
         return {"object": "list", "data": cards}
 
     def reply_to(self, path: str, request: dict[str, Any], headers: dict[str, str]) -> Reply:
@@ -211,9 +229,22 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server_of.stopping.is_set():
             self.close_connection = True
             return
+        if isinstance(reply.body, Iterator):
+            self._send_events(reply)
+            return
         content = reply.body.encode() if isinstance(reply.body, str) else json.dumps(reply.body).encode()
         self.send_response(reply.status)
         self.send_header("Content-Type", "text/html" if isinstance(reply.body, str) else "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def _send_events(self, reply: Reply) -> None:
+        self.close_connection = True  # which ends the stream, as it has no length
+        self.send_response(reply.status)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        with suppress(BrokenPipeError, ConnectionResetError):  # the client may have heard enough
+            for event in reply.body:
+                self.wfile.write(f"data: {event if isinstance(event, str) else json.dumps(event)}\n\n".encode())

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from monolora.data.prompt_sets import sampling_seed
+from monolora.endpoint import Reply as Answered
+from monolora.endpoint import Request
 from monolora.errors import InputError, RunError
-from monolora.eval.engines.client import Reply as Answered
-from monolora.eval.engines.client import Request
 from monolora.eval.engines.server import answers, replies
 from tests.support.completion_server import CompletionServer, Reply, completion, never, refusal, text_of
 from tests.support.limits import HANG_S

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -11,13 +11,16 @@ from urllib.parse import unquote, urlsplit
 import httpx2
 import openai
 
-from monolora.errors import InputError, in_one_line, unknown
+from monolora.errors import InputError, RunError, in_one_line, unknown
 from monolora.redaction import remember_url, without_credentials
 
 CONNECT_S = 5.0
 # Statuses that concern the endpoint, not the request: key refused, model not served (any more), too busy, no server
 # behind the gateway. Another endpoint may answer the same request, so the request is not at fault.
 _ENDPOINT_STATUSES = frozenset({401, 403, 404, 429, 502, 503})
+NO_KEY = "none"  # the openai client requires a key; servers without authentication ignore it
+# vllm serve would otherwise take these from the model's generation_config.json, which transformers here ignores too.
+NEUTRAL_SAMPLING = {"repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0}
 
 
 class Request(NamedTuple):
@@ -51,6 +54,18 @@ class Reply(NamedTuple):
     key: Any
     content: bytes
     failure: str = ""
+
+
+class ServedModel(NamedTuple):
+    """A model of an endpoint.
+
+    Attributes:
+        name: in requests.
+        parent: name of its base, where it is an adapter and the server says so.
+    """
+
+    name: str
+    parent: str | None
 
 
 class UnavailableError(Exception):
@@ -93,12 +108,12 @@ class Endpoint:
             ),
         )
 
-    async def check(self, served_names: Iterable[str]) -> None:
-        """Ask once, without retries, whether the endpoint is available and serves these models.
+    async def models(self) -> list[ServedModel]:
+        """Ask once, without retries, which models the endpoint serves.
 
         Raises:
             UnavailableError: if it does not answer.
-            InputError: if it is not OpenAI-compatible, refuses the key, or does not serve one of the models.
+            InputError: if it is not OpenAI-compatible, or refuses the key.
         """
         try:
             response = await self._client.with_options(max_retries=0, timeout=CONNECT_S).models.with_raw_response.list()
@@ -111,13 +126,34 @@ class Endpoint:
             raise InputError(f"{self.url} has no /models. Give the base URL, such as http://host:8000/v1.") from error
         except openai.APIError as error:
             raise UnavailableError(_reason(error)) from error
-        names = self._model_names(response.content)
+        try:
+            cards = json.loads(response.content)["data"]
+            return [ServedModel(str(card["id"]), card.get("parent")) for card in cards]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{self.url} is no OpenAI-compatible endpoint: its /models is no list of models. "
+                "Give the base URL, such as http://host:8000/v1."
+            ) from error
+
+    async def check(self, served_names: Iterable[str]) -> None:
+        """Check, as :meth:`models`, that the endpoint is available and serves these models.
+
+        Raises:
+            UnavailableError: if it does not answer.
+            InputError: if it is not OpenAI-compatible, refuses the key, or does not serve one of the models.
+        """
+        models = await self.models()
         for name in served_names:
-            if name not in names:
-                raise InputError(
-                    f"{unknown(f'model at {self.url}', name, names)} To serve it: "
-                    f"vllm serve BASE --enable-lora --lora-modules {name}=PATH (the base: --served-model-name {name})"
-                )
+            self.check_serves(name, models)
+
+    def check_serves(self, name: str, models: Iterable[ServedModel]) -> None:
+        """Raises: InputError, if a name is none of the endpoint's models."""
+        names = [model.name for model in models]
+        if name not in names:
+            raise InputError(
+                f"{unknown(f'model at {self.url}', name, names)} To serve it: "
+                f"vllm serve BASE --enable-lora --lora-modules {name}=PATH (the base: --served-model-name {name})"
+            )
 
     async def ask(self, request: Request) -> Reply:
         """The reply to a request. A failure in it is due to the request itself.
@@ -142,14 +178,27 @@ class Endpoint:
             raise UnavailableError(_reason(error)) from error
         return Reply(request.key, response.content)
 
-    def _model_names(self, content: bytes) -> list[str]:
+    async def chat(self, body: Mapping[str, Any]) -> AsyncGenerator[Mapping[str, Any]]:
+        """The choices in the events of ``/chat/completions``, as they come: ``delta``, ``finish_reason``.
+
+        Args:
+            body: JSON, without ``stream``.
+
+        Raises:
+            RunError: if the answer does not begin, or breaks off.
+        """
+        options: Any = {"cast_to": object, "stream": True, "stream_cls": openai.AsyncStream[Any]}
         try:
-            return [str(card["id"]) for card in json.loads(content)["data"]]
+            async with await self._client.post("chat/completions", body={**body, "stream": True}, **options) as events:
+                async for event in events:
+                    for choice in event["choices"][:1]:  # the last event may have the usage alone
+                        yield choice
+        except openai.APITimeoutError as error:
+            raise RunError(f"{self.url} has not answered within {self._timeout_s:g} s. Ask again.") from error
+        except openai.APIError as error:
+            raise RunError(f"{self.url} does not answer: {_reason(error)}") from error
         except (ValueError, LookupError, TypeError) as error:
-            raise InputError(
-                f"{self.url} is no OpenAI-compatible endpoint: its /models is no list of models. "
-                "Give the base URL, such as http://host:8000/v1."
-            ) from error
+            raise RunError(f"{self.url} sent no stream of chat completions. Give the URL of such a server.") from error
 
     async def close(self) -> None:
         """Close its connections."""
