@@ -31,7 +31,7 @@ def test_a_preset_has_some_of_what_is_shared(write_study: Callable[..., Path], s
     study = load(write_study(adapters=adapters, judges={"judge": {}}, presets={"quick": quick}))
     assert list(study.adapters.items()) == [("c", {"lora_r": 3}), ("a", {"lora_r": 1})]
     assert study.judges == {}
-    with pytest.raises(InputError, match="Unknown name in .*quick, adapters 'd'; choose one of a, b, c"):
+    with pytest.raises(InputError, match=r"Unknown name in .*quick, adapters 'd'; choose one of a, b, c"):
         load(write_study(adapters=adapters, presets={"quick": quick | {"adapters": ["a", "d"]}}))
 
 
