@@ -256,8 +256,11 @@ def from_hub(name: str, fetch: Callable[[], _T], built_in: Iterable[str]) -> _T:
     Raises:
         InputError: if it is absent or gated, or the hub is unreachable.
     """
-    near = difflib.get_close_matches(name, built_in, n=1)
-    hint = f"Did you mean {near[0]}? Or: " if near else ""
+    parent = Path(name).parent
+    siblings = list(map(str, parent.iterdir())) if parent.name and parent.is_dir() else []
+    near = difflib.get_close_matches(name, [*built_in, *siblings], n=1)
+    here = f"There is no {name} here. " if siblings else ""
+    hint = f"{here}Did you mean {near[0]}? Or: " if near else here
     fix = f"{hint}Set MONOLORA_DATA to a local mirror that holds it, or give a path."
     try:
         return fetch()

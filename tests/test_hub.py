@@ -116,6 +116,16 @@ def test_what_the_hub_may_say(
     assert "MONOLORA_DATA" in str(caught.value)
 
 
+@pytest.mark.parametrize("load", [load_dataset, hub.resolve_model])
+def test_a_folder_that_is_mistyped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load: Callable[[str], Any]) -> None:
+    """``runs/name`` could be of the hub; where there is a folder ``runs``, it was meant to be in it."""
+    (tmp_path / "runs/sst2").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"There is no runs/sst3 here\. Did you mean runs/sst2\?"):
+        load("runs/sst3")
+
+
 def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: asked.append(options) or str(tmp_path))
