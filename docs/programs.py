@@ -15,11 +15,17 @@ from unittest.mock import patch
 from monolora import cli
 from monolora.eval.__main__ import STAGES
 from monolora.recipes.superposition.__main__ import STEPS as SUPERPOSITION_STEPS
-from monolora.recipes.training.arguments import make_parser
+from monolora.recipes.training.arguments import SFT, Program, make_parser
+from monolora.recipes.training.preference_arguments import DPO, KTO
 from monolora.recipes.vision.__main__ import STEPS as VISION_STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = {"eval": STAGES, "vision": (*VISION_STEPS, "all"), "superposition": tuple(SUPERPOSITION_STEPS)}
+
+
+# Programs whose help comes from a copy of their parser, by the word of the command and the script that is the same.
+TRAINING: dict[str, tuple[Program, ...]] = {"sft": (SFT,), "dpo": (DPO, KTO)}
+SCRIPTS = {"recipes/sft.py": SFT, "recipes/dpo.py": DPO}
 
 
 class _Captured(BaseException):  # passes by the programs' own handling of errors
@@ -29,8 +35,8 @@ class _Captured(BaseException):  # passes by the programs' own handling of error
 
 def command_parsers(name: str) -> dict[str, argparse.ArgumentParser]:
     """The parser of a command, or those of its steps, by what is typed: ``monolora eval run``."""
-    if name == "sft":  # its help comes from a copy of the parser
-        return {"monolora sft": make_parser()}
+    if name in TRAINING:
+        return {program.name: make_parser(program) for program in TRAINING[name]}
     calls = [[name, step] for step in STEPS[name]] if name in STEPS else [[name]]
     return {f"monolora {' '.join(words)}": _captured(partial(cli.main, [*words, "--help"])) for words in calls}
 
@@ -42,9 +48,9 @@ def module_parser(name: str) -> argparse.ArgumentParser:
 
 
 def script_parser(path: str) -> argparse.ArgumentParser:
-    """The parser of a script of this repository; ``recipes/sft.py`` has that of ``monolora sft``."""
-    if path == "recipes/sft.py":
-        return make_parser()
+    """The parser of a script of this repository."""
+    if path in SCRIPTS:
+        return make_parser(SCRIPTS[path])
     with patch.object(sys, "argv", [path, "--help"]), patch.object(sys, "path", [str((ROOT / path).parent), *sys.path]):
         return _captured(lambda: runpy.run_path(str(ROOT / path), run_name="__main__"))
 

@@ -17,9 +17,11 @@ from sphinx.application import Sphinx
 from monolora.cli import COMMANDS
 from monolora.cli.flags import spelled
 from monolora.recipes.training.argument_checks import NOT_HERE
-from monolora.recipes.training.arguments import AdapterArguments, LoraArguments, TrainingDefaults
+from monolora.recipes.training.arguments import SFT, LoraArguments, own_flags, training_defaults
 from monolora.recipes.training.keeping import KeepArguments
+from monolora.recipes.training.preference_arguments import DPO, KTO, NOT_FOR_PREFERENCES
 
+PROGRAMS = (SFT, DPO, KTO)
 Keeps = Callable[[argparse.Action], bool]
 
 # What a program of one's own imports, and under which title it is documented.
@@ -87,8 +89,8 @@ def flag_page(name: str) -> Iterator[str]:
     for called, parser in programs.command_parsers(name).items():
         if name in programs.STEPS:
             yield from _title(called, "-")
-        if name == "sft":
-            yield from _sft_sections(called, parser)
+        if name in programs.TRAINING:
+            yield from _training_sections(called, parser)
             continue
         positionals = [spelling(action) for action in programs.flags(parser) if not action.option_strings]
         named = ["[flags]"] * any(action.option_strings for action in programs.flags(parser))
@@ -96,30 +98,34 @@ def flag_page(name: str) -> Iterator[str]:
         yield from _options(called, parser, lambda action: True)
 
 
-def _sft_sections(called: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+def _training_sections(called: str, parser: argparse.ArgumentParser) -> Iterator[str]:
     """Our own flags, those of TRL and transformers, and those that have no effect here."""
+    (program,) = (each for each in PROGRAMS if each.name == called)
+    theirs = next(cls.__name__ for cls in program.training.__mro__ if cls.__module__.startswith("trl."))
+    refused = NOT_HERE if program is SFT else NOT_HERE | NOT_FOR_PREFERENCES
     yield "Hyphens and underscores are the same: ``--lora-r``, ``--lora_r``. ``--config FILE`` reads flags from YAML."
-    yield from _title("Flags of monolora", "-")
+    yield from _title(f"Flags of {called}", "-")
     yield "These are defined here, or have a default of their own here."
     kept = {field.name for field in fields(KeepArguments)}
     ours: set[str] = set()
     for title, names in (
-        ("What is trained, and on what", {field.name for field in fields(AdapterArguments)} - kept),
+        ("What is trained, and on what", {field.name for field in fields(program.own)} - kept),
         ("What is kept of the base", kept),
-        ("The adapter", set(LoraArguments.__annotations__)),
-        ("Training", set(TrainingDefaults.__annotations__)),
+        ("The adapter", set(own_flags(LoraArguments))),
+        ("Training", set(own_flags(*training_defaults(program)))),
     ):
         yield from _title(title, "~")
-        yield from _options(called, parser, lambda action, names=names: action.dest in names)
+        yield from _options(called, parser, lambda action, names=names: action.dest in names - refused.keys())
         ours |= names
     yield from _title("Flags of TRL and transformers", "-")
-    yield "These are TRL's ``SFTConfig``, ``ModelConfig`` and ``ScriptArguments``; help and defaults are theirs."
-    yield from _options(called, parser, lambda action: action.dest not in ours | NOT_HERE.keys())
+    yield f"These are TRL's ``{theirs}``, ``ModelConfig`` and ``ScriptArguments``; help and defaults are theirs."
+    yield from _options(called, parser, lambda action: action.dest not in ours | refused.keys())
     yield from _title("Flags that are refused", "-")
     yield "TRL has these flags too. They would have no effect here, so a run with one of them ends with the reason."
     yield from ("", ".. list-table::", "   :widths: 35 65", "")
-    for name, reason in NOT_HERE.items():
+    for name, reason in refused.items():
         yield from (f"   * - ``{spelled(name)}``", f"     - {escaped(reason)}")
+    yield ""
 
 
 def _options(called: str, parser: argparse.ArgumentParser, keeps: Keeps) -> Iterator[str]:

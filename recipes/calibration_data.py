@@ -8,7 +8,7 @@ anchors as well: the linear map is fitted to those that the run learned from, an
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,6 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora import hub
 from monolora.data.chat_template import Split, prompt_ids, split_at_answer
+from monolora.data.preference_tasks import load_preferences
+from monolora.data.preferences import Preference
+from monolora.data.scoring import FreeText
 from monolora.data.task import SampleLimits, Source, dataset_task
 from monolora.data.tasks import BUILT_IN, Example, Task, dolly, load_task
 from monolora.errors import InputError
@@ -83,7 +86,8 @@ def run_task(run: Mapping[str, Any]) -> RunTask:
     limits = SampleLimits(
         config["max_train_samples"] or Task.train_samples, test=config["max_eval_samples"] or Task.test_samples
     )
-    task = load_task(config["dataset"], source, limits)
+    load: Callable[..., Task[Any]] = load_preferences if "method" in config else load_task
+    task = load(config["dataset"], source, limits)
     train, test = task.selected(config["max_train_samples"], config["max_eval_samples"])
     if not same_rows(run, "train", train):
         warnings.warn(
@@ -93,15 +97,20 @@ def run_task(run: Mapping[str, Any]) -> RunTask:
         )
     return RunTask(
         name=task.name,
-        train=train,
-        test=test,
-        scorer=task.scorer,
+        train=list(map(_example, train)),
+        test=list(map(_example, test)),
+        scorer=FreeText() if load is load_preferences else task.scorer,  # a merge is scored by its answers
         max_new_tokens=task.max_new_tokens,
-        tested=task.test,
+        tested=list(map(_example, task.test)),
     )
 
 
-def same_rows(run: Mapping[str, Any], part: str, rows: Sequence[Example]) -> bool:
+def _example(row: Example | Preference) -> Example:
+    """Of a preference, the better answer, or its only one."""
+    return row.answers[0] if isinstance(row, Preference) else row
+
+
+def same_rows(run: Mapping[str, Any], part: str, rows: Sequence[Any]) -> bool:
     """Whether these are the rows of the run's part, ``train`` or ``test``, where its record has a fingerprint."""
     return run.get("fingerprints", {}).get(part) in (None, fingerprint_rows(map(str, rows)))
 

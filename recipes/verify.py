@@ -239,7 +239,7 @@ def _task_scores(
         inference = Inference(
             model=model, tokenizer=tokenizer, batch_size=config["per_device_eval_batch_size"], when=f"({who})"
         )
-        answer_length = config["eval_max_new_tokens"] or task.max_new_tokens
+        answer_length = config.get("eval_max_new_tokens") or task.max_new_tokens
         return score_and_answers(inference, task.scorer, rows, answer_length)
 
     of_merged, answers = scored(merged, "merged")

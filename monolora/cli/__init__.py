@@ -24,12 +24,14 @@ class Command(NamedTuple):
         module: of the program.
         summary: what it does, in a line.
         settings: the class of its flags, as MODULE:CLASS. The program's ``run`` takes them. Empty for a program that
-            parses its own words, whose ``main`` takes these.
+            parses its own words.
+        main: the function of such a program, which takes the words.
     """
 
     module: str
     summary: str
     settings: str = ""
+    main: str = "main"
 
 
 _RECIPES = "monolora.recipes"
@@ -38,6 +40,11 @@ _SETTINGS = "monolora.recipes.settings"
 GROUPS = {
     "Finetune": {
         "sft": Command(f"{_RECIPES}.training.command", "finetune with MonoLoRA, LoRA or all weights, and measure it"),
+        "dpo": Command(
+            f"{_RECIPES}.training.command",
+            "finetune on preferences (DPO, KTO), measured the same way",
+            main="preferences",
+        ),
         "demo": Command(f"{_RECIPES}.demo", "LoRA and MonoLoRA on a small task, in one table", f"{_SETTINGS}:Demo"),
         "align": Command(
             f"{_RECIPES}.align",
@@ -125,7 +132,7 @@ def _run(words: list[str]) -> int:
         raise unknown("command", name, COMMANDS)
     command = COMMANDS[name]
     if not command.settings:
-        status: int = importlib.import_module(command.module).main(rest)
+        status: int = getattr(importlib.import_module(command.module), command.main)(rest)
         return status
     module, _, kind = command.settings.partition(":")
     return run_program(command.module, rest, f"monolora {name}", getattr(importlib.import_module(module), kind))

@@ -14,6 +14,7 @@ from monolora.cli.flags import FlagParser
 _PACKAGE = Path(__file__).parent.parent
 FOLDERS = {
     "monolora sft": "recipes/configs",
+    "monolora dpo": "recipes/configs/preferences",
     "monolora eval run": "eval/configs",
     "monolora study": "recipes/study",
     "monolora vision all": "recipes/vision/configs",

@@ -64,11 +64,21 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
 
 
 def render_all(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, processes: int | None = None
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    processes: int | None = None,
+    *,
+    must_extend: bool = False,
 ) -> datasets.Dataset:
-    """The examples tokenized, for TRL's SFTTrainer: ``input_ids``, and ``labels``, ``IGNORED`` before the answers.
+    """The examples tokenized: ``input_ids``, and ``labels``, ``IGNORED`` before the answers.
 
     They are cached by Hugging Face datasets for later runs with this tokenizer.
+
+    Args:
+        examples: with answers.
+        tokenizer: with the chat template.
+        processes: that share the work.
+        must_extend: whether a conversation with its answer must begin with the prompt as it is rendered alone.
 
     Raises:
         InputError: naming the row that the chat template refuses, or of which it leaves something out.
@@ -76,15 +86,15 @@ def render_all(
     rows = [json.dumps(example[:9], default=str) for example in examples]
     return on_disk(datasets.Dataset.from_dict({"example": rows})).map(
         _tokenized,
-        fn_kwargs={"tokenizer": tokenizer},
+        fn_kwargs={"tokenizer": tokenizer, "must_extend": must_extend},
         remove_columns=["example"],
         num_proc=processes,
         desc="Tokenizing train dataset",
     )
 
 
-def _tokenized(row: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    context, answer = split_at_answer(Example(*json.loads(row["example"])), tokenizer)
+def _tokenized(row: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, must_extend: bool) -> dict[str, list[int]]:
+    context, answer = split_at_answer(Example(*json.loads(row["example"])), tokenizer, must_extend)
     return {"input_ids": context + answer, "labels": [IGNORED] * len(context) + answer}
 
 
@@ -105,16 +115,30 @@ class Split(NamedTuple):
     answer: list[int]
 
 
-def split_at_answer(example: Example, tokenizer: PreTrainedTokenizerBase) -> Split:
+def split_at_answer(example: Example, tokenizer: PreTrainedTokenizerBase, must_extend: bool = False) -> Split:
     """The tokens of an example, divided as in training: where prompt and prompt with answer begin to differ.
 
-    That is the end of the prompt, unless tokens merge over the boundary.
+    That is the end of the prompt, unless tokens merge over the boundary, or the template renders a prompt otherwise
+    once it is answered.
+
+    Args:
+        example: with an answer.
+        tokenizer: with the chat template.
+        must_extend: whether the latter is an error.
 
     Raises:
         InputError: as :func:`prompt_ids`.
     """
     rendered = _checked(example, tokenizer, with_answer=True)
     prompt, answer = rendered["prompt"], rendered["completion"]
+    if must_extend and not isinstance(prompt, str):
+        alone = _filled(prompt, tokenizer, example, example.tools, generate=True)
+        if not _filled(prompt + answer, tokenizer, example, example.tools).startswith(alone):
+            raise InputError(
+                f"{example.origin or 'A prompt'}: the chat template renders the prompt otherwise once it is answered, "
+                "so the model would learn to answer another prompt than it is given. Give another template with "
+                "--chat-template-path."
+            )
     if isinstance(prompt, str) and not answer.endswith(tokenizer.eos_token):
         answer += tokenizer.eos_token
     whole = _tokens(prompt + answer, tokenizer, example)

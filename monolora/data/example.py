@@ -60,6 +60,11 @@ class Example(NamedTuple):
         """Whether it is more than an instruction with a context; only a chat template can render it."""
         return bool(self.history or self.answer or self.tools or self.template_kwargs)
 
+    @property
+    def normalised_prompt(self) -> str:
+        """The texts before the answer, without case and spacing: equal where a person would call two prompts one."""
+        return " ".join(" ".join(map(text_of, self.messages)).casefold().split())
+
     def content(self) -> tuple[Any, ...]:
         """The fields for comparisons and fingerprints, without those of chats where it is none."""
         text, chat = self[:5], self[5:8]

@@ -48,7 +48,7 @@ FORMATS = "'messages', 'prompt' + 'completion', or 'instruction' + 'output' (or 
 WITHOUT_ANSWERS = f"{FORMATS}; 'prompt' or 'text' alone will do here"
 
 _CHAT = ("messages", "conversations", "conversation")
-_OF_CHATS = frozenset({"system", "tools", "documents", "chat_template_kwargs"})
+OF_CHATS = frozenset({"system", "tools", "documents", "chat_template_kwargs"})
 # Arguments of the template's call that a row may not set.
 _RESERVED = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() | {"messages"}
 
@@ -119,20 +119,24 @@ class RowFormat:
         group = _beginning(examples[0])
         return [example._replace(group=group) for example in examples]
 
+    def read(self, row: Mapping[str, Any], where: str) -> list[Any]:
+        """What a row is read as; a subclass may make something else of its examples."""
+        return self.examples(row, where)
+
     def _format(self, columns: Sequence[str]) -> tuple[Callable[..., Iterator[Example]], list[str]]:
         """How a row is read, and from which columns."""
         has = set(columns)
         chats = [column for column in _CHAT if column in has]
         complete: list[tuple[Callable[..., Iterator[Example]], set[str]]] = [
-            (self._from_chat, {column, *_OF_CHATS}) for column in chats
+            (self._from_chat, {column, *OF_CHATS}) for column in chats
         ]
         if {"prompt", "completion"} <= has:
-            complete.append((self._from_prompt_completion, {"prompt", "completion", *_OF_CHATS}))
+            complete.append((self.from_prompt_completion, {"prompt", "completion", *OF_CHATS}))
         if "instruction" in has and has & {"output", "response"}:
-            names = {"instruction", "input", "context", "output", "response", "history", *_OF_CHATS}
+            names = {"instruction", "input", "context", "output", "response", "history", *OF_CHATS}
             complete.append((self._from_instruction, names))
         if not complete and not self.answers and "prompt" in has:
-            complete.append((self._from_prompt, {"prompt", *_OF_CHATS}))
+            complete.append((self._from_prompt, {"prompt", *OF_CHATS}))
         if not complete and not self.answers and "text" in has:
             complete.append((self._from_plain_text, {"text"}))
         if not complete:
@@ -141,7 +145,7 @@ class RowFormat:
                 f"{self.name} has the columns {', '.join(sorted(columns))}; needed are {needed}. Rename them."
             )
         if len(complete) > 1:
-            first, second = (sorted(names & has - _OF_CHATS) for _, names in complete[:2])
+            first, second = (sorted(names & has - OF_CHATS) for _, names in complete[:2])
             raise InputError(
                 f"{self.name} holds two formats, {' + '.join(first)} and {' + '.join(second)}. Leave one out with "
                 f"--drop-columns {' '.join(second)}."
@@ -180,25 +184,30 @@ class RowFormat:
             yield _example(messages[:index], messages[index], shared)
         self.counts["unanswered_turns"] += len(messages) - 1 - answers[-1] if answers else 0
 
-    def _from_prompt_completion(self, row: Mapping[str, Any], where: str) -> Iterator[Example]:
-        prompt, completion = parsed_messages(row["prompt"]), parsed_messages(row["completion"])
+    def from_prompt_completion(
+        self, row: Mapping[str, Any], where: str, column: str = "completion"
+    ) -> Iterator[Example]:
+        """The example of a prompt and the answer in ``column``.
+
+        Raises:
+            InputError: naming what in the row is not understood.
+        """
+        prompt, completion = parsed_messages(row["prompt"]), parsed_messages(row[column])
         if isinstance(prompt, list) and isinstance(completion, list):
-            answers = turns(completion, "completion", where)
+            answers = turns(completion, column, where)
             if len(answers) != 1 or answers[0].message["role"] != "assistant":
-                raise InputError(
-                    f"{where}: 'completion' must be one message, with the role 'assistant'. Write longer ones as "
-                    "'messages'."
-                )
+                raise InputError(self._not_one_answer(column, where))
             messages = [turn.message for turn in (*_system(row, where), *turns(prompt, "prompt", where))]
             _check_answers(messages, where)
             yield _example(messages, answers[0].message, _shared(row, where))
         elif isinstance(prompt, list) or isinstance(completion, list):
-            raise InputError(f"{where}: 'prompt' and 'completion' must both be texts, or both be lists of messages.")
+            raise InputError(f"{where}: 'prompt' and {column!r} must both be texts, or both be lists of messages.")
         else:
-            self._only_texts(row, where)
-            yield Example(
-                _text(row, "prompt", where), _text(row, "completion", where, may_be_empty=True), verbatim=True
-            )
+            self._only_texts(row, where, column)
+            yield Example(_text(row, "prompt", where), _text(row, column, where, may_be_empty=True), verbatim=True)
+
+    def _not_one_answer(self, column: str, where: str) -> str:
+        return f"{where}: {column!r} must be one message, with the role 'assistant'. Write longer ones as 'messages'."
 
     def _from_prompt(self, row: Mapping[str, Any], where: str) -> Iterator[Example]:
         prompt = parsed_messages(row["prompt"])
@@ -224,12 +233,12 @@ class RowFormat:
             yield from self._answers(history, shared, where)
         yield Example(question, response, context=text, history=tuple(turn.message for turn in history), **shared)
 
-    def _only_texts(self, row: Mapping[str, Any], where: str) -> None:
-        for column in _OF_CHATS:
+    def _only_texts(self, row: Mapping[str, Any], where: str, column_of_answer: str) -> None:
+        for column in OF_CHATS:
             if not is_empty(parsed(row.get(column))):
                 raise InputError(
-                    f"{where}: {column!r} belongs to conversations; 'prompt' and 'completion' are plain texts here. "
-                    f"Write them as messages, or leave it out (monolora sft: --drop-columns {column})."
+                    f"{where}: {column!r} belongs to conversations; 'prompt' and {column_of_answer!r} are plain texts "
+                    f"here. Write them as messages, or leave it out (monolora sft: --drop-columns {column})."
                 )
 
 

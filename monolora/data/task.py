@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol
 
 import datasets
+from typing_extensions import TypeVar
 
 from monolora.data.datasets import load_dataset
 from monolora.data.example import Example
@@ -18,9 +19,20 @@ from monolora.data.scoring import FreeText, Scorer
 from monolora.errors import InputError, unknown
 
 
+class Grouped(Protocol):
+    """What a task can hold: examples, or something made of them."""
+
+    @property
+    def group(self) -> str:
+        """What rows share that must not be divided between training and held-out rows; empty for none."""
+
+
+Row = TypeVar("Row", bound=Grouped, default=Example)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """Examples, and the scorer of their answers.
+class Task(Generic[Row]):
+    """Examples, and the scorer of their answers. Other rows than examples are possible (preferences).
 
     Attributes:
         name: as given by ``--dataset``.
@@ -34,21 +46,19 @@ class Task:
     """
 
     name: str
-    train: list[Example] = field(repr=False)
-    test: list[Example] = field(repr=False)
+    train: list[Row] = field(repr=False)
+    test: list[Row] = field(repr=False)
     scorer: Scorer
     max_new_tokens: int = 256
     train_samples: int = 5000
     test_samples: int = 1000
     counts: Mapping[str, int] | None = field(default=None, repr=False, compare=False)
 
-    def selected(
-        self, max_train: int | None = None, max_test: int | None = None
-    ) -> tuple[list[Example], list[Example]]:
+    def selected(self, max_train: int | None = None, max_test: int | None = None) -> tuple[list[Row], list[Row]]:
         """The examples of a run: the first of the fixed order, so that runs of every seed share them."""
         return self.train[: max_train or self.train_samples], self.test[: max_test or self.test_samples]
 
-    def validation(self, samples: int, max_train: int | None = None) -> list[Example]:
+    def validation(self, samples: int, max_train: int | None = None) -> list[Row]:
         """The last training examples, none of a conversation that a run with ``max_train`` trains on.
 
         Raises:
@@ -107,7 +117,13 @@ class SampleLimits(NamedTuple):
 NO_LIMITS = SampleLimits()
 
 
-def dataset_task(name: str, source: Source, answers: bool = True, limits: SampleLimits = NO_LIMITS) -> Task:
+def dataset_task(
+    name: str,
+    source: Source,
+    answers: bool = True,
+    limits: SampleLimits = NO_LIMITS,
+    row_format: type[RowFormat] = RowFormat,
+) -> Task[Any]:
     """The data set ``name`` as a free-text task.
 
     Where there is no test split, a fixed shuffle holds out a tenth of the rows, 1,000 at most: whole conversations.
@@ -118,18 +134,19 @@ def dataset_task(name: str, source: Source, answers: bool = True, limits: Sample
         source: the part to read.
         answers: whether every example must have an answer.
         limits: how many examples are needed.
+        row_format: how a row is read, and as what.
 
     Raises:
         InputError: if it is unavailable or empty, has none of the formats, or a row is not understood.
     """
     splits = load_dataset(name, source.config)
-    rows = _Rows(_split(splits, source.train_split, name), name, source, answers)
+    rows = _Rows(_split(splits, source.train_split, name), name, source, answers, row_format)
     order = list(range(len(rows.table)))
     if len(order) <= _CHECKED_WHOLE:
         for _ in rows.read(order):  # so that the first bad row is named, trained on or not
             pass
     if source.test_split in splits:
-        held_out = _Rows(splits[source.test_split], name, source, answers)
+        held_out = _Rows(splits[source.test_split], name, source, answers, row_format)
         test = held_out.examples(range(len(held_out.table)), limits.test)
         groups: set[str] = set()
     elif source.test_split != Source().test_split:
@@ -193,12 +210,19 @@ def _split(splits: datasets.DatasetDict, split: str, name: str) -> datasets.Data
 class _Rows:
     """The rows of one split, read as they are needed."""
 
-    def __init__(self, table: datasets.Dataset, name: str, source: Source, answers: bool) -> None:
+    def __init__(
+        self,
+        table: datasets.Dataset,
+        name: str,
+        source: Source,
+        answers: bool,
+        row_format: type[RowFormat] = RowFormat,
+    ) -> None:
         if len(table) == 0:
             raise InputError(f"The data set {name} is empty.")
         allow_empty = source.allow_empty_answers or not answers
         self.name, self.answers = name, answers
-        self.format = RowFormat(name, table.features, source.drop_columns, answers, allow_empty)
+        self.format = row_format(name, table.features, source.drop_columns, answers, allow_empty)
         self.table = table.select_columns(self.format.columns)
 
     @property
@@ -206,13 +230,13 @@ class _Rows:
         """The rows read so far, by outcome."""
         return self.format.counts
 
-    def examples(self, numbers: Sequence[int], most: int | None) -> list[Example]:
+    def examples(self, numbers: Sequence[int], most: int | None) -> list[Any]:
         """Examples of the rows with these numbers, in order, until there are enough.
 
         Raises:
             InputError: if there are none.
         """
-        examples: list[Example] = []
+        examples: list[Any] = []
         for row in self.read(numbers):
             examples += row
             if most is not None and len(examples) >= most:
@@ -221,7 +245,7 @@ class _Rows:
             raise InputError(f"The data set {self.name} has no assistant turn to train on.")
         return examples
 
-    def training(self, order: Sequence[int], held_out: set[str], limits: SampleLimits) -> list[Example]:
+    def training(self, order: Sequence[int], held_out: set[str], limits: SampleLimits) -> list[Any]:
         """The first examples of these rows and, for validation, the last ones."""
         first, taken = self._apart(order, held_out, limits.train)
         left_out = self.counts["held_out_questions"]
@@ -243,7 +267,7 @@ class _Rows:
                 stacklevel=2,
             )
         trained = {example.group for example in first[: limits.train]}
-        last: list[Example] = []
+        last: list[Any] = []
         for row in self.read(order[taken:][::-1]) if limits.validation else ():
             if row and row[0].group not in held_out | trained:
                 last = row + last
@@ -251,12 +275,12 @@ class _Rows:
                 break
         return first + last
 
-    def _apart(self, order: Sequence[int], held_out: set[str], most: int | None) -> tuple[list[Example], int]:
+    def _apart(self, order: Sequence[int], held_out: set[str], most: int | None) -> tuple[list[Any], int]:
         """Examples of rows that begin unlike the held-out ones, and how many rows were read.
 
         Stops where the first rows have none: a data set may be one row, repeated.
         """
-        examples: list[Example] = []
+        examples: list[Any] = []
         enough = len(order) if most is None else most + HELD_OUT_MOST
         taken = 0
         for taken, row in enumerate(self.read(order), start=1):
@@ -270,11 +294,11 @@ class _Rows:
                 break
         return examples, taken
 
-    def read(self, numbers: Sequence[int]) -> Iterator[list[Example]]:
+    def read(self, numbers: Sequence[int]) -> Iterator[list[Any]]:
         """The examples of each row; rows are read in batches as needed."""
         for start in range(0, len(numbers), _BATCH):
             batch = numbers[start : start + _BATCH]
             cells = self.format.cleaned(self.table.select(batch)[:])
             for number, *values in zip(batch, *cells.values(), strict=True):
                 self.counts["read"] += 1
-                yield self.format.examples(dict(zip(cells, values, strict=True)), f"{self.name}, row {number + 1}")
+                yield self.format.read(dict(zip(cells, values, strict=True)), f"{self.name}, row {number + 1}")

@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora.data import prompt_sets
 from monolora.data.chat_template import Split, prompt_ids
-from monolora.data.example import Example, text_of
+from monolora.data.evaluation_prompts import evaluation_prompts
+from monolora.data.example import Example
 from monolora.data.task import SampleLimits, Source, load_prompts
 from monolora.data.tasks import load_task
 from monolora.errors import InputError, RunError
@@ -34,7 +35,6 @@ from monolora.terminal import tracked
 from monolora.workers import worker_rows
 
 HELD_OUT = 10  # every tenth anchor
-_EVALUATED = ("beavertails", "beavertails-eval", "xstest")  # the sets of `monolora eval`
 _TASK = "task:"
 _QUANTIZATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 VLLM_PROMPTS = 200  # for fewer, the start of vLLM costs more than it saves
@@ -87,16 +87,16 @@ def read_prompts(
         InputError: for an unknown or unreadable set, or if no prompt is left.
     """
     names = prompt_sets.names(words)
-    left_out = {_normalised(example) for example in tested}
+    left_out = {example.normalised_prompt for example in tested}
     if not from_evaluation and any(name not in prompt_sets.EMBEDDED for name in names):  # a test compares those
-        left_out |= _evaluated_prompts()
+        left_out |= evaluation_prompts()
     seen: set[str] = set()
     parts: list[list[Example]] = []
     evaluated = 0
     for name in names:
         part = []
         for example in _read(name):
-            text = _normalised(example)
+            text = example.normalised_prompt
             evaluated += text in left_out
             if text not in left_out and text not in seen:
                 seen.add(text)
@@ -128,23 +128,6 @@ def _read(name: str) -> list[Example]:
     else:
         examples = load_prompts(name)
     return [example._replace(response="", answer=None) for example in examples]
-
-
-def _evaluated_prompts() -> set[str]:
-    """The prompts of the alignment suite; those that are unavailable cannot be evaluated here either."""
-    texts = set()
-    for name in _EVALUATED:
-        try:
-            prompts = prompt_sets.load(name).prompts
-        except InputError:
-            continue
-        texts |= {_normalised(Example(prompt.instruction, "", prompt.context)) for prompt in prompts}
-    return texts
-
-
-def _normalised(example: Example) -> str:
-    """What two prompts have in common that a person would call the same."""
-    return " ".join(" ".join(map(text_of, example.messages)).casefold().split())
 
 
 def base_key(fingerprint: str, config: Mapping[str, Any]) -> str:

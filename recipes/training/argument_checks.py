@@ -91,6 +91,11 @@ WORKS = frozenset(
         "save_only_model", "save_strategy", "save_steps", "save_on_each_node", "save_total_limit",
         "enable_jit_checkpoint", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "ignore_data_skip",
         "resume_from_checkpoint",
+        # DPOConfig and KTOConfig
+        "beta", "loss_weights", "label_smoothing", "ld_alpha", "f_divergence_type", "f_alpha_divergence_coef",
+        "use_weighting", "discopop_tau", "desirable_weight", "undesirable_weight", "disable_dropout",
+        "precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model", "ref_model_mixup_alpha",
+        "ref_model_sync_steps",
     }
 )  # fmt: skip
 _HERE = "Did you mean {}?"
@@ -131,9 +136,9 @@ RENAMED = {
 _AT_LEAST_ONE = (
     "max_train_samples", "max_eval_samples", "validation_samples", "eval_max_new_tokens", "max_length", "lora_r",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "keep_samples",
-    "keep_answer_tokens", "keep_first_tokens", "keep_tokens",
+    "keep_answer_tokens", "keep_first_tokens", "keep_tokens", "precompute_ref_batch_size", "ref_model_sync_steps",
 )  # fmt: skip
-_AT_LEAST_ZERO = ("weight_decay", "max_grad_norm")
+_AT_LEAST_ZERO = ("weight_decay", "max_grad_norm", "desirable_weight", "undesirable_weight")
 _ABOVE_ZERO = ("learning_rate", "num_train_epochs", "lora_alpha", "logging_steps", "save_steps")
 _OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
 _OF_WORKERS = (
@@ -289,7 +294,7 @@ def check_values(arguments: Arguments) -> None:
     )
     for need, names, holds in rules:
         for name in names:
-            value = values[name]
+            value = values.get(name)  # a program may lack it
             if value is not None and not holds(value) and not _unused(name, arguments):
                 raise InputError(f"{spelled(name)} must be {need}, got {value}{_ADVICE.get(name, '')}.")
     if training.max_steps < 1 and training.max_steps != -1:

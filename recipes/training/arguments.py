@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from accelerate import PartialState
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
-from monolora.cli.config_file import load_yaml, shortened, split_config
+from monolora.cli.config_file import split_config
 from monolora.cli.flags import check_words, raise_input_error, unknown_flag
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError, in_one_line
@@ -28,17 +27,16 @@ from monolora.recipes.training.argument_checks import (
     check_sft,
     check_values,
 )
+from monolora.recipes.training.config_values import read_config
 from monolora.recipes.training.keeping import KeepArguments
 from monolora.redaction import is_secret_name
 
-# Learning rates found on SST-2 with SmolLM2-135M (docs/RESULTS.md); full finetuning takes TRL's.
-LEARNING_RATE = {"monolora": 1e-3, "lora": 1e-3, "none": 2e-5}
 DTYPE = {"monolora": "bfloat16", "lora": "bfloat16", "none": "float32"}
 
 
 @dataclass
-class AdapterArguments(KeepArguments):
-    """What to train, on what, and what to measure."""
+class RunArguments(KeepArguments):
+    """What to train, on what, and what to measure, whatever the trainer."""
 
     adapter: str = field(
         default="monolora", metadata={"help": "What is trained: monolora, lora, or none (all weights)."}
@@ -54,9 +52,6 @@ class AdapterArguments(KeepArguments):
     drop_columns: list[str] | None = field(
         default=None, metadata={"help": "Columns of the data set that are not read. Default: none."}
     )
-    allow_empty_answers: bool = field(
-        default=False, metadata={"help": "Empty answers as training examples; without it, a row with one is refused."}
-    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Number of training examples. Default: the task's."}
     )
@@ -70,24 +65,40 @@ class AdapterArguments(KeepArguments):
             "runs can be selected. Default: none."
         },
     )
-    eval_max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Limit of a scored answer, in tokens. Default: the task's."}
-    )
     skip_eval: bool = field(
         default=False,
         metadata={"help": "No scores before and after training, and no keeping report on held-out anchors."},
     )
     preview: bool = field(
-        default=False, metadata={"help": "Only three examples, printed with the trained tokens marked."}
+        default=False, metadata={"help": "Only a few examples, printed with the trained tokens marked."}
     )
     card_note: str | None = field(default=None, metadata={"help": "A paragraph for the model card. Default: none."})
-    full_logits: bool = field(default=False, metadata={"help": "Logits of masked positions too; the loss is the same."})
     overwrite: bool = field(default=False, metadata={"help": "Replacement of the run that is in the output folder."})
 
 
 @dataclass
+class AdapterArguments(RunArguments):
+    """The flags of supervised finetuning alone."""
+
+    allow_empty_answers: bool = field(
+        default=False, metadata={"help": "Empty answers as training examples; without it, a row with one is refused."}
+    )
+    eval_max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Limit of a scored answer, in tokens. Default: the task's."}
+    )
+    full_logits: bool = field(default=False, metadata={"help": "Logits of masked positions too; the loss is the same."})
+
+
+@dataclass
 class TrainingDefaults:
-    """Defaults that suit an adapter. Mix it in before TRL's config: ``class …(TrainingDefaults, SFTConfig)``."""
+    """Defaults that suit an adapter. Mix it in before TRL's config: ``class …(TrainingDefaults, SFTConfig)``.
+
+    Attributes:
+        learning_rates: by ``--adapter``. Found on SST-2 with SmolLM2-135M (docs/RESULTS.md); full finetuning takes
+            TRL's.
+    """
+
+    learning_rates: ClassVar[dict[str, float]] = {"monolora": 1e-3, "lora": 1e-3, "none": 2e-5}
 
     output_dir: str | None = field(default=None, metadata={"help": "Output folder. Default: runs/<dataset>-<adapter>."})
     learning_rate: float = field(
@@ -186,27 +197,53 @@ class LoraArguments(ModelConfig):
 
 
 class Arguments(NamedTuple):
-    """All parsed flags."""
+    """All parsed flags.
+
+    Attributes:
+        script: TRL's, of the data set.
+        training: TRL's config of the program's trainer, with our defaults.
+        model: of base and adapter.
+        adapter: the program's own.
+    """
 
     script: ScriptArguments
-    training: TrainingArguments
+    training: Any
     model: LoraArguments
-    adapter: AdapterArguments
+    adapter: RunArguments
 
 
-def parse(
-    argv: list[str] | None = None,
-    training: type[TrainingArguments] = TrainingArguments,
-    program: str = "monolora sft",
-    check: Callable[[argparse.Namespace, set[str]], None] = check_sft,
-) -> Arguments:
+class Program(NamedTuple):
+    """A program that trains: its flags, in classes.
+
+    Attributes:
+        name: as it is typed.
+        training: TRL's config with our defaults, a subclass of :class:`TrainingDefaults`.
+        own: the flags that TRL lacks.
+        check: refuses flags of the trainer that contradict each other, given all flags and the names of those given.
+        often: TRL's flags of this trainer that are used often.
+    """
+
+    name: str
+    training: type[Any]
+    own: type[RunArguments]
+    check: Callable[[argparse.Namespace, set[str]], None]
+    often: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[type[Any], ...]:
+        """The dataclasses of all its flags."""
+        return (ScriptArguments, self.training, LoraArguments, self.own)
+
+
+SFT = Program("monolora sft", TrainingArguments, AdapterArguments, check_sft, ("packing",))
+
+
+def parse(argv: list[str] | None = None, program: Program = SFT) -> Arguments:
     """Parse the command line and, with ``--config FILE``, a YAML file under it; the command line wins.
 
     Args:
         argv: the words (default: those of the process).
-        training: the trainer's own flags.
-        program: its name, for the help.
-        check: refuses flags of the trainer that contradict each other, given all flags and the names of those given.
+        program: whose flags they are.
 
     Raises:
         InputError: for an unknown flag or key (with the nearest right one), an invalid value, or flags that contradict
@@ -215,9 +252,8 @@ def parse(
     path, words = split_config(list(sys.argv[1:] if argv is None else argv))
     check_words(words)
     words = joined(words, ("--keep", "--keep-prompts", "--keep-report"))
-    classes = _classes(training)
-    parser = make_parser(training, program)
-    from_file = read_config(path, parser, classes) if path else {}
+    parser = make_parser(program)
+    from_file = read_config(path, parser, program.classes) if path else {}
     parser.set_defaults_with_config(**from_file)
     namespace, rest = parser.parse_known_args(words)
     if rest:
@@ -225,10 +261,11 @@ def parse(
     typed = {option.split("=")[0].lstrip("-").replace("-", "_") for option in words if option.startswith("--")}
     named = typed | set(from_file)
     if namespace.adapter in ADAPTERS:
-        defaults = {"learning_rate": LEARNING_RATE[namespace.adapter], "dtype": DTYPE[namespace.adapter]}
+        rate = program.training.learning_rates[namespace.adapter]
+        defaults = {"learning_rate": rate, "dtype": DTYPE[namespace.adapter]}
         parser.set_defaults(**{key: value for key, value in defaults.items() if key not in named})
-    check_conflicts(namespace, typed, named, training)
-    check(namespace, named)
+    check_conflicts(namespace, typed, named, program.training)
+    program.check(namespace, named)
     arguments = _arguments(parser, words)
     check_values(arguments)
     return _completed(arguments, named)
@@ -254,13 +291,9 @@ def joined(words: Sequence[str], flags: Sequence[str]) -> list[str]:
     return [word for part in parts.values() for word in part]
 
 
-def _classes(training: type[TrainingArguments]) -> tuple[type[Any], ...]:
-    return (ScriptArguments, training, LoraArguments, AdapterArguments)
-
-
-def make_parser(training: type[TrainingArguments] = TrainingArguments, program: str = "monolora sft") -> TrlParser:
-    """TRL's parser for all of our flags; what argparse would exit for is an :class:`InputError`."""
-    parser = TrlParser(cast(Any, _classes(training)), prog=program, allow_abbrev=False)
+def make_parser(program: Program = SFT) -> TrlParser:
+    """TRL's parser for all flags of a program; what argparse would exit for is an :class:`InputError`."""
+    parser = TrlParser(cast(Any, program.classes), prog=program.name, allow_abbrev=False)
     parser.error = raise_input_error  # type: ignore[method-assign]
     _accept_bare_resume(parser)
     return parser
@@ -281,23 +314,31 @@ _USED_OFTEN = {
     "adapter": ("lora_target_modules", "lora_modules_to_save", "use_rslora", "load_in_4bit", "load_in_8bit"),
     "training": (
         "max_steps", "max_length", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay",
-        "optim", "bf16", "packing", "seed", "resume_from_checkpoint", "save_total_limit", "report_to", "push_to_hub",
+        "optim", "bf16", "seed", "resume_from_checkpoint", "save_total_limit", "report_to", "push_to_hub",
         "hub_model_id",
     ),
 }  # fmt: skip
 
 
-def sections() -> dict[str, list[str]]:
+def own_flags(*classes: type[Any]) -> list[str]:
+    """The fields that each of these dataclasses defines itself, by name."""
+    known = {flag.name for cls in classes for flag in fields(cls)}
+    return [name for name in dict.fromkeys(name for cls in classes for name in cls.__annotations__) if name in known]
+
+
+def training_defaults(program: Program) -> list[type[Any]]:
+    """The classes of a program's training flags that have defaults of ours."""
+    return [cls for cls in reversed(program.training.__mro__) if TrainingDefaults in cls.__mro__]
+
+
+def sections(program: Program = SFT) -> dict[str, list[str]]:
     """The flags that ``--help`` shows, by their names with underscores, under titles."""
-
-    def own(cls: type[Any]) -> list[str]:
-        return list(cls.__annotations__)
-
+    often = {kind: [*(program.often if kind == "training" else ()), *names] for kind, names in _USED_OFTEN.items()}
     return {
-        "What is trained, on what, and what is measured": own(AdapterArguments),
-        "What is kept of the base": own(KeepArguments),
-        "The adapter": [*own(LoraArguments), *_USED_OFTEN["adapter"]],
-        "Training": [*own(TrainingDefaults), *_USED_OFTEN["training"]],
+        "What is trained, on what, and what is measured": own_flags(RunArguments, program.own),
+        "What is kept of the base": own_flags(KeepArguments),
+        "The adapter": [*own_flags(LoraArguments), *often["adapter"]],
+        "Training": [*own_flags(*training_defaults(program)), *often["training"]],
     }
 
 
@@ -323,83 +364,15 @@ def _completed(arguments: Arguments, named: set[str]) -> Arguments:
         if checkpoint is not None and checkpoint != "latest":
             training.output_dir = str(Path(checkpoint).parent)
         else:
-            training.output_dir = f"runs/{_slug(adapter.dataset)}-{adapter.adapter}"
+            method = getattr(adapter, "method", None)  # of preferences
+            name = "-".join(filter(None, (_slug(adapter.dataset), adapter.adapter, method)))
+            training.output_dir = f"runs/{name}"
     return arguments
 
 
 def _slug(dataset: str) -> str:
     path = Path(dataset)
     return path.stem if path.suffix else dataset.strip("./").replace("/", "--")
-
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
-
-
-def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[str, Any]:
-    """The flags in ``path``, by their names with underscores; its ``env`` goes into the environment, as in TRL.
-
-    Args:
-        path: a YAML mapping; keys may be written with underscores or hyphens.
-        parser: knows the flags.
-        classes: the dataclasses behind the parser, whose annotations say which flags take lists and mappings.
-
-    Raises:
-        InputError: if the file cannot be read or is no mapping, a key is no flag, or a value is not of its type.
-    """
-    loaded = load_yaml(path)
-    environment = loaded.pop("env", None) or {}
-    if not isinstance(environment, dict):
-        raise InputError(f"--config {path}: env must be a mapping of names to values.")
-    os.environ.update({str(name): str(value) for name, value in environment.items()})
-    hints: dict[str, Any] = {}
-    for cls in classes:
-        hints |= get_type_hints(cls)
-    values = {}
-    for key, value in loaded.items():
-        name = str(key).replace("-", "_")
-        action = parser._option_string_actions.get(f"--{name}")
-        if action is None or action.dest not in hints:
-            known = {f"--{name}" for name in hints.keys() - NOT_HERE.keys()}
-            raise InputError(f"--config {path}: {unknown_flag(f'--{key}', known, RENAMED)}")
-        values[name] = _checked(path, action, value, get_args(hints[name]) or [hints[name]])
-    return values
-
-
-def _checked(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
-    """``value`` as the command line would give it; ``kinds`` are the types of the flag's annotation."""
-    containers = {get_origin(kind) or kind for kind in kinds}
-    if isinstance(value, list) and list in containers:
-        return [_scalar(path, action, item, kinds) for item in value]
-    if isinstance(value, dict) and dict in containers:
-        return value
-    if value is None and (action.default is None or type(None) in containers):
-        return None
-    if isinstance(value, bool) and action.nargs == "?":  # a flag that may stand alone
-        absent = None if action.type is str else False
-        return action.const if value else absent
-    if isinstance(value, bool) and bool not in containers:
-        raise InputError(
-            f"--config {path}: {action.dest} cannot be {str(value).lower()}. Where it is a word (YAML reads yes, no, "
-            "on and off as true and false), put quotes around it."
-        )
-    scalar = _scalar(path, action, value, kinds)
-    return [scalar] if action.nargs == "+" else scalar
-
-
-def _scalar(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
-    convert: Callable[[str], Any] = action.type if callable(action.type) else str
-    try:
-        if not isinstance(value, (str, int, float)):
-            raise ValueError
-        converted = convert(str(value))
-    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-        wanted = next((words for kind, words in _KINDS.items() if kind in kinds), "a single value")
-        raise InputError(f"--config {path}: {action.dest} must be {wanted}, got {shortened(value)}.") from error
-    if action.choices is not None and converted not in action.choices:
-        raise InputError(
-            f"--config {path}: {action.dest} must be one of {', '.join(action.choices)}, got {shortened(value)}."
-        )
-    return converted
 
 
 def resolved_config(arguments: Arguments) -> dict[str, Any]:
@@ -410,6 +383,6 @@ def resolved_config(arguments: Arguments) -> dict[str, Any]:
         merged |= vars(part)
     merged = {key: value for key, value in merged.items() if not is_secret_name(key)}
     # to_dict hides these two, and they are no secrets.
-    merged |= {"eos_token": training.eos_token, "pad_token": training.pad_token}
+    merged |= {name: getattr(training, name, None) for name in ("eos_token", "pad_token")}
     merged["num_processes"] = PartialState().num_processes
     return cast(dict[str, Any], json.loads(json.dumps(merged, default=str)))

@@ -32,7 +32,7 @@ from monolora.model_files import (
     save_generation_config,
     write_older_names,
 )
-from monolora.recipes.training.arguments import AdapterArguments, LoraArguments
+from monolora.recipes.training.arguments import AdapterArguments, LoraArguments, RunArguments
 from monolora.run_record import RESUME, RunRecord
 
 STAGING = ".saving"
@@ -247,7 +247,7 @@ class Resumed(NamedTuple):
 
     def scores_before(self, config: Mapping[str, Any]) -> dict[str, Any] | None:
         """The scores before training that the earlier run measured, if they are of the same rows as this run's."""
-        if any(self.record["config"].get(flag) != config[flag] for flag in _SCORED_FLAGS):
+        if any(self.record["config"].get(flag) != config.get(flag) for flag in _SCORED_FLAGS):
             return None
         return self.record["results"]["before"]
 
@@ -305,7 +305,7 @@ def _defaults() -> dict[str, Any]:
     """Defaults of our own flags; those of TRL and transformers may depend on others."""
     return {
         flag.name: flag.default
-        for cls in (AdapterArguments, LoraArguments)
+        for cls in (RunArguments, AdapterArguments, LoraArguments)
         for flag in fields(cls)
         if flag.name in vars(cls).get("__annotations__", {})
     }

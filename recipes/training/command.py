@@ -1,8 +1,8 @@
-"""``monolora sft``: help and misspelt flags are answered at once, and everything else by :mod:`monolora.recipes.sft`.
+"""``monolora sft`` and ``monolora dpo``: help and misspelt flags are answered at once, the rest by their programs.
 
 The flags are those of TRL's and transformers' dataclasses, and importing these takes several times as long as importing
-torch. So ``flags.json`` holds a copy, for the versions of the two and the tasks that it was made with; with others, a
-new one is made. After a change of the flags, of the versions or of the tasks:
+torch. So files beside this one hold copies, for the versions of the two and the tasks that they were made with; with
+others, a new one is made. After a change of the flags, of the versions or of the tasks:
 
     python -m monolora.recipes.training.command
 """
@@ -16,32 +16,69 @@ import json
 import shutil
 import textwrap
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import monolora
-from monolora.cli.config_file import split_config
+from monolora.cli.config_file import load_yaml, split_config
 from monolora.cli.flags import unknown_flag
+from monolora.errors import unknown
 
-COPY = Path(__file__).with_name("flags.json")
+# The copy of each set of flags: a method of ``monolora dpo`` has TRL's config of its own.
+COPIES = {name: Path(__file__).with_name(file) for name, file in {
+    "sft": "flags.json", "dpo": "flags_dpo.json", "kto": "flags_kto.json",
+}.items()}  # fmt: skip
+METHODS = ("dpo", "kto")
 _COPIED = ("option_strings", "dest", "nargs", "default", "choices", "help", "metavar")
 
 
 def main(argv: list[str]) -> int:
-    """Run from the command line; returns the exit status.
+    """``monolora sft`` from the command line; returns the exit status.
 
     Raises:
         InputError: for an unknown flag.
     """
-    answer(argv, read_copy())
-    status: int = importlib.import_module("monolora.recipes.sft").main(argv)
+    return _run("sft", "monolora.recipes.sft", argv)
+
+
+def preferences(argv: list[str]) -> int:
+    """``monolora dpo`` from the command line; returns the exit status.
+
+    Raises:
+        InputError: for an unknown flag or method.
+    """
+    return _run(method_of(argv), "monolora.recipes.dpo", argv)
+
+
+def _run(flags: str, module: str, argv: list[str]) -> int:
+    answer(argv, read_copy(flags))
+    status: int = importlib.import_module(module).main(argv)
     return status
 
 
-def read_copy() -> dict[str, Any]:
-    """The copy of the flags, made again if it is of other versions."""
-    copy: dict[str, Any] = json.loads(COPY.read_text(encoding="utf-8"))
-    return copy if copy["origin"] == origin() else make_copy()
+def method_of(argv: list[str]) -> str:
+    """The method that ``--method`` means on the command line or in the file of ``--config``, which decides the flags.
+
+    Raises:
+        InputError: if there is no such method.
+    """
+    path, words = split_config(argv)
+    named = []
+    for word, after in zip_longest(words, words[1:], fillvalue=""):
+        flag, equals, value = word.partition("=")
+        if flag == "--method":
+            named.append(value if equals else after)
+    method = named[-1] if named else (load_yaml(path).get("method", METHODS[0]) if path else METHODS[0])
+    if method not in METHODS:
+        raise unknown("--method", str(method), METHODS)
+    return str(method)
+
+
+def read_copy(flags: str = "sft") -> dict[str, Any]:
+    """The copy of a set of flags, made again if it is of other versions."""
+    copy: dict[str, Any] = json.loads(COPIES[flags].read_text(encoding="utf-8"))
+    return copy if copy["origin"] == origin() else make_copy(flags)
 
 
 def answer(argv: list[str], copy: Mapping[str, Any]) -> None:
@@ -56,7 +93,7 @@ def answer(argv: list[str], copy: Mapping[str, Any]) -> None:
     """
     words = split_config(argv)[1]
     if "--help-all" in words:
-        help_parser(copy["flags"]).print_help()
+        help_parser(copy).print_help()
         raise SystemExit(0)
     if not {"-h", "--help"}.isdisjoint(words):
         print(short_help(copy))
@@ -71,12 +108,13 @@ def short_help(copy: Mapping[str, Any]) -> str:
     """The flags that are ours or used often, by what they are for."""
     width = min(shutil.get_terminal_size().columns, 120)
     flags = {flag["dest"]: flag for flag in copy["flags"]}
-    lines = ["usage: monolora sft [flags]   (flags from YAML: --config FILE, or a name that monolora configs lists)"]
+    lines = [f"usage: {copy['program']} [flags]   (flags from YAML: --config FILE, or a name of monolora configs)"]
     for title, names in copy["sections"].items():
         lines += ["", f"{title}:"]
         for name in names:
             lines += _help_lines(flags[name], width)
-    return "\n".join([*lines, "", "All other flags of TRL's SFTConfig work too: monolora sft --help-all."])
+    more = f"All other flags of TRL's {copy['config']} work too: {copy['program']} --help-all."
+    return "\n".join([*lines, "", more])
 
 
 _COLUMN = 34
@@ -107,10 +145,10 @@ def origin() -> dict[str, Any]:
     return {**versions, "tasks": sorted(path.stem for path in tasks.glob("*.py"))}
 
 
-def help_parser(flags: list[dict[str, Any]]) -> argparse.ArgumentParser:
+def help_parser(copy: Mapping[str, Any]) -> argparse.ArgumentParser:
     """A parser that prints the help of TRL's."""
-    parser = argparse.ArgumentParser("monolora sft", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for flag in flags:
+    parser = argparse.ArgumentParser(copy["program"], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for flag in copy["flags"]:
         options = {key: flag[key] for key in ("dest", "default", "help")}
         if flag["nargs"] == 0:
             parser.add_argument(*flag["option_strings"], action="store_const", **options)
@@ -120,15 +158,19 @@ def help_parser(flags: list[dict[str, Any]]) -> argparse.ArgumentParser:
     return parser
 
 
-def make_copy() -> dict[str, Any]:
+def make_copy(flags: str = "sft") -> dict[str, Any]:
     """The part of the real parser that help and suggestions need, as JSON values."""
     from monolora.recipes.training.argument_checks import RENAMED
-    from monolora.recipes.training.arguments import make_parser, sections, suggested
+    from monolora.recipes.training.arguments import SFT, make_parser, sections, suggested
+    from monolora.recipes.training.preference_arguments import DPO, KTO
 
-    parser = make_parser()
-    flags = [{key: getattr(action, key) for key in _COPIED} for action in parser._actions if action.dest != "help"]
-    names = {"renamed": RENAMED, "suggested": sorted(suggested(parser)), "sections": sections()}
-    parts = {"origin": origin(), **names, "flags": flags}
+    program = {"sft": SFT, "dpo": DPO, "kto": KTO}[flags]
+    parser = make_parser(program)
+    copied = [{key: getattr(action, key) for key in _COPIED} for action in parser._actions if action.dest != "help"]
+    names = {"renamed": RENAMED, "suggested": sorted(suggested(parser)), "sections": sections(program)}
+    theirs = next(cls for cls in program.training.__mro__ if cls.__module__.startswith("trl."))
+    called = {"program": program.name, "config": theirs.__name__}
+    parts = {"origin": origin(), **called, **names, "flags": copied}
     copy: dict[str, Any] = json.loads(json.dumps(parts, default=list))  # choices may be the keys of a dict
     return copy
 
@@ -141,4 +183,5 @@ def _as_json(copy: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    COPY.write_text(_as_json(make_copy()), encoding="utf-8")
+    for name, path in COPIES.items():
+        path.write_text(_as_json(make_copy(name)), encoding="utf-8")

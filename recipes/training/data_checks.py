@@ -16,8 +16,7 @@ import datasets
 import torch
 from rich.text import Text
 from torch import nn
-from transformers import PreTrainedTokenizerBase
-from trl import SFTConfig
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from monolora.data.chat_template import IGNORED
 from monolora.errors import InputError, RunError
@@ -34,7 +33,7 @@ class Document(NamedTuple):
     labels: list[int]
 
 
-def documents(rows: datasets.Dataset, packed: bool) -> Iterator[Document]:
+def documents(rows: Iterable[Mapping[str, Any]], packed: bool) -> Iterator[Document]:
     """The examples in the tokenized rows; packed rows are taken apart where an answer ends and a prompt begins.
 
     With ``wrapped`` packing an example may begin in one row and end in the next.
@@ -84,19 +83,38 @@ def check_truncation(rows: datasets.Dataset, max_length: int | None) -> Truncati
         if len(labels) > max_length:
             lost = all(label == IGNORED for label in labels[:max_length])
             dropped, truncated = dropped + lost, truncated + (not lost)
-    message = (
-        f"{dropped} of {len(rows)} examples lose every trained token when cut to --max-length {max_length}: the "
-        "prompts alone are longer. Raise --max-length."
-    )
-    if dropped > _REFUSED_SHARE * len(rows):
-        raise InputError(message)
-    if dropped > _WARNED_SHARE * len(rows):
-        warnings.warn(message, stacklevel=2)
+    check_lost(dropped, len(rows), max_length)
     return Truncation(dropped, truncated)
 
 
+ALONE_TOO_LONG = "lose every trained token when cut to --max-length {}: the prompts alone are longer"
+
+
+def check_lost(dropped: int, number: int, max_length: int, what: str = ALONE_TOO_LONG) -> None:
+    """Warn if more than a hundredth of the examples is dropped.
+
+    Args:
+        dropped: how many truncation leaves nothing of.
+        number: of all examples.
+        max_length: the limit in tokens.
+        what: happens to them, with ``{}`` for the limit.
+
+    Raises:
+        InputError: if it is more than half of them.
+    """
+    message = f"{dropped} of {number} examples {what.format(max_length)}. Raise --max-length."
+    if dropped > _REFUSED_SHARE * number:
+        raise InputError(message)
+    if dropped > _WARNED_SHARE * number:
+        warnings.warn(message, stacklevel=3)
+
+
 def check_training_rows(
-    rows: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, wanted: int, max_length: int | None, packed: bool
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    wanted: int,
+    max_length: int | None,
+    packed: bool = False,
 ) -> float:
     """Check the tokenized training rows.
 
@@ -135,7 +153,7 @@ def check_training_rows(
     return ended / count
 
 
-def check_steps(name: str, examples: int, rows: int, packed: bool, args: SFTConfig, processes: int) -> None:
+def check_steps(name: str, examples: int, rows: int, packed: bool, args: TrainingArguments, processes: int) -> None:
     """Check that there are enough examples for a step.
 
     Args:
@@ -223,15 +241,21 @@ def check_alive(sparsity: Sparsity) -> None:
 
 
 def preview(
-    rows: Iterable[Mapping[str, list[int]]], tokenizer: PreTrainedTokenizerBase, console: Terminal, most: int = 3
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, console: Terminal, most: int = 3
 ) -> None:
-    """Print examples with the trained tokens marked: ``⟦…⟧`` around them, and green where there is colour."""
+    """Print examples with the trained tokens marked: ``⟦…⟧`` around them, and green where there is colour.
+
+    Args:
+        rows: with ``input_ids`` and ``labels`` and, if a number is not enough, a ``title``.
+        tokenizer: that made them.
+        console: where they are printed.
+        most: how many.
+    """
     for number, row in enumerate(rows, start=1):
         if number > most:
             return
-        text = Text(
-            f"--- example {number}: {len(row['input_ids'])} tokens, trained are those in ⟦ ⟧ ---\n", style="bold"
-        )
+        title = row.get("title", f"example {number}")
+        text = Text(f"--- {title}: {len(row['input_ids'])} tokens, trained are those in ⟦ ⟧ ---\n", style="bold")
         labelled = zip(row["input_ids"], row["labels"], strict=True)
         for trained, span in groupby(labelled, lambda pair: pair[1] != IGNORED):
             words = str(tokenizer.decode([token for token, _ in span]))

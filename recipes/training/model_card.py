@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from rich.table import Table
 
+from monolora.data.preference_tasks import COUNTS as PREFERENCE_COUNTS
 from monolora.data.scoring import is_percentage
 from monolora.data.task import COUNTS
 from monolora.keep.report import KeepingReport, rows_of
@@ -19,10 +20,11 @@ PLOT = "training.png"
 
 def rows_line(rows: Mapping[str, Any]) -> str:
     """Numbers of read, dropped, truncated and held-out rows, in one line."""
-    parts = [f"{rows['examples']} examples"]
+    parts = [f"{rows['examples']} {rows.get('unit', 'examples')}"]
     if "read" in rows:
         parts.insert(0, f"{rows['read']} of {rows['data_set']} rows read for training")
-        parts += [f"{rows[key]} {text}" for key, text in COUNTS.items() if rows[key] and key != "read"]
+        counts = COUNTS | PREFERENCE_COUNTS
+        parts += [f"{rows[key]} {text}" for key, text in counts.items() if rows.get(key) and key != "read"]
     parts.append(f"{rows['examples'] - rows['dropped']} trained on")
     parts += [f"{rows['dropped']} dropped (longer than --max-length)"] if rows["dropped"] else []
     parts += [f"{rows['truncated']} truncated"] if rows["truncated"] else []
@@ -55,10 +57,10 @@ def _metrics(record: dict[str, Any]) -> list[str]:
 
 
 def shown_score(metric: str, scores: Mapping[str, Any]) -> str:
-    """A score as people read it: accuracies in percent."""
-    value = scores[metric]
+    """A score as people read it: accuracies in percent, a dash for what was not measured."""
+    value = scores.get(metric)
     if not isinstance(value, float):
-        return str(value)
+        return "–" if value is None else str(value)
     return f"{value:.1%}" if is_percentage(metric) else f"{value:.2f}"
 
 
@@ -101,7 +103,7 @@ def model_card(record: dict[str, Any]) -> ModelCard:
     data = ModelCardData(
         base_model=config["model"],
         library_name="transformers" if adapter == "none" else "peft",
-        tags=["sft", "trl", *([] if adapter == "none" else [adapter])],
+        tags=[config.get("method", "sft"), "trl", *([] if adapter == "none" else [adapter])],
         pipeline_tag="text-generation",
     )
     lines = [
@@ -152,9 +154,10 @@ def _keeping_lines(keeping: Mapping[str, Any] | None) -> list[str]:
 
 
 def _kind(config: dict[str, Any]) -> str:
-    if config["adapter"] == "monolora" and config["activation"] != "relu":
-        return f"MonoLoRA, {config['activation']}"
-    return {"monolora": "MonoLoRA", "lora": "LoRA", "none": "full finetuning"}[config["adapter"]]
+    kind = {"monolora": "MonoLoRA", "lora": "LoRA", "none": "full finetuning"}[config["adapter"]]
+    is_relu = config["adapter"] != "monolora" or config["activation"] == "relu"
+    method = config.get("method", "").upper()  # of preferences
+    return ", ".join(filter(None, (kind, None if is_relu else config["activation"], method)))
 
 
 def _usage(config: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import datasets
 import torch
@@ -23,8 +24,8 @@ from monolora.config import MonoLoraConfig
 from monolora.data.chat_template import set_chat_template
 from monolora.errors import InputError, in_one_line
 from monolora.keep.keeper import Keeper
-from monolora.recipes.training.arguments import Arguments, TrainingArguments
-from monolora.recipes.training.checkpoints import OwnSteps
+from monolora.recipes.training.arguments import AdapterArguments, Arguments, TrainingArguments
+from monolora.recipes.training.checkpoints import AtomicCheckpoints, OwnSteps
 from monolora.recipes.training.trainer import SftTrainer
 from monolora.sparsity import SparsityCallback
 from monolora.targets import (
@@ -248,8 +249,18 @@ def make_trainer(
     rows: datasets.Dataset,
     arguments: Arguments,
     keepers: Sequence[Keeper] = (),
-) -> SftTrainer:
-    """TRL's trainer around model, adapter and rows.
+    kind: Callable[..., Any] | None = None,
+) -> Any:
+    """A trainer of TRL's around model, adapter and rows.
+
+    Args:
+        model: the base.
+        tokenizer: its tokenizer.
+        adapter: its config; None for full finetuning.
+        rows: tokenized.
+        arguments: all flags.
+        keepers: of ``--keep``.
+        kind: the trainer; by default, of supervised finetuning.
 
     Raises:
         InputError: for what TRL or PEFT refuse, such as a target pattern that matches no module.
@@ -258,15 +269,15 @@ def make_trainer(
         settle_targets(model, adapter)
         check_named(model, adapter.modules_to_save, "--lora-modules-to-save", parameters=False)
         check_named(model, adapter.target_parameters, "--lora-target-parameters", parameters=True)
+    kind = kind or functools.partial(SftTrainer, full_logits=cast(AdapterArguments, arguments.adapter).full_logits)
     try:
-        trainer = SftTrainer(
+        trainer = kind(
             model=model,
             args=arguments.training,
             train_dataset=rows,
             processing_class=tokenizer,
             peft_config=adapter,
             callbacks=[OwnSteps()],
-            full_logits=arguments.adapter.full_logits,
             keepers=keepers,
         )
         check_gathers(trainer.accelerator.state.deepspeed_plugin)
@@ -279,7 +290,7 @@ def make_trainer(
     return trainer
 
 
-def _try_optimizer(trainer: SftTrainer) -> None:
+def _try_optimizer(trainer: AtomicCheckpoints) -> None:
     """Make optimizer and schedule, and discard them: the trainer makes its own when training begins.
 
     So a missing package or an invalid argument is reported before anything is written.
@@ -290,7 +301,7 @@ def _try_optimizer(trainer: SftTrainer) -> None:
     trainer.optimizer = trainer.lr_scheduler = None
 
 
-def is_sharded(trainer: SftTrainer) -> bool:
+def is_sharded(trainer: AtomicCheckpoints) -> bool:
     """Whether FSDP or ZeRO-3 spreads the weights over processes, so that no process can generate alone."""
     accelerator = trainer.accelerator
     plugin = accelerator.state.deepspeed_plugin

@@ -15,6 +15,8 @@ from monolora.terminal import STDERR
 
 _SHOWN = (  # of a log: its key, what is shown, and how
     ("loss", "loss {:.3f}"),
+    ("rewards/accuracies", "pairs right {:.1%}"),
+    ("rewards/margins", "margin {:.2f}"),
     ("mean_token_accuracy", "tokens right {:.1%}"),
     ("sparsity", "units off {:.0%}"),
     ("keep_silent", "anchors silent {:.1%}"),

@@ -33,9 +33,13 @@ class LengthGrouping(Trainer):
         args, processes = self.args, self.accelerator.num_processes
         return GroupedByLength(
             args.train_batch_size * args.gradient_accumulation_steps * processes,
-            [len(ids) for ids in rows["input_ids"]],
+            self.row_lengths(rows),
             args.seed if args.data_seed is None else args.data_seed,
         )
+
+    def row_lengths(self, rows: Any) -> list[int]:
+        """Tokens of each row."""
+        return [len(ids) for ids in rows["input_ids"]]
 
 
 class GroupedByLength(LengthGroupedSampler):

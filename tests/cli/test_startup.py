@@ -13,7 +13,15 @@ from trl import ModelConfig, SFTConfig
 
 from monolora import cli
 from monolora.recipes.training import command
-from monolora.recipes.training.arguments import AdapterArguments, LoraArguments, TrainingDefaults, make_parser
+from monolora.recipes.training.arguments import (
+    SFT,
+    AdapterArguments,
+    LoraArguments,
+    Program,
+    TrainingDefaults,
+    make_parser,
+)
+from monolora.recipes.training.preference_arguments import DPO, KTO
 
 HEAVY = ["torch", "transformers", "peft", "trl", "datasets", "numpy", "scipy", "matplotlib", "vllm", "pydantic"]
 
@@ -52,11 +60,12 @@ def test_nothing_heavy_is_imported(kind: str) -> None:
     assert kind == "help" or ended.stderr.count("error: ") == len(lines)
 
 
-def test_the_copy_of_the_flags_of_sft() -> None:
-    """As ``python -m monolora.recipes.training.command`` writes it, for the versions that are pinned."""
-    copy = json.loads(command.COPY.read_text())
-    assert copy == command.make_copy()
-    assert command.help_parser(copy["flags"]).format_help() == make_parser().format_help()
+@pytest.mark.parametrize(("name", "program"), [("sft", SFT), ("dpo", DPO), ("kto", KTO)])
+def test_the_copies_of_the_flags(name: str, program: Program) -> None:
+    """As ``python -m monolora.recipes.training.command`` writes them, for the versions that are pinned."""
+    copy = json.loads(command.COPIES[name].read_text())
+    assert copy == command.make_copy(name)
+    assert command.help_parser(copy).format_help() == make_parser(program).format_help()
 
 
 def test_help_shows_our_flags_first_and_all_of_them_on_demand(
@@ -84,6 +93,6 @@ def test_with_other_versions_a_new_copy_answers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "origin", lambda: {"trl": "1.17.0"})
-    monkeypatch.setattr(command, "make_copy", lambda: {"flags": [], "suggested": ["--new-flag"], "renamed": {}})
+    monkeypatch.setattr(command, "make_copy", lambda _: {"flags": [], "suggested": ["--new-flag"], "renamed": {}})
     assert cli.main(["sft", "--new-flak", "4"]) == 2
     assert capsys.readouterr().err == "error: Unknown flag --new-flak. Did you mean --new-flag?\n"

@@ -16,6 +16,7 @@ from sphinx.util.inventory import InventoryFile
 from docs import programs
 from monolora.cli import COMMANDS
 from monolora.recipes.training.argument_checks import NOT_HERE
+from monolora.recipes.training.preference_arguments import NOT_FOR_PREFERENCES
 from tests.support.limits import HANG_S
 
 ROOT = Path(__file__).parents[2]
@@ -77,7 +78,7 @@ def test_every_flag_of_a_command_is_on_its_page(site: Path, name: str) -> None:
     page = (site / f"reference/flags/{name}.html").read_text(encoding="utf-8")
     for called, parser in programs.command_parsers(name).items():
         for action in programs.flags(parser):
-            if name == "sft" and action.dest in NOT_HERE:
+            if name in programs.TRAINING and action.dest in NOT_HERE | NOT_FOR_PREFERENCES:
                 assert f"--{action.dest.replace('_', '-')}</span>" in page
             elif action.option_strings:
                 assert f"{called.replace(' ', '-')}.{action.option_strings[-1]}" in documented

@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from monolora.data.scoring import Classification, score, validation_loss
 from monolora.data.tasks import demo
-from monolora.recipes import sft
+from monolora.inference import Inference
 from monolora.recipes.training.arguments import parse
+from monolora.recipes.training.trainer import SftTrainer
 from tests.support.conversations import CHATML, CHATS, WEATHER, assistant, user
 
 Run = Callable[..., Any]
@@ -127,11 +128,11 @@ def test_saved_adapter_gives_the_recorded_scores(
 ) -> None:
     outcome = run_sft("--num-train-epochs", "4")
     model = AutoPeftModelForCausalLM.from_pretrained(outcome.folder, dtype=torch.float32)
-    inference = sft.Inference(model=model, tokenizer=chat_tokenizer, batch_size=3)
+    inference = Inference(model=model, tokenizer=chat_tokenizer, batch_size=3)
     rows = demo.load().test[:6]
     assert score(inference, Classification(demo.LABELS), rows, 5) == outcome.record["results"]["after"]
     base = AutoModelForCausalLM.from_pretrained(chat_model, dtype=torch.float32)
-    inference = sft.Inference(model=base, tokenizer=chat_tokenizer, batch_size=3)
+    inference = Inference(model=base, tokenizer=chat_tokenizer, batch_size=3)
     assert score(inference, Classification(demo.LABELS), rows, 5) == outcome.record["results"]["before"]
 
 
@@ -167,7 +168,7 @@ def test_validation_chooses_between_runs(
     rows = task.validation(9, 16)
     assert rows == task.train[-9:]
     model = AutoPeftModelForCausalLM.from_pretrained(outcome.folder, dtype=torch.float32)
-    inference = sft.Inference(model=model, tokenizer=chat_tokenizer, batch_size=9)
+    inference = Inference(model=model, tokenizer=chat_tokenizer, batch_size=9)
     found = outcome.record["results"]
     assert found["after"] is None
     assert found["validation"] == {"n": 9, "loss": pytest.approx(validation_loss(inference, rows)["loss"], rel=1e-5)}
@@ -293,8 +294,8 @@ def test_divergence_is_a_failure(run_sft: Run, monkeypatch: pytest.MonkeyPatch) 
         loss = original(self, *args, **kwargs)
         return loss * float("nan")
 
-    original = sft.SftTrainer.compute_loss
-    monkeypatch.setattr(sft.SftTrainer, "compute_loss", poison)
+    original = SftTrainer.compute_loss
+    monkeypatch.setattr(SftTrainer, "compute_loss", poison)
     outcome = run_sft("--skip-eval")
     assert outcome.status == 1
     assert "diverged" in outcome.err[-1]
@@ -307,7 +308,7 @@ def test_ctrl_c(run_sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sft.SftTrainer, "training_step", interrupted)
+    monkeypatch.setattr(SftTrainer, "training_step", interrupted)
     outcome = run_sft("--skip-eval")
     assert outcome.status == 130
     assert outcome.err == ["stopped"]

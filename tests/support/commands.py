@@ -17,6 +17,7 @@ from docs import programs
 from monolora.cli import COMMANDS
 from monolora.cli.config_file import split_config
 from monolora.errors import InputError
+from monolora.recipes.training.command import method_of
 
 ROOT = Path(__file__).parents[2]
 OTHERS = ("bash", "curl", "export", "pip", "pytest", "source", "vllm")  # nothing of these is checked
@@ -110,8 +111,10 @@ def _check_monolora(words: Sequence[str], whole: bool) -> None:
         if f"monolora {name} {step}" not in parsers:
             raise WrongCommandError(f"no such step: {step}")
         name = f"{name} {step}"
-    if name == "sft":
+    if name in programs.TRAINING:
         rest = split_config(list(rest))[1]
+    if name == "dpo" and method_of(list(rest)) == "kto":
+        name = "dpo --method kto"
     _check_flags(parsers[f"monolora {name}"], rest, whole)
 
 
@@ -143,7 +146,7 @@ def _check_python(words: Sequence[str], whole: bool) -> None:
 def _check_script(path: str, words: Sequence[str], whole: bool) -> None:
     if not (ROOT / path).is_file():
         raise WrongCommandError(f"there is no {path}")
-    words = split_config(list(words))[1] if path == "recipes/sft.py" else words
+    words = split_config(list(words))[1] if path in programs.SCRIPTS else words
     _check_flags(_script_parser(path), words, whole)
 
 

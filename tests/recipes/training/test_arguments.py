@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from peft import LoraConfig
-from trl import ModelConfig, ScriptArguments, SFTConfig
+from trl import DPOConfig, KTOConfig, ModelConfig, ScriptArguments, SFTConfig
 
 from monolora import MonoLoraConfig
 from monolora.errors import InputError
@@ -154,9 +154,10 @@ def test_what_monolora_refuses() -> None:
 
 def test_every_flag_of_trl_works_here_or_is_refused() -> None:
     """A flag that a later TRL adds must be looked at: does it have an effect in this recipe?"""
-    assert unclassified() == set()
+    configs = (SFTConfig, DPOConfig, KTOConfig)
+    assert [unclassified(config) for config in configs] == [set(), set(), set()]
     assert not WORKS & NOT_HERE.keys()
-    known = {each.name for kind in (ScriptArguments, ModelConfig, SFTConfig) for each in fields(kind)}
+    known = {each.name for kind in (ScriptArguments, ModelConfig, *configs) for each in fields(kind)}
     assert known >= WORKS | NOT_HERE.keys()
     assert not RENAMED.keys() & known
 

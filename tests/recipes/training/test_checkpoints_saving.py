@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from monolora.recipes import sft
+from monolora.recipes.training import publication
 from monolora.recipes.training.trainer import SftTrainer
 from tests.support import forks
 from tests.support.program_runs import QUICK
@@ -82,9 +82,9 @@ def test_disk_that_takes_no_more_at_the_end(run_sft: Run, monkeypatch: pytest.Mo
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    original = sft.publication.save
+    original = publication.save
     with monkeypatch.context() as patched:
-        patched.setattr(sft.publication, "save", save)
+        patched.setattr(publication, "save", save)
         outcome = run_sft(*flags)
     assert outcome.status == 1
     assert "Cannot save into" in outcome.err[-1]
@@ -102,8 +102,9 @@ def killed(self, output_dir):
         os.kill(os.getpid(), signal.SIGKILL)
     original(self, output_dir)
 
-original = sft.SftTrainer._save_rng_state
-sft.SftTrainer._save_rng_state = killed
+from monolora.recipes.training.trainer import SftTrainer
+original = SftTrainer._save_rng_state
+SftTrainer._save_rng_state = killed
 sft.main(sys.argv[1:])
 """
 

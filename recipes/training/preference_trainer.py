@@ -1,0 +1,65 @@
+"""TRL's DPOTrainer and KTOTrainer on rows that are tokenized already, with atomic checkpoints and keepers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+from trl import DPOTrainer, KTOConfig, KTOTrainer
+
+from monolora.keep.keeper import Keeper
+from monolora.recipes.training.checkpoints import AtomicCheckpoints
+from monolora.recipes.training.keeping import WithKeepers
+from monolora.recipes.training.trainer import LengthGrouping
+
+
+class _Preferences(WithKeepers, AtomicCheckpoints, LengthGrouping):
+    """What the two trainers share. The reference is the base with its adapter off; without one, a model of its own.
+
+    Args:
+        keepers: what keeps the base's behaviour; they are prepared after the trainer is made.
+    """
+
+    def __init__(self, *args: Any, keepers: Sequence[Keeper] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.keepers = keepers
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss and, in training, the keepers' losses."""
+        kept = self.keepers_loss(model, num_items_in_batch)
+        loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss if kept is None else loss + kept
+
+    def row_lengths(self, rows: Any) -> list[int]:
+        """Tokens of each row's longest answer, with its prompt."""
+        answers = [rows[name] for name in ("chosen_ids", "rejected_ids", "completion_ids") if name in rows.column_names]
+        longest = (max(map(len, row)) for row in zip(*answers, strict=True))
+        return [len(prompt) + length for prompt, length in zip(rows["prompt_ids"], longest, strict=True)]
+
+    def _prepare_dataset(
+        self, dataset: datasets.Dataset, processing_class: Any, args: Any, dataset_name: str
+    ) -> datasets.Dataset:
+        """The rows as they are: TRL would render and tokenize texts, by the same rules."""
+        return dataset
+
+
+class PairTrainer(_Preferences, DPOTrainer):
+    """DPO on rows with ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``."""
+
+
+class JudgedTrainer(_Preferences, KTOTrainer):
+    """KTO on rows with ``prompt_ids``, ``completion_ids`` and ``label``."""
+
+    def _prepare_dataset(
+        self, dataset: datasets.Dataset, processing_class: Any, args: KTOConfig, dataset_name: str
+    ) -> datasets.Dataset:
+        """With TRL's pairs for the KL: in each batch, every prompt beside the answer of the row before it."""
+        if not self.calculate_KL:
+            return dataset
+        answers: list[list[int]] = dataset["completion_ids"][:]
+        size = args.per_device_train_batch_size
+        batches = (answers[start : start + size] for start in range(0, len(answers), size))
+        return dataset.add_column("KL_completion_ids", [ids for batch in batches for ids in batch[-1:] + batch[:-1]])
