@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora import hub
 from monolora.data.chat_template import Split, prompt_ids, split_at_answer
+from monolora.data.mixture import mixture_task
+from monolora.data.mixture_config import from_settings
 from monolora.data.task import SampleLimits, Source, dataset_task
 from monolora.data.tasks import BUILT_IN, Example, Task, dolly, load_task
 from monolora.errors import InputError
@@ -72,18 +74,7 @@ def run_task(run: Mapping[str, Any]) -> RunTask:
     )
     if missing := [name for name in needed if name not in config]:
         raise InputError(f"The run's run.json has no {missing[0]}. Copy the run's folder again.")
-    # Records of earlier versions lack the last two.
-    source = Source(
-        config["dataset_config"],
-        config["dataset_train_split"],
-        config["dataset_test_split"],
-        tuple(config.get("drop_columns") or ()),
-        config.get("allow_empty_answers", False),
-    )
-    limits = SampleLimits(
-        config["max_train_samples"] or Task.train_samples, test=config["max_eval_samples"] or Task.test_samples
-    )
-    task = load_task(config["dataset"], source, limits)
+    task = _mixture(config) if config.get("datasets") else _task(config)
     train, test = task.selected(config["max_train_samples"], config["max_eval_samples"])
     if not same_rows(run, "train", train):
         warnings.warn(
@@ -99,6 +90,29 @@ def run_task(run: Mapping[str, Any]) -> RunTask:
         max_new_tokens=task.max_new_tokens,
         tested=task.test,
     )
+
+
+def _task(config: Mapping[str, Any]) -> Task:
+    # Records of earlier versions lack the last two.
+    source = Source(
+        config["dataset_config"],
+        config["dataset_train_split"],
+        config["dataset_test_split"],
+        tuple(config.get("drop_columns") or ()),
+        config.get("allow_empty_answers", False),
+    )
+    limits = SampleLimits(
+        config["max_train_samples"] or Task.train_samples, test=config["max_eval_samples"] or Task.test_samples
+    )
+    return load_task(config["dataset"], source, limits)
+
+
+def _mixture(config: Mapping[str, Any]) -> Task:
+    limits = SampleLimits(
+        config["max_train_samples"], config.get("validation_samples") or 0, config["max_eval_samples"]
+    )
+    components = from_settings(config["datasets"], "run.json")
+    return mixture_task(components, config["seed"], limits, config["allow_empty_answers"])
 
 
 def same_rows(run: Mapping[str, Any], part: str, rows: Sequence[Example]) -> bool:

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a data loader forks
 
@@ -29,8 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from monolora import run_record
 from monolora.data.chat_template import render_all
 from monolora.data.scoring import prompt_sparsity, score, validation_loss
-from monolora.data.task import SampleLimits, Source
-from monolora.data.tasks import BUILT_IN, Example, Task, load_task
+from monolora.data.tasks import BUILT_IN, Example, Task
 from monolora.errors import exit_status, on_main_process
 from monolora.files import code_trusted
 from monolora.hub import check_vocabulary, local_path, resolve_model
@@ -55,7 +54,8 @@ from monolora.recipes.training.model_card import result_table, rows_line
 from monolora.recipes.training.models import is_sharded, load_model, load_tokenizer, make_trainer, peft_config
 from monolora.recipes.training.progress import training_progress
 from monolora.recipes.training.trainer import SftTrainer
-from monolora.run_record import fingerprint_files, fingerprint_rows, provenance
+from monolora.recipes.training.training_data import dataset_names, read_data
+from monolora.run_record import fingerprint_files, provenance
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, say, suggest, unfailing_output
 
@@ -71,6 +71,7 @@ class Run:
     task: Task
     test: list[Example]
     validation: list[Example]
+    validation_sources: list[str] | None
     model_folder: str
     tokenizer: PreTrainedTokenizerBase
     trainer: SftTrainer
@@ -154,7 +155,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     if not flags.preview and not (resumed and resumed.checkpoint.parent.resolve() == output.resolve()):
         on_main_process(lambda: _check(folder, arguments))
     adapter = peft_config(arguments)
-    data = _read_data(arguments)
+    data = read_data(arguments)
     model_folder = resolve_model(flags.model, arguments.model.model_revision)
     fingerprints = {"model": fingerprint_files(model_folder)} | data.fingerprints()
     if resumed:
@@ -163,7 +164,8 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     hub_repo = publication.claim(training)
     rows = render_all(data.train, tokenizer, training.dataset_num_proc)
     is_wrapped = training.packing and training.packing_strategy == "wrapped"  # it cuts nothing off
-    truncation = check_truncation(rows, None if is_wrapped else training.max_length)
+    longest = None if is_wrapped else training.max_length
+    truncation = check_truncation(rows, longest)
     model = load_model(model_folder, arguments)
     check_vocabulary(model, tokenizer, flags.model)
     base = base_key(fingerprints["model"], config)
@@ -190,6 +192,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
         task=data.task,
         test=data.test,
         validation=data.validation,
+        validation_sources=data.validation_sources,
         model_folder=model_folder,
         tokenizer=tokenizer,
         trainer=trainer,
@@ -206,44 +209,9 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
             "dropped": truncation.dropped,
             "truncated": truncation.truncated,
             **({"replayed": len(added)} if added is not None else {}),
-            **(data.task.counts or {}),
+            **data.counts(rows, longest),
         },
     )
-
-
-class _Data(NamedTuple):
-    """The examples of a run."""
-
-    task: Task
-    train: list[Example]
-    test: list[Example]
-    validation: list[Example]
-
-    def fingerprints(self) -> dict[str, str]:
-        """Of each part that has examples."""
-        parts = {"train": self.train, "test": self.test} | ({"validation": self.validation} if self.validation else {})
-        return {name: fingerprint_rows(map(str, part)) for name, part in parts.items()}
-
-
-def _read_data(arguments: Arguments) -> _Data:
-    """Raises: InputError, where there is no such task or data set, or its rows cannot be read."""
-    script, flags = arguments.script, arguments.adapter
-    source = Source(
-        script.dataset_config,
-        script.dataset_train_split,
-        script.dataset_test_split,
-        tuple(flags.drop_columns or ()),
-        flags.allow_empty_answers,
-    )
-    limits = SampleLimits(
-        flags.max_train_samples or Task.train_samples,
-        flags.validation_samples or 0,
-        flags.max_eval_samples or Task.test_samples,
-    )
-    task = load_task(flags.dataset, source, limits)
-    train, test = task.selected(flags.max_train_samples, flags.max_eval_samples)
-    validation = task.validation(flags.validation_samples, flags.max_train_samples) if flags.validation_samples else []
-    return _Data(task, train, test, validation)
 
 
 def _check(folder: OutputFolder | None, arguments: Arguments) -> None:
@@ -251,7 +219,7 @@ def _check(folder: OutputFolder | None, arguments: Arguments) -> None:
     assert folder is not None  # it is the main process, and no preview
     training, flags = arguments.training, arguments.adapter
     folder.check(flags.overwrite)
-    names = [flags.model, *(() if flags.dataset in BUILT_IN else (flags.dataset,))]
+    names = [flags.model, *(name for name in dataset_names(flags) if name not in BUILT_IN)]
     files = (
         training.resume_from_checkpoint,
         training.chat_template_path,
@@ -297,13 +265,15 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
     check_finite(model, trainer.state.log_history)
     after = this.score("after training")
     sparsity = prompt_sparsity(this.inference("after training"), this.test) if after and adapter != "none" else None
-    is_validated = this.validation and not is_sharded(trainer)
+    losses = None
+    if this.validation and not is_sharded(trainer):
+        losses = validation_loss(this.inference("after training"), this.validation, this.validation_sources)
     if sparsity:
         check_alive(sparsity)
     results = {
         "before": record["results"]["before"],
         "after": after,
-        "validation": validation_loss(this.inference("after training"), this.validation) if is_validated else None,
+        "validation": losses,
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "sparsity": sparsity._asdict() if sparsity else None,
         "keeping": None if is_sharded(trainer) else this.keeping_record(),

@@ -89,11 +89,13 @@ def _tokenized(row: Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> di
 
 
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids after which the answer is generated, as TRL makes them for training.
+    """The token ids after which the answer is generated, as TRL makes them for training; of a whole text, all of it.
 
     Raises:
         InputError: if the chat template refuses the example, or leaves something of it out.
     """
+    if example.is_whole_text:
+        return _tokens(example.response, tokenizer, example)
     prompt = _checked(example._replace(response="", answer=None), tokenizer, with_answer=False)["prompt"]
     return _tokens(prompt, tokenizer, example, generate=True)
 
@@ -108,7 +110,8 @@ class Split(NamedTuple):
 def split_at_answer(example: Example, tokenizer: PreTrainedTokenizerBase) -> Split:
     """The tokens of an example, divided as in training: where prompt and prompt with answer begin to differ.
 
-    That is the end of the prompt, unless tokens merge over the boundary.
+    That is the end of the prompt, unless tokens merge over the boundary. A whole text has no prompt: its first token,
+    which nothing comes before, is no answer.
 
     Raises:
         InputError: as :func:`prompt_ids`.
@@ -119,6 +122,7 @@ def split_at_answer(example: Example, tokenizer: PreTrainedTokenizerBase) -> Spl
         answer += tokenizer.eos_token
     whole = _tokens(prompt + answer, tokenizer, example)
     at = common_prefix_length(_tokens(prompt, tokenizer, example, generate=True), whole)
+    at = max(at, 1) if example.is_whole_text else at
     return Split(whole[:at], whole[at:])
 
 

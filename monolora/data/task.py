@@ -14,8 +14,22 @@ import datasets
 from monolora.data.datasets import load_dataset
 from monolora.data.example import Example
 from monolora.data.row_formats import RowFormat
-from monolora.data.scoring import FreeText, Scorer
+from monolora.data.scoring import FreeText, Scorer, WholeText
 from monolora.errors import InputError, unknown
+
+
+class Columns(NamedTuple):
+    """The columns of a data set, and what is made of them.
+
+    Attributes:
+        format: by the names of its columns (:mod:`monolora.data.row_formats`).
+        read: the columns that examples are made of.
+        ignored: the others.
+    """
+
+    format: str
+    read: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +45,7 @@ class Task:
         train_samples: training examples without ``--max-train-samples``.
         test_samples: examples scored by default.
         counts: rows of a data set that is no built-in task, by what became of them (:data:`COUNTS`).
+        columns: of a data set that is no built-in task.
     """
 
     name: str
@@ -41,6 +56,7 @@ class Task:
     train_samples: int = 5000
     test_samples: int = 1000
     counts: Mapping[str, int] | None = field(default=None, repr=False, compare=False)
+    columns: Columns | None = field(default=None, repr=False, compare=False)
 
     def selected(
         self, max_train: int | None = None, max_test: int | None = None
@@ -87,6 +103,7 @@ class Source(NamedTuple):
         test_split: name of the split that is scored on.
         drop_columns: ignored columns.
         allow_empty_answers: whether an answer may be empty.
+        columns: those of which it consists; empty for all.
     """
 
     config: str | None = None
@@ -94,6 +111,7 @@ class Source(NamedTuple):
     test_split: str = "test"
     drop_columns: tuple[str, ...] = ()
     allow_empty_answers: bool = False
+    columns: tuple[str, ...] = ()
 
 
 class SampleLimits(NamedTuple):
@@ -147,7 +165,15 @@ def dataset_task(name: str, source: Source, answers: bool = True, limits: Sample
     if not train:
         raise InputError(f"The data set {name} has no assistant turn to train on.")
     counts = {what: rows.counts[what] for what in COUNTS}
-    return Task(name=name, train=train, test=test, scorer=FreeText(), counts={"data_set": len(rows.table), **counts})
+    is_text = answers and train[0].is_whole_text
+    return Task(
+        name=name,
+        train=train,
+        test=test,
+        scorer=WholeText() if is_text else FreeText(),
+        counts={"data_set": len(rows.table), **counts},
+        columns=rows.columns,
+    )
 
 
 def load_prompts(name: str, split: str | None = None, most: int | None = None) -> list[Example]:
@@ -198,8 +224,14 @@ class _Rows:
             raise InputError(f"The data set {name} is empty.")
         allow_empty = source.allow_empty_answers or not answers
         self.name, self.answers = name, answers
+        if absent := [column for column in source.columns if column not in table.features]:
+            raise unknown(f"column of {name}", absent[0], list(table.features))
+        names = list(table.features)
+        table = table.select_columns(list(source.columns)) if source.columns else table
         self.format = RowFormat(name, table.features, source.drop_columns, answers, allow_empty)
-        self.table = table.select_columns(self.format.columns)
+        read = self.format.columns
+        self.columns = Columns(self.format.title, tuple(read), tuple(name for name in names if name not in read))
+        self.table = table.select_columns(read)
 
     @property
     def counts(self) -> Counter[str]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import PartialState
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
-from monolora.cli.config_file import load_yaml, shortened, split_config
+from monolora.cli.config_file import split_config
 from monolora.cli.flags import check_words, raise_input_error, unknown_flag
+from monolora.data import mixture_config, table_files
+from monolora.data.mixture_config import Component
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError, in_one_line
 from monolora.hub import SMOLLM2
@@ -25,9 +26,11 @@ from monolora.recipes.training.argument_checks import (
     NOT_HERE,
     RENAMED,
     check_conflicts,
+    check_mixture,
     check_sft,
     check_values,
 )
+from monolora.recipes.training.config_values import MIXTURE, read_config
 from monolora.recipes.training.keeping import KeepArguments
 from monolora.redaction import is_secret_name
 
@@ -49,8 +52,12 @@ class AdapterArguments(KeepArguments):
     model: str = field(default=SMOLLM2, metadata={"help": f"Hub id or path, or {SMOLLM2} (packaged with the project)."})
     dataset: str = field(
         default="demo",
-        metadata={"help": f"Task ({', '.join(BUILT_IN)}), hub id, or .jsonl, .json, .csv or .parquet file."},
+        metadata={
+            "help": f"Task ({', '.join(BUILT_IN)}), hub id, folder or file. Given repeatedly, a mixture of all "
+            "of their examples, or with NAME:SHARE of these shares."
+        },
     )
+    datasets: list[dict[str, Any]] | None = field(default=None, init=False)  # of a mixture, as TRL's YAML files name it
     drop_columns: list[str] | None = field(
         default=None, metadata={"help": "Columns of the data set that are not read. Default: none."}
     )
@@ -218,12 +225,14 @@ def parse(
     classes = _classes(training)
     parser = make_parser(training, program)
     from_file = read_config(path, parser, classes) if path else {}
+    words, mixture = _mixture(words, from_file, path)
     parser.set_defaults_with_config(**from_file)
     namespace, rest = parser.parse_known_args(words)
     if rest:
         raise unknown_flag(rest[0].split("=")[0], suggested(parser), RENAMED)
     typed = {option.split("=")[0].lstrip("-").replace("-", "_") for option in words if option.startswith("--")}
     named = typed | set(from_file)
+    check_mixture(mixture, named)
     if namespace.adapter in ADAPTERS:
         defaults = {"learning_rate": LEARNING_RATE[namespace.adapter], "dtype": DTYPE[namespace.adapter]}
         parser.set_defaults(**{key: value for key, value in defaults.items() if key not in named})
@@ -231,7 +240,49 @@ def parse(
     check(namespace, named)
     arguments = _arguments(parser, words)
     check_values(arguments)
+    arguments.adapter.datasets = mixture_config.as_settings(mixture) or None
     return _completed(arguments, named)
+
+
+def _mixture(words: list[str], from_file: dict[str, Any], path: Path | None) -> tuple[list[str], list[Component]]:
+    """The words without a mixture's data sets, and these; none for a single data set.
+
+    Raises:
+        InputError: for what is no mixture.
+    """
+    of_file = from_file.pop(MIXTURE, None)
+    if of_file is not None and not {"dataset", "dataset_name"}.isdisjoint(from_file):
+        raise InputError(f"--config {path} has both dataset and {MIXTURE}. Keep one of them.")
+    rest, names = without_values(words, "--dataset")
+    if len(names) > 1 or (names and mixture_config.split_share(names[0]).fraction is not None):
+        for name in ("dataset", "dataset_name"):
+            from_file.pop(name, None)
+        return rest, mixture_config.from_words(names)
+    if (
+        of_file is not None
+        and not names
+        and not any(word.startswith(("--dataset_name", "--dataset-name")) for word in words)
+    ):
+        return words, mixture_config.from_settings(of_file, f"--config {path}")
+    return words, []
+
+
+def without_values(words: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """The words without a flag of one value, and the values of each of its mentions."""
+    rest: list[str] = []
+    values: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        if name != flag:
+            rest.append(word)
+        elif equals:
+            values.append(value)
+        elif (following := next(remaining, "")) and not following.startswith("--"):
+            values.append(following)
+        else:
+            rest += filter(None, (word, following))  # without a value, which argparse reports
+    return rest, values
 
 
 def joined(words: Sequence[str], flags: Sequence[str]) -> list[str]:
@@ -291,7 +342,7 @@ def sections() -> dict[str, list[str]]:
     """The flags that ``--help`` shows, by their names with underscores, under titles."""
 
     def own(cls: type[Any]) -> list[str]:
-        return list(cls.__annotations__)
+        return [name for name in cls.__annotations__ if name != MIXTURE]
 
     return {
         "What is trained, on what, and what is measured": own(AdapterArguments),
@@ -318,88 +369,22 @@ def _completed(arguments: Arguments, named: set[str]) -> Arguments:
     script, training, model, adapter = arguments
     adapter.model = model.model_name_or_path or adapter.model
     adapter.dataset = script.dataset_name or adapter.dataset
+    if adapter.datasets is not None:
+        adapter.dataset = " + ".join(source["path"] for source in adapter.datasets)
     if "output_dir" not in named:
         checkpoint = training.resume_from_checkpoint
         if checkpoint is not None and checkpoint != "latest":
             training.output_dir = str(Path(checkpoint).parent)
         else:
-            training.output_dir = f"runs/{_slug(adapter.dataset)}-{adapter.adapter}"
+            names = [source["path"] for source in adapter.datasets or [{"path": adapter.dataset}]]
+            training.output_dir = f"runs/{'+'.join(map(_slug, names))}-{adapter.adapter}"
     return arguments
 
 
 def _slug(dataset: str) -> str:
     path = Path(dataset)
-    return path.stem if path.suffix else dataset.strip("./").replace("/", "--")
-
-
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
-
-
-def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[str, Any]:
-    """The flags in ``path``, by their names with underscores; its ``env`` goes into the environment, as in TRL.
-
-    Args:
-        path: a YAML mapping; keys may be written with underscores or hyphens.
-        parser: knows the flags.
-        classes: the dataclasses behind the parser, whose annotations say which flags take lists and mappings.
-
-    Raises:
-        InputError: if the file cannot be read or is no mapping, a key is no flag, or a value is not of its type.
-    """
-    loaded = load_yaml(path)
-    environment = loaded.pop("env", None) or {}
-    if not isinstance(environment, dict):
-        raise InputError(f"--config {path}: env must be a mapping of names to values.")
-    os.environ.update({str(name): str(value) for name, value in environment.items()})
-    hints: dict[str, Any] = {}
-    for cls in classes:
-        hints |= get_type_hints(cls)
-    values = {}
-    for key, value in loaded.items():
-        name = str(key).replace("-", "_")
-        action = parser._option_string_actions.get(f"--{name}")
-        if action is None or action.dest not in hints:
-            known = {f"--{name}" for name in hints.keys() - NOT_HERE.keys()}
-            raise InputError(f"--config {path}: {unknown_flag(f'--{key}', known, RENAMED)}")
-        values[name] = _checked(path, action, value, get_args(hints[name]) or [hints[name]])
-    return values
-
-
-def _checked(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
-    """``value`` as the command line would give it; ``kinds`` are the types of the flag's annotation."""
-    containers = {get_origin(kind) or kind for kind in kinds}
-    if isinstance(value, list) and list in containers:
-        return [_scalar(path, action, item, kinds) for item in value]
-    if isinstance(value, dict) and dict in containers:
-        return value
-    if value is None and (action.default is None or type(None) in containers):
-        return None
-    if isinstance(value, bool) and action.nargs == "?":  # a flag that may stand alone
-        absent = None if action.type is str else False
-        return action.const if value else absent
-    if isinstance(value, bool) and bool not in containers:
-        raise InputError(
-            f"--config {path}: {action.dest} cannot be {str(value).lower()}. Where it is a word (YAML reads yes, no, "
-            "on and off as true and false), put quotes around it."
-        )
-    scalar = _scalar(path, action, value, kinds)
-    return [scalar] if action.nargs == "+" else scalar
-
-
-def _scalar(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any]) -> Any:
-    convert: Callable[[str], Any] = action.type if callable(action.type) else str
-    try:
-        if not isinstance(value, (str, int, float)):
-            raise ValueError
-        converted = convert(str(value))
-    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
-        wanted = next((words for kind, words in _KINDS.items() if kind in kinds), "a single value")
-        raise InputError(f"--config {path}: {action.dest} must be {wanted}, got {shortened(value)}.") from error
-    if action.choices is not None and converted not in action.choices:
-        raise InputError(
-            f"--config {path}: {action.dest} must be one of {', '.join(action.choices)}, got {shortened(value)}."
-        )
-    return converted
+    packed = path.suffix in table_files.PACKED
+    return Path(path.stem).stem if packed else path.stem if path.suffix else dataset.strip("./").replace("/", "--")
 
 
 def resolved_config(arguments: Arguments) -> dict[str, Any]:
