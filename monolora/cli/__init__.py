@@ -38,6 +38,11 @@ _SETTINGS = "monolora.recipes.settings"
 GROUPS = {
     "Finetune": {
         "sft": Command(f"{_RECIPES}.training.command", "finetune with MonoLoRA, LoRA or all weights, and measure it"),
+        "data": Command(
+            f"{_RECIPES}.data_report",
+            "what is in a data set, and what sft would train on: formats, lengths, duplicates",
+            f"{_SETTINGS}:DataReport",
+        ),
         "demo": Command(f"{_RECIPES}.demo", "LoRA and MonoLoRA on a small task, in one table", f"{_SETTINGS}:Demo"),
         "align": Command(
             f"{_RECIPES}.align",

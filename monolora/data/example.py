@@ -57,6 +57,11 @@ class Example(NamedTuple):
         return bool(self.response or self.answer)
 
     @property
+    def is_unanswered(self) -> bool:
+        """Whether its answer is empty: no text but white space, and no tool call."""
+        return not (self.response.strip() or (self.answer or {}).get("tool_calls"))
+
+    @property
     def is_chat(self) -> bool:
         """Whether it is more than an instruction with a context; only a chat template can render it."""
         return bool(self.history or self.answer or self.tools or self.template_kwargs)

@@ -126,7 +126,7 @@ class RowFormat:
             return []
         if not self.allow_empty:
             for example in examples:
-                if not (example.response.strip() or (example.answer or {}).get("tool_calls")):
+                if example.is_unanswered:
                     raise InputError(
                         f"{where}: the answer is empty. Leave the row out, or train on empty answers too with "
                         "--allow-empty-answers."

@@ -123,6 +123,7 @@ class SampleLimits(NamedTuple):
 
 
 NO_LIMITS = SampleLimits()
+_WHOLE = Source()
 
 
 def dataset_task(name: str, source: Source, answers: bool = True, limits: SampleLimits = NO_LIMITS) -> Task:
@@ -201,13 +202,19 @@ def prompt_rows(name: str, split: str | None = None) -> datasets.Dataset:
     return _split(splits, split or (next(iter(splits)) if len(splits) == 1 else Source().test_split), name)
 
 
-def read_examples(rows: datasets.Dataset, name: str, answers: bool = True) -> list[Example]:
-    """Examples from the rows of one split; ``answers`` says whether each must have one.
+def read_examples(rows: datasets.Dataset, name: str, answers: bool = True, source: Source = _WHOLE) -> list[Example]:
+    """Examples from the rows of one split.
+
+    Args:
+        rows: of the split.
+        name: of the data set, for errors.
+        answers: whether each must have one.
+        source: which columns are read, and whether an answer may be empty.
 
     Raises:
         InputError: if there are no rows, the columns are of no known format, or a row is not understood.
     """
-    return _Rows(rows, name, Source(), answers).examples(range(len(rows)), None)
+    return _Rows(rows, name, source, answers).examples(range(len(rows)), None)
 
 
 def _split(splits: datasets.DatasetDict, split: str, name: str) -> datasets.Dataset:
