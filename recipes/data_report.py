@@ -171,7 +171,8 @@ def _panel(each: Statistics, index: int) -> Panel:
     limit = each.max_length if each.max_length <= axis.high else None
     exceeding = each.truncated + each.dropped
     fits = f"{_number(exceeding, 'example exceeds', 'examples exceed')} {each.max_length:,} tokens"
-    finding = f"{fits}: the dashed line" if exceeding else f"All examples fit into {each.max_length:,} tokens"
+    which = "All examples" if each.tokenized == each.train else f"All of the first {each.tokenized:,} examples"
+    finding = f"{fits}: the dashed line" if exceeding else f"{which} fit into {each.max_length:,} tokens"
     return panel("tokens of an example", measured, axis, limit, finding)
 
 

@@ -58,7 +58,7 @@ class Example(NamedTuple):
 
     @property
     def is_unanswered(self) -> bool:
-        """Whether its answer is empty: no text but white space, and no tool call."""
+        """Whether its answer has no tool call, and no text but white space."""
         return not (self.response.strip() or (self.answer or {}).get("tool_calls"))
 
     @property

@@ -22,7 +22,7 @@ class Columns(NamedTuple):
     """The columns of a data set, and what is made of them.
 
     Attributes:
-        format: by the names of its columns (:mod:`monolora.data.row_formats`).
+        format: by the names of its columns (``monolora/data/row_formats.py``).
         read: the columns that examples are made of.
         ignored: the others.
     """
