@@ -1,4 +1,4 @@
-"""The YAML file of ``--config``: its values as the command line would give them."""
+"""The flags in a YAML file, with each value as the command line would give it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from monolora.recipes.training.argument_checks import NOT_HERE, RENAMED
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
+MIXTURE = "datasets"  # TRL's list of a mixture, which is no flag
+
+
 def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[str, Any]:
     """The flags in ``path``, by their names with underscores; its ``env`` goes into the environment, as in TRL.
 
@@ -27,7 +30,8 @@ def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[
         classes: the dataclasses behind the parser, whose annotations say which flags take lists and mappings.
 
     Raises:
-        InputError: if the file cannot be read or is no mapping, a key is no flag, or a value is not of its type.
+        InputError: if the file cannot be read or is no mapping, a key is no flag, or a value is not of its type. The
+            value of :data:`MIXTURE` is not checked here.
     """
     loaded = load_yaml(path)
     environment = loaded.pop("env", None) or {}
@@ -40,6 +44,9 @@ def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[
     values = {}
     for key, value in loaded.items():
         name = str(key).replace("-", "_")
+        if name == MIXTURE:
+            values[name] = value
+            continue
         action = parser._option_string_actions.get(f"--{name}")
         if action is None or action.dest not in hints:
             known = {f"--{name}" for name in hints.keys() - NOT_HERE.keys()}

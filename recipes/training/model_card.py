@@ -19,7 +19,7 @@ PLOT = "training.png"
 
 
 def rows_line(rows: Mapping[str, Any]) -> str:
-    """Numbers of read, dropped, truncated and held-out rows, in one line."""
+    """Numbers of read, dropped, truncated and held-out rows, in one line; one more for each data set of a mixture."""
     parts = [f"{rows['examples']} {rows.get('unit', 'examples')}"]
     if "read" in rows:
         parts.insert(0, f"{rows['read']} of {rows['data_set']} rows read for training")
@@ -28,7 +28,29 @@ def rows_line(rows: Mapping[str, Any]) -> str:
     parts.append(f"{rows['examples'] - rows['dropped']} trained on")
     parts += [f"{rows['dropped']} dropped (longer than --max-length)"] if rows["dropped"] else []
     parts += [f"{rows['truncated']} truncated"] if rows["truncated"] else []
-    return f"Data: {', '.join(parts)}; {rows['test']} held out."
+    lines = [f"Data: {', '.join(parts)}; {rows['test']} held out."]
+    lines += [_source_line(name, source) for name, source in rows.get("sources", {}).items()]
+    if rows.get("limited_by"):
+        lines.append(
+            f"{rows['limited_by']} is used up: the mixture has {rows['examples']:,} examples, and more would need some "
+            "of them again."
+        )
+    if any(source.get("columns", {}).get("format") == "text" for source in (rows, *rows.get("sources", {}).values())):
+        lines.append("Rows of the format 'text' are trained on as a whole, as in pretraining (language modelling).")
+    return "\n".join(lines)
+
+
+def _source_line(name: str, source: Mapping[str, Any]) -> str:
+    parts = [
+        f"{source['train']:,} examples ({source['share']:.1%}; asked for {source['asked_share']:.1%})",
+        f"{source['answer_tokens']:,} answer tokens ({source['token_share']:.1%})",
+    ]
+    parts += [f"{source[key]} {text}" for key, text in COUNTS.items() if source.get(key) and key != "read"]
+    if source["left_out"]:
+        parts.append(f"{source['left_out']} left out that begin as a held-out one")
+    if source["examples"] == source["available"]:
+        parts.append("all that it has")
+    return f"  {name}: {', '.join(parts)}"
 
 
 def result_table(records: Sequence[dict[str, Any]]) -> Table:
