@@ -141,9 +141,11 @@ def check(components: Sequence[Component]) -> None:
             )
     without = [component.path for component in components if component.fraction is None]
     if 0 < len(without) < len(components):
+        number = without[0].rpartition(":")[2] if ":" in without[0] else ""
+        why = f" ({number!r} is no number)" if number else ""
         raise InputError(
-            f"--dataset {without[0]} has no share, and others have one. Give all data sets a share, as in "
-            f"{without[0]}:0.5, or none."
+            f"--dataset {without[0]} has no share{why}, and others have one. Give all data sets a share, as in NAME:0.5, "
+            "or none."
         )
 
 

@@ -58,7 +58,8 @@ def result_table(records: Sequence[dict[str, Any]]) -> Table:
 
     Seconds of several runs are left out: what else the machine did meanwhile is in them, and they read as a comparison.
     """
-    table = Table(title=f"{records[0]['config']['dataset']} on {records[0]['config']['model']}")
+    title = f"{records[0]['config']['dataset']} on {records[0]['config']['model']}{_scored(records[0], ', scored on ')}"
+    table = Table(title=title)
     table.add_column()
     for record in records:
         table.add_column(f"{record['config']['adapter']}\nbefore → after", justify="right")
@@ -72,6 +73,18 @@ def result_table(records: Sequence[dict[str, Any]]) -> Table:
     if len(runs) == 1:
         table.add_row("training seconds", f"{runs[0]['seconds']['train']:.0f}")
     return table
+
+
+def _scored(record: Mapping[str, Any], before: str) -> str:
+    """The data set of a mixture that is scored, after some words; empty for a single data set."""
+    sources = _sources(record)
+    return f"{before}{next(iter(sources))}" if sources else ""
+
+
+def _sources(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The counts of each data set of a mixture, by its name; empty for a single data set."""
+    sources: Mapping[str, Any] = record.get("rows", {}).get("sources", {})
+    return sources
 
 
 def _metrics(record: dict[str, Any]) -> list[str]:
@@ -135,12 +148,15 @@ def model_card(record: dict[str, Any]) -> ModelCard:
         *([config["card_note"], ""] if config.get("card_note") else []),
     ]
     if results["after"]:
-        lines += [f"Scores on {results['after']['n']} held-out examples:", "", "| | before | after |", "|---|---|---|"]
+        held_out = f"{results['after']['n']} held-out examples{_scored(record, ' of ')}"
+        lines += [f"Scores on {held_out}:", "", "| | before | after |", "|---|---|---|"]
         for metric in _metrics(record):
             scores = (shown_score(metric, results[when]) for when in ("before", "after"))
             lines.append(f"| {metric.replace('_', ' ')} | {' | '.join(scores)} |")
         lines.append("")
     lines += _keeping_lines(results.get("keeping"))
+    if sources := _sources(record):
+        lines += [*(f"- {_source_line(name, source).strip()}" for name, source in sources.items()), ""]
     lines += [f"Trained parameters: {results['trained_parameters']:,}. Seed: {config['seed']}."]
     if results["sparsity"] is not None:
         lines.append(f"Sparsity of the adapter's units on held-out prompts: {results['sparsity']['zeros']:.1%} zeros.")

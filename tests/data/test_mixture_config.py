@@ -38,7 +38,7 @@ def test_a_share_is_a_number_after_the_last_colon(word: str, name: str, share: f
         (["sst2:nan", "dolly:1"], "a share must be a number above 0, got nan"),
         (["sst2:inf", "dolly:1"], "a share must be a number above 0, got inf"),
         (["sst2:0.5", "dolly"], "--dataset dolly has no share, and others have one"),
-        (["sst2:much", "dolly:0.5"], "--dataset sst2:much has no share, and others have one"),
+        (["sst2:much", "dolly:0.5"], r"--dataset sst2:much has no share \('much' is no number\), and others have one"),
         (["sst2:0.5"], "--dataset sst2:0.5: a share is of a mixture, and this is the only data set"),
         (["sst2", "dolly", "sst2"], "--dataset sst2 is named twice. Name it once"),
         (["sst2:0.5", "sst2:0.7"], "--dataset sst2 is named twice"),

@@ -44,6 +44,9 @@ def test_a_mixture_is_recorded(run_sft: Run, rows: str, chat_tokenizer: PreTrain
     ]  # fmt: skip
     assert record["config"]["dataset"] == f"demo + {rows}"
     assert [source["fraction"] for source in record["config"]["datasets"]] == [0.75, 0.25]
+    card = (outcome.folder / "README.md").read_text()
+    assert "Scores on 6 held-out examples of demo:" in card
+    assert "- demo: 12 examples (75.0%; asked for 75.0%)" in card
     # Scored is the first, and its labels are single words with an end token.
     assert record["results"]["after"].keys() == {"n", "accuracy", "unparsed", "likelihood_accuracy"}
     labels = [len(chat_tokenizer(example.response)["input_ids"]) for example in demo.load().train[:12]]
