@@ -68,7 +68,7 @@ class Example(NamedTuple):
 
     @property
     def normalised_prompt(self) -> str:
-        """The texts before the answer, without case and spacing: equal where a person would call two prompts one."""
+        """The texts before the answer, without case and spacing. It is the same where a person would say so."""
         return " ".join(" ".join(map(text_of, self.messages)).casefold().split())
 
     @property
