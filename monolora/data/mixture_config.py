@@ -144,8 +144,8 @@ def check(components: Sequence[Component]) -> None:
         number = without[0].rpartition(":")[2] if ":" in without[0] else ""
         why = f" ({number!r} is no number)" if number else ""
         raise InputError(
-            f"--dataset {without[0]} has no share{why}, and others have one. Give all data sets a share, as in NAME:0.5, "
-            "or none."
+            f"--dataset {without[0]} has no share{why}, and others have one. Give all data sets a share, as in "
+            "NAME:0.5, or none."
         )
 
 

@@ -149,7 +149,8 @@ def _unpacked(path: Path) -> bytes:
             return pa.CompressedInputStream(pa.BufferReader(content), "zstd").read()
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(
-            f"Cannot unpack {path}: {in_one_line(error).rstrip('.')}. Copy the file again; its name says how it is packed."
+            f"Cannot unpack {path}: {in_one_line(error).rstrip('.')}. Copy the file again; its name says how it is "
+            "packed."
         ) from error
     return content
 
