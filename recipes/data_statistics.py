@@ -107,9 +107,7 @@ def statistics(
         table = load_dataset(name, source.config)[source.train_split]
         examples, rows = read_examples(table, name, source=source), len(table)
     tokenized = render_all(task.train[:max_samples], tokenizer)
-    labels = tokenized["labels"]
-    truncation = truncated_by(labels, max_length)
-    empty = sum(example.is_unanswered for example in examples)
+    truncation = truncated_by(tokenized["labels"], max_length)
     cut = datasets.Dataset.from_dict(
         {column: [values[:max_length] for values in tokenized[column]] for column in ("input_ids", "labels")}
     )
@@ -120,13 +118,13 @@ def statistics(
         examples=len(examples),
         duplicate_examples=_repeated(examples, _content),
         duplicate_prompts=None if examples[0].is_whole_text else _repeated(examples, _prompt),
-        empty_answers=empty,
+        empty_answers=sum(example.is_unanswered for example in examples),
         train=len(task.train),
         held_out=len(task.test),
         counts=_counts(task),
         tokenized=len(tokenized),
         tokens=_lengths(len(ids) for ids in tokenized["input_ids"]),
-        answer_tokens=_lengths(sum(label != IGNORED for label in of_example) for of_example in labels),
+        answer_tokens=_lengths(sum(label != IGNORED for label in of_example) for of_example in tokenized["labels"]),
         max_length=max_length,
         truncated=truncation.truncated,
         dropped=truncation.dropped,

@@ -100,23 +100,20 @@ def mixture_task(
     """
     tasks = [_loaded(component, components, limits, allow_empty_answers) for component in components]
     names = _names(components)
-    sizes = [len(task.train) for task in tasks]
-    asked = [Fraction(str(component.fraction)) if component.fraction else None for component in components]
-    shares = [Fraction(size) if share is None else share for share, size in zip(asked, sizes, strict=True)]
-    held_out = _held_out(tasks, names, shares, limits.validation)
-    scored = {beginning(example) for example in tasks[0].test[: limits.test]}
-    kept, left_out = _apart(tasks, names, held_out, scored)
+    first = tasks[0]
+    held_out = _held_out(tasks, names, _shares(components, [task.train for task in tasks]), limits.validation)
+    # All scored rows, however few a run scores: a resumed run may score others, and trains on the same.
+    kept = _apart(tasks, names, held_out, set(map(beginning, first.test)))
+    shares = _shares(components, kept)
     numbers = allocated([len(examples) for examples in kept], shares, limits.train)
     for name, number in zip(names, numbers, strict=True):
         if number == 0:
             raise InputError(
-                f"--max-train-samples {limits.train}: the share of {name} is less than one example. Raise it, or leave "
-                f"{name} out."
+                f"The share of {name} is less than one of the {sum(numbers)} examples of the mixture. Raise it or "
+                f"--max-train-samples, or leave {name} out."
             )
     order = interleaved(numbers, seed)
     turns = [iter(examples) for examples in kept]
-    total = sum(shares)
-    first = tasks[0]
     return Mixture(
         name=" + ".join(names),
         train=[next(turns[source]) for source in order],
@@ -125,36 +122,46 @@ def mixture_task(
         max_new_tokens=first.max_new_tokens,
         test_samples=first.test_samples,
         parts=tuple(
-            Part(name, float(share / total), len(examples), number, without, task.counts, task.columns)
-            for name, share, examples, number, task, without in zip(
-                names, shares, kept, numbers, tasks, left_out, strict=True
+            Part(
+                name=names[source],
+                share=float(shares[source] / sum(shares)),
+                available=len(kept[source]),
+                examples=numbers[source],
+                left_out=len(task.train) - len(held_out[source]) - len(kept[source]),
+                counts=task.counts,
+                columns=task.columns,
             )
+            for source, task in enumerate(tasks)
         ),
         train_sources=order,
         held_out=held_out,
     )
 
 
+def _shares(components: Sequence[Component], examples: Sequence[Sequence[Example]]) -> list[Fraction]:
+    """The shares that were asked for; those of all examples where none were."""
+    return [
+        Fraction(len(own) if component.fraction is None else str(component.fraction))
+        for component, own in zip(components, examples, strict=True)
+    ]
+
+
 def _loaded(
     component: Component, components: Sequence[Component], limits: SampleLimits, allow_empty_answers: bool
 ) -> Task:
     """The task of a component, of which no more rows are read than its share of the mixture needs."""
-    is_own = component.path not in BUILT_IN
-    own = limits
+    train, validation = None, 0
     if limits.train is not None and component.fraction is not None:
         share = component.fraction / math.fsum(other.fraction or 0 for other in components)
-        own = SampleLimits(
-            math.ceil(limits.train * share) + _SPARE, math.ceil(limits.validation * share) + 1, limits.test
-        )
-    else:
-        own = SampleLimits(None, 0, limits.test)
+        train, validation = math.ceil(limits.train * share) + _SPARE, math.ceil(limits.validation * share) + 1
     source = Source(
         config=component.name,
         train_split=component.split,
         columns=component.columns,
-        allow_empty_answers=allow_empty_answers and is_own,
+        allow_empty_answers=allow_empty_answers and component.path not in BUILT_IN,
     )
-    return load_task(component.path, source, own)
+    is_scored = component is components[0]
+    return load_task(component.path, source, SampleLimits(train, validation, None if is_scored else 1))
 
 
 _SPARE = 1000  # examples that are read beyond a share, since those that begin as a held-out one are left out
@@ -194,14 +201,14 @@ def _held_out(
 
 def _apart(
     tasks: Sequence[Task], names: Sequence[str], held_out: Sequence[Sequence[Example]], scored: set[str]
-) -> tuple[list[list[Example]], list[int]]:
-    """The examples of each data set that begin unlike what is held out, and how many others there are.
+) -> list[list[Example]]:
+    """The examples of each data set that begin unlike what is held out.
 
     A data set's own rows are already apart from its own test rows (:func:`monolora.data.task.dataset_task`).
     """
     validated = {beginning(example) for examples in held_out for example in examples}
     groups = {example.group for examples in held_out for example in examples} - {""}
-    kept, left_out = [], []
+    kept = []
     for number, (task, name, own) in enumerate(zip(tasks, names, held_out, strict=True)):
         candidates = task.train[: len(task.train) - len(own)]
         examples = [each for each in candidates if each.group not in groups and beginning(each) not in validated]
@@ -212,8 +219,7 @@ def _apart(
         if number and scored:
             examples = _without_scored(examples, name, scored, names[0])
         kept.append(examples)
-        left_out.append(len(candidates) - len(examples))
-    return kept, left_out
+    return kept
 
 
 def _without_scored(examples: list[Example], name: str, scored: set[str], first: str) -> list[Example]:

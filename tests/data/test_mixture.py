@@ -145,7 +145,9 @@ def test_a_small_data_set_limits_the_mixture(write_rows: Write) -> None:
     assert whole.limited_by is None
     # Without shares, a part of the mixture has those of the whole.
     assert [part.examples for part in _mixed(from_words(["demo", path]), train=100).parts] == [99, 1]
-    with pytest.raises(InputError, match=r"--max-train-samples 10: the share of .*rows.jsonl is less than one example"):
+    with pytest.raises(
+        InputError, match=r"The share of .*rows.jsonl is less than one of the 10 examples of the mixture"
+    ):
         _mixed(from_words(["demo", path]), train=10)
     with pytest.raises(InputError, match=r"--validation-samples 4: the share of .*rows.jsonl is less than one example"):
         _mixed(from_words(["demo", path]), validation=4)
@@ -161,6 +163,8 @@ def test_what_one_holds_out_no_other_is_trained_on(write_rows: Write) -> None:
     held_out = {beginning(example) for example in (*mixed.test, *mixed.validation(12))}
     assert held_out.isdisjoint(map(beginning, mixed.train))
     assert mixed.parts[1].left_out > 0
+    assert all(part.examples == part.available for part in mixed.parts)
+    assert mixed.train == _mixed(from_words([first, second]), validation=12, test=1).train  # however few are scored
 
 
 def test_rows_that_all_begin_alike(write_rows: Write) -> None:
