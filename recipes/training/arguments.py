@@ -17,7 +17,6 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 from monolora.cli.config_file import split_config
 from monolora.cli.flags import check_words, raise_input_error, unknown_flag
 from monolora.data import mixture_config, table_files
-from monolora.data.mixture_config import Component
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError, in_one_line
 from monolora.hub import SMOLLM2
@@ -30,7 +29,7 @@ from monolora.recipes.training.argument_checks import (
     check_sft,
     check_values,
 )
-from monolora.recipes.training.config_values import MIXTURE, read_config
+from monolora.recipes.training.config_values import read_config, split_mixture
 from monolora.recipes.training.keeping import KeepArguments
 from monolora.redaction import is_secret_name
 
@@ -263,7 +262,7 @@ def parse(argv: list[str] | None = None, program: Program = SFT) -> Arguments:
     words = joined(words, ("--keep", "--keep-prompts", "--keep-report"))
     parser = make_parser(program)
     from_file = read_config(path, parser, program.classes) if path else {}
-    words, mixture = _mixture(words, from_file, path)
+    words, mixture = split_mixture(words, from_file, path)
     if mixture and not program.mixes:
         raise InputError(f"{program.name} takes one --dataset, and no shares. Put the rows into one file.")
     parser.set_defaults_with_config(**from_file)
@@ -283,47 +282,6 @@ def parse(argv: list[str] | None = None, program: Program = SFT) -> Arguments:
     check_values(arguments)
     arguments.adapter.datasets = mixture_config.as_settings(mixture) or None
     return _completed(arguments, named)
-
-
-def _mixture(words: list[str], from_file: dict[str, Any], path: Path | None) -> tuple[list[str], list[Component]]:
-    """The words without a mixture's data sets, and these; none for a single data set.
-
-    Raises:
-        InputError: for what is no mixture.
-    """
-    of_file = from_file.pop(MIXTURE, None)
-    if of_file is not None and not {"dataset", "dataset_name"}.isdisjoint(from_file):
-        raise InputError(f"--config {path} has both dataset and {MIXTURE}. Keep one of them.")
-    rest, names = without_values(words, "--dataset")
-    if len(names) > 1 or (names and mixture_config.split_share(names[0]).fraction is not None):
-        for name in ("dataset", "dataset_name"):
-            from_file.pop(name, None)
-        return rest, mixture_config.from_words(names)
-    if (
-        of_file is not None
-        and not names
-        and not any(word.startswith(("--dataset_name", "--dataset-name")) for word in words)
-    ):
-        return words, mixture_config.from_settings(of_file, f"--config {path}")
-    return words, []
-
-
-def without_values(words: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
-    """The words without a flag of one value, and the values of each of its mentions."""
-    rest: list[str] = []
-    values: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        name, equals, value = word.partition("=")
-        if name != flag:
-            rest.append(word)
-        elif equals:
-            values.append(value)
-        elif (following := next(remaining, "")) and not following.startswith("--"):
-            values.append(following)
-        else:
-            rest += filter(None, (word, following))  # without a value, which argparse reports
-    return rest, values
 
 
 def joined(words: Sequence[str], flags: Sequence[str]) -> list[str]:
