@@ -30,10 +30,13 @@ napoleon_use_ivar = True  # attributes as one list, beside those that autodoc fi
 _OTHERS = (
     "collections.abc|contextlib|datasets|fractions|numpy|os|pathlib|peft|rich|safetensors|sympy|torch|transformers|trl"
 )
-_INNER = "combine|explain.(collector|contexts|histograms|unit_statistics)|merge.verify|registration|shared_prefix|vllm"
+_INNER = (
+    "combine|data.row_formats|explain.(collector|contexts|histograms|unit_statistics)|merge.verify|registration|"
+    "shared_prefix|vllm"
+)
 _UNQUALIFIED = "AdapterFileError|LLM|LoRARequest|LoraConfig|Number|Purpose|SafetensorError|Spread|check_readable"
 nitpick_ignore_regex = [
     ("py:.*", rf"({_OTHERS})\..*"),
     ("py:.*", rf"monolora\.({_INNER})(\..*)?"),
-    ("py:.*", rf"({_UNQUALIFIED}|.*\._T|COUNTS|KEEPERS|REFUSING|COMPLYING|SUPPORTED_VLLM)"),
+    ("py:.*", rf"({_UNQUALIFIED}|.*\._T|.*\.data\.task\.Row|COUNTS|KEEPERS|REFUSING|COMPLYING|SUPPORTED_VLLM)"),
 ]

@@ -6,7 +6,7 @@ Shapes: B rows of a batch, K positions with logits, T tokens of an answer, V voc
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar, cast
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -304,6 +305,13 @@ def padded(rows: Sequence[list[int]], pad_token_id: int, left: bool) -> tuple[to
         ids[i, filled] = torch.tensor(row)
         mask[i, filled] = 1
     return ids, mask
+
+
+@contextmanager
+def adapter_off(model: Any) -> Iterator[None]:
+    """In the block, the model is its base: an adapter that it has is switched off, whatever its weights are."""
+    with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+        yield
 
 
 @contextmanager

@@ -177,7 +177,8 @@ class SparsityMeter:
 class UnitsOn:
     """Of every token of the batches that are run, how many units are not zero; padding counts as any token.
 
-    To be given to :func:`monolora.units.watch`. A token is silent if it is none: the adapter adds nothing there.
+    To be given to :func:`monolora.units.watch`, for one batch. A token is silent if it is none: the adapter adds
+    nothing there. A common prefix that is computed once (:mod:`monolora.shared_prefix`) is of every row.
 
     Attributes:
         on_BT: of the rows and tokens of the batch; None before anything was run.
@@ -187,11 +188,15 @@ class UnitsOn:
     def __init__(self) -> None:
         self.on_BT: torch.Tensor | None = None
         self.units = 0
+        self._passes: dict[torch.Size, torch.Tensor] = {}  # of the prefix, with one row, and of the rest
 
     def __call__(self, layer: LoraLayer, adapter_name: str, h_BTR: torch.Tensor) -> None:
         on_BT = (h_BTR != 0).sum(-1)
-        self.on_BT = on_BT if self.on_BT is None else self.on_BT + on_BT
-        self.units += h_BTR.shape[-1]
+        if on_BT.shape == next(iter(self._passes), on_BT.shape):  # every layer is in each pass
+            self.units += h_BTR.shape[-1]
+        self._passes[on_BT.shape] = self._passes.get(on_BT.shape, 0) + on_BT
+        rows = max(map(len, self._passes.values()))
+        self.on_BT = torch.cat([part.expand(rows, -1) for part in self._passes.values()], 1)
 
 
 class SparsityCallback(TrainerCallback):

@@ -17,6 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from monolora import hub
 from monolora.data.chat_template import Split, prompt_ids, split_at_answer
+from monolora.data.mixture import mixture_task
+from monolora.data.mixture_config import from_settings
 from monolora.data.preference_tasks import load_preferences
 from monolora.data.preferences import Preference
 from monolora.data.scoring import FreeText
@@ -75,6 +77,30 @@ def run_task(run: Mapping[str, Any]) -> RunTask:
     )
     if missing := [name for name in needed if name not in config]:
         raise InputError(f"The run's run.json has no {missing[0]}. Copy the run's folder again.")
+    task = _mixture(config) if config.get("datasets") else _task(config)
+    train, test = task.selected(config["max_train_samples"], config["max_eval_samples"])
+    if not same_rows(run, "train", train):
+        warnings.warn(
+            f"The rows of {config['dataset']} that are read now are not those that the run was trained on: it may have "
+            "been trained on what is held out here. Give other text with --verify-on.",
+            stacklevel=2,
+        )
+    return RunTask(
+        name=task.name,
+        train=list(map(_example, train)),
+        test=list(map(_example, test)),
+        scorer=FreeText() if "method" in config else task.scorer,  # a merge is scored by its answers
+        max_new_tokens=task.max_new_tokens,
+        tested=list(map(_example, task.test)),
+    )
+
+
+def _example(row: Example | Preference) -> Example:
+    """Of a preference, the better answer, or its only one."""
+    return row.answers[0] if isinstance(row, Preference) else row
+
+
+def _task(config: Mapping[str, Any]) -> Task[Any]:
     # Records of earlier versions lack the last two.
     source = Source(
         config["dataset_config"],
@@ -87,27 +113,15 @@ def run_task(run: Mapping[str, Any]) -> RunTask:
         config["max_train_samples"] or Task.train_samples, test=config["max_eval_samples"] or Task.test_samples
     )
     load: Callable[..., Task[Any]] = load_preferences if "method" in config else load_task
-    task = load(config["dataset"], source, limits)
-    train, test = task.selected(config["max_train_samples"], config["max_eval_samples"])
-    if not same_rows(run, "train", train):
-        warnings.warn(
-            f"The rows of {config['dataset']} that are read now are not those that the run was trained on: it may have "
-            "been trained on what is held out here. Give other text with --verify-on.",
-            stacklevel=2,
-        )
-    return RunTask(
-        name=task.name,
-        train=list(map(_example, train)),
-        test=list(map(_example, test)),
-        scorer=FreeText() if load is load_preferences else task.scorer,  # a merge is scored by its answers
-        max_new_tokens=task.max_new_tokens,
-        tested=list(map(_example, task.test)),
+    return load(config["dataset"], source, limits)
+
+
+def _mixture(config: Mapping[str, Any]) -> Task:
+    limits = SampleLimits(
+        config["max_train_samples"], config.get("validation_samples") or 0, config["max_eval_samples"]
     )
-
-
-def _example(row: Example | Preference) -> Example:
-    """Of a preference, the better answer, or its only one."""
-    return row.answers[0] if isinstance(row, Preference) else row
+    components = from_settings(config["datasets"], "run.json")
+    return mixture_task(components, config["seed"], limits, config["allow_empty_answers"])
 
 
 def same_rows(run: Mapping[str, Any], part: str, rows: Sequence[Any]) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -22,7 +21,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning when a da
 
 from accelerate import PartialState
 from datasets import Dataset
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from monolora.data.chat_template import Split
@@ -30,7 +28,7 @@ from monolora.data.preference_tasks import BUILT_IN, load_preferences
 from monolora.data.preferences import LogProbs, Preference, probability_scores, reward_scores
 from monolora.data.tasks import Example
 from monolora.errors import InputError
-from monolora.inference import Inference, evaluating
+from monolora.inference import Inference, adapter_off, evaluating
 from monolora.recipes.training import run as training_run
 from monolora.recipes.training.arguments import Arguments
 from monolora.recipes.training.arguments import parse as parse_flags
@@ -67,8 +65,7 @@ class PreferenceRun(Run):
         """Of the reference, which rewards need later; so it is measured again where a run is resumed."""
         if not is_sharded(self.trainer):
             inference = self.inference("of the reference")
-            model = inference.model
-            with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+            with adapter_off(inference.model):
                 self.reference.update({name: _log_probs(inference, rows) for name, rows in self.held_out.items()})
         return probability_scores(self.reference[TEST]) if TEST in self.reference else None
 

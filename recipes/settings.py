@@ -30,6 +30,34 @@ class Demo(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataReport(Flags):
+    """Data sets, and how ``monolora sft`` would read them."""
+
+    datasets: tuple[str, ...] = setting(
+        REQUIRED,
+        "tasks (demo, dolly, sst2), hub ids, folders or files; with NAME:SHARE, the mixture that they make",
+        positional=True,
+        nargs="+",
+        metavar="DATASET",
+    )
+    model: str = setting("smollm2-135m-instruct", "model whose tokenizer and chat template are used: a hub id or path")
+    max_length: int = setting(1024, "limit of an example, in tokens", type=int, at_least=1)
+    max_samples: int = setting(
+        5000, "number of examples that are tokenized, the first that are trained on", type=int, at_least=1
+    )
+    split: str = setting("train", "split that is trained on, of data sets that are no tasks")
+    dataset_config: str | None = setting(None, "configuration of a data set that has several")
+    drop_columns: tuple[str, ...] = setting((), "columns that are not read", nargs="+", metavar="COLUMN")
+    chat_template_path: str | None = setting(
+        None, "file with a chat template, or folder whose tokenizer has one (default: the model's)"
+    )
+    out: str | None = setting(None, "HTML page to write")
+    overwrite: bool = setting(False, "replacement of an earlier page in --out")
+    trust_remote_code: bool = setting(False, TRUST_HELP)
+    json: bool = setting(False, "JSON output instead of tables")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sparsity(Flags):
     """An adapter, and the prompts that it is measured on."""
 

@@ -50,8 +50,8 @@ class SftRun(Run):
         return score(self.inference(when), self.data.task.scorer, self.data.test, answer_length)
 
     def validation_scores(self) -> dict[str, Any] | None:
-        rows = self.data.validation
-        return validation_loss(self.inference("after training"), rows) if rows else None
+        rows, sources = self.data.validation, self.data.validation_sources
+        return validation_loss(self.inference("after training"), rows, sources) if rows else None
 
     def prompts(self) -> Sequence[Example]:
         return self.data.test
@@ -78,7 +78,8 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     tokenizer = inputs.tokenizer
     rows = render_all(data.train, tokenizer, training.dataset_num_proc)
     is_wrapped = training.packing and training.packing_strategy == "wrapped"  # it cuts nothing off
-    truncation = check_truncation(rows, None if is_wrapped else training.max_length)
+    longest = None if is_wrapped else training.max_length
+    truncation = check_truncation(rows, longest)
     model, keeping = load_base(arguments, inputs, data.task.test)
     added = keeping.rows(len(rows), training.seed)
     trained = rows if added is None else concatenate_datasets([rows, added.cast(rows.features)])
@@ -103,7 +104,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
             "dropped": truncation.dropped,
             "truncated": truncation.truncated,
             **({"replayed": len(added)} if added is not None else {}),
-            **(data.task.counts or {}),
+            **data.counts(rows, longest),
         },
     )
 

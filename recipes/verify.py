@@ -228,7 +228,7 @@ def _task_scores(
     The base's score, only a yardstick, is taken from the run's record if it has one. The adapter is scored
     again, since its answers are compared row by row, and they depend a little on threads and hardware.
     """
-    if task is None or source.run is None or samples == 0:
+    if task is None or source.run is None or samples == 0 or not task.scorer.reads_answers:
         return None
     recorded = source.trained
     if samples is None and (recorded is None or recorded["after"] is None):  # the run was not scored either

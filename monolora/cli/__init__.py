@@ -45,6 +45,11 @@ GROUPS = {
             "finetune on preferences (DPO, KTO), measured the same way",
             main="preferences",
         ),
+        "data": Command(
+            f"{_RECIPES}.data_report",
+            "what is in a data set, and what sft would train on: formats, lengths, duplicates",
+            f"{_SETTINGS}:DataReport",
+        ),
         "demo": Command(f"{_RECIPES}.demo", "LoRA and MonoLoRA on a small task, in one table", f"{_SETTINGS}:Demo"),
         "align": Command(
             f"{_RECIPES}.align",

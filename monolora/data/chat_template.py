@@ -99,11 +99,13 @@ def _tokenized(row: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, must_
 
 
 def prompt_ids(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids after which the answer is generated, as TRL makes them for training.
+    """The token ids after which the answer is generated, as TRL makes them for training; of a whole text, all of it.
 
     Raises:
         InputError: if the chat template refuses the example, or leaves something of it out.
     """
+    if example.is_whole_text:
+        return _tokens(example.response, tokenizer, example)
     prompt = _checked(example._replace(response="", answer=None), tokenizer, with_answer=False)["prompt"]
     return _tokens(prompt, tokenizer, example, generate=True)
 
@@ -119,12 +121,12 @@ def split_at_answer(example: Example, tokenizer: PreTrainedTokenizerBase, must_e
     """The tokens of an example, divided as in training: where prompt and prompt with answer begin to differ.
 
     That is the end of the prompt, unless tokens merge over the boundary, or the template renders a prompt otherwise
-    once it is answered.
+    once it is answered. A whole text has no prompt: its first token, which nothing comes before, is no answer.
 
     Args:
         example: with an answer.
         tokenizer: with the chat template.
-        must_extend: whether the latter is an error.
+        must_extend: whether a prompt that is rendered otherwise is an error.
 
     Raises:
         InputError: as :func:`prompt_ids`.
@@ -143,6 +145,7 @@ def split_at_answer(example: Example, tokenizer: PreTrainedTokenizerBase, must_e
         answer += tokenizer.eos_token
     whole = _tokens(prompt + answer, tokenizer, example)
     at = common_prefix_length(_tokens(prompt, tokenizer, example, generate=True), whole)
+    at = max(at, 1) if example.is_whole_text else at
     return Split(whole[:at], whole[at:])
 
 

@@ -20,7 +20,8 @@ class Example(NamedTuple):
         response: the answer's text, trained on.
         context: text that the instruction refers to; may be empty.
         history: earlier messages of a conversation, as a chat template takes them, a system message included.
-        verbatim: take the prompt as it is, without a chat template (prompt-completion data sets of plain text).
+        verbatim: take the prompt as it is, without a chat template (prompt-completion data sets of plain text). Without
+            a prompt it is a whole text, which is trained on from its second token on.
         answer: the answer's message, where it is more than its text (tool calls, reasoning).
         tools: schemas of the tools that the chat template is given.
         template_kwargs: further variables of the chat template.
@@ -56,14 +57,24 @@ class Example(NamedTuple):
         return bool(self.response or self.answer)
 
     @property
+    def is_unanswered(self) -> bool:
+        """Whether its answer has no tool call, and no text but white space."""
+        return not (self.response.strip() or (self.answer or {}).get("tool_calls"))
+
+    @property
     def is_chat(self) -> bool:
         """Whether it is more than an instruction with a context; only a chat template can render it."""
         return bool(self.history or self.answer or self.tools or self.template_kwargs)
 
     @property
     def normalised_prompt(self) -> str:
-        """The texts before the answer, without case and spacing: equal where a person would call two prompts one."""
+        """The texts before the answer, without case and spacing. It is the same where a person would say so."""
         return " ".join(" ".join(map(text_of, self.messages)).casefold().split())
+
+    @property
+    def is_whole_text(self) -> bool:
+        """Whether it is a text that is trained on as in pretraining, with nothing before it."""
+        return self.verbatim and not self.instruction
 
     def content(self) -> tuple[Any, ...]:
         """The fields for comparisons and fingerprints, without those of chats where it is none."""

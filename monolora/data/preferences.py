@@ -10,14 +10,14 @@ Beside messages: what :mod:`monolora.data.row_formats` knows beside them, by the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from trl import extract_prompt
 
 from monolora.data.example import Example
-from monolora.data.row_formats import OF_CHATS, RowFormat, parsed_messages
+from monolora.data.row_formats import OF_CHATS, Parse, RowFormat, parsed_messages
 from monolora.data.scoring import Metric, Scorer
 from monolora.errors import InputError
 
@@ -153,15 +153,17 @@ class PreferenceFormat(RowFormat):
         """
         return [Preference(*self.examples(row, where))]
 
-    def _format(self, columns: Sequence[str]) -> tuple[Callable[..., Iterator[Example]], list[str]]:
+    def _format(self, columns: Sequence[str]) -> tuple[str, Parse, list[str], frozenset[str]]:
         has = set(columns)
+        parse: Parse
         if set(SIDES) <= has:
-            parse, names = self._from_pair, {"prompt", *SIDES, *OF_CHATS}
+            parse, needed = self._from_pair, [*(["prompt"] if "prompt" in has else []), *SIDES]
         elif {"prompt", "completion", "label"} <= has:
-            parse, names = self._from_judged, {"prompt", "completion", "label", *OF_CHATS}
+            parse, needed = self._from_judged, ["prompt", "completion", "label"]
         else:
             raise InputError(f"{self.name} has the columns {', '.join(sorted(columns))}; needed are {FORMATS}.")
-        return parse, [column for column in columns if column in names]
+        names = {*needed, *OF_CHATS}
+        return " + ".join(needed), parse, [column for column in columns if column in names], frozenset()
 
     def _from_pair(self, row: Mapping[str, Any], where: str) -> Iterator[Example]:
         sides = {side: parsed_messages(row[side]) for side in SIDES}

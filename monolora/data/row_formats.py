@@ -4,13 +4,14 @@ messages            [{"role": …, "content": …}, …], or ``conversations`` w
                     turn becomes an example, unless its ``weight`` is 0 or its ``train`` false
 prompt, completion  plain text (taken as it is), or messages
 instruction         with input/context, system and history (optional) and output/response
+question, answer    with context and system (optional)
+text                plain text: all of it is trained on, as in pretraining
 
 Beside messages: ``system``, ``tools``, ``documents`` and ``chat_template_kwargs``, handed to the chat template.
 
-Where no answers are needed (measuring on prompts, calibrating a merge), two more:
+Where no answers are needed (measuring on prompts, calibrating a merge), one more, and ``text`` is a prompt:
 
 prompt              a question without its answer; a text, or messages
-text                plain text, taken as it is
 
 An unsupported column that would shape a row's text is an error that names column and row, never ignored.
 """
@@ -23,6 +24,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -44,13 +46,24 @@ from monolora.data.example import (
 )
 from monolora.errors import InputError, unknown
 
-FORMATS = "'messages', 'prompt' + 'completion', or 'instruction' + 'output' (or 'response')"
-WITHOUT_ANSWERS = f"{FORMATS}; 'prompt' or 'text' alone will do here"
+FORMATS = (
+    "'messages', 'prompt' + 'completion', 'instruction' + 'output' (or 'response'), 'question' + 'answer', or 'text'"
+)
+WITHOUT_ANSWERS = f"{FORMATS}; 'prompt' alone will do here"
 
+_OUTPUTS = ("output", "response")
 _CHAT = ("messages", "conversations", "conversation")
+# Columns that make another format of what they stand beside: an answer to a text, the choices of a question.
+_BESIDE_TEXT = frozenset(
+    {"label", "labels", "target", "targets", "output", "response", "answer", "answers", "completion", "summary"}
+)
+_BESIDE_QUESTION = frozenset({"choices", "options", "answers", "output", "response", "instruction"})
 OF_CHATS = frozenset({"system", "tools", "documents", "chat_template_kwargs"})
 # Arguments of the template's call that a row may not set.
 _RESERVED = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() | {"messages"}
+
+
+Parse = Callable[..., Iterator[Example]]
 
 
 class RowFormat:
@@ -64,6 +77,7 @@ class RowFormat:
         allow_empty: whether an answer may be empty.
 
     Attributes:
+        title: the format, by the names of its columns.
         columns: those that are read.
         counts: skipped rows and turns so far, by reason.
 
@@ -79,8 +93,9 @@ class RowFormat:
             raise unknown("column of --drop-columns", absent[0], list(features))
         self.name, self.answers, self.allow_empty = name, answers, allow_empty
         columns = [column for column in features if column not in drop_columns]
-        self.parse, known = self._format(columns)
-        self.strange = [column for column in columns if column not in known and column.lower() in SHAPING]
+        self.title, self.parse, known, beside = self._format(columns)
+        shaping = SHAPING | beside
+        self.strange = [column for column in columns if column not in known and column.lower() in shaping]
         for column in self.strange:
             if media := re.search(r"\b(Image|Audio|Video)\(", repr(features[column])):
                 raise self._not_understood(column, f"holds {media.group(1).lower()}s")
@@ -111,47 +126,53 @@ class RowFormat:
             return []
         if not self.allow_empty:
             for example in examples:
-                if not (example.response.strip() or (example.answer or {}).get("tool_calls")):
+                if example.is_unanswered:
                     raise InputError(
                         f"{where}: the answer is empty. Leave the row out, or train on empty answers too with "
                         "--allow-empty-answers."
                     )
-        group = _beginning(examples[0])
+        group = beginning(examples[0])
         return [example._replace(group=group) for example in examples]
 
     def read(self, row: Mapping[str, Any], where: str) -> list[Any]:
         """What a row is read as; a subclass may make something else of its examples."""
         return self.examples(row, where)
 
-    def _format(self, columns: Sequence[str]) -> tuple[Callable[..., Iterator[Example]], list[str]]:
-        """How a row is read, and from which columns."""
+    def _format(self, columns: Sequence[str]) -> tuple[str, Parse, list[str], frozenset[str]]:
+        """The format's title, how a row is read, from which columns, and which further ones would be another format."""
         has = set(columns)
-        chats = [column for column in _CHAT if column in has]
-        complete: list[tuple[Callable[..., Iterator[Example]], set[str]]] = [
-            (self._from_chat, {column, *OF_CHATS}) for column in chats
+        complete: list[tuple[str, Parse, set[str], frozenset[str]]] = [
+            (column, self._from_chat, {column, *OF_CHATS}, frozenset()) for column in _CHAT if column in has
         ]
         if {"prompt", "completion"} <= has:
-            complete.append((self.from_prompt_completion, {"prompt", "completion", *OF_CHATS}))
-        if "instruction" in has and has & {"output", "response"}:
+            names = {"prompt", "completion", *OF_CHATS}
+            complete.append(("prompt + completion", self.from_prompt_completion, names, frozenset()))
+        if "instruction" in has and has.intersection(_OUTPUTS):
             names = {"instruction", "input", "context", "output", "response", "history", *OF_CHATS}
-            complete.append((self._from_instruction, names))
+            answer = "output" if "output" in has else "response"
+            complete.append((f"instruction + {answer}", self._from_instruction, names, frozenset()))
+        if {"question", "answer"} <= has:
+            names = {"question", "answer", "context", *OF_CHATS}
+            parse = partial(self._from_instruction, asks="question", answers=("answer",))
+            complete.append(("question + answer", parse, names, _BESIDE_QUESTION))
         if not complete and not self.answers and "prompt" in has:
-            complete.append((self._from_prompt, {"prompt", *OF_CHATS}))
-        if not complete and not self.answers and "text" in has:
-            complete.append((self._from_plain_text, {"text"}))
+            complete.append(("prompt", self._from_prompt, {"prompt", *OF_CHATS}, frozenset()))
+        if not complete and "text" in has:  # a conversation often comes with a text that was made of it
+            beside = _BESIDE_TEXT if self.answers else frozenset()
+            complete.append(("text", self._from_plain_text, {"text"}, beside))
         if not complete:
             needed = FORMATS if self.answers else WITHOUT_ANSWERS
             raise InputError(
                 f"{self.name} has the columns {', '.join(sorted(columns))}; needed are {needed}. Rename them."
             )
         if len(complete) > 1:
-            first, second = (sorted(names & has - OF_CHATS) for _, names in complete[:2])
+            first, second = (sorted(names & has - OF_CHATS) for _, _, names, _ in complete[:2])
             raise InputError(
                 f"{self.name} holds two formats, {' + '.join(first)} and {' + '.join(second)}. Leave one out with "
                 f"--drop-columns {' '.join(second)}."
             )
-        parse, names = complete[0]
-        return parse, [column for column in columns if column in names]
+        title, parse_row, names, beside = complete[0]
+        return title, parse_row, [column for column in columns if column in names], beside
 
     def _not_understood(self, column: str, what: str) -> InputError:
         return InputError(
@@ -219,13 +240,16 @@ class RowFormat:
             yield Example(_text(row, "prompt", where), "", history=history, **_shared(row, where))
 
     def _from_plain_text(self, row: Mapping[str, Any], where: str) -> Iterator[Example]:
-        yield Example(_text(row, "text", where), "", verbatim=True)
+        text = _text(row, "text", where)
+        yield Example("", text, verbatim=True) if self.answers else Example(text, "", verbatim=True)
 
-    def _from_instruction(self, row: Mapping[str, Any], where: str) -> Iterator[Example]:
-        answer, context = _one_of(row, ("output", "response"), where), _one_of(row, ("input", "context"), where)
-        question = _text(row, "instruction", where)
+    def _from_instruction(
+        self, row: Mapping[str, Any], where: str, asks: str = "instruction", answers: Sequence[str] = _OUTPUTS
+    ) -> Iterator[Example]:
+        answer, context = _one_of(row, answers, where), _one_of(row, ("input", "context"), where)
+        question = _text(row, asks, where)
         text = "" if context is None or row[context] is None else _text(row, context, where, may_be_empty=True)
-        response = _text(row, answer or "output", where, may_be_empty=True)
+        response = _text(row, answer or answers[0], where, may_be_empty=True)
         has_history = not is_empty(parsed(row.get("history")))
         history = [*_system(row, where), *(pairs(row["history"], where) if has_history else ())]
         shared = _shared(row, where)
@@ -299,10 +323,10 @@ def _system(row: Mapping[str, Any], where: str) -> list[Turn]:
     return [Turn({"role": "system", "content": _text(row, "system", where)}, None)]
 
 
-def _beginning(example: Example) -> str:
-    """A hash of what comes before a row's first answer."""
+def beginning(example: Example) -> str:
+    """A hash of what comes before a row's first answer; of a whole text, of all of it."""
     if example.verbatim:
-        prompt: Any = example.instruction
+        prompt: Any = example.instruction or example.response
     else:
         prompt = list(takewhile(lambda message: message["role"] != "assistant", example.messages)) or example.messages
     return hashlib.blake2b(json.dumps(prompt, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 from transformers import PreTrainedTokenizerBase
@@ -98,6 +98,11 @@ class Scorer:
         """In the order in which a run reports them."""
         raise NotImplementedError
 
+    @property
+    def reads_answers(self) -> bool:
+        """Whether a metric needs answers, which are generated."""
+        return not all(isinstance(metric, ModelMetric) for metric in self.metrics)
+
     def stored(self) -> dict[str, Any]:
         """As JSON values, for :meth:`restored`."""
         return {"kind": type(self).__name__, **asdict(self)}
@@ -173,14 +178,28 @@ class FreeText(Scorer):
             _rouge("ROUGE-1", partial(_rouge_n, n=1)),
             _rouge("ROUGE-2", partial(_rouge_n, n=2)),
             _rouge("ROUGE-L", _rouge_l, is_column=True),
-            ModelMetric(
-                name="perplexity",
-                title="perplexity",
-                description="perplexity of the references, end tokens included",
-                better="lower",
-                value=_perplexity,
-            ),
+            _perplexity_of("the references"),
         )
+
+
+@dataclass(frozen=True)
+class WholeText(Scorer):
+    """Texts without a question, trained on as in pretraining: how well the model predicts them."""
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The perplexity of the texts; there is nothing to answer."""
+        return (_perplexity_of("the texts"),)
+
+
+def _perplexity_of(what: str) -> ModelMetric:
+    return ModelMetric(
+        name="perplexity",
+        title="perplexity",
+        description=f"perplexity of {what}, end tokens included",
+        better="lower",
+        value=_perplexity,
+    )
 
 
 def _rouge(title: str, value: Callable[[str, str], float], is_column: bool = False) -> RowMetric:
@@ -218,9 +237,10 @@ def score(inference: Inference, scorer: Scorer, rows: Sequence[Example], answer_
 def score_and_answers(
     inference: Inference, scorer: Scorer, rows: Sequence[Example], answer_length: int
 ) -> tuple[dict[str, Any], list[str]]:
-    """:func:`score`, and the answers that were generated, one a row."""
+    """:func:`score`, and the answers that were generated, one a row; none where no metric reads them."""
     with evaluating(inference.model):
-        answers = inference.generate([prompt_ids(row, inference.tokenizer) for row in rows], answer_length)
+        prompts = [prompt_ids(row, inference.tokenizer) for row in rows] if scorer.reads_answers else []
+        answers = inference.generate(prompts, answer_length) if prompts else []
         references = [_reference(row, inference.tokenizer) for row in rows]
         scores: dict[str, Any] = {"n": len(rows)}
         for metric in scorer.metrics:
@@ -322,18 +342,44 @@ def _before_end(split: Split, tokenizer: PreTrainedTokenizerBase) -> Split:
 
 
 def _perplexity(inference: Inference, rows: Sequence[Example]) -> float:
-    return math.exp(_answer_loss(inference, rows, "perplexity"))
+    return math.exp(_mean_loss(_answer_losses(inference, rows, "perplexity")))
 
 
-def validation_loss(inference: Inference, rows: Sequence[Example]) -> dict[str, Any]:
-    """``n`` and ``loss``, the mean over the tokens of the right answers, end tokens included, in nats."""
+def validation_loss(
+    inference: Inference, rows: Sequence[Example], sources: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """``n`` and ``loss``, the mean over the tokens of the right answers, end tokens included, in nats.
+
+    Args:
+        inference: the model.
+        rows: the held-out examples.
+        sources: the data set of each example, for the same two numbers of each data set under ``sources``.
+    """
     with evaluating(inference.model):
-        return {"n": len(rows), "loss": _answer_loss(inference, rows, "validation")}
+        losses = _answer_losses(inference, rows, "validation")
+    parts = {
+        source: [loss for loss, own in zip(losses, sources or (), strict=True) if own == source]
+        for source in dict.fromkeys(sources or ())
+    }
+    by_source = {source: {"n": len(part), "loss": _mean_loss(part)} for source, part in parts.items()}
+    return {"n": len(rows), "loss": _mean_loss(losses), **({"sources": by_source} if by_source else {})}
 
 
-def _answer_loss(inference: Inference, rows: Sequence[Example], what: str) -> float:
+class _Loss(NamedTuple):
+    """Of an answer: nats in all, and its tokens."""
+
+    nats: float
+    tokens: int
+
+
+def _answer_losses(inference: Inference, rows: Sequence[Example], what: str) -> list[_Loss]:
     splits = [split_at_answer(row, inference.tokenizer) for row in rows]
-    return -sum(inference.answer_log_probs(splits, what)) / sum(len(split.answer) for split in splits)
+    log_probs = inference.answer_log_probs(splits, what)
+    return [_Loss(-total, len(split.answer)) for total, split in zip(log_probs, splits, strict=True)]
+
+
+def _mean_loss(losses: Sequence[_Loss]) -> float:
+    return sum(loss.nats for loss in losses) / sum(loss.tokens for loss in losses)
 
 
 def prompt_sparsity(inference: Inference, rows: Sequence[Example]) -> Sparsity:

@@ -15,7 +15,7 @@ from typing_extensions import TypeVar
 from monolora.data.datasets import load_dataset
 from monolora.data.example import Example
 from monolora.data.row_formats import RowFormat
-from monolora.data.scoring import FreeText, Scorer
+from monolora.data.scoring import FreeText, Scorer, WholeText
 from monolora.errors import InputError, unknown
 
 
@@ -28,6 +28,20 @@ class Grouped(Protocol):
 
 
 Row = TypeVar("Row", bound=Grouped, default=Example)
+
+
+class Columns(NamedTuple):
+    """The columns of a data set, and what is made of them.
+
+    Attributes:
+        format: by the names of its columns (``monolora/data/row_formats.py``).
+        read: the columns that examples are made of.
+        ignored: the others.
+    """
+
+    format: str
+    read: tuple[str, ...]
+    ignored: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +57,7 @@ class Task(Generic[Row]):
         train_samples: training examples without ``--max-train-samples``.
         test_samples: examples scored by default.
         counts: rows of a data set that is no built-in task, by what became of them (:data:`COUNTS`).
+        columns: of a data set that is no built-in task.
     """
 
     name: str
@@ -53,6 +68,7 @@ class Task(Generic[Row]):
     train_samples: int = 5000
     test_samples: int = 1000
     counts: Mapping[str, int] | None = field(default=None, repr=False, compare=False)
+    columns: Columns | None = field(default=None, repr=False, compare=False)
 
     def selected(self, max_train: int | None = None, max_test: int | None = None) -> tuple[list[Row], list[Row]]:
         """The examples of a run: the first of the fixed order, so that runs of every seed share them."""
@@ -97,6 +113,7 @@ class Source(NamedTuple):
         test_split: name of the split that is scored on.
         drop_columns: ignored columns.
         allow_empty_answers: whether an answer may be empty.
+        columns: those of which it consists; empty for all.
     """
 
     config: str | None = None
@@ -104,6 +121,7 @@ class Source(NamedTuple):
     test_split: str = "test"
     drop_columns: tuple[str, ...] = ()
     allow_empty_answers: bool = False
+    columns: tuple[str, ...] = ()
 
 
 class SampleLimits(NamedTuple):
@@ -115,6 +133,7 @@ class SampleLimits(NamedTuple):
 
 
 NO_LIMITS = SampleLimits()
+_WHOLE = Source()
 
 
 def dataset_task(
@@ -164,7 +183,15 @@ def dataset_task(
     if not train:
         raise InputError(f"The data set {name} has no assistant turn to train on.")
     counts = {what: rows.counts[what] for what in COUNTS}
-    return Task(name=name, train=train, test=test, scorer=FreeText(), counts={"data_set": len(rows.table), **counts})
+    is_text = answers and isinstance(train[0], Example) and train[0].is_whole_text
+    return Task(
+        name=name,
+        train=train,
+        test=test,
+        scorer=WholeText() if is_text else FreeText(),
+        counts={"data_set": len(rows.table), **counts},
+        columns=rows.columns,
+    )
 
 
 def load_prompts(name: str, split: str | None = None, most: int | None = None) -> list[Example]:
@@ -192,13 +219,19 @@ def prompt_rows(name: str, split: str | None = None) -> datasets.Dataset:
     return _split(splits, split or (next(iter(splits)) if len(splits) == 1 else Source().test_split), name)
 
 
-def read_examples(rows: datasets.Dataset, name: str, answers: bool = True) -> list[Example]:
-    """Examples from the rows of one split; ``answers`` says whether each must have one.
+def read_examples(rows: datasets.Dataset, name: str, answers: bool = True, source: Source = _WHOLE) -> list[Example]:
+    """Examples from the rows of one split.
+
+    Args:
+        rows: of the split.
+        name: of the data set, for errors.
+        answers: whether each must have one.
+        source: which columns are read, and whether an answer may be empty.
 
     Raises:
         InputError: if there are no rows, the columns are of no known format, or a row is not understood.
     """
-    return _Rows(rows, name, Source(), answers).examples(range(len(rows)), None)
+    return _Rows(rows, name, source, answers).examples(range(len(rows)), None)
 
 
 def _split(splits: datasets.DatasetDict, split: str, name: str) -> datasets.Dataset:
@@ -222,8 +255,14 @@ class _Rows:
             raise InputError(f"The data set {name} is empty.")
         allow_empty = source.allow_empty_answers or not answers
         self.name, self.answers = name, answers
+        if absent := [column for column in source.columns if column not in table.features]:
+            raise unknown(f"column of {name}", absent[0], list(table.features))
+        names = list(table.features)
+        table = table.select_columns(list(source.columns)) if source.columns else table
         self.format = row_format(name, table.features, source.drop_columns, answers, allow_empty)
-        self.table = table.select_columns(self.format.columns)
+        read = self.format.columns
+        self.columns = Columns(self.format.title, tuple(read), tuple(name for name in names if name not in read))
+        self.table = table.select_columns(read)
 
     @property
     def counts(self) -> Counter[str]:

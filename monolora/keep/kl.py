@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from monolora.inference import Inference, answer_batches, evaluating
+from monolora.inference import Inference, adapter_off, answer_batches, evaluating
 from monolora.keep.anchors import Anchor
 from monolora.keep.cache import Tensors, cached
 from monolora.keep.keeper import Keeper, Preparation
@@ -43,7 +43,7 @@ class BaseKl(Keeper):
         p = preparation
         self._anchors = [Anchor(a.context, a.answer[: p.first_tokens]) for a in p.anchors.train]
         self._inference = Inference(model=p.model, tokenizer=p.tokenizer, batch_size=p.batch_size)
-        key = [p.base, str(p.model.dtype), self._anchors, TOP]
+        key = [p.base, str(p.model.dtype), self._anchors, TOP, "adapter off"]
         top = cached("distributions", key, "cpu", self._distributions).tensors
         lengths = [len(anchor.answer) for anchor in self._anchors]
         self._top = list(zip(top["log_probs"].split(lengths), top["tokens"].split(lengths), strict=True))
@@ -53,7 +53,7 @@ class BaseKl(Keeper):
         """The largest log-probabilities along all answers, and the tokens that they are of."""
         assert self._inference is not None  # by now
         top: list[Any] = [None] * len(self._anchors)
-        with evaluating(self._inference.model):
+        with evaluating(self._inference.model), adapter_off(self._inference.model):
             batches = answer_batches(self._anchors, self._inference.batch_size)
             for batch in track(list(batches), description="Reading the base's distributions"):
                 rows = self._inference.answer_distributions([self._anchors[index] for index in batch])

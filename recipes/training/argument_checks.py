@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import torch
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
 from monolora.cli.flags import spelled
+from monolora.data.mixture_config import Component
 from monolora.errors import InputError, unknown
 from monolora.keep import KEEPERS, parse_keepers
 
@@ -99,6 +100,7 @@ WORKS = frozenset(
     }
 )  # fmt: skip
 _HERE = "Did you mean {}?"
+_NO_STREAM = "Streams are not read: the examples are shuffled and counted first. Use --max-train-samples for a part."
 _SCORED_ONCE = "Nothing is scored between checkpoints here; --validation-samples is for choosing between runs."
 # Flags of older versions and of other programs.
 RENAMED = {
@@ -127,6 +129,8 @@ RENAMED = {
     "overwrite_output_dir": _HERE.format("--overwrite"),
     "logging_dir": "Logs go to --output-dir.",
     "dataset_batch_size": "Examples are tokenized as a whole.",
+    "streaming": _NO_STREAM,
+    "test_split_size": "A tenth of a data set's rows is held out, or its split test.",
     "num_proc": _HERE.format("--dataset-num-proc"),
     "use_4bit": _HERE.format("--load-in-4bit"),
     "quantization": "Give --load-in-4bit or --load-in-8bit.",
@@ -177,6 +181,26 @@ def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str],
         raise InputError("--overwrite starts a run anew and --resume-from-checkpoint continues one. Keep one of them.")
     if flags.activation_offloading and not torch.accelerator.is_available():
         raise InputError("--activation-offloading moves memory off a GPU, and there is none here. Leave it out.")
+
+
+def check_mixture(mixture: Sequence[Component], named: set[str]) -> None:
+    """Check that no flag of a single data set is given beside a mixture.
+
+    Raises:
+        InputError: naming the flag and the fix.
+    """
+    if not mixture:
+        return
+    if "dataset_name" in named:
+        raise InputError("--dataset-name is of a single data set. Give each data set of a mixture as --dataset.")
+    for name, theirs in (("dataset_config", "name"), ("dataset_train_split", "split"), ("drop_columns", "columns")):
+        if name in named:
+            raise InputError(
+                f"{spelled(name)} is of a single data set. In a mixture each may have its own, as {theirs} in the list "
+                "datasets of a YAML file (--config)."
+            )
+    if "dataset_test_split" in named:
+        raise InputError("--dataset-test-split is of a single data set. Leave it out; in a mixture it is test.")
 
 
 def check_sft(flags: argparse.Namespace, named: set[str]) -> None:

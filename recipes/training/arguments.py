@@ -16,6 +16,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from monolora.cli.config_file import split_config
 from monolora.cli.flags import check_words, raise_input_error, unknown_flag
+from monolora.data import mixture_config, table_files
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError, in_one_line
 from monolora.hub import SMOLLM2
@@ -24,10 +25,11 @@ from monolora.recipes.training.argument_checks import (
     NOT_HERE,
     RENAMED,
     check_conflicts,
+    check_mixture,
     check_sft,
     check_values,
 )
-from monolora.recipes.training.config_values import read_config
+from monolora.recipes.training.config_values import read_config, split_mixture
 from monolora.recipes.training.keeping import KeepArguments
 from monolora.redaction import is_secret_name
 
@@ -47,8 +49,12 @@ class RunArguments(KeepArguments):
     model: str = field(default=SMOLLM2, metadata={"help": f"Hub id or path, or {SMOLLM2} (packaged with the project)."})
     dataset: str = field(
         default="demo",
-        metadata={"help": f"Task ({', '.join(BUILT_IN)}), hub id, or .jsonl, .json, .csv or .parquet file."},
+        metadata={
+            "help": f"Task ({', '.join(BUILT_IN)}), hub id, folder or file. Given repeatedly, a mixture of all "
+            "of their examples, or with NAME:SHARE of these shares."
+        },
     )
+    datasets: list[dict[str, Any]] | None = field(default=None, init=False)  # of a mixture, as TRL's YAML files name it
     drop_columns: list[str] | None = field(
         default=None, metadata={"help": "Columns of the data set that are not read. Default: none."}
     )
@@ -221,6 +227,7 @@ class Program(NamedTuple):
         own: the flags that TRL lacks.
         check: refuses flags of the trainer that contradict each other, given all flags and the names of those given.
         often: TRL's flags of this trainer that are used often.
+        mixes: whether it takes mixtures of data sets.
     """
 
     name: str
@@ -228,6 +235,7 @@ class Program(NamedTuple):
     own: type[RunArguments]
     check: Callable[[argparse.Namespace, set[str]], None]
     often: tuple[str, ...]
+    mixes: bool = False
 
     @property
     def classes(self) -> tuple[type[Any], ...]:
@@ -235,7 +243,7 @@ class Program(NamedTuple):
         return (ScriptArguments, self.training, LoraArguments, self.own)
 
 
-SFT = Program("monolora sft", TrainingArguments, AdapterArguments, check_sft, ("packing",))
+SFT = Program("monolora sft", TrainingArguments, AdapterArguments, check_sft, ("packing",), mixes=True)
 
 
 def parse(argv: list[str] | None = None, program: Program = SFT) -> Arguments:
@@ -254,12 +262,16 @@ def parse(argv: list[str] | None = None, program: Program = SFT) -> Arguments:
     words = joined(words, ("--keep", "--keep-prompts", "--keep-report"))
     parser = make_parser(program)
     from_file = read_config(path, parser, program.classes) if path else {}
+    words, mixture = split_mixture(words, from_file, path)
+    if mixture and not program.mixes:
+        raise InputError(f"{program.name} takes one --dataset, and no shares. Put the rows into one file.")
     parser.set_defaults_with_config(**from_file)
     namespace, rest = parser.parse_known_args(words)
     if rest:
         raise unknown_flag(rest[0].split("=")[0], suggested(parser), RENAMED)
     typed = {option.split("=")[0].lstrip("-").replace("-", "_") for option in words if option.startswith("--")}
     named = typed | set(from_file)
+    check_mixture(mixture, named)
     if namespace.adapter in ADAPTERS:
         rate = program.training.learning_rates[namespace.adapter]
         defaults = {"learning_rate": rate, "dtype": DTYPE[namespace.adapter]}
@@ -268,6 +280,7 @@ def parse(argv: list[str] | None = None, program: Program = SFT) -> Arguments:
     program.check(namespace, named)
     arguments = _arguments(parser, words)
     check_values(arguments)
+    arguments.adapter.datasets = mixture_config.as_settings(mixture) or None
     return _completed(arguments, named)
 
 
@@ -322,7 +335,7 @@ _USED_OFTEN = {
 
 def own_flags(*classes: type[Any]) -> list[str]:
     """The fields that each of these dataclasses defines itself, by name."""
-    known = {flag.name for cls in classes for flag in fields(cls)}
+    known = {flag.name for cls in classes for flag in fields(cls) if flag.init}
     return [name for name in dict.fromkeys(name for cls in classes for name in cls.__annotations__) if name in known]
 
 
@@ -359,20 +372,24 @@ def _completed(arguments: Arguments, named: set[str]) -> Arguments:
     script, training, model, adapter = arguments
     adapter.model = model.model_name_or_path or adapter.model
     adapter.dataset = script.dataset_name or adapter.dataset
+    if adapter.datasets is not None:
+        adapter.dataset = " + ".join(source["path"] for source in adapter.datasets)
     if "output_dir" not in named:
         checkpoint = training.resume_from_checkpoint
         if checkpoint is not None and checkpoint != "latest":
             training.output_dir = str(Path(checkpoint).parent)
         else:
+            names = [source["path"] for source in adapter.datasets or [{"path": adapter.dataset}]]
             method = getattr(adapter, "method", None)  # of preferences
-            name = "-".join(filter(None, (_slug(adapter.dataset), adapter.adapter, method)))
-            training.output_dir = f"runs/{name}"
+            parts = ("+".join(map(_slug, names)), adapter.adapter, method)
+            training.output_dir = f"runs/{'-'.join(filter(None, parts))}"
     return arguments
 
 
 def _slug(dataset: str) -> str:
     path = Path(dataset)
-    return path.stem if path.suffix else dataset.strip("./").replace("/", "--")
+    packed = path.suffix in table_files.PACKED
+    return Path(path.stem).stem if packed else path.stem if path.suffix else dataset.strip("./").replace("/", "--")
 
 
 def resolved_config(arguments: Arguments) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The YAML file of ``--config``: its values as the command line would give them."""
+"""The flags in a YAML file, with each value as the command line would give it; and mixtures, from there or the words."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from trl import TrlParser
 
 from monolora.cli.config_file import load_yaml, shortened
 from monolora.cli.flags import unknown_flag
+from monolora.data import mixture_config
+from monolora.data.mixture_config import Component
 from monolora.errors import InputError
 from monolora.recipes.training.argument_checks import NOT_HERE, RENAMED
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+MIXTURE = "datasets"  # TRL's list of a mixture, which is no flag
 
 
 def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[str, Any]:
@@ -27,7 +32,8 @@ def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[
         classes: the dataclasses behind the parser, whose annotations say which flags take lists and mappings.
 
     Raises:
-        InputError: if the file cannot be read or is no mapping, a key is no flag, or a value is not of its type.
+        InputError: if the file cannot be read or is no mapping, a key is no flag, or a value is not of its type. The
+            value of :data:`MIXTURE` is not checked here.
     """
     loaded = load_yaml(path)
     environment = loaded.pop("env", None) or {}
@@ -40,6 +46,9 @@ def read_config(path: Path, parser: TrlParser, classes: Sequence[type]) -> dict[
     values = {}
     for key, value in loaded.items():
         name = str(key).replace("-", "_")
+        if name == MIXTURE:
+            values[name] = value
+            continue
         action = parser._option_string_actions.get(f"--{name}")
         if action is None or action.dest not in hints:
             known = {f"--{name}" for name in hints.keys() - NOT_HERE.keys()}
@@ -83,3 +92,44 @@ def _scalar(path: Path, action: argparse.Action, value: Any, kinds: Sequence[Any
             f"--config {path}: {action.dest} must be one of {', '.join(action.choices)}, got {shortened(value)}."
         )
     return converted
+
+
+def split_mixture(words: list[str], from_file: dict[str, Any], path: Path | None) -> tuple[list[str], list[Component]]:
+    """The words without a mixture's data sets, and these; none for a single data set.
+
+    Raises:
+        InputError: for what is no mixture.
+    """
+    of_file = from_file.pop(MIXTURE, None)
+    if of_file is not None and not {"dataset", "dataset_name"}.isdisjoint(from_file):
+        raise InputError(f"--config {path} has both dataset and {MIXTURE}. Keep one of them.")
+    rest, names = without_values(words, "--dataset")
+    if len(names) > 1 or (names and mixture_config.split_share(names[0]).fraction is not None):
+        for name in ("dataset", "dataset_name"):
+            from_file.pop(name, None)
+        return rest, mixture_config.from_words(names)
+    if (
+        of_file is not None
+        and not names
+        and not any(word.startswith(("--dataset_name", "--dataset-name")) for word in words)
+    ):
+        return words, mixture_config.from_settings(of_file, f"--config {path}")
+    return words, []
+
+
+def without_values(words: Sequence[str], flag: str) -> tuple[list[str], list[str]]:
+    """The words without a flag of one value, and the values of each of its mentions."""
+    rest: list[str] = []
+    values: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, value = word.partition("=")
+        if name != flag:
+            rest.append(word)
+        elif equals:
+            values.append(value)
+        elif (following := next(remaining, "")) and not following.startswith("--"):
+            values.append(following)
+        else:
+            rest += filter(None, (word, following))  # without a value, which argparse reports
+    return rest, values

@@ -76,14 +76,21 @@ def check_truncation(rows: datasets.Dataset, max_length: int | None) -> Truncati
     Raises:
         InputError: if more than half of the examples would be dropped.
     """
+    truncation = truncated_by(rows["labels"], max_length)
+    if max_length is not None:
+        check_lost(truncation.dropped, len(rows), max_length)
+    return truncation
+
+
+def truncated_by(labels: Iterable[Sequence[int]], max_length: int | None) -> Truncation:
+    """The effect of a token limit, None for none, on examples with these labels."""
     if max_length is None:
         return Truncation(0, 0)
     dropped = truncated = 0
-    for labels in rows["labels"]:
-        if len(labels) > max_length:
-            lost = all(label == IGNORED for label in labels[:max_length])
+    for of_example in labels:
+        if len(of_example) > max_length:
+            lost = all(label == IGNORED for label in of_example[:max_length])
             dropped, truncated = dropped + lost, truncated + (not lost)
-    check_lost(dropped, len(rows), max_length)
     return Truncation(dropped, truncated)
 
 
@@ -254,10 +261,32 @@ def preview(
     for number, row in enumerate(rows, start=1):
         if number > most:
             return
-        title = row.get("title", f"example {number}")
-        text = Text(f"--- {title}: {len(row['input_ids'])} tokens, trained are those in ⟦ ⟧ ---\n", style="bold")
-        labelled = zip(row["input_ids"], row["labels"], strict=True)
-        for trained, span in groupby(labelled, lambda pair: pair[1] != IGNORED):
-            words = str(tokenizer.decode([token for token, _ in span]))
-            text.append(f"⟦{words}⟧" if trained else words, style="green" if trained else "dim")
-        console.print(text, soft_wrap=True)
+        show_spans(spans(row, tokenizer), row.get("title", f"example {number}"), console)
+
+
+def show_spans(example: Sequence[Span], title: str, console: Terminal) -> None:
+    """Print one example, as :func:`preview` does."""
+    tokens = sum(span.tokens for span in example)
+    text = Text(f"--- {title}: {tokens} tokens, trained are those in ⟦ ⟧ ---\n", style="bold")
+    for span in example:
+        words, style = (f"⟦{span.text}⟧", "green") if span.is_trained else (span.text, "dim")
+        text.append(words, style=style)
+    console.print(text, soft_wrap=True)
+
+
+class Span(NamedTuple):
+    """Adjoining tokens as text, all of them trained on or none."""
+
+    text: str
+    is_trained: bool
+    tokens: int
+
+
+def spans(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Span]:
+    """A tokenized example with ``input_ids`` and ``labels``, divided where training on it begins and ends."""
+    parts = []
+    labelled = zip(row["input_ids"], row["labels"], strict=True)
+    for is_trained, pairs in groupby(labelled, lambda pair: pair[1] != IGNORED):
+        ids = [token for token, _ in pairs]
+        parts.append(Span(str(tokenizer.decode(ids)), is_trained, len(ids)))
+    return parts

@@ -19,7 +19,7 @@ PLOT = "training.png"
 
 
 def rows_line(rows: Mapping[str, Any]) -> str:
-    """Numbers of read, dropped, truncated and held-out rows, in one line."""
+    """Numbers of read, dropped, truncated and held-out rows, in one line; one more for each data set of a mixture."""
     parts = [f"{rows['examples']} {rows.get('unit', 'examples')}"]
     if "read" in rows:
         parts.insert(0, f"{rows['read']} of {rows['data_set']} rows read for training")
@@ -28,7 +28,29 @@ def rows_line(rows: Mapping[str, Any]) -> str:
     parts.append(f"{rows['examples'] - rows['dropped']} trained on")
     parts += [f"{rows['dropped']} dropped (longer than --max-length)"] if rows["dropped"] else []
     parts += [f"{rows['truncated']} truncated"] if rows["truncated"] else []
-    return f"Data: {', '.join(parts)}; {rows['test']} held out."
+    lines = [f"Data: {', '.join(parts)}; {rows['test']} held out."]
+    lines += [_source_line(name, source) for name, source in rows.get("sources", {}).items()]
+    if rows.get("limited_by"):
+        lines.append(
+            f"{rows['limited_by']} is used up: the mixture has {rows['examples']:,} examples, and more would need some "
+            "of them again."
+        )
+    if any(source.get("columns", {}).get("format") == "text" for source in (rows, *rows.get("sources", {}).values())):
+        lines.append("Rows of the format 'text' are trained on as a whole, as in pretraining (language modelling).")
+    return "\n".join(lines)
+
+
+def _source_line(name: str, source: Mapping[str, Any]) -> str:
+    parts = [
+        f"{source['train']:,} examples ({source['share']:.1%}; asked for {source['asked_share']:.1%})",
+        f"{source['answer_tokens']:,} answer tokens ({source['token_share']:.1%})",
+    ]
+    parts += [f"{source[key]} {text}" for key, text in COUNTS.items() if source.get(key) and key != "read"]
+    if source["left_out"]:
+        parts.append(f"{source['left_out']} left out that begin as a held-out one")
+    if source["examples"] == source["available"]:
+        parts.append("all that it has")
+    return f"  {name}: {', '.join(parts)}"
 
 
 def result_table(records: Sequence[dict[str, Any]]) -> Table:
@@ -36,7 +58,8 @@ def result_table(records: Sequence[dict[str, Any]]) -> Table:
 
     Seconds of several runs are left out: what else the machine did meanwhile is in them, and they read as a comparison.
     """
-    table = Table(title=f"{records[0]['config']['dataset']} on {records[0]['config']['model']}")
+    title = f"{records[0]['config']['dataset']} on {records[0]['config']['model']}{_scored(records[0], ', scored on ')}"
+    table = Table(title=title)
     table.add_column()
     for record in records:
         table.add_column(f"{record['config']['adapter']}\nbefore → after", justify="right")
@@ -50,6 +73,18 @@ def result_table(records: Sequence[dict[str, Any]]) -> Table:
     if len(runs) == 1:
         table.add_row("training seconds", f"{runs[0]['seconds']['train']:.0f}")
     return table
+
+
+def _scored(record: Mapping[str, Any], before: str) -> str:
+    """The data set of a mixture that is scored, after some words; empty for a single data set."""
+    sources = _sources(record)
+    return f"{before}{next(iter(sources))}" if sources else ""
+
+
+def _sources(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The counts of each data set of a mixture, by its name; empty for a single data set."""
+    sources: Mapping[str, Any] = record.get("rows", {}).get("sources", {})
+    return sources
 
 
 def _metrics(record: dict[str, Any]) -> list[str]:
@@ -113,12 +148,15 @@ def model_card(record: dict[str, Any]) -> ModelCard:
         *([config["card_note"], ""] if config.get("card_note") else []),
     ]
     if results["after"]:
-        lines += [f"Scores on {results['after']['n']} held-out examples:", "", "| | before | after |", "|---|---|---|"]
+        held_out = f"{results['after']['n']} held-out examples{_scored(record, ' of ')}"
+        lines += [f"Scores on {held_out}:", "", "| | before | after |", "|---|---|---|"]
         for metric in _metrics(record):
             scores = (shown_score(metric, results[when]) for when in ("before", "after"))
             lines.append(f"| {metric.replace('_', ' ')} | {' | '.join(scores)} |")
         lines.append("")
     lines += _keeping_lines(results.get("keeping"))
+    if sources := _sources(record):
+        lines += [*(f"- {_source_line(name, source).strip()}" for name, source in sources.items()), ""]
     lines += [f"Trained parameters: {results['trained_parameters']:,}. Seed: {config['seed']}."]
     if results["sparsity"] is not None:
         lines.append(f"Sparsity of the adapter's units on held-out prompts: {results['sparsity']['zeros']:.1%} zeros.")

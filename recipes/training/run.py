@@ -35,7 +35,7 @@ from monolora.recipes.training import checkpoints, publication
 from monolora.recipes.training.arguments import Arguments, resolved_config
 from monolora.recipes.training.checkpoints import Resumed
 from monolora.recipes.training.command import answer, read_copy
-from monolora.recipes.training.data import Data
+from monolora.recipes.training.data import Data, dataset_names
 from monolora.recipes.training.data_checks import check_alive, check_finite, preview
 from monolora.recipes.training.keeping import Keeping, make_keeping
 from monolora.recipes.training.model_card import result_table, rows_line
@@ -255,7 +255,7 @@ def _check(folder: OutputFolder | None, arguments: Arguments, built_in: Collecti
     assert folder is not None  # it is the main process, and no preview
     training, flags = arguments.training, arguments.adapter
     folder.check(flags.overwrite)
-    names = [flags.model, *(() if flags.dataset in built_in else (flags.dataset,))]
+    names = [flags.model, *(name for name in dataset_names(flags) if name not in built_in)]
     files = (
         training.resume_from_checkpoint,
         training.chat_template_path,

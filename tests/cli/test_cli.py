@@ -47,8 +47,8 @@ def test_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["docter"]) == 2
     assert capsys.readouterr().err == (
-        "error: Unknown command 'docter'; choose one of sft, dpo, demo, align, eval, keep-report, judge, sparsity, "
-        "explain, prune, chat, merge, verify, serve-check, study, vision, superposition, doctor, configs. "
+        "error: Unknown command 'docter'; choose one of sft, dpo, data, demo, align, eval, keep-report, judge, "
+        "sparsity, explain, prune, chat, merge, verify, serve-check, study, vision, superposition, doctor, configs. "
         "Did you mean doctor?\n"
     )
 

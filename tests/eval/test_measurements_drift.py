@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from monolora import cli
+from monolora import cli, shared_prefix
 from monolora.adapters import load_adapted
 from monolora.drift import answer_drifts
 from monolora.eval.measurements import _split, drift
@@ -101,9 +101,17 @@ def test_memory_bounds_a_batch(
     assert single["values"]["kl"] == pytest.approx(usual["values"]["kl"], rel=1e-4)
 
 
+@pytest.mark.parametrize("saved", [0.01, 2.0], ids=["common prefix once", "whole rows"])
 @torch.no_grad()
-def test_silent_tokens_are_those_on_which_every_unit_is_zero(evaluated: Evaluated, rows: list[dict[str, Any]]) -> None:
+def test_silent_tokens_are_those_on_which_every_unit_is_zero(
+    evaluated: Evaluated, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, saved: float
+) -> None:
     """With one layer's A scaled by 0, and one unit of the other, so that some tokens are silent; unit by unit."""
+    shared, expanded_cache = [], shared_prefix.expanded_cache
+    monkeypatch.setattr(shared_prefix, "SAVED", saved)
+    monkeypatch.setattr(
+        shared_prefix, "expanded_cache", lambda *args: shared.append(args[1].shape[1]) or expanded_cache(*args)
+    )
     tuned, tokenizer = load_adapted(str(evaluated.mono), dtype="float32")
     splits = {row["key"]: _split(row, tokenizer) for row in rows}
     first, *others = adapted_layers(tuned)
@@ -122,6 +130,8 @@ def test_silent_tokens_are_those_on_which_every_unit_is_zero(evaluated: Evaluate
     drifts = answer_drifts(inference, inference, tuned.disable_adapter, list(splits.values()))
     keys = list(splits)
     assert {keys[drift.number]: drift.silent for drift in drifts} == pytest.approx(expected)
+    assert all(length > 0 for length in shared)
+    assert bool(shared) == (saved < 1)
 
 
 def test_a_run_measures_further_sets_along_the_bases_answers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from monolora import MonoLoraConfig
 from monolora.keep.anchors import Anchor, Anchors
 from monolora.keep.keeper import Preparation
 from monolora.keep.kl import BaseKl, top_kl
+from monolora.units import adapted_layers
 from tests.support.keeping import TOKENIZER, tiny_llama
 
 
@@ -44,10 +46,12 @@ def test_fewer_outcomes_are_a_lower_bound(seed: int, kept: int) -> None:
     assert (joined >= -1e-9).all()
 
 
-def _keeper(first_tokens: int | None = None) -> tuple[BaseKl, object, list[Anchor]]:
+def _keeper(first_tokens: int | None = None, **settings: Any) -> tuple[BaseKl, Any, list[Anchor]]:
     ids = torch.randint(3, 64, (6, 12)).tolist()
     anchors = [Anchor(row[: 4 + i % 3], row[4 + i % 3 :]) for i, row in enumerate(ids)]
-    model = get_peft_model(tiny_llama(), MonoLoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        tiny_llama(), MonoLoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **settings)
+    )
     keeper = BaseKl(2.0)
     keeper.prepare(
         Preparation(
@@ -98,6 +102,16 @@ def test_the_loss_is_the_mean_over_the_tokens_of_four_answers(first_tokens: int 
     loss = keeper.loss(model, 1)
     assert loss is not None
     assert loss.item() == pytest.approx(2 * float(torch.cat(values).mean()), rel=1e-3)  # 63 of 64 tokens and the rest
+
+
+def test_the_reference_is_the_base_whatever_the_adapter_begins_as() -> None:
+    keeper, model, _ = _keeper(init_lora_weights=False)
+    with torch.no_grad():
+        for layer in adapted_layers(model):
+            layer.lora_B["default"].weight.mul_(30)  # large enough to be told from rounding
+        assert keeper.loss(model, 0) > 1e-3
+        with model.disable_adapter():
+            assert abs(keeper.loss(model, 0)) < 1e-6
 
 
 def test_the_base_is_read_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from monolora.data.task import Columns
 from monolora.eval.explain.compare import compare
 from monolora.eval.explain.compare_report import page as comparison_page
 from monolora.eval.report.page import page as evaluation_page
 from monolora.recipes import merge_report
+from monolora.recipes.data_report import page as data_page
+from monolora.recipes.data_statistics import Lengths, Statistics
+from monolora.recipes.training.data_checks import Span
 from tests.support import feature_records, merge_reports, study_records, synthetic_report
 from tests.support.chromium_page import Told
 from tests.support.explained_folders import explained_folder
@@ -46,11 +50,37 @@ def _merge(folder: Path) -> Path:
     return _written(folder, merge_report.page(merge_reports.report(modules, anchors=(0.5, 0.001), least=1.0)))
 
 
+def _data(folder: Path) -> Path:
+    span = [Span("What is a fish? ", False, 5), Span("</pre><b>A fish swims.</b>", True, 8)]
+    made = Statistics(
+        name="chats.jsonl",
+        columns=Columns("question + answer", ("question", "answer"), ("id", "a_column_with_a_long_name_" * 4)),
+        rows=1200,
+        examples=1200,
+        duplicate_examples=3,
+        duplicate_prompts=8,
+        empty_answers=0,
+        train=1080,
+        held_out=120,
+        counts={"held_out_questions": 2},
+        tokenized=1000,
+        tokens=Lengths(120, 480, 1100, 1800),
+        answer_tokens=Lengths(20, 90, 200, 400),
+        max_length=1024,
+        truncated=12,
+        dropped=3,
+        refusal="",
+        shown=[span, [Span("word " * 300, False, 300), *span]],
+    )
+    return _written(folder, data_page([made, made._replace(name="other", columns=None)], None, "a model"))
+
+
 PAGES: dict[str, Callable[[Path], Path]] = {
     "evaluation": _evaluation,
     "explorer": _explorer,
     "comparison": _comparison,
     "merge": _merge,
+    "data": _data,
     "study": study_records.written,
 }
 

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from monolora import MonoLoraConfig
 from monolora.errors import InputError
 from monolora.model_files import end_tokens
+from monolora.recipes.training import run as training_run
 from monolora.recipes.training.arguments import parse
 from monolora.recipes.training.models import check_gathers, is_sharded, load_model, load_tokenizer, settle_targets
 
@@ -131,9 +132,7 @@ def test_end_token_of_choice_is_written(
 
 def test_is_sharded(run_sft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    from monolora.recipes import sft
-
-    monkeypatch.setattr(sft, "is_sharded", lambda trainer: seen.append(is_sharded(trainer)) or True)
+    monkeypatch.setattr(training_run, "is_sharded", lambda trainer: seen.append(is_sharded(trainer)) or True)
     outcome = run_sft()
     assert outcome.status == 0
     assert seen

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from monolora.data.datasets import read_csv, read_json_rows
+from monolora.data.table_files import read_csv, read_json_rows, read_table
 from monolora.errors import InputError
 
 
@@ -85,3 +87,57 @@ def test_every_object_keeps_its_own_keys(tmp_path: Path) -> None:
 def test_what_is_no_json_is_refused_by_line(tmp_path: Path, content: str | bytes, says: str) -> None:
     with pytest.raises(InputError, match=says):
         read_json_rows(_write(tmp_path, "rows.jsonl", content))
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_header_says_what_divides_cells(tmp_path: Path, delimiter: str) -> None:
+    rows = [{"question": "a, b; c|d\te", "answer": 'say "1,5"'}, {"question": "x\ny", "answer": ""}]
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    assert read_csv(tmp_path / "rows.csv").to_list() == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("a, b;c\n1;2\n", [{"a, b": "1", "c": "2"}]),  # by commas the row would have one field
+        ("a;b\n1,5;2,5\n", [{"a": "1,5", "b": "2,5"}]),
+        ("text\n1;2\n", [{"text": "1;2"}]),
+        ('"a;b",c\n1,2\n', [{"a;b": "1", "c": "2"}]),
+    ],
+)
+def test_a_delimiter_must_fit_every_row(tmp_path: Path, content: str, rows: list[dict[str, str]]) -> None:
+    assert read_csv(_write(tmp_path, "rows.csv", content)).to_list() == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("rows.csv", "a;b\n1;2\n3;4;5\n", r"row 2 \(line 3\) has 3 fields, .*around a text with semicolons"),
+        ("rows.csv", "a;b\n1,2\n", r"row 1 \(line 2\) has 1 fields, and the header has 2"),
+        ("rows.csv", "a,x;b\n1,y;2\n", "commas and semicolons both divide the header, and every row as well"),
+        ("rows.csv", "a,x;b;c\n1;2\n", r"row 1 \(line 2\) has 2 fields, and the header has 3.*semicolons"),
+        ("rows.tsv", "a\tb\n1\t2\t3\n", r"row 1 \(line 2\) has 3 fields, .*around a text with tabs"),
+        ("rows.tsv", "a,b\n1\t2\n", r"row 1 \(line 2\) has 2 fields, and the header has 1"),
+    ],
+)
+def test_a_wrong_guess_is_refused_with_the_row(tmp_path: Path, name: str, content: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_table(_write(tmp_path, name, content))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl.gz", gzip.compress(b'{"a": "x"}\n' * 99, mtime=0)[:-9]),
+        ("rows.jsonl.gz", b'{"a": "x"}\n'),
+        ("rows.json.zst", pa.compress(b'{"a": "x"}\n' * 99, codec="zstd", asbytes=True)[:-3]),
+        ("rows.json.zst", gzip.compress(b'{"a": "x"}\n', mtime=0)),
+    ],
+)
+def test_what_cannot_be_unpacked(tmp_path: Path, name: str, content: bytes) -> None:
+    path = _write(tmp_path, name, content)
+    with pytest.raises(InputError, match=rf"Cannot unpack .*{name}: .*its name says how it is packed"):
+        read_table(path)
