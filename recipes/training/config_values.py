@@ -1,4 +1,4 @@
-"""The flags in a YAML file, with each value as the command line would give it; and mixtures, from there or the words."""
+"""The flags in a YAML file, with each value as the command line would give it, and the data sets of a mixture."""
 
 from __future__ import annotations
 
