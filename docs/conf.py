@@ -38,5 +38,5 @@ _UNQUALIFIED = "AdapterFileError|LLM|LoRARequest|LoraConfig|Number|Purpose|Safet
 nitpick_ignore_regex = [
     ("py:.*", rf"({_OTHERS})\..*"),
     ("py:.*", rf"monolora\.({_INNER})(\..*)?"),
-    ("py:.*", rf"({_UNQUALIFIED}|.*\._T|.*\.data\.task\.Row|COUNTS|KEEPERS|REFUSING|COMPLYING|SUPPORTED_VLLM)"),
+    ("py:.*", rf"({_UNQUALIFIED}|.*\._T|(.*\.)?Row|COUNTS|KEEPERS|REFUSING|COMPLYING|SUPPORTED_VLLM)"),
 ]

@@ -132,7 +132,7 @@ def load_config(folder: str) -> PreTrainedConfig:
 
 def context_length(config: PreTrainedConfig) -> int | None:
     """How many tokens a model reads at most, prompt and answer; None where its config does not say."""
-    length = config.get_text_config().to_dict().get("max_position_embeddings")
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)  # GPT-2 calls it n_positions
     return None if length is None else int(length)
 
 
@@ -241,7 +241,7 @@ def looks_like_a_path(name: str) -> bool:
     return (
         not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)
         or name.startswith(".")
-        or Path(name).suffix in {".jsonl", ".json", ".csv", ".parquet"}
+        or Path(name).suffix in {".jsonl", ".json", ".csv", ".tsv", ".parquet", ".gz", ".zst"}
     )
 
 

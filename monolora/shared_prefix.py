@@ -80,6 +80,9 @@ def unsupported(model: Any) -> str:
             return "gradient checkpointing leaves no keys and values to be shared"
         if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
             return "dropout is drawn for each row"
+    parameter = next(model.parameters())
+    if isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"):  # which may happen to a model at any time
+        return "its weights are sharded"
     if model not in _reasons:
         _reasons[model] = _reason(model)
     return _reasons[model]
@@ -87,9 +90,6 @@ def unsupported(model: Any) -> str:
 
 def _reason(model: Any) -> str:
     inner = model.base_model
-    parameter = next(model.parameters())
-    if isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"):
-        return "its weights are sharded"
     arguments = inspect.signature(inner.forward).parameters
     if not {"input_ids", "past_key_values", "use_cache"} <= arguments.keys() or model._is_stateful:
         return "its cache is no plain list of keys and values"

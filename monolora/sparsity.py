@@ -19,6 +19,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from monolora.errors import InputError
 from monolora.units import adapted_layers, inner_model, watch
 
 
@@ -180,6 +181,9 @@ class UnitsOn:
     To be given to :func:`monolora.units.watch`, for one batch. A token is silent if it is none: the adapter adds
     nothing there. A common prefix that is computed once (:mod:`monolora.shared_prefix`) is of every row.
 
+    Raises:
+        InputError: when called for a module that is not run on every token, such as the output layer.
+
     Attributes:
         on_BT: of the rows and tokens of the batch; None before anything was run.
         units: how many there are.
@@ -192,7 +196,14 @@ class UnitsOn:
 
     def __call__(self, layer: LoraLayer, adapter_name: str, h_BTR: torch.Tensor) -> None:
         on_BT = (h_BTR != 0).sum(-1)
-        if on_BT.shape == next(iter(self._passes), on_BT.shape):  # every layer is in each pass
+        first = next(iter(self._passes), on_BT.shape)
+        is_rest = len(self._passes) == 1 and first[0] == 1 < on_BT.shape[0]
+        if self._passes and on_BT.shape not in self._passes and not is_rest:
+            raise InputError(
+                "The adapter has units that are not computed on every token, as those of an output layer, so no token "
+                "can be said to be silent. Measure an adapter without it."
+            )
+        if on_BT.shape == first:  # every layer is in each pass
             self.units += h_BTR.shape[-1]
         self._passes[on_BT.shape] = self._passes.get(on_BT.shape, 0) + on_BT
         rows = max(map(len, self._passes.values()))

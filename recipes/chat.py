@@ -11,6 +11,7 @@ From a pipe, each line is a message of one conversation, and the answers are pri
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> int:
 
 def run(settings: Chat) -> int:
     """Chat; returns the exit status."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is not UTF-8 costs its own line, not those around it
     with code_trusted(settings.trust_remote_code), _speaker(settings) as speaker:
         is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
         session = Session(speaker, Terminal(), is_terminal)
@@ -125,7 +128,8 @@ def read_message(prompt: str) -> str:
             text = text.removeprefix(QUOTES)
             while not text.endswith(QUOTES):
                 text += "\n" + _line(further)
-            return text.removesuffix(QUOTES).strip("\n")
+            text = text.removesuffix(QUOTES).strip("\n")
+            return f" {text}" if text.startswith("/") else text  # no command
         while text.endswith("\\"):
             text = text[:-1] + "\n" + _line(further)
     except EOFError:

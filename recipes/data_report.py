@@ -68,8 +68,27 @@ def run(settings: Settings) -> int:
     _show(found, mixture, Terminal())
     if out is not None:
         Terminal().print(f"Page: {out}", soft_wrap=True)
-    suggest("monolora", "sft", *(word for name in settings.datasets for word in ("--dataset", name)))
+    if not any(each.refusal for each in found):
+        suggest("monolora", "sft", *_same_for_sft(settings))
     return 0
+
+
+_SFT_FLAGS = {
+    "model": "--model",
+    "max_length": "--max-length",
+    "split": "--dataset-train-split",
+    "dataset_config": "--dataset-config",
+    "chat_template_path": "--chat-template-path",
+}
+
+
+def _same_for_sft(settings: Settings) -> list[str]:
+    """The words with which ``monolora sft`` reads the same rows in the same way."""
+    words = [word for name in settings.datasets for word in ("--dataset", name)]
+    for name, flag in _SFT_FLAGS.items():
+        if (value := getattr(settings, name)) != getattr(Settings, name):
+            words += [flag, str(value)]
+    return [*words, *(("--drop-columns", *settings.drop_columns) if settings.drop_columns else ())]
 
 
 def _page_path(path: Path, overwrite: bool) -> Path:
@@ -96,7 +115,7 @@ def message(found: Sequence[Statistics]) -> str:
     if refused:
         return f"{listed(refused)} would be refused by monolora sft."
     if empty:
-        return f"{what} once {_number(empty, 'empty answer')} are left out or allowed."
+        return f"{what} once {_number(empty, 'empty answer is', 'empty answers are')} left out or allowed."
     if lost or cut:
         which = f" of the {tokenized:,} that were tokenized" if tokenized < total else ""
         return f"{what}; {(lost + cut) / tokenized:.1%}{which} exceed {found[0].max_length:,} tokens."

@@ -186,7 +186,7 @@ class LocalSpeaker:
                     yield
         except (InputError, RunError):
             raise
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, IndexError) as error:
             raise RunError(f"The model fails: {in_one_line(error)}") from error
 
     # Units.

@@ -77,7 +77,8 @@ def beavertails() -> Task[Preference]:
     random = Random(0)
     pairs: list[Preference] = []
     for text, answers in by_text.items():
-        safe = [answer for answer in answers.safe if answer.strip() and answer not in answers.unsafe]
+        not_safe = {answer.strip() for answer in answers.unsafe}
+        safe = [answer for answer in answers.safe if answer.strip() and answer.strip() not in not_safe]
         unsafe = [answer for answer in answers.unsafe if answer.strip()]
         if safe and unsafe and text not in evaluated:
             origin = f"{BEAVERTAILS}, pair {len(pairs) + 1}"

@@ -216,7 +216,7 @@ def _apart(sides: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where}: of 'chosen' and 'rejected' one is the beginning of the other, so it is unknown where the prompt "
             "ends. Give a column 'prompt', or leave the row out."
         )
-    apart: dict[str, Any] = extract_prompt(dict(sides))
+    apart: dict[str, Any] = extract_prompt(dict(sides)) if chosen[0] == rejected[0] else {"prompt": ""}
     if not apart["prompt"]:
         raise InputError(
             f"{where}: 'chosen' and 'rejected' have no common beginning that could be the prompt. Give a column "

@@ -53,10 +53,14 @@ WITHOUT_ANSWERS = f"{FORMATS}; 'prompt' alone will do here"
 
 _OUTPUTS = ("output", "response")
 _CHAT = ("messages", "conversations", "conversation")
-# Columns that make another format of what they stand beside: an answer to a text, the choices of a question.
+# Columns that make another format of what they stand beside: a question or an answer to a text, the choices of a
+# question.
 _BESIDE_TEXT = frozenset(
-    {"label", "labels", "target", "targets", "output", "response", "answer", "answers", "completion", "summary"}
-)
+    {
+        "label", "labels", "target", "targets", "output", "response", "answer", "answers", "completion", "summary",
+        "prompt", "question", "instruction", "query", "chosen", "rejected",
+    }
+)  # fmt: skip
 _BESIDE_QUESTION = frozenset({"choices", "options", "answers", "output", "response", "instruction"})
 OF_CHATS = frozenset({"system", "tools", "documents", "chat_template_kwargs"})
 # Arguments of the template's call that a row may not set.

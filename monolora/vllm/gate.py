@@ -101,16 +101,16 @@ class Product(NamedTuple):
     expands: tuple[tuple[slice, slice, torch.Tensor], ...]
 
     @classmethod
-    def of(cls, a_CRI: Sequence[torch.Tensor], b_COR: Sequence[torch.Tensor]) -> Product:
-        """From one adapter's A and B of each slice.
+    def of(cls, a_CRI: Sequence[torch.Tensor], b_COR: Sequence[torch.Tensor], dtype: torch.dtype) -> Product:
+        """From one adapter's A and B of each slice, in the dtype of the layer's output.
 
         A rank below ``max_lora_rank`` and a module that the adapter leaves alone are zeros in vLLM's tensors.
         """
         A_UI, B_CUO = [], []
         for A_RI, B_OR in zip(a_CRI, b_COR, strict=True):
             kept_R = A_RI.any(1) | B_OR.any(0)
-            A_UI.append(A_RI[kept_R])
-            B_CUO.append(B_OR.T[kept_R].contiguous())
+            A_UI.append(A_RI[kept_R].to(dtype))
+            B_CUO.append(B_OR.T[kept_R].to(dtype).contiguous())
         units = [len(B_UO) for B_UO in B_CUO]
         if 0 < sum(units) <= FEW_UNITS:
             blocks = [(slice(None), slice(None), torch.block_diag(*B_CUO))]
@@ -172,10 +172,10 @@ class CpuGate(Gate):
         if self._is_stock:
             return super().add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, *args, **kwargs)
         for group in self.groups:
-            product = self._product(group.slot, lora_a_stacked, lora_b_stacked)
+            product = self._product(group.slot, lora_a_stacked, lora_b_stacked, y.dtype)
             if not product.expands:
                 continue
-            z_NU = x[group.rows] @ product.A_IU
+            z_NU = x[group.rows].to(y.dtype) @ product.A_IU
             if scale != 1:
                 z_NU *= scale
             if group.bounds != ACTIVATION_BOUNDS["identity"]:
@@ -187,10 +187,12 @@ class CpuGate(Gate):
                     y[:, columns].index_add_(0, group.rows, z_NU[:, units] @ B_UO)
         return None
 
-    def _product(self, slot: int, a_stacked: Sequence[torch.Tensor], b_stacked: Sequence[torch.Tensor]) -> Product:
+    def _product(
+        self, slot: int, a_stacked: Sequence[torch.Tensor], b_stacked: Sequence[torch.Tensor], dtype: torch.dtype
+    ) -> Product:
         of_slot = self._products.setdefault(slot, {})
         if id(b_stacked) not in of_slot:
-            product = Product.of([a[slot, 0] for a in a_stacked], [b[slot, 0] for b in b_stacked])
+            product = Product.of([a[slot, 0] for a in a_stacked], [b[slot, 0] for b in b_stacked], dtype)
             of_slot[id(b_stacked)] = (b_stacked, product)
         return of_slot[id(b_stacked)][1]
 

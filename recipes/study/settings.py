@@ -264,7 +264,7 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any], where: str) -
 
 
 def _named(values: Mapping[Any, Any], name: Any, where: str) -> Any:
-    if name not in values:
+    if not isinstance(name, str) or name not in values:
         raise unknown(f"name in {where}", str(name), values)
     return values[name]
 

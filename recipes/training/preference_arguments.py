@@ -128,6 +128,11 @@ def check_preferences(flags: argparse.Namespace, named: set[str]) -> None:
         (("ref_model_mixup_alpha", "ref_model_sync_steps"), "--sync-ref-model", flags.sync_ref_model),
     ):
         _check_needed(names, needed, is_given, named)
+    if flags.lora_bias != "none" and flags.adapter != "none":
+        raise InputError(
+            "--lora-bias trains biases that stay when the adapter is switched off, so the reference would not be the "
+            "base. Leave it out."
+        )
     if flags.sync_ref_model and flags.adapter != "none":
         raise InputError(
             "--sync-ref-model moves a reference that is a model of its own, and an adapter's reference is its base. "

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from monolora.data.chat_template import IGNORED, Split, render_all
+from monolora.data.chat_template import IGNORED, Split, on_disk, render_all
 from monolora.data.preferences import SIDES, Preference
 from monolora.errors import InputError
 from monolora.recipes.training.data_checks import ALONE_TOO_LONG, Truncation, check_lost
@@ -120,7 +120,8 @@ def _cut(rows: list[dict[str, Any]], max_length: int | None, what: str) -> Prefe
     kept = [row for row in rows if _says_something(row, max_length)]
     truncated = sum(any(len(ids) > max_length for ids, _ in answers_of(row)) for row in kept)
     check_lost(len(rows) - len(kept), len(rows), max_length, what)
-    return PreferenceRows(datasets.Dataset.from_list(kept), Truncation(len(rows) - len(kept), truncated), len(rows))
+    stored = on_disk(datasets.Dataset.from_list(kept))  # TRL shares what it derives from them through their files
+    return PreferenceRows(stored, Truncation(len(rows) - len(kept), truncated), len(rows))
 
 
 def _says_something(row: Row, max_length: int) -> bool:

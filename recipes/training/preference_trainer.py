@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,9 +58,25 @@ class JudgedTrainer(_Preferences, KTOTrainer):
         self, dataset: datasets.Dataset, processing_class: Any, args: KTOConfig, dataset_name: str
     ) -> datasets.Dataset:
         """With TRL's pairs for the KL: in each batch, every prompt beside the answer of the row before it."""
+        if dataset_name == "train":
+            _check_balance(sum(dataset["label"]), len(dataset), args)
         if not self.calculate_KL:
             return dataset
         answers: list[list[int]] = dataset["completion_ids"][:]
         size = args.per_device_train_batch_size
         batches = (answers[start : start + size] for start in range(0, len(answers), size))
         return dataset.add_column("KL_completion_ids", [ids for batch in batches for ids in batch[-1:] + batch[:-1]])
+
+
+def _check_balance(desirable: int, answers: int, args: KTOConfig) -> None:
+    """Warn where there are more labels of one kind and the weights do not make up for it, by Eq. 8 of KTO's paper.
+
+    TRL's own preparation, which is left out here, does the same (https://arxiv.org/abs/2402.01306).
+    """
+    weight, other = desirable * args.desirable_weight, (answers - desirable) * args.undesirable_weight
+    if 0 < desirable != answers - desirable > 0 and not 0.999 < weight / other < 1.34:
+        warnings.warn(
+            f"{desirable:,} of {answers:,} answers are desirable. KTO is best where desirable answers weigh 1 to 4/3 "
+            f"times as much as the others in sum: --desirable-weight {other / desirable:.2g}.",
+            stacklevel=2,
+        )

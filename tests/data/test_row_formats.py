@@ -71,6 +71,8 @@ def test_question_and_answer_are_instruction_and_output(write_rows: Write) -> No
         ({"question": "q", "answer": "a", "documents": "d"}, "'documents' must be a list of objects"),
         ({"text": "t", "label": 1}, "column 'label' is not understood in row 1"),
         ({"text": "t", "summary": "s"}, "column 'summary' is not understood in row 1"),
+        ({"text": "t", "prompt": "p"}, "column 'prompt' is not understood in row 1"),
+        ({"text": "t", "instruction": "i"}, "column 'instruction' is not understood in row 1"),
         ({"text": "t", "system": "s"}, "column 'system' is not understood in row 1"),
         ({"text": "", "id": 1}, "row 1: 'text' must be a text, found nothing"),
         (

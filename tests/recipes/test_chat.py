@@ -233,9 +233,12 @@ def test_what_cannot_work_is_one_line(
 def test_a_pipe_that_is_not_utf8(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], chatty: Chatty
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    """The line is refused, and the others are answered."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n/help\n"), encoding="utf-8"))
     assert cli.main(["chat", str(chatty.mono), *LOCAL]) == 2
-    assert lines_of(capfd.readouterr().err) == ["error: The input is not UTF-8. Convert it: iconv -f latin1 -t utf-8"]
+    printed = capfd.readouterr()
+    assert lines_of(printed.err) == ["error: The input is not UTF-8. Convert it: iconv -f latin1 -t utf-8"]
+    assert "/units" in printed.out
 
 
 class Typist:

@@ -152,7 +152,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run_dpo: Run, flags: tuple[str, 
 
 
 def test_kto_learns_from_answers_with_a_label_and_from_pairs(run_dpo: Run) -> None:
-    flags = ("--method", "kto", "--desirable-weight", "2", "--validation-samples", "2")
+    flags = ("--method", "kto", "--desirable-weight", "1.5", "--validation-samples", "2")
     judged = run_dpo(*flags, rows=SINGLE, name="judged")
     assert judged.status == 0, judged.err
     assert judged.record["rows"]["unit"] == "answers"
@@ -284,6 +284,7 @@ def test_a_template_that_does_not_extend_the_prompt(refused: Callable[..., str],
         (("--ld-alpha", "2"), "--ld-alpha must be between 0 and 1"),
         (("--lora-dropout", "0.1"), "--lora-dropout has no effect here: TRL switches dropout off"),
         (("--neftune-noise-alpha", "5"), "--neftune-noise-alpha has no effect here"),
+        (("--lora-bias", "all"), "--lora-bias trains biases that stay when the adapter is switched off"),
         (("--padding-free",), "--padding-free has no effect here"),
         (("--sync-ref-model",), "--sync-ref-model moves a reference that is a model of its own"),
         (("--ref-model-sync-steps", "5"), "--ref-model-sync-steps has no effect without --sync-ref-model"),

@@ -199,6 +199,16 @@ def test_units_that_are_zero_are_left_out(
 
 
 @pytest.mark.parametrize("slots", [[1, 1], [1, 0, BASE, 1]], ids=["one adapter", "mixed"])
+def test_weights_in_another_dtype_than_the_model(vllm: SimpleNamespace, slots: list[int]) -> None:
+    """``--lora-dtype bfloat16`` on a model in float32."""
+    layer = _layer(dtype=torch.bfloat16)
+    x_NI, y_NO = _x_y(len(slots), layer)
+    found = layer.add(_wrapped(vllm, gated_class(vllm.Cpu)).batch(slots), y_NO, x_NI)
+    assert found.dtype == torch.float32
+    assert _close(found, layer.reference(y_NO, x_NI, slots, LORA))
+
+
+@pytest.mark.parametrize("slots", [[1, 1], [1, 0, BASE, 1]], ids=["one adapter", "mixed"])
 def test_an_adapter_in_the_place_of_another(vllm: SimpleNamespace, slots: list[int]) -> None:
     """vLLM writes new weights over old ones, then says which activation the slot has now."""
     layer, wrapped = _layer(ranks=[RANK] * SLOTS), _wrapped(vllm, gated_class(vllm.Cpu))

@@ -36,7 +36,7 @@ function columnsOf() {
 }
 
 function contrastTitle(a, b) {
-  const set = a.slice(0, a.indexOf(": ") + 2); // of texts with a label; empty where a whole set is compared
+  const set = a.slice(0, a.lastIndexOf(":") + 1); // of texts with a label; empty where a whole set is compared
   return set && b.startsWith(set) ? `${a} over ${b.slice(set.length)}` : `${a} over ${b}`;
 }
 

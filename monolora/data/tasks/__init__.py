@@ -41,7 +41,6 @@ def load_task(name: str, source: task.Source, limits: task.SampleLimits = task.N
         return task.dataset_task(name, source, limits=limits)
     if source != task.Source():
         raise InputError(
-            f"--dataset {name} has its own splits and columns. Leave --dataset-config, --dataset-…-split, "
-            "--drop-columns and --allow-empty-answers out."
+            f"--dataset {name} has its own splits and columns, and no empty answers. Leave the flags for these out."
         )
     return BUILT_IN[name]()

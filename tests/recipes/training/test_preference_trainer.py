@@ -22,7 +22,7 @@ from monolora.data.preferences import Preference
 from monolora.data.task import Source
 from monolora.errors import InputError
 from monolora.recipes.training.preference_rows import judged_rows, pair_rows
-from monolora.recipes.training.preference_trainer import JudgedTrainer, PairTrainer
+from monolora.recipes.training.preference_trainer import JudgedTrainer, PairTrainer, _check_balance
 from tests.support.conversations import TEMPLATES
 from tests.support.preferences import JUDGED, PAIRS, TEXTS, WHOLE
 
@@ -181,3 +181,12 @@ def test_truncation_drops_what_it_leaves_nothing_of(chat_tokenizer: PreTrainedTo
     assert (cut.examples, len(cut.rows), cut.truncation.dropped) == (33, 32, 1)
     with pytest.raises(InputError, match=r"33 of 33 examples .* Raise --max-length"):
         pair_rows(preferences, chat_tokenizer, 2, None)
+
+
+@pytest.mark.parametrize(("desirable", "weight"), [(5, 1.0), (5, 2.0), (9, 1.0)])
+def test_labels_that_do_not_weigh_alike_are_warned_of(desirable: int, weight: float) -> None:
+    """And with the weight that is recommended there is no warning."""
+    with pytest.warns(UserWarning, match=f"{desirable} of 12 answers are desirable") as caught:
+        _check_balance(desirable, 12, KTOConfig("", bf16=False, desirable_weight=weight))
+    recommended = float(str(caught[0].message).split()[-1].rstrip("."))
+    _check_balance(desirable, 12, KTOConfig("", bf16=False, desirable_weight=1.05 * recommended))
