@@ -121,6 +121,44 @@ class Product(NamedTuple):
 
 
 FEW_UNITS = 48  # up to here one product with a block-diagonal B is faster than one a slice
+FEW_ROWS = (
+    128  # up to here one product for all adapters, of which each row keeps its own's units, is faster than one each
+)
+
+
+class Joined(NamedTuple):
+    """The products of several adapters side by side.
+
+    Attributes:
+        A_IU: their A.
+        B_UO: their B, one below the other.
+        slot_U: the slot of each unit's adapter.
+        bounds_2U: of each unit.
+    """
+
+    A_IU: torch.Tensor
+    B_UO: torch.Tensor
+    slot_U: torch.Tensor
+    bounds_2U: torch.Tensor
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], products: Sequence[Product], outputs: int) -> Joined | None:
+        """None where an adapter's slices are multiplied apart, or where zero times a B may not be zero."""
+        parts = [(group, product) for group, product in zip(groups, products, strict=True) if product.expands]
+        B_CUO = [B_UO for _, product in parts for *_, B_UO in product.expands]
+        units = [product.A_IU.shape[1] for _, product in parts]
+        if not parts or [B_UO.shape for B_UO in B_CUO] != [(count, outputs) for count in units]:
+            return None
+        if not all(B_UO.isfinite().all() for B_UO in B_CUO):
+            return None
+        repeats = torch.tensor(units)
+        bounds_2C = torch.tensor([group.bounds for group, _ in parts], dtype=B_CUO[0].dtype).T
+        return cls(
+            torch.cat([product.A_IU for _, product in parts], 1),
+            torch.cat(B_CUO),
+            torch.tensor([group.slot for group, _ in parts]).repeat_interleave(repeats),
+            bounds_2C.repeat_interleave(repeats, 1),
+        )
 
 
 def _ranges(sizes: Sequence[int]) -> list[slice]:
@@ -143,11 +181,14 @@ class CpuGate(Gate):
         self._is_stock = os.environ.get("MONOLORA_STOCK_LORA") == "1"
         # By slot, and by the identity of a layer's stacked B, which is kept so that no other object gets that identity.
         self._products: dict[int, dict[int, tuple[Sequence[torch.Tensor], Product]]] = {}
+        self._joined: dict[int, Joined | None] = {}  # of the batch's adapters, by the identity of a layer's stacked B
+        self._joined_groups: list[tuple[int, tuple[float, float]]] = []  # that they are of
 
     def set_activation(self, slot: int, activation: str) -> None:
         """Set the activation of the adapter that has just been put into a slot."""
         super().set_activation(slot, activation)
         self._products.pop(slot, None)
+        self._joined.clear()
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         super().update_metadata(*args, **kwargs)
@@ -157,6 +198,9 @@ class CpuGate(Gate):
             for slot in slots_N.unique().tolist()
             if slot >= 0
         ]
+        if (groups := [(group.slot, group.bounds) for group in self.groups]) != self._joined_groups:
+            self._joined.clear()
+            self._joined_groups = groups
 
     def add_lora_linear(
         self,
@@ -171,8 +215,17 @@ class CpuGate(Gate):
         """``y += B act(A x) scale`` for the rows of each adapter, in the dtype of ``y``; vLLM has float32 units."""
         if self._is_stock:
             return super().add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, *args, **kwargs)
-        for group in self.groups:
-            product = self._product(group.slot, lora_a_stacked, lora_b_stacked, y.dtype)
+        products = [self._product(group.slot, lora_a_stacked, lora_b_stacked, y.dtype) for group in self.groups]
+        joined = self._join(y, lora_b_stacked, products)
+        if joined is not None:
+            z_NU = x.to(y.dtype) @ joined.A_IU
+            if scale != 1:
+                z_NU *= scale
+            z_NU = torch.clamp(z_NU, *joined.bounds_2U)
+            own_NU = self.token_lora_indices[:, None] == joined.slot_U
+            y.addmm_(torch.where(own_NU, z_NU, 0), joined.B_UO)
+            return None
+        for group, product in zip(self.groups, products, strict=True):
             if not product.expands:
                 continue
             z_NU = x[group.rows].to(y.dtype) @ product.A_IU
@@ -186,6 +239,13 @@ class CpuGate(Gate):
                 else:
                     y[:, columns].index_add_(0, group.rows, z_NU[:, units] @ B_UO)
         return None
+
+    def _join(self, y: torch.Tensor, b_stacked: Sequence[torch.Tensor], products: Sequence[Product]) -> Joined | None:
+        if len(products) < 2 or len(y) > FEW_ROWS or len(y) != len(self.token_lora_indices):
+            return None
+        if id(b_stacked) not in self._joined:
+            self._joined[id(b_stacked)] = Joined.of(self.groups, products, y.shape[1])
+        return self._joined[id(b_stacked)]
 
     def _product(
         self, slot: int, a_stacked: Sequence[torch.Tensor], b_stacked: Sequence[torch.Tensor], dtype: torch.dtype

@@ -168,31 +168,35 @@ def test_base_rows_in_half_precision(vllm: SimpleNamespace, dtype: torch.dtype, 
     assert torch.allclose(found.double(), wanted, rtol=0.02, atol=0.3)  # vLLM sums in this precision
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     slots=st.lists(st.integers(BASE, SLOTS - 1), min_size=1, max_size=ROWS),
     ranks=st.tuples(*[st.integers(0, RANK)] * SLOTS),
-    left_alone=st.integers(0, 2),
+    left_alone=st.sets(st.integers(0, 2)),
     scale=st.sampled_from([1.0, -0.5]),
     few_units=st.sampled_from([0, 99]),
+    few_rows=st.sampled_from([0, 99]),
 )
 def test_units_that_are_zero_are_left_out(
     vllm: SimpleNamespace,
     slots: list[int],
     ranks: tuple[int, ...],
-    left_alone: int,
+    left_alone: set[int],
     scale: float,
     few_units: int,
+    few_rows: int,
 ) -> None:
-    """Whatever a rank, a slice without an adapter, and however slices are multiplied."""
+    """Whatever a rank, slices without an adapter, and however slices and adapters are multiplied."""
     layer = _layer([4, 2, 3], ranks)
-    layer.A[left_alone].zero_()
-    layer.B[left_alone].zero_()
+    for number in left_alone:
+        layer.A[number].zero_()
+        layer.B[number].zero_()
     punica = _wrapped(vllm, gated_class(vllm.Cpu)).batch(slots)
     x_NI, y_NO = _x_y(len(slots), layer)
     found = y_NO.clone()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "FEW_UNITS", few_units)
+        patch.setattr(gate, "FEW_ROWS", few_rows)
         punica.add_lora_linear(found, x_NI, layer.A, layer.B, scale, layer.outputs)
     scaled = layer._replace(B=tuple(B_SOR * scale for B_SOR in layer.B))
     assert _close(found, scaled.reference(y_NO, x_NI, slots, LORA))
