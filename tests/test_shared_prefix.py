@@ -136,6 +136,14 @@ def test_models_whose_prefix_is_no_list_of_keys(config: PreTrainedConfig, reason
         assert length == (0 if reason else 9)
 
 
+def test_weights_that_are_sharded_later() -> None:
+    """DeepSpeed and FSDP take a model that has been read from before."""
+    model = AutoModelForCausalLM.from_config(LLAMA)
+    assert unsupported(model) == ""
+    next(model.parameters()).ds_id = 0
+    assert unsupported(model) == "its weights are sharded"
+
+
 def test_what_a_training_draws_or_computes_again(fill: Callable[..., Any]) -> None:
     """Dropout and gradient checkpointing: while training only."""
     dropping = MonoLoraConfig(r=2, target_modules=["q_proj"], lora_dropout=0.1, task_type="CAUSAL_LM")
