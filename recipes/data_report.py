@@ -112,16 +112,16 @@ def message(found: Sequence[Statistics]) -> str:
     tokenized = sum(each.tokenized for each in found)
     lost, cut = sum(each.dropped for each in found), sum(each.truncated for each in found)
     empty, repeated = sum(each.empty_answers for each in found), sum(each.duplicate_examples for each in found)
+    which = f" of the {tokenized:,} that were tokenized" if tokenized < total else ""
     if refused:
         return f"{listed(refused)} would be refused by monolora sft."
     if empty:
         return f"{what} once {_number(empty, 'empty answer is', 'empty answers are')} left out or allowed."
     if lost or cut:
-        which = f" of the {tokenized:,} that were tokenized" if tokenized < total else ""
         return f"{what}; {(lost + cut) / tokenized:.1%}{which} exceed {found[0].max_length:,} tokens."
     if repeated:
         return f"{what}; {_number(repeated, 'of them repeats', 'of them repeat')} an earlier one."
-    return f"{what}, and all of them fit into {found[0].max_length:,} tokens."
+    return f"{what}, and all{which or ' of them'} fit into {found[0].max_length:,} tokens."
 
 
 def _number(count: int, singular: str, plural: str = "") -> str:
