@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import re
 import signal
 import sys
@@ -249,12 +250,28 @@ class Typist:
 
     def __call__(self, awaited: str, typed: str | Callable[[], None]) -> None:
         while (at := self.screen.find(awaited, self._from)) < 0:
-            self.screen += os.read(self._master, 65536).decode(errors="replace")
+            if not self._read(HANG_S):
+                raise TimeoutError(f"{awaited!r} did not come after {self.screen[self._from :]!r}")
         self._from = at + len(awaited)
-        if callable(typed):
-            typed()
-        else:
+        if not callable(typed):
             os.write(self._master, typed.encode())
+            return
+        typed()
+        # A signal that comes as the program enters a system call is noticed only when that returns: press again.
+        while typed is interrupt and not self._read(10):
+            typed()
+
+    def _read(self, seconds: float) -> bool:
+        """Read what comes within some seconds; whether anything has."""
+        if not select.select([self._master], [], [], seconds)[0]:
+            return False
+        self.screen += os.read(self._master, 65536).decode(errors="replace")
+        return True
+
+
+def interrupt() -> None:
+    """Press Ctrl-C."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 def in_terminal(words: list[str], steps: list[tuple[str, Any]]) -> tuple[int, str]:
@@ -268,11 +285,15 @@ def in_terminal(words: list[str], steps: list[tuple[str, Any]]) -> tuple[int, st
         The exit status, and what was on the screen.
     """
     master, slave = os.openpty()
-    typist = Typist(master)
+    typist, failed = Typist(master), list[TimeoutError]()
 
     def type_all() -> None:
-        for awaited, typed in steps:
-            typist(awaited, typed)
+        try:
+            for awaited, typed in steps:
+                typist(awaited, typed)
+        except TimeoutError as error:
+            failed.append(error)
+            os.close(master)  # the program reads the end of its input
 
     thread = threading.Thread(target=type_all, daemon=True)
     thread.start()
@@ -281,6 +302,8 @@ def in_terminal(words: list[str], steps: list[tuple[str, Any]]) -> tuple[int, st
             status = cli.main(["chat", *words])
         thread.join(HANG_S)
         assert not thread.is_alive()
+    if failed:
+        raise failed[0]
     os.close(master)
     return status, typist.screen
 
@@ -318,9 +341,6 @@ def test_ctrl_c_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def answer(request: dict[str, Any], before: int) -> Reply:
         return Reply(200, half() if len(request["messages"]) == 1 else chat_events("whole."))
-
-    def interrupt() -> None:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     steps = [
         ("> ", interrupt), ("> ", "one\n"), ("half an ans", interrupt), ("(stopped)", ""), ("> ", "two\n"),

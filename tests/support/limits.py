@@ -3,4 +3,4 @@
 # For what has hung, and for nothing else: what is waited for comes in seconds, and on a machine that others use in
 # minutes. No test measures speed by it. It is shorter than pytest's own limit for a test, so that a wait can say what
 # it waited for, and shows what the other process printed.
-HANG_S = 1500
+HANG_S = 500
