@@ -30,13 +30,16 @@ from monolora.redaction import RedactedStream, redact
 _LAST_LINES = 3  # of the log, in the message of a worker that died
 
 
-def worker_rows(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[str, Any]]:
+def worker_rows(
+    target: str, job: Mapping[str, Any], log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows that a generator function yields in a worker process.
 
     Args:
         target: ``"package.module:function"``; the function takes ``job`` and yields JSON objects.
         job: a JSON object.
         log: the worker's output is appended to this file.
+        environment: variables of the worker, beside this process's.
 
     Raises:
         InputError, RunError: as the function raised them; RunError also if it raised anything else or the worker died.
@@ -49,6 +52,7 @@ def worker_rows(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
+            env={**os.environ, **(environment or {})},
             start_new_session=True,  # a process group, so that whatever the worker starts can be ended with it
         )
     assert process.stdin is not None

@@ -10,6 +10,7 @@ process; an interrupted study resumes with the same command, and repeats only mi
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -58,6 +59,9 @@ class _Record(TypedDict):
     inputs: NotRequired[dict[str, str]]
 
 
+THREADS = "OMP_NUM_THREADS"
+
+
 class _DivergedError(RunError):
     """A training that reported that it diverged."""
 
@@ -84,15 +88,20 @@ class Runner:
         self.completed: list[str] = []
 
     def run_all(self, cells: Iterable[Cell], may_diverge: bool = False) -> None:
-        """Run cells that do not depend on each other; see :meth:`run`."""
-        run_parallel((partial(self.run, cell, may_diverge) for cell in cells), self._jobs)
+        """Run cells that do not depend on each other; see :meth:`run`. They share the CPU's cores evenly."""
+        cells = list(cells)
+        jobs = max(1, min(self._jobs, len(cells)))
+        # Programs with more threads than cores between them slow each other manyfold.
+        shared = {} if jobs == 1 or THREADS in os.environ else {THREADS: str(max(1, (os.cpu_count() or 1) // jobs))}
+        run_parallel((partial(self.run, cell, may_diverge, shared) for cell in cells), jobs)
 
-    def run(self, cell: Cell, may_diverge: bool = False) -> None:
+    def run(self, cell: Cell, may_diverge: bool = False, environment: Mapping[str, str] | None = None) -> None:
         """Run a cell, unless it is done.
 
         Args:
             cell: the cell.
             may_diverge: whether divergence of a training is a result, as in a sweep of learning rates, not an error.
+            environment: variables of its command, beside this process's.
 
         Raises:
             RunError: if its command fails, with the last line of its log.
@@ -107,7 +116,7 @@ class Runner:
         resume_flags = self._resume_flags(cell)
         self._write(cell, "begun", {})
         try:
-            self._command([*cell.words, *resume_flags], cell)
+            self._command([*cell.words, *resume_flags], cell, environment)
         except _DivergedError:
             if not may_diverge:
                 raise
@@ -156,10 +165,11 @@ class Runner:
                 cell.folder.rmdir()
         return []
 
-    def _command(self, words: Sequence[str], cell: Cell) -> None:
+    def _command(self, words: Sequence[str], cell: Cell, environment: Mapping[str, str] | None) -> None:
         log = self._folder / "logs" / f"{_slug(cell.name)}.log"
         earlier_size = log.stat().st_size if log.is_file() else 0  # the log has the output of earlier calls too
-        (status,) = [row["status"] for row in worker_rows(f"{__name__}:command_status", {"words": list(words)}, log)]
+        rows = worker_rows(f"{__name__}:command_status", {"words": list(words)}, log, environment)
+        (status,) = [row["status"] for row in rows]
         if status != 0:
             lines = log.read_bytes()[earlier_size:].decode(errors="replace").splitlines()
             lines = [line for line in lines if line.strip()]
