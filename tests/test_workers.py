@@ -37,6 +37,14 @@ def test_rows(tmp_path: Path) -> None:
     assert "this goes to the log" in log.read_text()
 
 
+def test_variables_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUTER", "outer")
+    job = {"names": ["OUTER", "INNER"]}
+    rows = worker_rows("worker_functions:variables", job, tmp_path / "log", {"INNER": "inner"})
+    assert list(rows) == [{"OUTER": "outer", "INNER": "inner"}]
+    assert "INNER" not in os.environ
+
+
 def test_errors_keep_their_kind(tmp_path: Path) -> None:
     rows = rows_of("bad_input", tmp_path / "log")
     assert next(rows) == {"first": 1}

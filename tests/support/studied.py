@@ -17,7 +17,7 @@ from tests.support import forks
 def run_cells_here(monkeypatch: pytest.MonkeyPatch, commands: list[list[str]]) -> None:
     """Until the patch is undone; ``commands`` gets the words of each command."""
 
-    def run(self: Runner, words: Sequence[str], cell: Any) -> None:
+    def run(self: Runner, words: Sequence[str], cell: Any, environment: Any) -> None:
         commands.append(list(words))
         assert cli.main(list(words)) == 0
 
@@ -27,7 +27,7 @@ def run_cells_here(monkeypatch: pytest.MonkeyPatch, commands: list[list[str]]) -
 def run_cells_in_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the patch is undone: in processes of their own, whose output goes to the log."""
 
-    def rows(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[str, int]]:
+    def rows(target: str, job: Mapping[str, Any], log: Path, environment: Any) -> Iterator[dict[str, int]]:
         ended = forks.run("import sys; from monolora import cli; sys.exit(cli.main())", *job["words"])
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:

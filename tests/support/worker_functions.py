@@ -18,6 +18,10 @@ def doubled(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"double": 2 * number, "pid": os.getpid()}
 
 
+def variables(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {name: os.environ.get(name) for name in job["names"]}
+
+
 def bad_input(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"first": 1}
     raise InputError("Give another one.")

@@ -228,7 +228,8 @@ def test_dry_run_prints_every_command_and_runs_none(
         ("smollm2.yaml", "gpu"),
         ("smollm2.yaml", "gpu-quick"),
         ("llama2.yaml", None),
-        ("keeping.yaml", "cpu"),
+        ("keeping.yaml", "sst2"),
+        ("keeping.yaml", "dolly"),
         ("keeping.yaml", "gpu"),
         ("silence.yaml", None),
     ],
@@ -239,8 +240,10 @@ def test_the_studies_that_come_with_the_project_are_whole(name: str, preset: str
     check_commands(study)
     words = [cell.words[0] for cell in all_cells(study)]
     adapters, curves = {"keeping.yaml": (10, 0), "silence.yaml": (11, 0)}.get(name, (4, 2))
-    assert words.count("sft") == 2 * adapters * (len(study.learning_rates) + len(study.seeds) - 1)
-    assert words.count("eval") == 2 * (1 + curves)
+    datasets = 1 if preset in ("sst2", "dolly") else 2
+    assert len(study.datasets) == datasets
+    assert words.count("sft") == datasets * adapters * (len(study.learning_rates) + len(study.seeds) - 1)
+    assert words.count("eval") == datasets * (1 + curves)
     if name != "silence.yaml":  # a look at settings with one seed, no claim
         assert len(study.seeds) >= 3
         assert len(study.learning_rates) >= 3

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from monolora.recipes.study.alignment import run_parallel
+from monolora.recipes.study import alignment
+from monolora.recipes.study.alignment import Runner, run_parallel
+from monolora.recipes.study.plan import Cell
 from tests.support.limits import HANG_S
 
 
@@ -51,3 +55,25 @@ def test_the_first_failure_is_raised_and_nothing_new_begins(jobs: int) -> None:
         run_parallel((partial(call, n) for n in range(20)), jobs)
     release.set()
     assert len(finished) <= 1  # the one that was under way
+
+
+@pytest.mark.parametrize(
+    ("jobs", "own", "threads"), [(1, None, None), (2, None, "4"), (3, None, "2"), (9, None, "2"), (2, "1", None)]
+)
+def test_jobs_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, jobs: int, own: str | None, threads: str | None
+) -> None:
+    """As many as run at the same time; never where the user has set the number."""
+    seen = []
+
+    def rows(target: str, job: Any, log: Path, environment: dict[str, str]) -> list[dict[str, int]]:
+        seen.append(environment)
+        return [{"status": 0}]
+
+    monkeypatch.setattr(alignment, "worker_rows", rows)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_NUM_THREADS", own)
+    Runner(tmp_path, 4, jobs).run_all(Cell(name, tmp_path / name, ("judge",)) for name in "abcd")
+    assert seen == [{} if threads is None else {"OMP_NUM_THREADS": threads}] * 4
