@@ -36,8 +36,8 @@ from monolora.eval.settings import Settings
 from monolora.eval.store import OK, Measurement, Store
 from monolora.hub import load_causal_lm, on_gpus
 from monolora.inference import Inference, evaluating
-from monolora.refusals import COMPLYING, REFUSING
 from monolora.refusals import margin as refusal_margin
+from monolora.refusals import opening_ids
 from monolora.terminal import tracked
 from monolora.workers import worker_rows
 
@@ -234,7 +234,7 @@ def margin(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
     for (folder, adapter), group in groupby(job["jobs"], key=folders):
         model, tokenizer = _load(folder, adapter, job["dtype"])
-        openings = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (*REFUSING, *COMPLYING)]
+        openings = opening_ids(tokenizer)
         inference = Inference(model=model, tokenizer=tokenizer, batch_size=job["batch_size"])
         for measurement in group:
             keys, prompts = zip(*measurement["prompts"].items(), strict=True)

@@ -59,12 +59,14 @@ class Inference:
         tokenizer: its tokenizer, with a padding token.
         batch_size: rows per batch and process.
         when: a word for the progress bars, such as "before".
+        shows_progress: whether there are progress bars.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
     batch_size: int
     when: str = ""
+    shows_progress: bool = True
 
     def generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
         """A greedy answer per prompt, in the order of the prompts."""
@@ -209,7 +211,8 @@ class Inference:
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         mine = batches[state.process_index :: state.num_processes]
         done: list[tuple[int, _T]] = []
-        for batch in track(mine, description=f"Scoring {what} {self.when}", disable=not state.is_main_process):
+        shown = self.shows_progress and state.is_main_process
+        for batch in track(mine, description=f"Scoring {what} {self.when}", disable=not shown):
             done += zip(batch, work(batch), strict=True)
         by_row = dict(gather_object(done))
         return [by_row[row] for row in range(len(lengths))]

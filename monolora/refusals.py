@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from transformers import PreTrainedTokenizerBase
+
 BEGINNING = 200  # characters; a first sentence or two
 FORMAT_VERSION = 2  # of the lists; part of the identity of the judge that uses them, so raise it when they change
 
@@ -65,6 +67,11 @@ def _any_of(phrases: tuple[str, ...]) -> re.Pattern[str]:
 
 _REFUSAL = _any_of(_PHRASES)
 _OTHER = _any_of(tuple(f"{pronoun} {sense}" for pronoun in ("i'm", "i am", "i") for sense in _OTHER_SENSES))
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """The tokens of each opening, :data:`REFUSING` first, then :data:`COMPLYING`."""
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (*REFUSING, *COMPLYING)]
 
 
 def margin(log_probs: Sequence[float]) -> float:

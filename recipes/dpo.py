@@ -25,7 +25,8 @@ from transformers import PreTrainedModel
 
 from monolora.data.chat_template import Split
 from monolora.data.preference_tasks import BUILT_IN, load_preferences
-from monolora.data.preferences import LogProbs, Preference, probability_scores, reward_scores
+from monolora.data.preferences import PAIR_METRICS, LogProbs, Preference, probability_scores, reward_scores
+from monolora.data.scoring import Metric
 from monolora.data.tasks import Example
 from monolora.errors import InputError
 from monolora.inference import Inference, adapter_off, evaluating
@@ -40,6 +41,7 @@ from monolora.recipes.training.preference_arguments import PROGRAMS, PreferenceA
 from monolora.recipes.training.preference_rows import PreferenceRows, judged_rows, labelled, pair_rows, rendered
 from monolora.recipes.training.preference_trainer import JudgedTrainer, PairTrainer
 from monolora.recipes.training.run import Inputs, Run, load_base, read_inputs
+from monolora.recipes.training.validation import LOSS
 from monolora.runs import OutputFolder
 
 Tokens = list[tuple[Split | None, Split | None]]
@@ -70,16 +72,22 @@ class PreferenceRun(Run):
         return probability_scores(self.reference[TEST]) if TEST in self.reference else None
 
     def score(self, when: str) -> dict[str, Any] | None:
-        scores = self._scores(TEST, when)
+        scores = self._scores(TEST, self.inference(when))
         return {name: value for name, value in scores.items() if name != "loss"} if scores else None
 
-    def validation_scores(self) -> dict[str, Any] | None:
-        return self._scores(VALIDATION, "after training")
+    @property
+    def validation_metrics(self) -> Sequence[Metric]:
+        are_pairs = all(row.is_pair for row in self.data.validation)
+        metrics = self.data.task.scorer.metrics
+        return [LOSS, *(metric for metric in metrics if are_pairs or metric.name not in PAIR_METRICS)]
 
-    def _scores(self, part: str, when: str) -> dict[str, Any] | None:
+    def validation_scores(self, inference: Inference) -> dict[str, Any] | None:
+        return self._scores(VALIDATION, inference)
+
+    def _scores(self, part: str, inference: Inference) -> dict[str, Any] | None:
         if part not in self.reference:
             return None
-        policy = _log_probs(self.inference(when), self.held_out[part])
+        policy = _log_probs(inference, self.held_out[part])
         return reward_scores(policy, self.reference[part], self.arguments.training.beta)
 
     def prompts(self) -> Sequence[Example]:

@@ -22,14 +22,16 @@ from accelerate import PartialState
 from datasets import concatenate_datasets
 
 from monolora.data.chat_template import render_all
-from monolora.data.scoring import score, validation_loss
+from monolora.data.scoring import Metric, score, validation_loss
 from monolora.data.tasks import BUILT_IN, Example, load_task
+from monolora.inference import Inference
 from monolora.recipes.training import run as training_run
 from monolora.recipes.training.arguments import AdapterArguments, Arguments, parse
 from monolora.recipes.training.data import Data, read_data
 from monolora.recipes.training.data_checks import check_steps, check_training_rows, check_truncation
 from monolora.recipes.training.models import make_trainer
 from monolora.recipes.training.run import Run, load_base, read_inputs
+from monolora.recipes.training.validation import LOSS
 from monolora.runs import OutputFolder
 
 
@@ -44,14 +46,22 @@ class SftRun(Run):
     data: Data[Example]
 
     def score(self, when: str) -> dict[str, Any] | None:
-        if not self.is_scored():
-            return None
-        answer_length = _own(self.arguments).eval_max_new_tokens or self.data.task.max_new_tokens
-        return score(self.inference(when), self.data.task.scorer, self.data.test, answer_length)
+        return self._task_scores(self.inference(when), self.data.test) if self.is_scored() else None
 
-    def validation_scores(self) -> dict[str, Any] | None:
-        rows, sources = self.data.validation, self.data.validation_sources
-        return validation_loss(self.inference("after training"), rows, sources) if rows else None
+    def _task_scores(self, inference: Inference, rows: Sequence[Example]) -> dict[str, Any]:
+        answer_length = _own(self.arguments).eval_max_new_tokens or self.data.task.max_new_tokens
+        return score(inference, self.data.task.scorer, rows, answer_length)
+
+    @property
+    def validation_metrics(self) -> Sequence[Metric]:
+        return [LOSS, *(self.data.task.scorer.metrics if _own(self.arguments).eval_task else ())]
+
+    def validation_scores(self, inference: Inference) -> dict[str, Any] | None:
+        rows = self.data.validation
+        if not rows:
+            return None
+        scores = self._task_scores(inference, rows) if _own(self.arguments).eval_task else {}
+        return validation_loss(inference, rows, self.data.validation_sources) | scores
 
     def prompts(self) -> Sequence[Example]:
         return self.data.test

@@ -53,6 +53,9 @@ class Preference(NamedTuple):
         return len(self.answers) == 2
 
 
+PAIR_METRICS = ("chosen_likelier", "log_probability_margin")  # of rows with two answers alone
+
+
 @dataclass(frozen=True)
 class Rewards(Scorer):
     """Preferences are scored by the answers' probabilities; see :func:`reward_scores`."""

@@ -33,23 +33,20 @@ NOT_HERE = {
     "model_init_kwargs": "use --dtype, --attn-implementation, --model-revision or --trust-remote-code",
     **dict.fromkeys(
         (
-            "eval_strategy", "do_eval", "eval_on_start", "eval_steps", "eval_delay", "prediction_loss_only",
-            "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics",
-            "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "eval_packing", "do_predict", "label_names",
+            "do_eval", "prediction_loss_only", "eval_do_concat_batches", "eval_use_gather_object",
+            "eval_accumulation_steps", "include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval",
+            "eval_packing", "do_predict", "label_names",
         ),
-        "held-out rows are scored before and after training; see --max-eval-samples",
+        "held-out rows are scored as the recipe does it; see --eval-strategy and --validation-samples",
     ),
+    "greater_is_better": "each metric says itself which values are better",
     "use_liger_kernel": "TRL has its own fused loss instead",
     "liger_kernel_config": "TRL has its own fused loss instead",
-    **dict.fromkeys(
-        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-        "nothing is scored between checkpoints; --validation-samples is for choosing between runs",
-    ),
     "assistant_only_loss": "every assistant turn is an example of its own, and only its answer is trained on",
     "do_train": "the recipe always trains; --preview stops before",
     "length_column_name": "lengths are those of the tokenized examples",
     "remove_unused_columns": "the trainer is given the tokenized examples alone",
-    "restore_callback_states_from_checkpoint": "the recipe's callbacks have no state",
+    "restore_callback_states_from_checkpoint": "the recipe restores the state that there is",
     **dict.fromkeys(
         ("hub_strategy", "hub_always_push"), "--push-to-hub uploads once, when all is measured; checkpoints stay here"
     ),
@@ -85,6 +82,8 @@ WORKS = frozenset(
         "chat_template_path", "eos_token", "pad_token", "max_length", "truncation_mode", "shuffle_dataset", "packing",
         "packing_strategy", "padding_free", "pad_to_multiple_of", "completion_only_loss", "trust_remote_code",
         "per_device_eval_batch_size",
+        # … scores while training
+        "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end", "metric_for_best_model",
         # … logging, saving, the hub
         "output_dir", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node",
         "logging_nan_inf_filter", "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm",
@@ -101,15 +100,14 @@ WORKS = frozenset(
 )  # fmt: skip
 _HERE = "Did you mean {}?"
 _NO_STREAM = "Streams are not read: the examples are shuffled and counted first. Use --max-train-samples for a part."
-_SCORED_ONCE = "Nothing is scored between checkpoints here; --validation-samples is for choosing between runs."
 # Flags of older versions and of other programs.
 RENAMED = {
     **dict.fromkeys(
         ("max_seq_length", "max_seq_len", "model_max_length", "cutoff_len", "sequence_len"),
         _HERE.format("--max-length"),
     ),
-    **dict.fromkeys(("evaluation_strategy", "do_evaluate"), "Held-out rows are scored before and after training here."),
-    **dict.fromkeys(("early_stopping_patience", "early_stopping_threshold", "early_stopping"), _SCORED_ONCE),
+    **dict.fromkeys(("evaluation_strategy", "do_evaluate"), _HERE.format("--eval-strategy")),
+    "early_stopping": _HERE.format("--early-stopping-patience"),
     "group_by_length": "Did you mean --train-sampling-strategy group_by_length?",
     **dict.fromkeys(("tokenizer", "tokenizer_name", "tokenizer_name_or_path"), "The tokenizer is that of --model."),
     **dict.fromkeys(("model_name", "base_model"), _HERE.format("--model")),
@@ -141,12 +139,19 @@ _AT_LEAST_ONE = (
     "max_train_samples", "max_eval_samples", "validation_samples", "eval_max_new_tokens", "max_length", "lora_r",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "keep_samples",
     "keep_answer_tokens", "keep_first_tokens", "keep_tokens", "precompute_ref_batch_size", "ref_model_sync_steps",
+    "early_stopping_patience",
 )  # fmt: skip
-_AT_LEAST_ZERO = ("weight_decay", "max_grad_norm", "desirable_weight", "undesirable_weight")
-_ABOVE_ZERO = ("learning_rate", "num_train_epochs", "lora_alpha", "logging_steps", "save_steps")
+_AT_LEAST_ZERO = (
+    "weight_decay", "max_grad_norm", "desirable_weight", "undesirable_weight", "early_stopping_threshold", "eval_delay",
+)  # fmt: skip
+_ABOVE_ZERO = ("learning_rate", "num_train_epochs", "lora_alpha", "logging_steps", "save_steps", "eval_steps")
 _OF_4BIT = ("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage")
 _OF_WORKERS = (
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+)  # fmt: skip
+_OF_SCORES = (
+    "eval_task", "eval_steps", "eval_delay", "eval_on_start", "load_best_model_at_end", "metric_for_best_model",
+    "early_stopping_patience",
 )  # fmt: skip
 _MAPPINGS = ("gradient_checkpointing_kwargs", "lr_scheduler_kwargs", "rank_pattern", "alpha_pattern")
 _SHAPING = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights", "trainable_token_indices")
@@ -229,16 +234,23 @@ def unclassified(training: type = SFTConfig) -> set[str]:
 
 def _check_needs(flags: argparse.Namespace, named: set[str]) -> None:
     """Flags that have no effect without another one."""
+    scored = flags.eval_strategy != "no"
     for names, needed, is_given in (
         (_OF_4BIT, "--load-in-4bit", flags.load_in_4bit),
         (_OF_WORKERS, "--dataloader-num-workers", flags.dataloader_num_workers),
         (("hub_model_id", "hub_private_repo"), "--push-to-hub", flags.push_to_hub),
+        (_OF_SCORES, "--eval-strategy", scored),
+        (("early_stopping_threshold",), "--early-stopping-patience", flags.early_stopping_patience),
+        (("eval_steps",), "--eval-strategy steps", flags.eval_strategy == "steps"),
     ):
         for name in names:
             if name in named and getattr(flags, name) and not is_given:
                 raise _without(name, needed)
-    if flags.save_strategy == "best":
-        raise InputError(f"--save-strategy best has no effect here: {NOT_HERE['metric_for_best_model']}. Use steps.")
+    for name, value in (("save_strategy", "best"), ("lr_scheduler_type", "reduce_lr_on_plateau")):
+        if getattr(flags, name) == value and not scored:
+            raise InputError(f"{spelled(name)} {value} needs scores while training. Give --eval-strategy steps too.")
+    if scored and not flags.validation_samples:
+        raise InputError("--eval-strategy needs held-out rows. Give their number with --validation-samples.")
 
 
 def _without(name: str, needed: str) -> InputError:

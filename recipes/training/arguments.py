@@ -71,6 +71,16 @@ class RunArguments(KeepArguments):
             "runs can be selected. Default: none."
         },
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of measurements in a row (--eval-strategy) without a better --metric-for-best-model after "
+            "which training ends. Default: it never ends early."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "How much better a value must be to count, with --early-stopping-patience."}
+    )
     skip_eval: bool = field(
         default=False,
         metadata={"help": "No scores before and after training, and no keeping report on held-out anchors."},
@@ -91,6 +101,10 @@ class AdapterArguments(RunArguments):
     )
     eval_max_new_tokens: int | None = field(
         default=None, metadata={"help": "Limit of a scored answer, in tokens. Default: the task's."}
+    )
+    eval_task: bool = field(
+        default=False,
+        metadata={"help": "The task's scores beside the loss while training, on the rows of --validation-samples."},
     )
     full_logits: bool = field(default=False, metadata={"help": "Logits of masked positions too; the loss is the same."})
 
@@ -133,10 +147,18 @@ class TrainingDefaults:
         default=False, metadata={"help": "The last finite loss logged in place of NaN."}
     )
     save_steps: float = field(default=100, metadata={"help": "Steps between checkpoints."})
+    eval_steps: float | None = field(
+        default=None, metadata={"help": "Steps between scores with --eval-strategy steps. Default: --save-steps."}
+    )
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
             self.use_cpu = True  # without it TRL's bf16 default is refused where there is no GPU
+        config: Any = self  # TRL's
+        if config.eval_strategy == "steps" and config.eval_steps is None:
+            config.eval_steps = config.save_steps
+        if config.save_strategy == "best" and config.metric_for_best_model is None:
+            config.metric_for_best_model = "loss"
         super().__post_init__()  # type: ignore[misc]  # of TRL's config
 
     def __getstate__(self) -> dict[str, Any]:
@@ -327,8 +349,8 @@ _USED_OFTEN = {
     "adapter": ("lora_target_modules", "lora_modules_to_save", "use_rslora", "load_in_4bit", "load_in_8bit"),
     "training": (
         "max_steps", "max_length", "gradient_accumulation_steps", "lr_scheduler_type", "warmup_steps", "weight_decay",
-        "optim", "bf16", "seed", "resume_from_checkpoint", "save_total_limit", "report_to", "push_to_hub",
-        "hub_model_id",
+        "optim", "bf16", "seed", "eval_strategy", "metric_for_best_model", "load_best_model_at_end",
+        "resume_from_checkpoint", "save_total_limit", "report_to", "push_to_hub", "hub_model_id",
     ),
 }  # fmt: skip
 
@@ -370,6 +392,8 @@ def _accept_bare_resume(parser: TrlParser) -> None:
 def _completed(arguments: Arguments, named: set[str]) -> Arguments:
     """Fill in values that depend on other flags: model, data set and output folder."""
     script, training, model, adapter = arguments
+    if adapter.early_stopping_patience is not None and training.metric_for_best_model is None:
+        training.metric_for_best_model = "loss"
     adapter.model = model.model_name_or_path or adapter.model
     adapter.dataset = script.dataset_name or adapter.dataset
     if adapter.datasets is not None:

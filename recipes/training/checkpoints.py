@@ -171,6 +171,7 @@ class AtomicCheckpoints(Trainer):
         with self.staged(final) as self._staging:
             try:
                 super()._save_checkpoint(model, trial)
+                self._name_best(self._staging, final)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
                     for checkpoint in self._staging.glob("checkpoint-*"):
@@ -179,6 +180,21 @@ class AtomicCheckpoints(Trainer):
             finally:
                 self._staging = None
         self.accelerator.wait_for_everyone()
+
+    def _name_best(self, staging: Path, final: Path) -> None:
+        """Of the checkpoints in the final folder the one with the best scores, in the staged state too."""
+        best = f"checkpoint-{self.state.best_global_step}"
+        if (staging / best).is_dir() or (final / best).is_dir():
+            self.state.best_model_checkpoint = str(final / best)
+        if self.args.should_save:
+            self.state.save_to_json(str(staging / f"checkpoint-{self.state.global_step}" / "trainer_state.json"))
+
+    def _load_best_model(self) -> None:
+        """As a checkpoint from which a run resumes."""
+        if self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._load_from_checkpoint(cast(str, self.state.best_model_checkpoint))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Keep the dtypes of the weights: PEFT loads float32, and TRL trains QLoRA in bfloat16."""
@@ -190,7 +206,7 @@ class AtomicCheckpoints(Trainer):
                 parameter.data = parameter.data.to(dtypes[name])
 
     def _publish(self, staging: Path, final: Path) -> None:
-        """Rename a finished checkpoint, and remove the oldest of this run above ``save_total_limit``.
+        """Rename a finished checkpoint, and remove the oldest of this run above ``save_total_limit``; never the best.
 
         Only folders that this trainer names and fills count: a copy that the user made, and a link to elsewhere, stay.
         """
@@ -203,7 +219,9 @@ class AtomicCheckpoints(Trainer):
             checkpoint.rename(target)
         own = {int(path.name.partition("-")[2]): path for path in final.glob("checkpoint-*") if _is_own(path)}
         surplus = len(own) - (self.args.save_total_limit or len(own))
-        for step in sorted(own, key=lambda step: (own[step].stat().st_mtime, step))[: max(0, surplus)]:
+        oldest_first = sorted(own, key=lambda step: (own[step].stat().st_mtime, step))
+        unneeded = [step for step in oldest_first[:-1] if step != self.state.best_global_step]
+        for step in unneeded[: max(0, surplus)]:
             shutil.rmtree(own[step], ignore_errors=True)
 
 

@@ -17,11 +17,12 @@ from transformers import PreTrainedTokenizerBase, Trainer
 from monolora.data import prompt_sets
 from monolora.data.tasks import Example
 from monolora.errors import InputError
-from monolora.inference import Inference
+from monolora.inference import Inference, evaluating
 from monolora.keep import KEEPERS, parse_keepers
 from monolora.keep.anchors import Anchor, Anchors, answered, divided, read_prompts
 from monolora.keep.keeper import Keeper, Preparation
 from monolora.keep.report import Pair, measure
+from monolora.refusals import margin, opening_ids
 from monolora.run_record import fingerprint_rows
 
 DEFAULT_PROMPTS = ("chat", "refusals")
@@ -154,6 +155,14 @@ class Keeping:
         """What the report measures on, by name."""
         held_out = {HELD_OUT_SET: list(self.anchors.held_out)} if self.anchors and with_held_out else {}
         return held_out | self.report_sets
+
+    def refusal_margin(self, tuned: Inference) -> float:
+        """The mean refusal margin, in nats, over the sets of ``--keep-report``; without any, over held-out anchors."""
+        sets = self.report_sets or self.measured_sets(with_held_out=True)
+        prompts = [list(anchor.context) for anchors in sets.values() for anchor in anchors]
+        with evaluating(tuned.model):
+            log_probs = tuned.continuation_log_probs(prompts, opening_ids(tuned.tokenizer), "refusal margins")
+        return sum(map(margin, log_probs)) / len(log_probs)
 
     def record(
         self, tuned: Inference, base: Callable[[], Any], flags: KeepArguments, with_held_out: bool = True

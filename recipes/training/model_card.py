@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from monolora.data.preference_tasks import COUNTS as PREFERENCE_COUNTS
 from monolora.data.scoring import is_percentage
 from monolora.data.task import COUNTS
 from monolora.keep.report import KeepingReport, rows_of
+from monolora.recipes.training.validation import PREFIX
 
 PLOT = "training.png"
 
@@ -91,19 +93,20 @@ def _metrics(record: dict[str, Any]) -> list[str]:
     return [name for name in record["results"]["after"] or {} if name != "n"]
 
 
-def shown_score(metric: str, scores: Mapping[str, Any]) -> str:
-    """A score as people read it: accuracies in percent, a dash for what was not measured."""
+def shown_score(metric: str, scores: Mapping[str, Any], digits: int = 2) -> str:
+    """A score as people read it: accuracies in percent, counts whole, a dash for what was not measured."""
     value = scores.get(metric)
     if not isinstance(value, float):
         return "–" if value is None else str(value)
-    return f"{value:.1%}" if is_percentage(metric) else f"{value:.2f}"
+    return f"{value:.1%}" if is_percentage(metric) else f"{value:.{digits}f}"
 
 
-_PANEL = 2.6  # inches
+_PANEL, _SMALL_PANEL = 2.6, 1.8  # inches; of one or two, and of more
+_HELD_OUT_LOSS = "held-out loss"
 
 
 def plot(history: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Loss, and below it the adapter's sparsity where it has one, along the training steps, as a PNG."""
+    """The losses, and below them held-out scores and the adapter's sparsity where there are any, as a PNG."""
     import matplotlib as mpl
 
     from monolora.reporting.palette import LIGHT
@@ -111,24 +114,45 @@ def plot(history: Sequence[dict[str, Any]], folder: Path) -> None:
 
     losses = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
     zeros = [(entry["step"], 100 * entry["sparsity"]) for entry in history if "loss" in entry and "sparsity" in entry]
-    panels = [("training loss", losses), *([("zero units, %", zeros)] if zeros else [])]
+    held_out = _held_out(history)
+    panels = {"training loss": losses} | held_out | ({"zero units, %": zeros} if zeros else {})
     with mpl.rc_context(SETTINGS):
-        figure = titled(_finding(losses, zeros), "", 7, 0.8 + _PANEL * len(panels))
+        height = (_PANEL if len(panels) <= 2 else _SMALL_PANEL) * len(panels)
+        figure = titled(_finding(losses, held_out.get(_HELD_OUT_LOSS, []), zeros), "", 7, 0.8 + height)
         all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-        for axes, (label, points), colour in zip(all_axes, panels, LIGHT[1:], strict=False):
-            axes.plot(*zip(*points, strict=True), color=colour, marker="o" if len(points) == 1 else "")
-            axes.set(ylabel=label, ylim=(0, 100 if points is zeros else None))
+        for axes, (label, points), colour in zip(all_axes, panels.items(), cycle(LIGHT[1:]), strict=False):
+            is_dense = len(points) > 1 and label not in held_out
+            axes.plot(*zip(*points, strict=True), color=colour, marker="" if is_dense else "o")
+            axes.set(ylabel=label, ylim=(0, 100 if label.endswith("%") else None))
         all_axes[-1].set_xlabel("step")
         figure.savefig(folder / PLOT, dpi=150)
 
 
-def _finding(losses: Sequence[tuple[int, float]], zeros: Sequence[tuple[int, float]]) -> str:
+def _held_out(history: Sequence[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Scores on held-out rows along the steps, by the label of their axis; the loss first."""
+    panels: dict[str, list[tuple[int, float]]] = {_HELD_OUT_LOSS: []}
+    for entry in history:
+        for name, value in entry.items():
+            metric = name.removeprefix(PREFIX)
+            if metric != name:
+                share = is_percentage(metric) and isinstance(value, float)
+                label = f"held-out {metric.replace('_', ' ')}{', %' if share else ''}"
+                panels.setdefault(label, []).append((entry["step"], 100 * value if share else value))
+    return {label: points for label, points in panels.items() if points}
+
+
+def _finding(
+    losses: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]], zeros: Sequence[tuple[int, float]]
+) -> str:
     if not losses:
         return "No loss was logged"
     (_, first), (step, last) = losses[0], losses[-1]
     verb = "fell" if last < first else "rose" if last > first else "stayed"
-    said = f"The loss {verb} from {first:.2f} to {last:.2f} in {step:,} steps"
-    return f"{said}; {zeros[-1][1]:.0f} % of units are zero" if zeros else said
+    said = [f"The loss {verb} from {first:.2f} to {last:.2f} in {step:,} steps"]
+    if validation:
+        best, value = min(validation, key=lambda point: point[1])
+        said.append(f"on held-out rows it is lowest at step {best:,}: {value:.2f}")
+    return "; ".join([*said, *([f"{zeros[-1][1]:.0f} % of units are zero"] if zeros else [])])
 
 
 def model_card(record: dict[str, Any]) -> ModelCard:
@@ -157,6 +181,8 @@ def model_card(record: dict[str, Any]) -> ModelCard:
     lines += _keeping_lines(results.get("keeping"))
     if sources := _sources(record):
         lines += [*(f"- {_source_line(name, source).strip()}" for name, source in sources.items()), ""]
+    if best := results.get("best"):
+        lines += [_best_line(best), ""]
     lines += [f"Trained parameters: {results['trained_parameters']:,}. Seed: {config['seed']}."]
     if results["sparsity"] is not None:
         lines.append(f"Sparsity of the adapter's units on held-out prompts: {results['sparsity']['zeros']:.1%} zeros.")
@@ -171,6 +197,13 @@ def model_card(record: dict[str, Any]) -> ModelCard:
         _usage(config),
     ]
     return ModelCard("\n".join(lines))
+
+
+def _best_line(best: Mapping[str, Any]) -> str:
+    metric = best["metric"]
+    where = "This is the model of" if best["loaded"] else "This is the model of the last step; the best was"
+    shown = shown_score(metric, {metric: best["value"]}, 3)
+    return f"{where} step {best['step']:,}, by its {metric.replace('_', ' ')} on held-out training rows: {shown}."
 
 
 def _keeping_lines(keeping: Mapping[str, Any] | None) -> list[str]:

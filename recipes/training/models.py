@@ -16,7 +16,7 @@ from accelerate import DeepSpeedPlugin, PartialState
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_quantization_config
 
 from monolora import hub
@@ -24,6 +24,7 @@ from monolora.config import MonoLoraConfig
 from monolora.data.chat_template import set_chat_template
 from monolora.errors import InputError, in_one_line
 from monolora.keep.keeper import Keeper
+from monolora.recipes.training import validation
 from monolora.recipes.training.arguments import AdapterArguments, Arguments, TrainingArguments
 from monolora.recipes.training.checkpoints import AtomicCheckpoints, OwnSteps
 from monolora.recipes.training.trainer import SftTrainer
@@ -269,18 +270,22 @@ def make_trainer(
         settle_targets(model, adapter)
         check_named(model, adapter.modules_to_save, "--lora-modules-to-save", parameters=False)
         check_named(model, adapter.target_parameters, "--lora-target-parameters", parameters=True)
+    scored = arguments.training.eval_strategy != IntervalStrategy.NO
     kind = kind or functools.partial(SftTrainer, full_logits=cast(AdapterArguments, arguments.adapter).full_logits)
     try:
         trainer = kind(
             model=model,
             args=arguments.training,
             train_dataset=rows,
+            eval_dataset=rows.select([0]) if scored else None,  # asked for, and not used: the trainer has scores
             processing_class=tokenizer,
             peft_config=adapter,
-            callbacks=[OwnSteps()],
+            callbacks=[OwnSteps(), *validation.callbacks(arguments.training, arguments.adapter)],
             keepers=keepers,
         )
         check_gathers(trainer.accelerator.state.deepspeed_plugin)
+        if scored and is_sharded(trainer):
+            raise InputError("--eval-strategy: weights that are spread over processes are not scored. Leave it out.")
         _try_optimizer(trainer)
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         raise InputError(in_one_line(error)) from error

@@ -13,9 +13,10 @@ from monolora.keep.keeper import Keeper
 from monolora.recipes.training.checkpoints import AtomicCheckpoints
 from monolora.recipes.training.keeping import WithKeepers
 from monolora.recipes.training.trainer import LengthGrouping
+from monolora.recipes.training.validation import WithValidation
 
 
-class _Preferences(WithKeepers, AtomicCheckpoints, LengthGrouping):
+class _Preferences(WithKeepers, WithValidation, AtomicCheckpoints, LengthGrouping):
     """What the two trainers share. The reference is the base with its adapter off; without one, a model of its own.
 
     Args:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
+from monolora.recipes.training.model_card import shown_score
+from monolora.recipes.training.validation import PREFIX
 from monolora.reporting.numbers import format_duration
 from monolora.terminal import STDERR
 
@@ -20,7 +22,6 @@ _SHOWN = (  # of a log: its key, what is shown, and how
     ("mean_token_accuracy", "tokens right {:.1%}"),
     ("sparsity", "units off {:.0%}"),
     ("keep_silent", "anchors silent {:.1%}"),
-    ("eval_loss", "held-out loss {:.3f}"),
 )
 _FIRST_STEPS = 5  # before a pace is known
 _LONG_S = 900.0
@@ -96,6 +97,9 @@ class _TrainingProgress(TrainerCallback):
             steps = state.global_step - self._first_step
             STDERR.print(f"{steps:,} steps in {format_duration(logs['train_runtime'])}.")
             return
+        if validation := _validation(logs):
+            STDERR.print(f"step {state.global_step:,}/{state.max_steps:,} · held out: {validation}", soft_wrap=True)
+            return
         numbers = " · ".join([*_numbers(logs), *self._pace(logs)])
         if self._bar is not None:
             self._bar.update(self._task, description=numbers)
@@ -119,6 +123,12 @@ class _TrainingProgress(TrainerCallback):
         if before is None:
             return []
         return [f"{(tokens - before) / max(1e-9, self._logged - since):,.0f} tokens/s"]
+
+
+def _validation(logs: Mapping[str, float]) -> str:
+    """The scores on held-out rows; empty where the log has none."""
+    scores = {name.removeprefix(PREFIX): value for name, value in logs.items() if name.startswith(PREFIX)}
+    return " · ".join(f"{name.replace('_', ' ')} {shown_score(name, scores, 3)}" for name in scores)
 
 
 def _numbers(logs: Mapping[str, float]) -> list[str]:

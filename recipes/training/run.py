@@ -21,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from monolora import run_record
-from monolora.data.scoring import prompt_sparsity
+from monolora.data.scoring import Metric, prompt_sparsity
 from monolora.data.task import Row
 from monolora.data.tasks import Example
 from monolora.errors import exit_status, on_main_process
@@ -41,6 +41,7 @@ from monolora.recipes.training.keeping import Keeping, make_keeping
 from monolora.recipes.training.model_card import result_table, rows_line
 from monolora.recipes.training.models import is_sharded, load_model, load_tokenizer, peft_config
 from monolora.recipes.training.progress import training_progress
+from monolora.recipes.training.validation import REFUSAL_MARGIN, best_step, choose_metric
 from monolora.run_record import fingerprint_files, provenance
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, say, suggest, unfailing_output
@@ -105,9 +106,14 @@ class Run(ABC):
     def score(self, when: str) -> dict[str, Any] | None:
         """Scores on the held-out rows, or None where there are to be none or the weights are spread over processes."""
 
+    @property
     @abstractmethod
-    def validation_scores(self) -> dict[str, Any] | None:
-        """Scores of the trained model on the rows of ``--validation-samples``."""
+    def validation_metrics(self) -> Sequence[Metric]:
+        """What :meth:`validation_scores` gives."""
+
+    @abstractmethod
+    def validation_scores(self, inference: Inference) -> dict[str, Any] | None:
+        """Scores of a model on the rows of ``--validation-samples``."""
 
     @abstractmethod
     def prompts(self) -> Sequence[Example]:
@@ -126,11 +132,28 @@ class Run(ABC):
         """Whether held-out rows are to be scored, and can be."""
         return not (self.arguments.adapter.skip_eval or is_sharded(self.trainer))
 
-    def inference(self, when: str) -> Inference:
+    def inference(self, when: str, shows_progress: bool = True) -> Inference:
         """The model as it is now, to be scored; without the autocast that training wraps around it."""
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False)
-        batch_size = self.arguments.training.per_device_eval_batch_size
-        return Inference(model=model, tokenizer=self.inputs.tokenizer, batch_size=batch_size, when=when)
+        return Inference(
+            model=self.trainer.accelerator.unwrap_model(self.trainer.model, keep_fp32_wrapper=False),
+            tokenizer=self.inputs.tokenizer,
+            batch_size=self.arguments.training.per_device_eval_batch_size,
+            when=when,
+            shows_progress=shows_progress,
+        )
+
+    def choose_metric(self) -> None:
+        """Raises: InputError, if ``--metric-for-best-model`` is not measured while training."""
+        kept = [REFUSAL_MARGIN] if self.keeping.measured_sets(with_held_out=True) else []
+        choose_metric(self.arguments.training, [*self.validation_metrics, *kept])
+
+    def scores_in_training(self) -> dict[str, Any]:
+        """Those of validation, and the refusal margin if that decides."""
+        inference = self.inference("in training", shows_progress=False)
+        scores = self.validation_scores(inference) or {}
+        if self.arguments.training.metric_for_best_model == REFUSAL_MARGIN.name:
+            scores[REFUSAL_MARGIN.name] = self.keeping.refusal_margin(inference)
+        return scores
 
     def keeping_record(self) -> dict[str, Any] | None:
         """What was kept of the base, and how; None where nothing was to be kept or measured."""
@@ -168,6 +191,8 @@ def train(arguments: Arguments, prepare: Prepare) -> dict[str, Any]:
         if not arguments.adapter.preview:
             folder = on_main_process(lambda: stack.enter_context(claim(output, run_record.SFT, "--output-dir")))
         this = prepare(arguments, folder)
+        this.choose_metric()
+        this.trainer.scores = this.scores_in_training
         with unfailing_output():
             if PartialState().is_main_process:
                 say(rows_line(this.rows))
@@ -299,7 +324,8 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
     results = {
         "before": record["results"]["before"],
         "after": after,
-        "validation": None if is_sharded(trainer) else this.validation_scores(),
+        "validation": None if is_sharded(trainer) else this.validation_scores(this.inference("after training")),
+        "best": best_step(trainer),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "sparsity": sparsity._asdict() if sparsity else None,
         "keeping": None if is_sharded(trainer) else this.keeping_record(),

@@ -19,6 +19,7 @@ from monolora.data.chat_template import IGNORED
 from monolora.keep.keeper import Keeper
 from monolora.recipes.training.checkpoints import AtomicCheckpoints
 from monolora.recipes.training.keeping import WithKeepers
+from monolora.recipes.training.validation import WithValidation
 from monolora.shared_prefix import backbone, shared_prefix, unsupported
 from monolora.terminal import STDERR
 
@@ -102,7 +103,7 @@ def labelled_positions(model: nn.Module, inputs: Mapping[str, Any], prefix: int 
         hook.remove()
 
 
-class SftTrainer(WithKeepers, AtomicCheckpoints, LengthGrouping, SFTTrainer):
+class SftTrainer(WithKeepers, WithValidation, AtomicCheckpoints, LengthGrouping, SFTTrainer):
     """Supervised finetuning on answers.
 
     Args:

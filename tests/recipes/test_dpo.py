@@ -334,3 +334,27 @@ def test_help_is_of_the_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--desirable-weight" in texts[1]
     assert "TRL's DPOConfig work too: monolora dpo --help-all" in texts[0]
     assert "TRL's KTOConfig work too: monolora dpo --method kto --help-all" in texts[1]
+
+
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_scores_while_training(run_dpo: Run, method: str) -> None:
+    """They leave the training as it is, decide on the best step, and the last ones are the result's."""
+    flags = ("--method", method, "--validation-samples", "2", "--skip-eval", "--save-steps", "1")
+    plain = run_dpo(*flags)
+    chosen = ("--eval-strategy", "steps", "--metric-for-best-model", "reward_margin", "--load-best-model-at-end")
+    scored = run_dpo(*flags, *chosen, name="scored")
+    assert scored.losses == plain.losses
+    margins = {
+        entry["step"]: entry["eval_reward_margin"]
+        for entry in scored.record["history"]
+        if "eval_reward_margin" in entry
+    }
+    assert list(margins) == [1, 2, 3]
+    results = scored.record["results"]
+    assert results["best"]["value"] == max(margins.values())
+    assert results["validation"]["reward_margin"] == pytest.approx(max(margins.values()), rel=1e-5)
+    if results["best"]["step"] == 3:
+        assert plain.record["results"]["validation"] == results["validation"]
+    assert "choose one of loss, reward_accuracy" in run_dpo(
+        *flags, "--eval-strategy", "steps", "--metric-for-best-model", "accuracy", name="refused"
+    ).err[-1]  # fmt: skip
