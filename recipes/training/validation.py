@@ -52,15 +52,12 @@ class WithValidation(Trainer):
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[nn.Module]:
     """Restore mode and autocast of a model, which scoring takes off it."""
-    training = model.training
-    own: dict[str, Any] = {
-        name: model.__dict__[name] for name in ("forward", "_original_forward") if name in model.__dict__
-    }
+    attributes = dict(vars(model))
     try:
         yield model
     finally:
-        model.__dict__.update(own)
-        model.train(training)
+        vars(model).update(attributes)
+        model.train(attributes["training"])
 
 
 class LastStep(TrainerCallback):

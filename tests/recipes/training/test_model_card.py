@@ -75,6 +75,23 @@ def test_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparse: bool, hei
     assert figure.get_suptitle() == f"The loss fell from 2.00 to 0.67 in 3 steps{zeros}"
 
 
+def test_plot_of_scores_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A panel each, shares in percent, counts as they are."""
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: drawn.append(self))
+    scores = [{"eval_loss": 2.0, "eval_unparsed": 3, "eval_accuracy": 0.25}, {"eval_loss": 1.5, "eval_accuracy": 0.5}]
+    plot([{"step": 1, "loss": 2.0}, {"step": 1, **scores[0]}, {"step": 2, **scores[1]}], tmp_path)
+    (figure,) = drawn
+    lines = {axes.get_ylabel(): axes.lines[0].get_xydata().tolist() for axes in figure.axes}
+    assert lines == {
+        "training loss": [[1, 2]],
+        "held-out loss": [[1, 2], [2, 1.5]],
+        "held-out unparsed": [[1, 3]],
+        "held-out accuracy, %": [[1, 25], [2, 50]],
+    }
+    assert "lowest at step 2: 1.50" in figure.get_suptitle()
+
+
 def test_plot_of_a_run_too_short_to_log(tmp_path: Path) -> None:
     plot([{"train_runtime": 3.0}], tmp_path)
     assert (tmp_path / "training.png").is_file()
