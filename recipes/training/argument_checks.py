@@ -45,7 +45,7 @@ NOT_HERE = {
         ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
         "nothing is scored between checkpoints; --validation-samples is for choosing between runs",
     ),
-    "assistant_only_loss": "every assistant turn is an example of its own, and only its answer is trained on",
+    "assistant_only_loss": "only answers are trained on; --train-on says which, and --conversations how",
     "do_train": "the recipe always trains; --preview stops before",
     "length_column_name": "lengths are those of the tokenized examples",
     "remove_unused_columns": "the trainer is given the tokenized examples alone",
