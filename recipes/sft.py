@@ -91,13 +91,11 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     added = keeping.rows(len(examples), training.seed)
     trained = rows if added is None else concatenate_datasets([rows, added.cast(rows.features)])
     trainer = make_trainer(model, tokenizer, inputs.adapter, trained, arguments, keeping.keepers)
+    number = len(examples) + len(trained) - len(rows)
     lengths = packed_lengths(trainer.train_dataset, trained) if training.packing else None
-    ended = check_training_rows(
-        trainer.train_dataset, tokenizer, len(trained), training.max_length, lengths, made.is_joined
-    )
+    ended = check_training_rows(trainer.train_dataset, tokenizer, number, training.max_length, lengths, made.is_joined)
     train_rows, processes = len(trainer.train_dataset), PartialState().num_processes
-    unit = "sequence" if made.is_joined else "example"
-    check_steps(data.task.name, len(trained), train_rows, training.packing, training, processes, unit)
+    check_steps(data.task.name, number, train_rows, training.packing, training, processes)
     keeping.prepare(trainer, tokenizer, rows, flags, inputs.base)
     return SftRun(
         arguments=arguments,

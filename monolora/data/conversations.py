@@ -9,13 +9,14 @@ follow (without its reasoning, for example), its ``{% generation %}`` blocks can
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from monolora.data.chat_template import IGNORED, TokenSpan, answer_spans, marked_answers
+from monolora.data.chat_template import IGNORED, TokenSpan, marked_answers
 from monolora.data.example import Example
 from monolora.errors import InputError
 from monolora.run_record import fingerprint_rows
@@ -76,13 +77,17 @@ def sequences(
     joined: list[tuple[list[int], list[TokenSpan] | None]] = []
     in_parts = []
     for conversation in conversations:
-        parts = list(_parts(conversation, arrays))
+        if len(conversation) == 1:
+            joined.append((conversation, None))
+            continue
+        parts = list(_parts(arrays[conversation]))
         if len(parts) > 1 and how == WHOLE:
             joined.append((conversation, _marked(conversation, examples, tokenizer)))
             continue
         if len(parts) > 1:
             in_parts.append(examples[conversation[0]].origin)
-        joined += [(part, _learned(part, arrays)) for part in parts]
+        numbers = iter(conversation)
+        joined += [(list(islice(numbers, len(spans))), spans) for spans in parts]
     joined.sort(key=lambda of_row: of_row[0][0])
     members = [part for part, _ in joined]
     if len(members) == len(examples):
@@ -107,28 +112,22 @@ def _conversations(examples: Sequence[Example], how: str) -> list[list[int]]:
     return list(found.values())
 
 
-def _parts(conversation: Sequence[int], rows: datasets.Dataset) -> Iterator[list[int]]:
-    """The longest stretches of a conversation in which every example is what the next one's prompt begins with."""
-    part: list[int] = []
-    for number in conversation:
-        if part and not _begins(rows[part[-1]], rows[number]):
+def _parts(conversation: Mapping[str, Any]) -> Iterator[list[TokenSpan]]:
+    """Stretches of a conversation, as long as every example is what the next one's prompt begins with: their answers.
+
+    Args:
+        conversation: ``input_ids`` and ``labels`` of its examples, as arrays.
+    """
+    part: list[TokenSpan] = []
+    earlier = np.array([])
+    for ids, labels in zip(conversation["input_ids"], conversation["labels"], strict=True):
+        answer = TokenSpan(int((labels == IGNORED).sum()), len(ids))  # what follows its prompt
+        if part and not np.array_equal(ids[: answer.start][: len(earlier)], earlier):
             yield part
             part = []
-        part.append(number)
+        part.append(answer)
+        earlier = ids
     yield part
-
-
-def _begins(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> bool:
-    ids = earlier["input_ids"]
-    prompt = later["input_ids"][later["labels"] == IGNORED]
-    return np.array_equal(prompt[: len(ids)], ids)
-
-
-def _learned(part: Sequence[int], rows: datasets.Dataset) -> list[TokenSpan] | None:
-    """Where the answers are in the last example; None where it is the only one."""
-    if len(part) == 1:
-        return None
-    return [span for number in part for span in answer_spans(rows[number]["labels"])]
 
 
 def _marked(

@@ -169,25 +169,16 @@ def check_training_rows(
     return ended / count
 
 
-def check_steps(
-    name: str,
-    examples: int,
-    rows: int,
-    packed: bool,
-    args: TrainingArguments,
-    processes: int,
-    unit: str = "example",
-) -> None:
+def check_steps(name: str, examples: int, rows: int, packed: bool, args: TrainingArguments, processes: int) -> None:
     """Check that there are enough examples for a step.
 
     Args:
         name: of the data set.
         examples: to train on.
-        rows: of the tokenized data; fewer than examples where packed.
+        rows: of the tokenized data; fewer than examples where packed, or where a row has several answers.
         packed: whether rows hold several examples.
         args: of the trainer.
         processes: number of processes that share the rows.
-        unit: what an example is.
 
     Raises:
         InputError: if a single step needs more examples than there are, or no batch is ever full.
@@ -196,7 +187,7 @@ def check_steps(
     step = batch * args.gradient_accumulation_steps
     if examples < step and not packed:
         raise InputError(
-            f"{name} has {examples} training {unit if examples == 1 else f'{unit}s'}, fewer than the {step} of a "
+            f"{name} has {examples} training {'example' if examples == 1 else 'examples'}, fewer than the {step} of a "
             "single step. Give more, or lower --per-device-train-batch-size or --gradient-accumulation-steps."
         )
     if args.dataloader_drop_last and rows < batch:

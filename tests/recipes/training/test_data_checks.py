@@ -58,6 +58,18 @@ def test_wrong_rows(chat_tokenizer: PreTrainedTokenizerBase, ids: list[int], lab
         _check(chat_tokenizer, (ids, labels))
 
 
+def test_rows_with_several_answers(chat_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Each has an end token to be learned; what is between them is not."""
+    ids, labels = [BOS, 5, 7, EOS, 6, 8, EOS], [NO, NO, 7, EOS, NO, 8, EOS]
+    assert _check(chat_tokenizer, (ids, labels), joined=True) == 1
+    assert _check(chat_tokenizer, (ids[:-1], labels[:-1]), joined=True) == 0.5
+    assert _check(chat_tokenizer, (ids * 2, labels * 2), joined=True, lengths=[7, 7]) == 1
+    with pytest.raises(InputError, match="not on all of it"):
+        _check(chat_tokenizer, (ids, labels))
+    with pytest.raises(InputError, match="not on all of it"):
+        _check(chat_tokenizer, (ids, [*labels[:-1], 9]), joined=True)
+
+
 def test_bos_in_front(chat_tokenizer: PreTrainedTokenizerBase, chat_model: Any) -> None:
     assert bos_in_front(chat_tokenizer)
     other = type(chat_tokenizer).from_pretrained(chat_model)
