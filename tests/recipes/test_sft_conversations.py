@@ -27,6 +27,7 @@ CHATS = [
 ]
 ALL = ("--max-train-samples", "100", "--skip-eval")
 ONE_STEP = (*ALL, "--max-steps", "1", "--optim", "sgd", "--max-grad-norm", "0", "--learning-rate", "1")
+REPLAY = ("--keep", "replay:0.3", "--keep-samples", "20", "--keep-answer-tokens", "4")
 # The first answers lose their end once more follow.
 DIFFERS = CHATML.replace("{% if m.role == 'assistant' %}", "{% if m.role == 'assistant' and loop.last %}")
 
@@ -46,23 +47,30 @@ def differs(tmp_path: Path) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:.* of 27 examples lose every trained token")
-@pytest.mark.parametrize("flags", [(), ("--adapter", "none"), ("--full-logits",), ("--max-length", "160")])
+@pytest.mark.parametrize("flags", [(), ("--adapter", "none"), ("--full-logits",), ("--max-length", "160"), REPLAY])
 def test_a_step_is_that_of_one_answer_at_a_time(
-    run_sft: Callable[..., Outcome], chats: str, flags: tuple[str, ...]
+    run_sft: Callable[..., Outcome],
+    chats: str,
+    flags: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """The mean over the step's answer tokens, through whatever path computes it; cut at a limit, too."""
-    flags = ("--dataset", chats, *ONE_STEP, *flags)
+    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MONOLORA_DATA", raising=False)
+    step = "39" if flags == REPLAY else "27"  # answers
+    flags = ("--dataset", chats, *ONE_STEP, "--per-device-train-batch-size", step, *flags)
     if "--adapter" not in flags:  # so that the first step moves A, and B is not what it was made
         flags = (*flags, "--init-lora-weights", "false")
-    together = run_sft(*flags, "--conversations", "whole", "--per-device-train-batch-size", "9", name="together")
-    one_by_one = ("--conversations", "split", "--full-logits", "--per-device-train-batch-size", "27")
-    alone = run_sft(*flags, *one_by_one, name="alone")
+    together = run_sft(*flags, "--conversations", "whole", name="together")
+    alone = run_sft(*flags, "--conversations", "split", "--full-logits", name="alone")
     assert (together.status, alone.status) == (0, 0), (together.err, alone.err)
     rows, expected = together.record["rows"], alone.record["rows"]
     assert (rows["sequences"], "sequences" in expected) == (9, False)
     for name in ("examples", "dropped", "truncated", "end_token_trained", "test"):
         assert rows[name] == expected[name]
     assert rows["examples"] == 27
+    assert rows.get("replayed") == expected.get("replayed")
     assert (rows["dropped"] > 0) == ("--max-length" in flags)
     assert together.losses == [pytest.approx(alone.losses[0], rel=1e-5)]
     file = ADAPTER if (together.folder / ADAPTER).is_file() else "model.safetensors"
