@@ -47,18 +47,20 @@ def run(settings: Settings) -> int:
             "--split, --dataset-config and --drop-columns are not applied to a mixture. Leave them or the shares out."
         )
     out = None if settings.out is None else _page_path(Path(settings.out), settings.overwrite)
-    source = Source(settings.dataset_config, settings.split, drop_columns=settings.drop_columns)
+    source = Source(
+        settings.dataset_config, settings.split, drop_columns=settings.drop_columns, train_on=settings.train_on
+    )
     with code_trusted(settings.trust_remote_code):
         tokenizer = load_tokenizer(resolve_model(settings.model), trust_remote_code=settings.trust_remote_code)
     if settings.chat_template_path is not None:
         set_chat_template(tokenizer, settings.chat_template_path)
     found = [
-        statistics(component.path, source, tokenizer, settings.max_length, settings.max_samples)
+        statistics(component.path, source, tokenizer, settings.max_length, settings.max_samples, settings.conversations)
         for component in components
     ]
     mixture = None
     if is_mixture:
-        mixture = mixture_task(components, seed=0, limits=NO_LIMITS, allow_empty_answers=True)
+        mixture = mixture_task(components, 0, NO_LIMITS, allow_empty_answers=True, train_on=settings.train_on)
     if out is not None:
         with saving(out):
             write_text(out, page(found, mixture, settings.model))
@@ -79,6 +81,8 @@ _SFT_FLAGS = {
     "split": "--dataset-train-split",
     "dataset_config": "--dataset-config",
     "chat_template_path": "--chat-template-path",
+    "train_on": "--train-on",
+    "conversations": "--conversations",
 }
 
 
@@ -144,12 +148,23 @@ def rows_of(each: Statistics) -> dict[str, str]:
         "examples to train on": f"{each.train:,}",
         "held-out examples": f"{each.held_out:,}",
         **{text: f"{each.counts[what]:,}" for what, text in COUNTS.items() if each.counts.get(what)},
-        f"tokens of an example{share}": _quantiles(each.tokens),
-        f"tokens of its answer{share}": _quantiles(each.answer_tokens),
+        **_sequences(each, share),
+        f"tokens of {_unit(each)}{share}": _quantiles(each.tokens),
+        f"tokens of {'an' if each.is_joined else 'its'} answer{share}": _quantiles(each.answer_tokens),
         f"cut at {each.max_length:,} tokens": f"{each.truncated:,}",
         f"dropped, the prompt alone has {each.max_length:,} tokens": f"{each.dropped:,}",
         "checks of monolora sft": each.refusal or "passed",
     }
+
+
+def _unit(each: Statistics) -> str:
+    return "a sequence" if each.is_joined else "an example"
+
+
+def _sequences(each: Statistics, share: str) -> dict[str, str]:
+    """What becomes of conversations, where there are any."""
+    joined = {f"sequences, of one or more answers{share}": f"{each.sequences:,}"} if each.is_joined else {}
+    return joined | ({f"conversations in several sequences{share}": f"{each.in_parts:,}"} if each.in_parts else {})
 
 
 def _quantiles(lengths: Lengths) -> str:
@@ -192,7 +207,7 @@ def _panel(each: Statistics, index: int) -> Panel:
     fits = f"{_number(exceeding, 'example exceeds', 'examples exceed')} {each.max_length:,} tokens"
     which = "All examples" if each.tokenized == each.train else f"All of the first {each.tokenized:,} examples"
     finding = f"{fits}: the dashed line" if exceeding else f"{which} fit into {each.max_length:,} tokens"
-    return panel("tokens of an example", measured, axis, limit, finding)
+    return panel(f"tokens of {_unit(each)}", measured, axis, limit, finding)
 
 
 def page(found: Sequence[Statistics], mixture: Mixture | None, model: str) -> str:

@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from monolora.data.chat_template import IGNORED, render_all
+from monolora.data.chat_template import answer_spans, render_all
+from monolora.data.conversations import Sequences, sequences
 from monolora.data.datasets import load_dataset
 from monolora.data.task import Columns, Source, Task, read_examples
 from monolora.data.tasks import BUILT_IN, Example, load_task
@@ -44,13 +45,15 @@ class Statistics(NamedTuple):
         held_out: examples that it would score.
         counts: rows by what becomes of them (:data:`monolora.data.task.COUNTS`).
         tokenized: examples that the following numbers are of, the first that are trained on.
-        tokens: of an example.
-        answer_tokens: of what is trained on.
+        sequences: that they make, of one or more answers of a conversation.
+        in_parts: conversations that are not one sequence.
+        tokens: of a sequence.
+        answer_tokens: of an answer that is trained on.
         max_length: the limit.
         truncated: examples that lose the end of their answer to it.
         dropped: examples that lose all of it.
         refusal: the reason for which ``sft`` would not train; empty for none.
-        shown: the first examples, cut to the limit, in spans that are trained on or not.
+        shown: the first sequences, cut to the limit, in spans that are trained on or not.
     """
 
     name: str
@@ -64,6 +67,8 @@ class Statistics(NamedTuple):
     held_out: int
     counts: dict[str, int]
     tokenized: int
+    sequences: int
+    in_parts: int
     tokens: Lengths
     answer_tokens: Lengths
     max_length: int
@@ -71,6 +76,11 @@ class Statistics(NamedTuple):
     dropped: int
     refusal: str
     shown: list[list[Span]]
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether a sequence has several answers."""
+        return self.sequences < self.tokenized
 
     def as_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -84,7 +94,12 @@ class Statistics(NamedTuple):
 
 
 def statistics(
-    name: str, source: Source, tokenizer: PreTrainedTokenizerBase, max_length: int, max_samples: int
+    name: str,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    max_samples: int,
+    conversations: str,
 ) -> Statistics:
     """Read a data set and count.
 
@@ -94,6 +109,7 @@ def statistics(
         tokenizer: with the chat template that applies.
         max_length: limit of an example, in tokens.
         max_samples: examples that are tokenized, at most.
+        conversations: how their examples are joined (:func:`monolora.data.conversations.sequences`).
 
     Raises:
         InputError: where ``sft`` would refuse the data set for its columns or rows.
@@ -106,10 +122,11 @@ def statistics(
         task = load_task(name, source)
         table = load_dataset(name, source.config)[source.train_split]
         examples, rows = read_examples(table, name, source=source), len(table)
-    tokenized = render_all(task.train[:max_samples], tokenizer)
-    truncation = truncated_by(tokenized["labels"], max_length)
+    tokenized = task.train[:max_samples]
+    made = sequences(tokenized, render_all(tokenized, tokenizer), tokenizer, conversations)
+    truncation = truncated_by(made.rows["labels"], max_length)
     cut = datasets.Dataset.from_dict(
-        {column: [values[:max_length] for values in tokenized[column]] for column in ("input_ids", "labels")}
+        {column: [values[:max_length] for values in made.rows[column]] for column in ("input_ids", "labels")}
     )
     return Statistics(
         name=name,
@@ -123,12 +140,14 @@ def statistics(
         held_out=len(task.test),
         counts=_counts(task),
         tokenized=len(tokenized),
-        tokens=_lengths(len(ids) for ids in tokenized["input_ids"]),
-        answer_tokens=_lengths(sum(label != IGNORED for label in of_example) for of_example in tokenized["labels"]),
+        sequences=len(made.rows),
+        in_parts=len(made.in_parts),
+        tokens=_lengths(len(ids) for ids in made.rows["input_ids"]),
+        answer_tokens=_lengths(stop - start for labels in made.rows["labels"] for start, stop in answer_spans(labels)),
         max_length=max_length,
         truncated=truncation.truncated,
         dropped=truncation.dropped,
-        refusal=_refusal(cut, tokenizer, max_length, truncation.dropped),
+        refusal=_refusal(cut, tokenizer, max_length, truncation.dropped, made),
         shown=[spans(row, tokenizer) for row in cut.select(range(min(SHOWN, len(cut))))],
     )
 
@@ -137,12 +156,15 @@ def _counts(task: Task) -> dict[str, int]:
     return {what: number for what, number in (task.counts or {}).items() if what not in ("data_set", "read")}
 
 
-def _refusal(cut: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, dropped: int) -> str:
+def _refusal(
+    cut: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, dropped: int, made: Sequences
+) -> str:
     """The reason for which the checks of ``sft`` would stop a run on these examples."""
-    if 2 * dropped > len(cut):
-        return f"{dropped} of {len(cut)} prompts alone are longer than --max-length {max_length}."
+    examples = sum(map(len, made.members))
+    if 2 * dropped > examples:
+        return f"{dropped} of {examples} prompts alone are longer than --max-length {max_length}."
     try:
-        check_training_rows(cut, tokenizer, len(cut), max_length, packed=False)
+        check_training_rows(cut, tokenizer, examples, max_length, joined=made.is_joined)
     except InputError as error:
         return str(error)
     return ""

@@ -51,6 +51,15 @@ class DataReport(Flags):
     chat_template_path: str | None = setting(
         None, "file with a chat template, or folder whose tokenizer has one (default: the model's)"
     )
+    train_on: str = setting(
+        "all", "answers of a conversation that are trained on: all of them, or the last", choices=("all", "last")
+    )
+    conversations: str = setting(
+        "auto",
+        "how the answers of a conversation are learned: whole, in one sequence; split, each as an example of its own; "
+        "or auto, whole wherever the loss is the same",
+        choices=("auto", "whole", "split"),
+    )
     out: str | None = setting(None, "HTML page to write")
     overwrite: bool = setting(False, "replacement of an earlier page in --out")
     trust_remote_code: bool = setting(False, TRUST_HELP)

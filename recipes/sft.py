@@ -22,13 +22,14 @@ from accelerate import PartialState
 from datasets import concatenate_datasets
 
 from monolora.data.chat_template import render_all
+from monolora.data.conversations import sequences
 from monolora.data.scoring import Metric, score, validation_loss
 from monolora.data.tasks import BUILT_IN, Example, load_task
 from monolora.inference import Inference
 from monolora.recipes.training import run as training_run
 from monolora.recipes.training.arguments import AdapterArguments, Arguments, parse
 from monolora.recipes.training.data import Data, read_data
-from monolora.recipes.training.data_checks import check_steps, check_training_rows, check_truncation
+from monolora.recipes.training.data_checks import check_steps, check_training_rows, check_truncation, packed_lengths
 from monolora.recipes.training.models import make_trainer
 from monolora.recipes.training.run import Run, load_base, read_inputs
 from monolora.recipes.training.validation import LOSS
@@ -83,20 +84,28 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
         folder: the output folder, in the main process; None with ``--preview``.
     """
     training, flags = arguments.training, arguments.adapter
-    read = partial(read_data, arguments, load_task, _own(arguments).allow_empty_answers)
+    own = _own(arguments)
+    read = partial(read_data, arguments, load_task, own.allow_empty_answers, own.train_on)
     inputs, data = read_inputs(arguments, folder, BUILT_IN, read)
     tokenizer = inputs.tokenizer
-    rows = render_all(data.train, tokenizer, training.dataset_num_proc)
+    examples = render_all(data.train, tokenizer, training.dataset_num_proc)
+    made = sequences(data.train, examples, tokenizer, own.conversations, training.dataset_num_proc)
+    if inputs.resumed:
+        inputs.resumed.check_same_inputs(made.fingerprints())
+    inputs.fingerprints.update(made.fingerprints())
+    rows = made.rows
     is_wrapped = training.packing and training.packing_strategy == "wrapped"  # it cuts nothing off
     longest = None if is_wrapped else training.max_length
-    truncation = check_truncation(rows, longest)
+    truncation = check_truncation(rows, longest, len(examples))
     model, keeping = load_base(arguments, inputs, data.task.test)
-    added = keeping.rows(len(rows), training.seed)
+    added = keeping.rows(len(examples), training.seed)
     trained = rows if added is None else concatenate_datasets([rows, added.cast(rows.features)])
     trainer = make_trainer(model, tokenizer, inputs.adapter, trained, arguments, keeping.keepers)
-    ended = check_training_rows(trainer.train_dataset, tokenizer, len(trained), training.max_length, training.packing)
+    number = len(examples) + len(trained) - len(rows)
+    lengths = packed_lengths(trainer.train_dataset, trained) if training.packing else None
+    ended = check_training_rows(trainer.train_dataset, tokenizer, number, training.max_length, lengths, made.is_joined)
     train_rows, processes = len(trainer.train_dataset), PartialState().num_processes
-    check_steps(data.task.name, len(trained), train_rows, training.packing, training, processes)
+    check_steps(data.task.name, number, train_rows, training.packing, training, processes)
     keeping.prepare(trainer, tokenizer, rows, flags, inputs.base)
     return SftRun(
         arguments=arguments,
@@ -105,7 +114,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
         trainer=trainer,
         keeping=keeping,
         rows={
-            "examples": len(rows),
+            "examples": len(examples),
             "train": train_rows,  # fewer where truncation leaves nothing to train on, or where packed
             "packed": training.packing,
             "end_token_trained": ended,
@@ -114,7 +123,9 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
             "dropped": truncation.dropped,
             "truncated": truncation.truncated,
             **({"replayed": len(added)} if added is not None else {}),
-            **data.counts(rows, longest),
+            **({"sequences": len(rows)} if made.is_joined else {}),
+            **({"in_parts": {"number": len(parts), "first": parts[0]}} if (parts := made.in_parts) else {}),
+            **data.counts(made, longest),
         },
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import datasets
+import numpy as np
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
@@ -147,6 +148,39 @@ def split_at_answer(example: Example, tokenizer: PreTrainedTokenizerBase, must_e
     at = common_prefix_length(_tokens(prompt, tokenizer, example, generate=True), whole)
     at = max(at, 1) if example.is_whole_text else at
     return Split(whole[:at], whole[at:])
+
+
+class TokenSpan(NamedTuple):
+    """Adjoining tokens: the position of the first, and the one after the last."""
+
+    start: int
+    stop: int
+
+
+def answer_spans(labels: Sequence[int]) -> list[TokenSpan]:
+    """Where the answers are in a tokenized row: its labels that are not ``IGNORED``."""
+    is_learned = np.asarray(labels, dtype=np.int64) != IGNORED
+    edges = np.flatnonzero(np.diff(is_learned, prepend=False, append=False)).tolist()
+    return [TokenSpan(*edges[at : at + 2]) for at in range(0, len(edges), 2)]
+
+
+def marked_answers(example: Example, tokenizer: PreTrainedTokenizerBase) -> list[TokenSpan]:
+    """Where the chat template's ``{% generation %}`` blocks are in an example's tokens; empty if it has none.
+
+    Raises:
+        InputError: as :func:`prompt_ids`.
+    """
+    if not re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template(tools=example.tools)):
+        return []
+    rendered = _checked(example, tokenizer, with_answer=True)
+    tools: Any = example.tools or None
+    made: Any = tokenizer.apply_chat_template(
+        rendered["prompt"] + rendered["completion"],
+        tools=tools,
+        return_assistant_tokens_mask=True,
+        **(example.template_kwargs or {}),
+    )
+    return answer_spans([bit or IGNORED for bit in made["assistant_masks"]])
 
 
 def _tokens(

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from monolora.data.example import Example
 from monolora.data.mixture_config import Component
 from monolora.data.row_formats import beginning
-from monolora.data.task import Columns, SampleLimits, Source, Task
+from monolora.data.task import ALL, Columns, SampleLimits, Source, Task
 from monolora.data.tasks import BUILT_IN, load_task
 from monolora.errors import InputError
 
@@ -82,6 +82,7 @@ def mixture_task(
     seed: int,
     limits: SampleLimits,
     allow_empty_answers: bool = False,
+    train_on: str = ALL,
 ) -> Mixture:
     """Read the data sets, and mix them.
 
@@ -94,11 +95,12 @@ def mixture_task(
         seed: of the order in which the data sets take turns.
         limits: of the whole mixture; ``train`` is None for as many as the data sets allow.
         allow_empty_answers: whether an answer may be empty.
+        train_on: which answers of a row (:class:`monolora.data.task.Source`).
 
     Raises:
         InputError: if a data set cannot be read, or is too small to have a share.
     """
-    tasks = [_loaded(component, components, limits, allow_empty_answers) for component in components]
+    tasks = [_loaded(component, components, limits, allow_empty_answers, train_on) for component in components]
     names = _names(components)
     first = tasks[0]
     held_out = _held_out(tasks, names, _shares(components, [task.train for task in tasks]), limits.validation)
@@ -147,7 +149,11 @@ def _shares(components: Sequence[Component], examples: Sequence[Sequence[Example
 
 
 def _loaded(
-    component: Component, components: Sequence[Component], limits: SampleLimits, allow_empty_answers: bool
+    component: Component,
+    components: Sequence[Component],
+    limits: SampleLimits,
+    allow_empty_answers: bool,
+    train_on: str,
 ) -> Task:
     """The task of a component, of which no more rows are read than its share of the mixture needs."""
     train, validation = None, 0
@@ -159,6 +165,7 @@ def _loaded(
         train_split=component.split,
         columns=component.columns,
         allow_empty_answers=allow_empty_answers and component.path not in BUILT_IN,
+        train_on=train_on,
     )
     is_scored = component is components[0]
     return load_task(component.path, source, SampleLimits(train, validation, None if is_scored else 1))

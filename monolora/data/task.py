@@ -102,6 +102,7 @@ COUNTS = {
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 1000
 _BATCH = 1000  # rows read at a time
 _CHECKED_WHOLE = 20_000  # rows that are all read, however few are trained on
+TRAIN_ON = ALL, LAST = ("all", "last")
 
 
 class Source(NamedTuple):
@@ -114,6 +115,7 @@ class Source(NamedTuple):
         drop_columns: ignored columns.
         allow_empty_answers: whether an answer may be empty.
         columns: those of which it consists; empty for all.
+        train_on: which answers of a row are trained on, one of :data:`TRAIN_ON`; held-out rows have all of them.
     """
 
     config: str | None = None
@@ -122,6 +124,7 @@ class Source(NamedTuple):
     drop_columns: tuple[str, ...] = ()
     allow_empty_answers: bool = False
     columns: tuple[str, ...] = ()
+    train_on: str = ALL
 
 
 class SampleLimits(NamedTuple):
@@ -254,7 +257,7 @@ class _Rows:
         if len(table) == 0:
             raise InputError(f"The data set {name} is empty.")
         allow_empty = source.allow_empty_answers or not answers
-        self.name, self.answers = name, answers
+        self.name, self.answers, self.train_on = name, answers, source.train_on
         if absent := [column for column in source.columns if column not in table.features]:
             raise unknown(f"column of {name}", absent[0], list(table.features))
         names = list(table.features)
@@ -309,7 +312,7 @@ class _Rows:
         last: list[Any] = []
         for row in self.read(order[taken:][::-1]) if limits.validation else ():
             if row and row[0].group not in held_out | trained:
-                last = row + last
+                last = self._trained(row) + last
             if len(last) >= limits.validation:
                 break
         return first + last
@@ -328,10 +331,17 @@ class _Rows:
                 if not examples and taken >= enough:
                     break
                 continue
-            examples += row
+            examples += self._trained(row)
             if most is not None and len(examples) >= most:
                 break
         return examples, taken
+
+    def _trained(self, row: list[Any]) -> list[Any]:
+        """The examples of a row that are trained on."""
+        if self.train_on == ALL:
+            return row
+        self.counts["untrained_turns"] += len(row[:-1])
+        return row[-1:]
 
     def read(self, numbers: Sequence[int]) -> Iterator[list[Any]]:
         """The examples of each row; rows are read in batches as needed."""

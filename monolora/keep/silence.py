@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 
-from monolora.data.chat_template import IGNORED
+from monolora.data.chat_template import answer_spans
 from monolora.errors import InputError
 from monolora.inference import MAX_POSITIONS
 from monolora.keep.activations import Activations, TokenChoice, choose_tokens, plan_store, record
@@ -248,7 +248,7 @@ class Silence(Keeper):
         prompts = [
             [anchor.context for anchor in p.anchors.train[:OVERLAP_PROMPTS]],
             [
-                [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == IGNORED]
+                row["input_ids"][: next((span.start for span in answer_spans(row["labels"])), None)]
                 for row in p.task_rows.select(range(min(OVERLAP_PROMPTS, len(p.task_rows))))
             ],
         ]

@@ -14,9 +14,10 @@ from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
 from monolora.cli.flags import FlagParser
-from monolora.data.chat_template import prompt_ids, split_at_answer
+from monolora.data.chat_template import prompt_ids, render_all
+from monolora.data.conversations import AUTO, sequences
 from monolora.data.prompt_sets import Purpose
-from monolora.data.task import Source
+from monolora.data.task import ALL, Source
 from monolora.data.tasks import Example, load_task
 from monolora.errors import InputError
 from monolora.eval import command_line
@@ -138,9 +139,11 @@ def _judge_training(study: Study, name: str, flags: Flags, tokenizer: PreTrained
 def _training(study: Study, dataset: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, CostEstimate]:
     """The steps of one training, and the cost of all trainings."""
     flags = {**study.sft, **study.datasets[dataset].sft}
-    train, _ = load_task(study.task(dataset), Source()).selected(flags.get("max_train_samples"))
+    source = Source(train_on=flags.get("train_on", ALL))
+    train, _ = load_task(study.task(dataset), source).selected(flags.get("max_train_samples"))
     max_length = flags.get("max_length") or 1024
-    lengths = [min(sum(map(len, split_at_answer(row, tokenizer))), max_length) for row in train]
+    made = sequences(train, render_all(train, tokenizer), tokenizer, flags.get("conversations", AUTO))
+    lengths = [min(len(ids), max_length) for ids in made.rows["input_ids"]]
     cells = len(study.adapters) * _trainings(study, dataset)
     epochs, batch_size = float(flags.get("num_train_epochs", 1)), int(flags.get("per_device_train_batch_size", 16))
     tokens = cells * sum(lengths) * epochs

@@ -42,7 +42,7 @@ NOT_HERE = {
     "greater_is_better": "each metric says itself which values are better",
     "use_liger_kernel": "TRL has its own fused loss instead",
     "liger_kernel_config": "TRL has its own fused loss instead",
-    "assistant_only_loss": "every assistant turn is an example of its own, and only its answer is trained on",
+    "assistant_only_loss": "only answers are trained on; --train-on says which, and --conversations how",
     "do_train": "the recipe always trains; --preview stops before",
     "length_column_name": "lengths are those of the tokenized examples",
     "remove_unused_columns": "the trainer is given the tokenized examples alone",

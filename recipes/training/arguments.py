@@ -16,7 +16,8 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from monolora.cli.config_file import split_config
 from monolora.cli.flags import check_words, raise_input_error, unknown_flag
-from monolora.data import mixture_config, table_files
+from monolora.data import conversations, mixture_config, table_files
+from monolora.data.task import ALL, TRAIN_ON
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError, in_one_line
 from monolora.hub import SMOLLM2
@@ -98,6 +99,21 @@ class AdapterArguments(RunArguments):
 
     allow_empty_answers: bool = field(
         default=False, metadata={"help": "Empty answers as training examples; without it, a row with one is refused."}
+    )
+    train_on: str = field(
+        default=ALL,
+        metadata={
+            "help": "Answers of a conversation that are trained on: all of them, or the last.",
+            "choices": list(TRAIN_ON),
+        },
+    )
+    conversations: str = field(
+        default=conversations.AUTO,
+        metadata={
+            "help": "How the answers of a conversation are learned: whole, in one sequence; split, each as an example "
+            "of its own; or auto, whole wherever the loss is the same.",
+            "choices": list(conversations.HOW),
+        },
     )
     eval_max_new_tokens: int | None = field(
         default=None, metadata={"help": "Limit of a scored answer, in tokens. Default: the task's."}

@@ -52,6 +52,7 @@ _FREE_FLAGS = frozenset(
 _INPUTS = {
     "model": "The weights of --model",
     "train": "The training examples of --dataset",
+    "sequences": "The sequences that --conversations makes of the training examples",
     "anchors": "The anchors of --keep-prompts, or the base's answers to them,",
 }
 # Flags that determine the scores before training.

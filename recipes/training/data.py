@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, cast
 
-import datasets
-
-from monolora.data.chat_template import IGNORED
+from monolora.data.chat_template import answer_spans
+from monolora.data.conversations import Sequences
 from monolora.data.mixture import Mixture, mixture_task
 from monolora.data.mixture_config import from_settings
-from monolora.data.task import Row, SampleLimits, Source, Task
+from monolora.data.task import ALL, Row, SampleLimits, Source, Task
 from monolora.recipes.training.arguments import Arguments, RunArguments
 from monolora.run_record import fingerprint_rows
 
@@ -45,11 +44,11 @@ class Data(Generic[Row]):
         held_out = zip(self.task.parts, self.task.held_out, strict=True)
         return [part.name for part, examples in held_out for _ in examples]
 
-    def counts(self, rows: datasets.Dataset, max_length: int | None) -> dict[str, Any]:
+    def counts(self, sequences: Sequences, max_length: int | None) -> dict[str, Any]:
         """Of rows and columns, for the run's record; of a mixture under ``sources``, for each data set.
 
         Args:
-            rows: the training examples tokenized, with ``labels``.
+            sequences: the training examples tokenized.
             max_length: the limit in tokens; None for none.
         """
         if not isinstance(self.task, Mixture):
@@ -57,19 +56,20 @@ class Data(Generic[Row]):
             return {**columns, **(self.task.counts or {})}
         limiting = self.task.limited_by
         return {
-            "sources": _source_counts(self.task, rows["labels"], max_length),
+            "sources": _source_counts(self.task, sequences, max_length),
             "limited_by": None if limiting is None else limiting.name,
         }
 
 
-def _source_counts(mixture: Mixture, labels: Sequence[Sequence[int]], max_length: int | None) -> dict[str, Any]:
+def _source_counts(mixture: Mixture, sequences: Sequences, max_length: int | None) -> dict[str, Any]:
     """What is trained on of each data set; examples that truncation drops are not."""
     trained = [0] * len(mixture.parts)
     tokens = [0] * len(mixture.parts)
-    for source, of_example in zip(mixture.train_sources, labels, strict=True):
-        answer = sum(label != IGNORED for label in of_example[:max_length])
-        trained[source] += answer > 0
-        tokens[source] += answer
+    for members, labels in zip(sequences.members, sequences.rows["labels"], strict=True):
+        source = mixture.train_sources[members[0]]
+        answers = answer_spans(labels[:max_length])
+        trained[source] += len(answers)
+        tokens[source] += sum(stop - start for start, stop in answers)
     return {
         part.name: {
             "asked_share": part.share,
@@ -94,7 +94,10 @@ def dataset_names(flags: RunArguments) -> list[str]:
 
 
 def read_data(
-    arguments: Arguments, load: Callable[[str, Source, SampleLimits], Task[Row]], allow_empty_answers: bool = False
+    arguments: Arguments,
+    load: Callable[[str, Source, SampleLimits], Task[Row]],
+    allow_empty_answers: bool = False,
+    train_on: str = ALL,
 ) -> Data[Row]:
     """The rows of ``--dataset``, or of all of them.
 
@@ -102,6 +105,7 @@ def read_data(
         arguments: all flags.
         load: reads a task by name; of a mixture, all are examples.
         allow_empty_answers: whether an answer may be empty.
+        train_on: which answers of a row (:class:`monolora.data.task.Source`).
 
     Raises:
         InputError: where there is no such task or data set, or its rows cannot be read.
@@ -111,7 +115,7 @@ def read_data(
     if flags.datasets is not None:
         limits = SampleLimits(flags.max_train_samples, flags.validation_samples or 0, flags.max_eval_samples)
         components = from_settings(flags.datasets, "datasets")
-        task = cast(Task[Row], mixture_task(components, arguments.training.seed, limits, allow_empty_answers))
+        task = cast(Task[Row], mixture_task(components, arguments.training.seed, limits, allow_empty_answers, train_on))
     else:
         source = Source(
             script.dataset_config,
@@ -119,6 +123,7 @@ def read_data(
             script.dataset_test_split,
             tuple(flags.drop_columns or ()),
             allow_empty_answers,
+            train_on=train_on,
         )
         limits = SampleLimits(
             flags.max_train_samples or Task.train_samples,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import Any, NamedTuple
 
 import datasets
@@ -18,7 +18,7 @@ from rich.text import Text
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from monolora.data.chat_template import IGNORED
+from monolora.data.chat_template import IGNORED, answer_spans
 from monolora.errors import InputError, RunError
 from monolora.sparsity import Sparsity
 from monolora.terminal import Terminal
@@ -33,25 +33,32 @@ class Document(NamedTuple):
     labels: list[int]
 
 
-def documents(rows: Iterable[Mapping[str, Any]], packed: bool) -> Iterator[Document]:
-    """The examples in the tokenized rows; packed rows are taken apart where an answer ends and a prompt begins.
+def documents(rows: Iterable[Mapping[str, Any]], lengths: Iterable[int] | None = None) -> Iterator[Document]:
+    """The examples in the tokenized rows.
 
-    With ``wrapped`` packing an example may begin in one row and end in the next.
+    Args:
+        rows: with ``input_ids`` and ``labels``.
+        lengths: of the examples in packed rows; one may begin in a row and end in the next. None for other rows.
     """
-    ids: list[int] = []
-    labels: list[int] = []
-    for row in rows:
-        if not packed:
-            yield Document(row["input_ids"], row["labels"])
-            continue
-        for token, label in zip(row["input_ids"], row["labels"], strict=True):
-            if labels and labels[-1] != IGNORED and label == IGNORED:
-                yield Document(ids, labels)
-                ids, labels = [], []
-            ids.append(token)
-            labels.append(label)
-    if ids:
-        yield Document(ids, labels)
+    if lengths is None:
+        yield from (Document(row["input_ids"], row["labels"]) for row in rows)
+        return
+    tokens = chain.from_iterable(zip(row["input_ids"], row["labels"], strict=True) for row in rows)
+    for length in lengths:
+        ids, labels = zip(*islice(tokens, length), strict=True)
+        yield Document(list(ids), list(labels))
+
+
+def packed_lengths(packed: datasets.Dataset, rows: datasets.Dataset) -> Iterator[int]:
+    """The lengths of the examples in packed rows, in their order.
+
+    Args:
+        packed: by TRL, which notes the lengths unless it wraps examples around.
+        rows: that were packed.
+    """
+    if "seq_lengths" in packed.column_names:
+        return chain.from_iterable(packed["seq_lengths"])
+    return map(len, rows["input_ids"])
 
 
 class Truncation(NamedTuple):
@@ -66,32 +73,30 @@ class Truncation(NamedTuple):
     truncated: int
 
 
-def check_truncation(rows: datasets.Dataset, max_length: int | None) -> Truncation:
+def check_truncation(rows: datasets.Dataset, max_length: int | None, examples: int) -> Truncation:
     """Count truncated examples, and warn if more than a hundredth of them is dropped.
 
     Args:
         rows: the tokenized examples, whole, with ``labels``.
         max_length: the limit in tokens; None for none.
+        examples: how many there are; more than rows where a row has several answers.
 
     Raises:
         InputError: if more than half of the examples would be dropped.
     """
     truncation = truncated_by(rows["labels"], max_length)
     if max_length is not None:
-        check_lost(truncation.dropped, len(rows), max_length)
+        check_lost(truncation.dropped, examples, max_length)
     return truncation
 
 
 def truncated_by(labels: Iterable[Sequence[int]], max_length: int | None) -> Truncation:
-    """The effect of a token limit, None for none, on examples with these labels."""
+    """The effect of a token limit, None for none, on rows with these labels, each of one or more answers."""
     if max_length is None:
         return Truncation(0, 0)
-    dropped = truncated = 0
-    for of_example in labels:
-        if len(of_example) > max_length:
-            lost = all(label == IGNORED for label in of_example[:max_length])
-            dropped, truncated = dropped + lost, truncated + (not lost)
-    return Truncation(dropped, truncated)
+    spans = [span for of_row in labels if len(of_row) > max_length for span in answer_spans(of_row)]
+    dropped = sum(span.start >= max_length for span in spans)
+    return Truncation(dropped, sum(span.stop > max_length for span in spans) - dropped)
 
 
 ALONE_TOO_LONG = "lose every trained token when cut to --max-length {}: the prompts alone are longer"
@@ -121,7 +126,8 @@ def check_training_rows(
     tokenizer: PreTrainedTokenizerBase,
     wanted: int,
     max_length: int | None,
-    packed: bool = False,
+    lengths: Iterable[int] | None = None,
+    joined: bool = False,
 ) -> float:
     """Check the tokenized training rows.
 
@@ -130,10 +136,11 @@ def check_training_rows(
         tokenizer: the one that made them.
         wanted: how many examples there were before TRL dropped those without a trained token.
         max_length: the limit in tokens that truncated them.
-        packed: whether TRL packed several examples into a row.
+        lengths: of the examples in packed rows (:func:`packed_lengths`); None for other rows.
+        joined: whether a row may have several answers of a conversation.
 
     Returns:
-        The share of examples whose end token is trained; the others were cut by truncation.
+        The share of answers whose end token is trained; the others were cut by truncation.
 
     Raises:
         InputError: if no row has a trained token, the prompt is trained on, BOS is doubled or missing, or the end
@@ -141,12 +148,14 @@ def check_training_rows(
     """
     count = ended = 0
     bos = bos_in_front(tokenizer)
-    for document in documents(rows, packed):
-        if all(label == IGNORED for label in document.labels):  # the cut-off prompt at the end of a packed row
+    for document in documents(rows, lengths):
+        answers = answer_spans(document.labels)
+        if not answers:  # the cut-off prompt in a packed row
             continue
-        check_document(document, tokenizer, bos)
-        count += 1
-        ended += tokenizer.eos_token_id in document.labels[-3:]  # templates may put a newline after it
+        check_document(document, tokenizer, bos, joined)
+        count += len(answers)
+        ends = (document.labels[max(start, stop - 3) : stop] for start, stop in answers)  # a newline may come after it
+        ended += sum(tokenizer.eos_token_id in end for end in ends)
     if count == 0:
         raise InputError(
             f"All {wanted} examples lose every trained token when cut to --max-length {max_length}: the prompts alone "
@@ -166,7 +175,7 @@ def check_steps(name: str, examples: int, rows: int, packed: bool, args: Trainin
     Args:
         name: of the data set.
         examples: to train on.
-        rows: of the tokenized data; fewer than examples where packed.
+        rows: of the tokenized data; fewer than examples where packed, or where a row has several answers.
         packed: whether rows hold several examples.
         args: of the trainer.
         processes: number of processes that share the rows.
@@ -194,8 +203,12 @@ def bos_in_front(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bos is not None and tokenizer("a")["input_ids"][0] == bos
 
 
-def check_document(document: Document, tokenizer: PreTrainedTokenizerBase, bos_expected: bool) -> None:
+def check_document(
+    document: Document, tokenizer: PreTrainedTokenizerBase, bos_expected: bool, joined: bool = False
+) -> None:
     """Check one example: loss on the whole answer and on nothing else, and one BOS in front where there must be one.
+
+    With ``joined``, it may have several answers, and what is between them is not trained on.
 
     Raises:
         InputError: if not.
@@ -204,7 +217,8 @@ def check_document(document: Document, tokenizer: PreTrainedTokenizerBase, bos_e
     first = next(position for position, label in enumerate(labels) if label != IGNORED)
     if first == 0:
         raise InputError("The first token of an example is trained on: the loss is not on answers only.")
-    if labels[first:] != ids[first:]:
+    gaps = (IGNORED,) if joined else ()
+    if any(label != token and label not in gaps for token, label in zip(ids[first:], labels[first:], strict=True)):
         raise InputError("An example has tokens in its answer that are not trained on: the loss is not on all of it.")
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:

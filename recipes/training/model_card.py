@@ -27,10 +27,17 @@ def rows_line(rows: Mapping[str, Any]) -> str:
         parts.insert(0, f"{rows['read']} of {rows['data_set']} rows read for training")
         counts = COUNTS | PREFERENCE_COUNTS
         parts += [f"{rows[key]} {text}" for key, text in counts.items() if rows.get(key) and key != "read"]
-    parts.append(f"{rows['examples'] - rows['dropped']} trained on")
+    one_pass = f" in {rows['sequences']} sequences" if "sequences" in rows else ""
+    parts.append(f"{rows['examples'] - rows['dropped']} trained on{one_pass}")
     parts += [f"{rows['dropped']} dropped (longer than --max-length)"] if rows["dropped"] else []
     parts += [f"{rows['truncated']} truncated"] if rows["truncated"] else []
     lines = [f"Data: {', '.join(parts)}; {rows['test']} held out."]
+    if in_parts := rows.get("in_parts"):
+        lines.append(
+            f"Conversations that are not trained on in one sequence: {in_parts['number']} (the first is "
+            f"{in_parts['first']}). The "
+            "chat template renders an earlier turn otherwise once more follow."
+        )
     lines += [_source_line(name, source) for name, source in rows.get("sources", {}).items()]
     if rows.get("limited_by"):
         lines.append(

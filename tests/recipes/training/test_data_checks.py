@@ -20,6 +20,7 @@ from monolora.recipes.training.data_checks import (
     check_training_rows,
     check_truncation,
     documents,
+    packed_lengths,
     preview,
 )
 from monolora.sparsity import Sparsity
@@ -29,9 +30,9 @@ EXAMPLES = demo.load().train[:12]
 BOS, EOS, NO = 1, 2, -100
 
 
-def _check(tokenizer: PreTrainedTokenizerBase, *rows: tuple[list[int], list[int]], packed: bool = False) -> float:
+def _check(tokenizer: PreTrainedTokenizerBase, *rows: tuple[list[int], list[int]], **options: Any) -> float:
     table = datasets.Dataset.from_list([{"input_ids": ids, "labels": labels} for ids, labels in rows])
-    return check_training_rows(table, tokenizer, wanted=len(rows), max_length=9, packed=packed)
+    return check_training_rows(table, tokenizer, wanted=len(rows), max_length=9, **options)
 
 
 def test_right_rows(chat_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -57,6 +58,18 @@ def test_wrong_rows(chat_tokenizer: PreTrainedTokenizerBase, ids: list[int], lab
         _check(chat_tokenizer, (ids, labels))
 
 
+def test_rows_with_several_answers(chat_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Each has an end token to be learned; what is between them is not."""
+    ids, labels = [BOS, 5, 7, EOS, 6, 8, EOS], [NO, NO, 7, EOS, NO, 8, EOS]
+    assert _check(chat_tokenizer, (ids, labels), joined=True) == 1
+    assert _check(chat_tokenizer, (ids[:-1], labels[:-1]), joined=True) == 0.5
+    assert _check(chat_tokenizer, (ids * 2, labels * 2), joined=True, lengths=[7, 7]) == 1
+    with pytest.raises(InputError, match="not on all of it"):
+        _check(chat_tokenizer, (ids, labels))
+    with pytest.raises(InputError, match="not on all of it"):
+        _check(chat_tokenizer, (ids, [*labels[:-1], 9]), joined=True)
+
+
 def test_bos_in_front(chat_tokenizer: PreTrainedTokenizerBase, chat_model: Any) -> None:
     assert bos_in_front(chat_tokenizer)
     other = type(chat_tokenizer).from_pretrained(chat_model)
@@ -72,26 +85,26 @@ def test_packed_rows_are_taken_apart(
 ) -> None:
     """The documents in TRL's packed rows are the rows that TRL makes without packing, in some order."""
     flags = ("--packing", "--packing-strategy", strategy, "--max-length", length)
-    whole = sorted(document.ids for document in documents(trained_rows(EXAMPLES, chat_tokenizer), packed=False))
+    rows = trained_rows(EXAMPLES, chat_tokenizer)
     packed = trained_rows(EXAMPLES, chat_tokenizer, *flags)
-    assert len(packed) != len(whole)
-    found = sorted(document.ids for document in documents(packed, packed=True))
-    assert found == whole
-    assert check_training_rows(packed, chat_tokenizer, 12, int(length), packed=True) == 1
+    assert len(packed) != len(rows)
+    lengths = list(packed_lengths(packed, rows))
+    assert sorted(documents(packed, lengths)) == sorted(documents(rows))
+    assert check_training_rows(packed, chat_tokenizer, 12, int(length), lengths) == 1
 
 
 def test_packed_rows_are_checked(chat_tokenizer: PreTrainedTokenizerBase) -> None:
     good = [BOS, 5, 7, EOS]
     with pytest.raises(InputError, match="do not begin"):
-        _check(chat_tokenizer, ([*good, 5, 7, EOS], [NO, NO, 7, EOS, NO, 7, EOS]), packed=True)
+        _check(chat_tokenizer, ([*good, 5, 7, EOS], [NO, NO, 7, EOS, NO, 7, EOS]), lengths=[4, 3])
     with pytest.raises(InputError, match="twice"):
-        _check(chat_tokenizer, ([*good, BOS, BOS, EOS], [NO, NO, 7, EOS, NO, NO, EOS]), packed=True)
+        _check(chat_tokenizer, ([*good, BOS, BOS, EOS], [NO, NO, 7, EOS, NO, NO, EOS]), lengths=[4, 3])
 
 
 def test_cut_examples_are_counted(trained_rows: Callable[..., Any], chat_tokenizer: PreTrainedTokenizerBase) -> None:
     examples = [Example("good?", "positive"), Example("good?", "positive " * 30)]
     rows = trained_rows(examples, chat_tokenizer, "--max-length", "24")
-    assert check_training_rows(rows, chat_tokenizer, 2, 24, packed=False) == 0.5
+    assert check_training_rows(rows, chat_tokenizer, 2, 24) == 0.5
 
 
 def _labels(*rows: tuple[int, int]) -> datasets.Dataset:
@@ -101,15 +114,15 @@ def _labels(*rows: tuple[int, int]) -> datasets.Dataset:
 
 def test_what_truncation_takes_is_counted() -> None:
     rows = _labels((4, 4), (2, 8), *[(2, 2)] * 98)
-    assert check_truncation(rows, None) == (0, 0)
-    assert check_truncation(rows, 8) == (0, 1)
-    assert check_truncation(rows, 4) == (1, 1)  # a hundredth dropped, and no more
+    assert check_truncation(rows, None, 100) == (0, 0)
+    assert check_truncation(rows, 8, 100) == (0, 1)
+    assert check_truncation(rows, 4, 100) == (1, 1)  # a hundredth dropped, and no more
     with pytest.warns(UserWarning, match="2 of 100 examples lose every trained token when cut to --max-length 4"):
-        assert check_truncation(_labels((4, 4), (9, 1), *[(2, 2)] * 98), 4) == (2, 0)
+        assert check_truncation(_labels((4, 4), (9, 1), *[(2, 2)] * 98), 4, 100) == (2, 0)
     with pytest.warns(UserWarning, match="1 of 2 examples"):
-        check_truncation(_labels((4, 4), (2, 2)), 4)
+        check_truncation(_labels((4, 4), (2, 2)), 4, 2)
     with pytest.raises(InputError, match=r"2 of 3 examples lose every trained token.* Raise --max-length\."):
-        check_truncation(_labels((4, 4), (5, 1), (2, 2)), 4)
+        check_truncation(_labels((4, 4), (5, 1), (2, 2)), 4, 3)
 
 
 def test_preview_shows_three_with_whole_letters(
