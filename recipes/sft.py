@@ -87,7 +87,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     ended = check_training_rows(trainer.train_dataset, tokenizer, len(trained), training.max_length, training.packing)
     train_rows, processes = len(trainer.train_dataset), PartialState().num_processes
     check_steps(data.task.name, len(trained), train_rows, training.packing, training, processes)
-    keeping.prepare(trainer, tokenizer, rows, flags, inputs.base)
+    keeping.prepare(trainer, tokenizer, rows, flags, inputs.base, flags.adapter_from is not None)
     return SftRun(
         arguments=arguments,
         inputs=inputs,
