@@ -143,9 +143,10 @@ class AtomicCheckpoints(Trainer):
         folder = Path(output_dir or self.args.output_dir or "")
         model: Any = self.accelerator.unwrap_model(self.model)
         base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        with any_generation_config(base, folder), _without_reference(model):
+        with any_generation_config(base, folder):
             super()._save(output_dir, state_dict)
         if isinstance(model, PeftModel):
+            shutil.rmtree(folder / REFERENCE, ignore_errors=True)  # PEFT saves all adapters; this one is made again
             save_generation_config(base.generation_config, folder)
             if self.base_id is not None:
                 config = read_json(folder / CONFIG_NAME, "Save again.")
@@ -226,18 +227,6 @@ class AtomicCheckpoints(Trainer):
         surplus = len(own) - (self.args.save_total_limit or len(own))
         for step in sorted(own, key=lambda step: (own[step].stat().st_mtime, step))[: max(0, surplus)]:
             shutil.rmtree(own[step], ignore_errors=True)
-
-
-@contextmanager
-def _without_reference(model: Any) -> Iterator[None]:
-    """In the block, PEFT saves the trained adapter alone."""
-    configs = model.peft_config if isinstance(model, PeftModel) else {}
-    reference = configs.pop(REFERENCE, None)
-    try:
-        yield
-    finally:
-        if reference is not None:
-            configs[REFERENCE] = reference
 
 
 def _is_own(path: Path) -> bool:

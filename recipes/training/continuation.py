@@ -43,7 +43,9 @@ def starting_adapter(folder: str) -> LoraConfig:
             )
     config = adapter_config(folder)
     if not isinstance(config, LoraConfig) or config.peft_type not in ("LORA", "MONOLORA"):
-        raise InputError(f"--adapter-from {folder} is of PEFT's {config.peft_type}. Give a LoRA or MonoLoRA adapter.")
+        raise InputError(
+            f"--adapter-from {folder} is of method {config.peft_type.value}. Give a LoRA or MonoLoRA adapter."
+        )
     if config.task_type not in (None, "CAUSAL_LM"):
         raise InputError(
             f"--adapter-from {folder} is made for {config.task_type}. Give one of a causal language model."
