@@ -201,15 +201,9 @@ class AtomicCheckpoints(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The next step has the learning rate of this run's schedule: the saved one is of the end that it had then."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        schedule: Any = self.lr_scheduler
-        if checkpoint is not None and isinstance(schedule, LambdaLR):
-            rates = [
-                base * factor(schedule.last_epoch)
-                for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-            ]
-            for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-            schedule._last_lr = rates
+        if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
+            self.lr_scheduler.last_epoch -= 1
+            self.lr_scheduler.step()
 
     def _publish(self, staging: Path, final: Path) -> None:
         """Rename a finished checkpoint, and remove the oldest of this run above ``save_total_limit``.
