@@ -102,12 +102,8 @@ def _check_generates(path: str) -> None:
 
 
 def _check_base(path: str, base: EvaluatedModel, fingerprint: str) -> None:
-    """Refuse an adapter whose training recorded the fingerprint of another base.
-
-    The record lies in the adapter's folder, or beside it if that is a checkpoint within the run's folder.
-    """
-    records = (run_record.read(folder, "Remove it.") for folder in (Path(path), Path(path).parent))
-    run = next((record for record in records if record is not None), None)
+    """Refuse an adapter whose training recorded the fingerprint of another base."""
+    run = run_record.of_adapter(path)
     if run is None:
         return
     recorded = run.get("fingerprints", {}).get("model")

@@ -101,11 +101,26 @@ def load_adapted(
     model = load_causal_lm(path, dtype=dtype, **on_gpus() | options)
     model.name_or_path = named
     tokenizer = adapter_tokenizer(folder, named)
-    _resize(model, folder, tokenizer)
+    fit_vocabulary(model, folder, tokenizer)
     check_vocabulary(model, tokenizer, folder)
-    adapted = _fitting(folder, named, partial(attach, model, folder))
+    return _in_eval_mode(attach_fitting(model, folder, named)), tokenizer
+
+
+def attach_fitting(model: PreTrainedModel, folder: str, base: str, **options: Any) -> PeftModel:
+    """As :func:`attach`, with the generation config in the folder.
+
+    Args:
+        model: the base, with the adapter's vocabulary (:func:`fit_vocabulary`).
+        folder: of the adapter.
+        base: the name of the base, for messages.
+        options: for :func:`attach`.
+
+    Raises:
+        InputError: also where the adapter does not fit.
+    """
+    adapted: PeftModel = _fitting(folder, base, partial(attach, model, folder, **options))
     adopt_generation_config(model, folder)
-    return _in_eval_mode(adapted), tokenizer
+    return adapted
 
 
 def adapter_tokenizer(folder: str, base: str) -> PreTrainedTokenizerBase:
@@ -114,10 +129,15 @@ def adapter_tokenizer(folder: str, base: str) -> PreTrainedTokenizerBase:
     Raises:
         InputError: if it is missing, or its files are damaged.
     """
-    tokenizer = load_tokenizer(folder if (Path(folder) / "tokenizer.json").is_file() else resolve_model(base))
+    tokenizer = load_tokenizer(folder if has_tokenizer(folder) else resolve_model(base))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def has_tokenizer(folder: str) -> bool:
+    """Whether a tokenizer was saved with the adapter."""
+    return (Path(folder) / "tokenizer.json").is_file()
 
 
 def load_sum(
@@ -192,8 +212,17 @@ def _in_eval_mode(model: PeftModel) -> PeftModel:
     return model
 
 
-def _resize(model: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the model as many embeddings as the adapter was trained with. The values of new ones are in its file."""
+def fit_vocabulary(model: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the model as many embeddings as the adapter was trained with. The values of new ones are in its file.
+
+    Args:
+        model: the base.
+        folder: of the adapter.
+        tokenizer: of the adapter.
+
+    Raises:
+        InputError: where the embeddings are on disk.
+    """
     weight = model.get_input_embeddings().get_parameter("weight")
     rows, base_rows = vocabulary_in(folder, model), len(weight)
     if rows is None and (Path(folder) / "tokenizer_config.json").is_file():
@@ -205,18 +234,26 @@ def _resize(model: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerB
     model.resize_token_embeddings(rows)
 
 
-def attach(model: PreTrainedModel, folder: str) -> PeftModel:
+def attach(
+    model: PreTrainedModel, folder: str, *, is_trainable: bool = False, autocast_adapter_dtype: bool = True
+) -> PeftModel:
     """The model with the adapter of a folder, MonoLoRA or any other PEFT method, whose files are checked.
 
     With offloaded layers PEFT would offload the adapter too, copying the base's weight files into the working
     directory. Here the adapter stays in memory.
+
+    Args:
+        model: the base.
+        folder: of the adapter.
+        is_trainable: whether it is to be trained.
+        autocast_adapter_dtype: whether an adapter in half precision becomes float32, as PEFT's option of this name.
 
     Raises:
         InputError: if the folder holds no adapter, or its files are damaged or hold foreign tensors.
         ValueError, RuntimeError: if PEFT refuses the adapter.
     """
     config = adapter_config(folder)
-    config.inference_mode = True
+    config.inference_mode = not is_trainable
     is_monolora = isinstance(config, MonoLoraConfig)
     if not is_monolora:  # MonoLoRA resolves its patterns itself
         pattern = vars(config).get("target_modules")
@@ -226,12 +263,13 @@ def attach(model: PreTrainedModel, folder: str) -> PeftModel:
     offloaded = bool({"cpu", "disk"} & set(vars(model).get("hf_device_map", {}).values()))
     if offloaded and not isinstance(config, LoraConfig):
         raise InputError(f"{folder} is no MonoLoRA or LoRA adapter; only those can be on a model larger than memory.")
-    adapted = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type or "", PeftModel)(model, config)
+    kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type or "", PeftModel)
+    adapted = kind(model, config, autocast_adapter_dtype=autocast_adapter_dtype)
     tensors = load_peft_weights(folder, device="cpu")
     if not is_monolora:
         _check_tensors(adapted, config, tensors)
     if not offloaded:
-        adapted.load_adapter(folder, "default")
+        adapted.load_adapter(folder, "default", is_trainable=is_trainable)
         return adapted
     for layer in adapted.modules():
         if isinstance(layer, LoraLayer):

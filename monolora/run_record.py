@@ -177,6 +177,7 @@ class Fingerprints(TypedDict, total=False):
     """Of what the run was made from."""
 
     model: str
+    adapter: str
     train: str
     test: str
     anchors: str
@@ -220,3 +221,13 @@ def read(folder: Path, fix: str = "Remove the folder, or take another --output-d
     if problem := type_problem(record, RunRecord):
         raise InputError(f"{path} is damaged: {problem} {fix}")
     return cast(RunRecord, record)
+
+
+def of_adapter(folder: str | Path) -> RunRecord | None:
+    """The record of the run that an adapter folder belongs to: in it, or beside it if it is a checkpoint; or None.
+
+    Raises:
+        InputError: if there is a file of that name that is no record.
+    """
+    records = (read(place, "Remove it.") for place in (Path(folder), Path(folder).parent))
+    return next((record for record in records if record is not None), None)

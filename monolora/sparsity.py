@@ -74,7 +74,7 @@ class SparsityMeter:
 
     Args:
         model: a model with MonoLoRA or LoRA layers, wrapped in a ``PeftModel`` or not.
-        training_only: whether to skip layers in evaluation mode.
+        training_only: whether to skip layers in evaluation mode, and passes without gradients, as of a reference.
 
     Raises:
         ValueError: for an encoder-decoder model, which has two kinds of padding.
@@ -125,7 +125,7 @@ class SparsityMeter:
 
     def _observe(self, layer: LoraLayer, adapter_name: str, h: torch.Tensor) -> None:
         assert isinstance(layer, nn.Module)  # as every class of LoRA layers is
-        if self._training_only and not layer.training:
+        if self._training_only and not (layer.training and torch.is_grad_enabled()):
             return
         keep_T = self._keep_of(h.shape[:-1])
         key, units = (self._names[layer], adapter_name), h.shape[-1]

@@ -3,9 +3,9 @@
     accelerate launch recipes/dpo.py --dataset pairs.jsonl --adapter monolora
     accelerate launch recipes/dpo.py --dataset pairs.jsonl --method kto --beta 0.2
 
-The reference is the base: an adapter is switched off, and full finetuning keeps a frozen copy. Reads top to bottom:
-flags, data, model, checks; what follows is :mod:`monolora.recipes.training.run`. Bad input ends it with one line and
-exit status 2 before anything is written.
+The reference is the model that training starts from: a new adapter is switched off, and full finetuning and
+``--adapter-from`` keep a frozen copy. Reads top to bottom: flags, data, model, checks; what follows is
+:mod:`monolora.recipes.training.run`. Bad input ends it with one line and exit status 2 before anything is written.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, cast
@@ -63,11 +64,15 @@ class PreferenceRun(Run):
     held_out: dict[str, Tokens]
     reference: dict[str, list[LogProbs]] = field(default_factory=dict)
 
+    @property
+    def reference_name(self) -> str | None:
+        return self.arguments.adapter.adapter_from or "base"
+
     def score_before(self) -> dict[str, Any] | None:
         """Of the reference, which rewards need later; so it is measured again where a run is resumed."""
         if not is_sharded(self.trainer):
             inference = self.inference("of the reference")
-            with adapter_off(inference.model):
+            with nullcontext() if self.arguments.adapter.adapter_from else adapter_off(inference.model):
                 self.reference.update({name: _log_probs(inference, rows) for name, rows in self.held_out.items()})
         return probability_scores(self.reference[TEST]) if TEST in self.reference else None
 
@@ -132,7 +137,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     answers = list(labelled(trained.rows, training.max_length))
     ended = check_training_rows(answers, tokenizer, len(answers), training.max_length)
     check_steps(data.task.name, len(trained.rows), len(trained.rows), False, training, PartialState().num_processes)
-    keeping.prepare(trainer, tokenizer, Dataset.from_list(answers), flags, inputs.base)
+    keeping.prepare(trainer, tokenizer, Dataset.from_list(answers), flags, inputs.base, flags.adapter_from is not None)
     return PreferenceRun(
         arguments=arguments,
         inputs=inputs,
@@ -166,7 +171,7 @@ def _trained(arguments: Arguments, inputs: Inputs, data: Data[Preference]) -> Pr
 def _make_trainer(
     arguments: Arguments, inputs: Inputs, model: PreTrainedModel, rows: Dataset, keepers: Sequence[Any]
 ) -> Any:
-    """TRL's trainer of the method. A reference of its own has full finetuning alone, loaded as the model was."""
+    """TRL's trainer of the method. A model of its own as the reference has full finetuning alone, loaded as it was."""
     kind: Any = PairTrainer if _method(arguments) == "dpo" else JudgedTrainer
     if inputs.adapter is None and not arguments.training.precompute_ref_log_probs:
         kind = partial(kind, ref_model=load_model(inputs.model_folder, arguments))

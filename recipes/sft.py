@@ -106,7 +106,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     ended = check_training_rows(trainer.train_dataset, tokenizer, number, training.max_length, lengths, made.is_joined)
     train_rows, processes = len(trainer.train_dataset), PartialState().num_processes
     check_steps(data.task.name, number, train_rows, training.packing, training, processes)
-    keeping.prepare(trainer, tokenizer, rows, flags, inputs.base)
+    keeping.prepare(trainer, tokenizer, rows, flags, inputs.base, flags.adapter_from is not None)
     return SftRun(
         arguments=arguments,
         inputs=inputs,

@@ -198,12 +198,14 @@ def test_mixed_batches_are_measured_without_padding_only(model: PeftModel, ids: 
         _measure(model, input_ids=ids, attention_mask=torch.tensor(MASKS["left"]), adapter_names=names)
 
 
-def test_training_only_passes_over_evaluation(model: PeftModel, ids: torch.Tensor) -> None:
+def test_training_only_passes_over_evaluation_and_references(model: PeftModel, ids: torch.Tensor) -> None:
     meter = SparsityMeter(model, training_only=True)
     with meter.measuring():
         model(input_ids=ids)
+        with torch.no_grad():  # of a reference
+            model.train()(input_ids=ids)
         assert not meter.has_counts
-        model.train()(input_ids=ids[:1])
+        model(input_ids=ids[:1])
     assert meter.result().tokens == 6
 
 

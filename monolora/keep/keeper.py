@@ -18,7 +18,7 @@ class Preparation:
     """What a keeper is prepared from.
 
     Attributes:
-        model: the model that will be trained, before its first step; its adapter, if any, is the identity still.
+        model: the model that will be trained, before its first step; a new adapter is the identity still.
         tokenizer: its tokenizer, with a padding token.
         anchors: prompts with the base's own answers; keepers learn from ``anchors.train`` only.
         task_rows: the tokenized training rows, with ``input_ids`` and ``labels``.
@@ -28,6 +28,7 @@ class Preparation:
         tokens: anchor tokens whose activations are stored, at most.
         first_tokens: how many tokens of each answer count; None for all.
         base: the base's key, for caches (:func:`monolora.keep.anchors.base_key`).
+        is_trained: whether the adapter was trained before, so that no keeper may initialise it.
     """
 
     model: Any
@@ -39,6 +40,7 @@ class Preparation:
     tokens: int
     first_tokens: int | None
     base: str
+    is_trained: bool = False
 
 
 class Keeper:
@@ -73,7 +75,7 @@ class Keeper:
         return ()
 
     def prepare(self, preparation: Preparation) -> None:
-        """Measure the base on the anchors, and initialise the adapter if the method does.
+        """Measure the base on the anchors, and initialise a new adapter if the method does.
 
         Raises:
             InputError: if the method cannot work with this model, adapter or data.

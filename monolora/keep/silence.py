@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 
 from monolora.data.chat_template import answer_spans
 from monolora.errors import InputError
-from monolora.inference import MAX_POSITIONS
+from monolora.inference import MAX_POSITIONS, adapter_off
 from monolora.keep.activations import Activations, TokenChoice, choose_tokens, plan_store, record
 from monolora.keep.cache import Tensors, cached
 from monolora.keep.keeper import Keeper, Preparation
@@ -182,7 +182,7 @@ class Silence(Keeper):
         self._report: dict[str, Any] = {}
 
     def prepare(self, preparation: Preparation) -> None:
-        """Record the inputs of the adapted modules on anchors and task, and initialise A.
+        """Record the inputs of the adapted modules on anchors and task, and initialise A of a new adapter.
 
         Raises:
             InputError: for an adapter whose units cannot be silent, modules that are not linear over tokens, a store
@@ -197,7 +197,8 @@ class Silence(Keeper):
         key = [p.base, str(p.model.dtype), list(self._layers.values()), whole, self._first, chosen.number]
 
         def make() -> Tensors:
-            recorded = self._record(chosen)
+            with adapter_off(p.model):
+                recorded = self._record(chosen)
             return Tensors(recorded.inputs, recorded.source)
 
         self._anchors = Activations(*cached("activations", key, self._store.device, make), {})
@@ -257,19 +258,29 @@ class Silence(Keeper):
             return
         anchors, task = (self._share_on(self._record(tokens)) for tokens in chosen)
         if anchors > OVERLAP * task:
+            made, fix = "made to tell them apart", "Give --keep-prompts of another kind or a larger weight, or use"
+            if p.is_trained:
+                made, fix = "of --adapter-from", "Give an adapter that was trained with --keep silence, or use"
             raise InputError(
-                f"The anchors cannot be told from the task: units made to tell them apart are on for {anchors:.0%} of "
-                f"the anchors' prompt tokens and {task:.0%} of the task's. Give --keep-prompts of another kind or a "
-                "larger weight, or use --keep kl or replay."
+                f"The anchors cannot be told from the task: units {made} are on for {anchors:.0%} of the anchors' "
+                f"prompt tokens and {task:.0%} of the task's. {fix} --keep kl or replay."
             )
 
     def _initialise(
         self, readers: Mapping[Any, str], task: Activations, generator: torch.Generator
     ) -> Iterator[_Module]:
-        """The modules that read the same hidden states, whose rows are found together."""
+        """The modules that read the same hidden states, whose rows are found together.
+
+        An adapter that was trained before keeps its rows.
+        """
         name = next(iter(readers.values()))
         anchor_NI, task_MI = self._anchors.of(name), task.of(name).float()
         rows_A = [layer.lora_A["default"].weight for layer in readers]
+        if self._preparation.is_trained:
+            for (layer, name), A in zip(readers.items(), rows_A, strict=True):
+                size = float((task_MI @ A.detach().float().T).std())
+                yield _Module(layer, name, size, _is_linear(layer))
+            return
         gradients = torch.stack([task.gradients[name] for name in readers.values()])
         weight_M = token_weights(gradients).to(task_MI.device)
         ranks, is_linear = [len(A) for A in rows_A], _is_linear(next(iter(readers)))

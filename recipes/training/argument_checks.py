@@ -180,6 +180,10 @@ def check_conflicts(flags: argparse.Namespace, typed: set[str], named: set[str],
     for ours, theirs in (("model", "model_name_or_path"), ("dataset", "dataset_name")):
         if {ours, theirs} <= named:
             raise InputError(f"{spelled(ours)} and {spelled(theirs)} mean the same. Keep {spelled(ours)}.")
+    if flags.adapter_from is not None and flags.adapter == "none":
+        raise InputError(
+            "--adapter-from is for adapters. To train all weights further, give the folder of the model with --model."
+        )
     _check_adapter_flags(flags, typed, named)
     _check_keep(flags, named)
     if flags.overwrite and flags.resume_from_checkpoint is not None:
@@ -287,6 +291,11 @@ def _check_keep(flags: argparse.Namespace, named: set[str]) -> None:
             raise InputError(
                 f"--keep {keeper.name} works on an adapter's units, and --adapter none has none. Use replay or kl."
             )
+    if keepers and flags.adapter_from is not None and flags.lora_bias != "none":
+        raise InputError(
+            f"--keep compares with the base, and --adapter-from {flags.adapter_from} has trained its biases, which "
+            "stay when the adapter is switched off. Leave one of the two out."
+        )
     if "silence" in keepers:
         _check_silence(flags)
 
@@ -308,7 +317,7 @@ def _check_silence(flags: argparse.Namespace) -> None:
                 f"{spelled(name)} trains weights that act on every token, which silent units cannot undo. Leave it "
                 "out, or use --keep kl."
             )
-    if flags.init_lora_weights not in ("true", "gaussian"):
+    if flags.init_lora_weights not in ("true", "gaussian") and flags.adapter_from is None:
         raise InputError(
             f"--keep silence makes the first A itself and starts from B = 0, and --init-lora-weights "
             f"{flags.init_lora_weights} asks for others. Leave it out."

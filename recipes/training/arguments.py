@@ -31,9 +31,11 @@ from monolora.recipes.training.argument_checks import (
     check_values,
 )
 from monolora.recipes.training.config_values import read_config, split_mixture
+from monolora.recipes.training.continuation import check_settings, settings_of
 from monolora.recipes.training.keeping import KeepArguments
 from monolora.redaction import is_secret_name
 
+LATEST = "latest"  # the checkpoint that --resume-from-checkpoint means without a value
 DTYPE = {"monolora": "bfloat16", "lora": "bfloat16", "none": "float32"}
 
 
@@ -48,6 +50,13 @@ class RunArguments(KeepArguments):
         default="relu", metadata={"help": "MonoLoRA's activation: relu, identity, softplus or topk:<k>."}
     )
     model: str = field(default=SMOLLM2, metadata={"help": f"Hub id or path, or {SMOLLM2} (packaged with the project)."})
+    adapter_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Adapter that is trained further: a run, a checkpoint of one, or any folder of LoRA or MonoLoRA. "
+            "Default: none, a new adapter."
+        },
+    )
     dataset: str = field(
         default="demo",
         metadata={
@@ -310,6 +319,10 @@ def parse(argv: list[str] | None = None, program: Program = SFT) -> Arguments:
     typed = {option.split("=")[0].lstrip("-").replace("-", "_") for option in words if option.startswith("--")}
     named = typed | set(from_file)
     check_mixture(mixture, named)
+    started_from = settings_of(namespace.adapter_from) if namespace.adapter_from is not None else {}
+    if started_from:
+        parser.set_defaults(**{name: value for name, value in started_from.items() if name not in named})
+        namespace, _ = parser.parse_known_args(words)
     if namespace.adapter in ADAPTERS:
         rate = program.training.learning_rates[namespace.adapter]
         defaults = {"learning_rate": rate, "dtype": DTYPE[namespace.adapter]}
@@ -319,7 +332,10 @@ def parse(argv: list[str] | None = None, program: Program = SFT) -> Arguments:
     arguments = _arguments(parser, words)
     check_values(arguments)
     arguments.adapter.datasets = mixture_config.as_settings(mixture) or None
-    return _completed(arguments, named)
+    arguments = _completed(arguments, named)
+    if started_from:
+        check_settings(arguments, started_from, bool({"model", "model_name_or_path"} & named))
+    return arguments
 
 
 def joined(words: Sequence[str], flags: Sequence[str]) -> list[str]:
@@ -401,8 +417,13 @@ def suggested(parser: TrlParser) -> set[str]:
 def _accept_bare_resume(parser: TrlParser) -> None:
     for action in parser._actions:
         if action.dest == "resume_from_checkpoint":
-            action.nargs, action.const = "?", "latest"
-            action.help = "A checkpoint folder; without a value, the newest of the output folder."
+            action.nargs, action.const, action.type = "?", LATEST, _checkpoint
+            action.help = "A checkpoint folder; without a value, or with true, the newest of the output folder."
+
+
+def _checkpoint(word: str) -> str | None:
+    """What a word after ``--resume-from-checkpoint`` means; transformers' own argument may be true or false too."""
+    return {"true": LATEST, "false": None}.get(word.lower(), word)
 
 
 def _completed(arguments: Arguments, named: set[str]) -> Arguments:
@@ -416,7 +437,7 @@ def _completed(arguments: Arguments, named: set[str]) -> Arguments:
         adapter.dataset = " + ".join(source["path"] for source in adapter.datasets)
     if "output_dir" not in named:
         checkpoint = training.resume_from_checkpoint
-        if checkpoint is not None and checkpoint != "latest":
+        if checkpoint is not None and checkpoint != LATEST:
             training.output_dir = str(Path(checkpoint).parent)
         else:
             names = [source["path"] for source in adapter.datasets or [{"path": adapter.dataset}]]

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, cast
 
 import torch
+from accelerate import PartialState
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME
 from torch import nn
 from torch.distributed.fsdp import StateDictType
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import SchedulerType, get_last_checkpoint
 from typing_extensions import TypedDict
 
 from monolora import run_record
@@ -32,10 +34,12 @@ from monolora.model_files import (
     save_generation_config,
     write_older_names,
 )
-from monolora.recipes.training.arguments import AdapterArguments, LoraArguments, RunArguments
+from monolora.recipes.training.arguments import LATEST, AdapterArguments, LoraArguments, RunArguments
 from monolora.run_record import RESUME, RunRecord
+from monolora.terminal import say
 
 STAGING = ".saving"
+REFERENCE = "ref"  # TRL's name of the frozen copy of an adapter that is trained further on preferences
 # Flags that do not affect the trained weights: a resumed run may differ in them.
 _FREE_FLAGS = frozenset(
     {
@@ -47,10 +51,14 @@ _FREE_FLAGS = frozenset(
         "hub_always_push", "disable_tqdm", "dataloader_num_workers", "log_level", "log_level_replica",
         "dataset_num_proc", "use_cpu", "accelerator_config", "deepspeed", "fsdp", "fsdp_config",
         "parallelism_config", "keep_report", "card_note",
+        "max_steps", "num_train_epochs",  # how far a run goes
     }
 )  # fmt: skip
+# Learning rates that do not depend on the number of steps.
+_ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
 _INPUTS = {
     "model": "The weights of --model",
+    "adapter": "The weights of --adapter-from",
     "train": "The training examples of --dataset",
     "sequences": "The sequences that --conversations makes of the training examples",
     "anchors": "The anchors of --keep-prompts, or the base's answers to them,",
@@ -139,6 +147,7 @@ class AtomicCheckpoints(Trainer):
         with any_generation_config(base, folder):
             super()._save(output_dir, state_dict)
         if isinstance(model, PeftModel):
+            shutil.rmtree(folder / REFERENCE, ignore_errors=True)  # PEFT saves all adapters; this one is made again
             save_generation_config(base.generation_config, folder)
             if self.base_id is not None:
                 config = read_json(folder / CONFIG_NAME, "Save again.")
@@ -206,6 +215,13 @@ class AtomicCheckpoints(Trainer):
             if parameter.dtype != dtypes[name]:
                 parameter.data = parameter.data.to(dtypes[name])
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The next step has the learning rate of this run's schedule: the saved one is of the end that it had then."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
+            self.lr_scheduler.last_epoch -= 1
+            self.lr_scheduler.step()
+
     def _publish(self, staging: Path, final: Path) -> None:
         """Rename a finished checkpoint, and remove the oldest of this run above ``save_total_limit``; never the best.
 
@@ -270,6 +286,32 @@ class Resumed(NamedTuple):
             return None
         return self.record["results"]["before"]
 
+    def check_steps(self, trainer: Trainer) -> None:
+        """Check that the run has not gone beyond its new end, and say where a new end changes the learning rates.
+
+        Args:
+            trainer: not yet training.
+
+        Raises:
+            InputError: if it has.
+        """
+        state = read_json(self.checkpoint / "trainer_state.json", "", _State)
+        done, before = state["global_step"], state["max_steps"]
+        args = trainer.args
+        *_, steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+        if steps < done:
+            flag = "--max-steps" if args.max_steps > 0 else "--num-train-epochs"
+            raise InputError(
+                f"{self.checkpoint} has gone {done} steps, and the run would end after {steps}. Raise {flag}, or "
+                "resume from an earlier checkpoint."
+            )
+        is_even = args.lr_scheduler_type in _ENDLESS_SCHEDULES and not 0 < args.warmup_steps < 1
+        if steps != before and not is_even and PartialState().is_main_process:
+            say(
+                f"The run ends after {steps} steps instead of {before}: from here on the learning rate is that of the "
+                f"schedule {SchedulerType(args.lr_scheduler_type).value} over {steps} steps."
+            )
+
     def check_same_inputs(self, fingerprints: Mapping[str, str]) -> None:
         """Check what a run reads against what the interrupted one read.
 
@@ -288,7 +330,7 @@ def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed |
     """The checkpoint that ``--resume-from-checkpoint`` means, checked against the run it belongs to.
 
     Args:
-        flag: the flag's value: a folder, ``"latest"``, or None for a fresh run.
+        flag: the flag's value: a folder, :data:`~monolora.recipes.training.arguments.LATEST`, or None for a fresh run.
         folder: the run's output folder.
         config: this run's resolved flags.
 
@@ -298,10 +340,10 @@ def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed |
     """
     if flag is None:
         return None
-    path = get_last_checkpoint(str(folder)) if flag == "latest" and folder.is_dir() else flag
+    path = get_last_checkpoint(str(folder)) if flag == LATEST and folder.is_dir() else flag
     if path is None or not Path(path).is_dir():
         raise InputError(
-            f"There is no checkpoint to resume from in {folder if flag == 'latest' else flag}. Leave "
+            f"There is no checkpoint to resume from in {folder if flag == LATEST else flag}. Leave "
             "--resume-from-checkpoint out to start again."
         )
     checkpoint = Path(path)
@@ -313,11 +355,37 @@ def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed |
         )
     # Flags that an earlier version did not have stood at their defaults.
     earlier = {name: value for name, value in _defaults().items() if name in config} | before["config"]
-    changed = sorted(key for key in config.keys() & earlier.keys() - _FREE_FLAGS if config[key] != earlier[key])
+    changed = sorted(
+        key for key in config.keys() & earlier.keys() - _FREE_FLAGS if _located(config[key]) != _located(earlier[key])
+    )
     if changed:
         listed = ", ".join(f"{spelled(key)} {earlier[key]} → {config[key]}" for key in changed)
         raise InputError(f"{path} is of a run with other settings: {listed}. Give the same, or start again.")
     return Resumed(checkpoint, before)
+
+
+def _located(value: Any) -> Any:
+    """A flag's value with the files and folders in it by their whole paths, in whichever way they were given."""
+    if isinstance(value, list):
+        return list(map(_located, value))
+    if isinstance(value, dict):
+        return {key: _located(item) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    if _exists(value):
+        return str(Path(value).resolve())
+    for between in (" + ", ":"):  # of data sets, and behind the file of a keeper
+        first, found, rest = value.partition(between)
+        if found:
+            return f"{_located(first)}{found}{_located(rest)}"
+    return value
+
+
+def _exists(path: str) -> bool:
+    try:
+        return path != "" and Path(path).exists()
+    except OSError:  # too long for a path
+        return False
 
 
 def _defaults() -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _checked(path: Path, action: argparse.Action, value: Any, kinds: Sequence[An
     if value is None and (action.default is None or type(None) in containers):
         return None
     if isinstance(value, bool) and action.nargs == "?":  # a flag that may stand alone
-        absent = None if action.type is str else False
+        absent = False if action.const is True else None
         return action.const if value else absent
     if isinstance(value, bool) and bool not in containers:
         raise InputError(

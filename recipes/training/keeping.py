@@ -119,8 +119,9 @@ class Keeping:
         task_rows: datasets.Dataset,
         flags: KeepArguments,
         base: str,
+        is_trained: bool = False,
     ) -> None:
-        """Prepare the keepers, which may initialise the adapter.
+        """Prepare the keepers, which may initialise a new adapter.
 
         Args:
             trainer: not yet training.
@@ -128,6 +129,7 @@ class Keeping:
             task_rows: the task's tokenized rows, whole.
             flags: of the run.
             base: the base's key (:func:`monolora.keep.anchors.base_key`).
+            is_trained: whether the adapter was trained before.
 
         Raises:
             InputError: if a keeper cannot work with model, adapter or data.
@@ -147,6 +149,7 @@ class Keeping:
             tokens=flags.keep_tokens,
             first_tokens=flags.keep_first_tokens,
             base=base,
+            is_trained=is_trained,
         )
         for keeper in self.keepers:
             keeper.prepare(preparation)

@@ -186,6 +186,9 @@ def model_card(record: dict[str, Any]) -> ModelCard:
             lines.append(f"| {metric.replace('_', ' ')} | {' | '.join(scores)} |")
         lines.append("")
     lines += _keeping_lines(results.get("keeping"))
+    if config.get("adapter_from"):
+        weights = record["fingerprints"]["adapter"]
+        lines += [f"Trained further from the adapter `{config['adapter_from']}` (fingerprint {weights}).", ""]
     if sources := _sources(record):
         lines += [*(f"- {_source_line(name, source).strip()}" for name, source in sources.items()), ""]
     if best := results.get("best"):

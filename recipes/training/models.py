@@ -13,13 +13,14 @@ from typing import Any, cast
 import datasets
 import torch
 from accelerate import DeepSpeedPlugin, PartialState
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.utils import get_quantization_config
 
 from monolora import hub
+from monolora.adapters import attach_fitting
 from monolora.config import MonoLoraConfig
 from monolora.data.chat_template import set_chat_template
 from monolora.errors import InputError, in_one_line
@@ -27,6 +28,7 @@ from monolora.keep.keeper import Keeper
 from monolora.recipes.training import validation
 from monolora.recipes.training.arguments import AdapterArguments, Arguments, TrainingArguments
 from monolora.recipes.training.checkpoints import AtomicCheckpoints, OwnSteps
+from monolora.recipes.training.continuation import starting_adapter
 from monolora.recipes.training.trainer import SftTrainer
 from monolora.sparsity import SparsityCallback
 from monolora.targets import (
@@ -49,6 +51,8 @@ def peft_config(arguments: Arguments) -> LoraConfig | None:
     kind, model = arguments.adapter.adapter, arguments.model
     if kind == "none":
         return None
+    if arguments.adapter.adapter_from is not None:
+        return starting_adapter(arguments.adapter.adapter_from)
     config: Callable[..., LoraConfig] = (
         functools.partial(LoraConfig, use_dora=model.use_dora)
         if kind == "lora"
@@ -257,7 +261,7 @@ def make_trainer(
     Args:
         model: the base.
         tokenizer: its tokenizer.
-        adapter: its config; None for full finetuning.
+        adapter: its config; None for full finetuning. With ``--adapter-from`` it is loaded.
         rows: tokenized.
         arguments: all flags.
         keepers: of ``--keep``.
@@ -266,7 +270,10 @@ def make_trainer(
     Raises:
         InputError: for what TRL or PEFT refuse, such as a target pattern that matches no module.
     """
-    if adapter is not None:
+    start, policy = arguments.adapter.adapter_from, cast(PreTrainedModel | PeftModel, model)
+    if start is not None:
+        policy, adapter = _attached(model, start, arguments), None
+    elif adapter is not None:
         settle_targets(model, adapter)
         check_named(model, adapter.modules_to_save, "--lora-modules-to-save", parameters=False)
         check_named(model, adapter.target_parameters, "--lora-target-parameters", parameters=True)
@@ -274,7 +281,7 @@ def make_trainer(
     kind = kind or functools.partial(SftTrainer, full_logits=cast(AdapterArguments, arguments.adapter).full_logits)
     try:
         trainer = kind(
-            model=model,
+            model=policy,
             args=arguments.training,
             train_dataset=rows,
             eval_dataset=rows.select([0]) if scored else None,  # asked for, and not used: the trainer has scores
@@ -293,6 +300,18 @@ def make_trainer(
     if not Path(arguments.adapter.model).exists():
         trainer.base_id = arguments.adapter.model
     return trainer
+
+
+def _attached(model: PreTrainedModel, folder: str, arguments: Arguments) -> PeftModel:
+    """The base with the adapter of ``--adapter-from``, to be trained.
+
+    Raises:
+        InputError: if the adapter does not fit.
+    """
+    plugin = arguments.training.deepspeed_plugin
+    in_one_dtype = plugin is not None and plugin.zero_stage == 3  # as TRL makes new adapters there
+    options = {"is_trainable": True, "autocast_adapter_dtype": not in_one_dtype}
+    return attach_fitting(model, folder, arguments.adapter.model, **options)
 
 
 def _try_optimizer(trainer: AtomicCheckpoints) -> None:

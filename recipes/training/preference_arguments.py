@@ -118,7 +118,7 @@ def check_preferences(flags: argparse.Namespace, named: set[str]) -> None:
     """
     for name in sorted(named & NOT_FOR_PREFERENCES.keys()):
         raise InputError(f"{spelled(name)} has no effect here: {NOT_FOR_PREFERENCES[name]}. Leave it out.")
-    if flags.lora_dropout and flags.disable_dropout:
+    if flags.lora_dropout and "lora_dropout" in named and flags.disable_dropout:
         raise InputError(
             "--lora-dropout has no effect here: TRL switches dropout off for preferences. Add --disable-dropout false, "
             "or leave it out."
@@ -130,8 +130,8 @@ def check_preferences(flags: argparse.Namespace, named: set[str]) -> None:
         _check_needed(names, needed, is_given, named)
     if flags.lora_bias != "none" and flags.adapter != "none":
         raise InputError(
-            "--lora-bias trains biases that stay when the adapter is switched off, so the reference would not be the "
-            "base. Leave it out."
+            f"--lora-bias {flags.lora_bias} trains biases that stay when the adapter is switched off, so the reference "
+            "would not be the model that training starts from. Leave it out, or take another --adapter-from."
         )
     if flags.sync_ref_model and flags.adapter != "none":
         raise InputError(

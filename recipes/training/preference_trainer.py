@@ -7,17 +7,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
+from peft import PeftModel
 from trl import DPOTrainer, KTOConfig, KTOTrainer
 
 from monolora.keep.keeper import Keeper
-from monolora.recipes.training.checkpoints import AtomicCheckpoints
+from monolora.recipes.training.checkpoints import REFERENCE, AtomicCheckpoints
 from monolora.recipes.training.keeping import WithKeepers
 from monolora.recipes.training.trainer import LengthGrouping
 from monolora.recipes.training.validation import WithValidation
 
 
 class _Preferences(WithKeepers, WithValidation, AtomicCheckpoints, LengthGrouping):
-    """What the two trainers share. The reference is the base with its adapter off; without one, a model of its own.
+    """What the two trainers share.
+
+    The reference is the model that training starts from: for a new adapter the base, with the adapter off; for one that
+    is trained further a frozen copy, which TRL adds as the adapter "ref"; for full finetuning a model of its own.
 
     Args:
         keepers: what keeps the base's behaviour; they are prepared after the trainer is made.
@@ -25,7 +29,21 @@ class _Preferences(WithKeepers, WithValidation, AtomicCheckpoints, LengthGroupin
 
     def __init__(self, *args: Any, keepers: Sequence[Keeper] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._complete_reference()
         self.keepers = keepers
+
+    def _complete_reference(self) -> None:
+        """Copy units of embeddings and trained tokens too: TRL copies the tensors of modules alone."""
+        model = self.model
+        if isinstance(model, PeftModel) and REFERENCE in model.peft_config:
+            for name, parameter in model.named_parameters():
+                if name.endswith(".default"):
+                    model.get_parameter(f"{name.removesuffix('default')}{REFERENCE}").data.copy_(parameter.data)
+
+    def _precompute_ref_logps(self, *args: Any, **kwargs: Any) -> datasets.Dataset:
+        self._complete_reference()  # TRL calls this before it has been made
+        prepared: datasets.Dataset = super()._precompute_ref_logps(*args, **kwargs)  # type: ignore[misc]  # TRL's
+        return prepared
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

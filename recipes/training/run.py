@@ -21,6 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from monolora import run_record
+from monolora.adapters import fit_vocabulary, has_tokenizer
 from monolora.data.scoring import Metric, prompt_sparsity
 from monolora.data.task import Row
 from monolora.data.tasks import Example
@@ -31,7 +32,7 @@ from monolora.inference import Inference
 from monolora.keep.anchors import base_key, is_quantized
 from monolora.keep.report import KeepingReport, keeping_table
 from monolora.locks import no_empty_folder
-from monolora.recipes.training import checkpoints, publication
+from monolora.recipes.training import checkpoints, continuation, publication
 from monolora.recipes.training.arguments import Arguments, resolved_config
 from monolora.recipes.training.checkpoints import Resumed
 from monolora.recipes.training.command import answer, read_copy
@@ -58,7 +59,7 @@ class Inputs:
         adapter: PEFT's config; None for full finetuning.
         model_folder: where the base lies.
         tokenizer: the base's.
-        fingerprints: of the base, the data and the anchors.
+        fingerprints: of the base, the adapter that is trained further, the data and the anchors.
         hub_repo: of ``--push-to-hub``.
     """
 
@@ -102,6 +103,11 @@ class Run(ABC):
         """The output folder."""
         return Path(self.arguments.training.output_dir or "")
 
+    @property
+    def reference_name(self) -> str | None:
+        """The model that preferences are learned against: ``base`` or an adapter's folder; None where there is none."""
+        return None
+
     @abstractmethod
     def score(self, when: str) -> dict[str, Any] | None:
         """Scores on the held-out rows, or None where there are to be none or the weights are spread over processes."""
@@ -124,7 +130,7 @@ class Run(ABC):
         """Tokenized examples with ``labels``."""
 
     def score_before(self) -> dict[str, Any] | None:
-        """Of the base: those that an interrupted run measured, or :meth:`score`."""
+        """Of the model that training starts from: those that an interrupted run measured, or :meth:`score`."""
         before = self.inputs.resumed.scores_before(self.inputs.config) if self.inputs.resumed else None
         return before or self.score("before training")
 
@@ -200,9 +206,11 @@ def train(arguments: Arguments, prepare: Prepare) -> dict[str, Any]:
             if PartialState().is_main_process:
                 preview(this.preview_rows(), this.inputs.tokenizer, Terminal(), this.previewed)
             return {}
+        resumed = this.inputs.resumed
+        if resumed is not None:
+            resumed.check_steps(this.trainer)
         record = begin(this)
         train_started = time.monotonic()
-        resumed = this.inputs.resumed
         with unfailing_output(), training_progress(this.trainer):
             this.trainer.train(resume_from_checkpoint=str(resumed.checkpoint) if resumed else None)
         return finish(this, record, time.monotonic() - train_started, started)
@@ -235,6 +243,9 @@ def read_inputs(
     data = read()
     model_folder = resolve_model(flags.model, arguments.model.model_revision)
     fingerprints = {"model": fingerprint_files(model_folder)} | data.fingerprints()
+    if flags.adapter_from is not None:
+        continuation.check_base(flags.adapter_from, flags.model, fingerprints["model"])
+        fingerprints["adapter"] = continuation.fingerprint(flags.adapter_from)
     if resumed:
         resumed.check_same_inputs(fingerprints)
     inputs = Inputs(
@@ -243,11 +254,16 @@ def read_inputs(
         resumed=resumed,
         adapter=adapter,
         model_folder=model_folder,
-        tokenizer=load_tokenizer(model_folder, training),
+        tokenizer=load_tokenizer(_tokenizer_folder(flags.adapter_from, model_folder), training),
         fingerprints=fingerprints,
         hub_repo=publication.claim(training),
     )
     return inputs, data
+
+
+def _tokenizer_folder(adapter: str | None, model: str) -> str:
+    """Where the tokenizer is: with the adapter that is trained further, if it was saved there, or with the base."""
+    return adapter if adapter is not None and has_tokenizer(adapter) else model
 
 
 def load_base(arguments: Arguments, inputs: Inputs, tested: Sequence[Example]) -> tuple[PreTrainedModel, Keeping]:
@@ -263,6 +279,8 @@ def load_base(arguments: Arguments, inputs: Inputs, tested: Sequence[Example]) -
     """
     training, flags, tokenizer = arguments.training, arguments.adapter, inputs.tokenizer
     model = load_model(inputs.model_folder, arguments)
+    if flags.adapter_from is not None:
+        fit_vocabulary(model, flags.adapter_from, tokenizer)
     check_vocabulary(model, tokenizer, flags.model)
     keeping = Keeping(keepers=[])
     if not flags.preview:
@@ -280,7 +298,8 @@ def _check(folder: OutputFolder | None, arguments: Arguments, built_in: Collecti
     assert folder is not None  # it is the main process, and no preview
     training, flags = arguments.training, arguments.adapter
     folder.check(flags.overwrite)
-    names = [flags.model, *(name for name in dataset_names(flags) if name not in built_in)]
+    adapters = [] if flags.adapter_from is None else [flags.adapter_from]
+    names = [flags.model, *adapters, *(name for name in dataset_names(flags) if name not in built_in)]
     files = (
         training.resume_from_checkpoint,
         training.chat_template_path,
@@ -302,6 +321,7 @@ def begin(this: Run) -> dict[str, Any]:
         "seeds": {"seed": training.seed, "data_seed": training.data_seed},
         **provenance(),
         "fingerprints": this.inputs.fingerprints,
+        **({"reference": this.reference_name} if this.reference_name else {}),
         "rows": this.rows,
         "results": {"before": this.score_before(), "after": None},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -151,6 +152,28 @@ def test_a_resumed_run_is_the_uninterrupted_one(run_dpo: Run, flags: tuple[str, 
     ]
 
 
+@pytest.mark.parametrize("flags", [(), ("--method", "kto")], ids=" ".join)
+def test_a_run_goes_on_from_an_adapter(run_dpo: Run, flags: tuple[str, ...]) -> None:
+    """The reference is that adapter: before training nothing is rewarded; it is named, and a resumed run has it too."""
+    start = run_dpo("--lora-r", "4", "--activation", "topk:2", name="start").folder
+    words = (*flags, "--adapter-from", str(start), "--save-steps", "2")
+    whole = run_dpo(*words, name="whole")
+    assert whole.status == 0, whole.err
+    if not flags:
+        assert whole.losses[0] == pytest.approx(math.log(2))
+    assert whole.record["reference"] == str(start)
+    if not flags:
+        first = json.loads((start / "run.json").read_text())
+        assert whole.record["results"]["before"].items() <= first["results"]["after"].items()
+    checkpoint = str(whole.folder / "checkpoint-2")
+    resumed = run_dpo(*words, "--resume-from-checkpoint", checkpoint, name="resumed")
+    assert resumed.status == 0, resumed.err
+    assert _same(_weights(whole.folder), _weights(resumed.folder))
+    assert resumed.losses == whole.losses
+    assert resumed.record["results"]["after"] == whole.record["results"]["after"]
+    assert not list(whole.folder.rglob("ref"))
+
+
 def test_kto_learns_from_answers_with_a_label_and_from_pairs(run_dpo: Run) -> None:
     flags = ("--method", "kto", "--desirable-weight", "1.5", "--validation-samples", "2")
     judged = run_dpo(*flags, rows=SINGLE, name="judged")
@@ -284,7 +307,7 @@ def test_a_template_that_does_not_extend_the_prompt(refused: Callable[..., str],
         (("--ld-alpha", "2"), "--ld-alpha must be between 0 and 1"),
         (("--lora-dropout", "0.1"), "--lora-dropout has no effect here: TRL switches dropout off"),
         (("--neftune-noise-alpha", "5"), "--neftune-noise-alpha has no effect here"),
-        (("--lora-bias", "all"), "--lora-bias trains biases that stay when the adapter is switched off"),
+        (("--lora-bias", "all"), "--lora-bias all trains biases that stay when the adapter is switched off"),
         (("--padding-free",), "--padding-free has no effect here"),
         (("--sync-ref-model",), "--sync-ref-model moves a reference that is a model of its own"),
         (("--ref-model-sync-steps", "5"), "--ref-model-sync-steps has no effect without --sync-ref-model"),

@@ -111,6 +111,10 @@ def test_output_folder_of_a_resumed_run(tmp_path: Path) -> None:
     assert parse(["--resume-from-checkpoint", "runs/a/checkpoint-5"]).training.output_dir == "runs/a"
     assert parse(["--resume-from-checkpoint"]).training.output_dir == "runs/demo-monolora"
     assert parse(["--resume-from-checkpoint"]).training.resume_from_checkpoint == "latest"
+    for word, means in (("true", "latest"), ("True", "latest"), ("latest", "latest"), ("false", None)):
+        assert parse(["--resume-from-checkpoint", word]).training.resume_from_checkpoint == means
+    assert _with_config(tmp_path, 'resume_from_checkpoint: "True"\n').training.resume_from_checkpoint == "latest"
+    assert parse(["--resume-from-checkpoint", "False", "--overwrite"]).adapter.overwrite
     from_file = _with_config(tmp_path, "resume_from_checkpoint: true\n")
     assert from_file.training.resume_from_checkpoint == "latest"
     assert _with_config(tmp_path, "resume_from_checkpoint: false\n").training.resume_from_checkpoint is None

@@ -48,6 +48,95 @@ def test_other_held_out_rows_are_scored_anew(run_sft: Run, done: Any) -> None:
         assert outcome.record["results"][when] == fresh.record["results"][when]
 
 
+def _weights(outcome: Any) -> dict[str, torch.Tensor]:
+    assert outcome.status == 0, outcome.err
+    return dict(load_file(outcome.folder / "adapter_model.safetensors"))
+
+
+def _same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(
+    ("order", "short", "long"),
+    [
+        ("group_by_length", ("--num-train-epochs", "1.5"), ("--num-train-epochs", "3")),
+        ("random", ("--max-steps", "3"), ("--max-steps", "10")),
+        ("group_by_length", ("--num-train-epochs", "1"), ("--max-steps", "7")),
+    ],
+)
+def test_a_finished_run_goes_on_to_another_end(
+    run_sft: Run, order: str, short: tuple[str, str], long: tuple[str, str]
+) -> None:
+    """With a constant learning rate bit for bit as a run that had that end from the beginning."""
+    flags = (*SAVING, "--skip-eval", "--lr-scheduler-type", "constant", "--train-sampling-strategy", order)
+    steps = len(run_sft(*flags, *short).losses)
+    again = run_sft(*flags, *long, "--resume-from-checkpoint", "true")
+    whole = run_sft(*flags, *long, name="whole")
+    assert _same(_weights(again), _weights(whole))
+    assert again.losses == whole.losses
+    assert len(again.losses) > steps
+    assert "The run ends after" not in again.out
+
+
+def test_a_schedule_goes_to_the_new_end(run_sft: Run, done: Any) -> None:
+    """From the step at which the run is resumed: transformers' own schedule of all steps."""
+    at_end = _weights(done)
+    outcome = run_sft(*SAVING, "--skip-eval", "--max-steps", "5", "--resume-from-checkpoint", "latest")
+    assert "The run ends after 5 steps instead of 4: from here on the learning rate is that of" in outcome.out
+    assert "the schedule linear over 5 steps." in outcome.out
+    rates = [entry["learning_rate"] for entry in outcome.record["history"] if "loss" in entry]
+    assert rates == pytest.approx([0.02 * share for share in (1, 3 / 4, 2 / 4, 1 / 4, 1 / 5)])
+    assert not _same(_weights(outcome), at_end)  # where the old schedule ends, its rate is 0
+    assert outcome.record["config"]["max_steps"] == 5
+
+
+def test_a_run_does_not_go_back(run_sft: Run, done: Any) -> None:
+    for flag, value in (("--max-steps", "3"), ("--num-train-epochs", "0.5")):
+        outcome = run_sft(*SAVING, flag, value, "--resume-from-checkpoint")
+        assert outcome.status == 2
+        assert (
+            f"checkpoint-4 has gone 4 steps, and the run would end after {value if flag[2] == 'm' else 2}. Raise"
+            in (outcome.err[-1])
+        )
+        assert outcome.record == done.record
+    shorter = run_sft(*SAVING, "--max-steps", "3", "--resume-from-checkpoint", str(done.folder / "checkpoint-2"))
+    assert shorter.status == 0
+    assert len(shorter.losses) == 3
+
+
+def test_paths_may_be_given_in_another_way(
+    run_sft: Run, chat_model: Path, write_rows: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative or whole, and through a link; other files are still other settings."""
+    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path / "cache"))
+    rows = [{"instruction": f"say {k}", "output": f"{k}"} for k in range(12)]
+    paths = [write_rows(rows, name) for name in ("a.jsonl", "b.jsonl", "anchors.jsonl")]
+    template = tmp_path / "template.jinja"
+    template.write_text((chat_model / "chat_template.jinja").read_text())
+    (tmp_path / "link").symlink_to(tmp_path)
+    keeper = Path(__file__).parents[3] / "recipes" / "study" / "first_tokens.py"
+    shutil.copy(keeper, tmp_path / "keeper.py")
+    write_rows([{"prompt": f"What is {number}?"} for number in range(5)], "anchors.jsonl")
+
+    def flags(folder: str) -> list[str]:
+        a, b, anchors = (f"{folder}{Path(path).name}" for path in paths)
+        return [
+            *SAVING, "--skip-eval", "--dataset", f"{a}:0.5", "--dataset", f"{b}:0.5", "--chat-template-path",
+            f"{folder}template.jinja", "--keep", f"{folder}keeper.py:FirstTokens:0.5", "--keep-prompts", anchors,
+            "--keep-samples", "5", "--keep-answer-tokens", "2",
+        ]  # fmt: skip
+
+    monkeypatch.chdir(tmp_path)
+    assert run_sft(*flags("")).status == 0
+    for folder in (f"{tmp_path}/", "./", "link/"):
+        outcome = run_sft(*flags(folder), "--resume-from-checkpoint")
+        assert outcome.status == 0, outcome.err
+    other = run_sft(*[word.replace("b.jsonl", "anchors.jsonl") for word in flags("")], "--resume-from-checkpoint")
+    assert other.status == 2
+    assert "is of a run with other settings: --dataset" in other.err[-1]
+
+
 def test_changed_data_are_refused(run_sft: Run, write_rows: Callable[..., str]) -> None:
     rows = [{"instruction": f"say {k}", "output": f"{k}"} for k in range(12)]
     flags = (*SAVING, "--dataset", write_rows(rows), "--skip-eval")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from monolora.keep import silence
 from monolora.keep.silence import Silence
 from monolora.recipes.training.arguments import joined
 from tests.support.program_runs import Outcome
@@ -136,6 +138,51 @@ def test_resumed_is_uninterrupted(run_sft: Run) -> None:
     refused = run_sft(*flags, "--resume-from-checkpoint", checkpoint, name="other")
     assert refused.status == 2
     assert "The anchors of --keep-prompts" in refused.err[-1]
+
+
+def _recorded() -> dict[str, bytes]:
+    """The activations in the cache, by the names of their files."""
+    folder = Path(os.environ["MONOLORA_CACHE"]) / "activations"
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+def test_silence_goes_on(run_sft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silent adapter keeps its A and its penalty, and the anchors' inputs stay those of the base."""
+    monkeypatch.setattr(silence, "OVERLAP", 0.95)  # a random model hardly tells anchors from the task
+    flags = ("--keep", "silence", *KEEP, *STEPS)
+    first = run_sft(*flags, name="first")
+    weights = _weights(first)
+    recorded = _recorded()
+    go_on = ("--adapter-from", str(first.folder), *flags)
+    monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path / "another-cache"))
+    still = _weights(run_sft(*go_on, "--learning-rate", "1e-12", name="still"))
+    assert all(torch.allclose(still[name], tensor, atol=1e-6) for name, tensor in weights.items())
+    assert _recorded() == recorded != {}
+    second = run_sft(*go_on, name="second")
+    kept = second.record["results"]["keeping"]["keepers"]["silence"]
+    trained = first.record["results"]["keeping"]["keepers"]["silence"]["on_anchors_trained"]
+    assert kept["on_anchors"] == pytest.approx(trained)
+    again = run_sft(*go_on, "--resume-from-checkpoint", str(second.folder / "checkpoint-2"), name="again")
+    for name, tensor in _weights(second).items():
+        assert torch.equal(_weights(again)[name], tensor)
+
+
+def test_silence_needs_an_adapter_that_was_trained_with_it(run_sft: Run) -> None:
+    start = run_sft("--skip-eval", name="start").folder
+    refused = run_sft("--adapter-from", str(start), "--keep", "silence", *KEEP, "--skip-eval")
+    assert refused.status == 2
+    assert "units of --adapter-from are on for" in refused.err[-1]
+    assert "Give an adapter that was trained with --keep silence, or use --keep kl or replay." in refused.err[-1]
+    for keeper in ("kl", "replay"):
+        outcome = run_sft("--adapter-from", str(start), "--keep", keeper, *KEEP, "--skip-eval", name=keeper)
+        assert outcome.status == 0, outcome.err
+
+
+def test_trained_biases_leave_no_base_to_keep(run_sft: Run) -> None:
+    start = run_sft("--skip-eval", "--lora-bias", "all", name="start").folder
+    refused = run_sft("--adapter-from", str(start), "--keep", "kl", *KEEP)
+    assert refused.status == 2
+    assert f"--adapter-from {start} has trained its biases" in refused.err[-1]
 
 
 def test_report_sets_are_measured_without_a_keeper(run_sft: Run, write_rows: Callable[..., str]) -> None:

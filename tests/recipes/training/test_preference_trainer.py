@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from monolora import MonoLoraConfig
 from monolora.data.preference_tasks import load_preferences
@@ -151,6 +153,82 @@ def test_the_reference_is_the_base_bit_for_bit(
     if trainer.ref_model is not None:
         weights = load_file(chat_model / "model.safetensors")
         assert all(torch.equal(trainer.ref_model.get_parameter(name), value) for name, value in weights.items())
+
+
+CONTINUED: dict[str, Any] = {
+    "monolora": MonoLoraConfig(**SIZES),
+    "saved modules": MonoLoraConfig(**SIZES | {"modules_to_save": ["lm_head"]}),
+    "embedding": MonoLoraConfig(**SIZES | {"target_modules": ["embed_tokens", "q_proj"]}),
+    "trained tokens": LoraConfig(**SIZES | {"trainable_token_indices": [1, 7, 9]}),
+}
+
+
+def _start(model: Path, folder: Path, config: Any) -> Callable[..., Any]:
+    """Loads the base with an adapter of random weights, as PEFT does it."""
+    made = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+    with torch.no_grad():
+        for parameter in _trained(made).values():
+            parameter += 0.1 * torch.randn_like(parameter)
+    made.save_pretrained(folder)
+    return lambda: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), folder, is_trainable=True)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`")
+@pytest.mark.parametrize("precompute", [False, True])
+@pytest.mark.parametrize("kind", CONTINUED)
+def test_the_reference_of_an_adapter_that_goes_on_is_its_start(
+    chat_model: Path, chat_tokenizer: PreTrainedTokenizerBase, write_rows: Write, tmp_path: Path, kind: str,
+    precompute: bool,
+) -> None:  # fmt: skip
+    """Whatever it trains: the first loss is that of no difference, and after training the reference is the start."""
+    load = _start(chat_model, tmp_path / "start", CONTINUED[kind])
+    rows = pair_rows(_read(write_rows, PAIRS), chat_tokenizer, None, None).rows
+    settings = _settings(DPOConfig, tmp_path / "run", precompute_ref_log_probs=precompute)
+    trainer = PairTrainer(model=load(), args=settings, train_dataset=rows, processing_class=chat_tokenizer)
+    batch = next(iter(trainer.get_train_dataloader()))
+    keys = ("ref_chosen_logps", "ref_rejected_logps")
+    assert _losses(trainer)[0] == pytest.approx(math.log(2))
+    alone = _trainer(PairTrainer, chat_model, chat_tokenizer, rows, tmp_path)  # whose model is the reference of another
+    expected = alone.compute_ref_log_probs(alone.accelerator.prepare_model(_headed(load())), batch)
+    for name, value in zip(keys, expected, strict=True):
+        if precompute:
+            torch.testing.assert_close(batch[name], value)
+    assert all(map(torch.equal, trainer.compute_ref_log_probs(trainer.model, batch), expected))
+    trainer.save_model(str(tmp_path / "saved"))
+    assert not (tmp_path / "saved" / "ref").exists()
+    saved, start = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("saved", "start"))
+    assert saved.keys() == start.keys()
+
+
+def _headed(model: Any) -> Any:
+    """With the fused head that TRL gives its models."""
+    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    return model.eval()
+
+
+@pytest.mark.parametrize(("kind", "theirs"), [(PairTrainer, DPOTrainer), (JudgedTrainer, KTOTrainer)])
+def test_an_adapter_goes_on_as_in_trls_own_trainer(
+    chat_model: Path, chat_tokenizer: PreTrainedTokenizerBase, write_rows: Write, tmp_path: Path, kind: Any, theirs: Any
+) -> None:
+    """A PeftModel without a reference model: TRL's own meaning of it."""
+    load = _start(chat_model, tmp_path / "start", CONTINUED["monolora"])
+    preferences = _read(write_rows, PAIRS)
+    Random(7).shuffle(judged := list(JUDGED))
+    is_pairs = kind is PairTrainer
+    made = (
+        pair_rows(preferences, chat_tokenizer, None, None)
+        if is_pairs
+        else judged_rows(preferences, chat_tokenizer, None, None, 7)
+    )
+    config = DPOConfig if is_pairs else KTOConfig
+    rows = Dataset.from_list(PAIRS if is_pairs else judged)
+    here = kind(
+        model=load(), args=_settings(config, tmp_path), train_dataset=made.rows, processing_class=chat_tokenizer
+    )
+    there = theirs(model=load(), args=_settings(config, tmp_path), train_dataset=rows, processing_class=chat_tokenizer)
+    expected = _losses(there)
+    assert _losses(here) == pytest.approx(expected, rel=1e-5)
+    assert len({round(loss, 4) for loss in expected}) == 3
 
 
 def test_rows_of_one_length_come_together(
