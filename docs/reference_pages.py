@@ -30,7 +30,7 @@ MODULES = {
     "Loading and running": ("monolora.adapters", "monolora.hub", "monolora.inference", "monolora.errors"),
     "Keeping the base's behaviour": ("monolora.keep", "monolora.keep.keeper", "monolora.keep.anchors",
                                      "monolora.keep.report", "monolora.drift", "monolora.refusals"),
-    "Merging and pruning": ("monolora.merge", "monolora.prune"),
+    "Merging, export and pruning": ("monolora.merge", "monolora.export", "monolora.prune"),
     "Serving": ("monolora.vllm",),
     "Explaining": ("monolora.explain", "monolora.explain.ablation"),
     "Data and tasks": ("monolora.data.tasks", "monolora.data.task", "monolora.data.example", "monolora.data.scoring",

@@ -259,6 +259,31 @@ class Merge(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export(Flags):
+    """A checkpoint, the files to make of it, and the prompts on which they are compared."""
+
+    checkpoint: str = setting(REQUIRED, "folder of a dense checkpoint, such as a linear merge", positional=True)
+    out: str = setting(REQUIRED, "folder to write", positional=True)
+    types: tuple[str, ...] = setting(
+        ("f16", "q8_0"),
+        "types of the weights, a file each; the Modelfile takes the last",
+        nargs="+",
+        choices=("f32", "f16", "bf16", "q8_0"),
+    )
+    prompts: tuple[str, ...] = setting(
+        ("refusals", "chat"),
+        "sets of prompts to compare on, as for monolora keep-report",
+        nargs="+",
+        metavar="SET",
+    )
+    max_samples: int = setting(40, "number of prompts of each set", type=int, at_least=1)
+    max_new_tokens: int = setting(48, "limit of an answer, in tokens", type=int, at_least=1)
+    batch_size: int = setting(16, "prompts in a batch", type=int, at_least=1)
+    overwrite: bool = setting(False, "replacement of an earlier export in OUT")
+    trust_remote_code: bool = setting(False, TRUST_HELP)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verify(Flags):
     """The verification of a merge that was written earlier."""
 

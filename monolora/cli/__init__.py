@@ -90,6 +90,11 @@ GROUPS = {
             "an adapter and its base in one checkpoint, linearly or exactly, verified",
             f"{_SETTINGS}:Merge",
         ),
+        "export": Command(
+            f"{_RECIPES}.export",
+            "a checkpoint as GGUF files with an Ollama Modelfile, compared with its source",
+            f"{_SETTINGS}:Export",
+        ),
         "verify": Command(
             f"{_RECIPES}.verify", "how much of an adapter's effect a merged checkpoint keeps", f"{_SETTINGS}:Verify"
         ),
