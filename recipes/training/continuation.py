@@ -43,10 +43,8 @@ def starting_adapter(folder: str) -> LoraConfig:
             )
     config = adapter_config(folder)
     if not isinstance(config, LoraConfig) or config.peft_type not in ("LORA", "MONOLORA"):
-        raise InputError(
-            f"--adapter-from {folder} is of method {str(config.peft_type or '?').rpartition('.')[2]}. Give a LoRA or "
-            "MonoLoRA adapter."
-        )
+        method = str(config.peft_type).rpartition(".")[2]
+        raise InputError(f"--adapter-from {folder} is of method {method}. Give a LoRA or MonoLoRA adapter.")
     if config.task_type not in (None, "CAUSAL_LM"):
         raise InputError(
             f"--adapter-from {folder} is made for {config.task_type}. Give one of a causal language model."
