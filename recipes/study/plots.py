@@ -125,10 +125,12 @@ def trade(study: Study, dataset: str, columns: Sequence[Values]) -> Figure | Non
     drift = next((values for values in columns if values.column.aspect == "drift"), None)
     if score is None or drift is None:
         return None
+    base = _base_beside(score, study)
     figure = titled(
         findings.kept(dataset, score, drift, list(study.adapters)),
         f"A point a run, of {len(study.seeds)} seeds. Lines join each adapter's means that no other of its means beats "
-        f"in both. Drift below {_LEAST_DRIFT:g} is drawn there; the dotted line is the base's score.",
+        f"in both. Drift below {_LEAST_DRIFT:g} is drawn there"
+        + ("." if base is None else "; the dotted line is the base's score."),
         6.4,
         4.2,
     )
@@ -147,12 +149,22 @@ def trade(study: Study, dataset: str, columns: Sequence[Values]) -> Figure | Non
         axes.plot(*np.array(front(means)).reshape(-1, 2).T, "-", color=colour, linewidth=1.4, label=family)
     for method, marker in markers.items():
         axes.plot([], [], marker, color=PALE, label=method or "nothing kept")
-    if BASE in score.by_model:
-        axes.axvline(float(score.by_seed(BASE)[0]), color=PALE, linewidth=0.8, linestyle=":")
+    if base is not None:
+        axes.axvline(base, color=PALE, linewidth=0.8, linestyle=":")
     axes.set_yscale("log")
     axes.set(xlabel=f"{score.column.title}, {score.column.unit}".rstrip(", "), ylabel="drift, nats/token")
     axes.legend(frameon=False, fontsize=8, loc="best")
     return figure
+
+
+def _base_beside(score: Values, study: Study) -> float | None:
+    """The base's score; None where it is so far from the runs' that these would stand on one spot."""
+    if BASE not in score.by_model:
+        return None
+    base = float(score.by_seed(BASE)[0])
+    runs = np.concatenate([score.by_seed(name) for name in study.adapters if score.by_model.get(name) is not None])
+    low, high = float(runs.min()), float(runs.max())
+    return base if low - 2 * (high - low) <= base <= high + 2 * (high - low) else None
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
