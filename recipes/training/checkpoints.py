@@ -218,9 +218,11 @@ class AtomicCheckpoints(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The next step has the learning rate of this run's schedule: the saved one is of the end that it had then."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
-            self.lr_scheduler.last_epoch -= 1
-            self.lr_scheduler.step()
+        schedule = self.lr_scheduler
+        if checkpoint is not None and isinstance(schedule, LambdaLR):
+            own = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            for group, rate, factor in own:
+                group["lr"] = rate * factor(schedule.last_epoch)
 
     def _publish(self, staging: Path, final: Path) -> None:
         """Rename a finished checkpoint, and remove the oldest of this run above ``save_total_limit``; never the best.
