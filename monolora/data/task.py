@@ -115,7 +115,7 @@ class Source(NamedTuple):
         drop_columns: ignored columns.
         allow_empty_answers: whether an answer may be empty.
         columns: those of which it consists; empty for all.
-        train_on: which answers of a row are trained on, one of :data:`TRAIN_ON`; held-out rows have all of them.
+        train_on: which answers of a row are trained on, ``all`` or ``last``; held-out rows have all of them.
     """
 
     config: str | None = None

@@ -82,7 +82,7 @@ def write_gguf(folder: str, file: Path, kind: str) -> None:
     Args:
         folder: of a dense checkpoint with safetensors files.
         file: to write.
-        kind: one of :data:`TYPES`, of the matrices.
+        kind: type of the matrices: ``f32``, ``f16``, ``bf16`` or ``q8_0``.
 
     Raises:
         InputError: for a model or tokenizer that has no layout here, and for an unknown type.

@@ -218,11 +218,12 @@ class AtomicCheckpoints(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """The next step has the learning rate of this run's schedule: the saved one is of the end that it had then."""
         super()._load_optimizer_and_scheduler(checkpoint)
-        schedule = self.lr_scheduler
+        schedule: Any = self.lr_scheduler
         if checkpoint is not None and isinstance(schedule, LambdaLR):
-            own = zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True)
-            for group, rate, factor in own:
-                group["lr"] = rate * factor(schedule.last_epoch)
+            state = schedule.state_dict()
+            schedule.last_epoch -= 1
+            schedule.step()  # sets the rate, and counts a step
+            schedule.load_state_dict(state | {"_last_lr": schedule.get_last_lr()})
 
     def _publish(self, staging: Path, final: Path) -> None:
         """Rename a finished checkpoint, and remove the oldest of this run above ``save_total_limit``; never the best.
