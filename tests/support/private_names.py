@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 # Attributes with an underscore that belong to none of the libraries.
 OTHERS = {
     "torch": "_parameters _modules _forward_hooks _forward_pre_hooks _backward_hooks _backward_pre_hooks "
-    "_is_avx512_bf16_supported _is_mkldnn_bf16_supported _foreach_norm _orig_mod _fsdp_wrapped_module",
+    "_is_avx512_bf16_supported _is_mkldnn_bf16_supported _foreach_norm _orig_mod _fsdp_wrapped_module _last_lr",
     "enum": "_name_ _value_ _member_names_ _member_map_ _value2member_map_",
     "namedtuple": "_asdict _field_defaults _fields _replace",
     "argparse": "_actions _option_string_actions",
