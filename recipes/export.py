@@ -2,18 +2,15 @@
 
 CHECKPOINT is a dense checkpoint, such as a linear merge (``monolora merge ADAPTER CHECKPOINT``). Every file is read
 again and answers prompts beside the adapter that the checkpoint was merged from, or beside the checkpoint: how many
-answers stay the same token for token, how far the distributions move, and which refusals are kept. Where
-llama-cpp-python is installed, it reads and answers too.
+answers stay the same token for token, how far the distributions move, and which refusals are kept.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from monolora.errors import InputError, exit_status
 from monolora.export import modelfile, write_gguf
 from monolora.files import code_trusted, saving, write_json
 from monolora.hub import load_causal_lm, load_config, load_tokenizer, local_path, resolve_model
-from monolora.inference import Inference, evaluating, until_end
 from monolora.keep.anchors import Anchor, read_prompts
 from monolora.keep.report import Pair, measure
 from monolora.model_files import end_tokens
@@ -127,8 +123,6 @@ def _compared(
         compared[name]["megabytes"] = round((folder / name).stat().st_size / 1e6, 1)
         own: Any = AutoTokenizer.from_pretrained(folder, gguf_file=name)
         compared[name]["same_tokens"] = _same_tokens(own, tokenizer)
-        if importlib.util.find_spec("llama_cpp"):
-            compared[name]["llama_cpp"] = _by_llama_cpp(folder / name, reference, prompts, tokenizer, settings)
         del read
         gc.collect()  # the next file needs the memory
     return {"reference": label, "files": compared}
@@ -172,29 +166,6 @@ def _same_tokens(own: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBas
     theirs: Any = own.apply_chat_template(messages, **template)
     ours: Any = tokenizer.apply_chat_template(messages, **template)
     return bool(theirs["input_ids"] == ours["input_ids"])
-
-
-def _by_llama_cpp(
-    file: Path, reference: Any, prompts: Prompts, tokenizer: PreTrainedTokenizerBase, settings: Export
-) -> dict[str, Any]:
-    """Prompts whose tokens, and whose greedy answers, llama.cpp has as the reference does."""
-    from llama_cpp import Llama
-
-    contexts = [list(anchor.context) for part in prompts.values() for anchor in part]
-    inference = Inference(model=reference, tokenizer=tokenizer, batch_size=settings.batch_size, when="of the source")
-    with evaluating(reference):
-        answers = inference.generate_ids(contexts, settings.max_new_tokens)
-    longest = max(map(len, contexts)) + settings.max_new_tokens
-    llama = Llama(str(file), n_ctx=longest, n_batch=longest, seed=0, verbose=False)
-    same_tokens = same_answers = 0
-    ends = {llama.token_eos()}
-    for context, answer in zip(contexts, answers, strict=True):
-        text = str(tokenizer.decode(context))
-        same_tokens += llama.tokenize(text.encode(), add_bos=False, special=True) == context
-        own = list(islice(llama.generate(context, temp=0.0, repeat_penalty=1.0), len(answer)))
-        same_answers += until_end(own, ends) == answer
-    llama.close()
-    return {"prompts": len(contexts), "same_tokens": same_tokens, "same_answers": same_answers}
 
 
 def _table(record: Mapping[str, Any]) -> Table:
