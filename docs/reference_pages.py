@@ -17,7 +17,8 @@ from sphinx.application import Sphinx
 from monolora.cli import COMMANDS
 from monolora.cli.flags import spelled
 from monolora.recipes.training.argument_checks import NOT_HERE
-from monolora.recipes.training.arguments import SFT, LoraArguments, own_flags, training_defaults
+from monolora.recipes.training.arguments import SFT, LoraArguments
+from monolora.recipes.training.help_sections import own_flags, training_defaults
 from monolora.recipes.training.keeping import KeepArguments
 from monolora.recipes.training.preference_arguments import DPO, KTO, NOT_FOR_PREFERENCES
 

@@ -161,7 +161,8 @@ def help_parser(copy: Mapping[str, Any]) -> argparse.ArgumentParser:
 def make_copy(flags: str = "sft") -> dict[str, Any]:
     """The part of the real parser that help and suggestions need, as JSON values."""
     from monolora.recipes.training.argument_checks import RENAMED
-    from monolora.recipes.training.arguments import SFT, make_parser, sections, suggested
+    from monolora.recipes.training.arguments import SFT, make_parser, suggested
+    from monolora.recipes.training.help_sections import sections
     from monolora.recipes.training.preference_arguments import DPO, KTO
 
     program = {"sft": SFT, "dpo": DPO, "kto": KTO}[flags]
