@@ -116,12 +116,12 @@ def _compared(
         compared[_CHECKPOINT] = _reports(reference, _checkpoint(source), prompts, tokenizer, settings)
     for name in names:
         read = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=name, config=load_config(source), dtype=torch.float32
+            folder, gguf_file=name, config=load_config(source), dtype=torch.float32, trust_remote_code=False
         )
         read.generation_config = reference.generation_config
         compared[name] = _reports(reference, read, prompts, tokenizer, settings)
         compared[name]["megabytes"] = round((folder / name).stat().st_size / 1e6, 1)
-        own: Any = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        own: Any = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
         compared[name]["same_tokens"] = _same_tokens(own, tokenizer)
         del read
         gc.collect()  # the next file needs the memory
