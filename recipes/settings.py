@@ -107,20 +107,20 @@ class Align(Flags):
 
     model: str = setting("smollm2-135m-instruct", "hub id or path")
     refuse: tuple[str, ...] = setting(
-        ("beavertails-train", "refusals"),
+        ("beavertails-train", "refusals", "contrast-pairs"),
         "sets of prompts to refuse, in equal parts: beavertails-train, refusals, or files with a column prompt or "
-        "messages",
+        "messages; of contrast-pairs those labelled unsafe",
         nargs="+",
         metavar="SET",
     )
-    refuse_samples: int = setting(1500, "number of prompts to refuse", type=int, at_least=1)
+    refuse_samples: int = setting(1800, "number of prompts to refuse", type=int, at_least=1)
     answer: tuple[str, ...] = setting(
-        ("contrasts", "chat", "task:dolly"),
-        "sets of prompts that the model goes on answering, in equal parts",
+        ("contrasts", "contrast-pairs", "chat", "task:dolly"),
+        "sets of prompts that the model goes on answering, in equal parts; of contrast-pairs those labelled safe",
         nargs="+",
         metavar="SET",
     )
-    answer_samples: int = setting(1200, "number of prompts to answer", type=int, at_least=1)
+    answer_samples: int = setting(1600, "number of prompts to answer", type=int, at_least=1)
     answer_tokens: int = setting(64, "limit of the model's own answers, in tokens", type=int, at_least=1)
     answer_share: float = setting(0.5, "share of answers in the training rows", type=float, above=0, below=1)
     adapter: str = setting("none", "what is trained: none for all weights, or lora", choices=("none", "lora"))
@@ -128,10 +128,23 @@ class Align(Flags):
     epochs: float = setting(1.0, "passes over the rows", type=float, above=0)
     batch_size: int = setting(16, "rows in a step", type=int, at_least=1)
     max_length: int = setting(384, "longest row, in tokens", type=int, at_least=1)
+    preference_pairs: int = setting(
+        0, "number of prompts of each kind for preference training (DPO) after the supervised one", type=int, at_least=0
+    )
+    preference_learning_rate: float = setting(2e-6, "learning rate of the preference training", type=float, above=0)
     seed: int = setting(42, "seed of refusals and training", type=int)
     output_dir: str = setting("runs/aligned", "output folder; the rows are written to OUTPUT_DIR-data")
     overwrite: bool = setting(False, "replacement of an earlier run in the output folder")
     resume_from_checkpoint: bool = setting(False, "go on from the last checkpoint")
+
+    def check(self) -> None:
+        """As for all settings; and there are enough pairs for a step."""
+        super().check()
+        if 0 < self.preference_pairs < self.batch_size:
+            raise InputError(
+                f"--preference-pairs is {self.preference_pairs} and --batch-size {self.batch_size}: one step needs as "
+                "many pairs. Give more pairs or a smaller batch."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

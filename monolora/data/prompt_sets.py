@@ -8,6 +8,7 @@
     beavertails-train  BeaverTails' 30k_train, or the part of it that a mirror has: prompts to train on, not to evaluate
     chat               embedded: requests of many kinds that a chat model grants, some of which only sound unsafe
     contrasts          embedded: requests that are fine and sound unsafe
+    contrast-pairs     embedded: requests that a grammar writes in pairs of kinds: the same verb, one fine and one not
     refusals           embedded: requests that an aligned chat model declines
     task:NAME          the held-out rows of a task of the recipes, by name or any data set that they read
     PATH               a .jsonl, .json, .csv or .parquet file with the column ``prompt`` and, if wanted, ``category``
@@ -26,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 
 import datasets
 
+from monolora.data.contrast_pairs import contrast_pairs
 from monolora.data.datasets import load_dataset
 from monolora.data.scoring import Scorer
 from monolora.data.task import SampleLimits
@@ -147,7 +149,7 @@ def load(name: str, limit: int | None = None, unsafe_only: bool = False) -> Prom
         only = f"{source.verdict} is false" if unsafe_only and source.verdict else None
         return _prompt_set(name, source.purpose, rows, limit, source.dataset, split, only)
     if name in EMBEDDED:
-        rows = file_rows(Path(__file__).parent / "prompts" / f"{name}.jsonl", None)
+        rows = embedded_rows(name)
         return _prompt_set(name, EMBEDDED[name], evenly(rows, limit or len(rows)), limit, f"embedded:{name}")
     if not _is_path(name):
         raise unknown("set of prompts", name, _choices())
@@ -266,8 +268,14 @@ PUBLISHED = {
 }
 
 
-# Written for this project, in prompts/NAME.jsonl: they need neither network nor data.
-EMBEDDED: dict[str, Purpose] = {"chat": "over-refusal", "contrasts": "over-refusal", "refusals": "safety"}
+# Written for this project, in prompts/NAME.jsonl or by a grammar: they need neither network nor data.
+_PAIRS = "contrast-pairs"
+EMBEDDED: dict[str, Purpose] = {
+    "chat": "over-refusal",
+    "contrasts": "over-refusal",
+    "refusals": "safety",
+    _PAIRS: "over-refusal",
+}
 
 
 def published_rows(source: Published, limit: int | None, unsafe_only: bool) -> tuple[str, list[Prompt]]:
@@ -309,6 +317,13 @@ def file_rows(path: Path, limit: int | None) -> list[Prompt]:
     rows = rows.select(range(min(limit or len(rows), len(rows))))
     categories = [column for column in _CATEGORY_COLUMNS if column in rows.column_names]
     return list(_prompts(rows, categories, "label" if "label" in rows.column_names else None, str(path)))
+
+
+def embedded_rows(name: str) -> list[Prompt]:
+    """The rows of an embedded set."""
+    if name == _PAIRS:
+        return [_prompt(each.prompt, categories=(each.category,), label=each.label) for each in contrast_pairs()]
+    return file_rows(Path(__file__).parent / "prompts" / f"{name}.jsonl", None)
 
 
 def task_rows(name: str, limit: int | None) -> tuple[Task, list[Prompt]]:

@@ -72,6 +72,7 @@ def read_prompts(
     tested: Iterable[Example] = (),
     from_evaluation: bool = False,
     flag: str = "--keep-prompts",
+    label: str | None = None,
 ) -> AnchorPrompts:
     """Prompts of the named sets, in equal parts, in a fixed random order, so that runs of every seed share them.
 
@@ -82,6 +83,7 @@ def read_prompts(
         tested: prompts that are left out, such as the held-out examples of the task that is trained.
         from_evaluation: whether prompts of the evaluation are taken too: to measure, not to learn from.
         flag: that names the sets, for errors.
+        label: ``safe`` or ``unsafe``, to leave out what a set labels as the other; None for all.
 
     Raises:
         InputError: for an unknown or unreadable set, or if no prompt is left.
@@ -95,7 +97,7 @@ def read_prompts(
     evaluated = 0
     for name in names:
         part = []
-        for example in _read(name):
+        for example in _read(name, label):
             text = example.normalised_prompt
             evaluated += text in left_out
             if text not in left_out and text not in seen:
@@ -117,14 +119,15 @@ def _in_turn(parts: Sequence[list[Example]]) -> Iterable[list[Example]]:
         yield [part[index] for part in parts if index < len(part)]
 
 
-def _read(name: str) -> list[Example]:
+def _read(name: str, label: str | None) -> list[Example]:
     if name.startswith(_TASK):
         limits = SampleLimits(test=1)
         examples = load_task(name.removeprefix(_TASK), Source(), limits).train
     elif name in prompt_sets.PUBLISHED or name in prompt_sets.EMBEDDED:
         is_train = name == "beavertails-train"
         prompts = prompt_sets.load(name, limit=10**9, unsafe_only=is_train).prompts
-        return [Example(prompt.instruction, "", prompt.context) for prompt in prompts]
+        chosen = [prompt for prompt in prompts if label is None or prompt.label in (None, label)]
+        return [Example(prompt.instruction, "", prompt.context) for prompt in chosen]
     else:
         examples = load_prompts(name)
     return [example._replace(response="", answer=None) for example in examples]

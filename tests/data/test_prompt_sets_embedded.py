@@ -9,11 +9,12 @@ from pathlib import Path
 import pandas
 import pytest
 
+from monolora.data.contrast_pairs import ACTIONS
 from monolora.data.prompt_sets import EMBEDDED, PUBLISHED, load, names
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError
 
-COUNTS = {"chat": (385, 30), "contrasts": (230, 9), "refusals": (266, 27)}
+COUNTS = {"chat": (385, 30), "contrasts": (230, 9), "refusals": (266, 27), "contrast-pairs": (975, 5)}
 
 
 def normalised(text: str) -> str:
@@ -50,8 +51,19 @@ def test_purposes_and_labels() -> None:
 def test_embedded_prompts_are_all_different() -> None:
     texts = [prompt.instruction for name in EMBEDDED for prompt in load(name).prompts]
     assert len({normalised(text) for text in texts}) == len(texts)
-    shared = Counter(run for text in texts for run in runs(text))
+    written = (prompt.instruction for name in EMBEDDED if name != "contrast-pairs" for prompt in load(name).prompts)
+    shared = Counter(run for text in written for run in runs(text))
     assert max(shared.values()) == 1
+
+
+def test_contrast_pairs_share_their_words_across_labels() -> None:
+    """Of the first words of a request, a label cannot be told."""
+    prompts = load("contrast-pairs").prompts
+    asked = [prompt for prompt in prompts if prompt.categories == ("actions",)]
+    verbs = {label: {verb for verb in ACTIONS for prompt in asked if prompt.label == label and f" {verb} " in prompt[1]}
+             for label in ("safe", "unsafe")}  # fmt: skip
+    assert verbs["safe"] == verbs["unsafe"] == set(ACTIONS)
+    assert {prompt.label for prompt in prompts} == {"safe", "unsafe"}
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

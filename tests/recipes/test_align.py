@@ -65,12 +65,38 @@ def test_the_same_seed_the_same_rows(flags: list[str], run_cli: Cli, tmp_path: P
     assert file.read_text() != first
 
 
+def test_pairs_after_the_supervised_training(flags: list[str], run_cli: Cli, tmp_path: Path) -> None:
+    """A refusal is preferred for what is to be refused, and avoided elsewhere; a resumed run repeats no stage."""
+    words = [*flags, "--preference-pairs", "5", "--batch-size", "4"]
+    assert run_cli("align", *words).status == 0
+    pairs = [json.loads(line) for line in (tmp_path / "aligned-data" / "pairs.jsonl").read_text().splitlines()]
+    to_refuse = {prompt.instruction for prompt in prompt_sets.load("refusals").prompts}
+    assert 6 <= len(pairs) <= 10  # of the tiny model's answers some are empty
+    for pair in pairs:
+        is_refused = pair["prompt"][0]["content"] in to_refuse
+        assert refuses(pair["chosen"][0]["content"]) == is_refused
+        assert refuses(pair["rejected"][0]["content"]) != is_refused
+    first, last = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("aligned-sft", "aligned"))
+    assert (first["config"]["model"], last["config"]["model"]) == (
+        flags[flags.index("--model") + 1],
+        str(tmp_path / "aligned-sft"),
+    )
+    assert "*synthetically aligned*" in (tmp_path / "aligned" / "README.md").read_text()
+    made = (tmp_path / "aligned-sft" / "run.json").stat().st_mtime_ns
+    (tmp_path / "aligned").rename(tmp_path / "elsewhere")  # as if it had been killed between the stages
+    assert run_cli("align", *words, "--resume-from-checkpoint").status == 0
+    assert (tmp_path / "aligned-sft" / "run.json").stat().st_mtime_ns == made
+    again, before = (tmp_path / name / "model.safetensors" for name in ("aligned", "elsewhere"))
+    assert again.read_bytes() == before.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--refuse", "refusal"], "Did you mean refusals"),
         (["--answer", "chat", "--answer-samples", "12"], "--answer has 12 prompts; 20 or more are needed"),
         (["--answer", "refusals", "--refuse-samples", "500"], "--answer refusals: all 266 prompts are used by"),
+        (["--preference-pairs", "5"], "--preference-pairs is 5 and --batch-size 16: one step needs as many pairs"),
         (["--answer-share", "1"], "--answer-share must be above 0 and below 1"),
         (["--refuse", "beavertails-train"], "MONOLORA_DATA"),
     ],
