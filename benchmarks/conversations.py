@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from functools import partial
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -90,7 +91,9 @@ def _answers(flags: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> l
     found: list[Example] = []
     rows = iter(dolly.load().train)
     while len(found) < flags.conversations * flags.turns:
-        origin, history, answers = f"conversation {len(found) // flags.turns + 1}", (), []
+        origin = f"conversation {len(found) // flags.turns + 1}"
+        history: tuple[dict[str, Any], ...] = ()
+        answers: list[Example] = []
         for _ in range(flags.turns):
             answers.append(next(rows)._replace(history=history, origin=origin))
             history = (*answers[-1].messages, answers[-1].answer_message)

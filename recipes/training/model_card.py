@@ -133,6 +133,7 @@ def plot(history: Sequence[dict[str, Any]], folder: Path) -> None:
             axes.plot(*zip(*points, strict=True), color=colour, marker="" if is_dense else "o", clip_on=False)
             axes.set(ylabel=label, ylim=(0, 100) if label.endswith("%") else None)
         all_axes[-1].set_xlabel("step")
+        all_axes[-1].locator_params(axis="x", integer=True)
         figure.savefig(folder / PLOT, dpi=150)
 
 

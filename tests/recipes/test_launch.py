@@ -97,10 +97,10 @@ def test_two_processes_equal_one_on_preferences(
     chat_model: Path, tmp_path: Path, write_rows: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As above, for DPO: the same weights to rounding, rewards while training, and scores."""
-    flags = ["--dataset", write_rows(PAIRS), "--model", chat_model, *QUICK, "--max-steps", "3", "--optim", "sgd"]
+    flags = ["--dataset", write_rows(PAIRS), "--model", str(chat_model), *QUICK, "--max-steps", "3", "--optim", "sgd"]
     flags += ["--max-train-samples", "12", "--learning-rate", "0.5", "--validation-samples", "2"]
-    flags = list(map(str, [*flags, "--eval-strategy", "steps", "--eval-steps", "1", "--use-cpu"]))
-    halves = ["--per-device-train-batch-size", "2", "--output-dir", tmp_path / "two"]
+    flags += ["--eval-strategy", "steps", "--eval-steps", "1", "--use-cpu"]
+    halves = ["--per-device-train-batch-size", "2", "--output-dir", str(tmp_path / "two")]
     for ended in forks.launch(["--config_file", "recipes/accelerate/ddp-cpu.yaml"], DPO, *flags, *halves):
         assert ended.returncode == 0, ended.stderr[-3000:]
     assert dpo.main([*flags, "--output-dir", str(tmp_path / "one")]) == 0, capsys.readouterr().err
