@@ -87,7 +87,8 @@ def _device() -> Finding:
 
     if torch.cuda.is_available():
         return Finding("device", f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}")
-    return Finding("device", f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores")
+    threads = torch.get_num_threads()
+    return Finding("device", f"CPU, {threads} {'thread' if threads == 1 else 'threads'} of {os.cpu_count()} cores")
 
 
 def _bfloat16() -> Finding:

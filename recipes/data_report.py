@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -65,7 +66,7 @@ def run(settings: Settings) -> int:
         with saving(out):
             write_text(out, page(found, mixture, settings.model))
     if settings.json:
-        print(json.dumps({each.name: each.as_json() for each in found}, indent=2))
+        print(json.dumps(as_json(found, mixture), indent=2))
         return 0
     _show(found, mixture, Terminal())
     if out is not None:
@@ -108,10 +109,13 @@ def _page_path(path: Path, overwrite: bool) -> Path:
     return path
 
 
-def message(found: Sequence[Statistics]) -> str:
+def message(found: Sequence[Statistics], mixture: Mixture | None) -> str:
     """The finding, in a sentence: what can be trained on, and what stands most in the way."""
-    total = sum(each.train for each in found)
-    what = f"{total:,} examples of {listed(each.name for each in found)} can be trained on"
+    total = sum(each.train for each in found) if mixture is None else len(mixture.train)
+    names = listed(each.name for each in found)
+    what = f"{total:,} examples of {names} can be trained on"
+    if mixture is not None:
+        what = f"The mixture of {names} has {total:,} examples"
     refused = [each.name for each in found if each.refusal]
     tokenized = sum(each.tokenized for each in found)
     lost, cut = sum(each.dropped for each in found), sum(each.truncated for each in found)
@@ -171,6 +175,23 @@ def _quantiles(lengths: Lengths) -> str:
     return f"median {lengths.median:,}, 90 % {lengths.p90:,}, 99 % {lengths.p99:,}, longest {lengths.longest:,}"
 
 
+def as_json(found: Sequence[Statistics], mixture: Mixture | None) -> dict[str, Any]:
+    """Everything as JSON values: each data set under ``data_sets``, and what of each is in the ``mixture``, or null."""
+    parts = () if mixture is None else mixture.parts
+    return {
+        "data_sets": {each.name: each.as_json() for each in found},
+        "mixture": mixture
+        and {
+            "examples": len(mixture.train),
+            "limited_by": mixture.limited_by and mixture.limited_by.name,
+            "data_sets": {
+                part.name: {field: getattr(part, field) for field in ("share", "examples", "available", "left_out")}
+                for part in parts
+            },
+        },
+    }
+
+
 def mixture_lines(mixture: Mixture) -> list[str]:
     """What of each data set is in the mixture."""
     total = len(mixture.train)
@@ -182,7 +203,7 @@ def mixture_lines(mixture: Mixture) -> list[str]:
 
 
 def _show(found: Sequence[Statistics], mixture: Mixture | None, console: Terminal) -> None:
-    console.print(message(found), style="bold", soft_wrap=True)
+    console.print(message(found, mixture), style="bold", soft_wrap=True)
     for each in found:
         table = Table(title=each.name, show_header=False)
         for what, value in rows_of(each).items():
@@ -222,7 +243,7 @@ def page(found: Sequence[Statistics], mixture: Mixture | None, model: str) -> st
         folder,
         "data_report.html.j2",
         title=f"Data: {', '.join(each.name for each in found)}",
-        message=message(found),
+        message=message(found, mixture),
         style=chart_style() + (folder / "data_report.css").read_text(encoding="utf-8"),
         script=(folder / "data_report.js").read_text(encoding="utf-8"),
         kicker=KICKER,

@@ -63,7 +63,7 @@ class DataReport(Flags):
     out: str | None = setting(None, "HTML page to write")
     overwrite: bool = setting(False, "replacement of an earlier page in --out")
     trust_remote_code: bool = setting(False, TRUST_HELP)
-    json: bool = setting(False, "JSON output instead of tables")
+    json: bool = setting(False, "JSON instead of tables: data_sets by their names, and the mixture")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,10 @@ class SftRun(Run):
     def validation_metrics(self) -> Sequence[Metric]:
         return [LOSS, *(self.data.task.scorer.metrics if _own(self.arguments).eval_task else ())]
 
+    @property
+    def needed_for_metrics(self) -> Mapping[str, str]:
+        return {**super().needed_for_metrics, **{each.name: "--eval-task" for each in self.data.task.scorer.metrics}}
+
     def validation_scores(self, inference: Inference) -> dict[str, Any] | None:
         rows = self.data.validation
         if not rows:

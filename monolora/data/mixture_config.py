@@ -47,11 +47,13 @@ def split_share(word: str) -> Component:
     """``NAME`` or ``NAME:SHARE``: a share is a number after the last colon, so paths and ids may have colons.
 
     Raises:
-        InputError: if the share is not above 0, or a file has the whole word for its name.
+        InputError: if the share is no number above 0, or a file has the whole word for its name.
     """
     name, colon, number = word.rpartition(":")
     share = _number(number) if colon and name else None
     if share is None:
+        if not hub.is_local(word) and (name in BUILT_IN or (name and hub.is_local(name))):
+            raise InputError(f"--dataset {word}: a share is a number, as in {name}:0.5, and {number!r} is none.")
         return Component(word)
     if hub.is_local(word):
         raise InputError(

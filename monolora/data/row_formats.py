@@ -181,7 +181,7 @@ class RowFormat:
     def _not_understood(self, column: str, what: str) -> InputError:
         return InputError(
             f"{self.name}: the column {column!r} {what}, and might belong to what the model reads. Rename it or put it "
-            f"into the messages, or leave it out (monolora sft: --drop-columns {column})."
+            f"into the messages, or leave it out (sft, dpo, data: --drop-columns {column})."
         )
 
     def _from_chat(self, row: Mapping[str, Any], where: str) -> Iterator[Example]:
@@ -266,7 +266,7 @@ class RowFormat:
             if not is_empty(parsed(row.get(column))):
                 raise InputError(
                     f"{where}: {column!r} belongs to conversations; 'prompt' and {column_of_answer!r} are plain texts "
-                    f"here. Write them as messages, or leave it out (monolora sft: --drop-columns {column})."
+                    f"here. Write them as messages, or leave it out (sft, dpo, data: --drop-columns {column})."
                 )
 
 

@@ -255,6 +255,25 @@ def _check_needs(flags: argparse.Namespace, named: set[str]) -> None:
             raise InputError(f"{spelled(name)} {value} needs scores while training. Give --eval-strategy steps too.")
     if scored and not flags.validation_samples:
         raise InputError("--eval-strategy needs held-out rows. Give their number with --validation-samples.")
+    if flags.eval_steps == 0:  # transformers would take --logging-steps
+        raise InputError("--eval-steps must be a number above 0, got 0.")
+    if flags.load_best_model_at_end and flags.save_strategy != "best":
+        _check_scored_checkpoints(flags)
+
+
+def _check_scored_checkpoints(flags: argparse.Namespace) -> None:
+    """Raises: InputError, where a checkpoint would have no scores."""
+    if flags.save_strategy != flags.eval_strategy:
+        raise InputError(
+            f"--load-best-model-at-end needs scores of every checkpoint, and --eval-strategy is {flags.eval_strategy}, "
+            f"--save-strategy {flags.save_strategy}. Give both the same, or --save-strategy best."
+        )
+    times = flags.save_steps / (flags.eval_steps or flags.save_steps or 1)
+    if flags.save_strategy == "steps" and not math.isclose(times, round(times)):
+        raise InputError(
+            f"--load-best-model-at-end needs scores of every checkpoint, and --save-steps {flags.save_steps:g} is no "
+            f"multiple of --eval-steps {flags.eval_steps:g}. Make it one, or give --save-strategy best."
+        )
 
 
 def _without(name: str, needed: str) -> InputError:

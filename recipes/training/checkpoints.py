@@ -350,6 +350,8 @@ def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed |
             "--resume-from-checkpoint out to start again."
         )
     checkpoint = Path(path)
+    if not (checkpoint / "trainer_state.json").exists() and (newest := get_last_checkpoint(path)):
+        raise InputError(f"--resume-from-checkpoint {path} is a run. Give one of its checkpoints, such as {newest}.")
     _check_complete(checkpoint)
     before = run_record.read(checkpoint.parent)
     if before is None:

@@ -129,9 +129,11 @@ def plot(history: Sequence[dict[str, Any]], folder: Path) -> None:
         all_axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, (label, points), colour in zip(all_axes, panels.items(), cycle(LIGHT[1:]), strict=False):
             is_dense = len(points) > 1 and label not in held_out
-            axes.plot(*zip(*points, strict=True), color=colour, marker="" if is_dense else "o")
-            axes.set(ylabel=label, ylim=(0, 100 if label.endswith("%") else None))
+            # A marker at the edge is seen whole; margins of preferences may be negative.
+            axes.plot(*zip(*points, strict=True), color=colour, marker="" if is_dense else "o", clip_on=False)
+            axes.set(ylabel=label, ylim=(0, 100) if label.endswith("%") else None)
         all_axes[-1].set_xlabel("step")
+        all_axes[-1].locator_params(axis="x", integer=True)
         figure.savefig(folder / PLOT, dpi=150)
 
 
@@ -155,7 +157,7 @@ def _finding(
         return "No loss was logged"
     (_, first), (step, last) = losses[0], losses[-1]
     verb = "fell" if last < first else "rose" if last > first else "stayed"
-    said = [f"The loss {verb} from {first:.2f} to {last:.2f} in {step:,} steps"]
+    said = [f"The loss {verb} from {first:.2f} to {last:.2f} in {step:,} {'step' if step == 1 else 'steps'}"]
     if validation:
         best, value = min(validation, key=lambda point: point[1])
         said.append(f"on held-out rows it is lowest at step {best:,}: {value:.2f}")

@@ -95,7 +95,7 @@ class _TrainingProgress(TrainerCallback):
             return
         if "train_runtime" in logs:
             steps = state.global_step - self._first_step
-            STDERR.print(f"{steps:,} steps in {format_duration(logs['train_runtime'])}.")
+            STDERR.print(f"{steps:,} {'step' if steps == 1 else 'steps'} in {format_duration(logs['train_runtime'])}.")
             return
         if validation := _validation(logs):
             STDERR.print(f"step {state.global_step:,}/{state.max_steps:,} · held out: {validation}", soft_wrap=True)

@@ -117,6 +117,11 @@ class Run(ABC):
     def validation_metrics(self) -> Sequence[Metric]:
         """What :meth:`validation_scores` gives."""
 
+    @property
+    def needed_for_metrics(self) -> Mapping[str, str]:
+        """Flags without which a metric is not measured while training, by its name."""
+        return {REFUSAL_MARGIN.name: "--keep or --keep-report"}
+
     @abstractmethod
     def validation_scores(self, inference: Inference) -> dict[str, Any] | None:
         """Scores of a model on the rows of ``--validation-samples``."""
@@ -151,7 +156,7 @@ class Run(ABC):
     def choose_metric(self) -> None:
         """Raises: InputError, if ``--metric-for-best-model`` is not measured while training."""
         kept = [REFUSAL_MARGIN] if self.keeping.measured_sets(with_held_out=True) else []
-        choose_metric(self.arguments.training, [*self.validation_metrics, *kept])
+        choose_metric(self.arguments.training, [*self.validation_metrics, *kept], self.needed_for_metrics)
 
     def scores_in_training(self) -> dict[str, Any]:
         """Those of validation, and the refusal margin if that decides."""

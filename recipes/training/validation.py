@@ -10,7 +10,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, IntervalStrategy, Trainer, TrainerCallback
 
 from monolora.data.scoring import Metric
-from monolora.errors import unknown
+from monolora.errors import InputError, unknown
 from monolora.recipes.training.arguments import RunArguments
 
 PREFIX = "eval_"
@@ -83,12 +83,13 @@ def callbacks(training: Any, flags: RunArguments) -> list[TrainerCallback]:
     return [LastStep(), EarlyStoppingCallback(flags.early_stopping_patience, flags.early_stopping_threshold)]
 
 
-def choose_metric(training: Any, metrics: Sequence[Metric]) -> None:
+def choose_metric(training: Any, metrics: Sequence[Metric], needed: Mapping[str, str]) -> None:
     """Check ``--metric-for-best-model``, and set which of its values are better.
 
     Args:
         training: TRL's config.
         metrics: what is measured while training.
+        needed: flags without which a metric is not measured, by its name.
 
     Raises:
         InputError: if it is none of them.
@@ -97,6 +98,8 @@ def choose_metric(training: Any, metrics: Sequence[Metric]) -> None:
         return
     by_name = {metric.name: metric for metric in metrics}
     name = training.metric_for_best_model.removeprefix(PREFIX)
+    if name not in by_name and name in needed:
+        raise InputError(f"--metric-for-best-model {name} is not measured without {needed[name]}. Give that too.")
     if name not in by_name:
         raise unknown("--metric-for-best-model", name, by_name)
     training.metric_for_best_model = name

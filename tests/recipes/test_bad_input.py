@@ -67,9 +67,19 @@ FLAGS = {
     "--eval-strategy steps": ["--eval-strategy needs held-out rows", "--validation-samples"],
     "--eval-strategy sometimes": ["sometimes"],
     "--validation-samples 2 --eval-strategy steps --metric-for-best-model los": ["'los'", "Did you mean loss?"],
-    "--validation-samples 2 --eval-strategy steps --metric-for-best-model accuracy": ["choose one of loss."],
-    "--validation-samples 2 --eval-strategy steps --metric-for-best-model refusal_margin": ["choose one of loss."],
-    "--validation-samples 2 --eval-strategy steps --load-best-model-at-end --save-steps 3 --eval-steps 2": ["multiple"],
+    "--validation-samples 2 --eval-strategy steps --metric-for-best-model accuracy": [
+        "accuracy is not measured without --eval-task"
+    ],
+    "--validation-samples 2 --eval-strategy steps --metric-for-best-model refusal_margin": [
+        "refusal_margin is not measured without --keep or --keep-report"
+    ],
+    "--validation-samples 2 --eval-strategy steps --load-best-model-at-end --save-steps 3 --eval-steps 2": [
+        "--save-steps 3 is no multiple of --eval-steps 2. Make it one, or give --save-strategy best."
+    ],
+    "--validation-samples 2 --eval-strategy epoch --load-best-model-at-end": [
+        "--eval-strategy is epoch, --save-strategy steps. Give both the same"
+    ],
+    "--validation-samples 2 --eval-strategy steps --eval-steps 0": ["--eval-steps must be a number above 0, got 0"],
     "--validation-samples 2 --eval-strategy epoch --eval-steps 2": ["no effect without --eval-strategy steps"],
     "--validation-samples 2 --eval-strategy steps --early-stopping-patience 0": ["at least 1"],
     "--validation-samples 2 --eval-strategy steps --early-stopping-threshold 0.1": ["--early-stopping-patience"],

@@ -42,7 +42,9 @@ def test_numbers_against_a_count_by_hand(
     report: Cli, write_rows: Write, chat_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     path = write_rows(ROWS)
-    found = json.loads(report(path, "--json", "--max-length", "64").out)[path]
+    printed = json.loads(report(path, "--json", "--max-length", "64").out)
+    assert printed["mixture"] is None
+    found = printed["data_sets"][path]
     assert found["columns"] == {"format": "question + answer", "read": ["question", "answer"], "ignored": ["id"]}
     assert (found["rows"], found["examples"], found["empty_answers"]) == (22, 22, 2)
     assert (found["duplicate_examples"], found["duplicate_prompts"]) == (1, 2)
@@ -74,8 +76,15 @@ def test_a_mixture_and_its_page(report: Cli, write_rows: Write, tmp_path: Path) 
     words = ("demo:0.75", f"{path}:0.25", "--max-samples", "20", "--out", str(out))
     ended = report(*words)
     assert ended.status == 0, ended.err
+    assert ended.out.startswith(f"The mixture of demo and {path} has 72 examples, and all of the 38")
     assert "demo: 54 examples, 75.0%" in ended.out
     assert f"{path} is used up: the mixture has at most 72 examples." in " ".join(ended.out.split())
+    printed = json.loads(report(*words[:4], "--json").out)
+    assert list(printed["data_sets"]) == ["demo", path]
+    mixture = printed["mixture"]
+    assert (mixture["examples"], mixture["limited_by"]) == (72, path)
+    assert mixture["data_sets"]["demo"].items() >= {"share": 0.75, "examples": 54}.items()
+    assert mixture["data_sets"][path] == {"share": 0.25, "examples": 18, "available": 18, "left_out": 0}
     page = out.read_text()
     assert page.count("<pre id=") == 6
     assert "text 1 </script>" not in page

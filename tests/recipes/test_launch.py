@@ -20,12 +20,15 @@ from transformers import LlamaForCausalLM
 
 from monolora.adapters import load_adapted
 from monolora.locks import locked
+from monolora.recipes import dpo
 from tests.support import forks
+from tests.support.preferences import PAIRS
 from tests.support.program_runs import QUICK
 
 REPOSITORY = Path(__file__).parents[2]
 ACCELERATE = Path(sys.executable).parent / "accelerate"
 SFT = "import runpy; runpy.run_path('recipes/sft.py', run_name='__main__')"
+DPO = SFT.replace("sft.py", "dpo.py")
 pytestmark = pytest.mark.slow
 
 
@@ -88,6 +91,31 @@ def test_two_processes_equal_one(run_sft: Callable[..., Any], chat_model: Path, 
     resumed = run_sft(*flags, "--resume-from-checkpoint", name="two")
     assert resumed.status == 2
     assert "--num-processes 2 → 1" in resumed.err[-1]
+
+
+def test_two_processes_equal_one_on_preferences(
+    chat_model: Path, tmp_path: Path, write_rows: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As above, for DPO: the same weights to rounding, rewards while training, and scores."""
+    flags = ["--dataset", write_rows(PAIRS), "--model", str(chat_model), *QUICK, "--max-steps", "3", "--optim", "sgd"]
+    flags += ["--max-train-samples", "12", "--learning-rate", "0.5", "--validation-samples", "2"]
+    flags += ["--eval-strategy", "steps", "--eval-steps", "1", "--use-cpu"]
+    halves = ["--per-device-train-batch-size", "2", "--output-dir", str(tmp_path / "two")]
+    for ended in forks.launch(["--config_file", "recipes/accelerate/ddp-cpu.yaml"], DPO, *flags, *halves):
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    assert dpo.main([*flags, "--output-dir", str(tmp_path / "one")]) == 0, capsys.readouterr().err
+    weights, parallel = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "two"))
+    assert any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(parallel[name], tensor, rtol=1e-4, atol=1e-5)
+    one, two = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two"))
+    assert (one["config"]["num_processes"], two["config"]["num_processes"]) == (1, 2)
+    for measured in ("loss", "rewards/accuracies", "rewards/margins", "eval_loss", "eval_reward_margin"):
+        series = [[entry[measured] for entry in run["history"] if measured in entry] for run in (one, two)]
+        assert len(series[0]) == 3
+        assert series[1] == pytest.approx(series[0], abs=1e-4), measured
+    for when in ("before", "after", "validation"):
+        assert two["results"][when] == pytest.approx(one["results"][when], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["SHARDED_STATE_DICT, monolora", "SHARDED_STATE_DICT, none"])

@@ -137,7 +137,7 @@ def test_a_run_of_an_earlier_version_is_not_resumed(run_sft: Callable[..., Outco
 def test_the_data_report(run_cli: Callable[..., Ended], chat_model: Path, chats: str, differs: str) -> None:
     words = ("data", chats, "--model", chat_model, "--json")
     whole, split, apart, last = (
-        json.loads(run_cli(*words, *more).out)[chats]
+        json.loads(run_cli(*words, *more).out)["data_sets"][chats]
         for more in (
             (), ("--conversations", "split"), ("--chat-template-path", differs), ("--train-on", "last"),
         )

@@ -205,6 +205,9 @@ def test_checkpoints_without_optimizer_state(run_sft: Run) -> None:
     outcome = run_sft(*SAVING, "--skip-eval", "--save-only-model", "--resume-from-checkpoint")
     assert outcome.status == 2
     assert "has no optimizer state" in outcome.err[-1]
+    outcome = run_sft(*SAVING, "--skip-eval", "--save-only-model", "--resume-from-checkpoint", str(outcome.folder))
+    assert outcome.status == 2
+    assert f"is a run. Give one of its checkpoints, such as {outcome.folder}/checkpoint-4." in outcome.err[-1]
 
 
 def test_scores_before(tmp_path: Path) -> None:

@@ -76,10 +76,13 @@ def test_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparse: bool, hei
 
 
 def test_plot_of_scores_while_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A panel each, shares in percent, counts as they are."""
+    """A panel each, shares in percent, counts as they are, margins below 0 too."""
     drawn: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: drawn.append(self))
-    scores = [{"eval_loss": 2.0, "eval_unparsed": 3, "eval_accuracy": 0.25}, {"eval_loss": 1.5, "eval_accuracy": 0.5}]
+    scores = [
+        {"eval_loss": 2.0, "eval_unparsed": 3, "eval_accuracy": 0.25, "eval_reward_margin": -0.5},
+        {"eval_loss": 1.5, "eval_accuracy": 1.0, "eval_reward_margin": -0.25},
+    ]
     plot([{"step": 1, "loss": 2.0}, {"step": 1, **scores[0]}, {"step": 2, **scores[1]}], tmp_path)
     (figure,) = drawn
     lines = {axes.get_ylabel(): axes.lines[0].get_xydata().tolist() for axes in figure.axes}
@@ -87,8 +90,13 @@ def test_plot_of_scores_while_training(tmp_path: Path, monkeypatch: pytest.Monke
         "training loss": [[1, 2]],
         "held-out loss": [[1, 2], [2, 1.5]],
         "held-out unparsed": [[1, 3]],
-        "held-out accuracy, %": [[1, 25], [2, 50]],
+        "held-out accuracy, %": [[1, 25], [2, 100]],
+        "held-out reward margin": [[1, -0.5], [2, -0.25]],
     }
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert all(low <= y <= high for _, y in lines[axes.get_ylabel()])
+    assert "in 1 step;" in figure.get_suptitle()
     assert "lowest at step 2: 1.50" in figure.get_suptitle()
 
 
