@@ -49,7 +49,10 @@ class Gpus(NamedTuple):
         match = re.fullmatch(r"([1-9]\d*)x(\d+(?:\.\d+)?)", text)
         if match is None or float(match[2]) == 0:
             raise InputError(f"--gpus {text} is not NUMBERxGB. Write, for example, 8x80 for eight GPUs of 80 GB.")
-        return Gpus(int(match[1]), 1e9 * float(match[2]))
+        number = int(match[1])
+        if number > GPUS_A_MACHINE and number % GPUS_A_MACHINE:
+            raise InputError(f"--gpus {text}: several machines have {GPUS_A_MACHINE} GPUs each. Give a multiple.")
+        return Gpus(number, 1e9 * float(match[2]))
 
 
 def main(argv: list[str]) -> int:
@@ -93,8 +96,9 @@ def _config(model: str) -> PreTrainedConfig:
 
 
 def _words(settings: Plan) -> list[str]:
-    """The flags of the run that is planned."""
-    words = ["--model", settings.model, "--adapter", settings.adapter]
+    """The flags of the run that is planned; in place of a config.json, the folder that it is in."""
+    model = str(Path(settings.model).parent) if Path(settings.model).is_file() else settings.model
+    words = ["--model", model, "--adapter", settings.adapter]
     if settings.adapter != "none":
         words += ["--lora-r", str(settings.lora_r)]
     if settings.lora_target_modules:
@@ -107,7 +111,8 @@ def _words(settings: Plan) -> list[str]:
         words += ["--optim", settings.optim]
     if settings.keep:
         words += ["--keep", *settings.keep]
-    words += ["--load-in-4bit"] * settings.load_in_4bit + ["--gradient-checkpointing"] * settings.gradient_checkpointing
+    for flag in ("load_in_4bit", "gradient_checkpointing", "trust_remote_code"):
+        words += [f"--{flag.replace('_', '-')}"] * getattr(settings, flag)
     return words
 
 

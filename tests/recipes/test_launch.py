@@ -77,6 +77,8 @@ def test_two_processes_equal_one(run_sft: Callable[..., Any], chat_model: Path, 
     assert two["results"]["after"] == one.record["results"]["after"]
     assert [e["loss"] for e in two["history"] if "loss" in e] == pytest.approx(one.losses, abs=1e-4)
     assert two["config"]["num_processes"] == 2
+    for measure in ("sparsity", "dead_units"):  # over the tokens of both
+        assert [e.get(measure) for e in two["history"]] == [e.get(measure) for e in one.record["history"]]
     # One set of files: what a single process writes, but for a random state a process in each checkpoint.
     files = {path.name for path in (tmp_path / "two").iterdir()}
     assert files == {path.name for path in one.folder.iterdir()}

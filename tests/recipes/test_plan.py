@@ -107,6 +107,7 @@ def test_table_and_command(run_cli: Callable[..., Any], config: Path) -> None:
         ((), "--gpus"),
         (("--gpus", "8by80"), "--gpus 8by80 is not NUMBERxGB. Write, for example, 8x80"),
         (("--gpus", "0x80"), "--gpus 0x80 is not"),
+        (("--gpus", "12x80"), "--gpus 12x80: several machines have 8 GPUs each"),
         (("--gpus", "8x80", "--lora-r", "0"), "--lora-r must be at least 1"),
         (("--gpus", "8x80", "--lora-target-modules", "nothing"), "--lora-target-modules nothing matches no module"),
         (("--gpus", "8x80", "--keep", "nothing"), "nothing"),
