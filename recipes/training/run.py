@@ -214,8 +214,8 @@ def train(arguments: Arguments, prepare: Prepare) -> dict[str, Any]:
         if resumed is not None:
             resumed.check_steps(this.trainer)
         at_start = _AtStart(this)
-        if is_sharded(this.trainer):  # by the trainer, when it begins
-            this.trainer.add_callback(at_start)
+        if is_sharded(this.trainer):  # by the trainer when it begins, before the reporters write
+            this.trainer.callback_handler.callbacks.insert(0, at_start)
         else:
             at_start()
         with unfailing_output(), training_progress(this.trainer):

@@ -29,8 +29,8 @@ STEPS = [
     "--train-sampling-strategy", "sequential", "--save-steps", "2",
 ]  # fmt: skip
 KEPT = [
-    *STEPS, "--eval-strategy", "steps", "--eval-steps", "2", "--validation-samples", "5", "--eval-task",
-    "--metric-for-best-model", "refusal_margin", "--eval-max-new-tokens", "12",
+    *STEPS, "--eval-strategy", "steps", "--eval-steps", "4", "--validation-samples", "4", "--eval-task",
+    "--metric-for-best-model", "refusal_margin", "--eval-max-new-tokens", "6",
     "--keep", "silence:0.5", "kl", "replay:0.2", "--keep-samples", "20", "--keep-answer-tokens", "4",
 ]  # fmt: skip
 FULL = [*STEPS, "--adapter", "none", "--learning-rate", "0.005", "--eval-max-new-tokens", "12"]
