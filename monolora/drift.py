@@ -33,7 +33,7 @@ class AnswerDrift(NamedTuple):
     units_on: float | None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer_drifts(
     base: Inference, tuned: Inference, as_base: Callable[[], AbstractContextManager[object]], splits: Sequence[Split]
 ) -> Iterator[AnswerDrift]:

@@ -79,12 +79,13 @@ def is_local(name: str) -> bool:
     return local_path(name) is not None
 
 
-def resolve_model(name: str, revision: str = "main") -> str:
+def resolve_model(name: str, revision: str = "main", with_weights: bool = True) -> str:
     """The folder of the model ``name``; a model from the hub is downloaded first.
 
     Args:
         name: a path, a hub id, ``smollm2-135m-instruct`` or ``all-minilm-l6-v2``.
         revision: branch, tag or commit, for a model from the hub.
+        with_weights: whether more than its config is downloaded.
 
     Raises:
         InputError: if the model is absent or gated, or the hub is unreachable.
@@ -97,7 +98,10 @@ def resolve_model(name: str, revision: str = "main") -> str:
     return from_hub(
         name,
         lambda: snapshot_download(
-            name, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.h5", "*.msgpack", "*.onnx"]
+            name,
+            revision=revision,
+            allow_patterns=None if with_weights else ["config.json", "*.py"],
+            ignore_patterns=["*.bin", "*.pth", "*.h5", "*.msgpack", "*.onnx"],
         ),
         [SMOLLM2, MINILM],
     )

@@ -5,7 +5,7 @@ Shapes: B rows of a batch, K positions with logits, T tokens of an answer, V voc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,7 +21,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from monolora.data.chat_template import Split
-from monolora.shared_prefix import SAVED, backbone, common_length, expanded_cache, shared_prefix, unsupported
+from monolora.shared_prefix import (
+    SAVED,
+    backbone,
+    common_length,
+    expanded_cache,
+    is_sharded,
+    shared_prefix,
+    unsupported,
+)
 from monolora.sparsity import Sparsity, SparsityMeter
 from monolora.terminal import track
 from monolora.units import input_device
@@ -54,6 +62,9 @@ def sampling(temperature: float, top_p: float) -> dict[str, Any]:
 class Inference:
     """Runs a model on rows of token ids. Several processes share the rows.
 
+    The weights may be sharded over the processes (FSDP2, ZeRO-3). A forward pass then gathers those of a layer from all
+    processes, so each of these methods makes the same number of passes in every process.
+
     Attributes:
         model: a causal language model, adapter and all.
         tokenizer: its tokenizer, with a padding token.
@@ -73,7 +84,7 @@ class Inference:
         ids = self.generate_ids(prompts, max_new_tokens)
         return cast(list[str], self.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate_ids(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
         """The tokens of a greedy answer per prompt, up to its end token and with it."""
         end = self.model.generation_config.eos_token_id
@@ -84,9 +95,9 @@ class Inference:
             tokens_BN = generate(self.model, rows, pad, max_new_tokens=max_new_tokens, **GREEDY)
             return [until_end(row, ends) for row in tokens_BN.tolist()]
 
-        return self._by_length(answers, [len(prompt) for prompt in prompts], "answers")
+        return self._shared(answers, by_length(map(len, prompts), self.batch_size), "answers")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def next_token_log_probs(self, prompts: Sequence[list[int]], tokens: Sequence[list[int]]) -> list[list[float]]:
         """Log-probabilities, right after each prompt, of each of the row's ``tokens``."""
 
@@ -95,32 +106,23 @@ class Inference:
             rows_TV = self.log_probs_after([prompts[i] for i in batch], ends)
             return [row_TV[0, tokens[i]].tolist() for i, row_TV in zip(batch, rows_TV, strict=True)]
 
-        return self._by_length(log_probs, [len(prompt) for prompt in prompts], "label likelihoods")
+        return self._shared(log_probs, by_length(map(len, prompts), self.batch_size), "label likelihoods")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def answer_log_probs(self, splits: Sequence[Split], what: str) -> list[float]:
         """Sum of the log-probabilities of each answer's tokens after its context."""
 
-        def log_probs(rows: Sequence[Split]) -> list[float]:
-            rows_TV = self.answer_distributions(rows)
-            answers = [torch.tensor(row.answer, dtype=torch.long, device=input_device(self.model)) for row in rows]
+        def log_probs(batch: list[int]) -> list[float]:
+            rows_TV = self.answer_distributions([splits[i] for i in batch])
+            answers = [torch.tensor(splits[i].answer, dtype=torch.long, device=rows_TV[0].device) for i in batch]
             return [
                 float(row_TV.gather(-1, answer_T[:, None]).sum())
                 for answer_T, row_TV in zip(answers, rows_TV, strict=True)
             ]
 
-        def in_parts(batch: list[int]) -> list[float]:
-            rows = [splits[i] for i in batch]
-            rows_at_once = max(1, MAX_POSITIONS // max(1, *(len(row.answer) for row in rows)))
-            return [
-                log_prob
-                for start in range(0, len(rows), rows_at_once)
-                for log_prob in log_probs(rows[start : start + rows_at_once])
-            ]
+        return self._shared(log_probs, list(answer_batches(splits, self.batch_size)), what)
 
-        return self._by_length(in_parts, [len(split.context) + len(split.answer) for split in splits], what)
-
-    @torch.inference_mode()
+    @torch.no_grad()
     def continuation_log_probs(
         self, prompts: Sequence[list[int]], continuations: Sequence[list[int]], what: str
     ) -> list[list[float]]:
@@ -136,22 +138,25 @@ class Inference:
         """
         ids_KT, is_token_KT = padded(continuations, self.tokenizer.pad_token_id, left=False)
         ids_KT = ids_KT.to(input_device(self.model))
-        rows_at_once = max(1, MAX_POSITIONS // ids_KT.numel())
+        most = min(self.batch_size, max(1, MAX_POSITIONS // ids_KT.numel()))
+        if is_sharded(self.model):
+            most = 1  # a cache that cannot be repeated takes a pass for each prompt
 
         def of_batch(batch: list[int]) -> list[list[float]]:
-            sums: list[list[float]] = []
-            for _, same in groupby(batch, key=lambda index: len(prompts[index])):  # so that nothing is padded
-                rows = [prompts[index] for index in same]
-                for start in range(0, len(rows), rows_at_once):
-                    part = rows[start : start + rows_at_once]
-                    log_probs_BKT = repeated_prefix_log_probs(self.model, torch.tensor(part), ids_KT)
-                    if log_probs_BKT is None:
-                        sums += [self._sums_one_by_one(prompt, continuations) for prompt in part]
-                    else:
-                        sums += (log_probs_BKT.cpu() * is_token_KT).sum(-1).tolist()
+            rows = [prompts[index] for index in batch]
+            log_probs_BKT = repeated_prefix_log_probs(self.model, torch.tensor(rows), ids_KT)
+            if log_probs_BKT is None:
+                return [self._sums_one_by_one(prompt, continuations) for prompt in rows]
+            sums: list[list[float]] = (log_probs_BKT.cpu() * is_token_KT).sum(-1).tolist()
             return sums
 
-        return self._by_length(of_batch, [len(prompt) for prompt in prompts], what)
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        batches = [
+            same[start : start + most]
+            for same in (list(group) for _, group in groupby(order, key=lambda index: len(prompts[index])))
+            for start in range(0, len(same), most)  # of one length, so that nothing is padded
+        ]
+        return self._shared(of_batch, batches, what)
 
     def _sums_one_by_one(self, prompt: list[int], continuations: Sequence[list[int]]) -> list[float]:
         rows_TV = self.answer_distributions([Split(prompt, each) for each in continuations])
@@ -186,7 +191,7 @@ class Inference:
             for b, row in enumerate(positions)
         ]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sparsity(self, prompts: Sequence[list[int]]) -> Sparsity:
         """Sparsity of the adapter's units over the tokens of the prompts.
 
@@ -204,18 +209,20 @@ class Inference:
                 self.model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
         return meter.result()
 
-    def _by_length(self, work: Callable[[list[int]], list[_T]], lengths: list[int], what: str) -> list[_T]:
-        """Results of ``work`` on batches of rows of similar length, given by index; in the order of the rows."""
+    def _shared(self, work: Callable[[list[int]], list[_T]], batches: Sequence[list[int]], what: str) -> list[_T]:
+        """Results of ``work`` on batches of rows, given by index; in the order of the rows.
+
+        Processes without a batch of their own in the end repeat the last one.
+        """
         state = PartialState()
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        mine = batches[state.process_index :: state.num_processes]
+        starts = range(state.process_index, state.process_index + len(batches), state.num_processes)
         done: list[tuple[int, _T]] = []
         shown = self.shows_progress and state.is_main_process
-        for batch in track(mine, description=f"Scoring {what} {self.when}", disable=not shown):
+        for at in track(starts, description=f"Scoring {what} {self.when}", disable=not shown):
+            batch = batches[min(at, len(batches) - 1)]
             done += zip(batch, work(batch), strict=True)
         by_row = dict(gather_object(done))
-        return [by_row[row] for row in range(len(lengths))]
+        return [by_row[row] for row in range(len(by_row))]
 
     def _padded(self, rows: Sequence[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Padded ids and their mask, on the model's device."""
@@ -224,7 +231,7 @@ class Inference:
         return ids.to(device), mask.to(device)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(model: Any, prompts: Sequence[list[int]], pad_token_id: int, **options: Any) -> torch.Tensor:
     """The tokens that a model generates after each prompt, ``(B, N)``.
 
@@ -250,7 +257,11 @@ def generate(model: Any, prompts: Sequence[list[int]], pad_token_id: int, **opti
         mask_BT = torch.cat([torch.ones_like(prefix_BT), mask_BT], 1)
         options["past_key_values"] = expanded_cache(backbone(model), prefix_BT[:1].to(device), B)
     tokens_BT: torch.Tensor = model.generate(
-        input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), pad_token_id=pad_token_id, **options
+        input_ids=ids_BT.to(device),
+        attention_mask=mask_BT.to(device),
+        pad_token_id=pad_token_id,
+        synced_gpus=is_sharded(model),
+        **options,
     )
     return tokens_BT[:, ids_BT.shape[1] :]
 
@@ -275,6 +286,13 @@ def repeated_prefix_log_probs(model: Any, prompts_BP: torch.Tensor, ids_KT: torc
         logits_BKTV = torch.cat([logits_BKTV, further.view(B, K, T - 1, -1)], 2)
     log_probs_BKTV = logits_BKTV.float().log_softmax(-1)
     return log_probs_BKTV.gather(-1, ids_KT[None, :, :, None].expand(B, K, T, 1))[..., 0]
+
+
+def by_length(lengths: Iterable[int], batch_size: int) -> list[list[int]]:
+    """Indices of rows, the longest first, in batches."""
+    of_row = list(lengths)
+    order = sorted(range(len(of_row)), key=lambda index: -of_row[index])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def answer_batches(splits: Sequence[Split], batch_size: int) -> Iterator[list[int]]:

@@ -48,7 +48,7 @@ def bare_weight(module: nn.Module | None) -> nn.Parameter | None:
 def compute_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype in which ``nn.Linear`` would compute on ``x`` here."""
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if not x.is_meta and torch.is_autocast_enabled(device):  # which knows no meta device
         return torch.get_autocast_dtype(device)
     return x.dtype
 

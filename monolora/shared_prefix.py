@@ -70,6 +70,12 @@ def expanded_cache(inner: Any, ids_1T: torch.Tensor, rows: int) -> DynamicCache:
     return cache
 
 
+def is_sharded(model: Any) -> bool:
+    """Whether FSDP2 or ZeRO-3 spreads a model's weights over processes, which it may do at any time."""
+    parameter = next(bare(model).parameters())
+    return isinstance(parameter, DTensor) or hasattr(parameter, "ds_id")
+
+
 def unsupported(model: Any) -> str:
     """Why a model's prefixes cannot be shared; empty if they can."""
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
@@ -80,8 +86,7 @@ def unsupported(model: Any) -> str:
             return "gradient checkpointing leaves no keys and values to be shared"
         if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
             return "dropout is drawn for each row"
-    parameter = next(model.parameters())
-    if isinstance(parameter, DTensor) or hasattr(parameter, "ds_id"):  # which may happen to a model at any time
+    if is_sharded(model):
         return "its weights are sharded"
     if model not in _reasons:
         _reasons[model] = _reason(model)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import gather_object
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
@@ -153,8 +154,11 @@ class SparsityMeter:
             raise ValueError("Padding cannot be told apart in a batch of mixed adapters; measure them one at a time.")
         return None
 
-    def result(self) -> Sparsity:
+    def result(self, over_processes: bool = False) -> Sparsity:
         """The counts so far.
+
+        Args:
+            over_processes: whether those of all processes are added up; each of them has to ask for it.
 
         Raises:
             RuntimeError: if no adapted module was run: the adapter is not active, or targets nothing here.
@@ -164,8 +168,10 @@ class SparsityMeter:
         dead = units = tokens = 0
         zeros: dict[str, int] = {}
         total: dict[str, int] = {}
-        for (name, _), count in self._counts.items():
-            seen, zeros_R = int(count.tokens), count.zeros_R.tolist()
+        parts = [{key: [int(count.tokens), *count.zeros_R.tolist()] for key, count in self._counts.items()}]
+        parts = gather_object(parts) if over_processes else parts
+        for key in dict.fromkeys(key for part in parts for key in part):
+            name, (seen, *zeros_R) = key[0], map(sum, zip(*(part[key] for part in parts if key in part), strict=True))
             zeros[name] = zeros.get(name, 0) + sum(zeros_R)
             total[name] = total.get(name, 0) + seen * len(zeros_R)
             dead += sum(z == seen for z in zeros_R)
@@ -213,6 +219,8 @@ class UnitsOn:
 class SparsityCallback(TrainerCallback):
     """Adds ``sparsity`` and ``dead_units`` to every logged training step, over the training tokens since the last one.
 
+    The tokens are those of all processes.
+
     Not for a compiled model, where counting would break the graph at every layer.
 
     Example:
@@ -241,7 +249,7 @@ class SparsityCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if self._meter is None or logs is None or "loss" not in logs or not self._meter.has_counts:
             return
-        measured = self._meter.result()
+        measured = self._meter.result(over_processes=True)
         self._meter.reset()
         added = {"sparsity": measured.zeros, "dead_units": measured.dead_units}
         logs.update(added)

@@ -37,7 +37,7 @@ from monolora.recipes.training.arguments import parse as parse_flags
 from monolora.recipes.training.command import method_of
 from monolora.recipes.training.data import Data, read_data
 from monolora.recipes.training.data_checks import check_steps, check_training_rows
-from monolora.recipes.training.models import is_sharded, load_model, make_trainer
+from monolora.recipes.training.models import load_model, make_trainer
 from monolora.recipes.training.preference_arguments import PROGRAMS, PreferenceArguments
 from monolora.recipes.training.preference_rows import PreferenceRows, judged_rows, labelled, pair_rows, rendered
 from monolora.recipes.training.preference_trainer import JudgedTrainer, PairTrainer
@@ -70,9 +70,10 @@ class PreferenceRun(Run):
 
     def score_before(self) -> dict[str, Any] | None:
         """Of the reference, which rewards need later; so it is measured again where a run is resumed."""
-        if not is_sharded(self.trainer):
+        is_new = self.inputs.adapter is not None and self.arguments.adapter.adapter_from is None
+        if is_new or self.is_at_start():
             inference = self.inference("of the reference")
-            with nullcontext() if self.arguments.adapter.adapter_from else adapter_off(inference.model):
+            with adapter_off(inference.model) if is_new else nullcontext():
                 self.reference.update({name: _log_probs(inference, rows) for name, rows in self.held_out.items()})
         return probability_scores(self.reference[TEST]) if TEST in self.reference else None
 

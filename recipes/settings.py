@@ -67,6 +67,31 @@ class DataReport(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plan(Flags):
+    """A run of ``monolora sft``, by those of its flags that take memory, and the GPUs it is to run on."""
+
+    model: str = setting(REQUIRED, "model: a hub id, a folder, or a config.json")
+    gpus: str = setting(REQUIRED, "number of GPUs and memory of each in GB, as 8x80", metavar="NUMBERxGB")
+    adapter: str = setting("monolora", "what is trained", choices=("monolora", "lora", "none"))
+    lora_r: int = setting(8, "rank: units an adapted module", type=int, at_least=1)
+    lora_target_modules: tuple[str, ...] = setting(
+        (), "adapted modules, or all-linear (default: the model family's)", nargs="+", metavar="MODULE"
+    )
+    per_device_train_batch_size: int = setting(16, "examples a step and device", type=int, at_least=1)
+    max_length: int = setting(1024, "limit of an example, in tokens", type=int, at_least=1)
+    dtype: str | None = setting(
+        None, "dtype of the weights (default: as sft's)", choices=("float32", "bfloat16", "float16")
+    )
+    bf16: bool = setting(True, "mixed precision in bfloat16", action=argparse.BooleanOptionalAction)
+    optim: str | None = setting(None, "optimizer (default: as sft's)")
+    keep: tuple[str, ...] = setting((), "keepers of the base's behaviour", nargs="+", metavar="NAME[:WEIGHT]")
+    load_in_4bit: bool = setting(False, "base quantized to 4 bit")
+    gradient_checkpointing: bool = setting(False, "activations computed again in the backward pass")
+    trust_remote_code: bool = setting(False, TRUST_HELP)
+    json: bool = setting(False, "JSON output instead of a table")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sparsity(Flags):
     """An adapter, and the prompts that it is measured on."""
 

@@ -47,7 +47,7 @@ class SftRun(Run):
     data: Data[Example]
 
     def score(self, when: str) -> dict[str, Any] | None:
-        return self._task_scores(self.inference(when), self.data.test) if self.is_scored() else None
+        return self._task_scores(self.inference(when), self.data.test) if not self.arguments.adapter.skip_eval else None
 
     def _task_scores(self, inference: Inference, rows: Sequence[Example]) -> dict[str, Any]:
         answer_length = _own(self.arguments).eval_max_new_tokens or self.data.task.max_new_tokens

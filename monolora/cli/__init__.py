@@ -50,6 +50,11 @@ GROUPS = {
             "what is in a data set, and what sft would train on: formats, lengths, duplicates",
             f"{_SETTINGS}:DataReport",
         ),
+        "plan": Command(
+            f"{_RECIPES}.plan",
+            "what a run takes of each GPU's memory, which layout fits, and how to launch it",
+            f"{_SETTINGS}:Plan",
+        ),
         "demo": Command(f"{_RECIPES}.demo", "LoRA and MonoLoRA on a small task, in one table", f"{_SETTINGS}:Demo"),
         "align": Command(
             f"{_RECIPES}.align",

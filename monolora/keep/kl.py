@@ -48,7 +48,7 @@ class BaseKl(Keeper):
         lengths = [len(anchor.answer) for anchor in self._anchors]
         self._top = list(zip(top["log_probs"].split(lengths), top["tokens"].split(lengths), strict=True))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _distributions(self) -> Tensors:
         """The largest log-probabilities along all answers, and the tokens that they are of."""
         assert self._inference is not None  # by now

@@ -86,7 +86,7 @@ class Pair(NamedTuple):
     as_base: AsBase
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(
     pair: Pair, tokenizer: PreTrainedTokenizerBase, anchors: Sequence[Anchor], batch_size: int, max_new_tokens: int
 ) -> KeepingReport:

@@ -329,9 +329,16 @@ def _is_linear(layer: Any) -> bool:
 
 
 def _rows_of(module: _Module) -> torch.Tensor:
-    """A, whole: under FSDP2 a process has a part of it, and gathers it here."""
+    """A, whole: under FSDP2 and ZeRO-3 a process has a part of it, and gathers it here."""
     A = module.layer.lora_A["default"].weight
-    return A.full_tensor() if isinstance(A, DTensor) else A
+    if isinstance(A, DTensor):
+        return A.full_tensor()
+    if not hasattr(A, "ds_id"):
+        return A
+    from deepspeed import zero  # it has sharded A
+
+    with zero.GatheredParameters([A]):
+        return A.clone()
 
 
 def _window(x_NI: torch.Tensor, step: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 from monolora.cli.config_file import split_config
@@ -420,6 +421,14 @@ def _slug(dataset: str) -> str:
     return Path(path.stem).stem if packed else path.stem if path.suffix else dataset.strip("./").replace("/", "--")
 
 
+def _sharding(training: Any) -> str | None:
+    """What shards weights or optimizer states: ``fsdp``, or DeepSpeed's stage as ``zero-3``; None for DDP."""
+    if training.deepspeed_plugin is not None:
+        return f"zero-{training.deepspeed_plugin.zero_stage}"
+    is_fsdp = training.fsdp_plugin_args is not None or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    return "fsdp" if is_fsdp else None
+
+
 def resolved_config(arguments: Arguments) -> dict[str, Any]:
     """Every flag with the value it had, as JSON values; secrets left out."""
     training = arguments.training
@@ -430,4 +439,5 @@ def resolved_config(arguments: Arguments) -> dict[str, Any]:
     # to_dict hides these two, and they are no secrets.
     merged |= {name: getattr(training, name, None) for name in ("eos_token", "pad_token")}
     merged["num_processes"] = PartialState().num_processes
+    merged["sharding"] = _sharding(training)
     return cast(dict[str, Any], json.loads(json.dumps(merged, default=str)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import zipfile
@@ -54,6 +55,8 @@ _FREE_FLAGS = frozenset(
         "max_steps", "num_train_epochs",  # how far a run goes
     }
 )  # fmt: skip
+# Flags that only divide the rows of a step.
+_LAYOUT = frozenset({"num_processes", "per_device_train_batch_size", "gradient_accumulation_steps"})
 # Learning rates that do not depend on the number of steps.
 _ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt", "reduce_lr_on_plateau", "greedy")
 _INPUTS = {
@@ -360,13 +363,30 @@ def find(flag: str | None, folder: Path, config: Mapping[str, Any]) -> Resumed |
         )
     # Flags that an earlier version did not have stood at their defaults.
     earlier = {name: value for name, value in _defaults().items() if name in config} | before["config"]
+    free = _FREE_FLAGS | (_LAYOUT if _can_divide(config) and _step_rows(config) == _step_rows(earlier) else frozenset())
     changed = sorted(
-        key for key in config.keys() & earlier.keys() - _FREE_FLAGS if _located(config[key]) != _located(earlier[key])
+        key for key in config.keys() & earlier.keys() - free if _located(config[key]) != _located(earlier[key])
     )
     if changed:
         listed = ", ".join(f"{spelled(key)} {earlier[key]} → {config[key]}" for key in changed)
         raise InputError(f"{path} is of a run with other settings: {listed}. Give the same, or start again.")
+    if any(config[key] != earlier[key] for key in _LAYOUT) and PartialState().is_main_process:
+        say("The rows of a step are divided in another way than before: the run is the same up to rounding.")
     return Resumed(checkpoint, before)
+
+
+def _step_rows(config: Mapping[str, Any]) -> int:
+    """Rows of an optimizer step, of all processes."""
+    return math.prod(config[flag] for flag in _LAYOUT)
+
+
+def _can_divide(config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint and the order of the rows allow another division of a step.
+
+    DeepSpeed's checkpoints are of one number of processes.
+    """
+    is_deepspeed = str(config["sharding"]).startswith("zero")
+    return not is_deepspeed and config["train_sampling_strategy"] != "batch_rebalance"
 
 
 def _located(value: Any) -> Any:

@@ -244,7 +244,8 @@ def check_finite(model: nn.Module, history: Sequence[Mapping[str, Any]]) -> None
         if not math.isfinite(entry.get("loss", 0.0)):
             raise RunError(f"Training diverged: the loss at step {entry['step']} is {entry['loss']}. {fix}")
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(parameter).all():
+        weights = vars(parameter).get("ds_tensor", parameter)  # the part that this process has, under ZeRO-3
+        if parameter.requires_grad and not torch.isfinite(weights).all():
             raise RunError(f"Training diverged: {name} has NaN or infinite values. {fix}")
 
 

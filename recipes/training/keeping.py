@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from monolora.data import prompt_sets
 from monolora.data.tasks import Example
-from monolora.errors import InputError
 from monolora.inference import Inference, evaluating
 from monolora.keep import KEEPERS, parse_keepers
 from monolora.keep.anchors import Anchor, Anchors, answered, divided, read_prompts
@@ -136,9 +135,6 @@ class Keeping:
         """
         if self.anchors is None:
             return
-        deepspeed = trainer.accelerator.state.deepspeed_plugin
-        if deepspeed is not None and deepspeed.zero_stage == 3:
-            raise InputError("--keep needs whole weights when it is prepared, and ZeRO-3 has parts. Use DDP or FSDP2.")
         preparation = Preparation(
             model=trainer.model,
             tokenizer=tokenizer,

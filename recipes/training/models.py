@@ -6,7 +6,8 @@ import difflib
 import functools
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl.trainer.utils import get_quantization_config
 
 from monolora import hub
@@ -229,22 +231,39 @@ def load_tokenizer(folder: str, training: TrainingArguments) -> PreTrainedTokeni
 def load_model(folder: str, arguments: Arguments) -> PreTrainedModel:
     """The base model in ``--dtype``, quantized with ``--load-in-4bit`` or ``--load-in-8bit``.
 
+    Where keepers or their report read the base before training, every process loads it whole, under ZeRO-3 too.
+
     Raises:
         InputError: if the folder holds no causal language model, or a weight file is damaged.
     """
     model_args = arguments.model
     one_gpu = torch.cuda.is_available() and not arguments.training.use_cpu and PartialState().num_processes == 1
-    model = hub.load_causal_lm(
-        folder,
-        dtype=model_args.dtype,
-        attn_implementation=model_args.attn_implementation,
-        quantization_config=get_quantization_config(model_args),
-        trust_remote_code=arguments.training.trust_remote_code,
-        device_map={"": 0} if one_gpu else None,
-    )
+    is_read = bool(arguments.adapter.keep or arguments.adapter.keep_report)
+    with _unpartitioned(arguments.training.deepspeed_plugin) if is_read else nullcontext():
+        model = hub.load_causal_lm(
+            folder,
+            dtype=model_args.dtype,
+            attn_implementation=model_args.attn_implementation,
+            quantization_config=get_quantization_config(model_args),
+            trust_remote_code=arguments.training.trust_remote_code,
+            device_map={"": 0} if one_gpu else None,
+        )
     # PEFT reads the base's config by this name when it saves, so it is a path unless the hub's cache has it.
     model.name_or_path = arguments.adapter.model if "/snapshots/" in folder else str(Path(folder).resolve())
     return model
+
+
+@contextmanager
+def _unpartitioned(plugin: DeepSpeedPlugin | None) -> Iterator[None]:
+    """Weights that are loaded in the block are whole; transformers would partition them for ZeRO-3."""
+    if plugin is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        plugin.set_deepspeed_weakref()
 
 
 def make_trainer(
@@ -291,8 +310,6 @@ def make_trainer(
             keepers=keepers,
         )
         check_gathers(trainer.accelerator.state.deepspeed_plugin)
-        if scored and is_sharded(trainer):
-            raise InputError("--eval-strategy: weights that are spread over processes are not scored. Leave it out.")
         _try_optimizer(trainer)
     except (ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
         raise InputError(in_one_line(error)) from error
@@ -326,7 +343,7 @@ def _try_optimizer(trainer: AtomicCheckpoints) -> None:
 
 
 def is_sharded(trainer: AtomicCheckpoints) -> bool:
-    """Whether FSDP or ZeRO-3 spreads the weights over processes, so that no process can generate alone."""
+    """Whether FSDP or ZeRO-3 shards the weights when training begins."""
     accelerator = trainer.accelerator
     plugin = accelerator.state.deepspeed_plugin
     return trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)

@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 from accelerate import PartialState
 from peft import LoraConfig
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_pt_utils import get_model_param_count
 
 from monolora import run_record
 from monolora.adapters import fit_vocabulary, has_tokenizer
@@ -42,7 +43,7 @@ from monolora.recipes.training.keeping import Keeping, make_keeping
 from monolora.recipes.training.model_card import result_table, rows_line
 from monolora.recipes.training.models import is_sharded, load_model, load_tokenizer, peft_config
 from monolora.recipes.training.progress import training_progress
-from monolora.recipes.training.validation import REFUSAL_MARGIN, best_step, choose_metric
+from monolora.recipes.training.validation import REFUSAL_MARGIN, best_step, choose_metric, unchanged
 from monolora.run_record import fingerprint_files, provenance
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, say, suggest, unfailing_output
@@ -110,7 +111,7 @@ class Run(ABC):
 
     @abstractmethod
     def score(self, when: str) -> dict[str, Any] | None:
-        """Scores on the held-out rows, or None where there are to be none or the weights are spread over processes."""
+        """Scores on the held-out rows, or None where there are to be none."""
 
     @property
     @abstractmethod
@@ -137,11 +138,14 @@ class Run(ABC):
     def score_before(self) -> dict[str, Any] | None:
         """Of the model that training starts from: those that an interrupted run measured, or :meth:`score`."""
         before = self.inputs.resumed.scores_before(self.inputs.config) if self.inputs.resumed else None
-        return before or self.score("before training")
+        return before or (self.score("before training") if self.is_at_start() else None)
 
-    def is_scored(self) -> bool:
-        """Whether held-out rows are to be scored, and can be."""
-        return not (self.arguments.adapter.skip_eval or is_sharded(self.trainer))
+    def is_at_start(self) -> bool:
+        """Whether the model is the one that training starts from when :meth:`score_before` is called.
+
+        Sharded weights are scored when training begins, and are those of the checkpoint by then.
+        """
+        return self.inputs.resumed is None or not is_sharded(self.trainer)
 
     def inference(self, when: str, shows_progress: bool = True) -> Inference:
         """The model as it is now, to be scored; without the autocast that training wraps around it."""
@@ -214,11 +218,31 @@ def train(arguments: Arguments, prepare: Prepare) -> dict[str, Any]:
         resumed = this.inputs.resumed
         if resumed is not None:
             resumed.check_steps(this.trainer)
-        record = begin(this)
-        train_started = time.monotonic()
+        at_start = _AtStart(this)
+        if is_sharded(this.trainer):  # by the trainer when it begins, before the reporters write
+            this.trainer.callback_handler.callbacks.insert(0, at_start)
+        else:
+            at_start()
         with unfailing_output(), training_progress(this.trainer):
             this.trainer.train(resume_from_checkpoint=str(resumed.checkpoint) if resumed else None)
-        return finish(this, record, time.monotonic() - train_started, started)
+        return finish(this, at_start.record, time.monotonic() - at_start.ended, started)
+
+
+class _AtStart(TrainerCallback):
+    """Begins a run, now or when the trainer has sharded the weights."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.record: dict[str, Any] = {}
+        self.ended = 0.0  # by the clock
+
+    def __call__(self) -> None:
+        self.record = begin(self._run)
+        self.ended = time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with unchanged(self._run.trainer.accelerator.unwrap_model(self._run.trainer.model)):
+            self()
 
 
 def read_inputs(
@@ -349,11 +373,11 @@ def finish(this: Run, record: dict[str, Any], train_seconds: float, started: flo
     results = {
         "before": record["results"]["before"],
         "after": after,
-        "validation": None if is_sharded(trainer) else this.validation_scores(this.inference("after training")),
+        "validation": this.validation_scores(this.inference("after training")),
         "best": best_step(trainer),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "trained_parameters": get_model_param_count(model, trainable_only=True),
         "sparsity": sparsity._asdict() if sparsity else None,
-        "keeping": None if is_sharded(trainer) else this.keeping_record(),
+        "keeping": this.keeping_record(),
         "seconds": {"train": train_seconds, "total": time.monotonic() - started},
     }
     record = {**record, "status": "done", "results": results, "history": trainer.state.log_history}

@@ -40,7 +40,7 @@ class WithValidation(Trainer):
             metric_key_prefix: ignored.
         """
         assert self.scores is not None
-        with _unchanged(self.accelerator.unwrap_model(self.model)) as model:
+        with unchanged(self.accelerator.unwrap_model(self.model)) as model:
             scores = {name: value for name, value in self.scores().items() if isinstance(value, int | float)}
             measured = {f"{PREFIX}{name}": value for name, value in scores.items() if name != "n"}
             model.eval()  # TRL would log the averages of training here
@@ -50,7 +50,7 @@ class WithValidation(Trainer):
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[nn.Module]:
+def unchanged(model: nn.Module) -> Iterator[nn.Module]:
     """Restore mode and autocast of a model, which scoring takes off it."""
     attributes = dict(vars(model))
     try:

@@ -28,9 +28,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
 REPOSITORY = Path(__file__).parents[2]
+# Not among the packages of the environment: accelerate imports it in every run where it can, which takes seconds.
+DEEPSPEED_FOLDER = Path(sys.prefix) / "deepspeed"
 
 
 class Program:
@@ -117,15 +119,16 @@ class Server:
     Args:
         name: of the server in this module.
         imports: modules; those that are not installed are left out.
+        folders: of further packages.
         environment: every program's too, as libraries read these when they are imported.
     """
 
     PIPE = subprocess.PIPE
 
-    def __init__(self, name: str, imports: Sequence[str], **environment: str) -> None:
+    def __init__(self, name: str, imports: Sequence[str], folders: Sequence[Path] = (), **environment: str) -> None:
         self.environment = environment
         self.Popen = partial(Program, self)
-        self._name, self._imports = name, imports
+        self._name, self._imports, self._folders = name, imports, folders
 
     @cached_property
     def address(self) -> bytes:
@@ -138,7 +141,9 @@ class Server:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code],
                 stdin=subprocess.PIPE,
-                env=os.environ | self.environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                env=os.environ
+                | self.environment
+                | {"PYTHONPATH": os.pathsep.join([*sys.path, *map(str, self._folders)])},
                 pass_fds=[listener.fileno()],
             )
         atexit.register(process.communicate)  # ends its standard input, and waits
@@ -209,14 +214,14 @@ class Server:
             runpy.run_path(words[0], run_name="__main__")
 
 
-LIBRARIES = Server(
-    "LIBRARIES",
-    [
-        "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
-        "transformers.models.llama.modeling_llama", "trl.trainer.sft_trainer",  # peft, datasets and more too
-    ],
-    OMP_NUM_THREADS="1",  # the models are tiny
-)  # fmt: skip
+_TRAINING = [
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama", "trl.trainer.sft_trainer",  # peft, datasets and more too
+]  # fmt: skip
+LIBRARIES = Server("LIBRARIES", _TRAINING, OMP_NUM_THREADS="1")  # the models are tiny
+DEEPSPEED = Server(
+    "DEEPSPEED", ["deepspeed", *_TRAINING], [DEEPSPEED_FOLDER], OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu"
+)
 VLLM = Server(
     "VLLM",
     [
@@ -257,11 +262,16 @@ def run(code: str, *words: str | Path, **options: Any) -> subprocess.CompletedPr
 def launch(flags: list[str | Path], code: str, *words: str | Path) -> list[subprocess.CompletedProcess[str]]:
     """The processes that ``accelerate launch FLAGS`` starts, with the environment variables that it and torch set."""
     flags = [*flags, "--main_process_port", "0", "program.py"]
-    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(list(map(str, flags))))
-    environment = os.environ | prepare_multi_gpu_env(arguments)
+    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(list(map(str, flags))))
+    server, environment = LIBRARIES, os.environ.copy()
+    if arguments.use_deepspeed:
+        server, arguments.deepspeed_fields_from_accelerate_config = DEEPSPEED, ",".join(defaults.deepspeed_config)
+        environment |= prepare_deepspeed_cmd_env(arguments)[1]
+    else:
+        environment |= prepare_multi_gpu_env(arguments)
     count, port = str(arguments.num_processes), arguments.master_port
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     with ExitStack() as stack:
         ranks = [environment | {"RANK": str(n), "LOCAL_RANK": str(n)} for n in range(arguments.num_processes)]
-        programs = [stack.enter_context(start(code, *words, env=rank)) for rank in ranks]
+        programs = [stack.enter_context(start(code, *words, env=rank, server=server)) for rank in ranks]
         return [program.completed() for program in programs]

@@ -1,4 +1,4 @@
-"""Keepers in two processes, data parallel and sharded: the same weights, and the same gradients, as in one."""
+"""Keepers in two data-parallel processes: the same weights as in one. Sharded ones: ``test_sharded.py``."""
 
 from __future__ import annotations
 
@@ -44,47 +44,3 @@ def test_two_processes_equal_one(
     kept = [record["results"]["keeping"]["sets"]["held-out anchors"] for record in (two, one.record)]
     assert kept[0]["tokens"] == kept[1]["tokens"]
     assert kept[0]["kl"]["mean"] == pytest.approx(kept[1]["kl"]["mean"], rel=1e-2, abs=1e-6)
-
-
-# accelerate shards on GPUs only, so torch's own sharding stands for FSDP2 here, on CPUs.
-SHARDED = """
-import torch, torch.distributed
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from tests.keep.test_silence import prepared
-from tests.support.keeping import tiny_llama
-from peft import get_peft_model
-from monolora import MonoLoraConfig
-from monolora.units import adapted_layers
-torch.distributed.init_process_group("gloo")
-def made():
-    torch.manual_seed(0)
-    config = MonoLoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    return get_peft_model(tiny_llama(), config)
-ids = torch.randint(64, (2, 7), generator=torch.Generator().manual_seed(1))
-results = []
-for shards in (False, True):
-    model = made()
-    keeper = prepared(model)
-    with torch.no_grad():
-        for layer in adapted_layers(model):
-            layer.lora_B["default"].weight.fill_(0.1)
-    if shards:
-        for block in model.get_base_model().model.layers:
-            fully_shard(block)
-        fully_shard(model)
-    (keeper.loss(model, 3) + model(input_ids=ids).logits.square().mean()).backward()
-    weights = [layer.lora_A["default"].weight for layer in adapted_layers(model)]
-    assert all(isinstance(weight, DTensor) == shards for weight in weights)
-    results.append([weight.grad.full_tensor() if shards else weight.grad for weight in weights])
-for a, b in zip(*results):
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-torch.distributed.destroy_process_group()
-print("equal")
-"""
-
-
-def test_sharded_weights_have_the_gradients_of_whole_ones() -> None:
-    """The penalty reads A before the model's forward."""
-    for ended in forks.launch(CPU, SHARDED):
-        assert ended.stdout == "equal\n", ended.stderr[-3000:]

@@ -130,11 +130,16 @@ def test_end_token_of_choice_is_written(
         assert (written["temperature"], written["top_p"]) == (0.9, 0.6)
 
 
-def test_is_sharded(run_sft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_weights_are_scored_when_training_begins(
+    run_sft: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
+    one = run_sft(name="one")
     monkeypatch.setattr(training_run, "is_sharded", lambda trainer: seen.append(is_sharded(trainer)) or True)
-    outcome = run_sft()
-    assert outcome.status == 0
+    two = run_sft(name="two")
+    assert (one.status, two.status) == (0, 0), two.err
     assert seen
     assert not any(seen)
-    assert outcome.record["results"]["after"] is None
+    assert two.losses == one.losses
+    for when in ("before", "after"):
+        assert two.record["results"][when] == one.record["results"][when]
