@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monolora.activations import activate, check_activation, topk_of
+from monolora.activations import activate, check_activation
 
 
 @pytest.mark.parametrize("name", ["relu", "identity", "softplus", "topk:1", "topk:12"])
@@ -31,11 +31,6 @@ def test_malformed_names_are_refused_everywhere(name: object) -> None:
         check_activation(name)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Unknown activation"):
         activate(torch.zeros(2), name)  # type: ignore[arg-type]
-
-
-def test_topk_of() -> None:
-    assert topk_of("topk:3") == 3
-    assert topk_of("relu") is None
 
 
 def test_relu_identity_and_softplus_by_their_formulas() -> None:

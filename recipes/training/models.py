@@ -20,6 +20,7 @@ from transformers import IntervalStrategy, PreTrainedModel, PreTrainedTokenizerB
 from trl.trainer.utils import get_quantization_config
 
 from monolora import hub
+from monolora.activations import CONTROL
 from monolora.adapters import attach_fitting
 from monolora.config import MonoLoraConfig
 from monolora.data.chat_template import set_chat_template
@@ -126,7 +127,7 @@ def settle_targets(model: nn.Module, config: LoraConfig) -> None:
             )
     if experts := read_as_experts(model, config):
         names = ", ".join(sorted({name.rpartition(".")[-1] for name in experts}))
-        same = "For LoRA on the modules that MonoLoRA adapts, use --adapter monolora --activation identity."
+        same = f"For LoRA on the modules that MonoLoRA adapts, use --adapter monolora --activation {CONTROL}."
         if every:
             config.target_modules = sorted(set(config.target_modules or ()) - experts)
             warnings.warn(
