@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
+import torch.nn.functional as F
 from peft.tuners import lora
 from peft.tuners.lora import layer as lora_layers
 from peft.tuners.lora.layer import LoraLayer
@@ -147,6 +148,12 @@ class MonoLoraLayer(_Base):
             )
             like = _weight(A) if isinstance(A, nn.Module) else A
             self.lora_threshold[adapter_name] = Threshold(config.activation, self.r[adapter_name], like)
+
+    def pad_thresholds(self) -> None:
+        """Zero thresholds for the units that A has beyond the thresholds."""
+        for name, threshold in self.lora_threshold.items():
+            missing = len(_weight(self.lora_A[name])) - len(_weight(threshold))
+            threshold.weight.data = F.pad(threshold.weight.data, (0, 0, 0, missing))
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)

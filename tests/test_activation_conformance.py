@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
-from peft.utils.hotswap import hotswap_adapter
+from peft.utils.hotswap import hotswap_adapter, prepare_model_for_compiled_hotswap
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaForCausalLM
@@ -23,7 +23,7 @@ from monolora import Activation, MonoLoraConfig, monolora_linear, monolora_refer
 from monolora.activations import _REGISTRY, activation_named
 from monolora.checkpoint import AdapterFileError
 from monolora.layer import MonoLoraLayer
-from monolora.merge import export_exact, linearize
+from monolora.merge import export_exact, export_lora, linearize
 from monolora.merge.unload import active_units
 from monolora.prune import read_adapter, without_units
 from monolora.units import Layout, UnitName
@@ -258,7 +258,7 @@ def test_an_exact_checkpoint_gives_the_same_logits(name: str, tmp_path: Path) ->
 
 @EVERY
 @torch.no_grad()
-def test_the_linear_merge_is_the_best_map_for_gaussian_inputs(name: str) -> None:
+def test_the_linear_merge_is_the_best_map_for_gaussian_inputs(name: str, tmp_path: Path) -> None:
     """Without text: the least-squares slope of each unit, here by sampling. With text: whatever the activation."""
     model = _adapted(name)
     generator = torch.Generator().manual_seed(1)
@@ -269,6 +269,9 @@ def test_the_linear_merge_is_the_best_map_for_gaussian_inputs(name: str) -> None
             linearize(model, None)
         return
     maps = linearize(model, None)
+    export_lora(model, maps, tmp_path)
+    stock = PeftModel.from_pretrained(_base(), tmp_path)
+    assert {key.split(".lora_")[1][0] for key in stock.state_dict() if ".lora_" in key} == {"A", "B"}
     for path, units in active_units(model).items():
         z = torch.randn(200_000, 1, generator=generator, dtype=torch.float64) * units.A.double().norm(dim=1)
         slope = (units.activate(z) * z).sum(0) / z.square().sum(0)
@@ -284,6 +287,20 @@ def test_hotswap(name: str, tmp_path: Path) -> None:
         other.save_pretrained(tmp_path / str(rank))
         hotswap_adapter(model, str(tmp_path / str(rank)), "default", torch_device="cpu")
         torch.testing.assert_close(_logits(model), _logits(other))
+
+
+@pytest.mark.parametrize("name", WITH_THRESHOLD)
+def test_hotswap_after_preparing_for_compilation(name: str, tmp_path: Path) -> None:
+    """PEFT pads A and B to one rank; what is saved has no padding."""
+    model, other = _adapted(name), _adapted(name, seed=1, r=6)
+    expected = _logits(model)
+    prepare_model_for_compiled_hotswap(model, target_rank=8)
+    torch.testing.assert_close(_logits(model), expected)
+    model.save_pretrained(tmp_path / "unpadded")
+    assert torch.equal(_logits(PeftModel.from_pretrained(_base(), tmp_path / "unpadded").eval()), expected)
+    other.save_pretrained(tmp_path / "other")
+    hotswap_adapter(model, str(tmp_path / "other"), "default", torch_device="cpu")
+    torch.testing.assert_close(_logits(model), _logits(other))
 
 
 @EVERY

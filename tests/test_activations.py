@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import get_peft_model
 
-from monolora.activations import activate, check_activation
+from monolora import activations
+from monolora.activations import activate, activation_names, check_activation
 
 
 @pytest.mark.parametrize("name", ["relu", "identity", "softplus", "topk:1", "topk:12"])
@@ -65,3 +73,79 @@ def test_topk_passes_gradient_to_the_kept_units_only() -> None:
     activate(z, "topk:2").sum().backward()
     assert z.grad is not None
     assert z.grad.tolist() == [[1.0, 0.0, 1.0, 0.0]]
+
+
+ROOT = Path(__file__).parents[1]
+# Where a name may stand outside of the registry, and why.
+ALLOWED = {
+    ("eval/measurements.py", "identity"): "the identity of a measured model, which is no activation",
+}
+
+
+def test_nothing_but_the_registry_goes_by_names() -> None:
+    """So that adding an activation changes one file. Docstrings may give examples."""
+    kinds = {name.partition(":")[0] for name in activation_names()}
+    found = set()
+    for path in [path for part in ("monolora", "recipes", "eval") for path in (ROOT / part).rglob("*.py")]:
+        tree = ast.parse(path.read_text())
+        docstrings = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)
+            if isinstance(node.body[0], ast.Expr)
+        }
+        found |= {
+            (str(path.relative_to(ROOT)), node.value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+            if node.value.partition(":")[0] in kinds
+        }
+    elsewhere = {place for place in found if place[0] != "monolora/activations.py"}
+    assert elsewhere == set(ALLOWED)
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Ends without what the test has registered."""
+    before = dict(activations._REGISTRY)
+    yield
+    for name in activations._REGISTRY.keys() - before.keys():
+        del activations._REGISTRY[name]
+
+
+@pytest.mark.usefixtures("registry")
+def test_an_activation_of_somebody_elses_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by its entry point, as it is in vLLM's processes; without one it is unknown."""
+    with pytest.raises(ValueError, match="Unknown activation 'celu'"):
+        check_activation("celu")
+    (tmp_path / "others.py").write_text(
+        "import torch\nfrom monolora import Activation, register_activation\n"
+        "register_activation('celu', Activation(function=torch.celu, summary='CELU', signed=True))\n"
+    )
+    distribution = tmp_path / "others-1.0.dist-info"
+    distribution.mkdir()
+    (distribution / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    (distribution / "entry_points.txt").write_text("[monolora.activations]\nothers = others\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    activations._load_entry_points.cache_clear()
+    z = torch.randn(3, 4)
+    assert torch.equal(activate(z, "celu"), torch.celu(z))
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_guides_example() -> None:
+    """docs/tuner.md registers one, in ten lines, which then trains."""
+    guide = (ROOT / "docs" / "tuner.md").read_text()
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "register_activation" in block
+    ]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 3)), namespace["config"])
+    layer: Any = model.base_model.model[0]
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    x = torch.randn(2, 4)
+    h = torch.nn.functional.elu(layer.lora_A["default"](x))
+    expected = layer.base_layer(x) + layer.lora_B["default"](h) * layer.scaling["default"]
+    torch.testing.assert_close(model(x), expected)
