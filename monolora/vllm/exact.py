@@ -234,13 +234,13 @@ class ExactLinearMethod(UnquantizedLinearMethod):
         return adapted_NO + layer.monolora_B_bias if "monolora_B_bias" in layer._parameters else adapted_NO
 
     def _activate(self, z_NR: torch.Tensor, threshold_R1: torch.Tensor | None) -> torch.Tensor:
-        parts = {part.units: part.group.activation for part in self.parts if part.group is not None}
-        first, *others = dict.fromkeys(parts.values())
-        if not others and (len(parts) == 1 or not activation_named(first).over_units):
-            parts = {slice(None): first}
+        parts = [(part.units, part.group.activation) for part in self.parts if part.group is not None]
+        first, *others = {name for _, name in parts}
+        if not others and not activation_named(first).over_units:
+            parts = [(slice(None), first)]
         h = [
             activate(z_NR[..., units], name, threshold=None if threshold_R1 is None else threshold_R1[units])
-            for units, name in parts.items()
+            for units, name in parts
         ]
         return h[0] if len(h) == 1 else torch.cat(h, dim=-1)
 
