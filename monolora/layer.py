@@ -66,9 +66,8 @@ MIXING_HINT = (
 
 
 class Threshold(nn.Module):
-    """The thresholds of an adapter's units in one layer, ``weight`` of shape ``(r, 1)``.
-
-    A parameter where training learns them, else a buffer: a running mean, in float32 whatever the weights' dtype.
+    """The thresholds of an adapter's units in one layer, ``weight`` of shape ``(r, 1)``: a parameter where training
+    learns them, else a buffer, a running mean in float32 whatever the weights' dtype.
 
     Args:
         activation: with a threshold.
@@ -141,19 +140,16 @@ class MonoLoraLayer(_Base):
         self.activation[adapter_name] = config.activation
         self.vacant -= {adapter_name}
         if activation_named(config.activation).threshold is not None:
-            A = (
-                self.lora_embedding_A[adapter_name]
-                if adapter_name in self.lora_embedding_A
-                else self.lora_A[adapter_name]
-            )
-            like = _weight(A) if isinstance(A, nn.Module) else A
-            self.lora_threshold[adapter_name] = Threshold(config.activation, self.r[adapter_name], like)
+            tables = self.lora_embedding_A
+            A: Any = tables[adapter_name] if adapter_name in tables else self.lora_A[adapter_name].weight
+            self.lora_threshold[adapter_name] = Threshold(config.activation, self.r[adapter_name], A)
 
     def pad_thresholds(self) -> None:
         """Zero thresholds for the units that A has beyond the thresholds."""
         for name, threshold in self.lora_threshold.items():
-            missing = len(_weight(self.lora_A[name])) - len(_weight(threshold))
-            threshold.weight.data = F.pad(threshold.weight.data, (0, 0, 0, missing))
+            if name in self.lora_A:  # PEFT pads no embedding
+                missing = len(_weight(self.lora_A[name])) - len(_weight(threshold))
+                threshold.weight.data = F.pad(threshold.weight.data, (0, 0, 0, missing))
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
@@ -236,8 +232,7 @@ class MonoLoraLayer(_Base):
         return h
 
     def _activate(self, z: torch.Tensor, name: str) -> torch.Tensor:
-        threshold = self.threshold(name)
-        return activate(z, self.activation[name], self.unit_dim, threshold, self.training)
+        return activate(z, self.activation[name], self.unit_dim, self.threshold(name), self.training)
 
     def threshold(self, name: str) -> torch.Tensor | None:
         """The thresholds of an adapter's units, ``(r, 1)``; None where its activation has none."""

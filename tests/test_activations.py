@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
 
-from monolora import activations
-from monolora.activations import activate, activation_names, check_activation
+from monolora import Activation, activations, register_activation
+from monolora.activations import activate, activation_named, activation_names, check_activation
 
 
 @pytest.mark.parametrize("name", ["relu", "identity", "softplus", "topk:1", "topk:12"])
@@ -73,6 +74,68 @@ def test_topk_passes_gradient_to_the_kept_units_only() -> None:
     activate(z, "topk:2").sum().backward()
     assert z.grad is not None
     assert z.grad.tolist() == [[1.0, 0.0, 1.0, 0.0]]
+
+
+def test_batchtopk_keeps_k_a_token_over_the_batch_and_remembers_where_that_ends() -> None:
+    torch.manual_seed(0)
+    activation, threshold = activation_named("batchtopk:2"), torch.zeros(4, 1)
+    smallest = []
+    for _ in range(50):
+        z = torch.randn(5, 6, 4)
+        h = activation(z, -1, threshold, training=True)
+        expected = sorted(z.clamp(min=0).flatten().tolist(), reverse=True)[: 2 * 30]
+        kept = [value for value in expected if value > 0]
+        assert sorted(h[h > 0].tolist(), reverse=True) == pytest.approx(kept)
+        smallest.append(kept[-1])
+    running = smallest[0]
+    for value in smallest[1:]:
+        running += 0.01 * (value - running)
+    assert threshold.flatten().tolist() == pytest.approx([running] * 4, rel=1e-5)
+    row = torch.randn(1, 4)
+    alone, among = activation(row, -1, threshold), activation(torch.cat([row, torch.randn(9, 4) * 9]), -1, threshold)
+    assert torch.equal(alone[0], among[0])
+    assert torch.equal(alone, torch.where(row > threshold.T, row, 0))
+
+
+def test_batchtopk_passes_gradient_to_the_kept_units_only() -> None:
+    z = torch.tensor([[3.0, -1.0], [2.0, 0.5]], requires_grad=True)
+    activation_named("batchtopk:1")(z, -1, torch.zeros(2, 1), training=True).sum().backward()
+    assert z.grad is not None
+    assert z.grad.tolist() == [[1.0, 0.0], [1.0, 0.0]]
+
+
+def test_jumprelus_gradients_are_the_papers() -> None:
+    """arXiv 2407.14435, eq. 11 and 12, with a rectangle of width 0.05, unit by unit."""
+    torch.manual_seed(0)
+    z = (torch.randn(40, 3, dtype=torch.float64) * 0.1).requires_grad_()
+    threshold = torch.tensor([[0.05], [0.1], [-0.2]], dtype=torch.float64, requires_grad=True)
+    g = torch.randn(40, 3, dtype=torch.float64)
+    of_z, of_threshold = torch.autograd.grad(activation_named("jumprelu")(z, -1, threshold), [z, threshold], g)
+    for unit in range(3):
+        theta, expected = max(0.0, threshold[unit].item()), 0.0
+        for token in range(40):
+            value = z[token, unit].item()
+            assert of_z[token, unit].item() == (g[token, unit].item() if value > theta else 0)
+            if abs(value - theta) < 0.025:
+                expected -= theta / 0.05 * g[token, unit].item()
+        assert of_threshold[unit].item() == pytest.approx(expected)
+
+
+def test_contradictions_are_refused() -> None:
+    settings: dict[str, Any] = {"function": F.relu, "summary": "", "signed": False}
+    with pytest.raises(ValueError, match="one_sided"):
+        Activation(**settings | {"signed": True}, one_sided=True)
+    with pytest.raises(ValueError, match="in_training"):
+        Activation(**settings, in_training=lambda z, threshold: z)
+    with pytest.raises(ValueError, match="fused"):
+        Activation(**settings, over_units=True, gradient=lambda g, h: g)
+    with pytest.raises(ValueError, match="already"):
+        register_activation("relu", Activation(**settings))
+    with pytest.raises(ValueError, match="cannot name"):
+        register_activation("my relu", Activation(**settings))
+    assert activation_named("relu").one_sided
+    with pytest.raises(ValueError, match="thresholds"):
+        activation_named("jumprelu")(torch.zeros(2, 4))
 
 
 ROOT = Path(__file__).parents[1]
