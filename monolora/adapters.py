@@ -289,7 +289,7 @@ def _check_tensors(adapted: PeftModel, config: PeftConfig, tensors: Mapping[str,
     check_tensors(renamed, room, origin_of(config.base_model_name_or_path, model_name(adapted)))
 
 
-def _bring_into_memory(layer: LoraLayer) -> None:
+def _bring_into_memory(layer: Any) -> None:
     """Allocate the units of an offloaded layer on the device where accelerate runs it; values are loaded later."""
     hook = vars(layer.get_base_layer()).get("_hf_hook")
     if isinstance(hook, AlignDevicesHook) and hook.offload:

@@ -148,8 +148,8 @@ class MonoLoraLayer(_Base):
         """Zero thresholds for the units that A has beyond the thresholds."""
         for name, threshold in self.lora_threshold.items():
             if name in self.lora_A:  # PEFT pads no embedding
-                missing = len(_weight(self.lora_A[name])) - len(_weight(threshold))
-                threshold.weight.data = F.pad(threshold.weight.data, (0, 0, 0, missing))
+                weight = _weight(threshold)
+                weight.data = F.pad(weight.data, (0, 0, 0, len(_weight(self.lora_A[name])) - len(weight)))
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
