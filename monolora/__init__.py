@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from monolora.registration import register_when_needed
 
 if TYPE_CHECKING:
+    from monolora.activations import Activation, register_activation
     from monolora.config import MonoLoraConfig
     from monolora.functional import monolora_linear, monolora_reference
     from monolora.layer import MonoLoraLayer
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "Activation",
     "MonoLoraConfig",
     "MonoLoraLayer",
     "MonoLoraModel",
@@ -26,9 +28,11 @@ __all__ = [
     "SparsityMeter",
     "monolora_linear",
     "monolora_reference",
+    "register_activation",
 ]
 
 _MODULES = {
+    "Activation": "activations",
     "MonoLoraConfig": "config",
     "MonoLoraLayer": "layer",
     "MonoLoraModel": "model",
@@ -36,6 +40,7 @@ _MODULES = {
     "SparsityMeter": "sparsity",
     "monolora_linear": "functional",
     "monolora_reference": "functional",
+    "register_activation": "activations",
 }
 
 

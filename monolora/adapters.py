@@ -289,12 +289,13 @@ def _check_tensors(adapted: PeftModel, config: PeftConfig, tensors: Mapping[str,
     check_tensors(renamed, room, origin_of(config.base_model_name_or_path, model_name(adapted)))
 
 
-def _bring_into_memory(layer: LoraLayer) -> None:
-    """Allocate A and B of an offloaded layer on the device where accelerate runs it; their values are loaded later."""
+def _bring_into_memory(layer: Any) -> None:
+    """Allocate the units of an offloaded layer on the device where accelerate runs it; values are loaded later."""
     hook = vars(layer.get_base_layer()).get("_hf_hook")
     if isinstance(hook, AlignDevicesHook) and hook.offload:
-        for part in (layer.lora_A, layer.lora_B, layer.lora_embedding_A, layer.lora_embedding_B):
-            part.to_empty(device=hook.execution_device)
+        for name, part in layer.named_children():
+            if name in layer.adapter_layer_names:
+                part.to_empty(device=hook.execution_device)
 
 
 def _fitting(folder: str, base: str, load: Callable[[], Any]) -> Any:

@@ -1,6 +1,7 @@
 """Adapter files: the names of their tensors, and the checks that no loader may skip.
 
-On disk the tensors are called ``monolora_A`` and ``monolora_B`` (``monolora_embedding_A/B`` for embeddings),
+On disk the tensors are called ``monolora_A`` and ``monolora_B`` (``monolora_embedding_A/B`` for embeddings), and
+``monolora_threshold`` where the activation has one,
 so that a loader for plain LoRA fails instead of silently dropping the activation. In memory they keep LoRA's names,
 because PEFT handles them.
 """
@@ -28,7 +29,7 @@ MEMORY_PREFIX = "lora_"
 DISK_PREFIX = "monolora_"
 # A tensor's role is the last of its name, before the adapter's name where there is one: a module of the base, and an
 # adapter, may well be called lora_A themselves.
-_ROLE = r"\.{prefix}((?:embedding_)?[AB])(?={adapter}(?:\.weight|\.bias)?$)"
+_ROLE = r"\.{prefix}((?:embedding_)?[AB]|threshold)(?={adapter}(?:\.weight|\.bias)?$)"
 _MEMORY_NAME = re.compile(_ROLE.format(prefix=MEMORY_PREFIX, adapter=""))
 _DISK_NAME = re.compile(_ROLE.format(prefix=DISK_PREFIX, adapter=""))
 _DTYPES = ("F16", "BF16", "F32", "F64")
@@ -56,18 +57,18 @@ def to_memory_name(key: str, adapter_name: str | None = None) -> str:
 
 
 def is_monolora_name(key: str) -> bool:
-    """Whether ``key`` (a name in a file) is that of A or B of a MonoLoRA adapter."""
+    """Whether ``key`` (a name in a file) is that of A, B or the threshold of a MonoLoRA adapter."""
     return _DISK_NAME.search(key) is not None
 
 
 def is_unit_tensor(key: str, adapter_name: str | None) -> bool:
-    """Whether ``key`` (a name in the model) belongs to A or B of this adapter, B's bias included."""
+    """Whether ``key`` (a name in the model) belongs to the units of this adapter: A, B, B's bias, the threshold."""
     adapter = "" if adapter_name is None else rf"\.{re.escape(adapter_name)}"
     return re.search(_ROLE.format(prefix=MEMORY_PREFIX, adapter=adapter), key) is not None
 
 
 def module_of(key: str, adapter_name: str) -> tuple[str, str]:
-    """Module and rest of a name in the model of A or B of this adapter; of any other name, ``("", key)``."""
+    """Module and rest of a name in the model of a unit tensor of this adapter; of any other name, ``("", key)``."""
     role = re.search(_ROLE.format(prefix=MEMORY_PREFIX, adapter=rf"\.{re.escape(adapter_name)}"), key)
     return ("", key) if role is None else (key[: role.start()], key[role.start() + 1 :])
 

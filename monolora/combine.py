@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from monolora.activations import topk_of
+from monolora.activations import activation_named
 from monolora.config import MonoLoraConfig
 from monolora.layer import MonoLoraLayer
 
@@ -21,8 +21,8 @@ def combined_config(
 
     Raises:
         ValueError: for unknown adapters, another number of weights than of adapters, different activations, several
-            ``topk`` adapters (the k largest of all units are not the k largest of each), trained parameters outside
-            of A and B (biases, saved modules, tokens), or grouped convolutions.
+            adapters whose units depend on each other (of ``topk``, the k largest of all are not the k largest of
+            each), trained parameters outside of A and B (biases, saved modules, tokens), or grouped convolutions.
     """
     unknown = [name for name in adapters if name not in configs]
     if unknown or not adapters:
@@ -53,8 +53,10 @@ def _check_same_kind(configs: Sequence[MonoLoraConfig]) -> None:
     if len(activations) > 1:
         raise ValueError(f"Cannot combine adapters of different activations: {', '.join(sorted(activations))}.")
     (activation,) = activations
-    if topk_of(activation) is not None and len(configs) > 1:
-        raise ValueError(f"Cannot combine {activation} adapters exactly: top-k over all units is not top-k over each.")
+    if activation_named(activation).over_units and len(configs) > 1:
+        raise ValueError(
+            f"Cannot combine {activation} adapters exactly: a unit depends on the others, which would be more."
+        )
     if len({config.lora_bias for config in configs}) > 1:
         raise ValueError("Cannot combine adapters with and without lora_bias.")
     for config in configs:
@@ -102,6 +104,9 @@ def concatenate_units(layer: MonoLoraLayer, adapters: Sequence[str], weights: Se
         B[:, start:end] = part_B * factor
         if bias is not None and part_bias is not None:
             bias += part_bias * factor
+        threshold, part_threshold = layer.threshold(into), layer.threshold(name)
+        if threshold is not None and part_threshold is not None:
+            threshold.data[start:end] = part_threshold.data
         start = end
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftType
 
-from monolora.activations import check_activation
+from monolora.activations import DEFAULT, activation_names, check_activation
 from monolora.checkpoint import adapted_modules, check_weights_file
 from monolora.peft_type import extend_peft_type
 
@@ -52,16 +52,16 @@ class MonoLoraConfig(LoraConfig):
     by name. ``init_lora_weights`` may be ``True``, ``False``, ``"gaussian"`` or ``"eva"``.
 
     Args:
-        activation: ``"relu"`` (default), ``"identity"`` (plain LoRA, the control), ``"softplus"`` or
-            ``"topk:<k>"``.
+        activation: a name of :func:`monolora.activations.activation_names`, such as ``"relu"`` (default),
+            ``"identity"`` (plain LoRA, the control), ``"topk:4"`` or ``"jumprelu"``.
 
     Raises:
         ValueError: for an unknown activation, ``r`` below 1, or an unsupported option.
     """
 
     activation: str = field(
-        default="relu",
-        metadata={"help": "Activation between A and B: relu, identity (plain LoRA), softplus or topk:<k>."},
+        default=DEFAULT,
+        metadata={"help": f"Activation between A and B: {', '.join(activation_names())}."},
     )
 
     def __post_init__(self) -> None:

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from monolora.activations import activate
-
-FUSED_ACTIVATIONS = ("relu", "identity")
+from monolora.activations import DEFAULT, Activation, activate, activation_named
 
 
 def monolora_reference(
@@ -24,7 +22,8 @@ def monolora_reference(
     A: torch.Tensor,
     B: torch.Tensor,
     scaling: float,
-    activation: str = "relu",
+    activation: str = DEFAULT,
+    threshold: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``y = W x + b + s B act(A x)`` (paper, eq. 5): the reference for the fused path.
 
@@ -36,12 +35,13 @@ def monolora_reference(
         B: ``(out_features, r)``.
         scaling: s.
         activation: see :mod:`monolora.activations`.
+        threshold: of the units, ``(r, 1)``, where the activation has one.
 
     Returns:
         Shape ``(..., out_features)``.
     """
     y = F.linear(x, weight, bias)
-    h = activate(F.linear(x, A), activation)
+    h = activate(F.linear(x, A), activation, threshold=threshold)
     return y + scaling * F.linear(h, B)
 
 
@@ -52,7 +52,7 @@ def monolora_linear(
     A: torch.Tensor,
     B: torch.Tensor,
     scaling: float,
-    activation: str = "relu",
+    activation: str = DEFAULT,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`monolora_reference` without a temporary as large as x or y, for dense weights of the dtype of ``x``.
 
@@ -61,7 +61,7 @@ def monolora_linear(
     Args:
         x: shape ``(..., in_features)``.
         weight, bias, A, B, scaling: as in :func:`monolora_reference`.
-        activation: ``"relu"`` or ``"identity"``.
+        activation: one with a ``gradient`` (see :class:`~monolora.activations.Activation`).
 
     Returns:
         y, shape ``(..., out_features)``, and the units ``act(A x)``, shape ``(tokens, r)``, which carry no gradient.
@@ -69,18 +69,19 @@ def monolora_linear(
     Raises:
         ValueError: for any other activation.
     """
-    if activation not in FUSED_ACTIVATIONS:
-        raise ValueError(f"The fused path knows {FUSED_ACTIVATIONS}, not {activation!r}; use monolora_reference.")
+    kind = activation_named(activation)
+    if kind.gradient is None:
+        raise ValueError(f"The fused path does not know the gradient of {activation!r}; use monolora_reference.")
     A_RI, Bt_RO = A.to(x.dtype), B.to(x.dtype).t()
-    if takes_triton(x):
+    if kind.bounds is not None and takes_triton(x):
         from monolora.triton_kernels import TritonMonoLora
 
         x_TI = x.reshape(-1, x.shape[-1])
-        y_TO, h_TR = TritonMonoLora.apply(x_TI, weight, bias, A_RI, Bt_RO.t(), scaling, activation == "relu")
+        y_TO, h_TR = TritonMonoLora.apply(x_TI, weight, bias, A_RI, Bt_RO.t(), scaling, kind.bounds)
         return y_TO.view(*x.shape[:-1], y_TO.shape[-1]), h_TR
     if x.device.type == "cpu" and x.dtype == torch.float32:
         Bt_RO = Bt_RO.contiguous()  # float32 products are up to 2.5 times as fast with B's rows as long as y's
-    y_TO, h_TR = _LinearAndUnits.apply(x.reshape(-1, x.shape[-1]), weight, bias, A_RI, activation)
+    y_TO, h_TR = _LinearAndUnits.apply(x.reshape(-1, x.shape[-1]), weight, bias, A_RI, kind)
     y_TO.addmm_(h_TR, Bt_RO, alpha=scaling)
     return y_TO.view(*x.shape[:-1], y_TO.shape[-1]), h_TR.detach()
 
@@ -109,17 +110,15 @@ def takes_triton(x: torch.Tensor) -> bool:
 class _LinearAndUnits(torch.autograd.Function):
     """``W x + b`` and ``act(A x)`` in one node: two nodes would each make a gradient as large as x, then add them.
 
-    It saves x and h; h > 0 is the mask of the ReLU. The backward can be differentiated again.
+    It saves x and h, from which the activation has its gradient. The backward can be differentiated again.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_TI, weight, bias, A_RI, activation: str):
+    def forward(ctx: Any, x_TI, weight, bias, A_RI, activation: Activation):
         y_TO = F.linear(x_TI, weight, bias)
-        h_TR = F.linear(x_TI, A_RI)
-        if activation == "relu":
-            h_TR.relu_()
+        h_TR = activation(F.linear(x_TI, A_RI))
         ctx.save_for_backward(x_TI, weight, A_RI, h_TR)
-        ctx.is_relu = activation == "relu"
+        ctx.gradient = activation.gradient
         ctx.set_materialize_grads(False)
         return y_TO, h_TR
 
@@ -128,8 +127,8 @@ class _LinearAndUnits(torch.autograd.Function):
         x_TI, weight, A_RI, h_TR = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, needs_A, _ = ctx.needs_input_grad
         gx = gW = gb = gA = None
-        if gh_TR is not None and ctx.is_relu:
-            gh_TR = torch.ops.aten.threshold_backward.default(gh_TR, h_TR, 0)
+        if gh_TR is not None:
+            gh_TR = ctx.gradient(gh_TR, h_TR)
         if needs_x and gh_TR is not None:
             gx = torch.mm(gh_TR, A_RI)
         if needs_x and g_TO is not None:

@@ -66,7 +66,7 @@ def check_swap(model: Any, tensors: Mapping[str, torch.Tensor], adapter_name: st
 
 def _unswappable(what: str) -> str:
     return (
-        f"{what!r} cannot be swapped in: hotswap handles A and B of linear and convolution layers only. Load the "
+        f"{what!r} cannot be swapped in: hotswap handles units of linear and convolution layers only. Load the "
         "adapter under a name of its own instead."
     )
 
@@ -150,7 +150,7 @@ def _with_rank(layer: MonoLoraLayer, name: str, shape: torch.Size, rank: int) ->
     """``shape`` of the layer's tensor ``name``, had the adapter ``rank`` units."""
     if name.endswith(".bias"):
         return shape
-    if name.startswith(("lora_A.", "lora_embedding_A.")):
+    if name.startswith(("lora_A.", "lora_embedding_A.", "lora_threshold.")):
         return torch.Size([rank, *shape[1:]])
     return torch.Size([shape[0], rank // _groups(layer), *shape[2:]])
 

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
+import torch.nn.functional as F
 from peft.tuners import lora
 from peft.tuners.lora import layer as lora_layers
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
-from monolora.activations import activate
+from monolora.activations import CONTROL, activate, activation_named
 from monolora.config import MonoLoraConfig
-from monolora.functional import FUSED_ACTIVATIONS, add_expanded, monolora_linear
+from monolora.functional import add_expanded, monolora_linear
 
 
 class Dense(NamedTuple):
@@ -60,8 +61,32 @@ MERGE_HINT = (
 
 MIXING_HINT = (
     "One model cannot carry both LoRA and MonoLoRA adapters. A plain LoRA beside MonoLoRA adapters is a "
-    "MonoLoraConfig with activation='identity'."
+    f"MonoLoraConfig with activation={CONTROL!r}."
 )
+
+
+class Threshold(nn.Module):
+    """The thresholds of an adapter's units in one layer, ``weight`` of shape ``(r, 1)``: a parameter where training
+    learns them, else a buffer, a running mean in float32 whatever the weights' dtype.
+
+    Args:
+        activation: with a threshold.
+        r: number of units.
+        A: their weights, whose device, dtype and freezing are taken.
+    """
+
+    weight: torch.Tensor
+
+    def __init__(self, activation: str, r: int, A: torch.Tensor) -> None:
+        super().__init__()
+        kind = activation_named(activation)
+        assert kind.threshold is not None
+        if kind.in_training is None:
+            start = torch.full((r, 1), kind.threshold, device=A.device, dtype=A.dtype)
+            self.weight = nn.Parameter(start, requires_grad=A.requires_grad)
+        else:
+            self.register_buffer("weight", torch.full((r, 1), kind.threshold, device=A.device))
+
 
 # Called with (layer, adapter name, units); the units have r entries along `layer.unit_dim` and no gradient.
 UnitObserver = Callable[["MonoLoraLayer", str, torch.Tensor], None]
@@ -82,7 +107,11 @@ else:
 class MonoLoraLayer(_Base):
     """Mixin: ``base(x) + s B act(A dropout(x))``, for one or several active adapters and for mixed batches."""
 
+    # As LoRA's, so that PEFT moves, freezes and deletes the thresholds too.
+    adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_threshold")
+
     activation: dict[str, str]
+    lora_threshold: nn.ModuleDict  # of the adapters whose activation has a threshold
     vacant: frozenset[str] = frozenset()  # adapters that have no units here since a hotswap
     unit_observer: UnitObserver | None = None
     unit_dim = -1
@@ -92,7 +121,7 @@ class MonoLoraLayer(_Base):
         """Turn a new LoRA layer into its MonoLoRA version, in place."""
         layer.__class__ = monolora_class(type(layer))
         assert isinstance(layer, MonoLoraLayer)
-        layer.activation = {}
+        layer.activation, layer.lora_threshold = {}, nn.ModuleDict()
         layer._adapter_added(adapter_name, config)
         return layer
 
@@ -110,6 +139,17 @@ class MonoLoraLayer(_Base):
     def _adapter_added(self, adapter_name: str, config: MonoLoraConfig) -> None:
         self.activation[adapter_name] = config.activation
         self.vacant -= {adapter_name}
+        if activation_named(config.activation).threshold is not None:
+            tables = self.lora_embedding_A
+            A: Any = tables[adapter_name] if adapter_name in tables else self.lora_A[adapter_name].weight
+            self.lora_threshold[adapter_name] = Threshold(config.activation, self.r[adapter_name], A)
+
+    def pad_thresholds(self) -> None:
+        """Zero thresholds for the units that A has beyond the thresholds."""
+        for name, threshold in self.lora_threshold.items():
+            if name in self.lora_A:  # PEFT pads no embedding
+                weight = _weight(threshold)
+                weight.data = F.pad(weight.data, (0, 0, 0, len(_weight(self.lora_A[name])) - len(weight)))
 
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
@@ -187,9 +227,16 @@ class MonoLoraLayer(_Base):
         A = self.lora_A[name]
         if not torch.is_autocast_enabled(x.device.type):
             x = self._cast_input_dtype(x, _weight(A).dtype)
-        h = activate(A(self.lora_dropout[name](x)), self.activation[name], self.unit_dim)
+        h = self._activate(A(self.lora_dropout[name](x)), name)
         self._observe(name, h)
         return h
+
+    def _activate(self, z: torch.Tensor, name: str) -> torch.Tensor:
+        return activate(z, self.activation[name], self.unit_dim, self.threshold(name), self.training)
+
+    def threshold(self, name: str) -> torch.Tensor | None:
+        """The thresholds of an adapter's units, ``(r, 1)``; None where its activation has none."""
+        return _weight(self.lora_threshold[name]) if name in self.lora_threshold else None
 
     def _observe(self, name: str, h: torch.Tensor) -> None:
         if self.unit_observer is not None:
@@ -234,7 +281,7 @@ class MonoLoraLinear(MonoLoraLayer, lora.Linear):
             or weight_A is None
             or weight_B is None
             or B._parameters["bias"] is not None
-            or activation not in FUSED_ACTIVATIONS
+            or activation_named(activation).gradient is None
             or (dropout.training and isinstance(dropout, nn.Dropout))
             or not isinstance(scaling, (int, float))
             or not self.cast_input_dtype_enabled
@@ -268,7 +315,7 @@ class MonoLoraEmbedding(MonoLoraLayer, lora.Embedding):
             input_fn=self.input_fns.get(name),
             output_fn=self.output_fns.get(name),
         )
-        h = activate(units, self.activation[name])
+        h = self._activate(units, name)
         self._observe(name, h)
         delta = (h @ self.lora_embedding_B[name].T) * self.scaling[name]
         embed_scale = self._get_embed_scale()  # e.g. Gemma scales inside its embedding's forward

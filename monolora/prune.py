@@ -1,8 +1,8 @@
 """Adapters without some of their units, exactly; from the adapter's files, without its base model.
 
-A unit adds ``s B[:, j] act(A[j] x)`` to its module's output, by itself: its row of A and its column of B are taken out,
-and every other tensor keeps its bits. The scaling ``s`` stays the same double, though it is computed from alpha and the
-rank, and the rank changes.
+A unit adds ``s B[:, j] act(A[j] x)`` to its module's output, by itself: its row of A, its column of B and its threshold
+are taken out, and every other tensor keeps its bits. The scaling ``s`` stays the same double, though it is computed
+from alpha and the rank, and the rank changes.
 
 Shapes: R units of a module, K of them kept; in and out are a module's features (or channels, with a kernel behind).
 """
@@ -24,7 +24,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from monolora.activations import topk_of
+from monolora.activations import activation_named
 from monolora.adapters import adapter_config
 from monolora.checkpoint import AdapterFileError, adapted_modules, check_no_lora_tensors, to_memory_name
 from monolora.config import MonoLoraConfig
@@ -33,7 +33,7 @@ from monolora.targets import resolve_values
 from monolora.units import UnitName
 
 _PREFIX = "base_model.model."
-_UNIT_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
+_UNIT_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_((?:embedding_)?[AB]|threshold)(?:\.weight)?")
 _UNIT_BIAS = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_B\.bias")
 
 # Options of LoraConfig with which a unit is more than its row of A and column of B.
@@ -125,29 +125,35 @@ def _check_separate(config: LoraConfig, folder: str) -> None:
             f"{folder} has init_lora_weights={init!r}: PEFT changes the base weights by the rank as it loads it. Save "
             "it with path_initial_model_for_weight_conversion first."
         )
-    if isinstance(config, MonoLoraConfig) and topk_of(config.activation) is not None:
+    if isinstance(config, MonoLoraConfig) and activation_named(config.activation).over_units:
         raise InputError(
-            f"{folder} has activation={config.activation!r}: without a unit, others would be among the largest k. Its "
-            "units cannot be pruned exactly."
+            f"{folder} has activation={config.activation!r}: without a unit, the others would be other ones. Its units "
+            "cannot be pruned exactly."
         )
 
 
 def _units(config: LoraConfig, tensors: Mapping[str, torch.Tensor], folder: str) -> dict[str, int]:
     """Module name to number of units, as the file has them; checked against the config."""
-    is_monolora = isinstance(config, MonoLoraConfig)
-    if is_monolora:
+    needed, is_monolora = {"A", "B"}, isinstance(config, MonoLoraConfig)
+    if isinstance(config, MonoLoraConfig):
         check_no_lora_tensors(tensors)
+        needed |= {"threshold"} if activation_named(config.activation).threshold is not None else set()
     shapes: dict[str, dict[str, torch.Size]] = {}
     for name, tensor in tensors.items():
         key = to_memory_name(name) if is_monolora else name
         if match := _UNIT_TENSOR.fullmatch(key):
-            shapes.setdefault(match[1], {})[match[2]] = tensor.shape
+            shapes.setdefault(match[1], {})[match[2].removeprefix("embedding_")] = tensor.shape
         elif re.search(r"\.(mono)?lora_", key) and not _UNIT_BIAS.fullmatch(key):
-            raise AdapterFileError(f"Tensor {name!r} in {folder} is neither A nor B: what it does to units is unknown.")
+            raise AdapterFileError(
+                f"Tensor {name!r} in {folder} is neither A nor B nor a threshold: what it does to units is unknown."
+            )
     for module, shape in shapes.items():
         rank = _rank_and_alpha_of(config, module)[0]
-        if shape.keys() != {"A", "B"}:
-            raise AdapterFileError(f"{folder} lacks A or B of {module}. Copy it again from where it was saved.")
+        if shape.keys() != needed:
+            raise AdapterFileError(
+                f"{folder} has {', '.join(sorted(shape))} of {module}, and {', '.join(sorted(needed))} make its units. "
+                "Copy it again from where it was saved."
+            )
         if shape["A"][0] != rank:
             raise AdapterFileError(
                 f"{folder} has {shape['A'][0]} units for {module} and a config that says {rank}. Fix r or rank_pattern "
@@ -250,7 +256,7 @@ def _tensors(adapter: Adapter, left: Mapping[str, list[int | None]]) -> dict[str
             name = name if wrapped is None else wrapped.removesuffix("base_layer.") + name.removeprefix(wrapped)
             tensors[name] = tensor
         elif (module := unit_tensor[1]) in left:
-            dim, count = "AB".index(unit_tensor[2]), adapter.units[module]
+            dim, count = int(unit_tensor[2].endswith("B")), adapter.units[module]
             if left[module] == list(range(count)):
                 tensors[name] = tensor
             elif tensor.shape[dim] == count:
@@ -261,7 +267,8 @@ def _tensors(adapter: Adapter, left: Mapping[str, list[int | None]]) -> dict[str
 
 
 def _chosen(tensor: torch.Tensor, dim: int, units: list[int | None]) -> torch.Tensor:
-    """A ``(R, in, …)`` with ``dim`` 0 or B ``(out, R, …)`` with ``dim`` 1, for some of the R units; zeros for None."""
+    """A ``(R, in, …)`` or thresholds ``(R, 1)`` with ``dim`` 0, or B ``(out, R, …)`` with ``dim`` 1, for some of the R
+    units; zeros for None."""
     chosen_K = [unit for unit in units if unit is not None]
     shape = list(tensor.shape)
     shape[dim] = len(units)

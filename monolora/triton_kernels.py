@@ -1,7 +1,7 @@
 """The MonoLoRA linear map on a GPU, with Triton kernels for what is as narrow as the rank.
 
-``shrink`` reads x once and writes the units, with ReLU, mask and scale on the way out; ``expand_add_`` reads and writes
-y once. The products with W, and the gradients of A and B, stay the library's. Taken with ``MONOLORA_TRITON=1``: no GPU
+``shrink`` reads x once and writes the units, with bounds and scale on the way out; ``expand_add_`` reads and writes y
+once. The products with W, and the gradients of A and B, stay the library's. Taken with ``MONOLORA_TRITON=1``: no GPU
 was at hand yet to measure whether they are faster. Triton comes with torch on GPUs; its interpreter runs the same code
 on a CPU (``TRITON_INTERPRET=1`` before the import).
 
@@ -10,6 +10,7 @@ Shapes as in :mod:`monolora.functional`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from monolora.activations import LINEAR_BOUNDS
+
 TOKENS, WIDTH = 32, 64  # of a tile
 LEAST_RANK = 16  # of a matrix unit's operand; narrower ones are filled up with zeros
 
@@ -25,17 +28,17 @@ LEAST_RANK = 16  # of a matrix unit's operand; narrower ones are filled up with 
 def shrink(
     x_TI: torch.Tensor,
     A_RI: torch.Tensor,
-    relu: bool = False,
-    mask_TR: torch.Tensor | None = None,
+    bounds: tuple[float, float] = LINEAR_BOUNDS,
+    units_TR: torch.Tensor | None = None,
     scale: float = 1.0,
 ) -> torch.Tensor:
-    """``scale · x Aᵀ``, rectified or zero where the mask is not positive; summed up in float32.
+    """``scale · x Aᵀ``, clamped to the bounds, or zero where the units are at a bound; summed up in float32.
 
     Args:
         x_TI: tokens, any strides.
         A_RI: any strides, of the dtype of x.
-        relu: whether to rectify.
-        mask_TR: contiguous, or None.
+        bounds: of the units.
+        units_TR: contiguous, clamped before: the result is then the gradient in what they were; None for the units.
         scale: a factor.
 
     Returns:
@@ -43,11 +46,13 @@ def shrink(
     """
     (n_tokens, n_inputs), n_units = x_TI.shape, A_RI.shape[0]
     h_TR = x_TI.new_empty(n_tokens, n_units)
-    mask = h_TR if mask_TR is None else mask_TR
+    low, high = bounds
     grid = (triton.cdiv(n_tokens, TOKENS),)
     _shrink[grid](
-        x_TI, A_RI, mask, h_TR, n_tokens, n_inputs, n_units, scale, *x_TI.stride(), *A_RI.stride(),
-        RELU=relu, MASKED=mask_TR is not None, BT=TOKENS, BI=WIDTH, BR=_padded(n_units),
+        x_TI, A_RI, h_TR if units_TR is None else units_TR, h_TR, n_tokens, n_inputs, n_units, scale, low, high,
+        *x_TI.stride(), *A_RI.stride(),
+        LOW=low > -math.inf, HIGH=high < math.inf, MASKED=units_TR is not None,
+        BT=TOKENS, BI=WIDTH, BR=_padded(n_units),
     )  # fmt: skip
     return h_TR
 
@@ -70,15 +75,15 @@ def expand_add_(y_TO: torch.Tensor, h_TR: torch.Tensor, B_OR: torch.Tensor, scal
 
 
 class TritonMonoLora(torch.autograd.Function):
-    """``(x, weight, bias, A, B, scaling, is_relu) -> (y, h)`` with x ``(T, I)`` and all of its dtype."""
+    """``(x, weight, bias, A, B, scaling, bounds) -> (y, h)`` with x ``(T, I)`` and all of its dtype."""
 
     @staticmethod
-    def forward(ctx: Any, x_TI, weight, bias, A_RI, B_OR, scaling: float, is_relu: bool):
+    def forward(ctx: Any, x_TI, weight, bias, A_RI, B_OR, scaling: float, bounds: tuple[float, float]):
         y_TO = F.linear(x_TI, weight, bias)
-        h_TR = shrink(x_TI, A_RI, relu=is_relu)
+        h_TR = shrink(x_TI, A_RI, bounds)
         expand_add_(y_TO, h_TR, B_OR, scaling)
         ctx.save_for_backward(x_TI, weight, A_RI, B_OR, h_TR)
-        ctx.scaling, ctx.is_relu = scaling, is_relu
+        ctx.scaling, ctx.bounds = scaling, bounds
         ctx.mark_non_differentiable(h_TR)
         return y_TO, h_TR
 
@@ -89,7 +94,7 @@ class TritonMonoLora(torch.autograd.Function):
         needs_x, needs_weight, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
         gx = gW = gb = gA = gB = None
         if needs_x or needs_A:
-            gh_TR = shrink(g_TO, B_OR.t(), mask_TR=h_TR if ctx.is_relu else None, scale=ctx.scaling)
+            gh_TR = shrink(g_TO, B_OR.t(), ctx.bounds, h_TR, ctx.scaling)
         if needs_x:
             gx = expand_add_(torch.mm(g_TO, weight), gh_TR, A_RI.t())
         if needs_weight:
@@ -109,8 +114,8 @@ def _padded(rank: int) -> int:
 
 @triton.jit
 def _shrink(
-    x, A, mask, h, n_tokens, n_inputs, n_units, scale, x_t, x_i, A_r, A_i,
-    RELU: tl.constexpr, MASKED: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr, BR: tl.constexpr,
+    x, A, units, h, n_tokens, n_inputs, n_units, scale, low, high, x_t, x_i, A_r, A_i,
+    LOW: tl.constexpr, HIGH: tl.constexpr, MASKED: tl.constexpr, BT: tl.constexpr, BI: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     t = (tl.program_id(0) * BT + tl.arange(0, BT)[:, None]).to(tl.int64)
     r = tl.arange(0, BR)[None, :]
@@ -122,10 +127,12 @@ def _shrink(
         sums = tl.dot(x_tile, A_tile, sums, input_precision="ieee")
     sums *= scale
     inside = (t < n_tokens) & (r < n_units)
-    if RELU:
-        sums = tl.maximum(sums, 0.0)
-    if MASKED:
-        sums = tl.where(tl.load(mask + t * n_units + r, mask=inside, other=0.0) > 0, sums, 0.0)
+    if MASKED and (LOW or HIGH):
+        unit = tl.load(units + t * n_units + r, mask=inside, other=0.0)
+    if LOW:
+        sums = tl.where(unit > low, sums, 0.0) if MASKED else tl.maximum(sums, low)
+    if HIGH:
+        sums = tl.where(unit < high, sums, 0.0) if MASKED else tl.minimum(sums, high)
     tl.store(h + t * n_units + r, sums.to(h.dtype.element_ty), mask=inside)
 
 

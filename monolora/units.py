@@ -23,6 +23,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from monolora.activations import activation_named
 from monolora.errors import InputError, unknown
 from monolora.layer import MonoLoraLayer, UnitObserver, monolora_class
 
@@ -201,7 +202,7 @@ class Layout:
         layers: adapted layers, by name in the base model.
         ranks: their numbers of units.
         adapter: its name in the model.
-        signed: whether activations may be negative: of plain LoRA, and of MonoLoRA with ``activation="identity"``.
+        signed: whether activations may be negative: of plain LoRA, and where MonoLoRA's activation says so.
     """
 
     layers: dict[str, LoraLayer]
@@ -256,7 +257,7 @@ def not_of_tokens(module: str) -> InputError:
 
 
 def _is_signed(layer: LoraLayer, adapter: str) -> bool:
-    return not isinstance(layer, MonoLoraLayer) or layer.activation[adapter] == "identity"
+    return not isinstance(layer, MonoLoraLayer) or activation_named(layer.activation[adapter]).signed
 
 
 def _direction_norms(layer: Any, adapter: str) -> torch.Tensor:

@@ -41,7 +41,7 @@ from monolora.units import input_device
 
 _REMERGE = "Nothing was left there. Free space, then merge again."
 WITHOUT_CALIBRATION = (
-    "Without calibration text the activation is replaced by its mean slope for Gaussian inputs of mean zero, and real "
+    "Without calibration text the activation is replaced by its mean slope for standard Gaussian inputs, and real "
     "inputs are not like that."
 )
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from monolora import monolora_linear, monolora_reference
-from monolora.functional import FUSED_ACTIVATIONS
+from tests.support.activations import FUSED
 
 
 def _problem(
@@ -27,7 +27,7 @@ def test_the_reference_is_the_papers_equation() -> None:
     torch.testing.assert_close(monolora_reference(x, weight, bias, A, B, 0.5), expected)
 
 
-@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED)
 @pytest.mark.parametrize("tokens", [(), (1,), (7,), (2, 3), (2, 1, 3), (0,), (2, 0)])
 def test_any_leading_dimensions(tokens: tuple[int, ...], activation: str) -> None:
     x, weight, bias, A, B = _problem(tokens)
@@ -53,7 +53,7 @@ def test_the_input_and_the_weights_are_left_alone() -> None:
     assert all(torch.equal(tensor, old) for tensor, old in zip(tensors, before, strict=True))
 
 
-@pytest.mark.parametrize("activation", ["softplus", "topk:2", "gelu"])
+@pytest.mark.parametrize("activation", ["softplus", "topk:2", "jumprelu", "gelu"])
 def test_other_activations_are_refused(activation: str) -> None:
     with pytest.raises(ValueError, match="use monolora_reference"):
         monolora_linear(*_problem((2,)), 1.0, activation)
@@ -80,7 +80,7 @@ def test_no_gradient_is_computed_for_what_needs_none() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, on tracing
-@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED)
 def test_compiled_without_a_break_it_gives_the_same(activation: str) -> None:
     tensors = [tensor.requires_grad_() for tensor in _problem((2, 3), torch.float32)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -43,15 +44,18 @@ def _assert_near(found: torch.Tensor, exact: torch.Tensor) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(("tokens", "inputs", "units"), SIZES)
 def test_shrink(kernels: ModuleType, tokens: int, inputs: int, units: int, dtype: torch.dtype) -> None:
-    x, A, mask = (
+    x, A, units = (
         _randn(tokens, inputs, dtype=dtype),
         _randn(units, inputs, dtype=dtype),
         _randn(tokens, units, dtype=dtype),
     )
     exact = x.double() @ A.double().T
     _assert_near(kernels.shrink(x, A), exact)
-    _assert_near(kernels.shrink(x, A, relu=True), exact.clamp_min(0))
-    _assert_near(kernels.shrink(x, A, mask_TR=mask, scale=-1.5), -1.5 * exact * (mask > 0))
+    _assert_near(kernels.shrink(x, A, (0.0, math.inf)), exact.clamp_min(0))
+    _assert_near(kernels.shrink(x, A, (-1.0, 2.0)), exact.clamp(-1, 2))
+    _assert_near(kernels.shrink(x, A, (0.0, math.inf), units, -1.5), -1.5 * exact * (units > 0))
+    _assert_near(kernels.shrink(x, A, (-math.inf, 0.5), units), exact * (units < 0.5))
+    assert torch.equal(kernels.shrink(x, A, units_TR=units), kernels.shrink(x, A))
     by_columns = A.T.contiguous().T
     assert torch.equal(kernels.shrink(x, by_columns), kernels.shrink(x, A))
     assert torch.equal(kernels.shrink(x.T.contiguous().T, A), kernels.shrink(x, A))

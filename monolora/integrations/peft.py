@@ -20,6 +20,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, cached_file
 from monolora.checkpoint import check_no_lora_tensors, check_saved_beside, check_weights_file, to_memory_name
 from monolora.config import MonoLoraConfig
 from monolora.hotswap import check_swap, settle_swap, swap_names
+from monolora.layer import MonoLoraLayer
 from monolora.model import MonoLoraModel
 from monolora.model_files import adopt_generation_config
 from monolora.peft_type import NAME
@@ -97,6 +98,15 @@ def hotswap_adapter_from_state_dict(
     settle_swap(model, adapter_name, config)
 
 
+def pad_lora_weights(original: Callable[..., bool], model: Any, *args: Any, **kwargs: Any) -> bool:
+    """Around hotswap's padding for compilation, which knows A and B alone: the units that it adds get thresholds."""
+    padded = original(model, *args, **kwargs)
+    for layer in model.modules():
+        if isinstance(layer, MonoLoraLayer):
+            layer.pad_thresholds()
+    return padded
+
+
 def update_offload(
     original: Callable[..., Any], model: Any, offload_index: dict[str, Any], adapters_weights: dict[str, Any]
 ) -> Any:
@@ -147,6 +157,7 @@ WRAPPERS: dict[str, Callable[..., Any]] = {
     "peft.utils.hotswap:load_peft_weights": load_peft_weights,
     "peft.peft_model:set_peft_model_state_dict": set_peft_model_state_dict,
     "peft.utils.hotswap:hotswap_adapter_from_state_dict": hotswap_adapter_from_state_dict,
+    "peft.utils.hotswap:_pad_lora_weights": pad_lora_weights,
     "peft.peft_model:PeftModel._update_offload": update_offload,
     "peft.auto:_BaseAutoPeftModel.from_pretrained": from_pretrained,
 }

@@ -9,9 +9,9 @@ space, so two steps keep the anchors in it:
    (:meth:`Silence.loss`). Units that are silent leave the base as it is, so the recorded inputs stay right, and the
    penalty is one product a module and step.
 
-A linear adapter (LoRA, ``activation="identity"``) is off only where ``a·x = 0``. Its two-sided form, the control of
-every claim about the half space, takes the directions with the most energy on the task for their energy on the anchors
-(:func:`quiet_rows`) and a squared penalty: it can be quiet, never silent.
+Without a one-sided activation (LoRA, ``identity``, tanh, GELU) a unit is off only where ``a·x = 0``. The two-sided
+form, the control of every claim about the half space, takes the directions with the most energy on the task for their
+energy on the anchors (:func:`quiet_rows`) and a squared penalty: it can be quiet, never silent.
 
 Shapes: N anchor tokens, M task tokens, I inputs, R units.
 """
@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 
+from monolora.activations import activation_named
 from monolora.data.chat_template import answer_spans
 from monolora.errors import InputError
 from monolora.inference import MAX_POSITIONS, adapter_off
@@ -160,13 +161,13 @@ class _Module(NamedTuple):
         layer: the layer.
         name: its name in the base model.
         scale: the usual size of A x on the task, before training.
-        is_linear: whether it has the two-sided penalty.
+        two_sided: whether it has the two-sided penalty.
     """
 
     layer: Any
     name: str
     scale: float
-    is_linear: bool
+    two_sided: bool
 
 
 class Silence(Keeper):
@@ -244,7 +245,7 @@ class Silence(Keeper):
             InputError: if the units, made to tell the two apart, do not.
         """
         p = self._preparation
-        if self._modules[0].is_linear:
+        if self._modules[0].two_sided:
             return
         prompts = [
             [anchor.context for anchor in p.anchors.train[:OVERLAP_PROMPTS]],
@@ -279,12 +280,12 @@ class Silence(Keeper):
         if self._preparation.is_trained:
             for (layer, name), A in zip(readers.items(), rows_A, strict=True):
                 size = float((task_MI @ A.detach().float().T).std())
-                yield _Module(layer, name, size, _is_linear(layer))
+                yield _Module(layer, name, size, _is_two_sided(layer))
             return
         gradients = torch.stack([task.gradients[name] for name in readers.values()])
         weight_M = token_weights(gradients).to(task_MI.device)
-        ranks, is_linear = [len(A) for A in rows_A], _is_linear(next(iter(readers)))
-        if is_linear:
+        ranks, two_sided = [len(A) for A in rows_A], _is_two_sided(next(iter(readers)))
+        if two_sided:
             rows = [quiet_rows(anchor_NI, task_MI, weight_M, rank, generator) for rank in ranks]
         else:
             anchor_weight = ANCHOR_WEIGHT * self.weight
@@ -293,16 +294,16 @@ class Silence(Keeper):
         for (layer, name), A, A_RI in zip(readers.items(), rows_A, rows, strict=True):
             size = float((task_MI @ A.detach().float().T).std())
             units_MR = task_MI @ A_RI.T
-            units_MR = units_MR if is_linear else units_MR.relu()
+            units_MR = units_MR if two_sided else units_MR.relu()
             with torch.no_grad():
                 energy_R = (weight_M[:, None] * units_MR.square()).mean(0)
                 A.copy_(A_RI * size / energy_R.sqrt().clamp(min=1e-12)[:, None])
-            yield _Module(layer, name, size, is_linear)
+            yield _Module(layer, name, size, two_sided)
 
     def loss(self, model: Any, step: int) -> torch.Tensor | None:
         """The penalty on the step's anchor tokens.
 
-        Of a unit: ``mean over tokens of relu(a·x / scale + margin)``, or of ``(a·x / scale)² / 30`` where it is linear;
+        Of a unit: ``mean over tokens of relu(a·x / scale + margin)``, or of ``(a·x / scale)² / 30`` if two-sided;
         summed over all units. ``metrics["silent"]`` is the share of these tokens on which every unit is zero.
         """
         total: Any = 0.0
@@ -311,10 +312,10 @@ class Silence(Keeper):
             x_NI = _window(self._anchors.of(module.name), step)
             A_RI = _rows_of(module)
             z_NR = x_NI.to(A_RI.device, A_RI.dtype) @ A_RI.T / module.scale
-            if not module.is_linear:
+            if not module.two_sided:
                 of_module_N = (z_NR.detach() > 0).any(-1)
                 on_N = of_module_N if on_N is None else on_N | of_module_N.to(on_N.device)
-            total = total + (TWO_SIDED * z_NR.square() if module.is_linear else F.relu(z_NR + MARGIN)).sum() / len(x_NI)
+            total = total + (TWO_SIDED * z_NR.square() if module.two_sided else F.relu(z_NR + MARGIN)).sum() / len(x_NI)
         if on_N is not None:
             self.metrics["silent"] = 1 - on_N.float().mean()
         return self.weight * total
@@ -323,9 +324,9 @@ class Silence(Keeper):
         return self._report | {"on_anchors_trained": self._share_on(self._anchors)}
 
 
-def _is_linear(layer: Any) -> bool:
+def _is_two_sided(layer: Any) -> bool:
     """Whether its units are zero nowhere but on a hyperplane."""
-    return not isinstance(layer, MonoLoraLayer) or layer.activation["default"] == "identity"
+    return not isinstance(layer, MonoLoraLayer) or not activation_named(layer.activation["default"]).one_sided
 
 
 def _rows_of(module: _Module) -> torch.Tensor:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from monolora.activations import activate
-from monolora.functional import FUSED_ACTIVATIONS, add_expanded, monolora_linear
+from monolora.activations import activate, activation_named
+from monolora.functional import add_expanded, monolora_linear
 from monolora.layer import compute_dtype
 from monolora.merge.unload import Units
 
@@ -29,6 +29,7 @@ class BakedLayer(nn.Module):
     monolora_A: nn.Parameter
     monolora_B: nn.Parameter
     monolora_B_bias: nn.Parameter | None
+    monolora_threshold: nn.Parameter | None
     monolora_scaling: float
     monolora_activation: str
 
@@ -41,17 +42,19 @@ class BakedLayer(nn.Module):
         """``y + s B act(A x)``; the second term in the dtype of A and B (or autocast's)."""
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.monolora_A.dtype)
-        h = activate(F.linear(x, self.monolora_A), self.monolora_activation)
+        h = self._activate(F.linear(x, self.monolora_A))
         if self.monolora_B_bias is None:
             return add_expanded(y, h, self.monolora_B, self.monolora_scaling)
         return y + F.linear(h, self.monolora_B, self.monolora_B_bias) * self.monolora_scaling
 
+    def _activate(self, z: torch.Tensor) -> torch.Tensor:
+        return activate(z, self.monolora_activation, threshold=self.monolora_threshold)
+
     @property
     def units(self) -> Units:
         """The live parameters."""
-        return Units(
-            self.monolora_A, self.monolora_B, self.monolora_B_bias, self.monolora_scaling, self.monolora_activation
-        )
+        A, B, bias, threshold = self.monolora_A, self.monolora_B, self.monolora_B_bias, self.monolora_threshold
+        return Units(A, B, bias, self.monolora_scaling, self.monolora_activation, threshold)
 
     @classmethod
     def sizes(cls, layer: nn.Module) -> tuple[int, int]:
@@ -85,7 +88,7 @@ class BakedLinear(BakedLayer, nn.Linear):
         """As :class:`monolora.layer.MonoLoraLinear` decides. Hooks do not matter here: they run outside."""
         return (
             type(self) is BakedLinear
-            and self.monolora_activation in FUSED_ACTIVATIONS
+            and activation_named(self.monolora_activation).gradient is not None
             and self.monolora_B_bias is None
             and all(type(part) is nn.Parameter for part in (self.weight, self.monolora_A, self.monolora_B))
             and self.weight.dim() == 2
@@ -111,7 +114,7 @@ class BakedEmbedding(BakedLayer, nn.Embedding):  # type: ignore[misc]
 
     def _add_delta(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         settings = (self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse)
-        h = activate(F.embedding(x, self.monolora_A.T, *settings), self.monolora_activation)
+        h = self._activate(F.embedding(x, self.monolora_A.T, *settings))
         delta = (h @ self.monolora_B.T) * self.monolora_scaling
         scale = self._scale()
         return y + (delta if scale is None else delta * scale.to(delta.dtype))
@@ -179,12 +182,13 @@ def bake(model: nn.Module, units: Mapping[str, Units]) -> None:
         ValueError: for layers that cannot keep units (see :func:`baked_class`). Nothing has been changed then.
     """
     check_bakeable(model, units)
-    for name, (A, B, bias, scaling, activation) in units.items():
+    for name, (A, B, bias, scaling, activation, threshold) in units.items():
         layer = model.get_submodule(name)
         layer.__class__ = baked_class(type(layer))
         assert isinstance(layer, BakedLayer)
         layer.monolora_A, layer.monolora_B = nn.Parameter(A), nn.Parameter(B)
-        layer.register_parameter("monolora_B_bias", None if bias is None else nn.Parameter(bias))
+        for part, tensor in (("B_bias", bias), ("threshold", threshold)):
+            layer.register_parameter(f"monolora_{part}", None if tensor is None else nn.Parameter(tensor))
         layer.monolora_scaling, layer.monolora_activation = scaling, activation
 
 

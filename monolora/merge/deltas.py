@@ -19,7 +19,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from monolora.activations import activate
 from monolora.errors import InputError
 from monolora.layer import MonoLoraLayer
 from monolora.merge.baked import BakedLayer
@@ -127,7 +126,9 @@ def _in_memory(layer: BakedLayer) -> Units:
     if units.A.device.type != "meta":
         return units
     bias = None if units.bias is None else values_of(layer, "monolora_B_bias")
-    return units._replace(A=values_of(layer, "monolora_A"), B=values_of(layer, "monolora_B"), bias=bias)
+    threshold = None if units.threshold is None else values_of(layer, "monolora_threshold")
+    A, B = values_of(layer, "monolora_A"), values_of(layer, "monolora_B")
+    return units._replace(A=A, B=B, bias=bias, threshold=threshold)
 
 
 def _values(layer: nn.Module, name: str) -> torch.Tensor:
@@ -147,7 +148,7 @@ def _of_units(units: Units, embedding: bool) -> Delta:
 
     def delta(x: torch.Tensor) -> torch.Tensor:
         z = F.embedding(x, A.T) if embedding else F.linear(x.float(), A)
-        return units.scaling * F.linear(activate(z, units.activation), B, b)
+        return units.scaling * F.linear(units.activate(z), B, b)
 
     return delta
 

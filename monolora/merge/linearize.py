@@ -20,7 +20,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from monolora.activations import activate
+from monolora.activations import activation_named
 from monolora.errors import InputError
 from monolora.layer import MonoLoraLayer
 from monolora.merge.least_squares import InputSums, LinearMap, Moments, UnitSums, fit
@@ -167,7 +167,7 @@ class _Sums:
             units, width = A.shape
             self._of_units[name] = (UnitSums(units, width, x.device), UnitSums(units, width, x.device))
         for of_units, x_TI1 in zip(self._of_units[name], self._split, strict=True):
-            h_TR = activate(F.linear(x_TI1[:, :-1], A.to(x_TI1.dtype)), self._units[name].activation)
+            h_TR = self._units[name].activate(F.linear(x_TI1[:, :-1], A.to(x_TI1.dtype)))
             of_units.add(h_TR, x_TI1)
 
     def _folds(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,8 +197,8 @@ class _Sums:
 
 # With fewer calibration tokens than this for each input of a layer, too much of the map is left to the ridge.
 TOKENS_PER_INPUT = 4
-# E[act'(z)] for zero-mean Gaussian z: the best linear map is this times A.
-GAUSSIAN_SLOPES = {"relu": 0.5, "identity": 1.0, "softplus": 0.5}
+# Where the mean slope of an activation is integrated, in standard deviations of z.
+GAUSSIAN_GRID = torch.linspace(-8, 8, 4097, dtype=torch.float64)
 
 
 def linearize(
@@ -215,8 +215,8 @@ def linearize(
 
     Args:
         model: a model with one active MonoLoRA adapter, in evaluation mode; it stays as it is.
-        batches: arguments of its forward (``input_ids``, ``attention_mask``). None for the closed form for zero-mean
-            Gaussian pre-activations, ``A' = A / 2`` under ReLU.
+        batches: arguments of its forward (``input_ids``, ``attention_mask``). None for the best map for standard
+            Gaussian inputs, :func:`gaussian_slopes` times A: ``A' = A / 2`` under ReLU.
         affine: whether to fit an intercept, which becomes a bias; by default where the base layer has a bias.
         memory: bytes for the second moments; by default half of what is free. Where they need more, the text is run
             through the model several times, for a part of the layers each.
@@ -227,7 +227,7 @@ def linearize(
 
     Raises:
         InputError: if there is too little text, or the adapter cannot be made linear: it adapts convolutions, an
-            intercept has no bias to go to, or its units are topk and there is no text.
+            intercept has no bias to go to, or its units depend on each other (topk) and there is no text.
     """
     units = active_units(model)
     layers = {name: layer for name, layer in model.get_base_model().named_modules() if name in units}
@@ -260,17 +260,35 @@ def _closed_form(layer: MonoLoraLayer, units: Units) -> LinearMap | None:
     """The exact map, where there is one; never a view of the adapter."""
     A = units.A.to(torch.float32, copy=True)
     if isinstance(layer.get_base_layer(), nn.Embedding):
-        return LinearMap(activate(A, units.activation, dim=0))
-    return LinearMap(A) if units.activation == "identity" else None
+        return LinearMap(units.activate(A, dim=0))
+    return LinearMap(A) if activation_named(units.activation).is_linear else None
 
 
 def _gaussian(name: str, units: Units) -> LinearMap:
-    slope = GAUSSIAN_SLOPES.get(units.activation)
-    if slope is None:
+    if activation_named(units.activation).over_units:
         raise InputError(
             f"{name} has {units.activation} units, for which there is no closed form. Give calibration text."
         )
-    return LinearMap(units.A.float() * slope)
+    return LinearMap(units.A.float() * gaussian_slopes(units)[:, None])
+
+
+def gaussian_slopes(units: Units) -> torch.Tensor:
+    """The best linear map of each unit on its own pre-activation, ``E[act(z) z] / E[z²]``, ``(R,)`` in float32.
+
+    By integration over ``z`` of mean 0 and variance ``‖A_i‖²``, which standard Gaussian inputs give it. Where the
+    activation is scale-free the variance does not matter: 1/2 under ReLU.
+
+    Args:
+        units: of a linear layer, and each by itself (not ``over_units``).
+    """
+    u_G1 = GAUSSIAN_GRID[:, None]
+    sigma_R = units.A.double().norm(dim=1).cpu()
+    weight_G1 = u_G1 * torch.exp(-u_G1.square() / 2)
+    h_GR = units._replace(threshold=None if units.threshold is None else units.threshold.double()).activate(
+        u_G1 * sigma_R
+    )
+    slope_R = (weight_G1 * h_GR).sum(0) / (weight_G1 * u_G1).sum() / sigma_R
+    return slope_R.where(sigma_R > 0, 0.0).float().to(units.A.device)
 
 
 def _check_rows(batches: Sequence[Batch]) -> None:

@@ -117,6 +117,7 @@ def _replace(
     factor = units.scaling / scaling
     for matrix in "AB":
         del tensors[f"{prefix}.monolora_{kind}{matrix}{end}"]
+    tensors.pop(f"{prefix}.monolora_threshold.weight", None)
     tensors[f"{prefix}.lora_{kind}A{end}"] = F.pad(linear_map.A, (0, 0, 0, missing)).to(units.A.dtype)
     tensors[f"{prefix}.lora_{kind}B{end}"] = F.pad(units.B * factor, (0, missing))
     if units.bias is not None:

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.quantizers import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from monolora.activations import check_activation
+from monolora.activations import activation_named, check_activation
 from monolora.errors import InputError
 from monolora.merge.baked import BakedLayer, bake, baked_class, baked_layers, check_bakeable
 from monolora.merge.files import FLOAT_DTYPES, check_tensors
@@ -45,7 +45,7 @@ class BakedGroup:
         scaling: s.
         activation: see :mod:`monolora.activations`.
         bias: whether B has a bias.
-        dtype: of A and B.
+        dtype: of A, B and the threshold.
     """
 
     modules: Sequence[str]
@@ -75,9 +75,12 @@ class BakedGroup:
     def empty_units(self, layer: nn.Module) -> Units:
         """Tensors of the right shapes for a plain layer, without values."""
         inputs, outputs = baked_class(type(layer)).sizes(layer)
-        shapes = ((self.r, inputs), (outputs, self.r), (outputs,))
-        A, B, bias = (torch.empty(shape, dtype=dtype_named(self.dtype), device="meta") for shape in shapes)
-        return Units(A, B, bias if self.bias else None, self.scaling, self.activation)
+        shapes = ((self.r, inputs), (outputs, self.r), (outputs,), (self.r, 1))
+        A, B, bias, threshold = (torch.empty(shape, dtype=dtype_named(self.dtype), device="meta") for shape in shapes)
+        has_threshold = activation_named(self.activation).threshold is not None
+        return Units(
+            A, B, bias if self.bias else None, self.scaling, self.activation, threshold if has_threshold else None
+        )
 
 
 class MonoLoraQuantizationConfig(QuantizationConfigMixin):
@@ -111,7 +114,7 @@ class MonoLoraQuantizationConfig(QuantizationConfigMixin):
         """The description of a model with baked layers."""
         layers = baked_layers(model)
         kinds: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-        for name, (A, _, bias, scaling, activation) in ((name, layer.units) for name, layer in layers.items()):
+        for name, (A, _, bias, scaling, activation, _) in ((name, layer.units) for name, layer in layers.items()):
             kinds[len(A), scaling, activation, bias is not None, dtype_name(A.dtype)].append(name)
         groups = [
             BakedGroup(modules=names, r=r, scaling=scaling, activation=activation, bias=bias, dtype=dtype)

@@ -11,6 +11,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper, TrainableTokensWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
+from monolora.activations import CONTROL, activate
 from monolora.combine import unit_tensors
 from monolora.layer import MonoLoraLayer
 from monolora.model import MonoLoraModel
@@ -22,7 +23,7 @@ class Units(NamedTuple):
     """One adapter on one module: ``scaling * (B act(A x) + bias)``.
 
     Shapes: A ``(r, in)``, B ``(out, r)`` and bias ``(out,)`` or None, for linear layers, Conv1D and embeddings (in: the
-    vocabulary) alike. For convolutions A is ``(r, in, *kernel)`` and B ``(out, r, *ones)``.
+    vocabulary) alike. For convolutions A is ``(r, in, *kernel)`` and B ``(out, r, *ones)``. Thresholds are ``(r, 1)``.
     """
 
     A: torch.Tensor
@@ -30,6 +31,12 @@ class Units(NamedTuple):
     bias: torch.Tensor | None
     scaling: float
     activation: str
+    threshold: torch.Tensor | None = None
+
+    def activate(self, z: torch.Tensor, dim: int = -1) -> torch.Tensor:
+        """Units from pre-activations, in evaluation mode (see :func:`monolora.activations.activate`)."""
+        threshold = None if self.threshold is None else self.threshold.to(z.device)
+        return activate(z, self.activation, dim, threshold)
 
 
 def unload(model: PeftModel) -> tuple[PreTrainedModel, dict[str, Units]]:
@@ -91,13 +98,16 @@ def _units(layer: MonoLoraLayer, name: str) -> Units:
         with onload_layer(layer):
             A, B, bias = unit_tensors(layer, name)
     # Copies, where they share memory: with ensure_weight_tying the head's A and B are views of the embedding's.
-    return Units(A.contiguous(), B.contiguous(), bias, layer.scaling[name], layer.activation[name])
+    scaling, activation, threshold = layer.scaling[name], layer.activation[name], layer.threshold(name)
+    return Units(
+        A.contiguous(), B.contiguous(), bias, scaling, activation, None if threshold is None else threshold.data
+    )
 
 
 def lora_units(layer: Any, name: str) -> Units:
     """An adapter of PEFT's LoRA in the same form: its activation is the identity."""
     A, B, bias = unit_tensors(layer, name)
-    return Units(A, B, bias, layer.scaling[name], "identity")
+    return Units(A, B, bias, layer.scaling[name], CONTROL)
 
 
 def _put_base_layers_back(model: nn.Module) -> None:

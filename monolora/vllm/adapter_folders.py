@@ -17,7 +17,6 @@ from monolora.errors import InputError, in_one_line
 from monolora.peft_type import NAME
 from monolora.run_record import fingerprint_files
 from monolora.targets import check_bounded
-from monolora.vllm.gate import ACTIVATION_BOUNDS
 
 EXACT_FIX = "Put adapter and base into one checkpoint with `monolora merge ADAPTER OUT --method exact`; serve that."
 
@@ -148,7 +147,6 @@ def _check_options(config: MonoLoraConfig, folder: str) -> None:
         "trainable_token_indices": config.trainable_token_indices,
         "lora_bias": config.lora_bias,
         "bias": config.bias if config.bias != "none" else None,
-        "activation": config.activation if config.activation not in ACTIVATION_BOUNDS else None,
     }
     for name, value in unserved.items():
         if value:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from monolora.activations import CONTROL, activation_named
 from monolora.errors import InputError, RunError
 from monolora.layer import MonoLoraLayer
 from monolora.merge.baked import baked_layers
@@ -325,7 +326,7 @@ def _wanted(model: Any, by_base: _Answers, by_adapter: _Answers, request: LoRARe
         for layer in adapted.modules()
         if isinstance(layer, MonoLoraLayer)
         for name, activation in layer.activation.items()
-        if activation != "identity"
+        if not activation_named(activation).is_linear
     ]
     right = _log_probs(adapted, by_adapter)
     return _Wanted(of_base, right, without, _linear(adapted, activations, by_adapter))
@@ -338,14 +339,18 @@ def _wanted_of_checkpoint(model: Any, right: torch.Tensor, answers: _Answers) ->
         return _Wanted(right, right)
     with _set([(layer, "monolora_scaling") for layer in baked], 0.0):
         without = _log_probs(model, answers)
-    activations = [(layer, "monolora_activation") for layer in baked if layer["monolora_activation"] != "identity"]
+    activations = [
+        (layer, "monolora_activation")
+        for layer in baked
+        if not activation_named(layer["monolora_activation"]).is_linear
+    ]
     return _Wanted(right, right, without, _linear(model, activations, answers))
 
 
 def _linear(model: Any, activations: list[_Attribute], answers: _Answers) -> torch.Tensor | None:
     if not activations:
         return None
-    with _set(activations, "identity"):
+    with _set(activations, CONTROL):
         return _log_probs(model, answers)
 
 

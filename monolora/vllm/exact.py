@@ -27,7 +27,7 @@ from vllm.model_executor.layers.linear import (
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
-from monolora.activations import activate, topk_of
+from monolora.activations import activate, activation_named
 from monolora.merge.files import weight_files
 from monolora.merge.quantizer import BakedGroup, baked_groups, check_checkpoint
 from monolora.merge.unload import BAKED
@@ -142,7 +142,8 @@ class ExactLinearMethod(UnquantizedLinearMethod):
         params_dtype: torch.dtype,
         **extra: Any,
     ) -> None:
-        """vLLM's own ``weight``, then A ``(R, I)``, B ``(R, O)`` and, where an adapter has one, B's bias ``(O,)``."""
+        """vLLM's own ``weight``, then A ``(R, I)``, B ``(R, O)`` and, where there are any, B's bias ``(O,)`` and the
+        thresholds ``(R, 1)``."""
         super().create_weights(
             layer, input_size_per_partition, output_partition_sizes, input_size, output_size, params_dtype, **extra
         )
@@ -152,8 +153,11 @@ class ExactLinearMethod(UnquantizedLinearMethod):
         shapes: dict[str, tuple[int, ...]] = {"monolora_A": (R, input_size_per_partition), "monolora_B": (R, O)}
         if any(group is not None and group.bias for group in self.groups):
             shapes["monolora_B_bias"] = (O,)
+        if any(map(_has_threshold, self.groups)):
+            shapes["monolora_threshold"] = (R, 1)
         for name, shape in shapes.items():
-            parameter = nn.Parameter(torch.zeros(shape, dtype=params_dtype), requires_grad=False)
+            dtype = torch.float32 if name == "monolora_threshold" else params_dtype
+            parameter = nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
             # A reload starts from a copy of these attributes and from uninitialized memory.
             vars(parameter).update(weight_loader=self._loader(layer, name), modules_loaded=frozenset())
             layer.register_parameter(name, parameter)
@@ -172,7 +176,7 @@ class ExactLinearMethod(UnquantizedLinearMethod):
             part = self.parts[number]
             assert part.group is not None
             width, outputs = param.shape[-1], part.outputs.stop - part.outputs.start
-            if name == "monolora_A":
+            if name in ("monolora_A", "monolora_threshold"):
                 rows, values = part.units, _share(loaded, 1, width, layer)
             else:
                 rows, values = part.outputs, _share(loaded, 0, outputs, layer) * part.group.scaling
@@ -208,6 +212,7 @@ class ExactLinearMethod(UnquantizedLinearMethod):
             if name.startswith("monolora_")
             and group is not None
             and (name != "monolora_B_bias" or group.bias)
+            and (name != "monolora_threshold" or _has_threshold(group))
             and number not in vars(parameter)["modules_loaded"]
         ]
         if lacking:
@@ -223,17 +228,25 @@ class ExactLinearMethod(UnquantizedLinearMethod):
         z_NR = F.linear(x, layer.monolora_A)
         if self.inputs_are_split:
             z_NR = tensor_model_parallel_all_reduce(z_NR)
-        h_NR = self._activate(z_NR)
+        h_NR = self._activate(z_NR, layer._parameters.get("monolora_threshold"))
         # Product and sum in one operation: for matrices this thin the sum alone costs as much as the product.
         adapted_NO = torch.addmm(y_NO.flatten(0, -2), h_NR.flatten(0, -2), layer.monolora_B).view_as(y_NO)
         return adapted_NO + layer.monolora_B_bias if "monolora_B_bias" in layer._parameters else adapted_NO
 
-    def _activate(self, z_NR: torch.Tensor) -> torch.Tensor:
-        names = [part.group.activation for part in self.parts if part.group is not None]
-        if len(set(names)) == 1 and (len(names) == 1 or topk_of(names[0]) is None):
-            return activate(z_NR, names[0])
-        units = [part.units for part in self.parts if part.group is not None]
-        return torch.cat([activate(z_NR[..., u], name) for u, name in zip(units, names, strict=True)], dim=-1)
+    def _activate(self, z_NR: torch.Tensor, threshold_R1: torch.Tensor | None) -> torch.Tensor:
+        parts = [(part.units, part.group.activation) for part in self.parts if part.group is not None]
+        first, *others = {name for _, name in parts}
+        if not others and not activation_named(first).over_units:
+            parts = [(slice(None), first)]
+        h = [
+            activate(z_NR[..., units], name, threshold=None if threshold_R1 is None else threshold_R1[units])
+            for units, name in parts
+        ]
+        return h[0] if len(h) == 1 else torch.cat(h, dim=-1)
+
+
+def _has_threshold(group: BakedGroup | None) -> bool:
+    return group is not None and activation_named(group.activation).threshold is not None
 
 
 def _parts(groups: Sequence[BakedGroup | None], output_sizes: Sequence[int]) -> Iterable[_Part]:

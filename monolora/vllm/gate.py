@@ -1,13 +1,17 @@
 """The activation in vLLM's LoRA path: between "shrink" (``A x``) and "expand" (``B h``), row by row.
 
 A batch mixes requests of the base model, of LoRA and of MonoLoRA adapters; each token is a row of the buffer between
-the two products. One operation serves all of them: every row is clamped to its own bounds,
+the two products. One operation serves all whose activation is a clamp: every row is clamped to its own bounds,
 
-    MonoLoRA   [0, inf]      max(z, 0), the activation
+    relu       [0, inf]      max(z, 0), the activation
     LoRA       [-inf, inf]   nothing
     base       [0, 0]        zero
 
-so there is no branch for a compiler or a CUDA graph to freeze. The bounds are one persistent tensor, rewritten when
+so there is no branch for a compiler or a CUDA graph to freeze. Rows of any other activation pass it as LoRA's do; then
+the activation of each such slot is computed for all rows, and kept for the slot's own. Nothing is computed without one:
+what an engine computes changes with the adapters in its slots, so on a GPU it must not have been compiled.
+
+ The bounds are one persistent tensor, rewritten when
 vLLM rewrites its own map from rows to adapters. On a GPU vLLM's kernels leave out the rows of the base; on a CPU, in
 0.32, its operations take the index -1 of "no adapter" for the last slot, and the base is answered through that adapter.
 
@@ -21,16 +25,21 @@ ranks of a row-parallel layer, which must precede ReLU.
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-# Bounds of the base's rows, and of units by activation.
+from monolora.activations import CONTROL, LINEAR_BOUNDS, activation_named
+from monolora.vllm.products import Group, Joined, Product, is_clamp, row_bounds
+
+# Bounds of the base's rows.
 BASE_BOUNDS = (0.0, 0.0)
-ACTIVATION_BOUNDS = {"relu": (0.0, torch.inf), "identity": (-torch.inf, torch.inf)}
+
+
+# Of an adapter's units, by the identity of a layer's stacked B: ``(slices, R)``, zero beyond the rank.
+Thresholds = Mapping[int, torch.Tensor]
 
 if TYPE_CHECKING:
     from vllm.lora.punica_wrapper.punica_base import PunicaWrapperBase
@@ -41,32 +50,49 @@ else:
 class Gate(PunicaWrapperBase):
     """Mixin over a ``PunicaWrapper`` of vLLM."""
 
+    is_eager = False  # whether this vLLM neither compiles the model nor records it as a graph
     bounds: torch.Tensor  # (2, rows, 1): lower and upper bound of a unit, by row (token)
     slot_bounds: torch.Tensor  # (2, slots + 1, 1): the same by slot
+    row_slots: torch.Tensor  # (rows, 1): the slot of each row, -1 for the base
+    thresholds: dict[int, Thresholds]  # by slot
+    computed: dict[int, str]  # slot to activation, where it is more than a clamp, in this batch
+    next_computed: dict[int, str]  # the same in the next one
 
     def __init__(self, max_num_batched_tokens: int, *args: Any, **kwargs: Any) -> None:
         """vLLM's own arguments; ``lora_config`` says how many adapters can be in one batch."""
         super().__init__(max_num_batched_tokens, *args, **kwargs)
         slots = kwargs["lora_config"].max_loras
-        low_high = torch.tensor([ACTIVATION_BOUNDS["identity"]] * slots + [BASE_BOUNDS], device=self.device)
+        low_high = torch.tensor([LINEAR_BOUNDS] * slots + [BASE_BOUNDS], device=self.device)
         self.slot_bounds = low_high.T[..., None].contiguous()  # the base is last: its index is -1
         self.bounds = self.slot_bounds[:, -1:].repeat(1, max_num_batched_tokens, 1)
+        self.row_slots = torch.full((max_num_batched_tokens, 1), -1, device=self.device)
+        self.thresholds, self.computed, self.next_computed = {}, {}, {}
 
-    def set_activation(self, slot: int, activation: str) -> None:
+    def set_activation(self, slot: int, activation: str, thresholds: Thresholds | None = None) -> None:
         """Set the activation of the adapter in a slot, from the next ``update_metadata`` on."""
-        low_high = torch.tensor(ACTIVATION_BOUNDS[activation], device=self.device)
+        low_high = torch.tensor(row_bounds(activation), device=self.device)
         self.slot_bounds[:, slot] = low_high[:, None]
+        self.thresholds[slot] = thresholds or {}
+        self.next_computed.pop(slot, None)
+        if not is_clamp(activation):
+            self.next_computed[slot] = activation
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
         """vLLM's own, then the bounds of every row of the new batch."""
         super().update_metadata(*args, **kwargs)
         slots_N = self.token_lora_indices
         self.bounds[:, : len(slots_N)] = self.slot_bounds[:, slots_N]
+        self.row_slots[: len(slots_N), 0] = slots_N
+        self.computed = dict(self.next_computed)
 
-    def add_expand(self, y: torch.Tensor, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def add_expand(
+        self, y: torch.Tensor, x: Any, lora_b_stacked: Sequence[torch.Tensor], *args: Any, **kwargs: Any
+    ) -> Any:
         """``y += B act(x)``, where vLLM has ``y += B x``; ``x`` is its buffer ``A x``, one ``(N, R)`` a slice."""
         self._activate(x)
-        return super().add_expand(y, x, *args, **kwargs)
+        if self.computed:
+            self._compute(x, lora_b_stacked)
+        return super().add_expand(y, x, lora_b_stacked, *args, **kwargs)
 
     def _activate(self, units_NR: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         """In place; all slices of a fused layer at once where they are one tensor."""
@@ -74,96 +100,23 @@ class Gate(PunicaWrapperBase):
             low_N1, high_N1 = self.bounds[:, : z_NR.shape[-2]]
             z_NR.clamp_(low_N1, high_N1)
 
+    def _compute(self, units_NR: torch.Tensor | tuple[torch.Tensor, ...], b_stacked: Sequence[torch.Tensor]) -> None:
+        """In place, the activations that are more than a clamp; slice by slice, as each has units of its own."""
+        for number, z_NR in enumerate(units_NR):
+            slot_N1 = self.row_slots[: len(z_NR)]
+            for slot, activation in self.computed.items():
+                threshold_R = self._threshold(slot, b_stacked, z_NR)[number]
+                z_NR.copy_(torch.where(slot_N1 == slot, activation_named(activation)(z_NR, -1, threshold_R), z_NR))
 
-class Group(NamedTuple):
-    """The rows of a batch that go through one adapter.
-
-    Attributes:
-        slot: of the adapter.
-        rows: a range where they are next to each other, else their numbers.
-        bounds: of its units, as in ``ACTIVATION_BOUNDS``.
-    """
-
-    slot: int
-    rows: slice | torch.Tensor
-    bounds: tuple[float, float]
-
-
-class Product(NamedTuple):
-    """What one adapter adds to a linear layer, in its units that are not zero throughout.
-
-    Attributes:
-        A_IU: of all slices of a fused layer, side by side.
-        expands: of each B, the columns of the output, the units, and ``(units, columns)``.
-    """
-
-    A_IU: torch.Tensor
-    expands: tuple[tuple[slice, slice, torch.Tensor], ...]
-
-    @classmethod
-    def of(cls, a_CRI: Sequence[torch.Tensor], b_COR: Sequence[torch.Tensor], dtype: torch.dtype) -> Product:
-        """From one adapter's A and B of each slice, in the dtype of the layer's output.
-
-        A rank below ``max_lora_rank`` and a module that the adapter leaves alone are zeros in vLLM's tensors.
-        """
-        A_UI, B_CUO = [], []
-        for A_RI, B_OR in zip(a_CRI, b_COR, strict=True):
-            kept_R = A_RI.any(1) | B_OR.any(0)
-            A_UI.append(A_RI[kept_R].to(dtype))
-            B_CUO.append(B_OR.T[kept_R].to(dtype).contiguous())
-        units = [len(B_UO) for B_UO in B_CUO]
-        if 0 < sum(units) <= FEW_UNITS:
-            blocks = [(slice(None), slice(None), torch.block_diag(*B_CUO))]
-        else:
-            columns, rows = _ranges([B_UO.shape[1] for B_UO in B_CUO]), _ranges(units)
-            blocks = [part for part in zip(columns, rows, B_CUO, strict=True) if len(part[2])]
-        return cls(torch.cat(A_UI).T.contiguous(), tuple(blocks))
+    def _threshold(self, slot: int, b_stacked: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+        """``(slices, R)``; zeros where the adapter leaves the layer alone, or has no thresholds."""
+        threshold_CR = self.thresholds.get(slot, {}).get(id(b_stacked))
+        return like.new_zeros(len(b_stacked), b_stacked[0].shape[-1]) if threshold_CR is None else threshold_CR
 
 
-FEW_UNITS = 48  # up to here one product with a block-diagonal B is faster than one a slice
 FEW_ROWS = (
     128  # up to here one product for all adapters, of which each row keeps its own's units, is faster than one each
 )
-
-
-class Joined(NamedTuple):
-    """The products of several adapters side by side.
-
-    Attributes:
-        A_IU: their A.
-        B_UO: their B, one below the other.
-        slot_U: the slot of each unit's adapter.
-        bounds_2U: of each unit.
-    """
-
-    A_IU: torch.Tensor
-    B_UO: torch.Tensor
-    slot_U: torch.Tensor
-    bounds_2U: torch.Tensor
-
-    @classmethod
-    def of(cls, groups: Sequence[Group], products: Sequence[Product], outputs: int) -> Joined | None:
-        """None where an adapter's slices are multiplied apart, or where zero times a B may not be zero."""
-        parts = [(group, product) for group, product in zip(groups, products, strict=True) if product.expands]
-        B_CUO = [B_UO for _, product in parts for *_, B_UO in product.expands]
-        units = [product.A_IU.shape[1] for _, product in parts]
-        if not parts or [B_UO.shape for B_UO in B_CUO] != [(count, outputs) for count in units]:
-            return None
-        if not all(B_UO.isfinite().all() for B_UO in B_CUO):
-            return None
-        repeats = torch.tensor(units)
-        bounds_2C = torch.tensor([group.bounds for group, _ in parts], dtype=B_CUO[0].dtype).T
-        return cls(
-            torch.cat([product.A_IU for _, product in parts], 1),
-            torch.cat(B_CUO),
-            torch.tensor([group.slot for group, _ in parts]).repeat_interleave(repeats),
-            bounds_2C.repeat_interleave(repeats, 1),
-        )
-
-
-def _ranges(sizes: Sequence[int]) -> list[slice]:
-    ends = list(itertools.accumulate(sizes, initial=0))
-    return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
 class CpuGate(Gate):
@@ -173,6 +126,7 @@ class CpuGate(Gate):
     the base's rows too; these are restored, since zero times the last slot's B is not zero where B is infinite.
     """
 
+    is_eager = True
     prompt_slot: int | None = None  # of the one request whose prompt's logits are computed; None while all sample
 
     def __init__(self, max_num_batched_tokens: int, *args: Any, **kwargs: Any) -> None:
@@ -182,11 +136,13 @@ class CpuGate(Gate):
         # By slot, and by the identity of a layer's stacked B, which is kept so that no other object gets that identity.
         self._products: dict[int, dict[int, tuple[Sequence[torch.Tensor], Product]]] = {}
         self._joined: dict[int, Joined | None] = {}  # of the batch's adapters, by the identity of a layer's stacked B
-        self._joined_groups: list[tuple[int, tuple[float, float]]] = []  # that they are of
+        self._joined_groups: list[tuple[int, str]] = []  # that they are of
+        self._activations: dict[int, str] = {}  # by slot
 
-    def set_activation(self, slot: int, activation: str) -> None:
+    def set_activation(self, slot: int, activation: str, thresholds: Thresholds | None = None) -> None:
         """Set the activation of the adapter that has just been put into a slot."""
-        super().set_activation(slot, activation)
+        super().set_activation(slot, activation, thresholds)
+        self._activations[slot] = activation
         self._products.pop(slot, None)
         self._joined.clear()
 
@@ -194,11 +150,11 @@ class CpuGate(Gate):
         super().update_metadata(*args, **kwargs)
         slots_N = self.token_lora_indices
         self.groups = [
-            Group(slot, _rows(slots_N == slot), tuple(self.slot_bounds[:, slot, 0].tolist()))
+            Group(slot, _rows(slots_N == slot), self._activations.get(slot, CONTROL))
             for slot in slots_N.unique().tolist()
             if slot >= 0
         ]
-        if (groups := [(group.slot, group.bounds) for group in self.groups]) != self._joined_groups:
+        if (groups := [(group.slot, group.activation) for group in self.groups]) != self._joined_groups:
             self._joined.clear()
             self._joined_groups = groups
 
@@ -221,9 +177,8 @@ class CpuGate(Gate):
             z_NU = x.to(y.dtype) @ joined.A_IU
             if scale != 1:
                 z_NU *= scale
-            z_NU = torch.clamp(z_NU, *joined.bounds_2U)
             own_NU = self.token_lora_indices[:, None] == joined.slot_U
-            y.addmm_(torch.where(own_NU, z_NU, 0), joined.B_UO)
+            y.addmm_(torch.where(own_NU, joined.activate(z_NU), 0), joined.B_UO)
             return None
         for group, product in zip(self.groups, products, strict=True):
             if not product.expands:
@@ -231,13 +186,12 @@ class CpuGate(Gate):
             z_NU = x[group.rows].to(y.dtype) @ product.A_IU
             if scale != 1:
                 z_NU *= scale
-            if group.bounds != ACTIVATION_BOUNDS["identity"]:
-                z_NU.clamp_(*group.bounds)
+            h_NU = product.activate(z_NU, group.activation)
             for columns, units, B_UO in product.expands:
                 if isinstance(group.rows, slice):
-                    y[group.rows, columns].addmm_(z_NU[:, units], B_UO)
+                    y[group.rows, columns].addmm_(h_NU[:, units], B_UO)
                 else:
-                    y[:, columns].index_add_(0, group.rows, z_NU[:, units] @ B_UO)
+                    y[:, columns].index_add_(0, group.rows, h_NU[:, units] @ B_UO)
         return None
 
     def _join(self, y: torch.Tensor, b_stacked: Sequence[torch.Tensor], products: Sequence[Product]) -> Joined | None:
@@ -252,7 +206,8 @@ class CpuGate(Gate):
     ) -> Product:
         of_slot = self._products.setdefault(slot, {})
         if id(b_stacked) not in of_slot:
-            product = Product.of([a[slot, 0] for a in a_stacked], [b[slot, 0] for b in b_stacked], dtype)
+            a_CRI, b_COR = [a[slot, 0] for a in a_stacked], [b[slot, 0] for b in b_stacked]
+            product = Product.of(a_CRI, b_COR, dtype, self._threshold(slot, b_stacked, a_CRI[0].float()))
             of_slot[id(b_stacked)] = (b_stacked, product)
         return of_slot[id(b_stacked)][1]
 
@@ -329,15 +284,39 @@ def gates(manager: Any) -> set[Gate]:
     return {wrapper for wrapper in manager.punica_wrapper_mapping.values() if isinstance(wrapper, Gate)}
 
 
+def create_lora_manager(original: Callable[..., Any], *args: Any, vllm_config: Any, **kwargs: Any) -> Any:
+    """Around vLLM's maker of a ``LoRAModelManager``, the last that sees the engine's config."""
+    manager = original(*args, vllm_config=vllm_config, **kwargs)
+    for gate in gates(manager):
+        gate.is_eager = gate.is_eager or vllm_config.model_config.enforce_eager
+    return manager
+
+
 def activate_adapter(original: Callable[..., bool], manager: Any, lora_id: int) -> bool:
     """Around ``LoRAModelManager.activate_adapter``: the adapter's slot gets its activation."""
     activated = original(manager, lora_id)
     if activated:
         slot = manager.lora_index_to_id.index(lora_id)
+        adapter = manager.get_adapter(lora_id)
         for gate in gates(manager):
-            gate.set_activation(slot, manager.get_adapter(lora_id).activation)
+            thresholds = {
+                id(layer.lora_b_stacked): _stacked(adapter.thresholds[name], layer.lora_b_stacked).to(gate.device)
+                for name, layer in manager.modules.items()
+                if name in adapter.thresholds
+            }
+            gate.set_activation(slot, adapter.activation, thresholds)
         manager._last_mapping = None  # otherwise vLLM keeps the bounds if only an activation has changed
     return activated
+
+
+def _stacked(thresholds: Sequence[torch.Tensor | None], b_stacked: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Those of a layer's modules as ``(slices, R)``; of one module that vLLM has in several slices, once for each."""
+    stacked_CR = torch.zeros(len(b_stacked), b_stacked[0].shape[-1])
+    of_slices = list(thresholds) * len(b_stacked) if len(thresholds) == 1 else thresholds
+    for row_R, threshold in zip(stacked_CR, of_slices, strict=True):
+        if threshold is not None:
+            row_R[: len(threshold)] = threshold.flatten()
+    return stacked_CR
 
 
 def prompt_logprobs(

@@ -8,22 +8,36 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 
-from monolora.checkpoint import AdapterFileError, check_finite, origin_of, to_memory_name
+from monolora.activations import activation_named
+from monolora.checkpoint import AdapterFileError, Room, check_finite, check_tensors, origin_of, to_memory_name
 from monolora.config import MonoLoraConfig
 from monolora.targets import resolve_patterns
 from monolora.vllm.adapter_folders import EXACT_FIX, check_rank, served_config
 from monolora.vllm.gate import gates
+from monolora.vllm.products import is_clamp
 from monolora.vllm.requests import named
 
 
 def parse_fine_tuned_lora_name(original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
     """Around vLLM's parser of tensor names: MonoLoRA's are read as LoRA's."""
     return original(to_memory_name(name), *args, **kwargs)
+
+
+_THRESHOLD = ".monolora_threshold.weight"
+
+
+def is_base_embedding_weights(original: Callable[[str], bool], name: str) -> bool:
+    """Around vLLM's test for tensors that its loader leaves alone: thresholds too, which it has no place for."""
+    return original(name) or name.endswith(_THRESHOLD)
 
 
 def load_adapter(original: Callable[..., Any], worker_manager: Any, lora_request: Any) -> Any:
@@ -43,13 +57,61 @@ def load_adapter(original: Callable[..., Any], worker_manager: Any, lora_request
         if not gates(manager):
             raise AdapterFileError(f"{folder} cannot be served on this device, only on CPUs and GPUs. {EXACT_FIX}")
         check_rank(config, folder, worker_manager.lora_config)
+        _check_computable(config, folder, manager)
         try:
             adapter = original(worker_manager, lora_request)
             check_fits(adapter, config, manager)
+            adapter.thresholds = _thresholds(folder, adapter, config, manager)
         except ValueError as error:
             raise AdapterFileError(f"{folder} cannot be served. {' '.join(str(error).split())}") from error
         adapter.activation = config.activation
         return adapter
+
+
+def _check_computable(config: MonoLoraConfig, folder: str, manager: Any) -> None:
+    """A graph or a compiled model computes what its first batches did, which had no such adapter."""
+    if is_clamp(config.activation) or all(gate.is_eager for gate in gates(manager)):
+        return
+    raise AdapterFileError(
+        f"{folder} has activation={config.activation!r}, which this vLLM was compiled without. Start it with "
+        f"--enforce-eager (enforce_eager=True of LLM). {EXACT_FIX}"
+    )
+
+
+def _thresholds(
+    folder: str, adapter: Any, config: MonoLoraConfig, manager: Any
+) -> dict[str, list[torch.Tensor | None]]:
+    """The thresholds of each vLLM layer's modules, float32, where the activation has any.
+
+    Raises:
+        AdapterFileError: naming the first that is missing, misshapen, not finite or foreign.
+    """
+    mapper = getattr(manager.model, "hf_to_vllm_mapper", None)  # as vLLM reads it
+    mapper = None if mapper is None else mapper.get_rename_mapper()
+    origin = origin_of(config.base_model_name_or_path, manager.model.config.name_or_path)
+    in_file: dict[str, torch.Tensor] = {}
+    with safe_open(os.path.join(folder, SAFETENSORS_WEIGHTS_NAME), framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (no mapping)
+            if key.endswith(_THRESHOLD):
+                in_file[_module_of(key, mapper)] = file.get_tensor(key).float()
+    needed = adapter.loras if activation_named(config.activation).threshold is not None else {}
+    expected = {name: torch.empty(weights.rank, 1) for name, weights in needed.items()}
+    check_tensors(
+        {name + _THRESHOLD: value for name, value in in_file.items()},
+        Room({name + _THRESHOLD: value for name, value in expected.items()}, {}, {}, {}, None),
+        origin,
+    )
+    of_layers = {}
+    for fused in manager.modules:
+        parts = [manager._get_lora_layer_weights(adapter, part) for part in manager.packed_modules.get(fused, [fused])]
+        of_layers[fused] = [None if part is None else in_file.get(part.module_name) for part in parts]
+    return {fused: parts for fused, parts in of_layers.items() if any(part is not None for part in parts)}
+
+
+def _module_of(key: str, mapper: Any) -> str:
+    from vllm.lora.utils import parse_fine_tuned_lora_name as parse
+
+    return str(parse(key.replace(_THRESHOLD, ".lora_A.weight"), mapper)[0])
 
 
 class _Target(NamedTuple):
@@ -88,7 +150,7 @@ def check_fits(adapter: Any, config: MonoLoraConfig, manager: Any) -> None:
             raise AdapterFileError(f"The adapter has units for {name}, which vLLM does not adapt. {origin}")
         _check_shapes(name, weights, targets[name], origin)
     _check_complete(adapter, config, manager, origin)
-    if config.activation != "identity":
+    if not activation_named(config.activation).is_linear:
         _check_sums(targets, manager)
 
 
@@ -153,7 +215,7 @@ def _check_shapes(name: str, weights: Any, target: _Target, origin: str) -> None
 
 
 def _check_sums(targets: dict[str, _Target], manager: Any) -> None:
-    """The ranks of a row-parallel layer have parts of ``A x``; ReLU has to come after their sum.
+    """The ranks of a row-parallel layer have parts of ``A x``; an activation has to come after their sum.
 
     Under fully sharded LoRA vLLM sums before "expand". Otherwise it sums only the layer's output.
     """

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from monolora.activations import CONTROL
 from monolora.checkpoint import AdapterFileError
 from monolora.errors import InputError
 from monolora.merge.unload import BAKED
@@ -109,8 +110,10 @@ WRAPPERS: dict[str, Callable[..., Any]] = {
     "vllm.v1.engine.async_llm:AsyncLLM.add_lora": requests.add_to_server,
     "vllm.v1.executor.abstract:Executor.add_lora": loading.add_lora,
     _LOAD: loading.load_adapter,
+    "vllm.lora.lora_model:is_base_embedding_weights": loading.is_base_embedding_weights,
     "vllm.lora.lora_model:parse_fine_tuned_lora_name": loading.parse_fine_tuned_lora_name,
     "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.get_all_weights": get_all_weights,
+    "vllm.lora.worker_manager:create_lora_manager": gate.create_lora_manager,
     "vllm.lora.model_manager:get_punica_wrapper": gate.get_punica_wrapper,
     "vllm.lora.model_manager:LoRAModelManager.activate_adapter": gate.activate_adapter,
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_prompt_logprobs_dict": gate.prompt_logprobs,
@@ -131,7 +134,7 @@ def register() -> None:
         return
     from vllm.lora.lora_model import LoRAModel
 
-    LoRAModel.activation = "identity"  # of LoRA adapters; those of MonoLoRA set their own
+    LoRAModel.activation, LoRAModel.thresholds = CONTROL, {}  # of LoRA adapters; those of MonoLoRA set their own
     from monolora.vllm import exact
 
     exact.register()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from monolora.activations import topk_of
+from monolora.activations import DEFAULT, activation_named
 from monolora.eval.measures.table import PERCENT
 from monolora.recipes.study.claims import Answer, Verdict, counted, decimals_of
 from monolora.recipes.study.results import BASE, Values
@@ -139,23 +139,20 @@ def rows(study: Study) -> dict[str, str]:
 
 
 def _adapter(flags: FlagValues) -> Iterator[str]:
-    activation = str(flags.get("activation", "relu"))
-    match flags.get("adapter", "monolora"), activation, topk_of(activation):
-        case "lora", _, _:
+    name = str(flags.get("activation", DEFAULT))
+    activation = activation_named(name)
+    match flags.get("adapter", "monolora"):
+        case "lora":
             yield "LoRA: two small matrices, A and B, beside each adapted weight."
-        case "none", _, _:
+        case "none":
             yield "Full finetuning: all weights are trained."
-        case _, "relu", _:
-            yield "MonoLoRA: LoRA with a ReLU between A and B."
-        case _, "identity", _:
+        case _ if activation.is_linear:
             yield (
-                "MonoLoRA’s code with activation = identity: nothing between A and B. This is LoRA itself, computed "
+                f"MonoLoRA’s code with activation = {name}: {activation.summary}. This is LoRA itself, computed "
                 "another way. It shows how far two runs of LoRA lie apart."
             )
-        case _, _, int(k):
-            yield f"MonoLoRA that keeps the {k} largest positive unit{'' if k == 1 else 's'} of each token."
         case _:
-            yield f"MonoLoRA with {activation} between A and B."
+            yield f"MonoLoRA: LoRA with {activation.summary}."
     keep = flags.get("keep") or ()
     for word in [keep] if isinstance(keep, str) else keep:
         yield _KEEPERS.get(str(word).partition(":")[0], f"It is trained with --keep {word}.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from trl import ModelConfig, ScriptArguments, SFTConfig
 
+from monolora.activations import DEFAULT, Activation, activation_named
 from monolora.cli.flags import spelled
 from monolora.data.mixture_config import Component
 from monolora.errors import InputError, unknown
@@ -293,6 +294,13 @@ def _check_adapter_flags(flags: argparse.Namespace, typed: set[str], named: set[
         raise InputError("MonoLoRA does not support --use-dora: with an activation there is no matrix to renormalise.")
 
 
+def _activation(name: str) -> Activation:
+    try:
+        return activation_named(name)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def _check_keep(flags: argparse.Namespace, named: set[str]) -> None:
     keepers = {keeper.name: keeper for keeper in parse_keepers(flags.keep or ())}
     for name in ("keep_prompts", "keep_samples", "keep_tokens"):
@@ -321,8 +329,10 @@ def _check_keep(flags: argparse.Namespace, named: set[str]) -> None:
 
 def _check_silence(flags: argparse.Namespace) -> None:
     """Raises: InputError, for what changes the base where all units are silent, and for units that never are."""
-    if flags.activation == "softplus":
-        raise InputError("--keep silence: softplus is never zero, so no unit is ever silent. Use --activation relu.")
+    if flags.adapter == "monolora" and not _activation(flags.activation).zero_at_zero:
+        raise InputError(
+            f"--keep silence: {flags.activation} is never zero, so no unit is ever silent. Use --activation {DEFAULT}."
+        )
     elsewhere = {
         "lora_modules_to_save": flags.lora_modules_to_save,
         "trainable_token_indices": flags.trainable_token_indices,

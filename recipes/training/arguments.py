@@ -15,6 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
+from monolora.activations import DEFAULT, activation_names
 from monolora.cli.config_file import split_config
 from monolora.cli.flags import check_words, raise_input_error, unknown_flag
 from monolora.data import conversations, mixture_config, table_files
@@ -48,7 +49,7 @@ class RunArguments(KeepArguments):
         default="monolora", metadata={"help": "What is trained: monolora, lora, or none (all weights)."}
     )
     activation: str = field(
-        default="relu", metadata={"help": "MonoLoRA's activation: relu, identity, softplus or topk:<k>."}
+        default=DEFAULT, metadata={"help": f"MonoLoRA's activation: {', '.join(activation_names())}."}
     )
     model: str = field(default=SMOLLM2, metadata={"help": f"Hub id or path, or {SMOLLM2} (packaged with the project)."})
     adapter_from: str | None = field(

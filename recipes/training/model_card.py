@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 from rich.table import Table
 
+from monolora.activations import DEFAULT
 from monolora.data.preference_tasks import COUNTS as PREFERENCE_COUNTS
 from monolora.data.scoring import is_percentage
 from monolora.data.task import COUNTS
@@ -238,9 +239,9 @@ def _keeping_lines(keeping: Mapping[str, Any] | None) -> list[str]:
 
 def _kind(config: dict[str, Any]) -> str:
     kind = {"monolora": "MonoLoRA", "lora": "LoRA", "none": "full finetuning"}[config["adapter"]]
-    is_relu = config["adapter"] != "monolora" or config["activation"] == "relu"
+    is_default = config["adapter"] != "monolora" or config["activation"] == DEFAULT
     method = config.get("method", "").upper()  # of preferences
-    return ", ".join(filter(None, (kind, None if is_relu else config["activation"], method)))
+    return ", ".join(filter(None, (kind, None if is_default else config["activation"], method)))
 
 
 def _usage(config: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from trl.trainer.utils import get_quantization_config
 
 from monolora import hub
+from monolora.activations import CONTROL
 from monolora.adapters import attach_fitting
 from monolora.config import MonoLoraConfig
 from monolora.data.chat_template import set_chat_template
@@ -128,7 +129,7 @@ def settle_targets(model: nn.Module, config: LoraConfig) -> None:
             )
     if experts := read_as_experts(model, config):
         names = ", ".join(sorted({name.rpartition(".")[-1] for name in experts}))
-        same = "For LoRA on the modules that MonoLoRA adapts, use --adapter monolora --activation identity."
+        same = f"For LoRA on the modules that MonoLoRA adapts, use --adapter monolora --activation {CONTROL}."
         if every:
             config.target_modules = sorted(set(config.target_modules or ()) - experts)
             warnings.warn(

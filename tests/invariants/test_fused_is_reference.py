@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monolora import monolora_linear, monolora_reference
-from monolora.functional import FUSED_ACTIVATIONS
+from tests.support.activations import FUSED
 
 Tensors = dict[str, torch.Tensor | None]
 # Relative to the largest entry: a few units in the last place, of a sum of some dozen products.
@@ -55,7 +55,7 @@ def _assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         assert error <= tolerance, f"{name} is off by {error:.1e} of its largest entry"
 
 
-@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED)
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradcheck(activation: str, bias: bool) -> None:
     tensors = _problem(torch.float64, torch.float64, bias, tokens=(3,))
@@ -67,7 +67,7 @@ def test_gradcheck(activation: str, bias: bool) -> None:
     assert torch.autograd.gradcheck(run, [tensor for tensor in tensors.values() if tensor is not None])
 
 
-@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_in_one_precision(dtype: torch.dtype, activation: str, bias: bool) -> None:
@@ -76,7 +76,7 @@ def test_in_one_precision(dtype: torch.dtype, activation: str, bias: bool) -> No
     _assert_same(_run(_fused, tensors, activation), expected, TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("activation", FUSED_ACTIVATIONS)
+@pytest.mark.parametrize("activation", FUSED)
 @pytest.mark.parametrize("masters", [torch.float32, torch.bfloat16])
 def test_bfloat16_with_masters_of_float32_or_bfloat16(masters: torch.dtype, activation: str) -> None:
     tensors = _problem(torch.bfloat16, masters)
@@ -94,7 +94,7 @@ def test_bfloat16_with_masters_of_float32_or_bfloat16(masters: torch.dtype, acti
     tokens=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple),
     layout=st.sampled_from(["plain", "transposed", "strided", "expanded"]),
     wants=st.sets(st.sampled_from(["x", "weight", "bias", "A", "B"]), min_size=1),
-    activation=st.sampled_from(FUSED_ACTIVATIONS),
+    activation=st.sampled_from(FUSED),
     scaling=st.floats(-3, 3),
     seed=st.integers(0, 99),
 )

@@ -108,7 +108,10 @@ def prepared(model: Any, seed: int = 0) -> Silence:
     return keeper
 
 
-@pytest.mark.parametrize("kind", ["relu", "topk:2", "identity", "lora"])
+TWO_SIDED = ("tanh", "identity", "lora")
+
+
+@pytest.mark.parametrize("kind", ["relu", "topk:2", "jumprelu", "tanh", "identity", "lora"])
 def test_penalty_is_the_sum_over_units_of_the_mean_over_tokens(kind: str) -> None:
     """Brute force: hooks on the base give every module's inputs, and loops sum over modules, units and tokens."""
     base = tiny_llama()
@@ -136,11 +139,11 @@ def test_penalty_is_the_sum_over_units_of_the_mean_over_tokens(kind: str) -> Non
             for index, token in enumerate(x):
                 z = float(unit @ token) / scales[name]
                 silent[index] &= z <= 0
-                expected += (z * z / 30 if kind in ("identity", "lora") else max(0.0, z + MARGIN)) / len(x)
+                expected += (z * z / 30 if kind in TWO_SIDED else max(0.0, z + MARGIN)) / len(x)
     loss = keeper.loss(model, 0)
     assert loss is not None
     assert loss.item() == pytest.approx(0.5 * expected, rel=2e-4)  # 216 tokens are one window
-    if kind in ("identity", "lora"):
+    if kind in TWO_SIDED:
         assert not keeper.metrics
     else:
         assert keeper.metrics["silent"].item() == pytest.approx(sum(silent) / len(silent), abs=0.01)

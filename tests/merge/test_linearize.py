@@ -45,7 +45,7 @@ def test_the_maps_beat_the_closed_form_on_another_text(make_llama: Make, adapt: 
     model = adapt(make_llama(), activation=activation)
     maps, units = linearize(model, text(150)), active_units(model)
     assert set(maps) == set(units)
-    for name, (A, B, _, _, kind) in units.items():
+    for name, (A, B, _, _, kind, _) in units.items():
         x, found = _inputs(model, name), maps[name]
         target = units_of(x, A, kind) @ B.T
         error, naive = ((x @ each.T @ B.T - target).norm() / target.norm() for each in (found.A, A / 2))

@@ -74,7 +74,7 @@ def test_without_vllm(run_cli: Run, base: Path, adapter: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activation": "softplus"}, "activation='softplus', which is not served beside its base"),
+        ({"lora_bias": True}, "lora_bias=True, which is not served beside its base"),
         ({"rank_pattern": {"q_proj": 600}}, "has rank 600, and vLLM's LoRA goes up to 512"),
         ({"peft_type": "LORA"}, "belongs to a MonoLoRA adapter, but the config says LORA"),
     ],

@@ -53,9 +53,12 @@ BAD = {
     "MonoLoRA called LoRA": Bad(
         configure(peft_type="LORA"), r"monolora_A.* belongs to a MonoLoRA adapter, but the config says LORA"
     ),
-    "softplus": Bad(configure(activation="softplus"), "activation='softplus'.*merge ADAPTER OUT --method exact"),
-    "topk": Bad(configure(activation="topk:2"), "activation='topk:2'.*merge ADAPTER OUT --method exact"),
-    "unknown activation": Bad(configure(activation="gelu"), "Unknown activation 'gelu'; choose one of relu"),
+    "unknown activation": Bad(configure(activation="glu"), "Unknown activation 'glu'; choose one of relu"),
+    "no thresholds": Bad(configure(activation="jumprelu"), "lacks tensor '.*monolora_threshold"),
+    "thresholds of no activation": Bad(
+        change(lambda tensors: tensors.update({f"{Q}threshold.weight": torch.ones(8, 1)})),
+        "foreign tensor 'model.layers.1.self_attn.q_proj.monolora_threshold",
+    ),
     "saved modules": Bad(configure(modules_to_save=["lm_head"]), r"modules_to_save=\['lm_head'\]"),
     "a bias of B": Bad(configure(lora_bias=True), "lora_bias=True"),
     "biases": Bad(configure(bias="all"), "bias='all'"),

@@ -70,7 +70,8 @@ def test_broken_activation(broken: Engine, served: Served, bounds: tuple[float, 
     """Units that are all zero, all as in plain LoRA, or cut off above."""
     broken.generate(PROMPTS[:1], [served.adapters["lora"]])  # has the one slot: the other comes into it anew
     low, high = map(float, bounds)
-    broken.run(f"from monolora.vllm import gate\ngate.ACTIVATION_BOUNDS['relu'] = (float('{low}'), float('{high}'))\n")
+    changed = f"lambda name: (float('{low}'), float('{high}'))"
+    broken.run(f"from monolora.vllm import gate, products\ngate.row_bounds = products.row_bounds = {changed}\n")
     with pytest.raises(RefusedError, match=f"CanaryError: {message}"):
         broken.canary(served.adapters["mono"].path, PROMPTS)
 

@@ -31,12 +31,13 @@ pytestmark = [
 TOLERANCE = 5e-5
 PROMPTS = [[5, 9, 30, 22, 7, 50, 61, 3], [40, 4, 17], [8, 8, 33, 12, 60, 21, 11, 44, 19, 28, 56, 6]]
 ADAPTERS: dict[str, dict[str, Any]] = {
-    # q, k and v of other ranks; v without units in one layer; up without gate; biases of B
+    # q, k and v of other ranks; v without units in one layer; up without gate; biases of B; thresholds
     "uneven": {
         "target_modules": ["q_proj", "k_proj", "layers.0.self_attn.v_proj", "o_proj", "up_proj", "down_proj"],
         "rank_pattern": {"q_proj": 5, "layers.1.self_attn.k_proj": 2},
         "alpha_pattern": {"k_proj": -3},
         "lora_bias": True,
+        "activation": "jumprelu",
     },
     # of each module the largest two units, and not of all three modules of a fused layer together
     "topk": {"target_modules": LINEAR, "activation": "topk:2"},

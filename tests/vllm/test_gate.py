@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
 
-from monolora.vllm import gate
+from monolora.activations import activate
+from monolora.vllm import gate, products
 from monolora.vllm.gate import CpuGate, Gate, gated_class, gates, get_punica_wrapper
 
 SLOTS, ROWS, RANK, INPUTS, VOCAB = 3, 24, 8, 5, 64
 IDS = [11, 4, 7]  # the adapter in each slot
 BASE = -1
-KINDS = ("relu", "identity")
+KINDS = ("relu", "identity", "topk:2", "jumprelu", "softplus")
 LORA = ["identity"] * SLOTS
 
 
@@ -48,10 +49,17 @@ class Wrapped(NamedTuple):
     punica: Any
     mapping_class: Any
 
-    def batch(self, slots: Sequence[int], is_prefill: bool = False, activations: Sequence[str] = ()) -> Any:
+    def batch(
+        self,
+        slots: Sequence[int],
+        is_prefill: bool = False,
+        activations: Sequence[str] = (),
+        layer: Layer | None = None,
+    ) -> Any:
         """Tell the wrapper which slot each row (and each prompt) belongs to, as vLLM's manager does."""
         for slot, activation in enumerate(activations):
-            self.punica.set_activation(slot, activation)
+            thresholds = {} if layer is None else {id(layer.B): layer.thresholds[slot]}
+            self.punica.set_activation(slot, activation, thresholds)
         ids = tuple(0 if slot == BASE else IDS[slot] for slot in slots)
         self.punica.update_metadata(self.mapping_class(ids, ids, is_prefill=is_prefill), IDS, SLOTS + 1, VOCAB)
         return self.punica
@@ -76,6 +84,11 @@ class Layer(NamedTuple):
     ranks: tuple[int, ...]
 
     @property
+    def thresholds(self) -> torch.Tensor:
+        """Of each slot's adapter, ``(slots, slices, RANK)``."""
+        return torch.linspace(0, 1, SLOTS * len(self.A) * RANK).view(SLOTS, len(self.A), RANK)
+
+    @property
     def outputs(self) -> tuple[int, ...]:
         return tuple(B.shape[2] for B in self.B)
 
@@ -94,9 +107,9 @@ class Layer(NamedTuple):
             if slot == BASE:
                 continue
             r, added = self.ranks[slot], []
-            for A, B in zip(self.A, self.B, strict=True):
+            for A, B, threshold_R in zip(self.A, self.B, self.thresholds[slot], strict=True):
                 z_R = A[slot, 0, :r].double() @ x_NI[n]
-                h_R = torch.relu(z_R) if activations[slot] == "relu" else z_R
+                h_R = activate(z_R, activations[slot], threshold=threshold_R[:r])
                 added.append(B[slot, 0, :, :r].double() @ h_R)
             y_NO[n] += torch.cat(added)
         return y_NO
@@ -149,7 +162,7 @@ def test_each_row_gets_its_own(
     layer, wrapped = _layer(outputs, ranks), _wrapped(vllm, gated_class(vllm.Cpu))
     for slots, is_prefill, activations in batches:
         x_NI, y_NO = _x_y(len(slots), layer)
-        found = layer.add(wrapped.batch(slots, is_prefill, activations), y_NO, x_NI)
+        found = layer.add(wrapped.batch(slots, is_prefill, activations, layer), y_NO, x_NI)
         base_N = torch.tensor(slots) == BASE
         assert torch.equal(found[base_N], y_NO[base_N])
         assert _close(found, layer.reference(y_NO, x_NI, slots, activations))
@@ -195,7 +208,7 @@ def test_units_that_are_zero_are_left_out(
     x_NI, y_NO = _x_y(len(slots), layer)
     found = y_NO.clone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "FEW_UNITS", few_units)
+        patch.setattr(products, "FEW_UNITS", few_units)
         patch.setattr(gate, "FEW_ROWS", few_rows)
         punica.add_lora_linear(found, x_NI, layer.A, layer.B, scale, layer.outputs)
     scaled = layer._replace(B=tuple(B_SOR * scale for B_SOR in layer.B))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,6 +143,14 @@ class TestWorker:
         assert "monolora merge ADAPTER OUT --method exact" in refused
         assert answer["without gate"]["lora"] is None
 
+    def test_a_compiled_model_computes_no_other_activation(self, served: Served, answer: dict[str, Any]) -> None:
+        """Its graphs would go on as they were recorded; clamps need nothing new."""
+        refused, eager, clamp = answer["compiled"]
+        assert "activation='tanh', which this vLLM was compiled without" in refused
+        assert "--enforce-eager" in refused
+        assert eager is None
+        assert clamp is None
+
 
 @torch.no_grad()
 def _by_peft(model: Any, layer: str, x_NI: torch.Tensor) -> torch.Tensor:
@@ -203,6 +213,20 @@ def _replaced(worker: Any, adapters: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
+def _compiled(worker: Any, adapters: Mapping[str, str]) -> list[str | None]:
+    """An activation that is no clamp, in a vLLM as if on a GPU, and in an eager one; a clamp in the former."""
+    (gate,) = worker._adapter_manager.punica_wrapper_mapping.values()
+    worker.remove_all_adapters()
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(adapters["mono"], folder, dirs_exist_ok=True)
+        config = Path(folder) / "adapter_config.json"
+        config.write_text(config.read_text().replace('"relu"', '"tanh"'))
+        gate.is_eager = False
+        refused, clamp = load(worker, "tanh", 7, folder), load(worker, "mono", 8, adapters["mono"])
+        gate.is_eager = True
+        return [refused, load(worker, "tanh", 7, folder), clamp]
+
+
 def _without_gate(worker: Any, adapters: Mapping[str, str]) -> dict[str, str | None]:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
@@ -223,6 +247,7 @@ def main() -> None:
     answer = {
         "turns": _turns(worker, adapters),
         "replaced": _replaced(worker, adapters),
+        "compiled": _compiled(worker, adapters),
         "without gate": _without_gate(worker, adapters),
     }
     (out / "answer.json").write_text(json.dumps(answer))

@@ -312,8 +312,6 @@ BAD = {
         "monolora_A.* belongs to a MonoLoRA adapter, but .* says LORA.*Set peft_type to MONOLORA",
     ),
     "saved modules": Bad(_of(modules_to_save=["lm_head"]), rf"modules_to_save=\['lm_head'\]{EXACT}"),
-    "softplus": Bad(_of(activation="softplus"), f"activation='softplus'{EXACT}"),
-    "top-k": Bad(_of(activation="topk:2"), f"activation='topk:2'{EXACT}"),
     "NaN": Bad(
         _spoilt(change(lambda tensors: tensors[f"{Q}B.weight"][0].fill_(torch.nan))),
         "layers.1.self_attn.q_proj.monolora_B' has NaN or infinite values",

@@ -71,7 +71,7 @@ def test_every_row_and_judge_is_explained() -> None:
     rows = findings.rows(STUDY)
     assert list(rows) == [BASE, *STUDY.adapters]
     assert "This is LoRA itself" in rows["identity"]
-    assert rows["top-2"] == "MonoLoRA that keeps the 2 largest positive units of each token."
+    assert rows["top-2"] == "MonoLoRA: LoRA with the 2 largest positive units of each token."
     judges = findings.judges(STUDY)
     assert list(judges) == ["judge", "refusal"]
     assert "trained for this study" in judges["judge"]
@@ -82,7 +82,7 @@ def test_every_row_and_judge_is_explained() -> None:
     [
         ({"adapter": "lora", "keep": ["kl"]}, "next-token probabilities on anchor prompts (KL)"),
         ({"adapter": "monolora", "keep": "silence:0.01"}, "trained to add nothing on anchor prompts (silence)"),
-        ({"adapter": "monolora", "activation": "softplus"}, "MonoLoRA with softplus between A and B."),
+        ({"adapter": "monolora", "activation": "softplus"}, "MonoLoRA: LoRA with a softplus between A and B."),
         ({"adapter": "monolora", "keep": ["mine.py:Mine"]}, "It is trained with --keep mine.py:Mine."),
     ],
 )
