@@ -216,7 +216,7 @@ def linearize(
     Args:
         model: a model with one active MonoLoRA adapter, in evaluation mode; it stays as it is.
         batches: arguments of its forward (``input_ids``, ``attention_mask``). None for the best map for standard
-            Gaussian inputs, :func:`gaussian_slopes` times A: ``A' = A / 2`` under ReLU.
+            Gaussian inputs, the Gaussian slope of each unit times A: ``A' = A / 2`` under ReLU.
         affine: whether to fit an intercept, which becomes a bias; by default where the base layer has a bias.
         memory: bytes for the second moments; by default half of what is free. Where they need more, the text is run
             through the model several times, for a part of the layers each.

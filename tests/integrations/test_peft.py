@@ -187,7 +187,7 @@ def test_hotswap_to_an_adapter_of_fewer_modules(saved: Saved, base_folder: Path,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"target_modules": ["embed_tokens"]}, "embed_tokens.*cannot be swapped in: hotswap handles A and B of linear"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens.*cannot be swapped in: hotswap handles units of linear"),
         ({"modules_to_save": ["lm_head"]}, r"has the foreign tensor 'base_model\.model\.lm_head\.weight'"),
     ],
 )
@@ -256,7 +256,7 @@ def test_an_adapter_that_trains_more_than_a_and_b_is_not_swapped_out(saved: Save
     two, _ = saved("two", seed=2)
     model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base_folder), str(more))
     with pytest.raises(
-        AdapterFileError, match=r"lm_head\.modules_to_save.*cannot be swapped in: hotswap handles A and B"
+        AdapterFileError, match=r"lm_head\.modules_to_save.*cannot be swapped in: hotswap handles units"
     ):
         hotswap_adapter(model, str(two), "default")
 

@@ -115,7 +115,7 @@ def _merged_by_hand(
 ) -> dict[str, torch.Tensor]:
     """The base's tensors with ``s B A'`` and ``s (B c + b)`` added, in float64."""
     found = {name: tensor.double() for name, tensor in weights.items()}
-    for name, (_, B, b, scaling, _) in units.items():
+    for name, (_, B, b, scaling, *_) in units.items():
         delta, weight = scaling * B.double() @ maps[name].A.double(), found[f"{name}.weight"]
         transposed = "wte" in name or "embed" in name or name.rpartition(".")[2].startswith("c_")
         assert weight.shape == (delta.T if transposed else delta).shape

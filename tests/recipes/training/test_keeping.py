@@ -200,7 +200,7 @@ def test_report_sets_are_measured_without_a_keeper(run_sft: Run, write_rows: Cal
     [
         (
             ("--keep", "silense"),
-            "Unknown --keep 'silense'; choose one of silence, replay, kl, none, FILE.py:CLASS. Did you",
+            "Unknown --keep 'silense'; choose one of silence, replay, kl, first-tokens, none, FILE.py:CLASS. Did you",
         ),
         (("--keep", "silence:0"), "--keep silence:0: the weight must be a number above 0"),
         (("--keep", "kl:much"), "--keep kl:much: the weight must be a number above 0, got 'much'"),
