@@ -329,7 +329,10 @@ def _attached(model: PreTrainedModel, folder: str, arguments: Arguments) -> Peft
     plugin = arguments.training.deepspeed_plugin
     in_one_dtype = plugin is not None and plugin.zero_stage == 3  # as TRL makes new adapters there
     options = {"is_trainable": True, "autocast_adapter_dtype": not in_one_dtype}
-    return attach_fitting(model, folder, arguments.adapter.model, **options)
+    policy = attach_fitting(model, folder, arguments.adapter.model, **options)
+    for config in policy.peft_config.values():
+        config.base_model_name_or_path = model.name_or_path  # where PEFT reads the base's config when it saves
+    return policy
 
 
 def _try_optimizer(trainer: AtomicCheckpoints) -> None:

@@ -124,6 +124,18 @@ def test_a_run_goes_on_from_another(chat_model: Path, run_sft: Run) -> None:
     assert "The weights of --adapter-from have changed since" in refused.err[-1]
 
 
+def test_a_base_by_its_id(chat_model: Path, tmp_path: Path, run_sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT finds its config on the disk, without asking the hub, and the id is what is saved."""
+    shutil.copytree(chat_model, tmp_path / "mirror" / "org" / "tiny")
+    monkeypatch.setenv("MONOLORA_DATA", str(tmp_path / "mirror"))
+    start = run_sft("--model", "org/tiny", name="start").folder
+    ended = run_sft("--model", "org/tiny", "--adapter-from", str(start), name="further")
+    assert ended.status == 0, ended.err
+    for folder in (start, ended.folder):
+        saved = json.loads((folder / "adapter_config.json").read_text())
+        assert saved["base_model_name_or_path"] == "org/tiny"
+
+
 def test_the_tokenizer_of_the_adapter_goes_on(chat_model: Path, tmp_path: Path, run_sft: Run) -> None:
     template = tmp_path / "template.jinja"
     template.write_text(CHAT_TEMPLATE.replace("[", "<").replace("]", ">"))
