@@ -258,7 +258,7 @@ def _compared(
 def _reports(
     reference: Any, model: Any, prompts: Prompts, tokenizer: PreTrainedTokenizerBase, settings: Export
 ) -> dict[str, Any]:
-    pair = Pair(reference, model, nullcontext)
+    pair = Pair(tuned=model, base=reference, as_base=nullcontext)
     sets = {
         name: measure(pair, tokenizer, part, settings.batch_size, settings.max_new_tokens).as_json()
         for name, part in prompts.items()

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from monolora.adapters import load_adapted
 from monolora.data.chat_template import prompt_ids
 from monolora.keep.anchors import read_prompts
 from tests.support.merge_runs import Ended, contents
@@ -32,6 +34,20 @@ def merged(trained: Callable[..., Path], run_cli: RunCli, tmp_path: Path) -> Pat
     return out
 
 
+@torch.no_grad()
+def drift(reference: Any, model: Any, tokenizer: PreTrainedTokenizerBase) -> float:
+    """KL(reference ‖ model) of the next token along the reference's answers, the mean over prompts."""
+    found = []
+    for example in read_prompts(["refusals"], 6, from_evaluation=True).examples:
+        ids = torch.tensor([prompt_ids(example, tokenizer)])
+        answered = reference.generate(input_ids=ids, max_new_tokens=5, do_sample=False, eos_token_id=2)
+        one, other = (
+            of(input_ids=answered).logits[0, ids.shape[1] - 1 : -1].log_softmax(-1) for of in (reference, model)
+        )
+        found.append(float(F.kl_div(other, one, reduction="batchmean", log_target=True)))
+    return sum(found) / len(found)
+
+
 @pytest.mark.filterwarnings("ignore:Without calibration text")
 def test_a_merge(merged: Path, trained: Callable[..., Path], run_cli: RunCli, tmp_path: Path) -> None:
     """Its files are compared with the adapter: of float32 they are the checkpoint, which is not the adapter."""
@@ -46,7 +62,10 @@ def test_a_merge(merged: Path, trained: Callable[..., Path], run_cli: RunCli, tm
     assert list(files) == ["the checkpoint", "model-f32.gguf", "model-q8_0.gguf"]
     whole, same, small = (files[name]["sets"]["refusals"] for name in files)
     assert same == whole
-    assert whole["kl"]["mean"] > 0
+    adapter, tokenizer = load_adapted(str(trained()), dtype=torch.float32)
+    dense: Any = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32)
+    assert whole["kl"]["mean"] == pytest.approx(drift(adapter, dense, tokenizer), rel=1e-3)
+    assert whole["kl"]["mean"] != pytest.approx(drift(dense, adapter, tokenizer), rel=1e-3)
     assert small["kl"]["mean"] != whole["kl"]["mean"]
     assert all(files[name]["same_tokens"] for name in list(files)[1:])
     assert f"Compared with {trained()}" in ended.out
