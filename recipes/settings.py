@@ -298,13 +298,16 @@ class Merge(Flags):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Flags):
-    """A checkpoint, the files to make of it, and the prompts on which they are compared."""
+    """A checkpoint or an adapter, the files to make of it, and the prompts on which they are compared."""
 
-    checkpoint: str = setting(REQUIRED, "folder of a dense checkpoint, such as a linear merge", positional=True)
+    checkpoint: str = setting(
+        REQUIRED, "folder of a dense checkpoint, such as a linear merge; with --as lora, of an adapter", positional=True
+    )
     out: str = setting(REQUIRED, "folder to write", positional=True)
-    types: tuple[str, ...] = setting(
-        ("f16", "q8_0"),
-        "types of the weights, a file each; the Modelfile takes the last",
+    form: str = setting("dense", "form of the files", flag="--as", choices=("dense", "lora"))
+    types: tuple[str, ...] | None = setting(
+        None,
+        "types of the weights, a file each; the Modelfile takes the last (default: f16 q8_0, or f16 for --as lora)",
         nargs="+",
         choices=("f32", "f16", "bf16", "q8_0"),
     )

@@ -6,8 +6,8 @@ tensors, writing and quantization are the package ``gguf``'s. Tensors are read, 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,20 +18,20 @@ from gguf import (
     MODEL_ARCH,
     MODEL_ARCH_NAMES,
     GGMLQuantizationType,
+    GGUFReader,
     GGUFWriter,
     LlamaFileType,
     RopeScalingType,
-    TokenType,
     get_tensor_name_map,
 )
-from gguf.quants import quant_shape_to_byte_shape, quantize
+from gguf.quants import dequantize, quant_shape_to_byte_shape, quantize
 from safetensors import safe_open
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from monolora.errors import InputError, unknown
+from monolora.export.gguf_tokenizer import ELSEWHERE, add_tokenizer
 from monolora.hub import load_config, load_tokenizer
-from monolora.model_files import end_tokens
 
 
 class _Type(NamedTuple):
@@ -49,31 +49,42 @@ TYPES = {
 }
 
 
-class _Architecture(NamedTuple):
-    """How GGUF has a model type of transformers.
+class Architecture(NamedTuple):
+    """How GGUF has a model type of transformers, and what llama.cpp computes for it.
 
     Attributes:
         arch: the package's name of it.
         rotates_pairs: whether neighbouring dimensions of queries and keys rotate together, where transformers rotates
             the two halves of a head.
+        adds_one: whether transformers adds one to the weights of norms, which the file then has in them.
+        activation: of the feed-forward layers.
+        full_every: which layer attends to all tokens, the others to a window: every second, every sixth; None where
+            there are no windows.
+        own_scale: number of layers of the size whose queries are scaled by the width over the heads, not by a head's.
+        rope_types: of position embeddings.
     """
 
     arch: MODEL_ARCH
     rotates_pairs: bool = False
+    adds_one: bool = False
+    activation: str = "silu"
+    full_every: int | None = None
+    own_scale: int = 0
+    rope_types: tuple[str, ...] = ("default", "linear")
 
 
+_LLAMA = Architecture(MODEL_ARCH.LLAMA, rotates_pairs=True, rope_types=("default", "linear", "llama3"))
+_GELU = "gelu_pytorch_tanh"
 ARCHITECTURES = {
-    "llama": _Architecture(MODEL_ARCH.LLAMA, rotates_pairs=True),  # SmolLM, TinyLlama and others too
-    "mistral": _Architecture(MODEL_ARCH.LLAMA, rotates_pairs=True),
-    "qwen2": _Architecture(MODEL_ARCH.QWEN2),
-    "qwen3": _Architecture(MODEL_ARCH.QWEN3),
+    "llama": _LLAMA,  # SmolLM, TinyLlama and others too
+    "mistral": _LLAMA,
+    "qwen2": Architecture(MODEL_ARCH.QWEN2),
+    "qwen3": Architecture(MODEL_ARCH.QWEN3),
+    "phi3": Architecture(MODEL_ARCH.PHI3, rope_types=("default", "longrope")),
+    "gemma": Architecture(MODEL_ARCH.GEMMA, adds_one=True, activation=_GELU),
+    "gemma2": Architecture(MODEL_ARCH.GEMMA2, adds_one=True, activation=_GELU, full_every=2, own_scale=46),
+    "gemma3_text": Architecture(MODEL_ARCH.GEMMA3, adds_one=True, activation=_GELU, full_every=6, own_scale=62),
 }
-_ELSEWHERE = "Convert the checkpoint with llama.cpp's convert_hf_to_gguf.py."
-# What splits a text before byte pairs are merged, as tokenizer.json has it, and its name in llama.cpp.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_PRE_TOKENIZERS = {"gpt2": "gpt-2", "digits, gpt2": "smollm", _WORDS % "{1,3}": "llama-bpe", _WORDS % "": "qwen2"}
 
 
 def write_gguf(folder: str, file: Path, kind: str) -> None:
@@ -91,179 +102,172 @@ def write_gguf(folder: str, file: Path, kind: str) -> None:
     if kind not in TYPES:
         raise unknown("--types", kind, TYPES)
     config = load_config(folder)
-    architecture = ARCHITECTURES.get(config.model_type)
-    if architecture is None:
-        known = ", ".join(ARCHITECTURES)
-        raise InputError(f"{folder}: models of type {config.model_type} are not exported; {known} are. {_ELSEWHERE}")
+    architecture = architecture_of(config, folder)
+    _check_computed(config, architecture, folder)
     writer = GGUFWriter(file, MODEL_ARCH_NAMES[architecture.arch])
     try:
-        _add_config(writer, config, TYPES[kind], Path(folder).resolve().name)
-        _add_tokenizer(writer, load_tokenizer(folder), folder, config)
+        _add_config(writer, config, architecture, TYPES[kind], Path(folder).resolve().name)
+        add_tokenizer(writer, load_tokenizer(folder), folder, config.vocab_size)
         _write_tensors(writer, folder, config, architecture, TYPES[kind].matrices)
     finally:
         writer.close()
 
 
-def _add_config(writer: GGUFWriter, config: PreTrainedConfig, kind: _Type, name: str) -> None:
+def architecture_of(config: PreTrainedConfig, folder: str) -> Architecture:
+    """How GGUF has the model of a config.
+
+    Args:
+        config: of the model.
+        folder: that it is from, for messages.
+
+    Raises:
+        InputError: for a type that has no layout here.
+    """
+    architecture = ARCHITECTURES.get(config.model_type)
+    if architecture is None:
+        known = ", ".join(ARCHITECTURES)
+        raise InputError(f"{folder}: models of type {config.model_type} are not exported; {known} are. {ELSEWHERE}")
+    return architecture
+
+
+def _check_computed(config: PreTrainedConfig, architecture: Architecture, folder: str) -> None:
+    """Check that llama.cpp computes what the config says, where no field of the file could say otherwise.
+
+    Raises:
+        InputError: naming what it computes otherwise.
+    """
+    layers = config.num_hidden_layers
+    given = config.hidden_size // config.num_attention_heads if layers == architecture.own_scale else _head_size(config)
+    windows = [
+        "sliding_attention" if architecture.full_every and (layer + 1) % architecture.full_every else "full_attention"
+        for layer in range(layers)
+    ]
+    computed: tuple[tuple[str, Any, Sequence[Any]], ...] = (
+        ("hidden_act", getattr(config, "hidden_activation", None) or config.hidden_act, [architecture.activation]),
+        ("query_pre_attn_scalar", getattr(config, "query_pre_attn_scalar", given), [given]),
+        ("use_bidirectional_attention", getattr(config, "use_bidirectional_attention", None), [None, False]),
+        ("layer_types", config.layer_types if architecture.full_every else windows, [windows]),
+        ("rope_type", _rope(config).get("rope_type", "default"), architecture.rope_types),
+    )
+    for name, theirs, ours in computed:
+        if theirs not in ours:
+            raise InputError(f"{folder}: models with {name} {theirs} are not exported. {ELSEWHERE}")
+
+
+def _rope(config: PreTrainedConfig) -> dict[str, Any]:
+    """Of the layers that attend to all tokens."""
+    rope: dict[str, Any] = config.rope_parameters
+    return rope.get("full_attention", rope)
+
+
+def _add_config(
+    writer: GGUFWriter, config: PreTrainedConfig, architecture: Architecture, kind: _Type, name: str
+) -> None:
     head_size = _head_size(config)
-    rope = config.rope_parameters
+    rope = _rope(config)
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    context = config.max_position_embeddings
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(kind.file)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
+    # Without windows of its own, llama.cpp computes the same within the first.
+    writer.add_context_length(context if architecture.full_every else min(context, window or context))
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_key_length(head_size)
     writer.add_value_length(head_size)
-    writer.add_rope_dimension_count(head_size)
+    writer.add_rope_dimension_count(int(head_size * rope.get("partial_rotary_factor", 1.0)))
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    scaling = rope.get("rope_type", "default")
-    if scaling == "linear":
+    if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    elif scaling not in ("default", "llama3"):
-        raise InputError(f"Position embeddings scaled as {scaling} are not exported. {_ELSEWHERE}")
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "use_sliding_window", True) and window < config.max_position_embeddings:
-        raise InputError(f"Attention in sliding windows ({window} tokens) is not exported. {_ELSEWHERE}")
+    elif rope.get("rope_type") == "longrope":
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        writer.add_rope_scaling_attn_factors(ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"))[1])
+    if architecture.full_every:
+        writer.add_sliding_window(window or context)
+        writer.add_rope_freq_base_swa(config.rope_parameters.get("sliding_attention", rope)["rope_theta"])
+    elif architecture.arch == MODEL_ARCH.PHI3:
+        writer.add_sliding_window(0)  # earlier versions of llama.cpp take the field's absence for another window
+    for field, add in (
+        ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
+        ("final_logit_softcapping", writer.add_final_logit_softcapping),
+    ):
+        if (cap := getattr(config, field, None)) is not None:
+            add(cap)
 
 
 def _head_size(config: PreTrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _add_tokenizer(
-    writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, folder: str, config: PreTrainedConfig
-) -> None:
-    """Of byte pairs, as GPT-2's, Llama 3's and Qwen's.
-
-    Raises:
-        InputError: for one of another kind, or that splits texts in a way that has no name.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    saved = json.loads(backend.to_str()) if backend is not None else {"model": {}}
-    model, added = saved["model"], {entry["id"]: entry for entry in saved.get("added_tokens", ())}
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise InputError(f"The tokenizer of {folder} is none of byte pairs, and is not exported. {_ELSEWHERE}")
-    by_id = {number: token for token, number in model["vocab"].items()} | {
-        number: entry["content"] for number, entry in added.items()
-    }
-    tokens, types = [], []
-    for number in range(config.vocab_size):
-        tokens.append(by_id.get(number, f"[PAD{number}]"))
-        types.append(_token_type(number in by_id, added.get(number)))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre_tokenizer(saved, folder))
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
-    special: tuple[tuple[Any, int | None], ...] = (
-        (writer.add_bos_token_id, tokenizer.bos_token_id),
-        (writer.add_eos_token_id, _end_token(tokenizer, folder)),
-        (writer.add_unk_token_id, tokenizer.unk_token_id),
-        (writer.add_pad_token_id, tokenizer.pad_token_id),
-    )
-    for add, token in special:
-        if token is not None and token < config.vocab_size:
-            add(token)
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    writer.add_add_bos_token(begins)
-    writer.add_add_space_prefix(False)
-    if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.get_chat_template())
-
-
-def _token_type(is_known: bool, added: Mapping[str, Any] | None) -> TokenType:
-    if not is_known:
-        return TokenType.UNUSED
-    if added is None:
-        return TokenType.NORMAL
-    return TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
-
-
-def _end_token(tokenizer: PreTrainedTokenizerBase, folder: str) -> int | None:
-    """The one that answers end with: of the generation config where it has one, else the tokenizer's."""
-    ends = end_tokens(folder)
-    return tokenizer.eos_token_id if not ends or tokenizer.eos_token_id in ends else ends[0]
-
-
-def _pre_tokenizer(saved: Mapping[str, Any], folder: str) -> str:
-    """llama.cpp's name of how texts are split.
-
-    Raises:
-        InputError: if it has none that is known here.
-    """
-    pre = saved.get("pre_tokenizer") or {}
-    steps = pre["pretokenizers"] if pre.get("type") == "Sequence" else [pre]
-    described = []
-    for step in steps:
-        if step.get("type") == "ByteLevel":
-            described += ["gpt2"] if step.get("use_regex", True) else []
-        elif step.get("type") == "Digits" and step.get("individual_digits"):
-            described.append("digits")
-        elif step.get("type") == "Split":
-            described.append(step["pattern"].get("Regex", "?"))
-        else:
-            described.append(str(step.get("type")))
-    normalizer = saved.get("normalizer")
-    name = _PRE_TOKENIZERS.get(", ".join(described))
-    if name is None or (normalizer is not None and normalizer.get("type") != "NFC"):
-        raise InputError(
-            f"How the tokenizer of {folder} splits texts ({', '.join(described) or 'not at all'}) has no name that is "
-            f"known here. {_ELSEWHERE}"
-        )
-    return name
-
-
 def _write_tensors(
-    writer: GGUFWriter,
-    folder: str,
-    config: PreTrainedConfig,
-    architecture: _Architecture,
-    kind: GGMLQuantizationType,
+    writer: GGUFWriter, folder: str, config: PreTrainedConfig, architecture: Architecture, kind: GGMLQuantizationType
 ) -> None:
     """All tensors, in two passes: the file begins with their names and shapes.
 
     Raises:
         InputError: for a tensor that the layout has no place for.
     """
-    names = get_tensor_name_map(architecture.arch, config.num_hidden_layers)
-    written: list[tuple[Path, str, GGMLQuantizationType]] = []
+    tensors = list(_tensors(folder, config))
+    targets = [tensor_name(name, config, architecture, folder) for _, name, _ in tensors]
+    kinds = [stored_as(shape, kind) for _, _, shape in tensors]
     factors = _rope_factors(config)
-    if factors is not None:
-        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
-    for path, name, shape in _tensors(folder, config):
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if target is None:
-            raise InputError(
-                f"{folder}: {name} has no place in a GGUF file of type {config.model_type}. Merge the adapter first "
-                "(monolora merge --method linear); a checkpoint that keeps the activation cannot be exported."
-            )
-        of_tensor = kind if len(shape) > 1 else GGMLQuantizationType.F32
-        if kind == GGMLQuantizationType.Q8_0 and shape[-1] % 32:
-            of_tensor = GGMLQuantizationType.F16 if len(shape) > 1 else GGMLQuantizationType.F32
-        stored = np.dtype({0: np.float32, 1: np.float16}.get(of_tensor, np.uint8))
-        bytes_shape = shape if stored != np.uint8 else quant_shape_to_byte_shape(shape, of_tensor)
-        size = int(np.prod(bytes_shape)) * stored.itemsize
-        writer.add_tensor_info(target, bytes_shape, stored, size, raw_dtype=of_tensor)
-        written.append((path, name, of_tensor))
+    for target, factor in factors.items():
+        writer.add_tensor_info(target, factor.shape, factor.dtype, factor.nbytes)
+    for target, (_, _, shape), of_tensor in zip(targets, tensors, kinds, strict=True):
+        add_tensor_info(writer, target, shape, of_tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    if factors is not None:
-        writer.write_tensor_data(factors)
-    for path, name, of_tensor in written:
+    for factor in factors.values():
+        writer.write_tensor_data(factor)
+    for (path, name, _), of_tensor in zip(tensors, kinds, strict=True):
         with safe_open(path, framework="pt") as file:
-            tensor = file.get_tensor(name).float()
-        if architecture.rotates_pairs and (heads := _heads(name, config)):
-            tensor = _pairs(tensor, heads)
+            tensor = in_layout(file.get_tensor(name).float(), name, config, architecture)
         writer.write_tensor_data(quantize(tensor.numpy(), of_tensor))
+
+
+def tensor_name(name: str, config: PreTrainedConfig, architecture: Architecture, folder: str) -> str:
+    """The name in a GGUF file of a tensor of the checkpoint.
+
+    Raises:
+        InputError: if the layout has no place for it.
+    """
+    target = _names(architecture.arch, config.num_hidden_layers).get_name(name, try_suffixes=(".weight", ".bias"))
+    if target is None:
+        raise InputError(f"{folder}: {name} has no place in a GGUF file of type {config.model_type}. {ELSEWHERE}")
+    return str(target)
+
+
+_names = cache(get_tensor_name_map)
+
+
+def stored_as(shape: tuple[int, ...], kind: GGMLQuantizationType) -> GGMLQuantizationType:
+    """The type of a tensor in a file whose matrices are of type ``kind``."""
+    if len(shape) == 1:
+        return GGMLQuantizationType.F32
+    return GGMLQuantizationType.F16 if kind == GGMLQuantizationType.Q8_0 and shape[-1] % 32 else kind
+
+
+def add_tensor_info(writer: GGUFWriter, name: str, shape: tuple[int, ...], kind: GGMLQuantizationType) -> None:
+    """Announce a tensor, whose data follows later."""
+    stored = np.dtype({0: np.float32, 1: np.float16}.get(kind, np.uint8))
+    bytes_shape = shape if stored != np.uint8 else quant_shape_to_byte_shape(shape, kind)
+    writer.add_tensor_info(name, bytes_shape, stored, int(np.prod(bytes_shape)) * stored.itemsize, raw_dtype=kind)
+
+
+def in_layout(tensor: torch.Tensor, name: str, config: PreTrainedConfig, architecture: Architecture) -> torch.Tensor:
+    """A tensor of the checkpoint as the file has it; or its rows alone, as a LoRA adapter's B."""
+    if architecture.rotates_pairs and (heads := _heads(name, config)):
+        return _pairs(tensor, heads)
+    return tensor + 1 if architecture.adds_one and name.endswith("norm.weight") else tensor
 
 
 def _tensors(folder: str, config: PreTrainedConfig) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
@@ -273,6 +277,32 @@ def _tensors(folder: str, config: PreTrainedConfig) -> Iterator[tuple[Path, str,
             for name in file.keys():  # noqa: SIM118  # no mapping
                 if not (name == "lm_head.weight" and config.tie_word_embeddings):
                     yield path, name, tuple(file.get_slice(name).get_shape())
+
+
+def read_tensors(file: Path, folder: str) -> dict[str, torch.Tensor]:
+    """The tensors in a file as those of the checkpoint that it was written from, by their names there.
+
+    Raises:
+        InputError: as :func:`write_gguf`.
+    """
+    config = load_config(folder)
+    architecture = architecture_of(config, folder)
+    found = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    tensors = {}
+    for _, name, shape in _tensors(folder, config):
+        stored = found[tensor_name(name, config, architecture, folder)]
+        tensor = torch.tensor(dequantize(stored.data, stored.tensor_type)).reshape(shape)
+        tensors[name] = as_in_checkpoint(tensor, name, config, architecture)
+    return tensors
+
+
+def as_in_checkpoint(
+    tensor: torch.Tensor, name: str, config: PreTrainedConfig, architecture: Architecture
+) -> torch.Tensor:
+    """The inverse of :func:`in_layout`."""
+    if architecture.rotates_pairs and (heads := _heads(name, config)):
+        return tensor.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(tensor.shape)
+    return tensor - 1 if architecture.adds_one and name.endswith("norm.weight") else tensor
 
 
 def _heads(name: str, config: PreTrainedConfig) -> int:
@@ -287,12 +317,16 @@ def _pairs(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.transpose(1, 2).reshape(weight.shape).contiguous()
 
 
-def _rope_factors(config: PreTrainedConfig) -> np.ndarray | None:
-    """Llama 3's scaling: what each frequency is divided by. None without it."""
-    rope = config.rope_parameters
-    if rope.get("rope_type", "default") != "llama3":
-        return None
+def _rope_factors(config: PreTrainedConfig) -> dict[str, np.ndarray]:
+    """What each frequency is divided by, by the names of tensors; nothing where one number says it."""
+    rope = _rope(config)
+    if rope.get("rope_type") == "longrope":
+        return {
+            f"rope_factors_{part}.weight": np.array(rope[f"{part}_factor"], np.float32) for part in ("long", "short")
+        }
+    if rope.get("rope_type") != "llama3":
+        return {}
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     size = _head_size(config)
     plain = rope["rope_theta"] ** -(torch.arange(0, size, 2).double() / size)
-    return (plain / scaled.double()).float().numpy()
+    return {"rope_freqs.weight": (plain / scaled.double()).float().numpy()}

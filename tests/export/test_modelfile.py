@@ -82,3 +82,25 @@ def test_conversations(name: str, messages: list[dict[str, Any]]) -> None:
 def test_another_form_has_no_template(template: str | None) -> None:
     """Ollama then takes the one that is in the GGUF file."""
     assert modelfile("m.gguf", tokenizer_with(template), [2]) == 'FROM ./m.gguf\nPARAMETER stop "</s>"\n'
+
+
+def instructions(text: str) -> list[tuple[str, str]]:
+    """A Modelfile's instructions, as Ollama's parser has them: a name, and what follows, with or without quotes."""
+    form = r'(?m)^(FROM|TEMPLATE|SYSTEM|PARAMETER \w+) (?:"""((?:.|\n)*?)"""|"((?:[^"\n])*)"|(\S.*))$\n?'
+    found = [(match[1], match[2] or match[3] or match[4]) for match in re.finditer(form, text)]
+    assert re.sub(form, "", text) == ""
+    return found
+
+
+def test_what_is_read_back() -> None:
+    """The file, the template, a system prompt with quotes and lines, and each end token."""
+    tokenizer = tokenizer_with(DEFAULT_SYSTEM.replace('Be "kind".', 'Be "kind".\n\n  Always.'))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert isinstance(end, int)
+    first, (name, template), system, *stops = instructions(modelfile("m.gguf", tokenizer, [2, end]))
+    assert first == ("FROM", "./m.gguf")
+    assert name == "TEMPLATE"
+    assert template.startswith("{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}{{ range")
+    assert system == ("SYSTEM", 'Be "kind".\n\n  Always.')
+    assert stops == [("PARAMETER stop", "</s>"), ("PARAMETER stop", "<|im_end|>")]

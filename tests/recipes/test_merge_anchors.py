@@ -245,3 +245,23 @@ def test_other_prompts_than_in_the_run_are_told(
     with pytest.warns(UserWarning, match=r"The anchors of .* are not all as in its run: the prompts have changed"):
         assert run_cli("merge", silenced, tmp_path / "out", *FEW).status == 0
     assert report_of(tmp_path / "out")[ANCHORS]["tokens"] > 0
+
+
+def test_what_an_export_says(silenced: Path, run_cli: Cli, tmp_path: Path) -> None:
+    """A linear merge is not silent: beside the table and in the record, with the numbers, or that there are none."""
+    few = ("--types", "f32", "--prompts", "refusals", "--max-samples", "4", "--max-new-tokens", "4")
+    merged = tmp_path / "merged"
+    assert run_cli("merge", silenced, merged, *FEW, "--min-fidelity", "-9", "--dtype", "float32").status == 0
+    ended = run_cli("export", merged, tmp_path / "gguf", *few)
+    assert ended.status == 0, ended.err
+    record = json.loads((tmp_path / "gguf" / "export.json").read_text())
+    report = report_of(merged)
+    assert record["anchors"] == report["anchors"]
+    assert f"{report['anchors']['kl_merged']['mean']:.2g} nats a token from the adapter" in record["silence"]
+    assert "no linear map is silent. Merge with --method exact" in record["silence"]
+    assert record["silence"] in ended.out
+    del report["anchors"]
+    (merged / "merge_report.json").write_text(json.dumps(report))
+    ended = run_cli("export", merged, tmp_path / "gguf", *few, "--overwrite")
+    assert "was trained with --keep, and its merge was not measured on the kept prompts" in ended.out
+    assert f"monolora verify {merged} --against {silenced}" in ended.out

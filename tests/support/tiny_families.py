@@ -12,6 +12,7 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from tests.support.tiny_chat import CHAT_TEMPLATE, train_tokenizer
@@ -33,6 +34,8 @@ _OF_FAMILY: dict[str, dict[str, Any]] = {
         "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
     },
     "llama4_text": {"intermediate_size_mlp": 32, "moe_layers": [1]},
+    "gemma2": {"query_pre_attn_scalar": 32},
+    "gemma3_text": {"query_pre_attn_scalar": 32},
     "gpt_oss": {"layer_types": ["sliding_attention", "full_attention"]},
 }  # fmt: skip
 
@@ -47,10 +50,11 @@ def tiny_model(family: str, vocab_size: int = 100) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config_class(vocab_size=vocab_size, **fields)).eval()
 
 
-def save_tiny_family(folder: Path, family: str) -> Path:
-    """Save such a model with the tiny chat model's tokenizer; returns the folder."""
-    tokenizer = train_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
+def save_tiny_family(folder: Path, family: str, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+    """Save such a model with a tokenizer, by default the tiny chat model's; returns the folder."""
+    if tokenizer is None:
+        tokenizer = train_tokenizer()
+        tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     tiny_model(family, len(tokenizer)).save_pretrained(folder)
     return folder
