@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from monolora.files import write_json, write_text
+from monolora.recipes import prune
 from monolora.recipes.settings import Repair as Settings
 from monolora.repair import FoundUnits, Outcome, Point
 from monolora.reporting.palette import LIGHT
@@ -133,16 +134,16 @@ def sentence(repair: Repair) -> str:
     else:
         result = (
             f"Without {len(repair.taken_out)} of {len(repair.names)} {repair.noun} the {what} falls from {change} on "
-            f"held-out prompts, at {_shown(repair.cost(repair.units))} nats per token of the task."
+            f"held-out prompts, while the task's loss changes by {_shown(repair.cost(repair.units))} nats per token."
         )
     if scaled is None or scaled.strength is None:
         return result
     difference = repair.restored(repair.whole if repair.rolled_back else repair.units, scaled)
+    by, reached = f"Scaling the whole adapter by {1 - scaled.strength:g}", f"{repair.kept(scaled).mean:.3g}"
     if (difference.mean if difference.high is None else difference.high) < 0:
-        return f"{result} That is {_shown(difference)} from what scaling the whole adapter reaches."
+        return f"{result} {by} reaches {reached}; the difference is {_shown(difference)}."
     better = "better" if (difference.mean if difference.low is None else difference.low) > 0 else "as well"
-    by = f"Scaling the whole adapter by {1 - scaled.strength:g} does {better}"
-    return f"{by}: {repair.kept(scaled).mean:.3g} at {_shown(repair.cost(scaled))} nats per token of the task. {result}"
+    return f"{by} does {better}: it reaches {reached}, at {_shown(repair.cost(scaled))} nats per token. {result}"
 
 
 class _Row(NamedTuple):
@@ -227,7 +228,6 @@ def table(repair: Repair) -> Table:
 def markdown(repair: Repair, settings: Settings) -> str:
     """The report."""
     prompts, rows = len(repair.whole.outcome.kept_P), len(repair.whole.outcome.task_N)
-    taken = "".join(f"\n    {unit}" for unit in sorted(repair.taken_out)) or " none"
     return "\n\n".join(
         [
             f"# Repair of {settings.adapter}",
@@ -238,7 +238,7 @@ def markdown(repair: Repair, settings: Settings) -> str:
             f"{settings.task} that nothing was chosen on; as many others chose. Every way is as strong as the task's "
             f"loss allows on those: it may rise by {repair.limit:g} nats per token. Intervals are of the bootstrap "
             "over prompts or rows; of random draws, Student's over draws. Refusals are found by phrases.",
-            f"Taken out:{taken}",
+            f"`{prune.JSON}` names what was taken out, `{NAME}.json` has every unit's attribution.",
         ]
     )
 

@@ -55,17 +55,20 @@ SENTENCES = {
     ),
     "scaling is as good": (
         repair(checked(2, 0.6), checked(0.25, 0.6)),
-        "Scaling the whole adapter by 0.75 does as well: 0.6 at +",
+        "Scaling the whole adapter by 0.75 does as well: it reaches 0.6, at +",
     ),
     "scaling is better": (
         repair(checked(2, 0.6), checked(0.25, 0.1)),
-        "Scaling the whole adapter by 0.75 does better: 0.1 at +",
+        "Scaling the whole adapter by 0.75 does better: it reaches 0.1, at +",
     ),
     "no units": (
         repair(checked(None, 1.0), checked(None, 1.0)),
         "Nothing was taken out: on the half that chooses, no units lower the KL",
     ),
-    "scaling alone helps": (repair(checked(None, 1.0)), "Scaling the whole adapter by 0.75 does better: 0.9"),
+    "scaling alone helps": (
+        repair(checked(None, 1.0)),
+        "Scaling the whole adapter by 0.75 does better: it reaches 0.9",
+    ),
     "worse": (
         repair(checked(2, 1.2), checked(None, 1.0)),
         "Nothing was taken out: on the half that checks, the KL to the base, nats per token does not fall",
@@ -116,4 +119,3 @@ def test_the_rows() -> None:
     text = repair_report.markdown(given, Settings(adapter="runs/a", task="sst2", keep_prompts=("refusals",)))
     assert all(row["name"] in text for row in shown)
     assert "| units taken out" in text
-    assert "\n    layers.0.q_proj:1\n    layers.0.q_proj:2" in text
