@@ -22,7 +22,7 @@ from monolora.attribution import Factors, Loss, attribute, measured, weakened, w
 from monolora.stats import Floats
 from monolora.units import Layout, UnitName
 
-_STEPS = 16  # strengths of a way, of which bisection tries four
+_STEPS = 16  # strengths of a way, of which bisection tries four or five
 
 
 class Half(NamedTuple):

@@ -259,8 +259,8 @@ class Matrices(NamedTuple):
         B: a unit for each index of the second, ``(out, R, …)``.
     """
 
-    A: nn.Parameter
-    B: nn.Parameter
+    A: torch.nn.Parameter
+    B: torch.nn.Parameter
 
 
 def matrices_of(layer: Any, adapter: str) -> Matrices:

@@ -24,7 +24,24 @@ from monolora.stats import Estimate, Floats, bootstrap, estimate
 from monolora.units import UnitName
 
 NAME = "repair"  # of the files
-MEASURES = {"kl": "KL to the base, nats per token", "refusals": "refusal margin below the base's, nats"}
+
+
+class Measure(NamedTuple):
+    """What is restored, in words, and its unit."""
+
+    name: str
+    unit: str
+
+    @property
+    def title(self) -> str:
+        """Of a column or an axis."""
+        return f"{self.name}, {self.unit}"
+
+
+MEASURES = {
+    "kl": Measure("KL to the base", "nats per token"),
+    "refusals": Measure("shortfall of the refusal margin", "nats"),
+}
 _CONTROLS = {"random": "random", "scaled": "the whole adapter scaled down", "entries": "single entries of B zeroed"}
 
 
@@ -91,7 +108,7 @@ class Repair:
     @cached_property
     def rolled_back(self) -> str:
         """Why nothing is taken out; empty if something is."""
-        what = MEASURES[self.restore]
+        what = MEASURES[self.restore].name
         if self.units.strength is None:
             return f"on the half that chooses, no units lower the {what} within the limit"
         if self.restored(self.units).mean >= 0:
@@ -133,8 +150,9 @@ def sentence(repair: Repair) -> str:
         result = f"Nothing was taken out: {repair.rolled_back}."
     else:
         result = (
-            f"Without {len(repair.taken_out)} of {len(repair.names)} {repair.noun} the {what} falls from {change} on "
-            f"held-out prompts, while the task's loss changes by {_shown(repair.cost(repair.units))} nats per token."
+            f"Without {len(repair.taken_out)} of {len(repair.names)} {repair.noun} the {what.name} falls from {change} "
+            f"{what.unit} on held-out prompts, while the task's loss changes by {_shown(repair.cost(repair.units))} "
+            "nats per token."
         )
     if scaled is None or scaled.strength is None:
         return result
@@ -208,7 +226,14 @@ def _level(value: Estimate) -> str:
 
 
 def _head(repair: Repair) -> list[str]:
-    return ["", "strength", "task loss, rise, nats per token", MEASURES[repair.restore], "change", "refused still"]
+    return [
+        "",
+        "strength",
+        "task loss, rise, nats per token",
+        MEASURES[repair.restore].title,
+        "change",
+        "refused still",
+    ]
 
 
 def _cells(row: _Row) -> list[str]:
@@ -313,6 +338,6 @@ def _figure(repair: Repair) -> Figure:
     axes.axvline(repair.limit, color=PALE, linewidth=0.8, linestyle=":")
     axes.set_xlim(right=max(6 * repair.limit, 1e-3))
     axes.set_ylim(bottom=0)
-    axes.set(xlabel="rise of the task's loss, nats per token", ylabel=MEASURES[repair.restore])
+    axes.set(xlabel="rise of the task's loss, nats per token", ylabel=MEASURES[repair.restore].title)
     axes.legend(frameon=False, fontsize=8, loc="best")
     return figure

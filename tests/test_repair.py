@@ -52,7 +52,7 @@ def layout(model: PeftModel) -> Layout:
 
 @given(st.integers(0, 16), st.integers(0, 20))
 def test_bisection(allowed: int, seed: int) -> None:
-    """Where the task's loss rises with the strength, the last strength within the limit, in five steps at most."""
+    """Where the task's loss rises with the strength, the last strength within the limit, in few steps."""
     strengths = [float(step) for step in range(1, 17)]
     kept = np.sort(np.random.default_rng(seed).random(17))[::-1]
 

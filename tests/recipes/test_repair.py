@@ -123,7 +123,7 @@ def test_the_planted_unit_is_taken_out(repair: Callable[..., Ended], adapter: Pa
     assert by_unit[f"{V0}:3"][0] < 0 == by_unit[f"{V0}:3"][1]
     assert by_unit[f"{V0}:0"][1] > 0 == by_unit[f"{V0}:0"][0]
     assert report["sentence"] in ended.out
-    assert report["sentence"].startswith("Without 1 of 4 units the KL to the base, nats per token falls")
+    assert report["sentence"].startswith("Without 1 of 4 units the KL to the base falls")
     assert report["sentence"] in (out / "repair.md").read_text()
     assert report["sentence"] in (out / "README.md").read_text()
     assert (out / "repair.png").is_file()
@@ -160,7 +160,7 @@ def test_what_is_worse_on_the_other_half_is_rolled_back(
     assert repair().status == 0
     report, out = _report(tmp_path / "out"), tmp_path / "out"
     assert report["taken_out"] == []
-    assert report["rolled_back"].startswith("on the half that checks, the KL to the base, nats per token does not fall")
+    assert report["rolled_back"].startswith("on the half that checks, the KL to the base does not fall")
     assert "Nothing was taken out: on the half that checks" in report["sentence"]
     assert (out / "adapter_model.safetensors").read_bytes() == (adapter / "adapter_model.safetensors").read_bytes()
 

@@ -51,7 +51,7 @@ def repair(units: Checked, scaled: Checked | None = None, **changes: object) -> 
 SENTENCES = {
     "better than scaling": (
         repair(checked(2, 0.2)),
-        "Without 2 of 4 units the KL to the base, nats per token falls from 1 to 0.2 on held-out prompts",
+        "Without 2 of 4 units the KL to the base falls from 1 to 0.2 nats per token on held-out prompts",
     ),
     "scaling is as good": (
         repair(checked(2, 0.6), checked(0.25, 0.6)),
@@ -71,14 +71,17 @@ SENTENCES = {
     ),
     "worse": (
         repair(checked(2, 1.2), checked(None, 1.0)),
-        "Nothing was taken out: on the half that checks, the KL to the base, nats per token does not fall",
+        "Nothing was taken out: on the half that checks, the KL to the base does not fall",
     ),
     "too dear": (
         repair(checked(2, 0.2, rise=0.4), checked(None, 1.0)),
         "Nothing was taken out: on the half that checks, the 2 units that were chosen cost the task +0.4",
     ),
     "ranks": (repair(checked(2, 0.2), is_linear=True), "Without 2 of 4 ranks the KL"),
-    "refusals": (repair(checked(2, 0.2), restore="refusals"), "Without 2 of 4 units the refusal margin below"),
+    "refusals": (
+        repair(checked(2, 0.2), restore="refusals"),
+        "Without 2 of 4 units the shortfall of the refusal margin falls",
+    ),
 }
 
 
