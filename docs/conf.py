@@ -34,7 +34,7 @@ _INNER = (
     "combine|data.row_formats|explain.(collector|contexts|histograms|unit_statistics)|merge.verify|registration|"
     "shared_prefix|vllm"
 )
-_UNQUALIFIED = "AdapterFileError|LLM|LoRARequest|LoraConfig|Number|Purpose|SafetensorError|Spread|check_readable"
+_UNQUALIFIED = "AdapterFileError|Floats|LLM|LoRARequest|LoraConfig|Number|Purpose|SafetensorError|Spread|check_readable"
 nitpick_ignore_regex = [
     ("py:.*", rf"({_OTHERS})\..*"),
     ("py:.*", rf"monolora\.({_INNER})(\..*)?"),

@@ -33,7 +33,7 @@ MODULES = {
                                      "monolora.keep.report", "monolora.drift", "monolora.refusals"),
     "Merging, export and pruning": ("monolora.merge", "monolora.export", "monolora.prune"),
     "Serving": ("monolora.vllm",),
-    "Explaining": ("monolora.explain", "monolora.explain.ablation"),
+    "Explaining": ("monolora.explain", "monolora.explain.ablation", "monolora.attribution", "monolora.repair"),
     "Data and tasks": ("monolora.data.tasks", "monolora.data.task", "monolora.data.example", "monolora.data.scoring",
                        "monolora.data.chat_template", "monolora.data.prompt_sets", "monolora.data.mixture",
                        "monolora.data.mixture_config"),

@@ -33,6 +33,11 @@ class AnswerDrift(NamedTuple):
     units_on: float | None
 
 
+def mean_kl(base_TV: torch.Tensor, tuned_TV: torch.Tensor) -> torch.Tensor:
+    """``KL(base ‖ tuned)`` of log-probabilities, the mean over the tokens in nats; a scalar."""
+    return (base_TV.exp() * (base_TV - tuned_TV)).sum(-1).mean()
+
+
 @torch.no_grad()
 def answer_drifts(
     base: Inference, tuned: Inference, as_base: Callable[[], AbstractContextManager[object]], splits: Sequence[Split]
@@ -60,4 +65,4 @@ def answer_drifts(
             if units.on_BT is not None:
                 on_T = units.on_BT[row, : len(batch[row].context) + len(batch[row].answer)]
                 silent, on = float((on_T == 0).float().mean()), float(on_T.float().mean()) / units.units
-            yield AnswerDrift(index, float((p_TV.exp() * (p_TV - q_TV)).sum(-1).mean()), silent, on)
+            yield AnswerDrift(index, float(mean_kl(p_TV, q_TV)), silent, on)

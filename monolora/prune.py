@@ -194,6 +194,48 @@ def without_units(adapter: Adapter, units: Iterable[UnitName]) -> Pruned:
     return Pruned(_settings(adapter, ranks), _tensors(adapter, left), adapter.metadata, left)
 
 
+def unit_tensors(adapter: Adapter) -> dict[str, dict[str, str]]:
+    """The names of A and B in the file, as ``{"A": …, "B": …}`` by module."""
+    names: dict[str, dict[str, str]] = {}
+    for name in adapter.tensors:
+        if match := _UNIT_TENSOR.fullmatch(to_memory_name(name)):
+            names.setdefault(match[1], {})[match[2]] = name
+    return names
+
+
+def in_balanced_basis(adapter: Adapter) -> Adapter:
+    """A linear adapter whose units are the singular directions of each ``B A``, largest first; the product is the same.
+
+    ``B A = U S V^T`` becomes ``(U √S)(√S V^T)``. Any invertible matrix between A and B gives other ranks with the same
+    product, so that single ranks mean something in a fixed basis only.
+
+    Args:
+        adapter: LoRA, or MonoLoRA with ``activation="identity"``.
+
+    Raises:
+        InputError: for a convolution with groups, whose units share columns of B.
+    """
+    tensors = dict(adapter.tensors)
+    for module, names in unit_tensors(adapter).items():
+        A, B = (adapter.tensors[names[which]] for which in "AB")
+        if B.numel() != B.shape[0] * A.shape[0]:
+            raise InputError(f"{module} is a convolution with groups: its units share columns of B.")
+        tensors[names["A"]], tensors[names["B"]] = _balanced(A, B)
+    return adapter._replace(tensors=tensors)
+
+
+def _balanced(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A ``(R, in, …)`` and B ``(out, R, …)``, in their shapes and dtypes."""
+    Qa, Ra = torch.linalg.qr(A.double().flatten(1).T)
+    Qb, Rb = torch.linalg.qr(B.double().flatten(1))
+    U, S, Vt = torch.linalg.svd(Rb @ Ra.T, full_matrices=False)
+    root = S.sqrt()
+    balanced_A, balanced_B = torch.zeros_like(A).flatten(1), torch.zeros_like(B).flatten(1)
+    balanced_A[: len(S)] = (root[:, None] * (Vt @ Qa.T)).to(A.dtype)  # fewer directions than ranks leave null ranks
+    balanced_B[:, : len(S)] = (Qb @ U * root).to(B.dtype)
+    return balanced_A.view_as(A).contiguous(), balanced_B.view_as(B).contiguous()
+
+
 def rank_and_alpha(units: int, rank: int, alpha: float, rslora: bool) -> tuple[int, float]:
     """A rank and an alpha for ``units`` of ``rank`` units, with bit for bit the same scaling.
 

@@ -243,9 +243,32 @@ class Layout:
         """The index of each unit in :attr:`units`."""
         return {unit: index for index, unit in enumerate(self.units)}
 
+    def matrices(self) -> dict[str, Matrices]:
+        """A and B of every module."""
+        return {name: matrices_of(layer, self.adapter) for name, layer in self.layers.items()}
+
     def output_direction_norms(self) -> torch.Tensor:
         """``‖s B[:, j]‖`` of every unit, float32 ``(U,)``: what an activation of 1 adds to the output, in length."""
         return torch.cat([_direction_norms(layer, self.adapter) for layer in self.layers.values()])
+
+
+class Matrices(NamedTuple):
+    """The weights of an adapter in one module.
+
+    Attributes:
+        A: a unit for each index of the first dimension, ``(R, in, …)``.
+        B: a unit for each index of the second, ``(out, R, …)``.
+    """
+
+    A: torch.nn.Parameter
+    B: torch.nn.Parameter
+
+
+def matrices_of(layer: Any, adapter: str) -> Matrices:
+    """The parameters of an adapter in a layer, in which changes take effect at once."""
+    if adapter in layer.lora_embedding_B:
+        return Matrices(layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter])
+    return Matrices(layer.lora_A[adapter].weight, layer.lora_B[adapter].weight)
 
 
 def not_of_tokens(module: str) -> InputError:
@@ -261,8 +284,5 @@ def _is_signed(layer: LoraLayer, adapter: str) -> bool:
 
 
 def _direction_norms(layer: Any, adapter: str) -> torch.Tensor:
-    if adapter in layer.lora_embedding_B:
-        B = layer.lora_embedding_B[adapter]
-    else:
-        B = layer.lora_B[adapter].weight
+    B = matrices_of(layer, adapter).B
     return B.detach().float().movedim(1, 0).flatten(1).norm(dim=1).cpu() * abs(layer.scaling[adapter])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -75,7 +75,7 @@ def _prune(settings: Prune, folder: OutputFolder) -> None:
         raise InputError(f"--keep names all {len(everything)} units: there is nothing to take out.")
     pruned = without_units(adapter, gone)
     with saving(out, "Nothing new was left there. Free space, then prune again."), folder.whole() as aside:
-        _write(aside, source, adapter, pruned, gone)
+        write(aside, source, adapter, pruned, gone)
     Terminal().print(_summary(adapter, pruned, gone, out), soft_wrap=True)
     suggest("monolora", "keep-report", str(out))
 
@@ -93,7 +93,24 @@ def _names(words: Sequence[str]) -> Iterator[str]:
         yield from filter(None, map(str.strip, lines))
 
 
-def _write(folder: Path, source: Path, adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -> None:
+def write(
+    folder: Path,
+    source: Path,
+    adapter: Adapter,
+    pruned: Pruned,
+    gone: Collection[UnitName],
+    note: str = "Everything else is unchanged, bit for bit; nothing was retrained.",
+) -> None:
+    """Write a pruned adapter, with what belongs to it, its card and its record.
+
+    Args:
+        folder: that exists.
+        source: folder of the whole adapter.
+        adapter: what was pruned.
+        pruned: what is left.
+        gone: the units that were taken out.
+        note: what the card says of the rest.
+    """
     for pattern in _COPIED:
         for path in source.glob(pattern):
             if path.is_dir():
@@ -108,11 +125,11 @@ def _write(folder: Path, source: Path, adapter: Adapter, pruned: Pruned, gone: s
         "left": pruned.left,
         **provenance(),
     }
-    _card(source, adapter, pruned, gone).save(folder / "README.md")
+    _card(source, adapter, pruned, gone, note).save(folder / "README.md")
     write_json(folder / JSON, record)
 
 
-def _card(source: Path, adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -> ModelCard:
+def _card(source: Path, adapter: Adapter, pruned: Pruned, gone: Collection[UnitName], note: str) -> ModelCard:
     base = adapter.config.base_model_name_or_path
     kind = "monolora" if isinstance(adapter.config, MonoLoraConfig) else "lora"
     data = ModelCardData(base_model=base, library_name="peft", tags=[kind, "pruned"])
@@ -121,7 +138,7 @@ def _card(source: Path, adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -
         f"---\n{data.to_yaml()}\n---",
         f"# {source.resolve().name}, {len(gone)} units taken out",
         "",
-        f"{_counted(adapter, pruned, gone)} Everything else is unchanged, bit for bit; nothing was retrained.",
+        f"{_counted(adapter, pruned, gone)} {note}",
         f"`{JSON}` names the units, and the adapter that they were taken from.",
         "",
         "## Use",
@@ -136,7 +153,7 @@ def _card(source: Path, adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -
     return ModelCard("\n".join(lines))
 
 
-def _counted(adapter: Adapter, pruned: Pruned, gone: set[UnitName]) -> str:
+def _counted(adapter: Adapter, pruned: Pruned, gone: Collection[UnitName]) -> str:
     units, modules = sum(adapter.units.values()), len(adapter.units)
     left = f"{len(gone)} of {units} units were taken out; {len(pruned.left)} of {modules} modules are left."
     nulls = sum(units.count(None) for units in pruned.left.values())

@@ -206,6 +206,44 @@ class Prune(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Repair(Flags):
+    """An adapter, what it is to keep of its base, and what that may cost its task."""
+
+    adapter: str = setting(REQUIRED, "an adapter folder, MonoLoRA or LoRA", positional=True)
+    task: str = setting(REQUIRED, "task or data set that it was trained on, whose training rows are read")
+    keep_prompts: tuple[str, ...] = setting(
+        REQUIRED,
+        "prompts on which the base is to be kept: beavertails-train, refusals, chat, task:NAME, or files with a column "
+        "prompt or messages",
+        nargs="+",
+        metavar="SET",
+    )
+    restore: str = setting(
+        "kl", "what is restored: the base's distributions, or its refusal margin", choices=("kl", "refusals")
+    )
+    max_task_loss: float = setting(
+        0.02, "rise of the task's loss that is allowed, in nats per token of the right answers", type=float, at_least=0
+    )
+    out: str | None = setting(None, "folder to write (default: ADAPTER-repaired)")
+    lora: str | None = setting(None, "a LoRA adapter of the same task, whose ranks are a further control")
+    model: str | None = setting(None, "the base model, if not the one that the adapter names")
+    keep_samples: int = setting(100, "number of kept prompts; half of them choose", type=int, at_least=4)
+    keep_answer_tokens: int = setting(32, "limit of the base's answers, in tokens", type=int, at_least=1)
+    task_samples: int = setting(200, "number of the task's rows; half of them choose", type=int, at_least=4)
+    rounds: int = setting(2, "attributions, each without the units that are out already", type=int, at_least=1)
+    draws: int = setting(5, "number of random orders of units", type=int, at_least=1)
+    batch_size: int = setting(16, "rows in a batch", type=int, at_least=1)
+    dtype: str = setting("float32", "dtype of the base's weights", choices=("bfloat16", "float16", "float32"))
+    overwrite: bool = setting(False, "replacement of an earlier repaired adapter in --out")
+    trust_remote_code: bool = setting(False, TRUST_HELP)
+
+    @property
+    def target(self) -> str:
+        """The folder to write."""
+        return self.out or f"{self.adapter.rstrip('/')}-repaired"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loading(Flags):
     """The loading of adapters and their base, in ``monolora merge`` and ``monolora verify``."""
 

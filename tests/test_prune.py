@@ -23,7 +23,7 @@ from transformers import LlamaForCausalLM
 
 from monolora import MonoLoraConfig
 from monolora.errors import InputError
-from monolora.prune import rank_and_alpha, read_adapter, without_units
+from monolora.prune import in_balanced_basis, rank_and_alpha, read_adapter, unit_tensors, without_units
 from monolora.units import UnitName
 
 Q0, Q1 = (f"model.layers.{k}.self_attn.q_proj" for k in (0, 1))
@@ -399,3 +399,20 @@ def test_vllm_reads_the_same_ranks_and_scalings(save: Save, config: dict[str, An
     helper = helper_class.from_local_dir(str(pruned), None)
     for name, layer in _layers(_loaded(pruned)).items():
         assert helper.get_rank_and_scaling(name) == (layer.r["default"], layer.scaling["default"])
+
+
+@pytest.mark.parametrize("targets", [TARGETS, ["embed_tokens", "q_proj"]])
+@pytest.mark.parametrize("rank", [3, 20])  # more than there are inputs
+def test_the_balanced_basis(save: Save, targets: list[str], rank: int) -> None:
+    """The same product, of orthogonal directions whose two halves are of one length, the largest first."""
+    adapter = read_adapter(str(save(LoraConfig, r=rank, target_modules=targets)))
+    balanced = in_balanced_basis(adapter)
+    assert balanced.tensors.keys() == adapter.tensors.keys()
+    for names in unit_tensors(adapter).values():
+        (A, B), (A_, B_) = ([of.tensors[names[which]] for which in "AB"] for of in (adapter, balanced))
+        assert (A_.shape, B_.shape) == (A.shape, B.shape)
+        torch.testing.assert_close(B_ @ A_, B @ A, atol=1e-5, rtol=1e-4)
+        values = torch.linalg.svdvals(B.double() @ A.double())[:rank].float()
+        values = torch.cat([values, torch.zeros(rank - len(values))])
+        torch.testing.assert_close(B_.T @ B_, torch.diag(values), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(A_ @ A_.T, torch.diag(values), atol=1e-4, rtol=1e-4)

@@ -85,6 +85,11 @@ GROUPS = {
             "monolora.eval.explain.settings:Call",
         ),
         "prune": Command(f"{_RECIPES}.prune", "an adapter without some of its units, exactly", f"{_SETTINGS}:Prune"),
+        "repair": Command(
+            f"{_RECIPES}.repair",
+            "an adapter without the units that take most from its base and give least to its task",
+            f"{_SETTINGS}:Repair",
+        ),
     },
     "Deploy": {
         "chat": Command(

@@ -48,7 +48,8 @@ def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["docter"]) == 2
     assert capsys.readouterr().err == (
         "error: Unknown command 'docter'; choose one of sft, dpo, data, plan, demo, align, eval, keep-report, "
-        "judge, sparsity, explain, prune, chat, merge, export, verify, serve-check, study, vision, superposition, "
+        "judge, sparsity, explain, prune, repair, chat, merge, export, verify, serve-check, study, vision, "
+        "superposition, "
         "doctor, configs. Did you mean doctor?\n"
     )
 

@@ -249,6 +249,7 @@ def test_modes_follow_the_umask(run_sft: Run, run_cli: Callable[..., Ended], tmp
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "merge": ("merge", "{adapter}", "{out}"),
     "prune": ("prune", "{adapter}", "{out}", "--units", "model.layers.0.self_attn.q_proj:1"),
+    "repair": ("repair", "{adapter}", "--task", "demo", "--keep-prompts", "refusals", "--out", "{out}"),
     "judge": ("judge", "--output-dir", "{out}"),
     "explain": ("explain", "{adapter}", "--out", "{out}"),
     "explain, comparing": ("explain", "--compare", "a={adapter}", "b={adapter}", "--out", "{out}"),
