@@ -22,8 +22,6 @@ from monolora.attribution import Factors, Loss, attribute, measured, weakened, w
 from monolora.stats import Floats
 from monolora.units import Layout, UnitName
 
-_STEPS = 16  # strengths of a way, of which bisection tries four or five
-
 
 class Half(NamedTuple):
     """What an adapter is weighed by, on a half of the kept prompts and of the task's rows.
@@ -124,7 +122,7 @@ class FoundUnits(NamedTuple):
     task_U: Floats
 
 
-def find_units(layout: Layout, half: Half, before: Point, limit: float, rounds: int) -> FoundUnits:
+def find_units(layout: Layout, half: Half, before: Point, limit: float, rounds: int, steps: int) -> FoundUnits:
     """Choose units by benefit per cost, in rounds: each attributes anew, without the units that are out already.
 
     Args:
@@ -133,6 +131,7 @@ def find_units(layout: Layout, half: Half, before: Point, limit: float, rounds: 
         before: of the adapter as it is.
         limit: how far the task's mean loss may rise, in nats per token; each round has an equal part of it.
         rounds: their number.
+        steps: numbers of units that a round can tell apart, at most.
     """
     gone: list[UnitName] = []
     points: list[Point] = []
@@ -144,7 +143,7 @@ def find_units(layout: Layout, half: Half, before: Point, limit: float, rounds: 
         taken = set(gone)
         order = [layout.units[index] for index in by_benefit(kept_U, task_U) if layout.units[index] not in taken]
         order = order[: len(layout.units) - 1 - len(gone)]  # with none left there is no adapter
-        way = _in_order(layout, order, tuple(gone))
+        way = _in_order(layout, order, steps, tuple(gone))
         found = strongest(way, layout, half, best, before.task + limit * (round_ + 1) / rounds)
         points += [point._replace(strength=len(gone) + point.strength) for point in found.points]
         if found.best is not None:
@@ -167,26 +166,28 @@ def by_benefit(kept_U: Floats, task_U: Floats) -> list[int]:
     return [int(index) for index in np.lexsort((-benefit_U, -ratio_U)) if benefit_U[index] > 0]
 
 
-def random_units(layout: Layout, seed: int) -> Way:
+def random_units(layout: Layout, steps: int, seed: int) -> Way:
     """Units in a random order, but for the last of it; a strength is their number."""
-    return _in_order(layout, Random(seed).sample(layout.units, len(layout.units) - 1))
+    return _in_order(layout, Random(seed).sample(layout.units, len(layout.units) - 1), steps)
 
 
-def _in_order(layout: Layout, order: Sequence[UnitName], gone: Sequence[UnitName] = ()) -> Way:
+def _in_order(layout: Layout, order: Sequence[UnitName], steps: int, gone: Sequence[UnitName] = ()) -> Way:
     """The first units of an order, beside those that are out already."""
-    return Way(strengths=_sizes(len(order)), factors=lambda count: without(layout, [*gone, *order[: int(count)]]))
+    return Way(
+        strengths=_sizes(len(order), steps), factors=lambda count: without(layout, [*gone, *order[: int(count)]])
+    )
 
 
-def whole_adapter(layout: Layout) -> Way:
+def whole_adapter(layout: Layout, steps: int) -> Way:
     """All of B scaled down; a strength is the share that is taken off."""
 
     def factors(share: float) -> Factors:
         return dict.fromkeys(layout.layers, torch.tensor(1 - share))
 
-    return Way(strengths=_SHARES, factors=factors)
+    return Way(strengths=_shares(steps), factors=factors)
 
 
-def entries(layout: Layout) -> Way:
+def entries(layout: Layout, steps: int) -> Way:
     """Entries of B set to 0, those with the smallest ``|B[i, j]| ‖A[j]‖`` of all first; a strength is their share."""
     sizes = dict(_entry_sizes(layout))
     ordered = torch.cat([size.flatten() for size in sizes.values()]).sort().values
@@ -195,7 +196,7 @@ def entries(layout: Layout) -> Way:
         largest = ordered[max(0, round(share * len(ordered)) - 1)]
         return {name: (size > largest).float() for name, size in sizes.items()}
 
-    return Way(strengths=_SHARES, factors=factors)
+    return Way(strengths=_shares(steps), factors=factors)
 
 
 def _entry_sizes(layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
@@ -204,9 +205,10 @@ def _entry_sizes(layout: Layout) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, B.detach().abs().cpu() * norms_R.view(1, -1, *(1,) * (B.dim() - 2))
 
 
-_SHARES = [step / _STEPS for step in range(1, _STEPS + 1)]
+def _shares(steps: int) -> list[float]:
+    return [step / steps for step in range(1, steps + 1)]
 
 
-def _sizes(most: int) -> list[float]:
+def _sizes(most: int, steps: int) -> list[float]:
     """Whole numbers up to ``most``, each larger than the last by about the same factor."""
-    return sorted({float(round(size)) for size in np.geomspace(1, most, _STEPS)}) if most else []
+    return sorted({float(round(size)) for size in np.geomspace(1, most, steps)}) if most else []

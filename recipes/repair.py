@@ -176,13 +176,13 @@ class Session:
 
     def repaired(self, has_controls: bool = True) -> Repair:
         """Find units and, with their controls, measure what was found on the other half."""
-        layout, limit = self.layout, self.settings.max_task_loss
+        layout, limit, steps = self.layout, self.settings.max_task_loss, self.settings.steps
         before = self.chosen_on.measured(layout, {}).means(self.chosen_on)
-        units = find_units(layout, self.chosen_on, before, limit, self.settings.rounds)
+        units = find_units(layout, self.chosen_on, before, limit, self.settings.rounds, steps)
         controls: dict[str, list[Way]] = {}
         if has_controls:
-            orders = [random_units(layout, seed) for seed in range(self.settings.draws)]
-            controls = {"random": orders, "scaled": [whole_adapter(layout)], "entries": [entries(layout)]}
+            orders = [random_units(layout, steps, seed) for seed in range(self.settings.draws)]
+            controls = {"random": orders, "scaled": [whole_adapter(layout, steps)], "entries": [entries(layout, steps)]}
         most = before.task + limit
         checked = {
             name: [self._checked(way, strongest(way, layout, self.chosen_on, before, most)) for way in ways]

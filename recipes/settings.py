@@ -232,6 +232,9 @@ class Repair(Flags):
     task_samples: int = setting(200, "number of the task's rows; half of them choose", type=int, at_least=4)
     rounds: int = setting(2, "attributions, each without the units that are out already", type=int, at_least=1)
     draws: int = setting(5, "number of random orders of units", type=int, at_least=1)
+    steps: int = setting(
+        64, "strengths of each way that are told apart; one more measurement for twice as many", type=int, at_least=2
+    )
     batch_size: int = setting(16, "rows in a batch", type=int, at_least=1)
     dtype: str = setting("float32", "dtype of the base's weights", choices=("bfloat16", "float16", "float32"))
     overwrite: bool = setting(False, "replacement of an earlier repaired adapter in --out")

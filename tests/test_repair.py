@@ -100,7 +100,7 @@ def _filled(order: Sequence[int], benefits: np.ndarray, costs: np.ndarray, budge
 def test_units_are_found_within_the_limit(layout: Layout, half: Half) -> None:
     before = half.measured(layout, {}).means(half)
     for rounds in (1, 3):
-        found = find_units(layout, half, before, 0.05, rounds)
+        found = find_units(layout, half, before, 0.05, rounds, 16)
         after = half.measured(layout, without(layout, found.units)).means(half)
         assert len(set(found.units)) == len(found.units) > 0
         assert after.kept < before.kept
@@ -108,19 +108,19 @@ def test_units_are_found_within_the_limit(layout: Layout, half: Half) -> None:
         assert Point(len(found.units), after.kept, after.task) in [
             Point(point.strength, pytest.approx(point.kept), pytest.approx(point.task)) for point in found.points
         ]
-    assert find_units(layout, half, before, -1.0, 1).units == []
+    assert find_units(layout, half, before, -1.0, 1, 16).units == []
 
 
 def test_a_generous_limit_leaves_a_unit(layout: Layout, half: Half) -> None:
     """Without any there is no adapter."""
     before = half.measured(layout, {}).means(half)
     for rounds in (1, 4):
-        assert 0 < len(find_units(layout, half, before, 1e9, rounds).units) < len(layout.units)
-    assert random_units(layout, 0).strengths[-1] == len(layout.units) - 1
+        assert 0 < len(find_units(layout, half, before, 1e9, rounds, 16).units) < len(layout.units)
+    assert random_units(layout, 16, 0).strengths[-1] == len(layout.units) - 1
 
 
 def test_random_orders(layout: Layout) -> None:
-    gone = [random_units(layout, seed).factors(5.0) for seed in (0, 0, 1)]
+    gone = [random_units(layout, 16, seed).factors(5.0) for seed in (0, 0, 1)]
     names = [
         {UnitName(name, int(unit)) for name, factor in each.items() for unit in (factor[0] == 0).nonzero()}
         for each in gone
@@ -136,9 +136,9 @@ def test_scaling(layout: Layout, model: PeftModel) -> None:
     x = torch.randn(3, 16)
     with torch.no_grad():
         whole, base = layer(x), layer.base_layer(x)
-        with weakened(layout, whole_adapter(layout).factors(0.5)):
+        with weakened(layout, whole_adapter(layout, 16).factors(0.5)):
             torch.testing.assert_close(layer(x), (whole + base) / 2)
-        with weakened(layout, whole_adapter(layout).factors(1.0)):
+        with weakened(layout, whole_adapter(layout, 16).factors(1.0)):
             as_base = model(ids).logits
         with model.disable_adapter():
             torch.testing.assert_close(as_base, model(ids).logits)
@@ -146,7 +146,7 @@ def test_scaling(layout: Layout, model: PeftModel) -> None:
 
 @pytest.mark.parametrize("share", [1 / 16, 0.5, 1.0])
 def test_entries(layout: Layout, share: float) -> None:
-    way = entries(layout)
+    way = entries(layout, 16)
     assert way.strengths[0] == 1 / 16
     sizes = {name: B.detach().abs() * A.detach().norm(dim=1) for name, (A, B) in layout.matrices().items()}
     total = sum(size.numel() for size in sizes.values())
@@ -160,7 +160,7 @@ def test_entries(layout: Layout, share: float) -> None:
 def test_nothing_stays_changed(layout: Layout, half: Half) -> None:
     before = {name: B.detach().clone() for name, (_, B) in layout.matrices().items()}
     values = measured(half.kept)
-    find_units(layout, half, half.measured(layout, {}).means(half), 0.1, 2)
+    find_units(layout, half, half.measured(layout, {}).means(half), 0.1, 2, 16)
     assert all(torch.equal(B, before[name]) for name, (_, B) in layout.matrices().items())
     np.testing.assert_array_equal(measured(half.kept), values)
 
