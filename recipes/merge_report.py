@@ -117,14 +117,8 @@ def show(report: Mapping[str, Any], folder: Path, console: Terminal) -> None:
     console.print(_table(report))
     if "anchors" in report:
         console.print(anchors_sentence(report))
-    errors = report["modules"]
-    if errors:
-        worst = max(errors, key=lambda name: errors[name])
-        console.print(
-            f"Error of the layers' deltas: median {statistics.median(errors.values()):.1%}, worst {errors[worst]:.1%} "
-            f"({worst}).",
-            highlight=False,
-        )
+    if report["modules"]:
+        console.print(_errors_sentence(report["modules"]), highlight=False)
     task = report["task"]
     if task is not None:
         console.print(_task_table(task))
@@ -245,11 +239,16 @@ def page(report: Mapping[str, Any]) -> str:
 
 
 def _errors_sentence(errors: Mapping[str, float]) -> str:
-    worst = max(errors, key=lambda name: errors[name])
-    if len(errors) == 1:
-        return f"The delta of {worst} is {errors[worst]:.1%} off."
-    half = f"Half of the {len(errors):,} modules’ deltas are at most {statistics.median(errors.values()):.1%} off."
-    return f"{half} The worst is {worst}, {errors[worst]:.1%} off."
+    finite = {name: error for name, error in errors.items() if math.isfinite(error)}
+    off = len(errors) - len(finite)  # relative to an effect of 0
+    silent = f" On the text {off:,} of the modules add{'s' * (off == 1)} nothing in the adapter." if off else ""
+    if not finite:
+        return silent.strip()
+    worst = max(finite, key=lambda name: finite[name])
+    if len(finite) == 1:
+        return f"The delta of {worst} is {finite[worst]:.1%} off.{silent}"
+    half = f"Half of the {len(finite):,} modules’ deltas are at most {statistics.median(finite.values()):.1%} off."
+    return f"{half} The worst is {worst}, {finite[worst]:.1%} off.{silent}"
 
 
 def _as_words(value: Any) -> str:

@@ -165,6 +165,14 @@ def test_the_largest_errors_come_first(make: Make) -> None:
     assert "Half of the 37 modules’ deltas are at most 28.0% off. The worst is lm_head, 46.0% off." in page
 
 
+def test_modules_that_are_silent_on_the_text(make: Make) -> None:
+    """Relative to an effect of 0 an error is infinite: such modules are counted, and no number is made of them."""
+    page = merge_report.page(make(modules={"a": 0.1, "b": 0.3, "c": 0.2, "d": math.inf}))
+    assert "Half of the 3 modules’ deltas are at most 20.0% off. The worst is b, 30.0% off." in page
+    assert "On the text 1 of the modules adds nothing in the adapter" in page
+    assert "inf" not in re.sub(r"<[^>]*>", "", page.split("deltas are at most")[1].split("</p>")[0])
+
+
 def test_names_are_escaped(make: Make) -> None:
     evil = "<script>alert(1)</script>"
     report = make(task=TASK | {"name": evil}, modules={evil: 0.5, f"layers.1.{evil}": 0.1}, adapters=[evil], model=evil)
@@ -188,7 +196,7 @@ def test_what_is_printed(make: Make) -> None:
     console = Terminal(width=100, record=True, file=StringIO())
     merge_report.show(make(), Path("out"), console)
     text = " ".join(console.export_text().split())
-    assert "Error of the layers' deltas: median 37.5%, worst 50.0% (model.layers.0.self_attn.q_proj)." in text
+    assert "modules’ deltas are at most 37.5% off. The worst is model.layers.0.self_attn.q_proj, 50.0% off." in text
     assert "accuracy │ 66.7% │ 66.7% │ 66.7%" in text
     assert "2 of 3 answers are the adapter's." in text
     assert text.endswith("The merge keeps 77.14% of the adapter's effect. Report: out/merge_report.html")
