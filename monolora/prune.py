@@ -195,11 +195,11 @@ def without_units(adapter: Adapter, units: Iterable[UnitName]) -> Pruned:
 
 
 def unit_tensors(adapter: Adapter) -> dict[str, dict[str, str]]:
-    """The names of A and B in the file, as ``{"A": …, "B": …}`` by module."""
+    """The names of A, B and a threshold in the file, as ``{"A": …, "B": …}`` by module."""
     names: dict[str, dict[str, str]] = {}
     for name in adapter.tensors:
         if match := _UNIT_TENSOR.fullmatch(to_memory_name(name)):
-            names.setdefault(match[1], {})[match[2]] = name
+            names.setdefault(match[1], {})[match[2].removeprefix("embedding_")] = name
     return names
 
 

@@ -9,6 +9,7 @@ token, how far the distributions move, and which refusals are kept.
 from __future__ import annotations
 
 import gc
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -175,7 +176,7 @@ class _Checkpoint:
     @staticmethod
     def _is_read(model_type: str) -> bool:
         """Whether transformers reads GGUF files of a model type; the others' tensors are read one by one."""
-        name = model_type.removesuffix("_text")
+        name = re.sub(r"_text$", "", model_type)
         return name in GGUF_SUPPORTED_ARCHITECTURES and name in MODEL_ARCH_NAMES.values()
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from monolora import run_record
+from monolora.activations import activation_named
 from monolora.adapters import load_adapted
 from monolora.attribution import AnswerLoss, BaseDrift, Factors, RefusalShortfall, weakened, without
 from monolora.cli.flags import FlagParser
@@ -103,7 +104,7 @@ def _data(settings: Settings) -> Data:
 
 
 def _is_linear(adapter: Adapter) -> bool:
-    return not isinstance(adapter.config, MonoLoraConfig) or adapter.config.activation == "identity"
+    return not isinstance(adapter.config, MonoLoraConfig) or activation_named(adapter.config.activation).is_linear
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -321,9 +321,8 @@ def _rope_factors(config: PreTrainedConfig) -> dict[str, np.ndarray]:
     """What each frequency is divided by, by the names of tensors; nothing where one number says it."""
     rope = _rope(config)
     if rope.get("rope_type") == "longrope":
-        return {
-            f"rope_factors_{part}.weight": np.array(rope[f"{part}_factor"], np.float32) for part in ("long", "short")
-        }
+        parts = {"long": "long_factor", "short": "short_factor"}
+        return {f"rope_factors_{part}.weight": np.array(rope[key], np.float32) for part, key in parts.items()}
     if rope.get("rope_type") != "llama3":
         return {}
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))

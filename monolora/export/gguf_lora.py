@@ -16,6 +16,7 @@ from gguf.quants import dequantize, quantize
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.lora.layer import LoraLayer
 
+from monolora.activations import activation_named
 from monolora.errors import InputError, unknown
 from monolora.export.gguf import (
     TYPES,
@@ -26,7 +27,7 @@ from monolora.export.gguf import (
     stored_as,
     tensor_name,
 )
-from monolora.layer import bare_weight
+from monolora.layer import MonoLoraLayer, bare_weight
 
 _ALPHA = "adapter.lora.alpha"
 
@@ -124,8 +125,8 @@ def _maps(model: PeftModel, folder: str) -> Iterator[tuple[str, _Map]]:
     for name, layer in base.named_modules():
         if not isinstance(layer, LoraLayer) or adapter not in layer.lora_A:
             continue
-        activation = getattr(layer, "activation", {}).get(adapter, "identity")
-        if activation != "identity":
+        activation = layer.activation[adapter] if isinstance(layer, MonoLoraLayer) else None
+        if activation is not None and not activation_named(activation).is_linear:
             raise InputError(
                 f"{folder} keeps the activation {activation}, and a LoRA adapter in a GGUF file is linear. Merge it "
                 f"into one first: monolora merge {folder} {folder}-lora --as lora; then export {folder}-lora."
