@@ -149,10 +149,11 @@ def sentence(repair: Repair) -> str:
     if repair.rolled_back:
         result = f"Nothing was taken out: {repair.rolled_back}."
     else:
+        cost = repair.cost(repair.units)
+        beyond = f", which may be more than {repair.limit:g}" if cost.mean > repair.limit else ""
         result = (
             f"Without {len(repair.taken_out)} of {len(repair.names)} {repair.noun} the {what.name} falls from {change} "
-            f"{what.unit} on held-out prompts, while the task's loss changes by {_shown(repair.cost(repair.units))} "
-            "nats per token."
+            f"{what.unit} on held-out prompts, while the task's loss changes by {_shown(cost)} nats per token{beyond}."
         )
     if scaled is None or scaled.strength is None:
         return result

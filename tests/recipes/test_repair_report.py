@@ -98,6 +98,7 @@ def test_a_cost_that_may_be_within_the_limit_is_no_reason() -> None:
     given = repair(units._replace(outcome=Outcome(units.outcome.kept_P, 0.5 + dear)))
     assert given.cost(given.units).mean == pytest.approx(0.05)
     assert given.rolled_back == ""
+    assert "nats per token, which may be more than 0.02." in repair_report.sentence(given)
 
 
 def test_the_rows() -> None:
