@@ -35,7 +35,7 @@ from monolora.keep.anchors import Anchor, read_prompts
 from monolora.keep.report import Pair, measure
 from monolora.model_files import end_tokens
 from monolora.recipes import merge_report
-from monolora.recipes.settings import Export
+from monolora.recipes.checkpoint_settings import Export
 from monolora.run_record import fingerprint_files, provenance
 from monolora.runs import Kind, OutputFolder, claim
 from monolora.terminal import Terminal, say, suggest
@@ -67,13 +67,15 @@ def _export(settings: Export, folder: OutputFolder) -> None:
     tokenizer, types = exported.tokenizer, settings.types or exported.types
     prompts = {name: list(_prompts(name, tokenizer, settings.max_samples)) for name in settings.prompts}
     names = [f"{exported.stem}-{kind}.gguf" for kind in types]
-    with folder.whole() as aside, saving(folder.path, "Nothing was left there. Free space, then export again."):
-        for kind, name in zip(types, names, strict=True):
-            exported.write(aside / name, kind)
-            say(f"Wrote {name}: {(aside / name).stat().st_size / 1e6:,.1f} MB.")
-        if exported.stem == "model":
-            text = modelfile(names[-1], tokenizer, end_tokens(Path(exported.source)))
-            (aside / "Modelfile").write_text(text, encoding="utf-8")
+    no_space = "Nothing was left there. Free space, then export again."
+    with folder.whole() as aside:
+        with saving(folder.path, no_space):
+            for kind, name in zip(types, names, strict=True):
+                exported.write(aside / name, kind)
+                say(f"Wrote {name}: {(aside / name).stat().st_size / 1e6:,.1f} MB.")
+            if exported.stem == "model":
+                text = modelfile(names[-1], tokenizer, end_tokens(Path(exported.source)))
+                (aside / "Modelfile").write_text(text, encoding="utf-8")
         record = {
             "checkpoint": checkpoint,
             "fingerprint": fingerprint_files(exported.source),
@@ -81,7 +83,8 @@ def _export(settings: Export, folder: OutputFolder) -> None:
             **_silence(exported.source),
             **provenance(),
         }
-        write_json(aside / KIND.record, record)
+        with saving(folder.path, no_space):
+            write_json(aside / KIND.record, record)
     Terminal().print(_table(record))
     say(f"Saved to {folder.path}: {', '.join(sorted(path.name for path in folder.path.iterdir()))}")
     if exported.stem == "model":

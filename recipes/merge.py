@@ -32,8 +32,8 @@ from monolora.merge.unload import active_units, dequantized
 from monolora.model_files import save_model
 from monolora.recipes import merge_report, merge_source
 from monolora.recipes.calibration_data import Rows, batches
+from monolora.recipes.checkpoint_settings import CALIBRATION_TOKENS, TOKENS_PER_INPUT, Merge
 from monolora.recipes.merge_source import MergeSource
-from monolora.recipes.settings import CALIBRATION_TOKENS, TOKENS_PER_INPUT, Merge
 from monolora.recipes.verify import anchors_of, task_of, texts_of, verify
 from monolora.runs import OutputFolder, claim
 from monolora.terminal import Terminal, suggest, track

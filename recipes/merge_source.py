@@ -27,7 +27,7 @@ from monolora.adapters import adapter_config, adapter_tokenizer, load_adapted, l
 from monolora.errors import InputError
 from monolora.hub import load_causal_lm, load_config, on_gpus, resolve_model
 from monolora.merge.quantizer import dtype_name, dtype_named
-from monolora.recipes.settings import Loading
+from monolora.recipes.checkpoint_settings import Loading
 from monolora.run_record import fingerprint_files
 
 _QUANTIZATION = (

@@ -44,8 +44,8 @@ from monolora.recipes.calibration_data import (
     same_rows,
     sources,
 )
+from monolora.recipes.checkpoint_settings import Verification, Verify
 from monolora.recipes.merge_source import MergeSource
-from monolora.recipes.settings import Verification, Verify
 from monolora.recipes.training.keeping import DEFAULT_PROMPTS
 from monolora.run_record import fingerprint_rows, provenance
 from monolora.terminal import Terminal, track

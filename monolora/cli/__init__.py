@@ -36,6 +36,7 @@ class Command(NamedTuple):
 
 _RECIPES = "monolora.recipes"
 _SETTINGS = "monolora.recipes.settings"
+_OF_CHECKPOINTS = "monolora.recipes.checkpoint_settings"
 
 GROUPS = {
     "Finetune": {
@@ -98,15 +99,17 @@ GROUPS = {
         "merge": Command(
             f"{_RECIPES}.merge",
             "an adapter and its base in one checkpoint, linearly or exactly, verified",
-            f"{_SETTINGS}:Merge",
+            f"{_OF_CHECKPOINTS}:Merge",
         ),
         "export": Command(
             f"{_RECIPES}.export",
             "a checkpoint as GGUF files with an Ollama Modelfile, compared with its source",
-            f"{_SETTINGS}:Export",
+            f"{_OF_CHECKPOINTS}:Export",
         ),
         "verify": Command(
-            f"{_RECIPES}.verify", "how much of an adapter's effect a merged checkpoint keeps", f"{_SETTINGS}:Verify"
+            f"{_RECIPES}.verify",
+            "how much of an adapter's effect a merged checkpoint keeps",
+            f"{_OF_CHECKPOINTS}:Verify",
         ),
         "serve-check": Command(
             f"{_RECIPES}.serve_check",

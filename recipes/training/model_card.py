@@ -157,8 +157,8 @@ def _finding(
     if not losses:
         return "No loss was logged"
     (_, first), (step, last) = losses[0], losses[-1]
-    verb = "fell" if last < first else "rose" if last > first else "stayed"
-    said = [f"The loss {verb} from {first:.2f} to {last:.2f} in {step:,} {'step' if step == 1 else 'steps'}"]
+    change = f"{'fell' if last < first else 'rose'} from {first:.2f} to" if last != first else "was"
+    said = [f"The loss {change} {last:.2f} in {step:,} {'step' if step == 1 else 'steps'}"]
     if validation:
         best, value = min(validation, key=lambda point: point[1])
         said.append(f"on held-out rows it is lowest at step {best:,}: {value:.2f}")

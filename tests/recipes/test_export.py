@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from monolora.adapters import load_adapted
 from monolora.data.chat_template import prompt_ids
 from monolora.keep.anchors import read_prompts
+from monolora.recipes import export
 from tests.support.merge_runs import Ended, contents
 from tests.support.sentencepiece_tokenizers import sentencepiece_tokenizer
 from tests.support.tiny_families import save_tiny_family
@@ -165,3 +166,23 @@ def test_a_disk_that_takes_no_more(chat_model: Path, run_cli: RunCli, tmp_path: 
     assert f"Cannot save into {out}: " in ended.err[-1]
     assert contents(out) == before
     assert [path for path in tmp_path.iterdir() if path != out] == []
+
+
+def test_a_file_that_is_not_read_again(
+    chat_model: Path, run_cli: RunCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the reader says is said, not that the disk is full; nothing is left."""
+
+    read = export.AutoModelForCausalLM.from_pretrained
+
+    def refuse(*folder: object, **options: object) -> object:
+        if "gguf_file" in options:
+            raise OSError("this architecture is not known")
+        return read(*folder, **options)
+
+    monkeypatch.setattr(export.AutoModelForCausalLM, "from_pretrained", refuse)
+    ended = run_cli("export", chat_model, tmp_path / "gguf", "--types", "f32", *FEW)
+    assert ended.status == 1
+    assert "this architecture is not known" in ended.err[-1]
+    assert "Free space" not in ended.err[-1]
+    assert list(tmp_path.iterdir()) == []

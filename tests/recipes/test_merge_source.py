@@ -17,8 +17,8 @@ import torch
 from monolora.cli.flags import FlagParser
 from monolora.errors import InputError
 from monolora.recipes import merge_source
+from monolora.recipes.checkpoint_settings import Loading
 from monolora.recipes.merge_source import MergeSource
-from monolora.recipes.settings import Loading
 from tests.support.merge_runs import logits
 
 Trained = Callable[..., Path]

@@ -9,32 +9,16 @@ import pytest
 from monolora import hub
 from monolora.cli.flags import FlagParser
 from monolora.errors import InputError
-from monolora.merge.linearize import TOKENS_PER_INPUT
-from monolora.recipes import settings
-from monolora.recipes.settings import Judge, Loading, Merge, Prune, Verification
+from monolora.recipes.settings import Judge, Prune
 
 
 def parsed(kind: type[Any], *words: str) -> Any:
     return FlagParser("test", None).parse_into(words, kind)
 
 
-def test_defaults_that_are_named_elsewhere() -> None:
-    """The modules that own them import torch, and the settings do not."""
+def test_a_default_that_is_named_elsewhere() -> None:
+    """The module that owns it imports torch, and the settings do not."""
     assert Judge().model == hub.MINILM
-    assert settings.TOKENS_PER_INPUT == 2 * TOKENS_PER_INPUT
-
-
-def test_a_merge() -> None:
-    assert parsed(Merge, "one", "two", "out") == Merge(adapter=("one", "two"), out="out")
-    words = ("--as", "lora", "--no-affine", "--weights", "1", "-0.5", "--max-memory", "0=20GiB", "--task-samples", "0")
-    assert parsed(Merge, "one", "two", "out", *words) == Merge(
-        adapter=("one", "two"),
-        out="out",
-        form="lora",
-        affine=False,
-        loading=Loading(weights=(1.0, -0.5), max_memory=("0=20GiB",)),
-        verification=Verification(task_samples=0),
-    )
 
 
 def test_where_the_folder_of_a_pruned_adapter_may_stand() -> None:

@@ -64,6 +64,8 @@ def _data(folder: Path) -> Path:
         held_out=120,
         counts={"held_out_questions": 2},
         tokenized=1000,
+        sequences=800,
+        in_parts=4,
         tokens=Lengths(120, 480, 1100, 1800),
         answer_tokens=Lengths(20, 90, 200, 400),
         max_length=1024,

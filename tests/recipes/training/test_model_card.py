@@ -96,8 +96,8 @@ def test_plot_of_scores_while_training(tmp_path: Path, monkeypatch: pytest.Monke
     for axes in figure.axes:
         low, high = axes.get_ylim()
         assert all(low <= y <= high for _, y in lines[axes.get_ylabel()])
-    assert "in 1 step;" in figure.get_suptitle()
-    assert "lowest at step 2: 1.50" in figure.get_suptitle()
+    assert "The loss was 2.00 in 1 step;" in figure.get_suptitle()
+    assert "lowest at step 2: 1.50" in " ".join(figure.get_suptitle().split())
 
 
 def test_plot_of_a_run_too_short_to_log(tmp_path: Path) -> None:
