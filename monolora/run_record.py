@@ -18,7 +18,7 @@ import torch
 from typing_extensions import TypedDict
 
 from monolora.errors import InputError
-from monolora.files import read_json, saving, type_problem, write_json
+from monolora.files import RETRY, read_json, saving, type_problem, write_json
 from monolora.runs import MODEL_FILES, RUN, Kind
 
 _PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "monolora")
@@ -192,7 +192,11 @@ class RunRecord(TypedDict):
     status: NotRequired[str]
 
 
-RESUME = "Earlier checkpoints are whole; free space, then resume with --resume-from-checkpoint."
+def after_full_disk(folder: Path) -> str:
+    """What to do where the disk did not take what a training run wrote into its folder."""
+    if any(folder.glob("checkpoint-*")):
+        return "Earlier checkpoints are whole; free space, then resume with --resume-from-checkpoint."
+    return RETRY
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
@@ -201,7 +205,7 @@ def write(folder: Path, record: Mapping[str, Any]) -> None:
     Raises:
         SaveError: if the disk does not take it.
     """
-    with saving(folder, RESUME):
+    with saving(folder, after_full_disk(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FILE, record)
 

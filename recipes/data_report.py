@@ -102,6 +102,8 @@ def _page_path(path: Path, overwrite: bool) -> Path:
         raise InputError(f"--out {path}: there is no folder {path.parent}. Make it first.")
     if path.is_dir():
         raise InputError(f"--out {path} is a folder. Give a file, for example {path / 'data.html'}.")
+    if path.suffix not in {".html", ".htm"}:
+        raise InputError(f"--out {path}: a page's name ends in .html. Give {path}.html.")
     if path.exists() and not overwrite:
         raise InputError(f"--out {path} exists. Give another file, or --overwrite to replace an earlier page.")
     if path.exists() and f'<p class="kicker">{KICKER}</p>' not in read_text(path):

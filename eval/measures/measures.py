@@ -215,12 +215,15 @@ def refusal_columns(records: SetRecords) -> Iterator[PromptValues]:
             yield from _still_refused(records, column, flags)
 
 
+STILL_REFUSED = "still refused"
+
+
 def _still_refused(
     records: SetRecords, column: partial[Column], flags_MP: np.ndarray, label: str | None = None
 ) -> Iterator[PromptValues]:
     """Share of refusals among the prompts, all or those with a label, that the base refuses; its own is 100 %."""
     head = column(
-        metric="still refused",
+        metric=STILL_REFUSED,
         title="still refused",
         description="answers with a phrase of refusal, of the prompts that the base refuses",
         better="higher",

@@ -38,7 +38,7 @@ def load_dataset(name: str, config: str | None = None) -> datasets.DatasetDict:
             raise InputError(f"{name} is a file and has no configuration {config!r}. Leave --dataset-config out.")
         return _load_file(Path(local))
     if local is None and hub.looks_like_a_path(name):
-        raise InputError(f"There is no data set at {name}.")
+        raise InputError(f"There is no data set at {name}. Check the path.")
     if local is None:
         return hub.from_hub(name, lambda: _load_from_hub(name, config), _task_names())
     return _reading(local, "a data set", lambda: _load_folder(local, config))

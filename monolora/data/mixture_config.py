@@ -83,10 +83,7 @@ def from_words(words: Sequence[str]) -> list[Component]:
     """
     components = [split_share(word) for word in words]
     if len(components) == 1 and components[0].fraction is not None:
-        raise InputError(
-            f"--dataset {words[0]}: a share is of a mixture, and this is the only data set. Leave it out, or give "
-            "another --dataset."
-        )
+        raise InputError(f"--dataset {words[0]}: a share is of a mixture, and this is the only data set. Leave it out.")
     check(components)
     return components
 

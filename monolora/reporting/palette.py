@@ -8,8 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LIGHT = ("#5f6873", "#1769aa", "#d2600f", "#0a9b78", "#c4699f", "#8a6a00", "#3b97d6", "#7a4fc0", "#6d8f1f")
-DARK = ("#98a2ad", "#5aa5ee", "#f08a4b", "#35cfa6", "#f3a0cf", "#dcb13c", "#8fdcff", "#b79bff", "#a9c75a")
+LIGHT = (
+    "#5f6873",
+    "#1769aa",
+    "#d2600f",
+    "#0a9b78",
+    "#c4699f",
+    "#8a6a00",
+    "#3b97d6",
+    "#7a4fc0",
+    "#6d8f1f",
+    "#b3262e",
+    "#00818f",
+)
+DARK = (
+    "#98a2ad",
+    "#5aa5ee",
+    "#f08a4b",
+    "#35cfa6",
+    "#f3a0cf",
+    "#dcb13c",
+    "#8fdcff",
+    "#b79bff",
+    "#a9c75a",
+    "#ff8080",
+    "#55d6e2",
+)
 SERIES = len(LIGHT) - 1  # without the base's grey
 
 
@@ -19,7 +43,7 @@ def colour_name(index: int | None) -> str:
 
 
 def style() -> str:
-    """The colours as CSS: ``--c0`` to ``--c8``, and a class for each, which sets ``--tint``."""
+    """The colours as CSS: ``--c0`` to ``--c10``, and a class for each, which sets ``--tint``."""
     classes = "\n".join(f".c{k} {{ --tint: var(--c{k}); }}" for k in range(len(LIGHT)))
     return (
         f":root {{ {_variables(LIGHT)} }}\n"

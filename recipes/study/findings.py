@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from monolora.activations import DEFAULT, activation_named
+from monolora.eval.measures.measures import STILL_REFUSED
 from monolora.eval.measures.table import PERCENT
 from monolora.recipes.study.claims import Answer, Verdict, counted, decimals_of
 from monolora.recipes.study.results import BASE, Values
@@ -17,15 +18,16 @@ def title(study: Study) -> str:
     return f"{study.model}: {', '.join(study.adapters)} on {', '.join(study.datasets)}"
 
 
-def asked_by(study: Study, decided: Sequence[Verdict]) -> dict[str, list[Verdict]]:
-    """The verdicts by heading: on the paper's claims, on other questions, on the study's targets if it has any."""
+def asked_by(decided: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    """The verdicts by heading: on the paper's claims, on the project's and on the study's targets, if there are any."""
+    papers = [verdict for verdict in decided if verdict.claim.is_the_papers]
     ours = [verdict for verdict in decided if not verdict.claim.is_the_papers]
     groups = {
-        "Which of the paper's claims hold": [verdict for verdict in decided if verdict.claim.is_the_papers],
-        "Other questions": [verdict for verdict in ours if verdict.claim.target is None],
+        "Which of the paper's claims hold": papers,
+        "Other claims" if papers else "Claims": [verdict for verdict in ours if verdict.claim.target is None],
+        "Targets": [verdict for verdict in ours if verdict.claim.target is not None],
     }
-    targets = [verdict for verdict in ours if verdict.claim.target is not None]
-    return groups | ({"Targets": targets} if study.targets else {})
+    return {heading: group for heading, group in groups.items() if group}
 
 
 def unlike_the_papers(study: Study, dataset: str) -> str:
@@ -39,14 +41,35 @@ def unlike_the_papers(study: Study, dataset: str) -> str:
     return f" ({', '.join(others)}: to be set beside these, not compared)" if others else ""
 
 
-def message(decided: Sequence[Verdict]) -> str:
+def retention(study: Study, columns: Mapping[str, Sequence[Values]]) -> str:
+    """How many of the base's refusals the control and the tested adapter keep; empty where that is not measured."""
+    control, tested = list(study.adapters)[:2]
+    measured = {
+        dataset: values
+        for dataset, own in columns.items()
+        for values in own[::-1]  # the first set's is said
+        if values.column.metric == STILL_REFUSED and None not in (values.mean(control), values.mean(tested))
+    }
+    if not measured:
+        return ""
+    ours, others = (listed([_share(values, name) for values in measured.values()]) for name in (tested, control))
+    return f"On {listed(list(measured))}, {tested} keeps {ours} of the base’s refusals, {control} {others}."
+
+
+def _share(values: Values, model: str) -> str:
+    estimate = values.mean(model)
+    assert estimate is not None
+    return f"{_short(values, estimate.mean)} %"
+
+
+def verdict_count(decided: Sequence[Verdict]) -> str:
     """How many of the paper's claims hold; of a study that tests none of them, how many of the project's."""
     papers = [verdict for verdict in decided if verdict.claim.is_the_papers]
     asked = papers or decided
     if not asked:
-        return "The study measured, and asked nothing."
+        return "The study measured, and tested no claim."
     count = counted(asked)
-    what = f"the paper’s {len(asked)} claims" if papers else f"{len(asked)} questions"
+    what = f"the paper’s {len(asked)} claims" if papers else f"{len(asked)} claims"
     if count["cannot be told"] == len(asked):
         return f"None of {what} can be decided."
     clauses = [f"{number} {_ANSWERED[answer][number > 1]}" for answer, number in count.items() if number]

@@ -64,17 +64,19 @@ def page(
         InputError: if a cell of the study is missing or damaged.
     """
     in_tables = {dataset: tables.headline(own) + tables.beside(own) for dataset, own in columns.items()}
+    retained = "" if any(verdict.claim.is_the_papers for verdict in decided) else findings.retention(study, columns)
     return rendered(
         _FOLDER,
         "page.html.j2",
         title=findings.title(study),
-        message=findings.message(decided),
+        message=retained or findings.verdict_count(decided),
+        lead=findings.verdict_count(decided) if retained else "",
         style=chart_style() + (_FOLDER / "page.css").read_text(encoding="utf-8"),
         inline=inline,
         rows=findings.rows(study),
         judges=findings.judges(study),
         colours={model: _colour(study, model) for model in (BASE, *study.adapters)},
-        verdicts=asked_by(study, decided),
+        verdicts=asked_by(decided),
         parts=[_part(study, dataset, own, rates[dataset]) for dataset, own in columns.items()],
         definitions=definitions(study, in_tables),
         about=about,

@@ -197,7 +197,7 @@ def report_text(
 ) -> str:
     """The whole report, as Markdown."""
     parts = [f"# {title(study)}", "", *(f"- {line}" for line in said)]
-    for heading, own_verdicts in asked_by(study, decided).items():
+    for heading, own_verdicts in asked_by(decided).items():
         parts += ["", f"## {heading}", "", *_verdict_lines(own_verdicts)]
     for dataset, own in columns.items():
         parts += ["", f"## {dataset}", "", *_of_dataset(study, dataset, own, rates[dataset])]
@@ -233,8 +233,6 @@ def _of_dataset(
 
 
 def _verdict_lines(decided: Sequence[Verdict]) -> list[str]:
-    if not decided:
-        return ["There are none in this study."]
     count = counted(decided)
     lines = [f"{len(decided)} in all. Hold here: {count['holds']}. Do not hold: {count['does not hold']}. "
              f"Cannot be told at this size: {count['cannot be told']}.", ""]  # fmt: skip

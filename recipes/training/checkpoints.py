@@ -36,7 +36,7 @@ from monolora.model_files import (
     write_older_names,
 )
 from monolora.recipes.training.arguments import LATEST, AdapterArguments, LoraArguments, RunArguments
-from monolora.run_record import RESUME, RunRecord
+from monolora.run_record import RunRecord, after_full_disk
 from monolora.terminal import say
 
 STAGING = ".saving"
@@ -112,7 +112,7 @@ class AtomicCheckpoints(Trainer):
         self._remove_staging(staging)  # what a killed run may have left
         self.accelerator.wait_for_everyone()
         try:
-            with saving(output, RESUME):
+            with saving(output, after_full_disk(output)):
                 yield staging
         finally:
             self._remove_staging(staging)

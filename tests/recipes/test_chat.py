@@ -194,7 +194,7 @@ def test_wrong_commands_do_not_end_the_chat(chat: Chat, chatty: Chatty, adapted:
     messages = (
         "Unknown command '/unts'; .* Did you mean /units?",
         "'0.q_proj' names no unit. Write MODULE:NUMBER",
-        "Unknown module '0.k'",
+        "There is no unit 0.k.1",
         "model.layers.0.self_attn.q_proj has no unit 9.",
         "Which units? /on 12.self_attn.q_proj:3, or /on all.",
         "/units takes a number, as /units 30, and not many.",

@@ -110,6 +110,7 @@ def test_a_mixture_and_its_page(report: Cli, write_rows: Write, tmp_path: Path) 
         (["ROWS", "--split", "test"], "Unknown split of"),
         (["demo", "--out", "nowhere/page.html"], "there is no folder nowhere"),
         (["demo", "--out", "."], "is a folder"),
+        (["demo", "--out", "page"], "Give page.html"),
         (["demo", "--max-length", "0"], "--max-length must be at least 1"),
         ([], "The following arguments are required: DATASET"),
     ],

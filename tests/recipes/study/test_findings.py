@@ -28,13 +28,13 @@ def _decided(source: str, *answers: Answer) -> list[Verdict]:
         ),
         (_decided("table 2", "holds", "holds") + _decided("ours", "does not hold"),
          "Of the paper’s 2 claims, 2 hold here."),
-        (_decided("ours", "does not hold", "holds"), "Of 2 questions, 1 holds here and 1 does not hold."),
-        (_decided("ours", "cannot be told", "cannot be told"), "None of 2 questions can be decided."),
-        ([], "The study measured, and asked nothing."),
+        (_decided("ours", "does not hold", "holds"), "Of 2 claims, 1 holds here and 1 does not hold."),
+        (_decided("ours", "cannot be told", "cannot be told"), "None of 2 claims can be decided."),
+        ([], "The study measured, and tested no claim."),
     ],
 )  # fmt: skip
 def test_the_message_counts_verdicts(decided: list[Verdict], said: str) -> None:
-    assert findings.message(decided) == said
+    assert findings.verdict_count(decided) == said
 
 
 def _values(unit: str = "%", **by_model: list[list[float]]) -> Values:
@@ -51,6 +51,21 @@ def test_a_panel_compares_the_tested_adapter_with_the_control() -> None:
     same = _values(LoRA=[[50.0, 50.0]] * 2, MonoLoRA=[[50.0, 50.0]] * 2)
     assert "MonoLoRA" in findings.compared(STUDY, same)
     assert findings.compared(STUDY, _values(LoRA=[[1.0, 2.0]])) == ""
+
+
+def test_retention_is_said_of_each_data_set_that_measures_it() -> None:
+    column = Column(metric="still refused", aspect="safety", set="s", title="t", group="", description="", unit="%")
+    kept = Values(
+        column, np.ones(2), {"LoRA": np.array([[0.0, 100.0]] * 2), "MonoLoRA": np.array([[100.0, 100.0]] * 2)}
+    )
+    none = kept._replace(by_model={"LoRA": kept.by_model["LoRA"]})
+    said = "On sst2 and dolly, MonoLoRA keeps 100.0 % and 100.0 % of the base’s refusals, LoRA 50.0 % and 50.0 %."
+    assert (
+        findings.retention(STUDY, {"sst2": [kept], "dolly": [kept, kept._replace(weights_P=np.array([1.0, 0.0]))]})
+        == said
+    )
+    assert findings.retention(STUDY, {"sst2": [kept], "dolly": columns()}).startswith("On sst2, MonoLoRA keeps 100.0 %")
+    assert findings.retention(STUDY, {"sst2": [none], "dolly": columns()}) == ""
 
 
 def test_the_figure_of_means_names_the_first_column() -> None:

@@ -57,18 +57,31 @@ def test_a_preference_trainer_resumes_bit_for_bit(
     assert state["global_step"] == 4
 
 
+@pytest.mark.parametrize(
+    ("failing", "left", "fix"),
+    [
+        ("checkpoint-4", ["checkpoint-2"], "resume with --resume-from-checkpoint"),
+        ("checkpoint-2", [], "give the same command again"),
+    ],
+)
 def test_a_checkpoint_that_fails_is_not_there(
-    chat_model: Path, chat_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failing: str,
+    left: list[str],
+    fix: str,
+    chat_model: Path,
+    chat_tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trainer = _trainer(chat_model, chat_tokenizer, tmp_path / "run")
     save = trainer._save_rng_state
 
     def full(output_dir: str) -> None:
-        if output_dir.endswith("checkpoint-4"):
+        if output_dir.endswith(failing):
             raise OSError(28, "No space left on device")
         save(output_dir)
 
     monkeypatch.setattr(trainer, "_save_rng_state", full)
-    with pytest.raises(SaveError, match=r"No space left on device.* resume with --resume-from-checkpoint"):
+    with pytest.raises(SaveError, match=f"No space left on device.* {fix}"):
         trainer.train()
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint-2"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == left
