@@ -59,7 +59,7 @@ def retention(study: Study, columns: Mapping[str, Sequence[Values]]) -> str:
 def _share(values: Values, model: str) -> str:
     estimate = values.mean(model)
     assert estimate is not None
-    return f"{_short(values, estimate.mean)} %"
+    return f"{_short(values, estimate.mean)}\N{NO-BREAK SPACE}%"
 
 
 def verdict_count(decided: Sequence[Verdict]) -> str:

@@ -59,12 +59,12 @@ def test_retention_is_said_of_each_data_set_that_measures_it() -> None:
         column, np.ones(2), {"LoRA": np.array([[0.0, 100.0]] * 2), "MonoLoRA": np.array([[100.0, 100.0]] * 2)}
     )
     none = kept._replace(by_model={"LoRA": kept.by_model["LoRA"]})
-    said = "On sst2 and dolly, MonoLoRA keeps 100.0 % and 100.0 % of the base’s refusals, LoRA 50.0 % and 50.0 %."
+    both = findings.retention(STUDY, {"sst2": [kept], "dolly": [kept, none]}).replace("\xa0", " ")
     assert (
-        findings.retention(STUDY, {"sst2": [kept], "dolly": [kept, kept._replace(weights_P=np.array([1.0, 0.0]))]})
-        == said
+        both == "On sst2 and dolly, MonoLoRA keeps 100.0 % and 100.0 % of the base’s refusals, LoRA 50.0 % and 50.0 %."
     )
-    assert findings.retention(STUDY, {"sst2": [kept], "dolly": columns()}).startswith("On sst2, MonoLoRA keeps 100.0 %")
+    one = findings.retention(STUDY, {"sst2": [kept], "dolly": columns()})
+    assert one.startswith("On sst2, MonoLoRA keeps 100.0")
     assert findings.retention(STUDY, {"sst2": [none], "dolly": columns()}) == ""
 
 
