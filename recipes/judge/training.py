@@ -17,7 +17,6 @@ from transformers import (
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -30,6 +29,7 @@ from monolora.errors import RunError
 from monolora.recipes.judge.model import Example
 from monolora.recipes.settings import Judge
 from monolora.recipes.training.data_checks import check_finite
+from monolora.recipes.training.sampling import LengthGrouping
 
 RESAMPLES = 2000
 
@@ -228,7 +228,7 @@ def train(
     for module in model.modules():
         if isinstance(module, nn.Dropout):  # its random numbers take a third of the time on a CPU
             module.p = 0.0
-    trainer = Trainer(
+    trainer = _JudgeTrainer(
         model=model,
         args=_arguments(settings, validates=bool(validation), folder=folder),
         train_dataset=_features(training),
@@ -246,6 +246,11 @@ def train(
     if validation:
         best.restore(model)
     return Trained(best.epoch if validation else settings.epochs, best.auc, history)
+
+
+class _JudgeTrainer(LengthGrouping):
+    def row_lengths(self, rows: Any) -> list[int]:
+        return [len(row["input_ids"]) for row in rows]
 
 
 def _optimizer(model: PreTrainedModel, settings: Judge) -> torch.optim.Optimizer:

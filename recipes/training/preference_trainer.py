@@ -13,7 +13,7 @@ from trl import DPOTrainer, KTOConfig, KTOTrainer
 from monolora.keep.keeper import Keeper
 from monolora.recipes.training.checkpoints import REFERENCE, AtomicCheckpoints
 from monolora.recipes.training.keeping import WithKeepers
-from monolora.recipes.training.trainer import LengthGrouping
+from monolora.recipes.training.sampling import LengthGrouping
 from monolora.recipes.training.validation import WithValidation
 
 

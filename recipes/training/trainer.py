@@ -6,68 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 from transformers.modeling_outputs import ModelOutput
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTTrainer
 
 from monolora.data.chat_template import IGNORED
 from monolora.keep.keeper import Keeper
 from monolora.recipes.training.checkpoints import AtomicCheckpoints
 from monolora.recipes.training.keeping import WithKeepers
+from monolora.recipes.training.sampling import LengthGrouping
 from monolora.recipes.training.validation import WithValidation
 from monolora.shared_prefix import backbone, shared_prefix, unsupported
 from monolora.terminal import STDERR
-
-
-class LengthGrouping(Trainer):
-    """A trainer whose ``group_by_length`` has an order of seed and epoch alone. Mix it in before the trainer."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        args, processes = self.args, self.accelerator.num_processes
-        return GroupedByLength(
-            args.train_batch_size * args.gradient_accumulation_steps * processes,
-            self.row_lengths(rows),
-            args.seed if args.data_seed is None else args.data_seed,
-        )
-
-    def row_lengths(self, rows: Any) -> list[int]:
-        """Tokens of each row."""
-        return [len(ids) for ids in rows["input_ids"]]
-
-
-class GroupedByLength(LengthGroupedSampler):
-    """transformers' sampler, with an order of seed and epoch alone.
-
-    Unmodified, it draws from torch's global generator, and a resumed run would see other batches than an uninterrupted
-    one.
-
-    Args:
-        batch_size: examples of an optimizer step over all processes, so that the order depends neither on their number
-            nor on how a step is divided.
-        lengths: of all examples, in tokens.
-        seed: of the order.
-    """
-
-    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=list(lengths), generator=torch.Generator())
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate when an epoch begins."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        mixed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
-        self.generator.manual_seed(int(mixed[0]))
-        return super().__iter__()
 
 
 @contextmanager
