@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ def read_prompts(
                 part.append(example)
         Random(0).shuffle(part)
         parts.append(part)
-    examples = [example for turn in _in_turn(parts) for example in turn][:most]
+    examples = list(_in_turn(parts, Random(0)))[:most]
     if not examples:
         raise InputError(
             f"{flag} {' '.join(words)}: all {evaluated} prompts are used by the evaluation, the task's test or another "
@@ -114,9 +114,12 @@ def read_prompts(
     return AnchorPrompts(examples, evaluated)
 
 
-def _in_turn(parts: Sequence[list[Example]]) -> Iterable[list[Example]]:
+def _in_turn(parts: Sequence[list[Example]], random: Random) -> Iterator[Example]:
+    """One of each part in turn, in an order of each turn's own: every tenth, which is held out, is of every part."""
     for index in range(max(map(len, parts))):
-        yield [part[index] for part in parts if index < len(part)]
+        turn = [part[index] for part in parts if index < len(part)]
+        random.shuffle(turn)
+        yield from turn
 
 
 def _read(name: str, label: str | None) -> list[Example]:

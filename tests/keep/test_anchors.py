@@ -42,6 +42,17 @@ def test_embedded_sets_in_equal_parts_without_a_network() -> None:
     assert read_prompts(["chat,refusals"], 60).examples[:40] == examples
 
 
+@pytest.mark.parametrize("names", [["chat", "refusals"], ["chat", "contrasts", "refusals", "contrast-pairs"]])
+def test_held_out_prompts_are_of_every_set(names: list[str]) -> None:
+    """A tenth of each, or nearly so: every tenth of sets in a fixed turn would be of the first set alone."""
+    examples = read_prompts(names, 400).examples
+    anchors = divided([Anchor([index], [1]) for index in range(len(examples))])
+    held_out = [examples[anchor.context[0]].instruction for anchor in anchors.held_out]
+    for name in names:
+        own = {prompt.instruction for prompt in prompt_sets.load(name).prompts}
+        assert sum(text in own for text in held_out) >= 0.4 * len(held_out) / len(names)
+
+
 def test_files_with_prompts_and_with_messages(write_rows: Write) -> None:
     """One example a row; what a conversation ends with is not part of the prompt."""
     prompts = write_rows([{"prompt": "How are you?"}, {"prompt": "how  are YOU?"}, {"prompt": "Bye"}], "p.jsonl")
