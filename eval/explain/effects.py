@@ -32,7 +32,7 @@ from monolora.eval.explain.ablations import (
 from monolora.eval.explain.features import Counted, TokenTexts, merged_contexts
 from monolora.eval.explain.records import Ablations, Contrast, DatasetFeatures, UnitLogits
 from monolora.eval.explain.settings import Settings
-from monolora.eval.explain.text_sets import TextSet
+from monolora.eval.explain.text_sets import TextSet, spread
 from monolora.eval.judges import Judge, JudgeOptions
 from monolora.eval.score import question
 from monolora.eval.store import OK
@@ -189,7 +189,7 @@ def ablations(
 def _next_token(
     inference: Inference, layout: Layout, text_set: TextSet, taken_out: Sequence[Ablation], settings: Settings
 ) -> list[Effect]:
-    chosen = _spread(len(text_set.examples), settings.ablation_prompts)
+    chosen = spread(len(text_set.examples), settings.ablation_prompts)
     if text_set.task_labels:
         prompts = [
             scored_prompt(text_set.examples[number], text_set.task_labels, inference.tokenizer) for number in chosen
@@ -210,7 +210,7 @@ def _responses(
     settings: Settings,
     logs: Path,
 ) -> list[Effect]:
-    chosen = _spread(len(text_set.examples), settings.safety_prompts)
+    chosen = spread(len(text_set.examples), settings.safety_prompts)
     examples = [text_set.examples[number] for number in chosen]
     responses = ablated_responses(
         inference.model,
@@ -224,11 +224,6 @@ def _responses(
         adapter=layout.adapter,
     )
     return judged_effects(responses, panel, logs)
-
-
-def _spread(texts: int, most: int) -> list[int]:
-    """Indices of texts, evenly over all of them: data sets are often sorted."""
-    return np.unique(np.linspace(0, texts - 1, min(most, texts)).round().astype(int)).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)

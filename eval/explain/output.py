@@ -8,7 +8,7 @@
 Without pandas, ``about`` is the JSON in the schema's metadata under ``PANDAS_ATTRS``. It has ``adapter``, ``method``,
 ``model`` and how it was ``made``; by name, ``datasets`` (texts, tokens, labels, the number of ``strongest`` texts and
 their consistency by ``chance``), ``measures`` of the ablations (prompts, the ``adapted`` model's score, and the change
-with ``everything`` taken out together) and ``contrasts`` (number of texts). Unknown values are null.
+with ``everything`` taken out together), ``contrasts`` (number of texts) and the ``scores``. Unknown values are null.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from monolora.eval.explain.explorer import explorer_page, module_parts
-from monolora.eval.explain.records import Change, Contrast, DatasetFeatures, End, Explained
+from monolora.eval.explain.records import Change, Contrast, DatasetFeatures, End, Explained, Score
 from monolora.eval.explain.text_sets import TextSet
 from monolora.files import saving, write_json, write_text
 from monolora.runs import RUN, Kind, OutputFolder
+from monolora.stats import Estimate
 
 # Names of the ends; units without a sign have only the first.
 _ENDS = ("strongest", "lowest")
@@ -68,8 +69,22 @@ def _about(explained: Explained) -> dict[str, Any]:
             _name(pair): {"a": pair.a, "b": pair.b, "texts_a": pair.texts_a, "texts_b": pair.texts_b}
             for pair in explained.contrasts
         },
+        "scores": score_records(explained.scores),
         "made": dict(explained.origin),
     }
+
+
+def score_records(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """As JSON: estimates with ``mean``, ``low``, ``high`` and ``p``."""
+    return [
+        {
+            key: {name: getattr(value, name) for name in ("mean", "low", "high", "p")}
+            if isinstance(value, Estimate)
+            else value
+            for key, value in score._asdict().items()
+        }
+        for score in scores
+    ]
 
 
 def _name(contrast: Contrast) -> str:
@@ -101,6 +116,9 @@ def _of_dataset(dataset: DatasetFeatures, explained: Explained) -> Iterator[tupl
     yield "firing_rate", dataset.firing
     for name in ("mean", "std", "max", "min", "effect", "consistency", "information", "information_q"):
         yield name, vars(dataset)[name]
+    if dataset.probe is not None:
+        yield "probe", dataset.probe
+        yield "probe_label", dataset.probe_label
     yield "histogram", list(dataset.histogram_UE)
     yield "histogram_edges", [dataset.edges] * len(explained.units)
     for name, end in zip(_ENDS, dataset.ends, strict=False):
@@ -196,5 +214,6 @@ def record(explained: Explained, text_sets: Sequence[TextSet]) -> dict[str, Any]
             },
             "everything": [change._asdict() for change in ablations.everything],
         },
+        "scores": score_records(explained.scores),
         "made": dict(explained.origin),
     }

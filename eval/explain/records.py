@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from monolora.stats import Estimate
 from monolora.units import UnitName
 
 Floats = NDArray[np.float64]
@@ -102,6 +103,9 @@ class DatasetFeatures:
         information_q: false discovery rate of that information being above 0; NaN without labels.
         partners: by unit, the units whose activations go most with its own, strongest correlation first.
         ends: one, or two of signed units (highest, then lowest).
+        probe: balanced accuracy of a probe on the unit alone, on texts that it was not fitted on; None if not
+            scored.
+        probe_label: the label that the probe is of.
     """
 
     name: str
@@ -126,6 +130,8 @@ class DatasetFeatures:
     information_q: Floats
     partners: list[list[Partner]]
     ends: list[End]
+    probe: Floats | None = None
+    probe_label: list[str] | None = None
 
 
 class UnitLogits(NamedTuple):
@@ -221,6 +227,31 @@ class Contrast:
     firing_b: Floats
 
 
+class Score(NamedTuple):
+    """A score of all units together, beside that of random units.
+
+    Attributes:
+        kind: which one, a key of :data:`monolora.eval.explain.score_report.KINDS`.
+        dataset: the texts' name.
+        of: what is told or measured on it: a label, or a measure.
+        units: how many of the units it is of, those selected for it; None for all.
+        share: of the tokens, on which each unit fires at most; 1 for the units as trained.
+        texts: that it is measured on.
+        own, random, difference: of the adapter's units, of random ones, and of the first minus the second; None where
+            there is none.
+    """
+
+    kind: str
+    dataset: str
+    of: str
+    units: int | None
+    share: float
+    texts: int
+    own: Estimate | None
+    random: Estimate | None
+    difference: Estimate | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Explained:
     """An adapter's explanation.
@@ -238,6 +269,7 @@ class Explained:
         contrasts: may be empty.
         origin: settings, versions and fingerprints of the explanation.
         is_prunable: whether ``monolora prune`` can take single units out.
+        scores: of all units together; empty if none was requested.
     """
 
     title: str
@@ -252,3 +284,4 @@ class Explained:
     contrasts: list[Contrast]
     origin: Mapping[str, Any]
     is_prunable: bool = True
+    scores: list[Score] = field(default_factory=list)

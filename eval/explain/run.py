@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from monolora.eval.explain.features import (
 )
 from monolora.eval.explain.output import KIND, LOGS, whole_explanation, write
 from monolora.eval.explain.records import DatasetFeatures, Explained
+from monolora.eval.explain.scores import Reading, probe_scores, read_units, unit_probes
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet, load
 from monolora.explain import Layout, collect
@@ -91,6 +92,8 @@ def _check_ranking(planned: Plan, settings: Settings) -> None:
         raise InputError("--ablate-by information needs a data set with labels. Name one with --dataset.")
     if ranked and settings.ablate_by == "contrast" and not planned.contrasts:
         raise InputError("--ablate-by contrast needs a contrast. Give one with --contrast.")
+    if settings.score and not any(texts.labels for texts in planned.text_sets.values()):
+        raise InputError("--score needs a data set with labels. Name one with --dataset.")
 
 
 def explain(adapter: str, settings: Settings) -> Explained:
@@ -123,6 +126,8 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
     for name, text_set in planned.text_sets.items():
         counted[name], of_dataset = _pass(inference, text_set, planned.grouping(name), settings)
         features.append(of_dataset)
+    readings = read_units(inference, layout, planned.text_sets, settings.score_texts) if settings.score else []
+    features = [_with_probes(of_dataset, readings) for of_dataset in features]
     first = next(iter(planned.text_sets.values()))
     contrasts = [contrasted(pair, counted) for pair in planned.contrasts]
     chosen = chosen_units(layout, fixed, features, contrasts, settings)
@@ -139,6 +144,7 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
             ablations=ablations(inference, layout, fixed, chosen, planned.text_sets, panel, settings, folder / LOGS),
             contrasts=contrasts,
             is_prunable=_is_prunable(adapter),
+            scores=probe_scores(readings),
             origin={
                 "settings": asdict(settings),
                 "adapter_fingerprint": fingerprint_files(adapter),
@@ -150,6 +156,14 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
         )
         write(folder, explained, planned.text_sets)
     return explained
+
+
+def _with_probes(features: DatasetFeatures, readings: Sequence[Reading]) -> DatasetFeatures:
+    for reading in readings:
+        if reading.name == features.name:
+            probes = unit_probes(reading)
+            return replace(features, probe=probes.accuracy, probe_label=probes.label)
+    return features
 
 
 def _is_prunable(adapter: str) -> bool:

@@ -67,6 +67,8 @@ class Settings(Flags):
         "judges of these answers: refusal, classifier:MODEL, …, as for monolora eval; with commas",
         type=words,
     )
+    score: bool = setting(False, "scores of the units, each beside that of random units: sparse probing of the labels")
+    score_texts: int = setting(400, "labelled texts of each data set for these scores", type=int, at_least=1)
     trust_remote_code: bool = setting(False, TRUST_HELP)
     compare: tuple[str, ...] = setting(
         (),

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
@@ -112,6 +113,11 @@ class TextSet:
         rows = [[*example.content(), group] for example, group in zip(self.examples, self.groups, strict=True)]
         content = json.dumps([rows, self.labels, self.part], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def spread(texts: int, most: int) -> list[int]:
+    """Indices of texts, evenly over all of them: data sets are often sorted."""
+    return np.unique(np.linspace(0, texts - 1, min(most, texts)).round().astype(int)).tolist()
 
 
 def load(name: str, most: int, split: str | None = None, label_column: str = "label") -> TextSet:

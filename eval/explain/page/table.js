@@ -28,6 +28,9 @@ function columnsOf() {
       { id: "information", title: "information", unit: "bits", width: 7, values: columns.information, show: fixed(3), help: "mutual information of its mean activation on a text and the text’s label" },
     );
   }
+  if (columns.probe) {
+    list.push({ id: "probe", title: "probe", unit: "%", width: 5.2, isMore: true, values: columns.probe, show: percent, help: "balanced accuracy of a probe on this unit alone, for the label that it tells best; 50 % by chance" });
+  }
   data.measures.forEach(([title, unit, of], place) => list.push(
     { id: `ablation-${place}`, title: `${of} ${title}`, unit, lead: "taken out:", width: 6, isMore: true, values: data.changes[place], show: shortChange, help: `change of ${title} on ${of} when the unit is taken out` }));
   data.contrasts.forEach(({ a, b, auc }, place) => list.push(

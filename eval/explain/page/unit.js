@@ -53,6 +53,7 @@ function facts(unit, line) {
     list.push(
       fact("texts it fires on", `${percent(whereFires)} %`, "of one label"),
       fact("information", `${fixed(3)(columns.information[unit])}`, "bits", `q ${probability(q)}`));
+    if (columns.probe) list.push(fact("probe alone", `${percent(columns.probe[unit])} %`, words[dataset().told[unit]], "chance 50 %"));
   }
   return make("dl", "facts-of", ...list.filter(Boolean));
 }
