@@ -20,6 +20,7 @@ import numpy as np
 from monolora.eval.explain.finding import finding
 from monolora.eval.explain.records import Context, Contrast, Counts, DatasetFeatures, End, Explained, UnitLogits
 from monolora.eval.explain.score_report import RANDOM, score_tables
+from monolora.eval.explain.settings import KEPT
 from monolora.reporting.html import flat, rendered, script_json, script_lines
 
 LEVELS = 999
@@ -65,6 +66,7 @@ def explorer_data(explained: Explained) -> ExplorerData:
         "modules": module_parts(modules),
         "module": [module_index[name.module] for name in explained.units],
         "number": [name.unit for name in explained.units],
+        "kept": next((k for k, dataset in enumerate(explained.datasets) if dataset.name == KEPT), None),
         "datasets": [_dataset_head(dataset, strings) for dataset in explained.datasets],
         "measures": [
             [measure.title, measure.unit, measure.dataset, measure.prompts, number(measure.adapted)]
@@ -281,6 +283,7 @@ def explorer_page(explained: Explained) -> str:
         made=list(flat(explained.origin)),
         scores=score_tables(explained.scores),
         random=RANDOM,
+        has_kept=data.head["kept"] is not None,
         data=script_json(data.head),
         common=script_lines(data.common),
         datasets=map(script_lines, data.datasets),

@@ -27,7 +27,7 @@ from monolora.eval.explain.output import KIND, LOGS, whole_explanation, write
 from monolora.eval.explain.records import DatasetFeatures, Explained
 from monolora.eval.explain.scores import Reading, probe_scores, read_units, unit_probes
 from monolora.eval.explain.settings import Settings
-from monolora.eval.explain.text_sets import TextSet, load
+from monolora.eval.explain.text_sets import TextSet, load, load_kept
 from monolora.explain import Layout, collect
 from monolora.explain.ablation import why_not_ablated
 from monolora.hub import local_path, resolve_model
@@ -56,7 +56,7 @@ class Plan(NamedTuple):
         return Grouping(self.text_sets[name].labels, name in self.by_answer)
 
 
-def plan(settings: Settings) -> Plan:
+def plan(adapter: str, settings: Settings) -> Plan:
     """Read the data sets.
 
     Raises:
@@ -65,6 +65,9 @@ def plan(settings: Settings) -> Plan:
     text_sets = {
         name: load(name, settings.max_texts, settings.split, settings.label_column) for name in settings.datasets()
     }
+    kept = _kept(adapter, settings)
+    if kept is not None:
+        text_sets[kept.name] = kept
     if settings.content_note:
         text_sets = {name: replace(text_set, is_safety=True) for name, text_set in text_sets.items()}
     for text_set in text_sets.values():
@@ -84,6 +87,17 @@ def plan(settings: Settings) -> Plan:
         planned.grouping(group.dataset).members(group.group, group.dataset)
     _check_ranking(planned, settings)
     return planned
+
+
+def _kept(adapter: str, settings: Settings) -> TextSet | None:
+    """The kept prompts; None, and a line that says so, where those of the adapter's run cannot be read."""
+    try:
+        return load_kept(adapter, settings.keep_prompts, settings.max_texts)
+    except InputError as error:
+        if settings.keep_prompts:
+            raise
+        STDERR.print(f"The silence on kept prompts is not measured, as they cannot be read: {error}")
+        return None
 
 
 def _check_ranking(planned: Plan, settings: Settings) -> None:
@@ -117,7 +131,7 @@ def check_output(folder: OutputFolder, adapter: str, settings: Settings) -> None
 def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
     check_output(out, adapter, settings)
     config = adapter_config(adapter)
-    planned, panel = plan(settings), make_panel(settings)
+    planned, panel = plan(adapter, settings), make_panel(settings)
     model, tokenizer = load_adapted(adapter, settings.model, dtype=settings.dtype)
     layout, fixed = Layout.of(model), why_not_ablated(model)
     check_ablations(fixed, layout, planned.text_sets, settings)

@@ -42,6 +42,7 @@ function facts(unit, line) {
   const [mean, deviation, whereFires, q] = line.n;
   const list = [
     fact("fires on", `${percent(columns.firing[unit])} %`, "of tokens"),
+    data.kept !== null && state.dataset !== data.kept && fact("kept prompts", `${percent(keptFiring(unit))} %`, "of tokens"),
     fact("effect", `${effect(columns.effect[unit])} %`, "of the module’s output"),
     fact("highest", short(columns.max[unit])),
     data.signed && fact("lowest", short(columns.min[unit])),

@@ -86,7 +86,20 @@ def test_a_table_has_a_line_for_each_number_of_units() -> None:
 @pytest.fixture(scope="module")
 def scored(evaluated: Evaluated, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scored") / "out"
-    words = ["--dataset", "demo", "--max-texts", "32", "--ablate", "0", "--logit-contexts", "0", "--dtype", "float32"]
+    words = [
+        "--dataset",
+        "demo",
+        "--keep-prompts",
+        "refusals",
+        "--max-texts",
+        "32",
+        "--ablate",
+        "0",
+        "--logit-contexts",
+        "0",
+        "--dtype",
+        "float32",
+    ]
     assert cli.main(["explain", str(evaluated.mono), *words, "--score", "--out", str(out)]) == 0
     return out
 
@@ -101,6 +114,8 @@ def test_scores_are_in_the_record_the_table_and_the_page(scored: Path) -> None:
     assert frame.attrs["monolora"]["scores"] == scores
     page = (scored / "explorer.html").read_text()
     assert "Sparse probing: demo" in page
+    assert frame["kept.firing_rate"].between(0, 1).all()
+    assert "prompts, of refusals" in frame.attrs["monolora"]["datasets"]["kept"]["note"].lower()
 
 
 def test_scores_need_labels(evaluated: Evaluated, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
