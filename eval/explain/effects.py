@@ -30,7 +30,7 @@ from monolora.eval.explain.ablations import (
     summarised,
 )
 from monolora.eval.explain.features import Counted, TokenTexts, merged_contexts
-from monolora.eval.explain.records import Ablations, Contrast, DatasetFeatures, UnitLogits
+from monolora.eval.explain.records import Ablations, Contrast, DatasetFeatures, Floats, UnitLogits
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet, spread
 from monolora.eval.judges import Judge, JudgeOptions
@@ -176,14 +176,17 @@ def ablations(
     every = [unit for unit in layout.units if unit.module not in fixed]
     taken_out: list[Ablation] = [*([layout.units[index]] for index in indices), every]
     effects: list[Effect] = []
+    kl: dict[str, Floats] = {}
     for text_set in text_sets.values():
         if text_set.part != "text":
             continue
-        effects += _next_token(inference, layout, text_set, taken_out, settings)
+        of_next_token = _next_token(inference, layout, text_set, taken_out, settings)
+        effects += of_next_token
+        kl[text_set.name] = of_next_token[0].changes_KP[:-1]
         if text_set.is_safety and settings.safety_prompts:
             effects += _responses(inference, layout, text_set, taken_out, panel, settings, logs)
     summary = summarised(effects, indices) if effects else Ablations()
-    return replace(summary, everything=[]) if fixed else summary
+    return replace(summary, everything=[] if fixed else summary.everything, kl=kl)
 
 
 def _next_token(

@@ -140,6 +140,7 @@ def _dataset_head(dataset: DatasetFeatures, strings: Strings) -> dict[str, Any]:
         "consistency": numbers(strongest.consistency),
         "information": numbers(dataset.information),
         "q": numbers(dataset.information_q),
+        "faithfulness": None if dataset.faithfulness is None else numbers(dataset.faithfulness),
         "probe": None if dataset.probe is None else numbers(dataset.probe),
     }
     return {

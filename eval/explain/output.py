@@ -119,6 +119,8 @@ def _of_dataset(dataset: DatasetFeatures, explained: Explained) -> Iterator[tupl
     if dataset.probe is not None:
         yield "probe", dataset.probe
         yield "probe_label", dataset.probe_label
+    if dataset.faithfulness is not None:
+        yield "faithfulness", dataset.faithfulness
     yield "histogram", list(dataset.histogram_UE)
     yield "histogram_edges", [dataset.edges] * len(explained.units)
     for name, end in zip(_ENDS, dataset.ends, strict=False):

@@ -106,6 +106,8 @@ class DatasetFeatures:
         probe: balanced accuracy of a probe on the unit alone, on texts that it was not fitted on; None if not
             scored.
         probe_label: the label that the probe is of.
+        faithfulness: correlation over prompts of the unit's activations with the effect of taking it out (square root
+            of the KL of the next token); NaN where that is unknown, None if not scored.
     """
 
     name: str
@@ -132,6 +134,7 @@ class DatasetFeatures:
     ends: list[End]
     probe: Floats | None = None
     probe_label: list[str] | None = None
+    faithfulness: Floats | None = None
 
 
 class UnitLogits(NamedTuple):
@@ -197,11 +200,13 @@ class Ablations:
         measures: what was measured.
         changes: by index in ``Explained.units`` for those ablated one at a time, one change a measure.
         everything: the changes with all units taken out together; empty where these were not.
+        kl: by data set, the KL of the next token without each of these units, by prompt, shape ``(K, P)``.
     """
 
     measures: list[Measure] = field(default_factory=list)
     changes: dict[int, list[Change]] = field(default_factory=dict)
     everything: list[Change] = field(default_factory=list)
+    kl: Mapping[str, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from monolora.eval.explain.features import (
 )
 from monolora.eval.explain.output import KIND, LOGS, whole_explanation, write
 from monolora.eval.explain.records import DatasetFeatures, Explained
-from monolora.eval.explain.scores import Reading, probe_scores, read_units, unit_probes
+from monolora.eval.explain.scores import Scored, score
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet, load, load_kept
 from monolora.explain import Layout, collect
@@ -140,12 +140,14 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
     for name, text_set in planned.text_sets.items():
         counted[name], of_dataset = _pass(inference, text_set, planned.grouping(name), settings)
         features.append(of_dataset)
-    readings = read_units(inference, layout, planned.text_sets, settings.score_texts) if settings.score else []
-    features = [_with_probes(of_dataset, readings) for of_dataset in features]
     first = next(iter(planned.text_sets.values()))
     contrasts = [contrasted(pair, counted) for pair in planned.contrasts]
     chosen = chosen_units(layout, fixed, features, contrasts, settings)
     with whole_explanation(out) as folder:
+        measured = ablations(inference, layout, fixed, chosen, planned.text_sets, panel, settings, folder / LOGS)
+        scored = (
+            score(inference, layout, planned.text_sets, features, measured, settings) if settings.score else Scored()
+        )
         explained = Explained(
             title=f"The units of {Path(adapter).name}",
             adapter=adapter,
@@ -153,12 +155,12 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
             model=model.name_or_path if settings.model is None else settings.model,
             is_signed=layout.signed,
             units=layout.units,
-            datasets=features,
+            datasets=list(map(scored.beside, features)),
             logits=unit_logits(inference, layout, fixed, first, counted[first.name], settings),
-            ablations=ablations(inference, layout, fixed, chosen, planned.text_sets, panel, settings, folder / LOGS),
+            ablations=measured,
             contrasts=contrasts,
             is_prunable=_is_prunable(adapter),
-            scores=probe_scores(readings),
+            scores=scored.scores,
             origin={
                 "settings": asdict(settings),
                 "adapter_fingerprint": fingerprint_files(adapter),
@@ -170,14 +172,6 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
         )
         write(folder, explained, planned.text_sets)
     return explained
-
-
-def _with_probes(features: DatasetFeatures, readings: Sequence[Reading]) -> DatasetFeatures:
-    for reading in readings:
-        if reading.name == features.name:
-            probes = unit_probes(reading)
-            return replace(features, probe=probes.accuracy, probe_label=probes.label)
-    return features
 
 
 def _is_prunable(adapter: str) -> bool:

@@ -33,6 +33,27 @@ KINDS = {
         "Balanced accuracy of a logistic probe on mean activations, on texts that neither selected the units nor "
         "fitted it; chance is 50 %.",
     ),
+    "correlation": Kind(
+        "Faithfulness",
+        "r",
+        2,
+        "Correlation, over prompts, of how strongly a unit fires on a prompt with how far the next token moves there "
+        "when it is taken out (square root of the KL); the mean over the units that were taken out one at a time.",
+    ),
+    "explained": Kind(
+        "Faithfulness",
+        "R²",
+        2,
+        "The share of the variance of these effects over prompts that a line through a unit's activations explains; "
+        "the mean over units. It is above 0 by chance too, for random units as much.",
+    ),
+    "ranking": Kind(
+        "Effect as a prediction",
+        "Spearman's ρ",
+        2,
+        "Rank correlation, over the units that were taken out, of the effect that is predicted (what the unit adds to "
+        "its module's output) with the mean of the measured ones.",
+    ),
 }
 RANDOM = (
     "Below each score: its 95 % interval (bootstrap over texts), and the score of random units of the same modules "
@@ -41,7 +62,7 @@ RANDOM = (
 
 
 class Cell(NamedTuple):
-    """A score as shown."""
+    """A score as shown; empty texts for what there is none of."""
 
     value: str
     interval: str
@@ -106,7 +127,7 @@ def _cell(score: Score, kind: Kind) -> Cell:
     return Cell(
         _number(score.own, kind.decimals),
         "" if score.own is None else format_interval(score.own.low, score.own.high, kind.decimals),
-        _number(score.random, kind.decimals),
+        "" if score.random is None else f"random {_number(score.random, kind.decimals)}",
         difference is not None and difference.p is not None and difference.p < ALPHA,
     )
 
@@ -123,7 +144,7 @@ def rich_table(table: ScoreTable) -> Table:
     for units, cells in table.lines:
         texts = [
             Text(f"{cell.value}{'*' if cell.differs else ' '}")
-            + Text(f"\n{cell.interval}\nrandom {cell.random} ", style="dim")
+            + Text("".join(f"\n{line} " for line in (cell.interval, cell.random) if line), style="dim")
             for cell in cells
         ]
         printed.add_row(Text(units), *texts)

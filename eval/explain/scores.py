@@ -1,24 +1,26 @@
 """``monolora explain --score``: scores of an adapter's units that need no judge, each beside that of random units.
 
-Sparse probing: how well the best one, two and five units tell a label, against all of them, at several sparsities.
+Sparse probing: how well the best one, two and five units tell a label, against all of them. Faithfulness: how well a
+unit's activations on a prompt predict what taking it out does there.
 
-Shapes: N texts, M test texts, T tokens, U units, S shares of tokens on which units fire at most, D draws of random
-units.
+Shapes: N texts, M test texts, U units, S shares of tokens on which units fire at most, D draws of random units; K
+ablated units, P prompts, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
-from monolora.eval.explain.records import Floats, Score
+from monolora.eval.explain.records import Ablations, DatasetFeatures, Floats, Score
+from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet, spread
-from monolora.explain.collector import units_by_text
+from monolora.eval.explain.unit_reader import SHARES, UnitReader, reading
 from monolora.explain.contexts import Text
 from monolora.explain.probing import (
     Flags,
@@ -29,25 +31,15 @@ from monolora.explain.probing import (
     standardised,
     training_half,
 )
-from monolora.explain.random_units import (
-    fired_share,
-    fired_share_thresholds,
-    own_thresholds,
-    random_units,
-    shrunk,
-)
-from monolora.inference import Inference, evaluating
-from monolora.stats import SEED, Estimate, bootstrap
-from monolora.terminal import STDERR, tracked
+from monolora.inference import Inference
+from monolora.stats import RESAMPLES, SEED, Estimate, bootstrap, p_of_zero, percentile_ends, resampled_means
+from monolora.terminal import STDERR
 from monolora.units import Layout
 
-PROBE = "probe"
+PROBE, CORRELATION, EXPLAINED, RANKING = "probe", "correlation", "explained", "ranking"  # kinds of scores
 
-SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)  # of tokens on which a unit fires at most; 1 is as trained
 SELECTED = (1, 2, 5)  # units of a probe, beside all
-DRAWS = 3  # of random units
 FEWEST = 8  # texts with a label, and without it, half of which are for training
-_SAMPLE = 4096  # tokens of the training half from which thresholds are taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,104 +63,47 @@ class Reading:
     random_DSNU: Floats
 
     def concepts(self) -> Iterator[tuple[str, Flags]]:
-        """Labels that enough texts have and lack, each with the texts that have it; of two labels the last."""
-        for index, label in list(enumerate(self.labels))[1 if len(self.labels) == 2 else 0 :]:
-            has_label_N = self.group_N == index
-            if FEWEST <= has_label_N.sum() <= len(has_label_N) - FEWEST:
-                yield label, has_label_N
+        """See :func:`concepts_of`."""
+        return concepts_of(self.labels, self.group_N)
 
 
-def read_units(
-    inference: Inference, layout: Layout, text_sets: Mapping[str, TextSet], most: int, seed: int = SEED
-) -> list[Reading]:
-    """Read the adapter's and random units on every data set with labels.
+def concepts_of(labels: Sequence[str], group_N: NDArray[np.int64]) -> Iterator[tuple[str, Flags]]:
+    """Labels that enough texts have and lack, each with the texts that have it; of two labels the last."""
+    for index, label in list(enumerate(labels))[1 if len(labels) == 2 else 0 :]:
+        has_label_N = group_N == index
+        if FEWEST <= has_label_N.sum() <= len(has_label_N) - FEWEST:
+            yield label, has_label_N
+
+
+def read_labelled(reader: UnitReader, text_set: TextSet, tokenizer: Any, most: int, seed: int = SEED) -> Reading | None:
+    """Read the units on the labelled texts of a data set; None, and a line that says so, where too few have a label.
 
     Args:
-        inference: the adapted model.
-        layout: of its units.
-        text_sets: the data sets; one without enough labelled texts is left out, which is printed.
-        most: texts of each, evenly over all of them.
-        seed: of the halves and of the random units.
+        reader: of the units.
+        text_set: the data set.
+        tokenizer: of the model.
+        most: texts, evenly over all that are labelled.
+        seed: of the halves.
     """
-    readings = []
-    with evaluating(inference.model), random_units(inference.model, layout, DRAWS, seed) as random_layouts:
-        for text_set in text_sets.values():
-            reading = _read(inference, [layout, *random_layouts], text_set, most, seed) if text_set.labels else None
-            if reading is None or not any(reading.concepts()):
-                STDERR.print(f"{text_set.name} is not probed: no label that {FEWEST} texts have and {FEWEST} lack.")
-            else:
-                readings.append(reading)
-    return readings
-
-
-def _read(inference: Inference, layouts: Sequence[Layout], text_set: TextSet, most: int, seed: int) -> Reading:
     labelled = [number for number, group in enumerate(text_set.groups) if group >= 0]
     numbers = [labelled[index] for index in spread(len(labelled), most)]
-    group_N = np.array([text_set.groups[number] for number in numbers])
+    group_N = np.array([text_set.groups[number] for number in numbers], dtype=np.int64)
+    if not any(concepts_of(text_set.labels, group_N)):
+        STDERR.print(f"{text_set.name} is not probed: no label that {FEWEST} texts have and {FEWEST} lack.")
+        return None
     is_training_N = training_half(group_N, seed)
     chosen = set(numbers)
-    by_number = {
-        text.number: text for text in text_set.texts(inference.tokenizer, text_set.groups) if text.number in chosen
-    }
-    texts = [by_number[number] for number in numbers]
-    shrink = _shrinking(
-        inference, layouts, [text for text, used in zip(texts, is_training_N, strict=True) if used], seed
-    )
-    index_of = {number: index for index, number in enumerate(numbers)}
-    units = len(layouts[0].units)
-    means_DSNU = np.zeros((len(layouts), len(SHARES), len(texts), units))
-    with tracked(f"Scores on {text_set.name}", len(texts)) as step:
-        for text, all_h_TU in _units(inference, texts, layouts):
-            means_DSNU[:, :, index_of[text.number]] = [
-                [h_TU.mean(0).numpy() for h_TU in shrink[d](h_TU)] for d, h_TU in enumerate(all_h_TU)
-            ]
-            step()
+    texts = [text for text in text_set.texts(tokenizer, text_set.groups) if text.number in chosen]
+    sample = reader.sample([text for text, is_used in zip(texts, is_training_N, strict=True) if is_used])
+    own_SNU, *random_SNU = reader.text_means(text_set.name, texts, sample)
     return Reading(
         name=text_set.name,
         labels=text_set.labels,
         group_N=group_N,
         is_training_N=is_training_N,
-        own_SNU=means_DSNU[0],
-        random_DSNU=means_DSNU[1:],
+        own_SNU=own_SNU,
+        random_DSNU=np.stack(random_SNU),
     )
-
-
-def _units(
-    inference: Inference, texts: Sequence[Text], layouts: Sequence[Layout]
-) -> Iterator[tuple[Text, list[torch.Tensor]]]:
-    pad = inference.tokenizer.pad_token_id
-    return units_by_text(inference.model, texts, layouts, pad_token_id=pad, batch_size=inference.batch_size)
-
-
-Shrink = Callable[[torch.Tensor], list[torch.Tensor]]  # activations of a text at each share
-
-
-def _shrinking(inference: Inference, layouts: Sequence[Layout], texts: Sequence[Text], seed: int) -> list[Shrink]:
-    """For each layout, its units at each share, by thresholds from a sample of the training texts."""
-    own, *others = _sample(inference, layouts, texts, seed)
-    signed = layouts[0].signed
-    own_thresholds_SU = [own_thresholds(own, share) for share in SHARES]
-    shrinks = [_shrink(own_thresholds_SU, signed)]
-    for other in others:
-        if signed:
-            shrinks.append(_shrink([own_thresholds(other, share) for share in SHARES], signed))
-        else:
-            shares = [fired_share(shrunk(own, threshold_U, signed)) for threshold_U in own_thresholds_SU]
-            shrinks.append(_shrink([fired_share_thresholds(other, share_U) for share_U in shares], signed))
-    return shrinks
-
-
-def _shrink(thresholds_SU: Sequence[torch.Tensor], signed: bool) -> Shrink:
-    return lambda h_TU: [shrunk(h_TU, threshold_U, signed) for threshold_U in thresholds_SU]
-
-
-def _sample(inference: Inference, layouts: Sequence[Layout], texts: Sequence[Text], seed: int) -> list[torch.Tensor]:
-    """Activations on some tokens of the texts, ``(T, U)`` for each layout; texts are taken in a random order."""
-    order = np.random.default_rng(seed).permutation(len(texts)).tolist()
-    lengths = np.cumsum([len(texts[index].counted) for index in order])
-    taken = order[: int(np.searchsorted(lengths, _SAMPLE)) + 1]
-    parts = [all_h_TU for _, all_h_TU in _units(inference, [texts[index] for index in taken], layouts)]
-    return [torch.cat(of_layout) for of_layout in zip(*parts, strict=True)]
 
 
 def probe_scores(readings: Sequence[Reading]) -> list[Score]:
@@ -227,3 +162,170 @@ def unit_probes(reading: Reading) -> UnitProbes:
         labels.append(label)
     best_U = np.argmax(training, axis=0)
     return UnitProbes(np.take_along_axis(np.stack(test), best_U[None], 0)[0], [labels[best] for best in best_U])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """All scores, and what they say of single units.
+
+    Attributes:
+        scores: of all units together.
+        probes: of single units, by data set.
+        correlations: of single units' activations with the effects of their ablations, by data set; NaN for those that
+            were not ablated, ``(U,)``.
+    """
+
+    scores: list[Score] = field(default_factory=list)
+    probes: Mapping[str, UnitProbes] = field(default_factory=dict)
+    correlations: Mapping[str, Floats] = field(default_factory=dict)
+
+    def beside(self, features: DatasetFeatures) -> DatasetFeatures:
+        """The features of a data set with its units' scores."""
+        probes = self.probes.get(features.name)
+        return replace(
+            features,
+            probe=None if probes is None else probes.accuracy,
+            probe_label=None if probes is None else probes.label,
+            faithfulness=self.correlations.get(features.name),
+        )
+
+
+def score(
+    inference: Inference,
+    layout: Layout,
+    text_sets: Mapping[str, TextSet],
+    features: Sequence[DatasetFeatures],
+    ablations: Ablations,
+    settings: Settings,
+) -> Scored:
+    """All scores of an adapter.
+
+    Args:
+        inference: the adapted model.
+        layout: of its units.
+        text_sets: the data sets.
+        features: of the units on them.
+        ablations: of some units; without any there is no faithfulness.
+        settings: how many texts and prompts.
+    """
+    tokenizer = inference.tokenizer
+    faithful = []
+    with reading(inference, layout) as reader:
+        all_read = [
+            read_labelled(reader, texts, tokenizer, settings.score_texts)
+            for texts in text_sets.values()
+            if texts.labels
+        ]
+        for name, kl_KP in ablations.kl.items():
+            x_DSPU = _on_prompts(reader, text_sets[name], tokenizer, settings.ablation_prompts)
+            effect_U = next(of_dataset.effect for of_dataset in features if of_dataset.name == name)
+            faithful.append(Faithfulness.of(name, list(ablations.changes), x_DSPU, effect_U, kl_KP))
+    readings = [of_dataset for of_dataset in all_read if of_dataset is not None]
+    return Scored(
+        scores=[*probe_scores(readings), *(row for of_dataset in faithful for row in of_dataset.scores)],
+        probes={of_dataset.name: unit_probes(of_dataset) for of_dataset in readings},
+        correlations={of_dataset.name: of_dataset.correlation_U for of_dataset in faithful},
+    )
+
+
+def _on_prompts(reader: UnitReader, text_set: TextSet, tokenizer: Any, most: int) -> Floats:
+    """Mean sizes of activations over all tokens of the prompts of the ablations, ``(1 + D, S, P, U)``."""
+    numbers = spread(len(text_set.examples), most)
+    prompts = [Text(number, text_set.ids(number, tokenizer)) for number in numbers]
+    return reader.text_means(text_set.name, prompts, reader.sample(prompts), of_size=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faithfulness:
+    """How well activations predict the effects of ablations on a data set.
+
+    The measured effect is the square root of the KL of the next token: KL grows with the square of a small change.
+
+    Attributes:
+        name: of the data set.
+        scores: of all ablated units together.
+        correlation_U: of each unit, over prompts; NaN where it was not ablated, or one of both is constant.
+    """
+
+    name: str
+    scores: list[Score]
+    correlation_U: Floats
+
+    @classmethod
+    def of(cls, name: str, indices: Sequence[int], x_DSPU: Floats, effect_U: Floats, kl_KP: Floats) -> Faithfulness:
+        """Compare activations with effects.
+
+        Args:
+            name: of the data set.
+            indices: of the units that were ablated.
+            x_DSPU: mean sizes of the activations of own and random units, by prompt.
+            effect_U: of own units, relative to their modules' outputs.
+            kl_KP: measured, in nats.
+        """
+        y_KP = np.sqrt(np.clip(kl_KP, 0, None))
+        texts, units = y_KP.shape[1], len(indices)
+        own_SKR, *random_SKR = ([correlations(x_PU[:, indices].T, y_KP) for x_PU in x_SPU] for x_SPU in x_DSPU)
+        rows = []
+        for kind, power in ((CORRELATION, 1), (EXPLAINED, 2)):
+            for s, share in enumerate(SHARES):
+                own_R = _mean_over_units(own_SKR[s] ** power)
+                random_R = np.mean([_mean_over_units(r_SKR[s] ** power) for r_SKR in random_SKR], axis=0)
+                estimates = map(_estimated, (own_R, random_R, own_R - random_R))
+                rows.append(Score(kind, name, _KL, units, share, texts, *estimates))
+        of_ranks = _estimated(_rank_correlation(effect_U[indices], y_KP))
+        rows.append(Score(RANKING, name, _KL, units, 1.0, texts, of_ranks, None, None))
+        correlation_U = np.full(len(effect_U), np.nan)
+        correlation_U[indices] = own_SKR[0][:, 0]
+        return cls(name=name, scores=rows, correlation_U=correlation_U)
+
+
+_KL = "KL of the next token"
+
+
+def correlations(x_KP: Floats, y_KP: Floats, resamples: int = RESAMPLES, seed: int = SEED) -> Floats:
+    """Pearson's correlation of each row, first on the prompts and then on resamples of them, ``(K, 1 + R)``.
+
+    NaN where one of both is constant, up to rounding.
+    """
+    x_KP, y_KP = _in_deviations(x_KP), _in_deviations(y_KP)
+    moments = np.concatenate([x_KP, y_KP, x_KP**2, y_KP**2, x_KP * y_KP])
+    means = np.column_stack([moments.mean(1), resampled_means(moments, np.ones(x_KP.shape[1]), resamples, seed)])
+    x_KR, y_KR, xx_KR, yy_KR, xy_KR = np.split(means, 5)
+    spread_KR = (xx_KR - x_KR**2) * (yy_KR - y_KR**2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r_KR = np.where(spread_KR > 1e-12, (xy_KR - x_KR * y_KR) / np.sqrt(spread_KR), np.nan)
+    return np.clip(r_KR, -1, 1)
+
+
+def _in_deviations(value_KP: Floats) -> Floats:
+    """Rows in standard deviations from their means; NaN for constant ones."""
+    centred_KP, std_K1 = value_KP - value_KP.mean(1, keepdims=True), value_KP.std(1, keepdims=True)
+    is_constant_K1 = std_K1 <= 1e-9 * np.abs(value_KP).max(1, keepdims=True)
+    return np.where(is_constant_K1, np.nan, centred_KP / np.where(is_constant_K1, 1.0, std_K1))
+
+
+def _mean_over_units(value_KR: Floats) -> Floats:
+    """Of the units that have a value on the prompts; NaN without any."""
+    value_KR = value_KR[~np.isnan(value_KR[:, 0])]
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nansum(value_KR, axis=0) / (~np.isnan(value_KR)).sum(0))
+
+
+def _rank_correlation(x_K: Floats, y_KP: Floats) -> Floats:
+    """Spearman's correlation of units' predicted effects with their mean measured ones, first on the prompts, then on
+    resamples of them, ``(1 + R,)``.
+    """
+    mean_KR = np.column_stack([y_KP.mean(1), resampled_means(y_KP, np.ones(y_KP.shape[1]))])
+    x_K1, y_KR = rankdata(x_K)[:, None], rankdata(mean_KR, axis=0)
+    x_K1, y_KR = x_K1 - x_K1.mean(), y_KR - y_KR.mean(0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((x_K1 * y_KR).sum(0) / np.sqrt((x_K1**2).sum() * (y_KR**2).sum(0)))
+
+
+def _estimated(value_R: Floats) -> Estimate | None:
+    """The value on the prompts, with interval and p-value from those on resamples; None where there is none."""
+    value, resampled_1R = float(value_R[0]), value_R[None, 1:]
+    if np.isnan(value):
+        return None
+    low, high = percentile_ends(resampled_1R)[:, 0]
+    return Estimate(value, float(low), float(high), float(min(1.0, p_of_zero(resampled_1R)[0])))

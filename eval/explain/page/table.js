@@ -32,6 +32,9 @@ function columnsOf() {
   if (columns.probe) {
     list.push({ id: "probe", title: "probe", unit: "%", width: 5.2, isMore: true, values: columns.probe, show: percent, help: "balanced accuracy of a probe on this unit alone, for the label that it tells best; 50 % by chance" });
   }
+  if (columns.faithfulness) {
+    list.push({ id: "faithfulness", title: "faithfulness", unit: "r", width: 7, isMore: true, values: columns.faithfulness, show: fixed(2), help: "correlation over prompts of how strongly it fires and of what taking it out does there (square root of the KL of the next token)" });
+  }
   data.measures.forEach(([title, unit, of], place) => list.push(
     { id: `ablation-${place}`, title: `${of} ${title}`, unit, lead: "taken out:", width: 6, isMore: true, values: data.changes[place], show: shortChange, help: `change of ${title} on ${of} when the unit is taken out` }));
   data.contrasts.forEach(({ a, b, auc }, place) => list.push(

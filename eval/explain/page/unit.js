@@ -56,6 +56,7 @@ function facts(unit, line) {
       fact("information", `${fixed(3)(columns.information[unit])}`, "bits", `q ${probability(q)}`));
     if (columns.probe) list.push(fact("probe alone", `${percent(columns.probe[unit])} %`, words[dataset().told[unit]], "chance 50 %"));
   }
+  if (columns.faithfulness && columns.faithfulness[unit] !== null) list.push(fact("faithfulness", fixed(2)(columns.faithfulness[unit]), "r"));
   return make("dl", "facts-of", ...list.filter(Boolean));
 }
 
