@@ -24,9 +24,12 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from monolora.eval.explain.dashboards import FOLDER as DASHBOARDS
 from monolora.eval.explain.explorer import explorer_page, module_parts
 from monolora.eval.explain.records import Change, Contrast, DatasetFeatures, End, Explained, Score
+from monolora.eval.explain.stability import ACTIVATIONS, save_samples
 from monolora.eval.explain.text_sets import TextSet
+from monolora.eval.explain.unit_reader import Sample
 from monolora.files import saving, write_json, write_text
 from monolora.runs import RUN, Kind, OutputFolder
 from monolora.stats import Estimate
@@ -174,7 +177,13 @@ KIND = Kind(
     name="explanation",
     record=RUN,
     keys=("made.adapter_fingerprint", "made.settings", "datasets"),
-    files=(re.escape(FEATURES), re.escape(PAGE), rf"{LOGS}/([^/]+\.log)?"),
+    files=(
+        re.escape(FEATURES),
+        re.escape(PAGE),
+        re.escape(ACTIVATIONS),
+        rf"{LOGS}/([^/]+\.log)?",
+        rf"{DASHBOARDS}/([^/]+/(batch-0\.json)?)?",
+    ),
 )
 
 
@@ -189,8 +198,10 @@ def whole_explanation(out: OutputFolder) -> Iterator[Path]:
         yield folder
 
 
-def write(folder: Path, explained: Explained, text_sets: Mapping[str, TextSet]) -> None:
-    """Write the three files."""
+def write(folder: Path, explained: Explained, text_sets: Mapping[str, TextSet], samples: Mapping[str, Sample]) -> None:
+    """Write the three files, and a fourth if there are samples of activations."""
+    if samples:
+        save_samples(folder / ACTIVATIONS, samples, explained.is_signed)
     write_parquet(folder / FEATURES, explained)
     write_text(folder / PAGE, explorer_page(explained))
     write_json(folder / RUN, record(explained, list(text_sets.values())))

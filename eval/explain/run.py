@@ -11,6 +11,7 @@ from monolora.adapters import adapter_config, load_adapted
 from monolora.data.scoring import label_likelihoods
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError
+from monolora.eval.explain.dashboards import write_dashboards
 from monolora.eval.explain.effects import ablations, check_ablations, chosen_units, make_panel, unit_logits
 from monolora.eval.explain.features import (
     Counted,
@@ -170,7 +171,9 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
                 **provenance(),
             },
         )
-        write(folder, explained, planned.text_sets)
+        write(folder, explained, planned.text_sets, scored.samples)
+        if settings.dashboards:
+            write_dashboards(folder, explained)
     return explained
 
 

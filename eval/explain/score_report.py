@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from rich.table import Table
@@ -12,6 +11,7 @@ from rich.text import Text
 from monolora.eval.explain.records import Score
 from monolora.reporting.numbers import NOTHING, format_interval, format_number, plain
 from monolora.stats import Estimate
+from monolora.terminal import Terminal
 
 ALPHA = 0.05
 
@@ -33,6 +33,13 @@ KINDS = {
         "Balanced accuracy of a logistic probe on mean activations, on texts that neither selected the units nor "
         "fitted it; chance is 50 %.",
     ),
+    "targeted": Kind(
+        "Targeted probe perturbation",
+        "pp",
+        1,
+        "How much the accuracy of a label's probe on all units falls when the units selected for it are set to 0, less "
+        "how much the probes of the other labels fall; the mean over labels.",
+    ),
     "correlation": Kind(
         "Faithfulness",
         "r",
@@ -53,6 +60,13 @@ KINDS = {
         2,
         "Rank correlation, over the units that were taken out, of the effect that is predicted (what the unit adds to "
         "its module's output) with the mean of the measured ones.",
+    ),
+    "stability": Kind(
+        "Stability",
+        "|r|",
+        2,
+        "Mean size of the correlation, over tokens, of the activations of units of two adapters that were matched "
+        "module by module (Hungarian method); random: the first's units, matched with random ones for the second's.",
     ),
 }
 RANDOM = (
@@ -88,26 +102,31 @@ class ScoreTable(NamedTuple):
 
 def score_tables(scores: Iterable[Score]) -> list[ScoreTable]:
     """The tables, in the order of the scores."""
-    return [_table(list(group)) for _, group in groupby(scores, lambda score: (score.kind, score.dataset, score.of))]
+    return compared_tables({"": scores})
 
 
-def heading(score: Score) -> str:
-    """``Sparse probing: sst2, positive``."""
-    return f"{KINDS[score.kind].title}: {plain(score.dataset)}, {plain(score.of)}"
+def compared_tables(by_adapter: Mapping[str, Iterable[Score]]) -> list[ScoreTable]:
+    """The tables of several adapters' scores, whose lines end with the adapter's name."""
+    tables: dict[tuple[str, str, str], dict[tuple[int | None, str], list[Score]]] = {}
+    for name, scores in by_adapter.items():
+        for score in scores:
+            lines = tables.setdefault((score.kind, score.dataset, score.of), {})
+            lines.setdefault((score.units, name), []).append(score)
+    return [_table(lines) for lines in tables.values()]
 
 
-def _table(scores: Sequence[Score]) -> ScoreTable:
-    first = scores[0]
+def _table(lines: Mapping[tuple[int | None, str], list[Score]]) -> ScoreTable:
+    first = next(iter(lines.values()))[0]
     kind = KINDS[first.kind]
-    shares = list(dict.fromkeys(score.share for score in scores))
-    cells = {(score.units, score.share): _cell(score, kind) for score in scores}
+    order = list(dict.fromkeys(units for units, _ in lines))
+    shares = list(dict.fromkeys(score.share for scores in lines.values() for score in scores))
     return ScoreTable(
-        f"{heading(first)}, {kind.unit}, {first.texts:,} texts",
+        f"{kind.title}: {plain(first.dataset)}, {plain(first.of)}, {kind.unit}, {first.texts:,} texts",
         kind.note,
         [share_title(share) for share in shares],
         [
-            (units_title(units), [cells[units, share] for share in shares])
-            for units in dict.fromkeys(score.units for score in scores)
+            (", ".join(filter(None, (units_title(units), plain(name)))), [_cell(score, kind) for score in scores])
+            for (units, name), scores in sorted(lines.items(), key=lambda line: order.index(line[0][0]))
         ],
     )
 
@@ -136,8 +155,18 @@ def _number(estimate: Estimate | None, decimals: int) -> str:
     return NOTHING if estimate is None else format_number(estimate.mean, decimals)
 
 
-def rich_table(table: ScoreTable) -> Table:
-    """The table for a terminal."""
+def show_scores(tables: Sequence[ScoreTable], console: Terminal) -> None:
+    """Print tables, and how to read them."""
+    for table in tables:
+        console.print(_rich_table(table))
+        console.print(Text(table.note))
+        console.print()
+    if tables:
+        console.print(Text(RANDOM))
+        console.print()
+
+
+def _rich_table(table: ScoreTable) -> Table:
     printed = Table(title=Text(table.title), title_justify="left", box=None, padding=(0, 2, 0, 0))
     for number, head in enumerate(["units", *table.heads]):
         printed.add_column(Text(head), justify="right" if number else "left", vertical="top")

@@ -2,9 +2,10 @@
 
 Sparse probing: how well the best one, two and five units tell a label, against all of them. Faithfulness: how well a
 unit's activations on a prompt predict what taking it out does there.
+Targeted probe perturbation: whether taking out the units of one label leaves the others alone.
 
 Shapes: N texts, M test texts, U units, S shares of tokens on which units fire at most, D draws of random units; K
-ablated units, P prompts, R resamples.
+ablated units, P prompts, R resamples, C labels of all data sets.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from scipy.stats import rankdata
 from monolora.eval.explain.records import Ablations, DatasetFeatures, Floats, Score
 from monolora.eval.explain.settings import Settings
 from monolora.eval.explain.text_sets import TextSet, spread
-from monolora.eval.explain.unit_reader import SHARES, UnitReader, reading
+from monolora.eval.explain.unit_reader import SHARES, Sample, UnitReader, reading_units
 from monolora.explain.contexts import Text
 from monolora.explain.probing import (
     Flags,
@@ -32,13 +33,14 @@ from monolora.explain.probing import (
     training_half,
 )
 from monolora.inference import Inference
-from monolora.stats import RESAMPLES, SEED, Estimate, bootstrap, p_of_zero, percentile_ends, resampled_means
+from monolora.stats import RESAMPLES, SEED, Estimate, bootstrap, resampled_estimate, resampled_means
 from monolora.terminal import STDERR
 from monolora.units import Layout
 
-PROBE, CORRELATION, EXPLAINED, RANKING = "probe", "correlation", "explained", "ranking"  # kinds of scores
+PROBE, TARGETED, CORRELATION, EXPLAINED, RANKING = "probe", "targeted", "correlation", "explained", "ranking"
 
 SELECTED = (1, 2, 5)  # units of a probe, beside all
+_RESAMPLES = 1000  # where many probes are resampled
 FEWEST = 8  # texts with a label, and without it, half of which are for training
 
 
@@ -53,6 +55,7 @@ class Reading:
         is_training_N: the half that units are selected and probes are fitted on.
         own_SNU: of the adapter's units, at each of :data:`SHARES`.
         random_DSNU: of random ones.
+        sample: of the tokens of the training half.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Reading:
     is_training_N: Flags
     own_SNU: Floats
     random_DSNU: Floats
+    sample: Sample
 
     def concepts(self) -> Iterator[tuple[str, Flags]]:
         """See :func:`concepts_of`."""
@@ -103,6 +107,7 @@ def read_labelled(reader: UnitReader, text_set: TextSet, tokenizer: Any, most: i
         is_training_N=is_training_N,
         own_SNU=own_SNU,
         random_DSNU=np.stack(random_SNU),
+        sample=sample,
     )
 
 
@@ -134,6 +139,71 @@ def _probed(reading: Reading, label: str, has_label_N: Flags) -> Iterator[Score]
     for (s, count), estimates in zip(cases, compared(own, random, weights_M), strict=True):
         selected = None if count == units else count
         yield Score(PROBE, reading.name, label, selected, SHARES[s], int(is_test_N.sum()), *estimates)
+
+
+def perturbation_scores(readings: Sequence[Reading]) -> list[Score]:
+    """Targeted probe perturbation (Karvonen et al. 2025) over all labels of all data sets, in percentage points.
+
+    A probe on all units for each label. Units are selected that give a label's probe most of its difference between the
+    classes (weight times difference of means), and set to 0. The score is how much the accuracy of this probe falls,
+    less how much that of the other labels' probes falls, on average.
+
+    Returns:
+        Nothing for fewer than two labels.
+    """
+    concepts = [(reading, *concept) for reading in readings for concept in reading.concepts()]
+    if len(concepts) < 2:
+        return []
+    units = readings[0].own_SNU.shape[2]
+    names = ", ".join(reading.name for reading in readings)
+    texts = sum(int((~reading.is_training_N).sum()) for reading in readings)
+    scores = []
+    for count in (count for count in SELECTED if count < units):
+        for s, share in enumerate(SHARES):
+            own_R, *random_R = (
+                _perturbed([(reading, x_SNU[s], has_label_N) for (reading, _, has_label_N), x_SNU in of_draw], count)
+                for of_draw in _by_draw(concepts)
+            )
+            mean_R = np.mean(random_R, axis=0)
+            estimates = map(resampled_estimate, (own_R, mean_R, own_R - mean_R))
+            scores.append(Score(TARGETED, names, f"{len(concepts)} labels", count, share, texts, *estimates))
+    return scores
+
+
+_Concept = tuple[Reading, str, Flags]
+
+
+def _by_draw(concepts: Sequence[_Concept]) -> Iterator[list[tuple[_Concept, Floats]]]:
+    """Activations for each concept: of own units, then of each draw of random ones."""
+    yield [(concept, concept[0].own_SNU) for concept in concepts]
+    for draw in range(len(concepts[0][0].random_DSNU)):
+        yield [(concept, concept[0].random_DSNU[draw]) for concept in concepts]
+
+
+def _perturbed(concepts: Sequence[tuple[Reading, Floats, Flags]], count: int) -> Floats:
+    """The score on the test texts, then on resamples of them, ``(1 + R,)``."""
+    selected, fitted, fallen = [], [], []
+    for reading, x_NU, has_label_N in concepts:
+        z_NU = standardised(x_NU, reading.is_training_N)
+        probe = Probe(z_NU, has_label_N, reading.is_training_N)
+        share_U = probe.weight_K * mean_differences(z_NU, has_label_N, reading.is_training_N)
+        selected.append(np.argsort(-share_U, kind="stable")[:count])
+        off_U = standardised(np.vstack([x_NU, np.zeros(x_NU.shape[1])]), np.append(reading.is_training_N, False))[-1]
+        fitted.append((probe, z_NU, off_U))
+    for (reading, _, has_label_N), (probe, z_NU, off_U) in zip(concepts, fitted, strict=True):
+        is_test_N = ~reading.is_training_N
+        right_N = probe.is_right(z_NU, has_label_N)
+        falls = []
+        for units in selected:
+            without_NU = z_NU.copy()
+            without_NU[:, units] = off_U[units]
+            falls.append(100.0 * (right_N.astype(float) - probe.is_right(without_NU, has_label_N))[is_test_N])
+        weights_M = class_weights(has_label_N[is_test_N])
+        falls_CM = np.stack(falls)
+        fallen.append(np.column_stack([falls_CM @ weights_M, resampled_means(falls_CM, weights_M, _RESAMPLES)]))
+    fallen_CCR = np.stack(fallen)  # of which probe, by whose units
+    is_own_CC = np.eye(len(concepts), dtype=bool)
+    return np.asarray(fallen_CCR[is_own_CC].mean(0) - fallen_CCR[~is_own_CC].mean(0))
 
 
 def compared(own_KM: Floats, random_KM: Floats, weights_M: Floats) -> list[tuple[Estimate | None, ...]]:
@@ -173,11 +243,13 @@ class Scored:
         probes: of single units, by data set.
         correlations: of single units' activations with the effects of their ablations, by data set; NaN for those that
             were not ablated, ``(U,)``.
+        samples: activations on some tokens, by data set.
     """
 
     scores: list[Score] = field(default_factory=list)
     probes: Mapping[str, UnitProbes] = field(default_factory=dict)
     correlations: Mapping[str, Floats] = field(default_factory=dict)
+    samples: Mapping[str, Sample] = field(default_factory=dict)
 
     def beside(self, features: DatasetFeatures) -> DatasetFeatures:
         """The features of a data set with its units' scores."""
@@ -210,7 +282,7 @@ def score(
     """
     tokenizer = inference.tokenizer
     faithful = []
-    with reading(inference, layout) as reader:
+    with reading_units(inference, layout) as reader:
         all_read = [
             read_labelled(reader, texts, tokenizer, settings.score_texts)
             for texts in text_sets.values()
@@ -222,9 +294,14 @@ def score(
             faithful.append(Faithfulness.of(name, list(ablations.changes), x_DSPU, effect_U, kl_KP))
     readings = [of_dataset for of_dataset in all_read if of_dataset is not None]
     return Scored(
-        scores=[*probe_scores(readings), *(row for of_dataset in faithful for row in of_dataset.scores)],
+        scores=[
+            *probe_scores(readings),
+            *perturbation_scores(readings),
+            *(row for of_dataset in faithful for row in of_dataset.scores),
+        ],
         probes={of_dataset.name: unit_probes(of_dataset) for of_dataset in readings},
         correlations={of_dataset.name: of_dataset.correlation_U for of_dataset in faithful},
+        samples={of_dataset.name: of_dataset.sample for of_dataset in readings},
     )
 
 
@@ -270,9 +347,9 @@ class Faithfulness:
             for s, share in enumerate(SHARES):
                 own_R = _mean_over_units(own_SKR[s] ** power)
                 random_R = np.mean([_mean_over_units(r_SKR[s] ** power) for r_SKR in random_SKR], axis=0)
-                estimates = map(_estimated, (own_R, random_R, own_R - random_R))
+                estimates = map(resampled_estimate, (own_R, random_R, own_R - random_R))
                 rows.append(Score(kind, name, _KL, units, share, texts, *estimates))
-        of_ranks = _estimated(_rank_correlation(effect_U[indices], y_KP))
+        of_ranks = resampled_estimate(_rank_correlation(effect_U[indices], y_KP))
         rows.append(Score(RANKING, name, _KL, units, 1.0, texts, of_ranks, None, None))
         correlation_U = np.full(len(effect_U), np.nan)
         correlation_U[indices] = own_SKR[0][:, 0]
@@ -320,12 +397,3 @@ def _rank_correlation(x_K: Floats, y_KP: Floats) -> Floats:
     x_K1, y_KR = x_K1 - x_K1.mean(), y_KR - y_KR.mean(0)
     with np.errstate(invalid="ignore"):
         return np.asarray((x_K1 * y_KR).sum(0) / np.sqrt((x_K1**2).sum() * (y_KR**2).sum(0)))
-
-
-def _estimated(value_R: Floats) -> Estimate | None:
-    """The value on the prompts, with interval and p-value from those on resamples; None where there is none."""
-    value, resampled_1R = float(value_R[0]), value_R[None, 1:]
-    if np.isnan(value):
-        return None
-    low, high = percentile_ends(resampled_1R)[:, 0]
-    return Estimate(value, float(low), float(high), float(min(1.0, p_of_zero(resampled_1R)[0])))

@@ -74,8 +74,15 @@ class Settings(Flags):
         "judges of these answers: refusal, classifier:MODEL, …, as for monolora eval; with commas",
         type=words,
     )
-    score: bool = setting(False, "scores of the units, each beside that of random units: sparse probing of the labels")
+    score: bool = setting(
+        False,
+        "scores of the units beside those of random units: sparse probing, targeted perturbation, faithfulness; with "
+        "--compare stability",
+    )
     score_texts: int = setting(400, "labelled texts of each data set for these scores", type=int, at_least=1)
+    dashboards: bool = setting(
+        False, "dashboards of the units on the first data set, in the JSON of SAEDashboard and Neuronpedia's converter"
+    )
     trust_remote_code: bool = setting(False, TRUST_HELP)
     compare: tuple[str, ...] = setting(
         (),

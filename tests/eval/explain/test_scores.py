@@ -8,14 +8,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import pearsonr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
 from monolora import cli
 from monolora.eval.explain.score_report import score_tables
-from monolora.eval.explain.scores import Faithfulness, Reading, correlations, probe_scores, unit_probes
-from monolora.eval.explain.unit_reader import SHARES
+from monolora.eval.explain.scores import (
+    Faithfulness,
+    Reading,
+    correlations,
+    perturbation_scores,
+    probe_scores,
+    unit_probes,
+)
+from monolora.eval.explain.unit_reader import SHARES, Sample
 from monolora.explain.probing import training_half
 from monolora.stats import resampled_means
 from tests.support.evaluated import Evaluated
@@ -36,6 +44,7 @@ def reading(name: str = "made", labels: tuple[str, ...] = ("no", "yes"), texts: 
         is_training_N=training_half(group),
         own_SNU=own,
         random_DSNU=np.abs(rng.normal(size=(2, len(SHARES), texts, 9))),
+        sample=Sample(*([torch.empty(0)] * 3), []),
     )
 
 
@@ -105,7 +114,7 @@ def scored(evaluated: Evaluated, tmp_path_factory: pytest.TempPathFactory) -> Pa
         "--dtype",
         "float32",
     ]
-    assert cli.main(["explain", str(evaluated.mono), *words, "--score", "--out", str(out)]) == 0
+    assert cli.main(["explain", str(evaluated.mono), *words, "--score", "--dashboards", "--out", str(out)]) == 0
     return out
 
 
@@ -118,6 +127,7 @@ def test_scores_are_in_the_record_the_table_and_the_page(scored: Path) -> None:
     assert frame["demo.probe"].between(0, 1).all()
     assert set(frame["demo.probe_label"]) == {scores[0]["of"]}
     assert frame.attrs["monolora"]["scores"] == scores
+    assert len(list(scored.glob("dashboards/*/batch-0.json"))) == frame["module"].nunique()
     page = (scored / "explorer.html").read_text()
     assert "Sparse probing: demo" in page
     assert frame["demo.faithfulness"].notna().sum() <= 3
@@ -147,6 +157,31 @@ def test_correlations_are_scipys_on_the_prompts_and_on_resamples() -> None:
     counts = resampled_means(np.eye(20), np.ones(20), 50, 3) * 20
     drawn = np.repeat(np.arange(20), counts[:, 7].round().astype(int))
     assert found[0, 8] == pytest.approx(pearsonr(x[0, drawn], y[0, drawn]).statistic)
+
+
+def test_units_of_one_label_leave_the_probe_of_another_alone() -> None:
+    """Two sets; in the second, unit 7 knows the label."""
+    first, second = reading("first"), reading("second", seed=1)
+    second.own_SNU[:, :, [2, 5]] = second.random_DSNU[0][:, :, [2, 5]]
+    second.own_SNU[:, :, 7] += 4 * (second.group_N == 1)
+    scores = {(score.units, score.share): score for score in perturbation_scores([first, second])}
+    score = scores[1, 1.0]
+    assert (score.kind, score.dataset, score.of, score.texts) == ("targeted", "first, second", "2 labels", 80)
+    falls = []
+    for probed, own in ((first, 2), (second, 7)):
+        x, y, train = probed.own_SNU[0], probed.group_N == 1, probed.is_training_N
+        mean, std = x[train].mean(0), x[train].std(0)
+        model = LogisticRegression(C=1 / 9, class_weight="balanced").fit((x[train] - mean) / std, y[train])
+
+        before, *after = (
+            balanced_accuracy_score(y[~train], model.predict(((x * kept - mean) / std)[~train]))
+            for kept in (np.ones(9), np.arange(9) != own, np.arange(9) != 9 - own)
+        )
+        falls += [100 * (before - accuracy) for accuracy in after]
+    assert score.own.mean == pytest.approx((falls[0] + falls[2]) / 2 - (falls[1] + falls[3]) / 2)
+    assert score.own.low > 10
+    assert abs(score.random.mean) < 15
+    assert perturbation_scores([first]) == []
 
 
 def faithfulness(units: int = 6, prompts: int = 60) -> Faithfulness:
