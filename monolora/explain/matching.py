@@ -1,4 +1,6 @@
-"""Matching the units of two adapters by what they fire on (Paulo and Belrose 2025, arXiv 2501.16615).
+"""Matching the units of two adapters by what they fire on, with the Hungarian method.
+
+Paulo and Belrose (2025, arXiv 2501.16615) match latents of two training runs by their weights; here activations decide.
 
 Shapes: T tokens, N texts, U and V units of two adapters, K pairs, R resamples.
 """
