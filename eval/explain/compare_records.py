@@ -216,7 +216,10 @@ class Features:
     def scores(self) -> list[Score]:
         """The run's scores."""
         return [
-            Score(**{key: Estimate(**value) if isinstance(value, dict) else value for key, value in record.items()})
+            Score(
+                *(record[key] for key in ("kind", "dataset", "of", "units", "share", "texts")),
+                *(None if record[key] is None else Estimate(**record[key]) for key in ("own", "random", "difference")),
+            )
             for record in self.run.get("scores", ())
         ]
 

@@ -35,7 +35,7 @@ def save_samples(path: Path, samples: Mapping[str, Sample], signed: bool) -> Non
     Raises:
         OSError: if the disk does not take it.
     """
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for number, sample in enumerate(samples.values()):
         own_TU, random_TU = sample.own_TU, sample.random_as_units(signed)[0]
         parts = (sample.ids_T, sample.text_T, _scaled(own_TU), _scaled(random_TU))

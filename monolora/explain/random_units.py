@@ -56,7 +56,7 @@ def random_units(model: PeftModel, layout: Layout, draws: int, seed: int = SEED)
 
 def _config(model: PeftModel, layout: Layout) -> LoraConfig:
     own: Any = model.peft_config[layout.adapter]
-    shape = {"r": 1, "target_modules": list(layout.ranks), "rank_pattern": dict(layout.ranks)}
+    shape: dict[str, Any] = {"r": 1, "target_modules": list(layout.ranks), "rank_pattern": dict(layout.ranks)}
     if not isinstance(own, MonoLoraConfig):
         return LoraConfig(**shape, task_type=own.task_type)
     return MonoLoraConfig(**shape, task_type=own.task_type, activation=own.activation if layout.signed else CONTROL)
