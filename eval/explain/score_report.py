@@ -158,6 +158,7 @@ def _number(estimate: Estimate | None, decimals: int) -> str:
 def show_scores(tables: Sequence[ScoreTable], console: Terminal) -> None:
     """Print tables, and how to read them."""
     for table in tables:
+        console.print(Text(table.title, style="bold"))
         console.print(_rich_table(table))
         console.print(Text(table.note))
         console.print()
@@ -167,7 +168,7 @@ def show_scores(tables: Sequence[ScoreTable], console: Terminal) -> None:
 
 
 def _rich_table(table: ScoreTable) -> Table:
-    printed = Table(title=Text(table.title), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    printed = Table(box=None, padding=(0, 2, 0, 0))
     for number, head in enumerate(["units", *table.heads]):
         printed.add_column(Text(head), justify="right" if number else "left", vertical="top")
     for units, cells in table.lines:
