@@ -164,6 +164,22 @@ def resampled_means(values_KP: Floats, weights_P: Floats, resamples: int = RESAM
     return means_KR
 
 
+def resampled_estimate(value_R: Floats) -> Estimate | None:
+    """The estimate of a statistic, with interval and p-value from its values on resamples.
+
+    Args:
+        value_R: on the sample, then on its resamples; NaN where it has no value.
+
+    Returns:
+        None where it has none on the sample.
+    """
+    value, resampled_1R = float(value_R[0]), value_R[None, 1:]
+    if np.isnan(value):
+        return None
+    low, high = percentile_ends(resampled_1R)[:, 0]
+    return Estimate(value, float(low), float(high), float(min(1.0, p_of_zero(resampled_1R)[0])))
+
+
 def _draw(random: np.random.Generator, times: int, prompts: int) -> Floats:
     """Counts of P prompts in resamples of P with replacement, shape ``(C, P)``."""
     drawn = random.integers(prompts, size=(times, prompts))

@@ -28,7 +28,7 @@ from monolora.errors import InputError, exit_status
 from monolora.files import code_trusted, saving
 from monolora.hub import resolve_model
 from monolora.inference import Inference
-from monolora.keep.anchors import Anchors, answered, base_key, divided, is_quantized, read_prompts
+from monolora.keep.anchors import DEFAULT_PROMPTS, Anchors, answered, base_key, divided, is_quantized, read_prompts
 from monolora.locks import locked
 from monolora.merge.quantizer import dtype_named
 from monolora.merge.verify import Comparison, compare
@@ -46,7 +46,6 @@ from monolora.recipes.calibration_data import (
 )
 from monolora.recipes.checkpoint_settings import Verification, Verify
 from monolora.recipes.merge_source import MergeSource
-from monolora.recipes.training.keeping import DEFAULT_PROMPTS
 from monolora.run_record import fingerprint_rows, provenance
 from monolora.terminal import Terminal, track
 from monolora.units import input_device

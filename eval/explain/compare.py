@@ -40,6 +40,8 @@ from monolora.eval.explain.compare_statistics import (
     mean_of,
     values,
 )
+from monolora.eval.explain.output import score_records
+from monolora.eval.explain.stability import Stability, stability
 from monolora.files import saving, write_json, write_text
 from monolora.runs import Kind, check_own
 from monolora.stats import RESAMPLES, SEED, holm
@@ -81,6 +83,7 @@ def compare(folders: Mapping[str, Path], resamples: int = RESAMPLES, seed: int =
         raise InputError("A comparison needs two adapters or more. Write --compare NAME=FOLDER NAME=FOLDER.")
     all_features = [read(name, folder) for name, folder in folders.items()]
     common = common_datasets(all_features)
+    names_in_common = {name for name, _ in common}
     names = dict.fromkeys(key for features in all_features for key in features.datasets)
     datasets = [_dataset(all_features, key, resamples, seed) for key in common]
     return Comparison(
@@ -90,7 +93,24 @@ def compare(folders: Mapping[str, Path], resamples: int = RESAMPLES, seed: int =
         tests=len(_tested(datasets)),
         resamples=resamples,
         seed=seed,
+        scores={
+            features.name: [score for score in features.scores if set(score.dataset.split(", ")) <= names_in_common]
+            for features in all_features
+        },
+        stability=[
+            found
+            for name, _ in common
+            for pair in combinations(all_features, 2)
+            if (found := _stability(name, *pair)) is not None
+        ],
     )
+
+
+def _stability(dataset: str, first: Features, second: Features) -> Stability | None:
+    if not (dataset in first.activations and dataset in second.activations):
+        return None
+    activations = (first.activations[dataset], second.activations[dataset])
+    return stability(dataset, (first.name, second.name), (first.units, second.units), activations)
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
@@ -116,6 +136,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "measures": [_row_json(row) for row in dataset.rows],
             }
             for dataset in comparison.datasets
+        ],
+        "scores": {name: score_records(scores) for name, scores in comparison.scores.items()},
+        "stability": [
+            {"scores": score_records(found.scores), "matches": [match._asdict() for match in found.matches]}
+            for found in comparison.stability
         ],
         **{key: vars(comparison)[key] for key in ("left_out", "tests", "resamples", "seed")},
     }

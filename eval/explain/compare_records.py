@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pyarrow import ArrowException, parquet
+from safetensors import SafetensorError
 from typing_extensions import TypedDict
 
 from monolora.errors import InputError, in_one_line
+from monolora.eval.explain.records import Score
+from monolora.eval.explain.stability import ACTIVATIONS, Activations, Stability, load_samples
 from monolora.files import read_json, type_problem
+from monolora.stats import Estimate
 
 Floats = NDArray[np.float64]
 
@@ -135,6 +139,8 @@ class Comparison:
         left_out: names of the data sets that only some were.
         tests: their number, for Holm's correction.
         resamples, seed: of the bootstrap.
+        scores: of each adapter's units on these data sets, by its name; none for one that was not scored.
+        stability: of each two adapters on each of them, where both have activations on the same tokens.
     """
 
     adapters: list[Adapter]
@@ -143,6 +149,8 @@ class Comparison:
     tests: int
     resamples: int
     seed: int
+    scores: Mapping[str, list[Score]] = field(default_factory=dict)
+    stability: list[Stability] = field(default_factory=list)
 
 
 FEATURES, RUN = "features.parquet", "run.json"
@@ -162,6 +170,20 @@ class _Dataset(TypedDict):
     chance: Any
 
 
+class _Score(TypedDict):
+    """The fields of a score."""
+
+    kind: str
+    dataset: str
+    of: str
+    units: int | None
+    share: float
+    texts: int
+    own: dict[str, float | None] | None
+    random: dict[str, float | None] | None
+    difference: dict[str, float | None] | None
+
+
 class _Record(TypedDict):
     """The fields of an explanation's record that a comparison reads."""
 
@@ -169,6 +191,7 @@ class _Record(TypedDict):
     model: str
     method: Any
     datasets: list[_Dataset]
+    scores: NotRequired[list[_Score]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +203,25 @@ class Features:
         folder: its path.
         run: the content of ``run.json``.
         units: the compared columns of ``features.parquet``, a row a unit.
+        activations: on some tokens, by data set; empty if it was not scored.
     """
 
     name: str
     folder: Path
     run: Mapping[str, Any]
     units: pd.DataFrame
+    activations: Mapping[str, Activations]
+
+    @property
+    def scores(self) -> list[Score]:
+        """The run's scores."""
+        return [
+            Score(
+                *(record[key] for key in ("kind", "dataset", "of", "units", "share", "texts")),
+                *(None if record[key] is None else Estimate(**record[key]) for key in ("own", "random", "difference")),
+            )
+            for record in self.run.get("scores", ())
+        ]
 
     @property
     def datasets(self) -> dict[tuple[str, str], Mapping[str, Any]]:
@@ -224,14 +260,16 @@ def read(name: str, folder: Path) -> Features:
         units = pd.read_parquet(folder / FEATURES, columns=_compared(present, run["datasets"]))
     if "module" not in units or units.empty:
         raise InputError(f"{folder / FEATURES} has no units. {_again(folder)}")
-    return Features(name=name, folder=folder, run=run, units=units)
+    with _readable(name, folder):
+        activations = load_samples(folder / ACTIVATIONS)
+    return Features(name=name, folder=folder, run=run, units=units, activations=activations)
 
 
 @contextmanager
 def _readable(name: str, folder: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, OSError, ArrowException) as error:
+    except (ValueError, OSError, ArrowException, SafetensorError) as error:
         raise InputError(f"{name}: {folder} cannot be read: {in_one_line(error)} {_again(folder)}") from error
 
 
@@ -266,7 +304,7 @@ def common_datasets(all_features: Sequence[Features]) -> list[tuple[str, str]]:
 def _compared(columns: Sequence[str], datasets: Sequence[Mapping[str, Any]]) -> list[str]:
     """The columns that a comparison needs; others hold texts and are far larger."""
     measures = {f"{dataset['name']}.{measure}" for dataset in datasets for measure in (*_COLUMNS, *_OF_SIGNED)}
-    return [column for column in columns if column == "module" or column in measures]
+    return [column for column in columns if column in ("module", "index") or column in measures]
 
 
 def _again(folder: Path) -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 from monolora.eval.explain.compare_findings import ALPHA, differs, finding, message
 from monolora.eval.explain.compare_records import Comparison, DatasetRows, Difference, Mean, Row
 from monolora.eval.explain.compare_statistics import MEASURES
+from monolora.eval.explain.score_report import RANDOM, ScoreTable, compared_tables, score_tables, show_scores
 from monolora.reporting.html import chart_style, rendered
 from monolora.reporting.numbers import (
     NOTHING,
@@ -262,6 +263,8 @@ def page(comparison: Comparison) -> str:
         parts=[_part(dataset, names) for dataset in comparison.datasets],
         colours={name: colour_name(index) for index, name in enumerate(names)},
         remarks=remarks(comparison),
+        scores=all_scores(comparison),
+        random=RANDOM,
     )
 
 
@@ -291,8 +294,17 @@ def show(comparison: Comparison, console: Terminal) -> None:
         console.print()
         console.print(_differences(dataset))
         console.print()
+    show_scores(all_scores(comparison), console)
     for remark in remarks(comparison):
         console.print(Text(remark))
+
+
+def all_scores(comparison: Comparison) -> list[ScoreTable]:
+    """The adapters' scores side by side, then the stability of their units."""
+    return [
+        *compared_tables(comparison.scores),
+        *(table for found in comparison.stability for table in score_tables(found.scores)),
+    ]
 
 
 def _table(*titles: str) -> Table:

@@ -30,9 +30,9 @@ from monolora.eval.explain.ablations import (
     summarised,
 )
 from monolora.eval.explain.features import Counted, TokenTexts, merged_contexts
-from monolora.eval.explain.records import Ablations, Contrast, DatasetFeatures, UnitLogits
+from monolora.eval.explain.records import Ablations, Contrast, DatasetFeatures, Floats, UnitLogits
 from monolora.eval.explain.settings import Settings
-from monolora.eval.explain.text_sets import TextSet
+from monolora.eval.explain.text_sets import TextSet, spread
 from monolora.eval.judges import Judge, JudgeOptions
 from monolora.eval.score import question
 from monolora.eval.store import OK
@@ -176,20 +176,23 @@ def ablations(
     every = [unit for unit in layout.units if unit.module not in fixed]
     taken_out: list[Ablation] = [*([layout.units[index]] for index in indices), every]
     effects: list[Effect] = []
+    kl: dict[str, Floats] = {}
     for text_set in text_sets.values():
         if text_set.part != "text":
             continue
-        effects += _next_token(inference, layout, text_set, taken_out, settings)
+        of_next_token = _next_token(inference, layout, text_set, taken_out, settings)
+        effects += of_next_token
+        kl[text_set.name] = of_next_token[0].changes_KP[:-1]
         if text_set.is_safety and settings.safety_prompts:
             effects += _responses(inference, layout, text_set, taken_out, panel, settings, logs)
     summary = summarised(effects, indices) if effects else Ablations()
-    return replace(summary, everything=[]) if fixed else summary
+    return replace(summary, everything=[] if fixed else summary.everything, kl=kl)
 
 
 def _next_token(
     inference: Inference, layout: Layout, text_set: TextSet, taken_out: Sequence[Ablation], settings: Settings
 ) -> list[Effect]:
-    chosen = _spread(len(text_set.examples), settings.ablation_prompts)
+    chosen = spread(len(text_set.examples), settings.ablation_prompts)
     if text_set.task_labels:
         prompts = [
             scored_prompt(text_set.examples[number], text_set.task_labels, inference.tokenizer) for number in chosen
@@ -210,7 +213,7 @@ def _responses(
     settings: Settings,
     logs: Path,
 ) -> list[Effect]:
-    chosen = _spread(len(text_set.examples), settings.safety_prompts)
+    chosen = spread(len(text_set.examples), settings.safety_prompts)
     examples = [text_set.examples[number] for number in chosen]
     responses = ablated_responses(
         inference.model,
@@ -224,11 +227,6 @@ def _responses(
         adapter=layout.adapter,
     )
     return judged_effects(responses, panel, logs)
-
-
-def _spread(texts: int, most: int) -> list[int]:
-    """Indices of texts, evenly over all of them: data sets are often sorted."""
-    return np.unique(np.linspace(0, texts - 1, min(most, texts)).round().astype(int)).tolist()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ import numpy as np
 
 from monolora.eval.explain.finding import finding
 from monolora.eval.explain.records import Context, Contrast, Counts, DatasetFeatures, End, Explained, UnitLogits
+from monolora.eval.explain.score_report import RANDOM, score_tables
+from monolora.eval.explain.settings import KEPT
 from monolora.reporting.html import flat, rendered, script_json, script_lines
 
 LEVELS = 999
@@ -64,6 +66,7 @@ def explorer_data(explained: Explained) -> ExplorerData:
         "modules": module_parts(modules),
         "module": [module_index[name.module] for name in explained.units],
         "number": [name.unit for name in explained.units],
+        "kept": next((k for k, dataset in enumerate(explained.datasets) if dataset.name == KEPT), None),
         "datasets": [_dataset_head(dataset, strings) for dataset in explained.datasets],
         "measures": [
             [measure.title, measure.unit, measure.dataset, measure.prompts, number(measure.adapted)]
@@ -137,6 +140,8 @@ def _dataset_head(dataset: DatasetFeatures, strings: Strings) -> dict[str, Any]:
         "consistency": numbers(strongest.consistency),
         "information": numbers(dataset.information),
         "q": numbers(dataset.information_q),
+        "faithfulness": None if dataset.faithfulness is None else numbers(dataset.faithfulness),
+        "probe": None if dataset.probe is None else numbers(dataset.probe),
     }
     return {
         "name": dataset.name,
@@ -148,6 +153,7 @@ def _dataset_head(dataset: DatasetFeatures, strings: Strings) -> dict[str, Any]:
         "edges": numbers(dataset.edges),
         "columns": columns,
         "label": [None if label is None else strings[label] for label in strongest.label],
+        "told": [strings[label] for label in dataset.probe_label or ()],
         "top": [
             [[strings[mean.token] for mean in tokens[:IN_LIST]] for tokens in of_ends]
             for of_ends in zip(*(end.tokens for end in dataset.ends), strict=True)
@@ -276,6 +282,9 @@ def explorer_page(explained: Explained) -> str:
         explained=explained,
         modules=len(data.head["modules"]),
         made=list(flat(explained.origin)),
+        scores=score_tables(explained.scores),
+        random=RANDOM,
+        has_kept=data.head["kept"] is not None,
         data=script_json(data.head),
         common=script_lines(data.common),
         datasets=map(script_lines, data.datasets),

@@ -8,7 +8,7 @@
 Without pandas, ``about`` is the JSON in the schema's metadata under ``PANDAS_ATTRS``. It has ``adapter``, ``method``,
 ``model`` and how it was ``made``; by name, ``datasets`` (texts, tokens, labels, the number of ``strongest`` texts and
 their consistency by ``chance``), ``measures`` of the ablations (prompts, the ``adapted`` model's score, and the change
-with ``everything`` taken out together) and ``contrasts`` (number of texts). Unknown values are null.
+with ``everything`` taken out together), ``contrasts`` (number of texts) and the ``scores``. Unknown values are null.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
+from monolora.eval.explain.dashboards import FOLDER as DASHBOARDS
 from monolora.eval.explain.explorer import explorer_page, module_parts
-from monolora.eval.explain.records import Change, Contrast, DatasetFeatures, End, Explained
+from monolora.eval.explain.records import Change, Contrast, DatasetFeatures, End, Explained, Score
+from monolora.eval.explain.stability import ACTIVATIONS, save_samples
 from monolora.eval.explain.text_sets import TextSet
+from monolora.eval.explain.unit_reader import Sample
 from monolora.files import saving, write_json, write_text
 from monolora.runs import RUN, Kind, OutputFolder
+from monolora.stats import Estimate
 
 # Names of the ends; units without a sign have only the first.
 _ENDS = ("strongest", "lowest")
@@ -68,8 +72,22 @@ def _about(explained: Explained) -> dict[str, Any]:
             _name(pair): {"a": pair.a, "b": pair.b, "texts_a": pair.texts_a, "texts_b": pair.texts_b}
             for pair in explained.contrasts
         },
+        "scores": score_records(explained.scores),
         "made": dict(explained.origin),
     }
+
+
+def score_records(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """As JSON: estimates with ``mean``, ``low``, ``high`` and ``p``."""
+    return [
+        {
+            key: {name: getattr(value, name) for name in ("mean", "low", "high", "p")}
+            if isinstance(value, Estimate)
+            else value
+            for key, value in score._asdict().items()
+        }
+        for score in scores
+    ]
 
 
 def _name(contrast: Contrast) -> str:
@@ -101,6 +119,11 @@ def _of_dataset(dataset: DatasetFeatures, explained: Explained) -> Iterator[tupl
     yield "firing_rate", dataset.firing
     for name in ("mean", "std", "max", "min", "effect", "consistency", "information", "information_q"):
         yield name, vars(dataset)[name]
+    if dataset.probe is not None:
+        yield "probe", dataset.probe
+        yield "probe_label", dataset.probe_label
+    if dataset.faithfulness is not None:
+        yield "faithfulness", dataset.faithfulness
     yield "histogram", list(dataset.histogram_UE)
     yield "histogram_edges", [dataset.edges] * len(explained.units)
     for name, end in zip(_ENDS, dataset.ends, strict=False):
@@ -154,7 +177,13 @@ KIND = Kind(
     name="explanation",
     record=RUN,
     keys=("made.adapter_fingerprint", "made.settings", "datasets"),
-    files=(re.escape(FEATURES), re.escape(PAGE), rf"{LOGS}/([^/]+\.log)?"),
+    files=(
+        re.escape(FEATURES),
+        re.escape(PAGE),
+        re.escape(ACTIVATIONS),
+        rf"{LOGS}/([^/]+\.log)?",
+        rf"{DASHBOARDS}/([^/]+/(batch-0\.json)?)?",
+    ),
 )
 
 
@@ -169,8 +198,10 @@ def whole_explanation(out: OutputFolder) -> Iterator[Path]:
         yield folder
 
 
-def write(folder: Path, explained: Explained, text_sets: Mapping[str, TextSet]) -> None:
-    """Write the three files."""
+def write(folder: Path, explained: Explained, text_sets: Mapping[str, TextSet], samples: Mapping[str, Sample]) -> None:
+    """Write the three files, and a fourth if there are samples of activations."""
+    if samples:
+        save_samples(folder / ACTIVATIONS, samples, explained.is_signed)
     write_parquet(folder / FEATURES, explained)
     write_text(folder / PAGE, explorer_page(explained))
     write_json(folder / RUN, record(explained, list(text_sets.values())))
@@ -196,5 +227,6 @@ def record(explained: Explained, text_sets: Sequence[TextSet]) -> dict[str, Any]
             },
             "everything": [change._asdict() for change in ablations.everything],
         },
+        "scores": score_records(explained.scores),
         "made": dict(explained.origin),
     }

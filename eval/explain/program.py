@@ -23,6 +23,7 @@ from monolora.eval.explain.output import FEATURES, KIND, PAGE
 from monolora.eval.explain.records import DatasetFeatures, Explained
 from monolora.eval.explain.run import check_output as check_output_of
 from monolora.eval.explain.run import explain
+from monolora.eval.explain.score_report import score_tables, show_scores
 from monolora.eval.explain.settings import Call, Settings
 from monolora.eval.settings import named_paths
 from monolora.files import code_trusted
@@ -40,6 +41,7 @@ def summary(explained: Explained, console: Terminal) -> None:
         console.print(_table(explained, dataset))
         console.print(Text(_facts(dataset)))
         console.print()
+    show_scores(score_tables(explained.scores), console)
 
 
 def _facts(dataset: DatasetFeatures) -> str:

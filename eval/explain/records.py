@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from monolora.stats import Estimate
 from monolora.units import UnitName
 
 Floats = NDArray[np.float64]
@@ -102,6 +103,11 @@ class DatasetFeatures:
         information_q: false discovery rate of that information being above 0; NaN without labels.
         partners: by unit, the units whose activations go most with its own, strongest correlation first.
         ends: one, or two of signed units (highest, then lowest).
+        probe: balanced accuracy of a probe on the unit alone, on texts that it was not fitted on; None if not
+            scored.
+        probe_label: the label that the probe is of.
+        faithfulness: correlation over prompts of the unit's activations with the effect of taking it out (square root
+            of the KL of the next token); NaN where that is unknown, None if not scored.
     """
 
     name: str
@@ -126,6 +132,9 @@ class DatasetFeatures:
     information_q: Floats
     partners: list[list[Partner]]
     ends: list[End]
+    probe: Floats | None = None
+    probe_label: list[str] | None = None
+    faithfulness: Floats | None = None
 
 
 class UnitLogits(NamedTuple):
@@ -191,11 +200,13 @@ class Ablations:
         measures: what was measured.
         changes: by index in ``Explained.units`` for those ablated one at a time, one change a measure.
         everything: the changes with all units taken out together; empty where these were not.
+        kl: by data set, the KL of the next token without each of these units, by prompt, shape ``(K, P)``.
     """
 
     measures: list[Measure] = field(default_factory=list)
     changes: dict[int, list[Change]] = field(default_factory=dict)
     everything: list[Change] = field(default_factory=list)
+    kl: Mapping[str, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +232,31 @@ class Contrast:
     firing_b: Floats
 
 
+class Score(NamedTuple):
+    """A score of all units together, beside that of random units.
+
+    Attributes:
+        kind: which one, a key of :data:`monolora.eval.explain.score_report.KINDS`.
+        dataset: the texts' name.
+        of: what is told or measured on it: a label, or a measure.
+        units: how many of the units it is of, those selected for it; None for all.
+        share: of the tokens, on which each unit fires at most; 1 for the units as trained.
+        texts: that it is measured on.
+        own, random, difference: of the adapter's units, of random ones, and of the first minus the second; None where
+            there is none.
+    """
+
+    kind: str
+    dataset: str
+    of: str
+    units: int | None
+    share: float
+    texts: int
+    own: Estimate | None
+    random: Estimate | None
+    difference: Estimate | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Explained:
     """An adapter's explanation.
@@ -238,6 +274,7 @@ class Explained:
         contrasts: may be empty.
         origin: settings, versions and fingerprints of the explanation.
         is_prunable: whether ``monolora prune`` can take single units out.
+        scores: of all units together; empty if none was requested.
     """
 
     title: str
@@ -252,3 +289,4 @@ class Explained:
     contrasts: list[Contrast]
     origin: Mapping[str, Any]
     is_prunable: bool = True
+    scores: list[Score] = field(default_factory=list)

@@ -11,6 +11,7 @@ from monolora.adapters import adapter_config, load_adapted
 from monolora.data.scoring import label_likelihoods
 from monolora.data.tasks import BUILT_IN
 from monolora.errors import InputError
+from monolora.eval.explain.dashboards import write_dashboards
 from monolora.eval.explain.effects import ablations, check_ablations, chosen_units, make_panel, unit_logits
 from monolora.eval.explain.features import (
     Counted,
@@ -25,8 +26,9 @@ from monolora.eval.explain.features import (
 )
 from monolora.eval.explain.output import KIND, LOGS, whole_explanation, write
 from monolora.eval.explain.records import DatasetFeatures, Explained
+from monolora.eval.explain.scores import Scored, score
 from monolora.eval.explain.settings import Settings
-from monolora.eval.explain.text_sets import TextSet, load
+from monolora.eval.explain.text_sets import TextSet, load, load_kept
 from monolora.explain import Layout, collect
 from monolora.explain.ablation import why_not_ablated
 from monolora.hub import local_path, resolve_model
@@ -55,7 +57,7 @@ class Plan(NamedTuple):
         return Grouping(self.text_sets[name].labels, name in self.by_answer)
 
 
-def plan(settings: Settings) -> Plan:
+def plan(adapter: str, settings: Settings) -> Plan:
     """Read the data sets.
 
     Raises:
@@ -64,6 +66,9 @@ def plan(settings: Settings) -> Plan:
     text_sets = {
         name: load(name, settings.max_texts, settings.split, settings.label_column) for name in settings.datasets()
     }
+    kept = _kept(adapter, settings)
+    if kept is not None:
+        text_sets[kept.name] = kept
     if settings.content_note:
         text_sets = {name: replace(text_set, is_safety=True) for name, text_set in text_sets.items()}
     for text_set in text_sets.values():
@@ -85,12 +90,25 @@ def plan(settings: Settings) -> Plan:
     return planned
 
 
+def _kept(adapter: str, settings: Settings) -> TextSet | None:
+    """The kept prompts; None, and a line that says so, where those of the adapter's run cannot be read."""
+    try:
+        return load_kept(adapter, settings.keep_prompts, settings.max_texts)
+    except InputError as error:
+        if settings.keep_prompts:
+            raise
+        STDERR.print(f"The silence on kept prompts is not measured, as they cannot be read: {error}")
+        return None
+
+
 def _check_ranking(planned: Plan, settings: Settings) -> None:
     ranked = settings.ablate > 0 and not settings.ablate_units
     if ranked and settings.ablate_by == "information" and not any(texts.labels for texts in planned.text_sets.values()):
         raise InputError("--ablate-by information needs a data set with labels. Name one with --dataset.")
     if ranked and settings.ablate_by == "contrast" and not planned.contrasts:
         raise InputError("--ablate-by contrast needs a contrast. Give one with --contrast.")
+    if settings.score and not any(texts.labels for texts in planned.text_sets.values()):
+        raise InputError("--score needs a data set with labels. Name one with --dataset.")
 
 
 def explain(adapter: str, settings: Settings) -> Explained:
@@ -114,7 +132,7 @@ def check_output(folder: OutputFolder, adapter: str, settings: Settings) -> None
 def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
     check_output(out, adapter, settings)
     config = adapter_config(adapter)
-    planned, panel = plan(settings), make_panel(settings)
+    planned, panel = plan(adapter, settings), make_panel(settings)
     model, tokenizer = load_adapted(adapter, settings.model, dtype=settings.dtype)
     layout, fixed = Layout.of(model), why_not_ablated(model)
     check_ablations(fixed, layout, planned.text_sets, settings)
@@ -127,6 +145,10 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
     contrasts = [contrasted(pair, counted) for pair in planned.contrasts]
     chosen = chosen_units(layout, fixed, features, contrasts, settings)
     with whole_explanation(out) as folder:
+        measured = ablations(inference, layout, fixed, chosen, planned.text_sets, panel, settings, folder / LOGS)
+        scored = (
+            score(inference, layout, planned.text_sets, features, measured, settings) if settings.score else Scored()
+        )
         explained = Explained(
             title=f"The units of {Path(adapter).name}",
             adapter=adapter,
@@ -134,11 +156,12 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
             model=model.name_or_path if settings.model is None else settings.model,
             is_signed=layout.signed,
             units=layout.units,
-            datasets=features,
+            datasets=list(map(scored.beside, features)),
             logits=unit_logits(inference, layout, fixed, first, counted[first.name], settings),
-            ablations=ablations(inference, layout, fixed, chosen, planned.text_sets, panel, settings, folder / LOGS),
+            ablations=measured,
             contrasts=contrasts,
             is_prunable=_is_prunable(adapter),
+            scores=scored.scores,
             origin={
                 "settings": asdict(settings),
                 "adapter_fingerprint": fingerprint_files(adapter),
@@ -148,7 +171,9 @@ def _explain(adapter: str, settings: Settings, out: OutputFolder) -> Explained:
                 **provenance(),
             },
         )
-        write(folder, explained, planned.text_sets)
+        write(folder, explained, planned.text_sets, scored.samples)
+        if settings.dashboards:
+            write_dashboards(folder, explained)
     return explained
 
 

@@ -9,6 +9,7 @@ from monolora.errors import InputError
 from monolora.files import TRUST_HELP
 
 RANKINGS = ("effect", "information", "contrast")
+KEPT = "kept"  # the data set of kept prompts
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -19,14 +20,20 @@ class Settings(Flags):
     out: str = setting("", "folder for features.parquet, explorer.html and run.json", metavar="DIR")
     dataset: tuple[str, ...] = setting(
         (),
-        "sst2, dolly, demo, beavertails, beavertails-eval, xstest, beavertails-answers, a hub id or a file; "
-        "repeatable (default: demo)",
+        "sst2, dolly, demo, beavertails, beavertails-eval, xstest, contrast-pairs, beavertails-answers, a hub id or "
+        "a file; repeatable (default: demo)",
         metavar="NAME",
         action="append",
     )
     overwrite: bool = setting(False, "replacement of an earlier explanation in DIR")
     content_note: bool = setting(
         False, "content note before the texts of all data sets, as before those of the safety sets"
+    )
+    keep_prompts: tuple[str, ...] = setting(
+        (),
+        "prompt sets on which units should be silent (default: those that the adapter's run kept, if any)",
+        metavar="SET",
+        nargs="+",
     )
     split: str | None = setting(None, "split of a data set that is not built in (default: its only one, or test)")
     label_column: str = setting("label", "label column of such a data set")
@@ -67,6 +74,15 @@ class Settings(Flags):
         "judges of these answers: refusal, classifier:MODEL, …, as for monolora eval; with commas",
         type=words,
     )
+    score: bool = setting(
+        False,
+        "scores of the units beside those of random units: sparse probing, targeted perturbation, faithfulness; with "
+        "--compare stability",
+    )
+    score_texts: int = setting(400, "labelled texts of each data set for these scores", type=int, at_least=1)
+    dashboards: bool = setting(
+        False, "dashboards of the units on the first data set, in the JSON of SAEDashboard and Neuronpedia's converter"
+    )
     trust_remote_code: bool = setting(False, TRUST_HELP)
     compare: tuple[str, ...] = setting(
         (),
@@ -82,6 +98,8 @@ class Settings(Flags):
         super().check()
         if len(set(self.datasets())) < len(self.datasets()):
             raise InputError("A data set is named twice. Leave one out.")
+        if KEPT in self.datasets():
+            raise InputError(f"--dataset {KEPT}: this name is that of the kept prompts. Name them with --keep-prompts.")
 
     def datasets(self) -> tuple[str, ...]:
         """Their names."""

@@ -3,6 +3,8 @@
 sst2, dolly, demo    the held-out rows of the recipes' tasks; labels are the answers of a classification task
 beavertails, beavertails-eval, xstest
                      the prompts of the alignment suite; labels are their categories, or safe and unsafe
+chat, contrasts, contrast-pairs, refusals
+                     the embedded prompts of :mod:`monolora.data.prompt_sets`; labels likewise
 beavertails-answers  BeaverTails' questions with their answers, of which the answers count; labels are safe and unsafe
 HUB_ID, PATH         any data set that the recipes read, with or without answers; labels from a column
 
@@ -21,16 +23,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
 from monolora.data.chat_template import Split, prompt_ids, split_at_answer
 from monolora.data.datasets import load_dataset
-from monolora.data.prompt_sets import PUBLISHED, collapse, published_rows
+from monolora.data.prompt_sets import EMBEDDED, PUBLISHED, collapse, embedded_rows, evenly, published_rows
 from monolora.data.task import prompt_rows, read_examples
 from monolora.data.tasks import BUILT_IN, Example
 from monolora.errors import InputError
+from monolora.eval.explain.settings import KEPT
 from monolora.explain.contexts import Text
+from monolora.keep.anchors import DEFAULT_PROMPTS, read_prompts
+from monolora.run_record import of_adapter
 
 ANSWERS, LAST = "-answers", "-last"
 Part = Literal["text", "last", "answers"]
@@ -114,6 +120,11 @@ class TextSet:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def spread(texts: int, most: int) -> list[int]:
+    """Indices of texts, evenly over all of them: data sets are often sorted."""
+    return np.unique(np.linspace(0, texts - 1, min(most, texts)).round().astype(int)).tolist()
+
+
 def load(name: str, most: int, split: str | None = None, label_column: str = "label") -> TextSet:
     """The first texts of a data set.
 
@@ -134,12 +145,39 @@ def load(name: str, most: int, split: str | None = None, label_column: str = "la
         return replace(of_texts, name=name, part="last")
     if name == _SAFETY + ANSWERS:
         return _judged_answers(name, most)
-    if name in PUBLISHED:
-        return _published(name, most)
+    if name in PUBLISHED or name in EMBEDDED:
+        return _prompts(name, most)
     task = name.removesuffix(ANSWERS)
     if task in BUILT_IN:
         return _task(name, task, most)
     return _any(name, most, split, label_column)
+
+
+def load_kept(adapter: str, words: Sequence[str], most: int) -> TextSet | None:
+    """Prompts on which the units of an adapter should be silent, named :data:`KEPT`.
+
+    Args:
+        adapter: a folder; if no sets are named, its run says on which prompts it kept the base's behaviour.
+        words: names of prompt sets, as for ``--keep-prompts`` of training.
+        most: texts at most, evenly from all of them.
+
+    Returns:
+        None if no sets are named and the adapter has no run that kept anything.
+
+    Raises:
+        InputError: if a set or the run's record cannot be read.
+    """
+    source, samples = "Prompts", most
+    if not words:
+        run = of_adapter(adapter) if Path(adapter).is_dir() else None
+        keepers = [] if run is None else [word for word in run["config"]["keep"] or () if word != "none"]
+        if run is None or not keepers:
+            return None
+        words, samples = run["config"]["keep_prompts"] or DEFAULT_PROMPTS, run["config"]["keep_samples"]
+        source = f"Prompts that the adapter was trained to keep ({', '.join(keepers)})"
+    prompts = read_prompts(words, samples).examples
+    examples = [prompts[number] for number in spread(len(prompts), most)]
+    return _labelled(KEPT, examples, [None] * len(examples), f"{source}, of {', '.join(words)}.", is_safety=True)
 
 
 def _task(name: str, task_name: str, most: int) -> TextSet:
@@ -155,9 +193,13 @@ def _task(name: str, task_name: str, most: int) -> TextSet:
     )
 
 
-def _published(name: str, most: int) -> TextSet:
-    prompts = collapse(published_rows(PUBLISHED[name], most, unsafe_only=False)[1], name)
-    by_label = any(prompt.label for prompt in prompts)
+def _prompts(name: str, most: int) -> TextSet:
+    if name in EMBEDDED:
+        rows = evenly(embedded_rows(name), most)
+    else:
+        rows = published_rows(PUBLISHED[name], most, unsafe_only=False)[1]
+    prompts = collapse(rows, name)
+    by_label = len({prompt.label for prompt in prompts} - {None}) > 1
     labels = [
         prompt.label if by_label else prompt.categories[0] if len(prompt.categories) == 1 else None
         for prompt in prompts

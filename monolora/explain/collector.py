@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -194,6 +194,41 @@ def text_units(model: Any, text: Text, adapter: str = "default") -> TextUnits:
     h_LU = seen.take(ids_1L)[0].cpu()
     size_U = h_LU[counted_1L[0].cpu()].abs().mean(0)
     return TextUnits(h_LU, layout.output_direction_norms() * size_U / norms.mean().float())
+
+
+@torch.inference_mode()
+def units_by_text(
+    model: Any, texts: Iterable[Text], layouts: Sequence[Layout], *, pad_token_id: int, batch_size: int = 16
+) -> Iterator[tuple[Text, list[torch.Tensor]]]:
+    """The units of several adapters on each text, which a model runs with all of them active.
+
+    Args:
+        model: as for :func:`collect`.
+        texts: read a few batches ahead; of these, the longest come first.
+        layouts: of adapters that are active.
+        pad_token_id: for the ends of shorter texts.
+        batch_size: texts at a time.
+
+    Yields:
+        The text, and for each layout the activations on its counted tokens, float32 ``(T, U)``, on the CPU.
+
+    Raises:
+        InputError: as :func:`collect`, but units that are not finite are yielded.
+    """
+    all_seen = [_Seen(layout) for layout in layouts]
+    logits_to_keep = min(_logits_to_keep(inner_model(model), layout) for layout in layouts)
+    device = input_device(model)
+    with ExitStack() as watching:
+        for seen in all_seen:
+            watching.enter_context(seen.watching())
+        for batch in (batch for window in windows(texts, batch_size) for batch in window):
+            ids_BL, length_B = padded_batch(batch, pad_token_id, device)
+            mask_BL = torch.arange(ids_BL.shape[1], device=device) < length_B[:, None]
+            model(input_ids=ids_BL, attention_mask=mask_BL.long(), logits_to_keep=logits_to_keep, use_cache=False)
+            all_h_BLU = [seen.take(ids_BL) for seen in all_seen]
+            for row, text in enumerate(batch):
+                counted = slice(text.counted.start, text.counted.stop)
+                yield text, [h_BLU[row, counted].cpu() for h_BLU in all_h_BLU]
 
 
 def windows(texts: Iterable[Text], batch_size: int) -> Iterator[list[list[Text]]]:

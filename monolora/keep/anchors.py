@@ -35,6 +35,7 @@ from monolora.terminal import tracked
 from monolora.workers import worker_rows
 
 HELD_OUT = 10  # every tenth anchor
+DEFAULT_PROMPTS = ("chat", "refusals")  # of --keep-prompts
 _TASK = "task:"
 _QUANTIZATION = ("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 VLLM_PROMPTS = 200  # for fewer, the start of vLLM costs more than it saves

@@ -18,13 +18,12 @@ from monolora.data import prompt_sets
 from monolora.data.tasks import Example
 from monolora.inference import Inference, evaluating
 from monolora.keep import KEEPERS, parse_keepers
-from monolora.keep.anchors import Anchor, Anchors, answered, divided, read_prompts
+from monolora.keep.anchors import DEFAULT_PROMPTS, Anchor, Anchors, answered, divided, read_prompts
 from monolora.keep.keeper import Keeper, Preparation
 from monolora.keep.report import Pair, measure
 from monolora.refusals import margin, opening_ids
 from monolora.run_record import fingerprint_rows
 
-DEFAULT_PROMPTS = ("chat", "refusals")
 HELD_OUT_SET = "held-out anchors"
 REPORT_PROMPTS = 100  # of a further set in the report, at most
 

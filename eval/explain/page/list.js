@@ -44,6 +44,9 @@ function fillOptions() {
   const layers = distinct(data.modules.map(([, layer]) => layer)).filter((layer) => layer !== null).sort((a, b) => a - b);
   form.elements.kind.append(...kinds.map((kind) => optionOf(kind, kind)));
   form.elements.layer.append(...layers.map((layer) => optionOf(String(layer), String(layer))));
+  if (data.kept !== null) {
+    form.elements.show.lastElementChild.before(optionOf("silent", "silent where kept"), optionOf("heard", "not silent where kept"));
+  }
   form.elements.kind.parentElement.hidden = kinds.length < 2;
   form.elements.layer.parentElement.hidden = layers.length < 2;
 }

@@ -31,6 +31,9 @@ const commonLine = (unit) => line("common", unit);
 const unitLine = (unit) => line(`units-${state.dataset}`, unit);
 
 const isDead = (unit) => dataset().columns.firing[unit] === 0;
+/** Fires in the first data set, and never on kept prompts. */
+const isSilent = (unit) => data.datasets[0].columns.firing[unit] > 0 && keptFiring(unit) === 0;
+const keptFiring = (unit) => data.datasets[data.kept].columns.firing[unit];
 const isAlwaysOn = (unit) => dataset().columns.firing[unit] === 1;
 
 // For a shell: a plain word as it is, anything else in single quotes.

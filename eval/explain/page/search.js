@@ -54,6 +54,7 @@ function fits(unit) {
   if (show === "marked" && !marked.has(unit)) return false;
   if (show === "dead" && !isDead(unit)) return false;
   if (show === "on" && !isAlwaysOn(unit)) return false;
+  if (data.kept !== null && ((show === "silent" && !isSilent(unit)) || (show === "heard" && keptFiring(unit) === 0))) return false;
   if (show === "mostly" && !(dataset().columns.firing[unit] > 0.99)) return false;
   if ((show === "alive" || show === "sometimes") && isDead(unit)) return false;
   if (show === "sometimes" && isAlwaysOn(unit)) return false;

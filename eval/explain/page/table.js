@@ -16,6 +16,7 @@ function columnsOf() {
     { id: "unit", title: "unit", width: 10, text: names, order: (unit) => unit },
     { id: "tokens", title: "top tokens", width: 10.5, text: true, order: firstToken, help: "the tokens on which its mean activation is strongest" },
     { id: "firing", title: "fires", unit: "%", values: columns.firing, show: percent, help: "share of tokens on which it is not exactly 0" },
+    ...silenceColumns(),
     { id: "effect", title: "effect", unit: "%", width: 5.2, values: columns.effect, show: effect, help: "size of what it adds to its module’s output, in percent of that output’s" },
     { id: "max", title: data.signed ? "highest" : "max", width: 5.2, values: columns.max, show: short, help: "highest activation; not on one scale between units" },
   ];
@@ -28,11 +29,26 @@ function columnsOf() {
       { id: "information", title: "information", unit: "bits", width: 7, values: columns.information, show: fixed(3), help: "mutual information of its mean activation on a text and the text’s label" },
     );
   }
+  if (columns.probe) {
+    list.push({ id: "probe", title: "probe", unit: "%", width: 5.2, isMore: true, values: columns.probe, show: percent, help: "balanced accuracy of a probe on this unit alone, for the label that it tells best; 50 % by chance" });
+  }
+  if (columns.faithfulness) {
+    list.push({ id: "faithfulness", title: "faithfulness", unit: "r", width: 7, isMore: true, values: columns.faithfulness, show: fixed(2), help: "correlation over prompts of how strongly it fires and of what taking it out does there (square root of the KL of the next token)" });
+  }
   data.measures.forEach(([title, unit, of], place) => list.push(
     { id: `ablation-${place}`, title: `${of} ${title}`, unit, lead: "taken out:", width: 6, isMore: true, values: data.changes[place], show: shortChange, help: `change of ${title} on ${of} when the unit is taken out` }));
   data.contrasts.forEach(({ a, b, auc }, place) => list.push(
     { id: `contrast-${place}`, title: contrastTitle(a, b), unit: "AUC", width: 6, isMore: true, values: auc, show: fixed(2), help: `chance that a text of ${a} excites it more than one of ${b}` }));
   return list;
+}
+
+/** Beside the share of tokens on which a unit fires here: that of kept prompts, and there that of the first data set. */
+function silenceColumns() {
+  if (data.kept === null) return [];
+  const isKept = state.dataset === data.kept;
+  const { name, columns } = data.datasets[isKept ? 0 : data.kept];
+  const title = isKept ? name : "on kept prompts";
+  return [{ id: "kept", title, unit: "%", width: 5.2, values: columns.firing, show: percent, help: `share of tokens of ${isKept ? name : "kept prompts"} on which it is not exactly 0` }];
 }
 
 function contrastTitle(a, b) {

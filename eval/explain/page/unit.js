@@ -42,6 +42,7 @@ function facts(unit, line) {
   const [mean, deviation, whereFires, q] = line.n;
   const list = [
     fact("fires on", `${percent(columns.firing[unit])} %`, "of tokens"),
+    data.kept !== null && state.dataset !== data.kept && fact("kept prompts", `${percent(keptFiring(unit))} %`, "of tokens"),
     fact("effect", `${effect(columns.effect[unit])} %`, "of the module’s output"),
     fact("highest", short(columns.max[unit])),
     data.signed && fact("lowest", short(columns.min[unit])),
@@ -53,7 +54,9 @@ function facts(unit, line) {
     list.push(
       fact("texts it fires on", `${percent(whereFires)} %`, "of one label"),
       fact("information", `${fixed(3)(columns.information[unit])}`, "bits", `q ${probability(q)}`));
+    if (columns.probe) list.push(fact("probe alone", `${percent(columns.probe[unit])} %`, words[dataset().told[unit]], "chance 50 %"));
   }
+  if (columns.faithfulness && columns.faithfulness[unit] !== null) list.push(fact("faithfulness", fixed(2)(columns.faithfulness[unit]), "r"));
   return make("dl", "facts-of", ...list.filter(Boolean));
 }
 

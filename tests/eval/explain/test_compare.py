@@ -172,7 +172,7 @@ def test_nothing_is_said_of_units_left_out_where_none_is(tmp_path: Path) -> None
 def test_texts_are_not_read(folders: dict[str, Path]) -> None:
     columns = read("lora", folders["lora"]).units.columns
     assert {"module", "sst2.lowest_consistency", "plain.effect"} <= set(columns)
-    assert not {"sst2.mean", "plain.max", "index"} & set(columns)
+    assert not {"sst2.mean", "plain.max"} & set(columns)
 
 
 def test_what_only_some_have_is_left_out_and_said(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from monolora.eval.explain.records import DatasetFeatures, Explained
@@ -210,6 +211,45 @@ def test_filters(told: Told, usual: Any, fragment: str, wanted: Any) -> None:
     units, status = told(page, f"return [{UNITS}, {STATUS}];", f"{fragment}&sort=unit")
     assert units == expected[: len(units)]
     assert status == f"{len(expected)} of 200 units"
+
+
+def test_silence_on_kept_prompts_is_a_column_a_fact_and_a_filter(told: Told, tmp_path: Path) -> None:
+    notes, letters = made(units=80, contexts=2).datasets
+    firing = letters.firing.copy()
+    firing[::3] = 0
+    kept = replace(letters, name="kept", firing=firing)
+    explained = made(units=80, contexts=2, datasets=[notes, kept])
+    page = written(tmp_path, explained)
+    script = f"""
+    const cells = () => [...doc.querySelectorAll('#rows td[data-column="kept"]')].map((each) => each.textContent);
+    const head = () => doc.querySelector('#columns [data-column="kept"]').textContent.trim();
+    const here = [head(), {UNITS}, cells()];
+    doc.querySelector('#filters .switch button:last-child').click();
+    return [here, head(), cells()[0]];
+    """
+    (head, units, cells), other_head, other_cell = told(page, script, "sort=kept")
+    assert head == "on kept prompts %"
+    assert units == sorted(range(80), key=lambda unit: (float(f"{min(firing[unit], 0.9999):.4g}"), unit))[: len(units)]
+    assert cells[0] == "on kept prompts 0 %"
+    assert other_head == "notes %"
+    assert other_cell.startswith("notes ")
+    for show, wanted in (
+        ("silent", (notes.firing > 0) & (firing == 0)),
+        ("heard", firing > 0),
+    ):
+        assert told(page, f"return {STATUS};", f"show={show}") == f"{wanted.sum()} of 80 units"
+    unit = int(np.flatnonzero(firing > 0)[0])
+    facts = "await until(() => doc.querySelector('.facts-of')); return doc.querySelector('.facts-of').textContent;"
+    assert "kept prompts" in told(page, facts, f"unit={explained.units[unit]}")
+
+
+def test_a_page_without_kept_prompts_does_not_speak_of_them(told: Told, usual: Any) -> None:
+    page, _ = usual
+    script = """
+    const options = [...doc.querySelectorAll("[name=show] option")].map((each) => each.value);
+    return [options.includes("silent"), doc.querySelector('#columns [data-column="kept"]') === null];
+    """
+    assert told(page, script) == [False, True]
 
 
 def test_adapters_that_cannot_be_pruned_have_no_command(told: Told, tmp_path: Path) -> None:

@@ -11,8 +11,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from monolora.data.chat_template import prompt_ids, split_at_answer
+from monolora.data.contrast_pairs import contrast_pairs
 from monolora.errors import InputError
-from monolora.eval.explain.text_sets import LONGEST, load
+from monolora.eval.explain.text_sets import LONGEST, load, load_kept
+from monolora.keep.anchors import read_prompts
+from monolora.run_record import write
 from tests.support.tiny_chat import CHAT_TEMPLATE, train_tokenizer
 
 
@@ -155,3 +158,46 @@ def test_safety_sets_have_categories_or_verdicts(mirror: Path, name: str, labels
     assert len(found.labels) == labels if labels else len(found.labels) > 5
     assert (found.part == "answers") == (name == "beavertails-answers")
     assert not found.task_labels
+
+
+def test_embedded_sets_have_their_labels() -> None:
+    pairs = load("contrast-pairs", 40)
+    assert pairs.labels == ("safe", "unsafe")
+    assert pairs.is_safety
+    assert {len(pairs.examples), len(pairs.groups)} == {40}
+    by_prompt = {row.prompt: row.label for row in contrast_pairs()}
+    assert [pairs.labels[group] for group in pairs.groups] == [
+        by_prompt[example.instruction] for example in pairs.examples
+    ]
+
+
+def test_kept_prompts_are_those_that_are_named(tmp_path: Path) -> None:
+    named = load_kept(str(tmp_path), ("refusals", "chat"), 10)
+    assert named is not None
+    assert named.name == "kept"
+    assert named.is_safety
+    assert [example.instruction for example in named.examples] == [
+        example.instruction for example in read_prompts(("refusals", "chat"), 10).examples
+    ]
+    assert load_kept(str(tmp_path), (), 10) is None
+
+
+@pytest.mark.parametrize(("keep", "words"), [(["silence:1"], ["refusals"]), (["none", "kl:0.5"], None)])
+def test_kept_prompts_are_those_of_the_adapters_run(tmp_path: Path, keep: list[str], words: list[str] | None) -> None:
+    config = {
+        "model": "m", "dtype": None, "load_in_4bit": False, "load_in_8bit": False, "dataset": "demo",
+        "dataset_config": None, "dataset_train_split": "train", "dataset_test_split": "test", "max_train_samples": None,
+        "max_eval_samples": None, "eval_max_new_tokens": None, "per_device_eval_batch_size": 1, "drop_columns": None,
+        "allow_empty_answers": False, "keep": keep, "keep_prompts": words, "keep_samples": 30, "keep_answer_tokens": 8,
+    }  # fmt: skip
+    record: Any = {"config": config, "results": {"before": None, "after": None}}
+    write(tmp_path, record)
+    found = load_kept(str(tmp_path), (), 5)
+    assert found is not None
+    prompts = read_prompts(words or ("chat", "refusals"), 30).examples
+    assert [example.instruction for example in found.examples] == [
+        prompts[number].instruction for number in (0, 7, 14, 22, 29)
+    ]
+    assert "trained to keep" in found.note
+    write(tmp_path, record | {"config": config | {"keep": ["none"]}})
+    assert load_kept(str(tmp_path), (), 5) is None
