@@ -6,13 +6,15 @@ standard input, which the system closes when the parent is gone, even after SIGK
 
 Run as a program (``python -m monolora.workers``), this file is the worker. Its protocol: one line of JSON on
 standard input, the job; then lines of JSON on standard output, ``["row", row]``, and at last ``["end", null]``, or
-``["input", message]`` or ``["run", message]`` for the two kinds of errors.
+``["input", message]`` or ``["run", message]`` for the two kinds of errors. In between, ``["notice", message]`` is a
+warning that a module of monolora logged: the parent shows it, and the worker's log has it too.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -26,6 +28,7 @@ from typing import Any, TextIO, cast
 from monolora.errors import InputError, RunError, in_one_line
 from monolora.files import code_trusted, trusts_code
 from monolora.redaction import RedactedStream, redact
+from monolora.terminal import STDERR
 
 _LAST_LINES = 3  # of the log, in the message of a worker that died
 
@@ -67,6 +70,8 @@ def worker_rows(
             kind, content = json.loads(line)
             if kind == "row":
                 yield content
+            elif kind == "notice":
+                STDERR.print(content)
             elif kind == "end":
                 return
             else:
@@ -108,6 +113,9 @@ def main() -> None:
     rows = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     sys.stdout, sys.stderr = (cast(TextIO, RedactedStream(stream)) for stream in (sys.stdout, sys.stderr))
+    notices = logging.getLogger("monolora")
+    notices.addHandler(logging.StreamHandler())
+    notices.addHandler(_Notices(rows))
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -124,8 +132,20 @@ def main() -> None:
     os._exit(0)
 
 
+class _Notices(logging.Handler):
+    """Sends warnings to the parent."""
+
+    def __init__(self, rows: TextIO) -> None:
+        super().__init__(logging.WARNING)
+        self._rows = rows
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _send(self._rows, "notice", redact(record.getMessage()))
+
+
 def _send(rows: TextIO, kind: str, content: Any) -> None:
-    print(json.dumps([kind, content]), file=rows, flush=True)
+    rows.write(json.dumps([kind, content]) + "\n")  # one call, which no other thread's interrupts
+    rows.flush()
 
 
 def _end_with_parent() -> None:

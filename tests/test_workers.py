@@ -45,6 +45,12 @@ def test_variables_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "INNER" not in os.environ
 
 
+def test_warnings_of_our_own_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(rows_of("warned", tmp_path / "log")) == [{"first": 1}, {"second": 2}]
+    assert capsys.readouterr().err == "It is late.\n"
+    assert (tmp_path / "log").read_text().splitlines() == ["It is late.", "Nobody asked."]
+
+
 def test_errors_keep_their_kind(tmp_path: Path) -> None:
     rows = rows_of("bad_input", tmp_path / "log")
     assert next(rows) == {"first": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -20,6 +21,14 @@ def doubled(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def variables(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield {name: os.environ.get(name) for name in job["names"]}
+
+
+def warned(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {"first": 1}
+    logging.getLogger("monolora.eval").warning("It is %s.", "late")
+    logging.getLogger("monolora.eval").info("It is noon.")
+    logging.getLogger("another").warning("Nobody asked.")
+    yield {"second": 2}
 
 
 def bad_input(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
