@@ -133,9 +133,7 @@ def _check_launch(words: Sequence[str], whole: bool) -> None:
 def _check_python(words: Sequence[str], whole: bool) -> None:
     if words[0] == "-c":
         return
-    if "/" not in words[0] and words[0].endswith(
-        ".py"
-    ):  # a script that stands on the page, and the commands it is given
+    if "/" not in words[0] and words[0].endswith(".py"):  # on the page; its words may be commands
         for word in words[1:]:
             if word.startswith("monolora "):
                 check(word, whole=whole)
