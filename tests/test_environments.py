@@ -70,6 +70,8 @@ def test_versions_of_python() -> None:
     assert classified == ["3.11", "3.12", "3.13"]
     assert all(version in SpecifierSet(PROJECT["requires-python"]) for version in classified)
     assert "3.10" not in SpecifierSet(PROJECT["requires-python"])
+    first, last = re.findall(r"\(3, (\d+)\)", MAKEFILE)
+    assert (f"3.{first}", f"3.{last}") == (classified[0], classified[-1])
 
 
 class Instruction(NamedTuple):
