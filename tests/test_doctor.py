@@ -24,7 +24,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Finding]]:
 
 def test_here(found: Callable[[], dict[str, Finding]]) -> None:
     findings = found()
-    assert findings["torch"].state == torch.__version__
+    assert torch.__version__.split("+")[0] == findings["torch"].state.split("+")[0]  # PyPI's wheel lacks its +cu130
     assert findings["data"].state == "from the hub"
     assert "MONOLORA_DATA" in findings["data"].fix
     assert findings["bfloat16"].state in ("in hardware", "emulated")

@@ -20,6 +20,7 @@ from monolora.files import code_trusted
 from monolora.hub import load_causal_lm, load_classifier, load_config, load_tokenizer
 from monolora.recipes.judge.model import load_backbone
 from tests.support import forks
+from tests.support.requirements import NEEDS_VLLM
 from tests.support.tiny_chat import save_tiny_chat
 
 CODE = """
@@ -163,7 +164,9 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    "program", [pytest.param(name, marks=NEEDS_VLLM if name == "serve-check" else ()) for name in PROGRAMS]
+)
 def test_programs(
     bringing: Bringing, base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], program: str
 ) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from monolora.errors import InputError, RunError
-from monolora.workers import worker_rows
+from monolora.workers import Task, parallel_rows, worker_rows
 from tests.support import worker_functions
 from tests.support.limits import HANG_S
 
@@ -43,6 +43,12 @@ def test_variables_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rows = worker_rows("worker_functions:variables", job, tmp_path / "log", {"INNER": "inner"})
     assert list(rows) == [{"OUTER": "outer", "INNER": "inner"}]
     assert "INNER" not in os.environ
+
+
+def test_warnings_of_our_own_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(rows_of("warned", tmp_path / "log")) == [{"first": 1}, {"second": 2}]
+    assert capsys.readouterr().err == "It is late.\n"
+    assert (tmp_path / "log").read_text().splitlines() == ["It is late.", "Nobody asked."]
 
 
 def test_errors_keep_their_kind(tmp_path: Path) -> None:
@@ -87,6 +93,39 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
         pids = json.loads(parent.stdout.readline())["pids"]
         parent.kill()
         parent.wait()
+    assert_gone(pids)
+
+
+def meeting(folder: Path, **job: Any) -> Iterator[dict[str, Any]]:
+    """Three workers at the same time: each waits for the others."""
+    (folder / "meeting").mkdir()
+    job = {"folder": str(folder / "meeting"), "number": 3, "rest_s": 0} | job
+    tasks = [Task(job | {"name": name}, folder / name, {"PART": name.upper()}) for name in "abc"]
+    return parallel_rows("worker_functions:met", tasks)
+
+
+def test_several_workers_at_a_time(tmp_path: Path) -> None:
+    rows = list(meeting(tmp_path))
+    began = {row["name"]: row for row in rows if "name" in row}
+    assert {name: row["part"] for name, row in began.items()} == {"a": "A", "b": "B", "c": "C"}
+    assert len({row["pid"] for row in began.values()} | {os.getpid()}) == 4
+    assert sorted(row["end"] for row in rows if "end" in row) == ["a", "b", "c"]
+    assert [(tmp_path / name).exists() for name in "abc"] == [True] * 3
+
+
+def test_a_worker_that_fails_ends_the_others(tmp_path: Path) -> None:
+    rows = meeting(tmp_path, failing="b", rest_s=HANG_S)
+    pids = [next(rows)["pid"]]
+    with pytest.raises(RunError, match=r"^It fails\.$"):
+        pids += [row["pid"] for row in rows]
+    assert_gone(pids)
+
+
+def test_closing_ends_all_workers(tmp_path: Path) -> None:
+    rows = meeting(tmp_path, rest_s=HANG_S)
+    pids = [next(rows)["pid"] for _ in range(3)]
+    assert all(map(psutil.pid_exists, pids))
+    rows.close()  # type: ignore[attr-defined]
     assert_gone(pids)
 
 

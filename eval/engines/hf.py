@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -19,19 +21,26 @@ from monolora.inference import evaluating, generate, sampling
 
 
 def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """As :func:`monolora.eval.engines.vllm.answers`, one model after the other, and without the canary."""
+    """As :func:`monolora.eval.engines.vllm.answers`, one model after the other, and without the canary.
+
+    Engines share whole batches, so the rows of several equal those of one.
+    """
     done, settings = set(job["done"]), job["settings"]
+    rank, engines = job["share"]
     adapters: list[str | None] = list(dict.fromkeys(item["adapter"] for item in job["items"]))
-    for adapter in adapters:
-        batches = fixed_batches(
+    batches = [
+        (adapter, batch)
+        for adapter in adapters
+        for batch in fixed_batches(
             [item for item in job["items"] if item["adapter"] == adapter],
             done,
             settings["batch_size"],
             lambda item: (len(item["token_ids"]) + item["max_new_tokens"], len(item["token_ids"])),
         )
-        if batches:
-            folder = None if adapter is None else job["adapters"][adapter]
-            yield from _model_answers(job["model"], folder, batches, settings)
+    ]
+    for adapter, group in groupby(batches[rank::engines], key=itemgetter(0)):
+        folder = None if adapter is None else job["adapters"][adapter]
+        yield from _model_answers(job["model"], folder, [batch for _, batch in group], settings)
 
 
 class Batch(NamedTuple):

@@ -2,7 +2,8 @@
 
 All endpoints take requests from one queue, each up to ``concurrency`` at a time, so the faster ones answer more of
 them. An endpoint that is unavailable, or too busy after its retries, is suspended for a pause that doubles each time,
-and its requests return to the queue. Prompts are sent as token ids, so no server can add a second BOS.
+and its requests return to the queue. Warnings say which endpoint is lost, when it answers again, and at the end how
+many of its requests others answered. Prompts are sent as token ids, so no server can add a second BOS.
 """
 
 from __future__ import annotations
@@ -158,13 +159,14 @@ class _EndpointState:
         suspended: set while it does not.
         failures: how often it was unavailable since its last reply.
         reason: why, the last time.
+        moved: how many of its requests another endpoint answered.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.available, self.suspended = asyncio.Event(), asyncio.Event()
         self.available.set()
-        self.failures, self.reason = 0, ""
+        self.failures, self.reason, self.moved = 0, "", 0
 
     def suspend(self, error: UnavailableError) -> None:
         self.failures += 1
@@ -192,6 +194,7 @@ class _Dispatcher:
         self._queue: asyncio.Queue[Request] = asyncio.Queue()
         for request in requests:
             self._queue.put_nowait(request)
+        self._returned: dict[Any, _EndpointState] = {}  # by the request's key, who did not answer it
         self._results: asyncio.Queue[Reply | BaseException] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -234,6 +237,8 @@ class _Dispatcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for state in self._states:
             await state.endpoint.close()
+            if state.moved:
+                _LOG.warning("Requests moved from %s to other endpoints: %d.", state.endpoint.url, state.moved)
 
     def _report_error(self, task: asyncio.Task[None]) -> None:
         """Pass what a task raised on to :meth:`result`, which would otherwise wait forever."""
@@ -251,11 +256,14 @@ class _Dispatcher:
             try:
                 reply = await state.endpoint.ask(request)
             except UnavailableError as error:
+                self._returned[request.key] = state
                 self._queue.put_nowait(request)
                 if state.available.is_set():  # only the first of simultaneous failures counts
                     self._suspend(state, error)
             else:
                 state.failures = 0
+                loser = self._returned.pop(request.key, state)
+                loser.moved += loser is not state
                 self._results.put_nowait(reply)
 
     async def _resume(self, state: _EndpointState) -> None:
@@ -269,10 +277,12 @@ class _Dispatcher:
                 self._suspend(state, error)
             else:
                 state.resume()
+                _LOG.warning("%s is back.", state.endpoint.url)
 
     def _suspend(self, state: _EndpointState, error: UnavailableError) -> None:
+        level = logging.WARNING if state.available.is_set() else logging.INFO  # not once a pause
         state.suspend(error)
-        _LOG.warning("%s is suspended for %g s: %s", state.endpoint.url, state.pause_s(), error)
+        _LOG.log(level, "%s is unavailable, next try in %g s: %s", state.endpoint.url, state.pause_s(), error)
         # Only when every endpoint has failed more often than a request is retried does the run end.
         if all(other.suspended.is_set() and other.failures > self._retries for other in self._states):
             reasons = "; ".join(f"{other.endpoint.url}: {other.reason.rstrip('.')}" for other in self._states)

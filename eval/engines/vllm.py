@@ -37,19 +37,21 @@ def answers(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
     Args:
         job: ``model``, the folder of the base; ``adapters``, folders by name; ``items``, each with ``key``, ``adapter``
-            (a name, or None for the base), ``token_ids`` and ``max_new_tokens``; ``done``, keys; ``settings``, as
+            (a name, or None for the base), ``token_ids`` and ``max_new_tokens``; ``done``, keys; ``share``, this
+            engine's number and how many engines share the items; ``settings``, as
             :func:`monolora.eval.generate.engine_settings` makes them.
 
     Yields:
         First ``{"canary": {...}}`` for every adapter with items (for the base if no adapter has any), then one answer
-        per item.
+        per item of this engine's share.
 
     Raises:
         InputError: if vLLM cannot serve the model or an adapter.
         RunError: if vLLM does not start, or the canary says that its answers would be wrong.
     """
     done = set(job["done"])
-    items = [item for item in job["items"] if item["key"] not in done]
+    rank, engines = job["share"]
+    items = [item for item in job["items"] if item["key"] not in done][rank::engines]
     settings = job["settings"]
     if settings["batch_invariant"]:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"

@@ -10,7 +10,6 @@ process; an interrupted study resumes with the same command, and repeats only mi
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -42,7 +41,7 @@ from monolora.recipes.study.settings import Call, Study, load
 from monolora.run_record import SFT, fingerprint_files
 from monolora.runs import Kind, claim
 from monolora.terminal import STDERR, say, suggest
-from monolora.workers import worker_rows
+from monolora.workers import shared_cores, worker_rows
 
 # A study resumes from its folder, and is never replaced.
 STUDY = Kind(name="study", record="cells", keys=(), files=())
@@ -57,9 +56,6 @@ class _Record(TypedDict):
     command: str
     status: str
     inputs: NotRequired[dict[str, str]]
-
-
-THREADS = "OMP_NUM_THREADS"
 
 
 class _DivergedError(RunError):
@@ -91,9 +87,7 @@ class Runner:
         """Run cells that do not depend on each other; see :meth:`run`. They share the CPU's cores evenly."""
         cells = list(cells)
         jobs = max(1, min(self._jobs, len(cells)))
-        # Programs with more threads than cores between them slow each other manyfold.
-        shared = {} if jobs == 1 or THREADS in os.environ else {THREADS: str(max(1, (os.cpu_count() or 1) // jobs))}
-        run_parallel((partial(self.run, cell, may_diverge, shared) for cell in cells), jobs)
+        run_parallel((partial(self.run, cell, may_diverge, shared_cores(jobs)) for cell in cells), jobs)
 
     def run(self, cell: Cell, may_diverge: bool = False, environment: Mapping[str, str] | None = None) -> None:
         """Run a cell, unless it is done.

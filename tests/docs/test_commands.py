@@ -58,6 +58,7 @@ def test_what_is_measured_on_a_gpu() -> None:
         ("python -m recipes.vision.prob --config FILE", "no such step: prob"),
         ("make tests", "no such target: tests"),
         ("rm -rf runs", "no such program"),
+        ("python servers.py 2 'monolora eval run --out RUN --data-paralel 2'", "no such flag: --data-paralel"),
     ],
 )
 def test_what_is_wrong_is_named(line: str, complaint: str) -> None:

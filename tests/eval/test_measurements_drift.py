@@ -178,6 +178,6 @@ def test_a_run_measures_it_once(
     assert results["cells"]["base"]["questions/drift"] is None
     page = (tmp_path / "out" / "report.html").read_text()
     assert "drift" in page
-    for stage in ("generate", "measurements"):
-        monkeypatch.setattr(f"monolora.eval.{stage}.worker_rows", None)  # nothing is computed again
+    for name in ("generate.parallel_rows", "measurements.worker_rows"):
+        monkeypatch.setattr(f"monolora.eval.{name}", None)  # nothing is computed again
     assert cli.main(words) == 0

@@ -138,8 +138,8 @@ def test_nothing_is_done_twice(evaluate: Done, copied: Path, monkeypatch: pytest
     def nothing(target: str, *_: object) -> None:
         raise AssertionError(f"{target} was asked")
 
-    for stage in ("generate", "measurements", "score"):
-        monkeypatch.setattr(f"monolora.eval.{stage}.worker_rows", nothing)
+    for name in ("generate.parallel_rows", "measurements.worker_rows", "score.worker_rows"):
+        monkeypatch.setattr(f"monolora.eval.{name}", nothing)
     seconds = Outcome(0, "", "", copied).run()["stages"]["score"]["seconds"]
     again = evaluate("run", "--tasks", "demo", "--task-limit", "4")
     assert again.status == 0
@@ -272,6 +272,9 @@ def test_what_an_engine_cannot_do(evaluate: Done, evaluated: Evaluated) -> None:
     outcome = evaluate("run", "--batch-invariant")
     assert outcome.status == 2
     assert "--batch-invariant is a mode of vLLM, and the engine is hf" in outcome.err
+    outcome = evaluate("run", "--data-parallel", "2", "--engine", "server", "--endpoint", "http://localhost:1/v1")
+    assert outcome.status == 2
+    assert "--data-parallel 2 starts engines in this run, and --engine server starts none. Leave it out" in outcome.err
     server = ("--engine", "server", "--endpoint", "http://localhost:1/v1", "--adapter", f"whole={evaluated.base}")
     outcome = evaluate("run", *server)
     assert outcome.status == 2

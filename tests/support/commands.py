@@ -20,7 +20,11 @@ from monolora.errors import InputError
 from monolora.recipes.training.command import method_of
 
 ROOT = Path(__file__).parents[2]
-OTHERS = ("bash", "curl", "export", "pip", "pytest", "source", "vllm")  # nothing of these is checked
+# nothing of these is checked
+OTHERS = (
+    "bash", "cat", "curl", "docker", "echo", "export", "mkdir", "pip", "pytest", "ray", "sbatch", "scancel", "source",
+    "until", "vllm",
+)  # fmt: skip
 OTHER_MODULES = ("pytest", "vllm.entrypoints.openai.api_server")
 _BLOCK = re.compile(r"^( *)```bash\n(.*?)^\1```", re.M | re.S)
 _CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -128,6 +132,11 @@ def _check_launch(words: Sequence[str], whole: bool) -> None:
 
 def _check_python(words: Sequence[str], whole: bool) -> None:
     if words[0] == "-c":
+        return
+    if "/" not in words[0] and words[0].endswith(".py"):  # on the page; its words may be commands
+        for word in words[1:]:
+            if word.startswith("monolora "):
+                check(word, whole=whole)
         return
     if words[0] != "-m":
         _check_script(words[0], words[1:], whole)

@@ -29,6 +29,7 @@ def job(evaluated: Evaluated, done: tuple[str, ...] = (), **settings: Any) -> di
             for number, (ids, most) in enumerate(zip(PROMPTS, LONGEST, strict=True))
         ],
         "done": list(done),
+        "share": (0, 1),
         "settings": {
             "dtype": "float32", "seed": 0, "temperature": 0.0, "top_p": 1.0, "batch_size": 2,
         } | settings,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from monolora.eval import generate, measurements, score
+from monolora.workers import Task
 
 
 def results_inline(target: str, job: Mapping[str, Any], log: Path) -> Iterator[dict[str, Any]]:
@@ -20,9 +21,16 @@ def results_inline(target: str, job: Mapping[str, Any], log: Path) -> Iterator[d
         yield json.loads(json.dumps(row))
 
 
+def all_results_inline(target: str, tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
+    """As ``monolora.workers.parallel_rows``, one after the other."""
+    for task in tasks:
+        yield from results_inline(target, task.job, task.log)
+
+
 def run_inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the rest of a test."""
-    for module in (generate, measurements, score):
+    monkeypatch.setattr(generate, "parallel_rows", all_results_inline)
+    for module in (measurements, score):
         monkeypatch.setattr(module, "worker_rows", results_inline)
 
 

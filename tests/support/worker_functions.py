@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from monolora.errors import InputError, RunError
@@ -20,6 +22,27 @@ def doubled(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def variables(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield {name: os.environ.get(name) for name in job["names"]}
+
+
+def met(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Waits until all have come to the same folder."""
+    folder = Path(job["folder"])
+    (folder / job["name"]).touch()
+    while len(list(folder.iterdir())) < job["number"]:
+        time.sleep(0.01)
+    yield {"name": job["name"], "pid": os.getpid(), "part": os.environ.get("PART")}
+    if job["name"] == job.get("failing"):
+        raise RunError("It fails.")
+    time.sleep(job["rest_s"])
+    yield {"end": job["name"]}
+
+
+def warned(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    yield {"first": 1}
+    logging.getLogger("monolora.eval").warning("It is %s.", "late")
+    logging.getLogger("monolora.eval").info("It is noon.")
+    logging.getLogger("another").warning("Nobody asked.")
+    yield {"second": 2}
 
 
 def bad_input(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

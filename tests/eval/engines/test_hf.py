@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -69,3 +70,13 @@ def test_prompts_are_drawn_apart(evaluated: Evaluated) -> None:
     """A seed of its own for each prompt: with one for all, resampling prompts would tell nothing of the noise."""
     rows = {row["key"]: row["text"] for row in answers(job(evaluated, temperature=50.0, batch_size=1))}
     assert len({rows[f"None-{number}"] for number in (0, 2, 4)}) == 3  # those that may have as many tokens
+
+
+@pytest.mark.parametrize("engines", [2, 10])
+def test_several_engines_give_the_rows_of_one(evaluated: Evaluated, engines: int) -> None:
+    """Bit for bit: also when they draw, and when some rows are done. There are nine batches to share."""
+    for done, settings in (((), {}), (("None-0", "lora-2", "mono-0"), {"temperature": 1.0, "seed": 3})):
+        engine_job = job(evaluated, done, **settings)
+        parts = [list(answers(engine_job | {"share": (rank, engines)})) for rank in range(engines)]
+        assert sum(map(bool, parts)) == min(engines, 9)
+        assert sorted((row for part in parts for row in part), key=str) == sorted(answers(engine_job), key=str)

@@ -247,7 +247,7 @@ def test_when_one_endpoint_goes_down_the_other_takes_over(caplog: pytest.LogCapt
         rows_so_far += rows
     assert by_number(iter(rows_so_far)) == [ok(number) for number in range(40)]
     assert set(request_counts(one, two)) == set(range(40))
-    assert f"{one.url} is suspended for 0.5 s:" in caplog.text
+    assert f"{one.url} is unavailable, next try in 0.5 s:" in caplog.text
 
 
 def test_an_endpoint_that_is_down_at_the_start_is_left_out() -> None:

@@ -11,7 +11,7 @@ import pytest
 from monolora import workers
 from monolora.errors import InputError
 from monolora.eval.engines import hf
-from monolora.workers import worker_rows
+from monolora.workers import Task, parallel_rows, worker_rows
 from tests.support.engine_jobs import LONGEST, PROMPTS, ending_early, job
 from tests.support.evaluated import Evaluated
 from tests.support.forks import VLLM
@@ -79,3 +79,13 @@ def test_an_adapter_that_does_not_fit(evaluated: Evaluated, tmp_path: Path) -> N
     engine_job["adapters"]["mono"] = str(tmp_path)
     with pytest.raises(InputError, match="holds no adapter"):
         list(rows_of(engine_job, tmp_path / "log"))
+
+
+@pytest.mark.slow
+def test_two_engines_share_the_prompts(evaluated: Evaluated, tmp_path: Path) -> None:
+    """At the same time, each with an engine of its own, as ``--data-parallel 2`` starts them."""
+    engine_job = job(evaluated, **SETTINGS | {"canary": False})
+    tasks = [Task(engine_job | {"share": (rank, 2)}, tmp_path / f"log-{rank}") for rank in range(2)]
+    answers = list(parallel_rows(TARGET, tasks))
+    assert len(answers) == 15
+    assert {row["key"]: row for row in answers} == {row["key"]: row for row in hf.answers(engine_job)}
