@@ -10,11 +10,12 @@ Shapes: T tokens, R units.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import gather_object
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
@@ -59,15 +60,31 @@ class _Count:
         self.zeros_R += times * zero_TR.sum(0)
 
 
+def real_tokens(inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Which tokens of a batch are no padding, boolean; None if nothing marks any.
+
+    Args:
+        inputs: of a model's forward, by name. Padding is what a 2-D ``attention_mask`` marks with 0. Without one it is,
+            as TRL pads what is packed, each token that is a sequence of its own by ``position_ids``.
+    """
+    mask, positions, ids = (inputs.get(name) for name in ("attention_mask", "position_ids", "input_ids"))
+    if isinstance(mask, torch.Tensor):
+        return mask.bool() if mask.dim() == 2 else None
+    if not isinstance(positions, torch.Tensor) or ids is None or positions.shape != ids.shape or ids.shape[1] == 1:
+        return None
+    is_first = positions == 0
+    return ~(is_first & F.pad(is_first[:, 1:], (0, 1), value=True))
+
+
 class RealTokens:
     """Which of the rows that a module sees are tokens of the model's batch, and for how many tokens each stands.
 
-    Padding is what the 2-D ``attention_mask`` of the model's forward marks with 0; without one, every token counts.
+    Padding is left out (:func:`real_tokens`).
     Modules that see other rows than the batch's tokens (a pooler, a routed expert, a convolution) are counted whole.
     A common prefix that is computed once (:mod:`monolora.shared_prefix`) counts for every row.
 
     Args:
-        model: whose forward is given the mask, wrapped in a ``PeftModel`` or not.
+        model: whose forward is given the batch, wrapped in a ``PeftModel`` or not.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -86,8 +103,7 @@ class RealTokens:
         return end
 
     def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask = self._signature.bind_partial(*args, **kwargs).arguments.get("attention_mask")
-        self._mask = mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
+        self._mask = real_tokens(self._signature.bind_partial(*args, **kwargs).arguments)
 
     def times(self, rows: torch.Size) -> int:
         """For how many rows of the batch a row stands: all of them for their common prefix, else one."""

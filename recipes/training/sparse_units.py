@@ -18,6 +18,7 @@ from monolora.activations import Activation
 from monolora.cli.flags import spelled
 from monolora.errors import InputError
 from monolora.revival import revive
+from monolora.sparsity import real_tokens
 from monolora.unit_losses import UnitLosses
 
 STATE_FILE = "units.pt"
@@ -80,16 +81,6 @@ def check_units(flags: argparse.Namespace, activation: Activation | None) -> Non
         )
     if flags.torch_compile:
         raise InputError(f"{spelled(given[0])} reads units while training, which --torch-compile does not show.")
-    if flags.gradient_checkpointing and (flags.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
-        raise InputError(
-            f'{spelled(given[0])} needs the units\' gradients, and --gradient-checkpointing-kwargs {{"use_reentrant": '
-            "true} has none in the forward pass. Leave that out."
-        )
-    if flags.pad_to_multiple_of and (flags.padding_free or flags.packing):
-        raise InputError(
-            f"{spelled(given[0])}: --pad-to-multiple-of adds padding that cannot be told from tokens without an "
-            "attention mask. Leave it out, or --packing and --padding-free."
-        )
     for name in ("usage_weight", "revive_after"):
         if name in given and not activation.one_sided:
             raise InputError(
@@ -249,7 +240,7 @@ class WithSparseUnits(Trainer):
         """Count the step's tokens too, padding left out."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.sparse_units is not None:
-            masks = (batch.get("attention_mask") for batch in batches)
+            masks = map(real_tokens, batches)
             counts = [
                 batch["input_ids"].numel() if mask is None else int(mask.sum())
                 for batch, mask in zip(batches, masks, strict=True)
@@ -308,11 +299,18 @@ def add_sparse_units(trainer: WithSparseUnits, flags: SparsityArguments, shardin
         sharding: what shards weights or the optimizer's state; None for nothing.
 
     Raises:
-        InputError: for sharded weights, or an adapted module that the flags do not work with.
+        InputError: for sharded weights, for reentrant checkpointing, or for an adapted module that the flags do not
+            work with.
     """
     given = [flag.name for flag in fields(SparsityArguments) if getattr(flags, flag.name)]
     if not given:
         return
     if sharding is not None:
         raise InputError(f"{spelled(given[0])} needs whole weights, and {sharding} shards them. Train without it.")
+    args: Any = trainer.args
+    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise InputError(
+            f"{spelled(given[0])} needs the gradients of units, which the forward pass does not record with "
+            "use_reentrant in --gradient-checkpointing-kwargs. Leave that out."
+        )
     SparseUnits(trainer, flags).add_to(trainer)

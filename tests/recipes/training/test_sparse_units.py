@@ -63,7 +63,7 @@ def test_a_larger_weight_leaves_a_smaller_effect(run_sft: Run) -> None:
     assert effects[1] < 0.5 * effects[0]
 
 
-@pytest.mark.parametrize("flags", [(), ("--full-logits",), ("--label-smoothing-factor", "0.1")])
+@pytest.mark.parametrize("flags", [(), ("--full-logits",)])
 def test_accumulated_batches_are_one_batch(run_sft: Run, flags: tuple[str, ...]) -> None:
     flags = (*LARGE, *SGD, *flags)
     whole = run_sft(*flags, name="whole")
@@ -76,12 +76,24 @@ def test_accumulated_batches_are_one_batch(run_sft: Run, flags: tuple[str, ...])
         assert _logged(parts, name) == pytest.approx(_logged(whole, name), rel=1e-3, abs=1e-5)
 
 
+def test_packed_rows_are_padded_rows(run_sft: Run) -> None:
+    """All of them in one: it has no attention mask, and padding in the end with ``--pad-to-multiple-of``."""
+    flags = (*LARGE, *SGD, "--max-train-samples", "4", "--max-steps", "4", "--max-length", "400")
+    padded = run_sft(*flags, name="padded")
+    for more in ((), ("--pad-to-multiple-of", "512")):
+        flat = run_sft(*flags, "--packing", *more, name=f"flat{len(more)}")
+        assert flat.record["rows"]["train"] == 1
+        for name in ("sparsity_loss", "usage_loss"):
+            assert _logged(flat, name) == pytest.approx(_logged(padded, name), rel=1e-3, abs=1e-5)
+        assert _logged(flat, "sparsity") == pytest.approx(_logged(padded, "sparsity"), abs=1e-3)
+
+
 @pytest.mark.parametrize(
     "flags",
     [
         ("--activation", "topk:2", "--topk-anneal", "0.5", "--keep", "silence", "kl"),
-        ("--packing", "--revive-after", "2"),
-        ("--padding-free", "--activation", "jumprelu", "--revive-after", "2"),
+        ("--packing", "--revive-after", "2", "--max-steps", "4"),
+        ("--activation", "jumprelu", "--revive-after", "2"),
         ("--gradient-checkpointing", "--lora-dropout", "0.1", "--use-rslora"),
         ("--bf16", "true", "--dtype", "bfloat16", "--activation", "batchtopk:2", "--topk-anneal", "1"),
         ("--lora-target-modules", "q_proj", "embed_tokens", "--revive-after", "2"),
@@ -89,6 +101,7 @@ def test_accumulated_batches_are_one_batch(run_sft: Run, flags: tuple[str, ...])
     ],
     ids=" ".join,
 )
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")  # PEFT's
 def test_it_combines(run_sft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]) -> None:
     monkeypatch.setenv("MONOLORA_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MONOLORA_DATA", raising=False)
@@ -210,12 +223,11 @@ REFUSED = {
     "--revive-after 5 --activation batchtopk:2": "would take the places of others",
     "--revive-after 5 --optim adafactor": "the state of --optim adafactor cannot begin anew",
     "--sparsity-weight 1 --torch-compile": "--torch-compile does not show",
-    "--sparsity-weight 1 --padding-free --pad-to-multiple-of 8": "padding that cannot be told from tokens",
     "--topk-anneal 0.5 --activation topk:2 --validation-samples 2 --eval-strategy steps --load-best-model-at-end": (
         "--load-best-model-at-end would be of another k"
     ),
     '--sparsity-weight 1 --gradient-checkpointing --gradient-checkpointing-kwargs {"use_reentrant":true}': (
-        "needs the units' gradients"
+        "which the forward pass does not record"
     ),
 }
 
