@@ -85,8 +85,8 @@ class UnitLosses:
             A = matrices_of(layer, adapter).A
             if usage_weight and A.dim() != 2:
                 raise InputError(
-                    f"--usage-weight: {name} is a convolution, whose units have no inputs of their own. Leave it out of "
-                    "--lora-target-modules."
+                    f"--usage-weight: {name} is a convolution, whose units have no inputs of their own. Leave it out "
+                    "of --lora-target-modules."
                 )
             self.idle_steps[name] = torch.zeros(layer.r[adapter], dtype=torch.int64, device=A.device)
             self._fired[name] = torch.zeros(layer.r[adapter], dtype=torch.bool, device=A.device)

@@ -45,7 +45,10 @@ def test_the_units_are_returned_flat_and_with_their_gradients() -> None:
     units = torch.relu(x @ A.T).reshape(6, 3)
     torch.testing.assert_close(h, units)
     reference = monolora_reference(x, weight, bias, A, B, 0.5)
-    for loss, expected in ((y.sin().sum() + h.cos().sum(), reference.sin().sum() + units.cos().sum()), (h.cos().sum(), units.cos().sum())):
+    for loss, expected in (
+        (y.sin().sum() + h.cos().sum(), reference.sin().sum() + units.cos().sum()),
+        (h.cos().sum(), units.cos().sum()),
+    ):
         found = torch.autograd.grad(loss, leaves, retain_graph=True)
         torch.testing.assert_close(found, torch.autograd.grad(expected, leaves, retain_graph=True))
 

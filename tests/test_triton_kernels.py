@@ -95,7 +95,9 @@ def test_the_whole_map_and_its_gradients(kernels: ModuleType, activation: str, b
     g_units = _randn(*h.shape)
     for outputs, exact_outputs, gradients in (((y,), (expected,), (g,)), ((y, h), (expected, units), (g, g_units))):
         exact = torch.autograd.grad(exact_outputs, wanted, gradients, retain_graph=True)
-        for one, exact_one in zip(torch.autograd.grad(outputs, wanted, gradients, retain_graph=True), exact, strict=True):
+        for one, exact_one in zip(
+            torch.autograd.grad(outputs, wanted, gradients, retain_graph=True), exact, strict=True
+        ):
             _assert_near(one, exact_one)
     assert h.shape == (24, 8)
 

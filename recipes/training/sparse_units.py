@@ -153,8 +153,8 @@ class SparseUnits(TrainerCallback):
 
     def __init__(self, trainer: Trainer, flags: SparsityArguments) -> None:
         self._accelerator, self._seed = trainer.accelerator, trainer.args.seed
-        weights = {"sparsity_weight": flags.sparsity_weight, "usage_weight": flags.usage_weight}
-        self.losses = UnitLosses(trainer.model, **weights)
+        model: Any = trainer.model
+        self.losses = UnitLosses(model, sparsity_weight=flags.sparsity_weight, usage_weight=flags.usage_weight)
         self._revive_after, self._share = flags.revive_after, flags.topk_anneal
         self._final = {layer: layer.activation[self.losses.adapter] for layer in self.losses.layers.values()}
         self._revived = 0

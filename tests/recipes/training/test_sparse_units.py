@@ -67,9 +67,7 @@ def test_a_larger_weight_leaves_a_smaller_effect(run_sft: Run) -> None:
 def test_accumulated_batches_are_one_batch(run_sft: Run, flags: tuple[str, ...]) -> None:
     flags = (*LARGE, *SGD, *flags)
     whole = run_sft(*flags, name="whole")
-    parts = run_sft(
-        *flags, "--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "4", name="parts"
-    )
+    parts = run_sft(*flags, "--per-device-train-batch-size", "1", "--gradient-accumulation-steps", "4", name="parts")
     for name, tensor in _weights(whole).items():
         torch.testing.assert_close(_weights(parts)[name], tensor, rtol=1e-3, atol=1e-5)
     for name in ("sparsity_loss", "usage_loss"):
