@@ -64,7 +64,7 @@ def monolora_linear(
         activation: one with a ``gradient`` (see :class:`~monolora.activations.Activation`).
 
     Returns:
-        y, shape ``(..., out_features)``, and the units ``act(A x)``, shape ``(tokens, r)``, which carry no gradient.
+        y, shape ``(..., out_features)``, and the units ``act(A x)``, shape ``(tokens, r)``.
 
     Raises:
         ValueError: for any other activation.
@@ -83,7 +83,7 @@ def monolora_linear(
         Bt_RO = Bt_RO.contiguous()  # float32 products are up to 2.5 times as fast with B's rows as long as y's
     y_TO, h_TR = _LinearAndUnits.apply(x.reshape(-1, x.shape[-1]), weight, bias, A_RI, kind)
     y_TO.addmm_(h_TR, Bt_RO, alpha=scaling)
-    return y_TO.view(*x.shape[:-1], y_TO.shape[-1]), h_TR.detach()
+    return y_TO.view(*x.shape[:-1], y_TO.shape[-1]), h_TR
 
 
 def add_expanded(y: torch.Tensor, h: torch.Tensor, B: torch.Tensor, scaling: float) -> torch.Tensor:

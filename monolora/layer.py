@@ -88,7 +88,7 @@ class Threshold(nn.Module):
             self.register_buffer("weight", torch.full((r, 1), kind.threshold, device=A.device))
 
 
-# Called with (layer, adapter name, units); the units have r entries along `layer.unit_dim` and no gradient.
+# Called with (layer, adapter name, units); the units have r entries along `layer.unit_dim`, and are part of the graph.
 UnitObserver = Callable[["MonoLoraLayer", str, torch.Tensor], None]
 
 
@@ -240,7 +240,7 @@ class MonoLoraLayer(_Base):
 
     def _observe(self, name: str, h: torch.Tensor) -> None:
         if self.unit_observer is not None:
-            self.unit_observer(self, name, h.detach())
+            self.unit_observer(self, name, h)
 
     def __repr__(self) -> str:
         return "mono" + super().__repr__()

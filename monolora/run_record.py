@@ -103,7 +103,7 @@ def _sha256(path: Path) -> str:
 
 FILE = RUN
 _CHECKPOINT_FILES = (
-    r"(optimizer|scheduler|scaler|training_args|rng_state(_\d+)?)\.(pt|pth|bin)",
+    r"(optimizer|scheduler|scaler|units|training_args|rng_state(_\d+)?)\.(pt|pth|bin)",
     r"(optimizer|pytorch_model_fsdp)(_\d+)?(_rank\d+)?(\.bin|/(\w+\.distcp|\.metadata))",  # FSDP
     r"global_step\d+/\w+\.pt|latest|zero_to_fp32\.py|trainer_state\.json",  # DeepSpeed but for the last
 )

@@ -10,11 +10,12 @@ Shapes: T tokens, R units.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import gather_object
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
@@ -59,12 +60,80 @@ class _Count:
         self.zeros_R += times * zero_TR.sum(0)
 
 
+def real_tokens(inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Which tokens of a batch are no padding, boolean; None if nothing marks any.
+
+    Args:
+        inputs: of a model's forward, by name. Padding is what a 2-D ``attention_mask`` marks with 0. Without one it is,
+            as TRL pads what is packed, each token that is a sequence of its own by ``position_ids``.
+    """
+    mask, positions, ids = (inputs.get(name) for name in ("attention_mask", "position_ids", "input_ids"))
+    if isinstance(mask, torch.Tensor):
+        return mask.bool() if mask.dim() == 2 else None
+    if not isinstance(positions, torch.Tensor) or ids is None or positions.shape != ids.shape or ids.shape[1] == 1:
+        return None
+    is_first = positions == 0
+    return ~(is_first & F.pad(is_first[:, 1:], (0, 1), value=True))
+
+
+class RealTokens:
+    """Which of the rows that a module sees are tokens of the model's batch, and for how many tokens each stands.
+
+    Padding is left out (:func:`real_tokens`).
+    Modules that see other rows than the batch's tokens (a pooler, a routed expert, a convolution) are counted whole.
+    A common prefix that is computed once (:mod:`monolora.shared_prefix`) counts for every row.
+
+    Args:
+        model: whose forward is given the batch, wrapped in a ``PeftModel`` or not.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = inner_model(model)
+        self._signature = inspect.signature(self._model.forward)
+        self._mask: torch.Tensor | None = None
+
+    def attach(self) -> Callable[[], None]:
+        """Follow the model's forward; returns what ends it."""
+        hook = self._model.register_forward_pre_hook(self._note_mask, with_kwargs=True)
+
+        def end() -> None:
+            hook.remove()
+            self._mask = None
+
+        return end
+
+    def _note_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._mask = real_tokens(self._signature.bind_partial(*args, **kwargs).arguments)
+
+    def times(self, rows: torch.Size) -> int:
+        """For how many rows of the batch a row stands: all of them for their common prefix, else one."""
+        mask = self._mask
+        is_shared = mask is not None and len(rows) == 2 and rows[0] == 1 < mask.shape[0] and rows[1] < mask.shape[1]
+        return mask.shape[0] if mask is not None and is_shared else 1
+
+    def mask(self, rows: torch.Size) -> torch.Tensor | None:
+        """A flat mask of the rows that are tokens, not padding; None if all are.
+
+        Raises:
+            ValueError: for a part of a batch of several adapters.
+        """
+        mask = self._mask
+        if mask is None:
+            return None
+        if rows.numel() == mask.numel():
+            return mask.reshape(-1)
+        if len(rows) == 2 and rows[0] == mask.shape[0] and rows[1] < mask.shape[1]:
+            # While generating with a cache the mask covers the past too; the current tokens are its last ones.
+            return mask[:, -rows[1] :].reshape(-1)
+        if len(rows) == 2 and rows[1] == mask.shape[1]:
+            raise ValueError("Padding cannot be told apart in a batch of mixed adapters; measure them one at a time.")
+        return None
+
+
 class SparsityMeter:
     """Counts zeros of every unit of the active adapters while it is attached to a model.
 
-    Padding is what the 2-D ``attention_mask`` of the model's forward marks with 0; without one, every token counts.
-    Modules that see other rows than the batch's tokens (a pooler, a routed expert, a convolution) are counted whole.
-    A common prefix that is computed once (:mod:`monolora.shared_prefix`) counts for every row.
+    Which rows are tokens is :class:`RealTokens`'s question.
     Under gradient checkpointing a layer runs twice a step and is counted twice, which changes no share.
 
     Example:
@@ -82,13 +151,12 @@ class SparsityMeter:
     """
 
     def __init__(self, model: nn.Module, *, training_only: bool = False) -> None:
-        self._model = inner_model(model)
-        if isinstance(self._model, PreTrainedModel) and self._model.config.is_encoder_decoder:
+        inner = inner_model(model)
+        if isinstance(inner, PreTrainedModel) and inner.config.is_encoder_decoder:
             raise ValueError("SparsityMeter measures decoder-only and encoder-only models, not encoder-decoder ones.")
-        self._signature = inspect.signature(self._model.forward)
         self._training_only = training_only
-        self._names = adapted_layers(self._model)
-        self._keep: torch.Tensor | None = None
+        self._names = adapted_layers(inner)
+        self._tokens = RealTokens(inner)
         self._counts: dict[tuple[str, str], _Count] = {}
 
     @property
@@ -111,48 +179,22 @@ class SparsityMeter:
 
     def attach(self) -> list[Callable[[], None]]:
         """Start counting; returns the handles for :meth:`detach`."""
-        hook = self._model.register_forward_pre_hook(self._note_padding, with_kwargs=True)
-        return [hook.remove, *watch(self._names, self._observe)]
+        return [self._tokens.attach(), *watch(self._names, self._observe)]
 
     def detach(self, ends: list[Callable[[], None]]) -> None:
         """Stop counting."""
         for end in ends:
             end()
-        self._keep = None
-
-    def _note_padding(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask = self._signature.bind_partial(*args, **kwargs).arguments.get("attention_mask")
-        self._keep = mask.bool() if isinstance(mask, torch.Tensor) and mask.dim() == 2 else None
 
     def _observe(self, layer: LoraLayer, adapter_name: str, h: torch.Tensor) -> None:
         assert isinstance(layer, nn.Module)  # as every class of LoRA layers is
         if self._training_only and not (layer.training and torch.is_grad_enabled()):
             return
-        keep_T = self._keep_of(h.shape[:-1])
+        keep_T = self._tokens.mask(h.shape[:-1])
         key, units = (self._names[layer], adapter_name), h.shape[-1]
         if key not in self._counts:
             self._counts[key] = _Count(units, h.device)
-        self._counts[key].add(h.reshape(-1, units), keep_T, self._rows_of(h.shape[:-1]))
-
-    def _rows_of(self, rows: torch.Size) -> int:
-        """For how many rows of the batch a row stands: all of them for their common prefix, else one."""
-        keep = self._keep
-        is_shared = keep is not None and len(rows) == 2 and rows[0] == 1 < keep.shape[0] and rows[1] < keep.shape[1]
-        return keep.shape[0] if keep is not None and is_shared else 1
-
-    def _keep_of(self, rows: torch.Size) -> torch.Tensor | None:
-        """A flat mask of the rows that are tokens, not padding; None if all are."""
-        keep = self._keep
-        if keep is None:
-            return None
-        if rows.numel() == keep.numel():
-            return keep.reshape(-1)
-        if len(rows) == 2 and rows[0] == keep.shape[0] and rows[1] < keep.shape[1]:
-            # While generating with a cache the mask covers the past too; the current tokens are its last ones.
-            return keep[:, -rows[1] :].reshape(-1)
-        if len(rows) == 2 and rows[1] == keep.shape[1]:
-            raise ValueError("Padding cannot be told apart in a batch of mixed adapters; measure them one at a time.")
-        return None
+        self._counts[key].add(h.reshape(-1, units), keep_T, self._tokens.times(h.shape[:-1]))
 
     def result(self, over_processes: bool = False) -> Sparsity:
         """The counts so far.

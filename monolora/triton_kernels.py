@@ -84,17 +84,22 @@ class TritonMonoLora(torch.autograd.Function):
         expand_add_(y_TO, h_TR, B_OR, scaling)
         ctx.save_for_backward(x_TI, weight, A_RI, B_OR, h_TR)
         ctx.scaling, ctx.bounds = scaling, bounds
-        ctx.mark_non_differentiable(h_TR)
+        ctx.set_materialize_grads(False)
         return y_TO, h_TR
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g_TO, _):
+    def backward(ctx: Any, g_TO, g_units_TR):
         x_TI, weight, A_RI, B_OR, h_TR = ctx.saved_tensors
+        if g_TO is None:
+            g_TO = x_TI.new_zeros(len(x_TI), len(weight))
         needs_x, needs_weight, needs_bias, needs_A, needs_B = ctx.needs_input_grad[:5]
         gx = gW = gb = gA = gB = None
         if needs_x or needs_A:
             gh_TR = shrink(g_TO, B_OR.t(), ctx.bounds, h_TR, ctx.scaling)
+            if g_units_TR is not None:
+                low, high = ctx.bounds
+                gh_TR = gh_TR + torch.where((h_TR > low) & (h_TR < high), g_units_TR, 0.0)
         if needs_x:
             gx = expand_add_(torch.mm(g_TO, weight), gh_TR, A_RI.t())
         if needs_weight:

@@ -30,7 +30,7 @@ from monolora.layer import MonoLoraLayer, UnitObserver, monolora_class
 # They merge the adapter into the base weight at every call, so that units are never computed.
 MERGING = (lora_layers.ParamWrapper, lora_layers.MultiheadAttention)
 
-# Called with (layer, adapter name, units); the units have their dimension last, ``(..., R)``, and no gradient.
+# Called with (layer, adapter name, units); the units have their dimension last, ``(..., R)``.
 See = Callable[[LoraLayer, str, torch.Tensor], None]
 
 
@@ -129,18 +129,24 @@ def adapted_layers(model: nn.Module) -> dict[LoraLayer, str]:
     return {layer: name for name, layer in inner_model(model).named_modules() if isinstance(layer, LoraLayer)}
 
 
-def watch(layers: Iterable[LoraLayer], see: See) -> list[Callable[[], None]]:
+def watch(layers: Iterable[LoraLayer], see: See, *, with_gradient: bool = False) -> list[Callable[[], None]]:
     """Show ``see`` the units of the layers' active adapters whenever they are run; plain LoRA's are ``A x``.
 
     Several may watch the same layers, and end in any order.
+
+    Args:
+        layers: adapted layers.
+        see: the observer.
+        with_gradient: whether a loss of MonoLoRA's units has a gradient; plain LoRA's are shown without.
 
     Returns:
         Functions that end it, to be called once each.
     """
     ends: list[Callable[[], None]] = []
+    see_monolora = see if with_gradient else partial(_see_detached, see)
     for layer in layers:
         if isinstance(layer, MonoLoraLayer):
-            ends.append(_watch_monolora(layer, see))
+            ends.append(_watch_monolora(layer, see_monolora))
         elif isinstance(layer, lora.Embedding):
             ends.append(layer.register_forward_hook(partial(_see_plain_embedding, see)).remove)
         else:
@@ -175,6 +181,10 @@ def _unwatch(layer: MonoLoraLayer, watchers: _Watchers, see: See) -> None:
     watchers.all.remove(see)
     if not watchers.all:
         layer.unit_observer = watchers.before
+
+
+def _see_detached(see: See, layer: LoraLayer, adapter_name: str, h: torch.Tensor) -> None:
+    see(layer, adapter_name, h.detach())
 
 
 def _see_plain(

@@ -32,6 +32,7 @@ from monolora.recipes.training.data import Data, read_data
 from monolora.recipes.training.data_checks import check_steps, check_training_rows, check_truncation, packed_lengths
 from monolora.recipes.training.models import make_trainer
 from monolora.recipes.training.run import Run, load_base, read_inputs
+from monolora.recipes.training.sparse_units import add_sparse_units
 from monolora.recipes.training.validation import LOSS
 from monolora.runs import OutputFolder
 
@@ -105,6 +106,7 @@ def prepare(arguments: Arguments, folder: OutputFolder | None) -> Run:
     added = keeping.rows(len(examples), training.seed)
     trained = rows if added is None else concatenate_datasets([rows, added.cast(rows.features)])
     trainer = make_trainer(model, tokenizer, inputs.adapter, trained, arguments, keeping.keepers)
+    add_sparse_units(trainer, own, inputs.config["sharding"])
     number = len(examples) + len(trained) - len(rows)
     lengths = packed_lengths(trainer.train_dataset, trained) if training.packing else None
     ended = check_training_rows(trainer.train_dataset, tokenizer, number, training.max_length, lengths, made.is_joined)

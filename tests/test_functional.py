@@ -37,11 +37,20 @@ def test_any_leading_dimensions(tokens: tuple[int, ...], activation: str) -> Non
     assert h.shape == (max(1, x.shape[:-1].numel()) if not tokens else x.shape[:-1].numel(), 3)
 
 
-def test_the_units_are_returned_flat_and_without_gradient() -> None:
+def test_the_units_are_returned_flat_and_with_their_gradients() -> None:
+    """A loss of units and outputs has the gradients of the formula, and one of the units alone too."""
     x, weight, bias, A, B = _problem((2, 3))
-    _, h = monolora_linear(x, weight, bias, A.requires_grad_(), B, 0.5)
-    torch.testing.assert_close(h, torch.relu(x @ A.T).reshape(6, 3).detach())
-    assert not h.requires_grad
+    leaves = [x.requires_grad_(), A.requires_grad_()]
+    y, h = monolora_linear(x, weight, bias, A, B, 0.5)
+    units = torch.relu(x @ A.T).reshape(6, 3)
+    torch.testing.assert_close(h, units)
+    reference = monolora_reference(x, weight, bias, A, B, 0.5)
+    for loss, expected in (
+        (y.sin().sum() + h.cos().sum(), reference.sin().sum() + units.cos().sum()),
+        (h.cos().sum(), units.cos().sum()),
+    ):
+        found = torch.autograd.grad(loss, leaves, retain_graph=True)
+        torch.testing.assert_close(found, torch.autograd.grad(expected, leaves, retain_graph=True))
 
 
 def test_the_input_and_the_weights_are_left_alone() -> None:

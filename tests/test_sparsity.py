@@ -12,7 +12,7 @@ from torch import nn
 from transformers import LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from monolora import MonoLoraConfig, MonoLoraLayer, SparsityMeter
-from monolora.sparsity import Sparsity
+from monolora.sparsity import Sparsity, real_tokens
 
 Make = Callable[..., LlamaForCausalLM]
 Adapt = Callable[..., PeftModel]
@@ -214,3 +214,16 @@ def test_an_encoder_decoder_is_refused() -> None:
     model = get_peft_model(T5ForConditionalGeneration(config), MonoLoraConfig(target_modules=["q"]))
     with pytest.raises(ValueError, match="not encoder-decoder"):
         SparsityMeter(model)
+
+
+def test_padding_by_masks_and_by_positions() -> None:
+    ids = torch.zeros(1, 6, dtype=torch.long)
+    positions = torch.tensor([[0, 1, 0, 1, 0, 0]])
+    assert real_tokens({"input_ids": ids, "position_ids": positions}).tolist() == [[True] * 4 + [False] * 2]  # type: ignore[union-attr]
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0]])
+    found = real_tokens({"input_ids": ids, "position_ids": positions, "attention_mask": mask})
+    assert torch.equal(found, mask.bool())  # type: ignore[arg-type]
+    assert real_tokens({"input_ids": ids}) is None
+    assert real_tokens({"position_ids": positions}) is None
+    assert real_tokens({"input_ids": ids[:, :1], "position_ids": positions[:, :1]}) is None
+    assert real_tokens({"input_ids": ids, "attention_mask": mask[:, None, None]}) is None

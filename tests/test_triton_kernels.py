@@ -89,11 +89,16 @@ def test_the_whole_map_and_its_gradients(kernels: ModuleType, activation: str, b
         y, h = monolora_linear(**named)  # type: ignore[arg-type]
     expected = monolora_reference(**named)  # type: ignore[arg-type]
     _assert_near(y, expected)
-    g = _randn(70, 6, 4).permute(2, 1, 0)
-    wanted = list(tensors.values())
-    for found, exact in zip(torch.autograd.grad(y, wanted, g), torch.autograd.grad(expected, wanted, g), strict=True):
-        _assert_near(found, exact)
-    assert not h.requires_grad
+    g, wanted = _randn(70, 6, 4).permute(2, 1, 0), list(tensors.values())
+    z = (tensors["x"] @ tensors["A"].T).flatten(0, 1)
+    units = z.relu() if activation == "relu" else z
+    g_units = _randn(*h.shape)
+    for outputs, exact_outputs, gradients in (((y,), (expected,), (g,)), ((y, h), (expected, units), (g, g_units))):
+        exact = torch.autograd.grad(exact_outputs, wanted, gradients, retain_graph=True)
+        for one, exact_one in zip(
+            torch.autograd.grad(outputs, wanted, gradients, retain_graph=True), exact, strict=True
+        ):
+            _assert_near(one, exact_one)
     assert h.shape == (24, 8)
 
 

@@ -16,6 +16,7 @@ from monolora.cli.flags import spelled
 from monolora.data.mixture_config import Component
 from monolora.errors import InputError, unknown
 from monolora.keep import KEEPERS, parse_keepers
+from monolora.recipes.training.sparse_units import check_units
 
 if TYPE_CHECKING:
     from monolora.recipes.training.arguments import Arguments
@@ -140,8 +141,9 @@ _AT_LEAST_ONE = (
     "max_train_samples", "max_eval_samples", "validation_samples", "eval_max_new_tokens", "max_length", "lora_r",
     "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "keep_samples",
     "keep_answer_tokens", "keep_first_tokens", "keep_tokens", "precompute_ref_batch_size", "ref_model_sync_steps",
-    "early_stopping_patience",
+    "early_stopping_patience", "revive_after",
 )  # fmt: skip
+_WEIGHTS = ("sparsity_weight", "usage_weight")
 _AT_LEAST_ZERO = (
     "weight_decay", "max_grad_norm", "desirable_weight", "undesirable_weight", "early_stopping_threshold", "eval_delay",
 )  # fmt: skip
@@ -229,6 +231,7 @@ def check_sft(flags: argparse.Namespace, named: set[str]) -> None:
         raise InputError("--shuffle-dataset would mix up the pieces of wrapped examples. Leave it out.")
     if flags.completion_only_loss is False:
         raise InputError("--completion-only-loss false would train on prompts; this recipe trains on answers only.")
+    check_units(flags, _activation(flags.activation) if flags.adapter == "monolora" else None)
 
 
 def unclassified(training: type = SFTConfig) -> set[str]:
@@ -364,6 +367,7 @@ def check_values(arguments: Arguments) -> None:
     rules: tuple[tuple[str, tuple[str, ...], Callable[[float], bool]], ...] = (
         ("at least 1", _AT_LEAST_ONE, lambda value: value >= 1),
         ("at least 0", _AT_LEAST_ZERO, lambda value: value >= 0),
+        ("at least 0 and finite", _WEIGHTS, lambda value: 0 <= value < math.inf),
         ("a number above 0", _ABOVE_ZERO, lambda value: 0 < value < math.inf),
     )
     for need, names, holds in rules:

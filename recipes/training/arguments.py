@@ -35,6 +35,7 @@ from monolora.recipes.training.argument_checks import (
 from monolora.recipes.training.config_values import read_config, split_mixture
 from monolora.recipes.training.continuation import check_settings, settings_of
 from monolora.recipes.training.keeping import KeepArguments
+from monolora.recipes.training.sparse_units import SparsityArguments
 from monolora.redaction import is_secret_name
 
 LATEST = "latest"  # the checkpoint that --resume-from-checkpoint means without a value
@@ -105,7 +106,7 @@ class RunArguments(KeepArguments):
 
 
 @dataclass
-class AdapterArguments(RunArguments):
+class AdapterArguments(SparsityArguments, RunArguments):
     """The flags of supervised finetuning alone."""
 
     allow_empty_answers: bool = field(

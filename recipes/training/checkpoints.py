@@ -36,6 +36,7 @@ from monolora.model_files import (
     write_older_names,
 )
 from monolora.recipes.training.arguments import LATEST, AdapterArguments, LoraArguments, RunArguments
+from monolora.recipes.training.sparse_units import SparsityArguments
 from monolora.run_record import RunRecord, after_full_disk
 from monolora.terminal import say
 
@@ -417,7 +418,7 @@ def _defaults() -> dict[str, Any]:
     """Defaults of our own flags; those of TRL and transformers may depend on others."""
     return {
         flag.name: flag.default
-        for cls in (RunArguments, AdapterArguments, LoraArguments)
+        for cls in (RunArguments, AdapterArguments, SparsityArguments, LoraArguments)
         for flag in fields(cls)
         if flag.name in vars(cls).get("__annotations__", {})
     }

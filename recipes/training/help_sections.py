@@ -7,6 +7,7 @@ from typing import Any
 
 from monolora.recipes.training.arguments import SFT, LoraArguments, Program, RunArguments, TrainingDefaults
 from monolora.recipes.training.keeping import KeepArguments
+from monolora.recipes.training.sparse_units import SparsityArguments
 
 # TRL's and transformers' flags that are used often, beside those whose defaults are ours.
 _USED_OFTEN = {
@@ -33,9 +34,11 @@ def training_defaults(program: Program) -> list[type[Any]]:
 def sections(program: Program = SFT) -> dict[str, list[str]]:
     """The flags that ``--help`` shows, by their names with underscores, under titles."""
     often = {kind: [*(program.often if kind == "training" else ()), *names] for kind, names in _USED_OFTEN.items()}
+    units = {"Units that are few and in use": own_flags(SparsityArguments)} if program is SFT else {}
     return {
         "What is trained, on what, and what is measured": own_flags(RunArguments, program.own),
         "What is kept of the base": own_flags(KeepArguments),
+        **units,
         "The adapter": [*own_flags(LoraArguments), *often["adapter"]],
         "Training": [*own_flags(*training_defaults(program)), *often["training"]],
     }

@@ -17,6 +17,7 @@ from monolora.keep.keeper import Keeper
 from monolora.recipes.training.checkpoints import AtomicCheckpoints
 from monolora.recipes.training.keeping import WithKeepers
 from monolora.recipes.training.sampling import LengthGrouping
+from monolora.recipes.training.sparse_units import WithSparseUnits
 from monolora.recipes.training.validation import WithValidation
 from monolora.shared_prefix import backbone, shared_prefix, unsupported
 from monolora.terminal import STDERR
@@ -55,7 +56,7 @@ def labelled_positions(model: nn.Module, inputs: Mapping[str, Any], prefix: int 
         hook.remove()
 
 
-class SftTrainer(WithKeepers, WithValidation, AtomicCheckpoints, LengthGrouping, SFTTrainer):
+class SftTrainer(WithSparseUnits, WithKeepers, WithValidation, AtomicCheckpoints, LengthGrouping, SFTTrainer):
     """Supervised finetuning on answers.
 
     Args:
@@ -86,11 +87,13 @@ class SftTrainer(WithKeepers, WithValidation, AtomicCheckpoints, LengthGrouping,
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The loss of the learned tokens and, in training, the keepers' losses."""
+        """The loss of the learned tokens and, in training, the losses of keepers and units."""
         self._log_padding(model, inputs)
         kept = self.keepers_loss(model, num_items_in_batch)
-        loss = self._answer_loss(model, inputs, return_outputs, num_items_in_batch)
-        return loss if kept is None else loss + kept
+        with self.units_collected(model):
+            loss = self._answer_loss(model, inputs, return_outputs, num_items_in_batch)
+        added = [part for part in (kept, self.units_loss(model, num_items_in_batch)) if part is not None]
+        return sum(added, loss) if added else loss
 
     def _answer_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool, num_items_in_batch: Any) -> Any:
         """With ``full_logits`` the model's own loss, over the logits of all positions."""
