@@ -133,7 +133,7 @@ class RealTokens:
 class SparsityMeter:
     """Counts zeros of every unit of the active adapters while it is attached to a model.
 
-    Which rows are tokens, ``RealTokens`` says.
+    ``RealTokens`` says which rows are tokens.
     Under gradient checkpointing a layer runs twice a step and is counted twice, which changes no share.
 
     Example:
