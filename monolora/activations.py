@@ -91,6 +91,8 @@ class Activation:
         return self.bounds == LINEAR_BOUNDS
 
 
+TOP_K = ("topk", "batchtopk")  # in whose names a number says how many units may be on
+
 # An activation, or what makes one of the whole number in ``name:<k>``.
 Entry = Activation | Callable[[int], Activation]
 _REGISTRY: dict[str, Entry] = {}

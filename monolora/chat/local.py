@@ -276,7 +276,7 @@ def _whole(name: str, modules: Iterable[str]) -> str:
     meant = [each for each in modules if re.search(rf"\.{layer}\.(.+\.)?{kind}(_proj)?$", each)]
     if not meant:
         layers = sorted({int(number) for each in modules for number in re.findall(r"\.(\d+)\.", each)})
-        kinds = dict.fromkeys(each.rpartition(".")[2].removesuffix("_proj") for each in modules)
+        kinds = dict.fromkeys(re.sub("_proj$", "", each.rpartition(".")[2]) for each in modules)
         raise InputError(
             f"There is no unit {name}: units are LAYER.MODULE.UNIT, of layers {layers[0]} to {layers[-1]} and the "
             f"modules {', '.join(kinds)}."

@@ -22,7 +22,7 @@ _SHOWN = (  # of a log: its key, what is shown, and how
     ("mean_token_accuracy", "tokens right {:.1%}"),
     ("sparsity", "units off {:.0%}"),
     ("sparsity_loss", "sparsity loss {:.3g}"),
-    ("topk", "k {:.0f}"),
+    ("k", "k {:.0f}"),
     ("keep_silent", "anchors silent {:.1%}"),
 )
 _FIRST_STEPS = 5  # before a pace is known

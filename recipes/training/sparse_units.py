@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback
 
-from monolora.activations import Activation
+from monolora.activations import TOP_K, Activation
 from monolora.cli.flags import spelled
 from monolora.errors import InputError
 from monolora.revival import revive
@@ -22,7 +22,6 @@ from monolora.sparsity import real_tokens
 from monolora.unit_losses import UnitLosses
 
 STATE_FILE = "units.pt"
-ANNEALED = ("topk", "batchtopk")
 # Optimizers whose state of a parameter is a number for each of its entries, which a revived unit can begin anew.
 REVIVING = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
 
@@ -108,7 +107,7 @@ def _check_revival(flags: argparse.Namespace, activation: Activation) -> None:
 
 
 def _check_annealing(flags: argparse.Namespace) -> None:
-    if flags.activation.partition(":")[0] not in ANNEALED:
+    if flags.activation.partition(":")[0] not in TOP_K:
         raise InputError(
             f"--topk-anneal: --activation {flags.activation} has no k. Use topk:<k> or batchtopk:<k>, or leave it out."
         )
@@ -141,7 +140,7 @@ def annealed_k(rank: int, k: int, step: int, steps: int, share: float) -> int:
 
 
 class SparseUnits(TrainerCallback):
-    """The units of a run while it trains, by its flags. It logs ``topk`` and ``revived_units``.
+    """The units of a run while it trains, by its flags. It logs ``k`` and ``revived_units``.
 
     Args:
         trainer: not yet training.
@@ -204,7 +203,7 @@ class SparseUnits(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:
             return
-        added: dict[str, float] = {} if self._k is None else {"topk": self._k}
+        added: dict[str, float] = {} if self._k is None else {"k": self._k}
         if self._revive_after is not None:
             added["revived_units"] = self._revived  # since the first step
         logs.update(added)

@@ -128,7 +128,7 @@ def _laid_out(tokens: tuple[int, ...], layout: str) -> torch.Tensor:
 def test_a_gradient_that_is_not_contiguous_or_not_there() -> None:
     tensors = _problem(torch.float64, torch.float64)
     values = list(tensors.values())
-    y, h = monolora_linear(*values, 0.7)  # type: ignore[arg-type]
+    y, _ = monolora_linear(*values, 0.7)  # type: ignore[arg-type]
     reference = monolora_reference(*values, 0.7)  # type: ignore[arg-type]
     g = torch.randn(10, 5, 4, dtype=torch.float64).permute(2, 1, 0)
     wanted = [value for value in values if value is not None]
@@ -139,4 +139,3 @@ def test_a_gradient_that_is_not_contiguous_or_not_there() -> None:
     torch.testing.assert_close(
         torch.autograd.grad(y, wanted, expanded), torch.autograd.grad(reference, wanted, expanded)
     )
-    assert not h.requires_grad

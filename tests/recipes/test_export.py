@@ -130,7 +130,7 @@ def test_a_lora_adapter(trained: Callable[..., Path], run_cli: RunCli, tmp_path:
     assert record["reference"] == str(lora)
     whole, small = (record["files"][f"adapter-{kind}.gguf"]["sets"]["refusals"] for kind in ("f32", "q8_0"))
     assert whole["identical"]["mean"] == 1
-    assert whole["kl"]["mean"] < 1e-9 < small["kl"]["mean"]
+    assert abs(whole["kl"]["mean"]) < 1e-9 < abs(small["kl"]["mean"])  # 0 to rounding, and not
     assert run_cli("export", lora, out, "--as", "lora", *FEW, "--overwrite").status == 0
     assert {path.name for path in out.iterdir()} == {"adapter-f16.gguf", "export.json"}
 

@@ -115,5 +115,5 @@ def test_curves_follow_the_steps() -> None:
 
 
 def test_colours_are_steady_and_the_base_is_grey() -> None:
-    view = View(make(tuple(f"m{number}" for number in range(11)), prompts=6)[0])
-    assert [charts.colour(view, model) for model in view.models] == ["c0", *(f"c{n}" for n in range(1, 9)), "c1", "c2"]
+    view = View(make(tuple(f"m{number}" for number in range(12)), prompts=6)[0])
+    assert [charts.colour(view, model) for model in view.models] == ["c0", *(f"c{n}" for n in range(1, 11)), "c1"]

@@ -140,7 +140,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     resumed = run_sft(*flags, "--resume-from-checkpoint", str(part / "checkpoint-3"), name="part")
     for name, tensor in _weights(whole).items():
         assert torch.equal(_weights(resumed)[name], tensor), name
-    for name in ("loss", "sparsity_loss", "usage_loss", "revived_units", "topk"):
+    for name in ("loss", "sparsity_loss", "usage_loss", "revived_units", "k"):
         assert _logged(resumed, name) == _logged(whole, name)
 
 
@@ -192,7 +192,7 @@ def test_k_is_annealed(run_sft: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "--validation-samples", "2", "--eval-strategy", "steps", "--eval-steps", "1",
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
-    assert _logged(outcome, "topk") == [8, 5, 2, 2]
+    assert _logged(outcome, "k") == [8, 5, 2, 2]
     order = list(dict.fromkeys(seen))
     assert order == [
         (False, "topk:2"),  # before training

@@ -41,7 +41,7 @@ def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         (),
         ("--adapter", "lora", "--gradient-accumulation-steps", "2"),
         ("--adapter", "none"),
-        ("--keep", "silence", "kl", "replay:0.3", "--keep-samples", "20", "--keep-answer-tokens", "4"),
+        ("--keep", "silence", "kl", "replay:0.1", "--keep-samples", "20", "--keep-answer-tokens", "4"),
     ],
 )
 def test_it_trains_as_on_whole_rows(

@@ -23,7 +23,7 @@ Run = Callable[..., Any]
 HELD_OUT = ("--validation-samples", "5", "--skip-eval")
 EVERY_STEP = (*HELD_OUT, "--eval-strategy", "steps", "--eval-steps", "1", "--save-steps", "1")
 # Eight steps at a rate at which the last ones are not the best.
-WILD = ("--learning-rate", "1", "--lr-scheduler-type", "constant", "--num-train-epochs", "2")
+WILD = ("--learning-rate", "30", "--lr-scheduler-type", "constant", "--num-train-epochs", "2")
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -88,6 +88,7 @@ def _loss(folder: Path) -> float:
 def test_the_best_model_is_loaded(run_sft: Run, adapter: str) -> None:
     """By a rate at which the last step is not the best; it is scored and saved, and stays beside the newest."""
     flags = ("--load-best-model-at-end", "--save-total-limit", "1", "--adapter", adapter, *WILD)
+    flags += ("--learning-rate", "1") * (adapter == "none")
     outcome = run_sft(*EVERY_STEP, *flags)
     losses = logged(outcome, "loss")
     best = min(losses, key=losses.__getitem__)
