@@ -39,10 +39,7 @@ class SparsityArguments:
     )
     usage_weight: float = field(
         default=0.0,
-        metadata={
-            "help": "Weight of the usage loss, which raises the pre-activations of units that were zero on every token "
-            "of the last step."
-        },
+        metadata={"help": "Weight of the usage loss, which raises units that the last step left at zero."},
     )
     revive_after: int | None = field(
         default=None,
@@ -53,10 +50,7 @@ class SparsityArguments:
     )
     topk_anneal: float = field(
         default=0.0,
-        metadata={
-            "help": "Share of the steps over which the k of topk:<k> or batchtopk:<k> goes from the rank to k. "
-            "Default: 0, k from the first step on."
-        },
+        metadata={"help": "Share of the steps in which the k of topk:<k> or batchtopk:<k> falls from the rank."},
     )
 
 
